@@ -1,0 +1,1 @@
+"""Differentiable pieces: each returns its value and its pullback (vector–Jacobian product)."""

@@ -1,0 +1,1 @@
+"""Plots, coloured samples, the HTML page."""

@@ -1,0 +1,1 @@
+"""Chunks, the frozen BERT, the index, the database and its neighbours."""

@@ -1,0 +1,1 @@
+"""Batches, AdamW, the schedule, checkpoints and the loop."""
