@@ -1,0 +1,148 @@
+"""The tree of parameters: its shapes, its first values, its count, its file."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from retro_np.config import RetroConfig
+from retro_np.errors import UserError
+from retro_np.files import write_atomically
+from retro_np.tree import Tree, leaves, map_tree
+
+_EMBEDDINGS = ("embedding", "encoder.embedding", "readout")
+
+
+def parameter_shapes(config: RetroConfig) -> Tree:
+    """The tree with a shape at each leaf: the one place that says which parameters there are."""
+    d, vocabulary = config.d_model, config.vocabulary_size
+
+    def attention(width, d_context, n_heads, d_head, positions=True):
+        inner = n_heads * d_head
+        shapes = {"norm": (width,), "w_q": (width, inner), "w_k": (d_context, inner), "w_v": (d_context, inner)}
+        shapes["w_o"] = (inner, width)
+        if positions:
+            shapes |= {"w_r": (width, inner), "u": (n_heads, d_head), "v": (n_heads, d_head)}
+        return shapes
+
+    def ffw(width, d_ffw):
+        return {"norm": (width,), "w_in": (width, d_ffw), "w_out": (d_ffw, width)}
+
+    def decoder_layer(p):
+        layer = {"attention": attention(d, d, config.n_heads, config.d_head)}
+        if p in config.cca_layers:
+            context = config.encoder.d_model
+            layer["cca"] = attention(d, context, config.n_heads, config.d_head, config.cca_positions)
+        return layer | {"ffw": ffw(d, config.d_ffw)}
+
+    def encoder_layer(p, e):
+        layer = {"attention": attention(e.d_model, e.d_model, e.n_heads, e.d_head)}
+        if p in e.ca_layers:
+            layer["cross_attention"] = attention(e.d_model, d, e.n_heads, e.d_head) | {"norm_context": (d,)}
+        return layer | {"ffw": ffw(e.d_model, e.d_ffw)}
+
+    tree = {
+        "embedding": (vocabulary, d),
+        "layers": [decoder_layer(p) for p in range(1, config.n_layers + 1)],
+        "norm": (d,),
+    }
+    if not config.tie_readout:
+        tree["readout"] = (d, vocabulary)
+    if config.retrieves:
+        e = config.encoder
+        tree["encoder"] = {} if config.share_embeddings else {"embedding": (vocabulary, e.d_model)}
+        tree["encoder"]["layers"] = [encoder_layer(p, e) for p in range(1, e.n_layers + 1)]
+        tree["encoder"]["norm"] = (e.d_model,)
+    return tree
+
+
+def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
+    """How many numbers a model has, without allocating one. Table 2 leaves embeddings and readout out, as the default does."""
+    shapes = leaves(parameter_shapes(config))
+    return sum(math.prod(shape) for name, shape in shapes if embeddings or name not in _EMBEDDINGS)
+
+
+def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
+    """Fresh float32 parameters.
+
+    Matrices are normal with variance 1 / d_in; those that write to the residual stream (w_o, w_out) are divided by
+    √(2 L) more, so that the stream's variance does not grow with depth (Radford et al. 2019). Embeddings have standard
+    deviation 0.02, where they are read out again too; gains are 1, the biases u and v are 0.
+    """
+    scales = {"w_o": config.n_layers, "w_out": config.n_layers}
+
+    def leaf(name, shape):
+        last = name.rsplit(".", 1)[-1]
+        if last in ("norm", "norm_context"):
+            return np.ones(shape, np.float32)
+        if last in ("u", "v"):
+            return np.zeros(shape, np.float32)
+        deviation = 0.02 if last == "embedding" else shape[0] ** -0.5
+        if last in scales:
+            depth = config.encoder.n_layers if name.startswith("encoder.") else scales[last]
+            deviation /= math.sqrt(2 * depth)
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
+
+    return map_tree(leaf, parameter_shapes(config))
+
+
+def save_params(path, params: Tree, config: RetroConfig) -> None:
+    """Write parameters and configuration as one safetensors file, named by dotted path; whole or not at all."""
+    write_tensors(path, dict(leaves(params)), {"config": config.to_dict()})
+
+
+def load_params(path) -> tuple[Tree, RetroConfig]:
+    """Read what `save_params` or a training run wrote. Returns (params, config).
+
+    Raises UserError where the file is missing, broken, of another kind, or does not hold what its configuration says.
+    """
+    tensors, meta = read_tensors(path, wanted=lambda name: not name.startswith("adamw."))
+    config = config_from(meta, path)
+    return tree_from(tensors, config, path), config
+
+
+def config_from(meta: dict, path) -> RetroConfig:
+    """The configuration in a checkpoint's metadata."""
+    try:
+        return RetroConfig(**meta["config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no configuration of retro_np ({error}): was it written by save_params?") from error
+
+
+def tree_from(tensors: dict[str, np.ndarray], config: RetroConfig, path, prefix: str = "") -> Tree:
+    """Arrange named tensors as the tree of `config`, checking that each is there and of its shape."""
+
+    def leaf(name, shape):
+        tensor = tensors.get(prefix + name)
+        if tensor is None or tensor.shape != tuple(shape):
+            found = "absent" if tensor is None else f"of shape {tensor.shape}"
+            raise UserError(f"{path}: {prefix}{name} is {found}, and its configuration wants {tuple(shape)}")
+        return tensor
+
+    return map_tree(leaf, parameter_shapes(config))
+
+
+def write_tensors(path, tensors: dict[str, np.ndarray], meta: dict) -> None:
+    """Write tensors and one JSON value beside them; the same input gives the same bytes."""
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # one metadata entry alone: with several, safetensors writes them in no fixed order
+    write_atomically(path, save(contiguous, {"retro_np": json.dumps(meta, sort_keys=True)}))
+
+
+def read_tensors(path, wanted=lambda name: True) -> tuple[dict[str, np.ndarray], dict]:
+    """Read the tensors whose name is wanted, and the JSON value beside them."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: give the path of a .safetensors file that a training run wrote")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = (file.metadata() or {}).get("retro_np")
+            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): take another checkpoint") from error
+    if meta is None:
+        raise UserError(f"{path} was not written by retro_np: its metadata has no configuration")
+    return tensors, json.loads(meta)
