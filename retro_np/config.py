@@ -58,7 +58,9 @@ class RetroConfig:
         if self.retrieved_part not in RETRIEVED_PARTS:
             raise UserError(f"retrieved_part is one of {', '.join(RETRIEVED_PARTS)}, not {self.retrieved_part!r}")
         if self.cca_layers and self.encoder is None:
-            raise UserError("cca_layers needs an encoder: pass encoder=EncoderConfig(...), or cca_layers=() for a baseline")
+            raise UserError(
+                "cca_layers needs an encoder: pass encoder=EncoderConfig(...), or cca_layers=() for a baseline"
+            )
         if self.retrieves and self.share_embeddings and self.encoder.d_model != self.d_model:
             raise UserError(
                 f"shared embeddings need encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"

@@ -20,5 +20,7 @@ def write_atomically(path, data: bytes) -> None:
         beside.replace(path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise UserError(f"the disk is full, {path} was not written: free some space and run the same again") from error
+            raise UserError(
+                f"the disk is full, {path} was not written: free some space and run the same again"
+            ) from error
         raise

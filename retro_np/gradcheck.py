@@ -14,7 +14,7 @@ class GradientError(AssertionError):
     """A pullback disagrees with finite differences; the message names argument, index and both values."""
 
 
-def gradcheck(f: Callable, *arrays, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0) -> float:
+def gradcheck(f: Callable, *arrays, eps: float = 1e-6, tolerance: float = 1e-6, seed: int = 0) -> float:
     """Check f's pullback against central differences in float64. Returns the worst error found.
 
     f(*arrays) -> (value, vjp), where vjp(dvalue) returns a tuple with one gradient for each array; for a single
@@ -22,7 +22,8 @@ def gradcheck(f: Callable, *arrays, eps: float = 1e-5, tolerance: float = 1e-6, 
     that is None (frozen) is passed over. The value is an array or a scalar; a random cotangent makes one number of it.
     Arrays of at most 256 entries are checked entry by entry, larger ones along 8 random directions.
 
-    The error of an entry is |analytic − numeric| / max(1, scale), scale the largest of the argument's gradient.
+    The error of an entry is |analytic − numeric| over the largest entry of that argument's gradient, or over 0.01
+    where all are smaller: below that, what differences can tell is lost in their rounding.
     Raises GradientError (an AssertionError) that names the worst entry if it exceeds `tolerance`, TypeError for
     arguments that are no floating-point arrays, ValueError where a gradient's form or shape is not its argument's.
     """
@@ -78,7 +79,7 @@ def _as_float64(name, array):
 def _worst_of(leaf, gradient, slope, label, rng) -> tuple[float, str]:
     """The largest error in one leaf, and the sentence that says where."""
     worst = (0.0, "")
-    scale = max(1.0, float(np.max(np.abs(gradient), initial=0)))
+    scale = max(0.01, float(np.max(np.abs(gradient), initial=0)))
     for where, direction in _directions(leaf.shape, rng):
         numeric = slope(leaf, direction)
         analytic = float(np.sum(gradient * direction))

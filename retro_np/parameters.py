@@ -60,7 +60,7 @@ def parameter_shapes(config: RetroConfig) -> Tree:
 
 
 def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
-    """How many numbers a model has, without allocating one. Table 2 leaves embeddings and readout out, as the default does."""
+    """How many numbers a model has, without allocating one. The default leaves embeddings and readout out, as table 2."""
     shapes = leaves(parameter_shapes(config))
     return sum(math.prod(shape) for name, shape in shapes if embeddings or name not in _EMBEDDINGS)
 
@@ -72,7 +72,6 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     √(2 L) more, so that the stream's variance does not grow with depth (Radford et al. 2019). Embeddings have standard
     deviation 0.02, where they are read out again too; gains are 1, the biases u and v are 0.
     """
-    scales = {"w_o": config.n_layers, "w_out": config.n_layers}
 
     def leaf(name, shape):
         last = name.rsplit(".", 1)[-1]
@@ -81,8 +80,8 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
         if last in ("u", "v"):
             return np.zeros(shape, np.float32)
         deviation = 0.02 if last == "embedding" else shape[0] ** -0.5
-        if last in scales:
-            depth = config.encoder.n_layers if name.startswith("encoder.") else scales[last]
+        if last in ("w_o", "w_out"):
+            depth = config.encoder.n_layers if name.startswith("encoder.") else config.n_layers
             deviation /= math.sqrt(2 * depth)
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
 
@@ -109,7 +108,9 @@ def config_from(meta: dict, path) -> RetroConfig:
     try:
         return RetroConfig(**meta["config"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no configuration of retro_np ({error}): was it written by save_params?") from error
+        raise UserError(
+            f"{path} holds no configuration of retro_np ({error}): was it written by save_params?"
+        ) from error
 
 
 def tree_from(tensors: dict[str, np.ndarray], config: RetroConfig, path, prefix: str = "") -> Tree:

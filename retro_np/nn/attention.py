@@ -80,4 +80,3 @@ def self_attention(params, h, n_heads, *, causal, key_mask=None, scope=Scope()):
         return grads | {"norm": dgain}, dy + dnormed
 
     return h + dropped, vjp
-

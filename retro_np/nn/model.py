@@ -163,8 +163,11 @@ def _checked_neighbours(neighbours, tokens_shape, config):
             f"for tokens {tokens_shape} and m = {config.chunk_size}, not {neighbours.dtype} of {neighbours.shape}"
         )
     neighbours = _in_vocabulary(neighbours, config.vocabulary_size, "neighbours")
-    if config.retrieved_part == "N":
-        neighbours = neighbours[..., : config.chunk_size]
-    elif config.retrieved_part == "F":
-        neighbours = neighbours[..., config.chunk_size :]
+    neighbours = read_part(neighbours, config)
     return neighbours if neighbours.size else None
+
+
+def read_part(neighbours, config):
+    """The part of each value (..., r) that the encoder reads: all of [N, F], or N or F alone (table 13)."""
+    m = config.chunk_size
+    return neighbours[..., {"NF": slice(None), "N": slice(m), "F": slice(m, None)}[config.retrieved_part]]

@@ -1,0 +1,39 @@
+"""How much of a retrieval gain is copying from near-duplicates: r(C) and bpb(α). Paper §2.6, eq. 5."""
+
+import numpy as np
+
+from retro_np.evaluation.bits_per_byte import Losses, bits_per_byte
+from retro_np.kernels.substring import longest_common_substring
+from retro_np.progress import progress_bar
+from retro_np.retrieval.database import Database
+
+NEIGHBOURS = 10
+ALPHAS = tuple(i / 16 for i in range(17))  # 2/16 = 12.5 % is the paper's «no local leakage»
+BATCH = 256
+
+
+def chunk_leakage(database: Database, split_name: str = "valid", limit: int | None = None) -> np.ndarray:
+    """r(C) = s / m of each chunk, s the longest token run it shares with one of its 10 nearest training values.
+
+    Returns (chunks,) in [0, 1]. Where the database kept fewer than 10 neighbours a chunk, those it has.
+    """
+    split = database.split(split_name)
+    chunks = len(split.tokens[:limit])
+    ratios = np.zeros(chunks)
+    with progress_bar("longest common substrings", chunks) as advance:
+        for start in range(0, chunks, BATCH):
+            rows = slice(start, min(start + BATCH, chunks))
+            values = database.value(np.asarray(split.neighbours[rows, :NEIGHBOURS]))
+            tokens = np.asarray(split.tokens[rows])
+            ratios[rows] = longest_common_substring(tokens, values) / tokens.shape[1]
+            advance(rows.stop - rows.start)
+    return ratios
+
+
+def filtered_bits_per_byte(losses: Losses, ratios, alphas=ALPHAS) -> list[float | None]:
+    """bpb(α) for each α: the bits of all chunks with r(C) ≤ α over their bytes; None where no chunk is left. Eq. 5."""
+    figures = []
+    for alpha in alphas:
+        kept = (ratios <= alpha) & (losses.bytes > 0)
+        figures.append(bits_per_byte(losses.nats[kept], losses.bytes[kept]) if kept.any() else None)
+    return figures

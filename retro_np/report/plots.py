@@ -1,0 +1,60 @@
+"""Plots as PNG files."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # files alone: no window is needed, and none may be there
+from matplotlib import pyplot as plt
+from matplotlib.ticker import PercentFormatter
+
+# Okabe & Ito's colours, told apart by the colour-blind too
+COLOURS = {
+    "baseline": "#555555",
+    "RETRO[OFF]": "#E69F00",
+    "RETRO[ON]": "#0072B2",
+    "RETRO[ON], neighbours of others": "#CC79A7",
+}
+NO_LEAKAGE = 0.125  # paper §2.6
+
+
+def plot_losses(runs: dict[str, list[dict]], path) -> None:
+    """Training loss over steps, a line a run: each run's log, smoothed over a twentieth of it, the raw one behind."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, log in runs.items():
+        steps = np.array([line["step"] for line in log])
+        losses = np.array([line["loss"] for line in log])
+        colour = COLOURS.get(name)
+        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
+        width = max(1, len(losses) // 20)
+        sums = np.cumsum(np.concatenate([[0.0], losses]))
+        ends = np.arange(1, len(losses) + 1)
+        begins = np.maximum(0, ends - width)
+        axes.plot(steps, (sums[ends] - sums[begins]) / (ends - begins), color=colour, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss, nats a token")
+    axes.legend(frameon=False)
+    _finish(figure, axes, path)
+
+
+def plot_leakage(alphas, curves: dict[str, list[float | None]], path) -> None:
+    """bpb(α) over α, a line a model. Paper eq. 5 and its figure of filtered evaluation."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, figures in curves.items():
+        there = [(alpha, value) for alpha, value in zip(alphas, figures, strict=True) if value is not None]
+        axes.plot(*zip(*there, strict=True), marker="o", markersize=3, color=COLOURS.get(name), label=name)
+    axes.axvline(NO_LEAKAGE, color="#999999", linewidth=0.8, linestyle=":")
+    axes.annotate(" 12.5 %", (NO_LEAKAGE, 1), xycoords=("data", "axes fraction"), va="top", color="#666666")
+    axes.set_xlabel("α: chunks whose longest run shared with a retrieved value is at most this share of a chunk")
+    axes.set_ylabel("bits per byte")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False)
+    _finish(figure, axes, path)
+
+
+def _finish(figure, axes, path):
+    axes.spines[["top", "right"]].set_visible(False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,89 @@
+"""A training run's state in one file: parameters, optimiser, step, configuration."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from retro_np.config import RetroConfig
+from retro_np.errors import UserError
+from retro_np.parameters import config_from, read_tensors, tree_from, write_tensors
+from retro_np.tree import Tree, leaves, map_tree
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. The defaults suit a model of a few million parameters; paper §2.5 and appendix C give the rest."""
+
+    steps: int = 1000
+    sequence_length: int = 512  # n, whole chunks
+    batch_size: int = 4  # sequences a step
+    micro_batches: int = 1  # parts that a step is split into, to save memory
+    neighbours: int = 2  # k; 0 trains with retrieval off
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 50  # steps; has no influence on what is learned
+
+    def __post_init__(self):
+        for name in ("steps", "sequence_length", "batch_size", "micro_batches", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is at least 1, not {getattr(self, name)}")
+        if self.neighbours < 0 or self.warmup < 0 or self.seed < 0:
+            raise UserError("neighbours, warmup and seed are at least 0")
+        if not self.learning_rate > 0 or not self.clip > 0 or self.weight_decay < 0:
+            raise UserError("learning_rate and clip are above 0, weight_decay is at least 0")
+        if self.batch_size % self.micro_batches:
+            raise UserError(
+                f"a batch of {self.batch_size} sequences does not split into {self.micro_batches} equal parts"
+            )
+
+
+def save_checkpoint(path, params: Tree, state: Tree, config: RetroConfig, run: dict) -> None:
+    """Write parameters, AdamW's moments and step, and `run` (plain values: what identifies the run)."""
+    tensors = dict(leaves(params))
+    for moment in ("m", "v"):
+        for name, array in leaves(state[moment], f"adamw.{moment}"):
+            if array is not None:
+                tensors[name] = array
+    write_tensors(path, tensors, {"config": config.to_dict(), "run": run, "step": state["step"]})
+
+
+def load_checkpoint(path) -> tuple[Tree, Tree, RetroConfig, dict]:
+    """Read a checkpoint that a run can go on from. Returns (params, AdamW's state, config, run)."""
+    tensors, meta = read_tensors(path)
+    config = config_from(meta, path)
+    if "run" not in meta or "step" not in meta:
+        raise UserError(
+            f"{path} holds parameters alone: evaluate it or sample from it, but training can't resume there"
+        )
+    params = tree_from(tensors, config, path)
+    moments = {
+        moment: map_tree(lambda name, _, moment=moment: tensors.get(f"adamw.{moment}.{name}"), params)
+        for moment in ("m", "v")
+    }
+    return params, {"step": meta["step"], **moments}, config, meta["run"]
+
+
+def same_run(path, found: dict, wanted: dict) -> None:
+    """Raise UserError, naming the first difference, unless the checkpoint at path is of the run that is wanted."""
+    for section in wanted:
+        for name, value in wanted[section].items():
+            other = found.get(section, {}).get(name)
+            if name != "checkpoint_every" and value != other:
+                raise UserError(
+                    f"{path} was trained with {name} = {other}, and now it is {value}; "
+                    "give the same, or another folder for another run"
+                )
+
+
+def run_identity(
+    config: RetroConfig, training: TrainingConfig, database_identity: dict, begun_from: str | None
+) -> dict:
+    """What makes two runs the same run: model, training, data, and the weights it began from."""
+    identity = {
+        "model": config.to_dict(),
+        "training": asdict(training),
+        "data": {**database_identity, "begun_from": begun_from},
+    }
+    return json.loads(json.dumps(identity))  # as it comes back from a checkpoint: lists for tuples

@@ -1,0 +1,165 @@
+"""The training loop: resumable at any step, to the same bits."""
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from retro_np.config import EncoderConfig, RetroConfig
+from retro_np.errors import UserError
+from retro_np.nn.model import retro_loss
+from retro_np.nn.scope import every
+from retro_np.parameters import init_params
+from retro_np.progress import progress_bar
+from retro_np.retrieval.database import Database
+from retro_np.training.adamw import adamw_init, adamw_update, clip_by_global_norm, learning_rate
+from retro_np.training.batches import sequence_chunks, training_batch
+from retro_np.training.checkpoint import TrainingConfig, load_checkpoint, run_identity, same_run, save_checkpoint
+from retro_np.tree import Tree, leaves, map_tree
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+
+
+def retrieval_part(name: str) -> bool:
+    """Whether a parameter belongs to what RETRO adds to a baseline: CCA and the encoder. What RETROfit trains."""
+    return name.startswith("encoder.") or ".cca." in name
+
+
+def retrofit(
+    baseline: Tree, baseline_config: RetroConfig, cca_layers, encoder: EncoderConfig, rng
+) -> tuple[Tree, RetroConfig]:
+    """Give a baseline fresh CCA and encoder (paper §4.2): with retrieval off it stays the baseline to the bit."""
+    if baseline_config.retrieves:
+        raise UserError("RETROfit starts from a baseline, and this checkpoint already has chunked cross-attention")
+    config = replace(baseline_config, cca_layers=tuple(cca_layers), encoder=encoder)
+    trained = dict(leaves(baseline))
+    return map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng)), config
+
+
+def loss_and_gradients(
+    params, config, tokens, targets, neighbours, *, micro_batches=1, dropout_key=None, trainable=every
+):
+    """Loss and gradients of a batch, taken in `micro_batches` equal parts that together equal the whole.
+
+    Each part counts by its share of targets, since the loss is the mean over the targets of the batch.
+    """
+    total = max(np.count_nonzero(targets), 1)
+    loss, grads = 0.0, None
+    for part, rows in enumerate(np.split(np.arange(len(tokens)), micro_batches)):
+        key = None if dropout_key is None else (*dropout_key, part)
+        part_neighbours = None if neighbours is None else neighbours[rows]
+        share = np.count_nonzero(targets[rows]) / total
+        part_loss, vjp = retro_loss(
+            params, config, tokens[rows], targets[rows], part_neighbours, dropout_key=key, trainable=trainable
+        )
+        loss += share * float(part_loss)
+        part_grads = vjp(share)
+        if grads is None:
+            grads = part_grads
+        else:
+            for (_, whole), (_, more) in zip(leaves(grads), leaves(part_grads), strict=True):
+                if whole is not None:
+                    whole += more
+    return loss, grads
+
+
+def train(
+    database: Database,
+    config: RetroConfig,
+    training: TrainingConfig,
+    out,
+    *,
+    begin_from: tuple[Tree, str] | None = None,
+    trainable=every,
+    description: str = "training",
+) -> Tree:
+    """Train on the database's training split, and leave checkpoint.safetensors, log.jsonl and config.json in `out`.
+
+    begin_from: (parameters, a name that identifies them) to start from; None: fresh ones from the seed.
+    A run that was stopped goes on from its last checkpoint and ends in the same bytes as one that was not; a finished
+    one is read and returned. Raises UserError where `out` holds another run, where the loss is not finite (the step is
+    named, the last good checkpoint kept), and where the model does not fit the database.
+    """
+    out = Path(out)
+    checkpoint = out / CHECKPOINT
+    check_fit(config, database)
+    sequence_chunks(training.sequence_length, config.chunk_size)
+    identity = run_identity(config, training, database.identity, begin_from[1] if begin_from else None)
+    if checkpoint.exists():
+        params, state, _, found = load_checkpoint(checkpoint)
+        same_run(checkpoint, found, identity)
+    else:
+        params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
+        state = adamw_init(params, trainable)
+        save_checkpoint(checkpoint, params, state, config, identity)
+    (out / "config.json").write_text(json.dumps(identity, indent=2) + "\n")
+    _forget_after(out / LOG, state["step"])
+
+    split = database.split("train")
+    k = training.neighbours if config.retrieves else 0
+    tokens_a_step = training.batch_size * training.sequence_length
+    start = state["step"]
+    with progress_bar(description, training.steps, start) as advance, (out / LOG).open("a") as log:
+        for step in range(start, training.steps):
+            began = time.perf_counter()
+            tokens, targets, neighbours = training_batch(
+                database, split, k, sequence_length=training.sequence_length, batch_size=training.batch_size,
+                seed=training.seed, step=step,
+            )  # fmt: skip
+            loss, grads = loss_and_gradients(
+                params, config, tokens, targets, neighbours, micro_batches=training.micro_batches,
+                dropout_key=(training.seed, step), trainable=trainable,
+            )  # fmt: skip
+            norm = clip_by_global_norm(grads, training.clip)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise UserError(
+                    f"step {step}: the loss is {loss} and the gradient's norm {norm}; training stopped, "
+                    f"{checkpoint} is of an earlier step. Try a lower learning rate in another folder"
+                )
+            rate = learning_rate(step, peak=training.learning_rate, warmup=training.warmup, steps=training.steps)
+            adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay)
+            speed = tokens_a_step / (time.perf_counter() - began)
+            line = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens_per_s": speed}
+            log.write(json.dumps(line) + "\n")
+            advance(note=f"loss {loss:.3f}, {speed:.0f} tokens/s")
+            if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
+                log.flush()
+                save_checkpoint(checkpoint, params, state, config, identity)
+    return params
+
+
+def check_fit(config: RetroConfig, database: Database) -> None:
+    """Raise UserError unless model and database have the same vocabulary and chunks."""
+    for name in ("vocabulary_size", "chunk_size"):
+        ours, theirs = getattr(config, name), getattr(database, name)
+        if ours != theirs:
+            raise UserError(
+                f"the model has {name} {ours}, and the database {database.path} has {theirs}: "
+                "use the database that the model was trained with, or train one for this"
+            )
+
+
+def read_log(out) -> list[dict]:
+    """The lines of a run's log.jsonl."""
+    path = Path(out) / LOG
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the log's lines of steps that the checkpoint does not hold: they are about to be run again."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:  # the line that a kill cut short
+            break
+    beside = log.with_name(log.name + ".partial")
+    beside.write_text("".join(kept))
+    beside.replace(log)
