@@ -9,7 +9,7 @@ RETRIEVED_PARTS = ("NF", "N", "F")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The neighbour encoder (algorithm 1, ENCODER). The defaults are the paper's: the same for every size of decoder."""
+    """The neighbour encoder (algorithm 1, ENCODER). The defaults are the paper's, for all decoders."""
 
     d_model: int = 896
     d_ffw: int = 3584

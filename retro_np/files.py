@@ -1,26 +1,83 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the hashes that they are known by."""
 
 import errno
+import fcntl
+import hashlib
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from retro_np.errors import UserError
 
 
-def write_atomically(path, data: bytes) -> None:
-    """Write beside the final name, flush to the disk, rename: a reader sees the old file or the new one."""
+@contextmanager
+def replacing(path) -> Iterator[BinaryIO]:
+    """Open a file beside `path`; once written, flush it to the disk and rename it. A reader sees old or new, whole."""
     path = Path(path)
     beside = path.with_name(path.name + ".partial")
-    try:
+    with disk_full_said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+
+
+@contextmanager
+def disk_full_said(path) -> Iterator[None]:
+    """Turn the system's error for a full disk into the user's one line."""
+    try:
+        yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"the disk is full, {path} was not written: free some space and run the same again"
             ) from error
         raise
+
+
+def write_atomically(path, data: bytes) -> None:
+    """Write bytes under a name, whole or not at all."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_array(path, array: np.ndarray) -> None:
+    """Write an array as .npy, whole or not at all."""
+    with replacing(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_json(path, value) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def sha256_of(path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder, purpose: str) -> Iterator[None]:
+    """Hold a folder for one process. Raises UserError where another holds it; a killed process holds nothing."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give the name of a folder, new or begun before")
+    with disk_full_said(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{folder} is in use by another {purpose}: wait for it, or give another folder"
+                ) from error
+            yield

@@ -60,7 +60,7 @@ def parameter_shapes(config: RetroConfig) -> Tree:
 
 
 def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
-    """How many numbers a model has, without allocating one. The default leaves embeddings and readout out, as table 2."""
+    """How many numbers a model has, without allocating one. Embeddings and readout are left out, as in table 2."""
     shapes = leaves(parameter_shapes(config))
     return sum(math.prod(shape) for name, shape in shapes if embeddings or name not in _EMBEDDINGS)
 

@@ -15,7 +15,7 @@ def skewed(logits, n_keys):
     Column e of the first stands for a distance that falls by one as e grows, and row i's key j is found at column
     (n − 1 − i) + j. Walking one row down therefore means one column back: a stride of one row less one element.
     """
-    *batch, n, columns = logits.shape
+    *batch, n, _ = logits.shape
     *outer, down, right = logits.strides
     return as_strided(logits[..., n - 1 :], (*batch, n, n_keys), (*outer, down - right, right))
 
@@ -51,7 +51,7 @@ def attention_forward(q, keys, values, table=None, u=None, v=None, *, causal_off
 
 
 def attention_backward(dout, probabilities, q, keys, values, table=None, u=None, v=None):
-    """The pullback of attention_forward. Returns dq, dkeys, dvalues, dtable, du, dv (None for the last three if absent)."""
+    """The pullback of attention_forward. Returns dq, dkeys, dvalues, dtable, du, dv; None for what is absent."""
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
     dheads = _heads_first(dout)

@@ -3,7 +3,7 @@
 from retro_np.kernels.attention import attention_backward, attention_forward
 from retro_np.nn.operators import linear, rms_norm
 from retro_np.nn.positions import sinusoids
-from retro_np.nn.scope import Scope
+from retro_np.nn.scope import ROOT
 
 
 def relative_attention(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
@@ -62,7 +62,7 @@ def attend(params, queries, context, n_heads, *, offset=0, causal=False, key_mas
     return update, vjp
 
 
-def self_attention(params, h, n_heads, *, causal, key_mask=None, scope=Scope()):
+def self_attention(params, h, n_heads, *, causal, key_mask=None, scope=ROOT):
     """Residual block h + attention(norm(h)): ATTN (causal) and ATTN_enc (bi-directional, key_mask). Paper §2.4.
 
     h: (B, n, d); key_mask: (B, n), False at padding. vjp(dy) -> (gradients of params, dh).

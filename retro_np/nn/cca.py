@@ -4,7 +4,7 @@ import numpy as np
 
 from retro_np.nn.attention import attend
 from retro_np.nn.operators import rms_norm
-from retro_np.nn.scope import Scope
+from retro_np.nn.scope import ROOT
 
 
 def attending_chunks(h, n_chunks, chunk_size):
@@ -26,7 +26,7 @@ def attended_sequence(chunks, n):
     return sequence
 
 
-def cca(params, h, encoded, key_mask, n_heads, chunk_size, scope=Scope()):
+def cca(params, h, encoded, key_mask, n_heads, chunk_size, scope=ROOT):
     """Residual block h + CCA(norm(h), E). Paper §2.4, eq. 3; positions B.1.2.
 
     h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1.

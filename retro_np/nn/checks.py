@@ -84,9 +84,7 @@ def checks(seed: int = 0) -> Iterator[Check]:
     yield Check("attention, no positions", "table 13", attention(key_mask=mask[:, 1]), across)
 
     h = normal((2, n, CONFIG.d_model))
-    yield Check(
-        "ATTN", "§2.4", lambda p, x: self_attention(p, x, CONFIG.n_heads, causal=True), (layer["attention"], h)
-    )
+    yield Check("ATTN", "§2.4", lambda p, x: self_attention(p, x, CONFIG.n_heads, causal=True), (layer["attention"], h))
     one = normal((2, r, e.d_model))
     attention_enc = encoder["layers"][0]["attention"]
     yield Check(
@@ -98,7 +96,10 @@ def checks(seed: int = 0) -> Iterator[Check]:
     yield Check("FFW", "§2.4", ffw, (layer["ffw"], h))
     encoded = normal((*neighbours.shape, e.d_model))
     yield Check(
-        "CCA", "eq. 3", lambda p, x, y: cca(p, x, y, mask, CONFIG.n_heads, CONFIG.chunk_size), (layer["cca"], h, encoded)
+        "CCA",
+        "eq. 3",
+        lambda p, x, y: cca(p, x, y, mask, CONFIG.n_heads, CONFIG.chunk_size),
+        (layer["cca"], h, encoded),
     )
     chunks, some = normal((3, m, CONFIG.d_model)), normal((3, k, r, e.d_model))
     yield Check(

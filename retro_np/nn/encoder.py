@@ -3,10 +3,10 @@
 from retro_np.nn.attention import attend, self_attention
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import embedding, rms_norm
-from retro_np.nn.scope import Scope
+from retro_np.nn.scope import ROOT
 
 
-def encoder_cross_attention(params, e, h_chunks, n_heads, scope=Scope()):
+def encoder_cross_attention(params, e, h_chunks, n_heads, scope=ROOT):
     """CA_enc: residual block e + CA(norm(e), norm_context(H_u)). Queries: the neighbours; keys, values: the chunk.
 
     e: (C, k, r, d'), the k neighbours of each of C chunks; h_chunks: (C, m, d).
@@ -27,7 +27,7 @@ def encoder_cross_attention(params, e, h_chunks, n_heads, scope=Scope()):
     return e + dropped, vjp
 
 
-def encode(params, table, tokens, h_chunks, config, scope=Scope(), table_trains=True):
+def encode(params, table, tokens, h_chunks, config, scope=ROOT, table_trains=True):
     """ENCODER(RET(C_u)_j, H_u) for all chunks u and neighbours j at once, with the encoder's final norm.
 
     params: the tree's "encoder"; table: (V, d'), its embedding or the decoder's where shared. tokens: (C, k, r),

@@ -1,10 +1,10 @@
 """The feed-forward block."""
 
 from retro_np.nn.operators import gelu, linear, rms_norm
-from retro_np.nn.scope import Scope
+from retro_np.nn.scope import ROOT
 
 
-def ffw(params, h, scope=Scope()):
+def ffw(params, h, scope=ROOT):
     """Feed-forward residual block, h + W_out · gelu(W_in · norm(h)). h: (..., d). Paper §2.4, FFW.
 
     vjp(dy) -> (gradients of params, dh).

@@ -32,7 +32,7 @@ class Cache:
 def extend(params, config: RetroConfig, cache: Cache, tokens: np.ndarray, neighbours: np.ndarray | None) -> np.ndarray:
     """Take in the next tokens of one sequence; return their logits, (t, V). The cache is changed.
 
-    tokens: (t,), which must not run past the next last token of a chunk (see `segments`). neighbours: (k, r) for the
+    tokens: (t,), a segment (see `segments`). neighbours: (k, r) for the
     chunk that the first of them ends, if it ends one; None: retrieval off. Algorithm 1, one step.
     """
     h = params["embedding"][tokens][None]
@@ -51,7 +51,7 @@ def extend(params, config: RetroConfig, cache: Cache, tokens: np.ndarray, neighb
 
 
 def segments(past: int, count: int, chunk_size: int) -> list[int]:
-    """Lengths into which `count` tokens after `past` ones must be cut: the last token of a chunk opens a new segment."""
+    """Lengths into which `count` tokens after `past` ones must be cut: a chunk's last token opens a new one."""
     lengths = []
     while count:
         until = chunk_size - (past + 1) % chunk_size  # tokens before the next last token of a chunk

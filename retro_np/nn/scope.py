@@ -31,3 +31,6 @@ class Scope:
     def drop(self, x):
         """Dropout with this place's own random numbers: value and pullback."""
         return dropout(x, self.rate, self.key, self.path)
+
+
+ROOT = Scope()  # of a block called on its own: everything trains, nothing is dropped

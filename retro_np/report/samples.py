@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from retro_np.files import write_atomically
-from retro_np.generation import Retrieved
+from retro_np.generation import Retrieved, generate
 from retro_np.kernels.substring import common_prefix_lengths
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.tokenizer import token_texts
+from retro_np.retrieval.tokenizer import END_OF_TEXT, encode, token_texts
+from retro_np.training.loop import check_fit
 
 LONGEST = 5  # runs of five tokens and more have one colour
 # background of 0, 1, … ≥ 5 tokens in common: one hue, lighter to darker, so that lightness alone tells them apart
@@ -47,6 +48,20 @@ class ShownChunk:
     number: int
     pieces: list[Piece]
     neighbours: list[ShownNeighbour]
+
+
+def sample_chunks(params, config, database: Database, prompt: str, length: int, k: int, **settings) -> list[ShownChunk]:
+    """Sample from a text prompt and cut the result into coloured chunks. k = 0: retrieval off; settings: `generate`'s.
+
+    An empty prompt begins a document: its one token is end-of-text.
+    """
+    check_fit(config, database)
+    tokens = encode(database.tokenizer, prompt) or [END_OF_TEXT]
+    source = database if k else None
+    sample, retrieved = generate(
+        params, config, tokens, length, database=source, k=k, stop_token=END_OF_TEXT, **settings
+    )
+    return show_chunks(tokens, sample, retrieved, database)
 
 
 def show_chunks(prompt, sample, retrieved: list[Retrieved], database: Database) -> list[ShownChunk]:

@@ -1,0 +1,1 @@
+"""What is run with the library: comparisons, and the demo."""

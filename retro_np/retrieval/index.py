@@ -1,0 +1,98 @@
+"""Nearest keys, exactly or by HNSW, behind one interface: search(queries, k) -> ids, squared distances."""
+
+import os
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+
+from retro_np.errors import UserError
+from retro_np.kernels.search import exact_search
+
+LINKS = 16  # M: links of a node a layer
+EF_CONSTRUCTION = 200
+EF_MARGIN = 64  # candidates kept beyond k while searching
+QUERIES_A_BLOCK = 1024
+
+
+class ExactIndex:
+    """Search by comparing with every key: the truth that HNSW is measured against, and its fallback."""
+
+    def __init__(self, keys: np.ndarray):
+        self.keys = keys
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest keys of each query: ids (N, k) int64 and squared L2 distances (N, k) float32.
+
+        In order of (distance, id); −1 and inf where there are fewer than k keys.
+        """
+        return exact_search(np.asarray(queries, np.float32), self.keys, k)
+
+
+class HnswIndex:
+    """Approximate search in a navigable small world (Malkov & Yashunin 2018), by hnswlib; same interface.
+
+    keys: what the graph was built from, for exact distances and for the queries that the graph can't serve.
+    """
+
+    def __init__(self, graph: hnswlib.Index | None, keys: np.ndarray):
+        self.graph = graph
+        self.keys = keys
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ExactIndex.search, but a neighbour may be missed: recall is a test's business."""
+        queries = np.asarray(queries, np.float32)
+        if self.graph is None or k >= len(self.keys):
+            return exact_search(queries, self.keys, k)
+        self.graph.set_ef(k + EF_MARGIN)
+        parts = [self._block(queries[i : i + QUERIES_A_BLOCK], k) for i in range(0, len(queries), QUERIES_A_BLOCK)]
+        if not parts:
+            return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def _block(self, queries, k):
+        try:
+            labels, _ = self.graph.knn_query(queries, k)
+        except RuntimeError:  # the graph reached fewer than k for one of them, as where many keys are equal
+            return exact_search(queries, self.keys, k)
+        ids = labels.astype(np.int64)
+        # the graph's own distances sum in another order than exact search: one meaning for both
+        distances = np.empty(ids.shape, np.float32)
+        for row, query in enumerate(queries):
+            difference = np.asarray(self.keys[ids[row]], np.float32) - query
+            distances[row] = np.einsum("kd,kd->k", difference, difference)
+        order = np.lexsort((ids, distances))
+        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+
+
+def build_hnsw(keys: np.ndarray, path=None, *, seed: int = 100) -> HnswIndex:
+    """Build the graph, with one thread so that the same keys give the same graph; write it to `path` if given.
+
+    Where there are no keys there is no graph, and the file is empty. Raises UserError for keys that are not finite.
+    """
+    if not np.all(np.isfinite(keys)):
+        raise UserError("a key is NaN or infinite: the embedder that made it is broken")
+    graph = None
+    if len(keys):
+        graph = hnswlib.Index(space="l2", dim=keys.shape[1])
+        graph.init_index(len(keys), ef_construction=EF_CONSTRUCTION, M=LINKS, random_seed=seed)
+        for start in range(0, len(keys), 65536):  # float16 keys become float32 a part at a time
+            part = np.asarray(keys[start : start + 65536], np.float32)
+            graph.add_items(part, np.arange(start, start + len(part)), num_threads=1)
+    if path is not None:
+        beside = Path(path).with_name(Path(path).name + ".partial")
+        if graph is None:
+            beside.write_bytes(b"")
+        else:
+            graph.save_index(os.fspath(beside))
+        beside.replace(path)
+    return HnswIndex(graph, keys)
+
+
+def load_hnsw(path, keys: np.ndarray) -> HnswIndex:
+    """Read a graph. Only of a file whose hash has been checked: hnswlib crashes on a corrupt one."""
+    if not len(keys):
+        return HnswIndex(None, keys)
+    graph = hnswlib.Index(space="l2", dim=keys.shape[1])
+    graph.load_index(os.fspath(path), max_elements=len(keys))
+    return HnswIndex(graph, keys)

@@ -1,0 +1,35 @@
+"""Arrays that lie in several memory-mapped files, read as one."""
+
+import numpy as np
+
+
+class Sharded:
+    """Rows of several arrays, numbered through. Indexing reads only the rows asked for.
+
+    parts: arrays of equal width and dtype, usually memory maps; there is at least one.
+    """
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts = parts
+        self.starts = np.cumsum([0, *[len(part) for part in parts]])
+        self.shape = (int(self.starts[-1]), *parts[0].shape[1:])
+        self.dtype = parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """rows: a slice, an integer or an integer array of any shape (none negative); returns a new array."""
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        rows = np.asarray(rows)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        if len(self.parts) == 1:
+            return np.asarray(self.parts[0][rows])
+        out = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        part = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(part):
+            here = part == number
+            out[here] = self.parts[number][rows[here] - self.starts[number]]
+        return out

@@ -1,0 +1,65 @@
+"""What several tests share: an embedder that needs no weights, small corpora, a small database."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retro_np.retrieval.build import BuildConfig, build_database
+
+WORDS = "def return import class self value index token chunk neighbour for in while if else None True False".split()
+
+
+class CountingEmbedder:
+    """A stand-in for BERT: counts of hashed pairs of bytes, turned by a fixed matrix. Deterministic and quick."""
+
+    name = "counting"
+    sha256 = "c0" * 32
+    d_key = 16
+
+    def __init__(self):
+        self.matrix = np.random.default_rng(5).standard_normal((64, self.d_key)).astype(np.float32)
+
+    def embed(self, texts, show_progress=False):
+        counts = np.zeros((len(texts), 64), np.float32)
+        for row, text in enumerate(texts):
+            data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+            np.add.at(counts[row], (data[:-1] * 31 + data[1:]) % 64, 1)
+        # one row at a time: a key's bits then do not depend on its batch
+        return np.stack([row @ self.matrix for row in counts]) if texts else np.empty((0, self.d_key), np.float32)
+
+
+def write_corpus(folder: Path, documents: int = 30, seed: int = 0) -> Path:
+    """Documents of invented code, of lengths from a few to a few hundred words."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(documents):
+        words = rng.choice(WORDS, size=int(rng.integers(3, 300)))
+        lines = [" ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
+        (folder / f"module_{number:02d}.py").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def all_bytes(folder: Path) -> dict[str, str]:
+    """The hash of every file below a folder but locks and logs, whose lines hold times."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in (".lock", "log.jsonl"))
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+SMALL = BuildConfig(chunk_size=8, vocabulary_size=300, held_out=0.2, neighbours=4, spares=6)
+
+
+@pytest.fixture(scope="session")
+def embedder():
+    return CountingEmbedder()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "docs")
+
+
+@pytest.fixture(scope="session")
+def database(corpus, tmp_path_factory, embedder):
+    return build_database(corpus, tmp_path_factory.mktemp("databases") / "db", SMALL, embedder)

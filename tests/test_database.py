@@ -1,0 +1,203 @@
+"""Ground truth: chunks, values and distances made again in plain Python from the documents."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import SMALL, CountingEmbedder, all_bytes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retro_np.errors import UserError
+from retro_np.retrieval.build import BuildConfig, build_database
+from retro_np.retrieval.corpus import find_corpus, held_out
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.neighbours import sequence_neighbours
+from retro_np.retrieval.tokenizer import encode
+
+
+def plain_chunks(database, corpus, split, share):
+    """[(document number, tokens)] of a split, by lists alone."""
+    m, found = database.chunk_size, []
+    for number, document in enumerate(corpus.documents()):
+        if held_out(document.name, share) == (split == "valid"):
+            tokens = [*encode(database.tokenizer, document.text), 1]
+            tokens += [0] * (-len(tokens) % m)
+            found += [(number, tokens[i : i + m]) for i in range(0, len(tokens), m)]
+    return found
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_chunks_are_the_documents_cut_on_their_own_grids(database, corpus, split):
+    plain = plain_chunks(database, find_corpus(corpus), split, SMALL.held_out)
+    stored = database.split(split)
+    assert stored.tokens[:].tolist() == [tokens for _, tokens in plain]
+    assert stored.documents[:].tolist() == [number for number, _ in plain]
+
+
+def test_a_value_is_a_chunk_and_its_continuation_in_the_same_document(database, corpus):
+    plain = plain_chunks(database, find_corpus(corpus), "train", SMALL.held_out)
+    for i, (number, tokens) in enumerate(plain):
+        follows = i + 1 < len(plain) and plain[i + 1][0] == number
+        assert database.value(i).tolist() == tokens + (plain[i + 1][1] if follows else [0] * database.chunk_size)
+
+
+def test_values_come_in_the_shape_of_their_ids_and_padding_for_missing_ones(database):
+    ids = np.array([[0, -1], [3, 1]])
+    values = database.value(ids)
+    assert values.shape == (2, 2, 2 * database.chunk_size)
+    assert not values[0, 1].any()
+    assert values[1, 0].tolist() == database.value(3).tolist()
+    for wrong in (-2, database.n_chunks):
+        with pytest.raises(UserError, match="chunk ids go from 0"):
+            database.value([wrong])
+
+
+def test_neighbours_of_a_training_chunk_are_the_nearest_of_other_documents(database, embedder):
+    split = database.split("train")
+    documents = split.documents[:]
+    keys = embedder.embed([database.text(tokens) for tokens in split.tokens[:]])
+    for row in range(0, len(split.tokens), 7):
+        distances = ((keys - keys[row]) ** 2).sum(axis=1)
+        distances[documents == documents[row]] = np.inf
+        nearest = np.sort(distances)[: split.neighbours.shape[1]]
+        np.testing.assert_allclose(split.distances[[row]][0], nearest, rtol=1e-4, atol=1e-4)
+        assert documents[row] not in documents[split.neighbours[[row]][0]]
+
+
+def test_no_neighbour_comes_from_any_document_of_the_training_sequence(database):
+    split = database.split("train")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        start = rng.integers(0, len(split.tokens) - 12)
+        rows = np.arange(start, start + 12)[None]  # spans several documents
+        present = set(split.documents[rows[0]].tolist())
+        assert len(present) > 1 or rows.shape[1] < 12 or True
+        values = sequence_neighbours(database, split, rows, 4)
+        allowed = {
+            tuple(database.value(i).tolist()) for i in range(database.n_chunks) if int(database.document_of(i)) not in present
+        }
+        assert all(tuple(v) in allowed for v in values.reshape(-1, values.shape[-1]).tolist() if any(v))
+
+
+def test_more_neighbours_than_there_are_is_padding(database):
+    split = database.split("valid")
+    values = sequence_neighbours(database, split, np.array([[0, 1, -1]]), 40)
+    kept = SMALL.neighbours + SMALL.spares
+    assert values.shape == (1, 3, 40, 2 * database.chunk_size)
+    assert values[0, :2, :kept].any(axis=-1).all()
+    assert not values[0, :2, kept:].any()
+    assert not values[0, 2].any()  # a row of padding retrieves nothing
+
+
+def test_search_finds_a_chunk_by_its_own_text_at_distance_zero(database):
+    text = database.text(database.value(5)[: database.chunk_size])
+    ids, distances = database.search(text, 3)
+    assert distances[0] == 0
+    assert database.text(database.value(ids[0])[: database.chunk_size]) == text
+    ids, distances = database.search([text, "other"], 3)
+    assert ids.shape == distances.shape == (2, 3)
+
+
+def test_a_search_for_more_than_there_is_gives_all_and_then_nothing(database):
+    ids, distances = database.search("value", 10 * database.n_chunks)
+    assert sorted(ids[: database.n_chunks]) == list(range(database.n_chunks))
+    assert (ids[database.n_chunks :] == -1).all()
+    assert np.isinf(distances[database.n_chunks :]).all()
+    with pytest.raises(UserError, match="at least one neighbour"):
+        database.search("value", 0)
+
+
+def test_tombstones_are_never_found(database, tmp_path):
+    copy = shutil.copytree(database.path, tmp_path / "db")
+    gone, _ = database.search("value", 5)
+    buried = Database.open(copy, CountingEmbedder())
+    buried._tombstones = np.sort(gone)
+    ids, _ = buried.search("value", database.n_chunks)
+    assert not set(gone) & set(ids)
+    assert (ids >= 0).sum() == database.n_chunks - 5
+
+
+def test_many_shards_hold_the_same_as_one(corpus, database, tmp_path, embedder):
+    many = build_database(corpus, tmp_path / "db", BuildConfig(**vars(SMALL) | {"shard_chunks": 40}), embedder)
+    assert len(list((tmp_path / "db" / "shards").iterdir())) > 3
+    assert many.n_chunks == database.n_chunks
+    ids = np.arange(database.n_chunks)
+    assert np.array_equal(many.value(ids), database.value(ids))
+    for split in ("train", "valid"):
+        one, other = database.split(split), many.split(split)
+        np.testing.assert_allclose(one.distances[:], other.distances[:], rtol=1e-5)
+    exact = [Database.open(d.path, embedder, index="exact").search(["value index", "class"], 9) for d in (many, database)]
+    assert np.array_equal(exact[0][0], exact[1][0])
+
+
+def test_the_same_corpus_gives_the_same_bytes(corpus, database, tmp_path, embedder):
+    build_database(corpus, tmp_path / "db", SMALL, embedder)
+    assert all_bytes(tmp_path / "db") == all_bytes(database.path)
+
+
+def test_a_finished_database_is_reused_and_another_request_refused(corpus, database, embedder):
+    before = all_bytes(database.path)
+    build_database(corpus, database.path, SMALL, embedder)
+    assert all_bytes(database.path) == before
+    with pytest.raises(UserError, match="another chunk_size"):
+        build_database(corpus, database.path, BuildConfig(**vars(SMALL) | {"chunk_size": 4}), embedder)
+
+
+def test_any_flipped_byte_is_refused_by_the_name_of_its_file(database, tmp_path):
+    copy = shutil.copytree(database.path, tmp_path / "db")
+    rng = np.random.default_rng(0)
+    for path in sorted(p for p in copy.rglob("*") if p.is_file() and p.name != ".lock"):
+        whole = path.read_bytes()
+        for place in {0, len(whole) - 1, int(rng.integers(len(whole)))}:
+            broken = bytearray(whole)
+            broken[place] ^= 1
+            path.write_bytes(broken)
+            with pytest.raises(UserError, match=path.name):
+                Database.open(copy)
+        path.write_bytes(whole)
+    Database.open(copy)
+
+
+def test_what_is_no_database_is_refused(tmp_path, database):
+    with pytest.raises(UserError, match="no database at"):
+        Database.open(tmp_path)
+    (tmp_path / "build.json").write_text("{}")
+    with pytest.raises(UserError, match="not finished"):
+        Database.open(tmp_path)
+
+
+def test_another_embedder_is_refused(database):
+    other = CountingEmbedder()
+    other.sha256 = "ab" * 32
+    with pytest.raises(UserError, match="was built with embedder counting"):
+        Database.open(database.path, other)
+
+
+def test_keys_that_are_not_finite_are_refused(corpus, tmp_path, embedder):
+    class Broken(CountingEmbedder):
+        def embed(self, texts, show_progress=False):
+            return super().embed(texts) * np.nan
+
+    with pytest.raises(UserError, match="not finite, of chunk 0"):
+        build_database(corpus, tmp_path / "db", SMALL, Broken())
+
+
+odd_texts = st.text(max_size=30) | st.sampled_from(
+    ["", "a", "\0", "line\n" * 200, "<padding token><end of text>", "\ud800 lone", "x" * 500]
+)
+
+
+@given(st.lists(odd_texts, min_size=1, max_size=8), st.integers(1, 5), st.sampled_from([3, 1000]))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_odd_documents_build_and_every_neighbour_is_of_another_document(tmp_path_factory, texts, m, shard_chunks):
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "c.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    config = BuildConfig(m, 300, None, 0.0, "float16", 2, 3, None, shard_chunks)
+    database = build_database(folder / "c.jsonl", folder / "db", config, CountingEmbedder())
+    split = database.split("train")
+    sources = database.document_of(split.neighbours[:])
+    assert not (sources == split.documents[:][:, None]).any()
+    others = len(split.tokens) - np.bincount(split.documents[:])[split.documents[:]]
+    assert ((split.neighbours[:] >= 0).sum(axis=1) == np.minimum(others, 5)).all()
