@@ -50,6 +50,7 @@ def test_the_longest_common_substring_is_that_of_trying_every_slice(kind, drawn)
     np.testing.assert_array_equal(found, np.array(expected, np.int64))
 
 
+@settings(deadline=None)
 @given(drawn=tokens_and_values())
 def test_common_prefix_lengths_are_those_of_trying_every_slice(drawn):
     for tokens, values in zip(*drawn, strict=True):

@@ -23,8 +23,8 @@ def chunk_leakage(database: Database, split_name: str = "valid", limit: int | No
     with progress_bar("longest common substrings", chunks) as advance:
         for start in range(0, chunks, BATCH):
             rows = slice(start, min(start + BATCH, chunks))
-            values = database.value(np.asarray(split.neighbours[rows, :NEIGHBOURS]))
-            tokens = np.asarray(split.tokens[rows])
+            values = database.value(split.neighbours[rows][:, :NEIGHBOURS])
+            tokens = split.tokens[rows]
             ratios[rows] = longest_common_substring(tokens, values) / tokens.shape[1]
             advance(rows.stop - rows.start)
     return ratios

@@ -62,20 +62,21 @@ def _compiled():
 
 
 def _longest_loops(chunks, values):
-    """The same, token by token, with one row of runs: what Numba compiles."""
+    """The same with two rows of runs for one value at a time: what Numba compiles."""
     longest = np.zeros(len(chunks), np.int64)
-    runs = np.zeros(values.shape[2], np.int64)
+    before, runs = np.zeros((2, values.shape[2] + 1), np.int64)  # place j at j + 1, so that none is before the first
     for n in range(values.shape[0]):
+        best = 0
         for v in range(values.shape[1]):
-            runs[:] = 0
+            before[:] = 0
             for i in range(chunks.shape[1]):
                 token = chunks[n, i]
-                before = 0  # the run that ended at token i − 1 and place j − 1
-                for j in range(values.shape[2]):
-                    run = before + 1 if token == values[n, v, j] and token != 0 else 0
-                    before = runs[j]
-                    runs[j] = run
-                    longest[n] = max(longest[n], run)
+                for j in range(values.shape[2]):  # no step needs the one before it: this loop is vectorised
+                    run = before[j] + 1 if (token == values[n, v, j]) & (token != 0) else 0
+                    runs[j + 1] = run
+                    best = max(best, run)
+                before, runs = runs, before
+        longest[n] = best
     return longest
 
 

@@ -170,9 +170,7 @@ def _write_chunks(out: Path, corpus: Corpus, config: BuildConfig, tokenizer, dig
     for split in homes:
         flush(split, at_end=True)
     if seen.hexdigest() != digest:
-        raise UserError(
-            f"the corpus changed while {out} was built from it: build in another folder, and leave it alone"
-        )
+        raise UserError(f"the corpus changed while it was read for {out}: build it in another folder")
     write_atomically(out / "documents.jsonl", "".join(lines).encode())
 
 
@@ -208,8 +206,8 @@ def _checked_keys(embedder, texts: list[str], dtype: str, folder: Path, start: i
     bad = np.flatnonzero(~np.isfinite(keys).all(axis=1))
     if len(bad):
         raise UserError(
-            f"embedder {embedder.name} made a key that is not finite in {dtype}, of chunk {start + bad[0]} in {folder}: "
-            "mend the embedder and run the same again"
+            f"embedder {embedder.name} made a key that is not finite, of chunk {start + bad[0]} in {folder} "
+            f"({dtype}): mend the embedder and run the same again"
         )
     return keys
 
@@ -218,7 +216,9 @@ def _write_neighbours(out, splits, config, database) -> None:
     def exact(queries, k):
         return database.search_keys(queries, k, exact=True)
 
+    chunks_of = np.array([document["chunks"] for document in database.documents])
     for split, folders in splits.items():
+        own_chunks = chunks_of if split == "train" else None
         for folder in folders:
             home = out / "neighbours" / split / folder.name
             if (home / "distances.npy").exists():  # written second
@@ -228,14 +228,15 @@ def _write_neighbours(out, splits, config, database) -> None:
             with progress_bar(f"neighbours of {split}/{folder.name}", len(keys)) as advance:
                 ids, distances = precompute_neighbours(
                     keys, documents, database.search_keys, exact, database.document_of,
-                    config.neighbours + config.spares, own=split == "train", advance=advance,
+                    config.neighbours + config.spares, own_chunks, advance,
                 )  # fmt: skip
             write_array(home / "ids.npy", ids)
             write_array(home / "distances.npy", distances)
 
 
 def _unfinished(out, config, tokenizer, embedder) -> Database:
-    return Database(out, _facts(out, config, tokenizer, embedder), embedder, "hnsw")
+    facts = _facts(out, config, tokenizer, embedder) | {"files": dict.fromkeys(_file_names(out))}
+    return Database(out, facts, embedder, "hnsw")
 
 
 def _facts(out, config, tokenizer, embedder) -> dict:
@@ -264,12 +265,15 @@ def _facts(out, config, tokenizer, embedder) -> dict:
 
 def _manifest(out, config, tokenizer, embedder) -> dict:
     manifest = _facts(out, config, tokenizer, embedder)
-    files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file() and not p.name.startswith("."))
-    files = [name for name in files if not name.endswith(".partial") and name != MANIFEST]
     manifest["files"] = {
-        name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in files
+        name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in _file_names(out)
     }
     return manifest | {"sha256": manifest_sha256(manifest)}
+
+
+def _file_names(out: Path) -> list[str]:
+    files = (p for p in out.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".partial")
+    return sorted(name for name in (p.relative_to(out).as_posix() for p in files) if name != MANIFEST)
 
 
 def _request(corpus: Corpus, config: BuildConfig, embedder) -> dict:

@@ -45,6 +45,10 @@ class Corpus:
     places: list[Place]
     skipped: list[str] = field(default_factory=list)  # binary files
 
+    def names(self) -> list[str]:
+        """The names of all documents, sorted."""
+        return [place.name for place in self.places]
+
     def documents(self) -> Iterator[Document]:
         """Read the documents, in order. Raises UserError for a file that cannot be read."""
         lines: BinaryIO | None = None
@@ -209,7 +213,7 @@ def _parsed(where: str, line: bytes) -> tuple[dict, int]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error}): each line of a .jsonl file is one object") from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise UserError(f'{where} has no string `text`: each line is an object like {{"text": "…"}}')
+        raise UserError(f'{where} has no `text` string: each line is an object like {{"text": "…"}}')
     return record, replaced
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.files import sha256_of
 from retro_np.retrieval.bert import load_bert
+from retro_np.retrieval.corpus import LONE_SURROGATE
 from retro_np.retrieval.index import ExactIndex, load_hnsw
 from retro_np.retrieval.neighbours import keep_first
 from retro_np.retrieval.sharded import Sharded
@@ -109,16 +110,19 @@ class Database:
         −1 and inf where the database holds fewer than k. Raises UserError for k < 1.
         """
         texts = [text] if isinstance(text, str) else list(text)
+        texts = [LONE_SURROGATE.sub("\ufffd", t) if isinstance(t, str) else t for t in texts]
         ids, distances = self.search_keys(self.embedder.embed(texts, show_progress=False), k)
         return (ids[0], distances[0]) if isinstance(text, str) else (ids, distances)
 
     def search_keys(self, keys: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, for keys (N, d_key) that are there already; exact: compare with every key."""
-        if k < 1:
-            raise UserError(f"a search is for at least one neighbour, not {k}")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise UserError(f"a search is for at least one neighbour, a whole number, not {k!r}")
         keys = np.asarray(keys, np.float32)
         if keys.ndim != 2 or keys.shape[1] != self.d_key:
             raise UserError(f"keys are (N, {self.d_key}), not {keys.shape}")
+        if not np.all(np.isfinite(keys)):
+            raise UserError("a key to search for is NaN or infinite: mend what made it")
         wanted = min(k + len(self._tombstones), self.n_chunks)
         found = []
         for index, start in zip(self._exact if exact else self._indexes, self._tokens.starts, strict=False):
@@ -127,18 +131,14 @@ class Database:
         ids, distances = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
         order = np.lexsort((ids, distances))
         ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
-        return keep_first(ids, distances, ~np.isin(ids, self._tombstones), k)
+        return keep_first(ids, distances, ~self.removed(ids), k)
 
     def value(self, ids) -> np.ndarray:
         """[N, F] of chunk ids of any shape: (..., 2m) tokens, the chunk and its continuation in the same document.
 
         Padding for id −1, and for F where the document ends. Raises UserError for an id that there is not.
         """
-        ids = np.asarray(ids)
-        if ids.size and (ids.min() < -1 or ids.max() >= self.n_chunks):
-            raise UserError(
-                f"chunk ids go from 0 to {self.n_chunks - 1}, and one asked for is {ids.min()} or {ids.max()}"
-            )
+        ids = self._checked_ids(ids)
         out = np.zeros((*ids.shape, 2 * self.chunk_size), np.int64)
         if not self.n_chunks:
             return out
@@ -150,11 +150,15 @@ class Database:
         return out
 
     def document_of(self, ids) -> np.ndarray:
-        """The document number of each chunk id, −1 for −1."""
-        ids = np.asarray(ids)
+        """The document number of each chunk id, −1 for −1. Raises UserError for an id that there is not."""
+        ids = self._checked_ids(ids)
         if not self.n_chunks:
             return np.full(ids.shape, -1)
         return np.where(ids >= 0, self._documents[np.maximum(ids, 0)], -1)
+
+    def removed(self, ids) -> np.ndarray:
+        """Whether each chunk id was taken out of the database: it is never found, though its value can be read."""
+        return np.isin(ids, self._tombstones)
 
     def split(self, name: str) -> Split:
         """The chunks of "train" or "valid" with their precomputed neighbours. Raises UserError for another name."""
@@ -181,7 +185,7 @@ class Database:
     def _indexes(self):
         if self._index_kind == "exact":
             return self._exact
-        folders = sorted((self.path / "shards").iterdir())
+        folders = self._folders("shards")
         return [load_hnsw(folder / "index.hnsw", _map(folder / "keys.npy")) for folder in folders]
 
     @cached_property
@@ -189,7 +193,21 @@ class Database:
         return [ExactIndex(keys) for keys in self._sharded("shards", "keys.npy").parts]
 
     def _sharded(self, home: str, name: str) -> Sharded:
-        return Sharded([_map(folder / name) for folder in sorted((self.path / home).iterdir())])
+        return Sharded([_map(folder / name) for folder in self._folders(home)])
+
+    def _folders(self, home: str) -> list[Path]:
+        """The shards below a folder: those whose hashes were checked, whatever else lies there."""
+        parents = (self.path / name for name in self.manifest["files"] if name.startswith(home + "/"))
+        return sorted({file.parent for file in parents})
+
+    def _checked_ids(self, ids) -> np.ndarray:
+        ids = np.asarray(ids, np.int64) if np.size(ids) == 0 else np.asarray(ids)
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise UserError(f"chunk ids are integers, not {ids.dtype}")
+        if ids.size and (ids.min() < -1 or ids.max() >= self.n_chunks):
+            wrong = ids.min() if ids.min() < -1 else ids.max()
+            raise UserError(f"chunk ids go from 0 to {self.n_chunks - 1} (−1: none) in {self.path}, not {wrong}")
+        return ids
 
 
 def read_manifest(path: Path) -> dict:

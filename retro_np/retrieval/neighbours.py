@@ -10,33 +10,40 @@ Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def precompute_neighbours(
-    keys, documents, search: Search, exact: Search, document_of, candidates: int, own: bool, advance=lambda n: None
+    keys,
+    documents,
+    search: Search,
+    exact: Search,
+    document_of,
+    candidates: int,
+    own_chunks=None,
+    advance=lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest `candidates` values of each chunk of a split, in order. Returns ids and squared distances (N, K).
+    """The nearest `candidates` values of each chunk of a shard, in order. Returns ids and squared distances (N, K).
 
-    keys: (N, d_key) and documents: (N,) of the split's chunks. search, exact: (queries, k) -> ids, distances.
-    own: whether the split is in the database itself, so that a chunk's own document must be left out: more are
-    fetched and filtered, and where too few remain exact search fetches as many as must suffice. −1, inf: none left.
+    keys: (N, d_key) and documents: (N,) of the shard's chunks. search, exact: (queries, k) -> ids, distances.
+    own_chunks: None for chunks that are not in the database; for those that are, how many chunks each document has
+    there, in all shards. A chunk's own document is left out: more are fetched and filtered, then many more, and where
+    too few remain exact search fetches as many as must suffice. −1, inf: none left.
     """
     ids = np.full((len(keys), candidates), -1, np.int64)
     distances = np.full((len(keys), candidates), np.inf, np.float32)
-    chunks_of = np.bincount(documents) if own and len(documents) else None
     for start in range(0, len(keys), QUERIES_A_BLOCK):
         rows = np.arange(start, min(start + QUERIES_A_BLOCK, len(keys)))
         queries = np.asarray(keys[rows], np.float32)
-        if not own:
+        if own_chunks is None:
             ids[rows], distances[rows] = search(queries, candidates)
         else:
             own_documents = documents[rows]
-            found = search(queries, 2 * candidates)
-            kept = keep_first(*found, document_of(found[0]) != own_documents[:, None], candidates)
-            short = np.flatnonzero(kept[0][:, -1] < 0)
-            if len(short):
-                enough = candidates + int(chunks_of[own_documents[short]].max())
-                found = exact(queries[short], enough)
-                more = keep_first(*found, document_of(found[0]) != own_documents[short, None], candidates)
-                kept[0][short], kept[1][short] = more
-            ids[rows], distances[rows] = kept
+            enough = candidates + int(own_chunks[own_documents].max())
+            short = np.arange(len(rows))
+            for method, fetched in ((search, 2 * candidates), (search, 8 * candidates), (exact, enough)):
+                found, distance = method(queries[short], min(fetched, enough))
+                allowed = document_of(found) != own_documents[short, None]
+                ids[rows[short]], distances[rows[short]] = keep_first(found, distance, allowed, candidates)
+                short = np.flatnonzero(ids[rows, -1] < 0)
+                if not len(short):
+                    break
         advance(len(rows))
     return ids, distances
 
@@ -61,12 +68,20 @@ def sequence_neighbours(database, split, rows: np.ndarray, k: int) -> np.ndarray
     rows: (B, l) row numbers of the split, −1 for padding. In the training split no neighbour comes from a document
     that any chunk of the sequence is of: a chunk of A that retrieved from B would leak into B's tokens behind it.
     """
-    ids = np.asarray(split.neighbours[np.maximum(rows, 0)])
-    allowed = np.broadcast_to((rows >= 0)[..., None], ids.shape).copy()
+    present = rows >= 0
+    ids = np.where(present[..., None], split.neighbours[np.maximum(rows, 0)], -1)
+    ids = np.where(database.removed(ids), -1, ids)
     if split.name == "train":
-        sources = database.document_of(ids)
-        documents = np.where(rows >= 0, split.documents[np.maximum(rows, 0)], -1)
-        for b, present in enumerate(documents):
-            allowed[b] &= ~np.isin(sources[b], present)
-    chosen, _ = keep_first(ids, np.zeros(ids.shape, np.float32), allowed, k)
-    return database.value(chosen)
+        documents = np.where(present, split.documents[np.maximum(rows, 0)], -1)
+        return database.value(choose_neighbours(ids, database.document_of(ids), documents[:, None, :], k))
+    return database.value(choose_neighbours(ids, database.document_of(ids), np.empty(0, np.int64), k))
+
+
+def choose_neighbours(candidates, candidate_documents, excluded_documents, k: int) -> np.ndarray:
+    """The first k candidates of each row that come from none of its excluded documents; −1 where fewer remain.
+
+    candidates, candidate_documents: (..., K), nearest first, −1 missing; excluded_documents: (..., E), its leading
+    axes broadcast against theirs. Returns ids (..., k).
+    """
+    allowed = (candidate_documents[..., :, None] != excluded_documents[..., None, :]).all(axis=-1)
+    return keep_first(candidates, np.zeros(candidates.shape, np.float32), allowed, k)[0]

@@ -18,18 +18,23 @@ class Sharded:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows) -> np.ndarray:
-        """rows: a slice, an integer or an integer array of any shape (none negative); returns a new array."""
+    def __getitem__(self, key) -> np.ndarray:
+        """Rows by a slice, an integer or an integer array of any shape, as NumPy has it (−1: the last one), alone or as
+        first item of a tuple whose others index within rows. Returns a new array."""
+        rows, *within = key if isinstance(key, tuple) else (key,)
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
-        rows = np.asarray(rows)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+        rows = np.asarray(rows, np.int64)
+        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        if len(self.parts) == 1:
-            return np.asarray(self.parts[0][rows])
+        rows = np.where(rows < 0, rows + len(self), rows)
         out = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         part = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(part):
             here = part == number
             out[here] = self.parts[number][rows[here] - self.starts[number]]
-        return out
+        return out[(slice(None),) * rows.ndim + tuple(within)] if within else out
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """All rows, read into memory."""
+        return np.asarray(self[:], dtype)

@@ -1,0 +1,123 @@
+"""Ground truth: the full forward pass, one token further at a time."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retro_np import generate, retro
+from retro_np.errors import UserError
+from retro_np.generation import sample_token
+from retro_np.nn.checks import CONFIG, perturbed_params
+from retro_np.nn.incremental import Cache, extend, segments
+from retro_np.tree import map_tree
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_generation_with_a_cache_equals_the_full_forward(data):
+    m = data.draw(st.sampled_from([1, 2, 3, 5]))
+    change = data.draw(st.sampled_from([{}, {"retrieved_part": "F"}, {"cca_positions": False}, {"cca_layers": (1, 3)}]))
+    config = type(CONFIG)(**vars(CONFIG) | {"chunk_size": m} | change)
+    dtype, tolerance = data.draw(st.sampled_from([(np.float32, 2e-4), (np.float64, 1e-10)]))
+    params = map_tree(lambda _, a: a.astype(dtype), perturbed_params(config, data.draw(st.integers(0, 99))))
+    n, k = data.draw(st.integers(1, 17)), data.draw(st.integers(1, 3))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 11, n)
+    neighbours = rng.integers(0, 11, (n // m, k, 2 * m))
+    neighbours[rng.random((n // m, k)) < 0.2] = 0
+    full, _ = retro(params, config, tokens[None], neighbours[None])
+    cache, outs = Cache(), []
+    while cache.length < n:  # pieces of drawn lengths, as a prompt and then tokens one by one would be
+        count = min(data.draw(st.integers(1, n)), n - cache.length)
+        for length in segments(cache.length, count, m):
+            begin = cache.length
+            found = neighbours[begin // m] if (begin + 1) % m == 0 else None
+            outs.append(extend(params, config, cache, tokens[begin : begin + length], found))
+    np.testing.assert_allclose(np.concatenate(outs), full[0], atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def model(database):
+    config = type(CONFIG)(**vars(CONFIG) | {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size})
+    return perturbed_params(config), config
+
+
+def test_greedy_sampling_takes_the_full_forwards_likeliest_tokens(model, database):
+    params, config = model
+    prompt = np.array([5, 7, 9])
+    new, retrieved = generate(params, config, prompt, 30, database=database, k=2, temperature=0)
+    sequence = np.concatenate([prompt, new])
+    m = config.chunk_size
+    neighbours = np.stack([item.values for item in retrieved])[: (len(sequence) - 1) // m]
+    logits, _ = retro(params, config, sequence[None, :-1], neighbours[None])
+    logits[..., 0] = -np.inf
+    assert logits[0, 2:].argmax(axis=-1).tolist() == new.tolist()
+    assert [item.chunk for item in retrieved] == list(range(len(retrieved)))
+
+
+def test_what_is_retrieved_is_what_a_search_for_the_chunks_text_finds(model, database):
+    params, config = model
+    prompt = np.arange(2, 20)
+    _, retrieved = generate(params, config, prompt, 4, database=database, k=3)
+    m = config.chunk_size
+    for item in retrieved[:2]:
+        ids, distances = database.search(database.text(prompt[item.chunk * m : (item.chunk + 1) * m]), 3)
+        assert item.ids.tolist() == ids.tolist()
+        np.testing.assert_allclose(item.distances, distances, rtol=1e-5)
+        assert np.array_equal(item.values, database.value(ids))
+
+
+@pytest.mark.parametrize("prompt", [[3], list(range(2, 12)), list(range(2, 290))], ids=["one token", "some", "long"])
+def test_prompts_of_any_length_work(model, database, prompt):
+    new, _ = generate(*model, prompt, 5, database=database)
+    assert new.shape == (5,)
+    assert ((new > 0) & (new < database.vocabulary_size)).all()
+
+
+def test_a_seed_settles_the_sample_and_another_changes_it(model):
+    first, again, other = (generate(*model, [4, 5], 40, seed=seed)[0].tolist() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_k_of_a_thousand_is_padded_and_works(model, database):
+    _, retrieved = generate(*model, list(range(2, 12)), 2, database=database, k=1000)
+    assert (retrieved[0].ids >= 0).sum() == min(1000, database.n_chunks)
+
+
+def draws(logits, count=4000, **settings):
+    rng = np.random.default_rng(0)
+    found = np.bincount([sample_token(np.array(logits), rng, **settings) for _ in range(count)], minlength=len(logits))
+    return found / count
+
+
+def test_sampling_follows_the_softmax_and_never_draws_padding():
+    logits = np.log([0.5, 0.1, 0.3, 0.1])
+    np.testing.assert_allclose(draws(logits), [0, 0.2, 0.6, 0.2], atol=0.03)
+
+
+def test_temperature_sharpens():
+    logits = np.log([0.5, 0.1, 0.3, 0.1])
+    np.testing.assert_allclose(draws(logits, temperature=0.5), np.array([0, 1, 9, 1]) / 11, atol=0.03)
+    assert draws(logits, temperature=0)[2] == 1
+
+
+def test_top_k_and_top_p_keep_the_likeliest():
+    logits = np.log([0.2, 0.15, 0.4, 0.25])
+    np.testing.assert_allclose(draws(logits, top_k=2), [0, 0, 0.4 / 0.65, 0.25 / 0.65], atol=0.03)
+    # without padding: 0.5, 0.3125, 0.1875; the second crosses 0.6
+    np.testing.assert_allclose(draws(logits, top_p=0.6), [0, 0, 0.4 / 0.65, 0.25 / 0.65], atol=0.03)
+    assert draws(logits, top_p=1e-9)[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings"),
+    [
+        ([], {}), ([[1]], {}), ([1.5], {}), ([10**6], {}), ([-1], {}), ([1], {"temperature": -1}),
+        ([1], {"top_p": 0}), ([1], {"top_p": 1.5}), ([1], {"top_k": 0}), ([1], {"k": -1}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_request_that_makes_no_sense_is_refused(model, prompt, settings):
+    with pytest.raises(UserError):
+        generate(*model, prompt, 3, **settings)

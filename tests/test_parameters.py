@@ -1,0 +1,89 @@
+"""Ground truth: table 2 of the paper, and what was saved."""
+
+import numpy as np
+import pytest
+
+from retro_np import EncoderConfig, RetroConfig, count_parameters, init_params, load_params, save_params
+from retro_np.errors import UserError
+from retro_np.nn.checks import CONFIG
+from retro_np.tree import leaves
+
+TABLE_2 = {
+    "baseline-132m": 132e6, "retro-172m": 172e6, "baseline-368m": 368e6, "retro-425m": 425e6,
+    "baseline-1.3b": 1309e6, "retro-1.5b": 1451e6, "baseline-7b": 6982e6, "retro-7.5b": 7532e6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "parameters"), TABLE_2.items())
+def test_presets_have_the_parameter_counts_of_table_2(name, parameters):
+    assert abs(count_parameters(RetroConfig.preset(name)) - parameters) < max(1e6, 5e-4 * parameters)
+
+
+def test_the_count_is_that_of_the_arrays():
+    params = init_params(CONFIG, np.random.default_rng(0))
+    sizes = {name: array.size for name, array in leaves(params)}
+    assert count_parameters(CONFIG, embeddings=True) == sum(sizes.values())
+    tables = sizes["embedding"] + sizes["encoder.embedding"] + sizes["readout"]
+    assert count_parameters(CONFIG) == sum(sizes.values()) - tables
+
+
+def test_fresh_parameters_are_float32_and_a_function_of_the_generator():
+    first, second = (dict(leaves(init_params(CONFIG, np.random.default_rng(3)))) for _ in range(2))
+    assert all(array.dtype == np.float32 for array in first.values())
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_saved_parameters_come_back_to_the_bit_with_their_configuration(tmp_path, dtype):
+    params = init_params(CONFIG, np.random.default_rng(0))
+    params["norm"] = params["norm"].astype(dtype)
+    save_params(tmp_path / "a.safetensors", params, CONFIG)
+    loaded, config = load_params(tmp_path / "a.safetensors")
+    assert config == CONFIG
+    for (name, array), (other, again) in zip(leaves(params), leaves(loaded), strict=True):
+        assert name == other
+        assert array.dtype == again.dtype
+        assert np.array_equal(array, again)
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    params = init_params(CONFIG, np.random.default_rng(0))
+    for name in ("a", "b"):
+        save_params(tmp_path / name, params, CONFIG)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_checkpoint_that_is_missing_cut_short_or_of_another_kind_is_refused_by_name(tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(UserError, match=r"no checkpoint at .*a\.safetensors"):
+        load_params(path)
+    save_params(path, init_params(CONFIG, np.random.default_rng(0)), CONFIG)
+    whole = path.read_bytes()
+    for broken in (b"", b"hello", whole[: len(whole) // 2], whole[:-1]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"a\.safetensors"):
+            load_params(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"d_model": 5}, {"n_layers": 0}, {"cca_layers": (4,)}, {"cca_layers": (2, 2)}, {"encoder": None},
+        {"dropout": 1.0}, {"retrieved_part": "NN"}, {"share_embeddings": True}, {"chunk_size": 1.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_shape_that_no_model_can_have_is_a_value_error(change):
+    with pytest.raises(ValueError, match="."):
+        RetroConfig(**vars(CONFIG) | change)
+
+
+def test_an_encoder_without_cross_attention_in_the_decoder_is_a_baseline():
+    config = RetroConfig(11, 6, 8, 2, 4, 3, (), 3, EncoderConfig())
+    assert "encoder" not in init_params(config, np.random.default_rng(0))
+    assert not config.retrieves
+
+
+def test_an_unknown_preset_names_those_that_there_are():
+    with pytest.raises(UserError, match="retro-172m"):
+        RetroConfig.preset("retro-1t")
