@@ -6,7 +6,7 @@ import os
 import pytest
 
 from retro_np.errors import UserError
-from retro_np.retrieval.corpus import find_corpus, held_out, limited
+from retro_np.retrieval.corpus import find_corpus, held_out, limited, read_corpus
 
 
 def texts_of(source):
@@ -102,3 +102,46 @@ def test_a_slice_is_within_its_bytes_and_a_larger_one_holds_no_less(tmp_path):
     small, large = (limited(find_corpus(tmp_path), size).names() for size in (1000, 2500))
     assert (len(small), len(large)) == (10, 25)
     assert set(small) < set(large)
+
+
+def test_the_names_order_and_texts_of_a_slice_do_not_depend_on_the_file_system(tmp_path):
+    for name in ("c", "a", "b"):
+        (tmp_path / name).write_text(name * 10)
+    assert [d.name for d in read_corpus(tmp_path)] == ["a", "b", "c"]
+    assert limited(find_corpus(tmp_path), 25).names() == limited(find_corpus(tmp_path), 29).names()
+    assert len(limited(find_corpus(tmp_path), 1).names()) == 1  # a slice is never empty
+
+
+def test_a_slice_holds_its_share_of_held_out_documents(tmp_path):
+    for i in range(600):
+        (tmp_path / f"m{i}").write_text("x" * 10)
+    names = limited(find_corpus(tmp_path), 3000).names()
+    share = sum(held_out(name, 0.3) for name in names) / len(names)
+    assert abs(share - 0.3) < 0.11  # four standard deviations of 300 draws
+
+
+def test_a_folder_left_out_is_no_part_of_the_corpus(tmp_path):
+    for name in ("text", "db/tokens"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert find_corpus(tmp_path, leave_out=tmp_path / "db").names() == ["text"]
+
+
+def test_bytes_of_jsonl_that_are_not_utf8_and_a_mark_at_its_start_are_no_mistake(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a\\u0000b"}\n{"text": "\xe9"}\n')
+    assert [(d.text, d.replaced) for d in find_corpus(path).documents()] == [("a\0b", 0), ("\ufffd", 1)]
+
+
+def test_files_without_a_byte_are_no_corpus(tmp_path):
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(UserError, match="holds no text"):
+        find_corpus(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "there").write_text("text")
+    corpus = find_corpus(tmp_path)
+    (tmp_path / "there").unlink()
+    with pytest.raises(UserError, match="cannot read .*there"):
+        list(corpus.documents())

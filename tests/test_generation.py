@@ -39,7 +39,9 @@ def test_generation_with_a_cache_equals_the_full_forward(data):
 
 @pytest.fixture(scope="module")
 def model(database):
-    config = type(CONFIG)(**vars(CONFIG) | {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size})
+    config = type(CONFIG)(
+        **vars(CONFIG) | {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
+    )
     return perturbed_params(config), config
 
 

@@ -1,11 +1,16 @@
 """Ground truth: the text itself (byte-level BPE is lossless)."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import retro_np
 from retro_np.errors import UserError
 from retro_np.retrieval.tokenizer import (
     SMALLEST_VOCABULARY,
@@ -18,6 +23,7 @@ from retro_np.retrieval.tokenizer import (
     tokenizer_bytes,
     tokenizer_sha256,
     train_tokenizer,
+    vocabulary_bytes,
 )
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "naïve café — ½ 🙂 " * 20, f"{SPECIAL[0]} and {SPECIAL[1]} " * 50]
@@ -69,9 +75,66 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
         train_tokenizer(TEXTS, SMALLEST_VOCABULARY - 1)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "not json", json.dumps({"model": {"type": "BPE"}})])
-def test_a_broken_tokenizer_is_refused_by_name(tmp_path, content):
+def test_a_broken_tokenizer_is_refused_by_name(tmp_path, change):
     path = tmp_path / "tokenizer.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json"):
+    path.write_bytes(change(tokenizer_bytes(TOKENIZER)))
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(path)
+
+
+def changed(change):
+    """A tokenizer's bytes with its JSON changed."""
+
+    def apply(data):
+        state = json.loads(data)
+        change(state)
+        return json.dumps(state).encode()
+
+    return apply
+
+
+LOSSY = {  # well-formed for the library, but text would not come back, or could spell what it must not
+    "lower case": lambda state: state.update(normalizer={"type": "Lowercase"}),
+    "added token": lambda state: state.update(added_tokens=[{"id": 0, "content": SPECIAL[0]}]),
+    "prefix space": lambda state: state["pre_tokenizer"].update(add_prefix_space=True),
+    "no alphabet": lambda state: state["model"]["vocab"].pop("a"),
+    "gap in ids": lambda state: state["model"]["vocab"].update(a=10**6),
+    "id twice": lambda state: state["model"]["vocab"].update(a=70),
+    "unknown merge": lambda state: state["model"]["merges"].append(["a", "Ġnowhere"]),
+    "special merge": lambda state: state["model"]["merges"].append(["<padding", " token>"]),
+    "other special": lambda state: state["model"]["vocab"].update({SPECIAL[0]: 1, SPECIAL[1]: 0}),
+    "other model": lambda state: state["model"].update(type="WordPiece"),
+}
+test_a_broken_tokenizer_is_refused_by_name = pytest.mark.parametrize(
+    "change",
+    [
+        *(pytest.param(changed(change), id=name) for name, change in LOSSY.items()),
+        *(pytest.param(lambda data, c=c: c, id=repr(c)) for c in (b"", b"{}", b"not json", b"[]", b"\xff", b"null")),
+        pytest.param(lambda data: data[: len(data) // 2], id="half"),
+    ],
+)(test_a_broken_tokenizer_is_refused_by_name)
+
+
+def test_training_in_another_process_gives_the_same_bytes():
+    script = (
+        "import sys; from retro_np.retrieval.tokenizer import train_tokenizer, tokenizer_sha256; "
+        "print(tokenizer_sha256(train_tokenizer(eval(sys.stdin.read()), 400)))"
+    )
+    root = str(Path(retro_np.__file__).parents[1])
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": root}
+        command = [sys.executable, "-c", script]
+        out = subprocess.run(command, input=repr(TEXTS), capture_output=True, text=True, env=environment, check=True)
+        assert out.stdout.strip() == tokenizer_sha256(TOKENIZER)
+
+
+@given(st.lists(st.integers(0, TOKENIZER.get_vocab_size() - 1)))
+@settings(deadline=None)
+def test_any_ids_decode_and_their_pieces_join_to_the_same(ids):
+    assert "".join(token_texts(TOKENIZER, ids)) == decode(TOKENIZER, ids)
+
+
+def test_every_byte_has_a_token_and_a_small_corpus_gives_fewer_merges_than_asked():
+    small = train_tokenizer(["ab"], 4096)
+    assert SMALLEST_VOCABULARY <= small.get_vocab_size() < 270
+    assert set(vocabulary_bytes(small)) >= {bytes([b]) for b in range(256)}

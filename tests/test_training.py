@@ -104,7 +104,10 @@ def test_targets_are_the_next_tokens_of_the_same_document(database):
         for t in range(4 * m):
             row, i = rows[b, t // m], t % m
             after = (row, i + 1) if i + 1 < m else (row + 1, 0)
-            inside = after[0] < len(split.tokens) and split.documents[[row]] == split.documents[[min(after[0], len(split.tokens) - 1)]]
+            inside = (
+                after[0] < len(split.tokens)
+                and split.documents[[row]] == split.documents[[min(after[0], len(split.tokens) - 1)]]
+            )
             expected = int(split.tokens[[after[0]]][0, after[1]]) if inside else 0
             assert tokens[b, t] == split.tokens[[row]][0, i]
             assert targets[b, t] == expected

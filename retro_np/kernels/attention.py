@@ -8,6 +8,8 @@ cross-attention g = 1, k the neighbours; the encoder's cross-attention g the nei
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from retro_np.kernels import kernel
+
 
 def skewed(logits, n_keys):
     """View logits by distance (..., n, n + r − 1) as logits by key (..., n, r), without a copy.
@@ -20,7 +22,7 @@ def skewed(logits, n_keys):
     return as_strided(logits[..., n - 1 :], (*batch, n, n_keys), (*outer, down - right, right))
 
 
-def attention_forward(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+def forward_numpy(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
     """softmax_j(((q_i + u)·k_j + (q_i + v)·p_{i−j}) / √c) · values_j. Dai et al. 2019; paper B.1.2.
 
     q: (B, g, n, h, c). keys, values: (B, k, r, h, c). u, v: (h, c).
@@ -50,7 +52,7 @@ def attention_forward(q, keys, values, table=None, u=None, v=None, *, causal_off
     return np.ascontiguousarray(out), probabilities.reshape(batch, h, g, n, k, r)
 
 
-def attention_backward(dout, probabilities, q, keys, values, table=None, u=None, v=None):
+def backward_numpy(dout, probabilities, q, keys, values, table=None, u=None, v=None):
     """The pullback of attention_forward. Returns dq, dkeys, dvalues, dtable, du, dv; None for what is absent."""
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
@@ -73,6 +75,10 @@ def attention_backward(dout, probabilities, q, keys, values, table=None, u=None,
         du, dv = dcontent.sum(axis=(0, 2)), dposition.sum(axis=(0, 2))
         dq = dcontent + dposition
     return _groups_first(dq, q), _groups_first(dkeys, keys), _groups_first(dvalues, values), dtable, du, dv
+
+
+attention_forward = kernel("attention_forward", numpy=forward_numpy)
+attention_backward = kernel("attention_backward", numpy=backward_numpy)
 
 
 def _softmax(logits):

@@ -1,0 +1,205 @@
+"""The commands as a user runs them, each in a process of its own. Ground truth: what the library itself answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_corpus
+
+from retro_np import Database, load_params
+from retro_np.evaluation.bits_per_byte import evaluate
+
+TRAIN = ["--d-model", "16", "--d-ffw", "32", "--n-heads", "2", "--d-head", "8", "--n-layers", "2", "--cca-layers", "2",
+         "--encoder-layers", "1", "--steps", "6", "--sequence-length", "64", "--batch-size", "2"]  # fmt: skip
+
+
+def run(*arguments, cwd=None):
+    """Run retro-np; return its status, standard output and standard error."""
+    command = [sys.executable, "-c", "from retro_np.cli import main; main()", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(*arguments):
+    """Run retro-np with something wrong; return the one line that it must print."""
+    status, _, err = run(*arguments)
+    assert status == 2, err
+    assert "Traceback" not in err
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("retro-np: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A corpus, a database with BERT's keys, a baseline and a RETRO, all made by commands."""
+    folder = tmp_path_factory.mktemp("work")
+    write_corpus(folder / "docs", documents=12)
+    for arguments in (
+        (
+            "build",
+            folder / "docs",
+            "-o",
+            folder / "db",
+            "--chunk-size",
+            "16",
+            "--vocabulary-size",
+            "300",
+            "--held-out",
+            "0.25",
+        ),
+        ("train", folder / "db", "-o", folder / "baseline", "--baseline", *TRAIN),
+        ("train", folder / "db", "-o", folder / "retro", *TRAIN),
+    ):
+        status, _, err = run(*arguments)
+        assert status == 0, err
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["build"], ["search"], ["train"], ["evaluate"], ["sample"], ["gradcheck"], ["info"], ["demo"]]
+)
+def test_every_command_has_a_help_that_teaches(command):
+    status, out, _ = run(*command, "--help")
+    assert status == 0
+    assert len(out.split()) > 15
+
+
+def test_search_prints_what_the_database_finds(work):
+    status, out, err = run("search", work / "db", "return value index", "-k", "3")
+    assert status == 0, err
+    database = Database.open(work / "db")
+    ids, _ = database.search("return value index", 3)
+    for chunk in ids:
+        assert database.documents[int(database.document_of(chunk))]["name"] in out
+
+
+def test_a_search_for_more_than_there_is_shows_what_there_is(work):
+    status, out, _ = run("search", work / "db", "value", "-k", "1000")
+    assert status == 0
+    assert f"holds {Database.open(work / 'db').n_chunks} chunks" in out
+
+
+def test_evaluate_prints_and_saves_the_librarys_figures(work, tmp_path):
+    status, out, err = run(
+        "evaluate", work / "retro" / "checkpoint.safetensors", work / "db", "--baseline",
+        work / "baseline" / "checkpoint.safetensors", "-o", tmp_path, "--sequence-length", "64", "--stride", "32",
+    )  # fmt: skip
+    assert status == 0, err
+    results = json.loads((tmp_path / "results.json").read_text())
+    params, config = load_params(work / "retro" / "checkpoint.safetensors")
+    losses = evaluate(params, config, Database.open(work / "db"), k=2, sequence_length=64, stride=32)
+    assert results["models"]["RETRO[ON]"]["bpb"] == pytest.approx(losses.bits_per_byte())
+    assert f"{losses.bits_per_byte():.4f}" in out
+    assert list(results["models"])[0] == "baseline"
+
+
+def test_sample_shows_what_was_retrieved_and_writes_a_page_that_escapes_text(work, tmp_path):
+    prompt = "<script>alert(1)</script> " + "return value " * 12
+    status, out, err = run(
+        "sample", work / "retro" / "checkpoint.safetensors", work / "db", "--prompt", prompt, "--length", "20",
+        "--page", tmp_path / "page.html",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "squared distance" in out
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>" not in page
+    assert "module_" in page
+
+
+@pytest.mark.parametrize("prompt", ["", "x", "value " * 400], ids=["empty", "one token", "longer than n"])
+def test_prompts_of_any_length_work(work, prompt):
+    status, _, err = run(
+        "sample", work / "retro" / "checkpoint.safetensors", work / "db", "--prompt", prompt, "--length", "3"
+    )
+    assert status == 0, err
+
+
+def test_retrofit_leaves_the_baseline_as_it_is(work, tmp_path):
+    baseline = work / "baseline" / "checkpoint.safetensors"
+    status, _, err = run("train", work / "db", "-o", tmp_path, "--retrofit", baseline, *TRAIN)
+    assert status == 0, err
+    fitted, config = load_params(tmp_path / "checkpoint.safetensors")
+    trained, _ = load_params(baseline)
+    assert config.retrieves
+    assert np.array_equal(fitted["readout"], trained["readout"])
+    assert np.array_equal(fitted["layers"][1]["ffw"]["w_in"], trained["layers"][1]["ffw"]["w_in"])
+
+
+def test_info_names_kernels_blas_and_weights():
+    status, out, _ = run("info")
+    assert status == 0
+    for word in ("exact_search", "BLAS", "all-MiniLM-L6-v2", "C extension"):
+        assert word in out
+    assert ("missing" in out) == (os.environ.get("RETRO_NP_EXPECT_C") == "0")
+
+
+def test_what_is_not_there_is_one_line_and_status_2(work, tmp_path):
+    checkpoint, db = work / "retro" / "checkpoint.safetensors", work / "db"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "binary").write_bytes(b"\0\1\2")
+    (tmp_path / "bad.safetensors").write_bytes(checkpoint.read_bytes()[:1000])
+    assert "holds no text" in refused("build", tmp_path / "empty", "-o", tmp_path / "db")
+    assert "is a binary file" in refused("build", tmp_path / "binary", "-o", tmp_path / "db")
+    assert "no corpus at" in refused("build", tmp_path / "nowhere", "-o", tmp_path / "db")
+    assert "no database at" in refused("search", tmp_path, "text")
+    assert "no checkpoint at" in refused("evaluate", tmp_path / "none.safetensors", db)
+    assert "bad.safetensors" in refused("evaluate", tmp_path / "bad.safetensors", db)
+    assert "not whole chunks" in refused("evaluate", checkpoint, db, "--stride", "17")
+    assert "no split" in refused("evaluate", checkpoint, db, "--split", "test")
+    assert "--cca-layers" in refused("train", db, "-o", tmp_path / "run", "--cca-layers", "two")
+    assert "no preset" in refused("train", db, "-o", tmp_path / "run", "--preset", "gpt")
+    assert "already has chunked" in refused("train", db, "-o", tmp_path / "run", "--retrofit", checkpoint)
+    assert "no folder" in refused("search", db, "text", "--embedder", tmp_path / "nowhere")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "db").exists()
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):
+    write_corpus(tmp_path / "docs", documents=6, seed=9)
+    status, _, err = run(
+        "build", tmp_path / "docs", "-o", tmp_path / "db", "--chunk-size", "16", "--vocabulary-size", "280"
+    )
+    assert status == 0, err
+    line = refused("sample", work / "retro" / "checkpoint.safetensors", tmp_path / "db", "--prompt", "x")
+    assert "vocabulary_size 300, and the database" in line
+
+
+def test_the_gradcheck_command_fails_where_the_tolerance_is_out_of_reach():
+    status, out, err = run("gradcheck", "--tolerance", "1e-30")
+    assert status == 2
+    assert "FAILS" in out
+    assert "finite differences" in err
+
+
+@pytest.mark.slow
+def test_the_gradcheck_command_shows_every_operator_below_1e_6():
+    status, out, err = run("gradcheck")
+    assert status == 0, err
+    for name in ("rms_norm", "CCA", "ENCODER", "RETRO[ON], loss"):
+        assert name in out
+
+
+@pytest.mark.slow
+def test_the_demo_makes_what_it_says_and_a_second_start_reuses_it(tmp_path):
+    status, out, err = run("demo", "--minutes", "0.5", "-o", tmp_path / "demo")
+    assert status == 0, err
+    assert "RETRO needs" in out
+    made = [
+        "plan.json", "results.json", "losses.npz", "loss.png", "bpb_alpha.png", "samples.html",
+        "baseline/checkpoint.safetensors", "retro/checkpoint.safetensors", "db/manifest.json",
+    ]  # fmt: skip
+    stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in made if name != "loss.png"}
+    status, again, err = run("demo", "-o", tmp_path / "demo")
+    assert status == 0, err
+    assert {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert out.splitlines()[-8:] == again.splitlines()[-8:]
+    line = refused("demo", "--minutes", "3", "-o", tmp_path / "demo")
+    assert "holds a demo of minutes 0.5" in line
+    assert Path(tmp_path / "demo" / "samples.html").read_text().count("<section") > 3

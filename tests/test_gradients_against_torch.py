@@ -1,0 +1,78 @@
+"""Ground truth: PyTorch's autograd in float64, on a port that shares no code with the package."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from strategies import MANY, cases
+
+from retro_np import reference
+from retro_np.nn.model import retro, retro_loss
+from retro_np.tree import leaves, map_tree
+
+pytestmark = pytest.mark.oracle
+
+
+@pytest.fixture(scope="module")
+def port():
+    import torch_port  # here, so that the suite without oracles is collected without PyTorch
+
+    return torch_port
+
+
+def assert_same_gradients(ours, theirs, rtol, floor):
+    """Every leaf within rtol of its largest entry.
+
+    floor, a share of the whole tree's largest entry, is for leaves that are zero in exact arithmetic (W_q where there
+    is one key, say) and hold nothing but rounding.
+    """
+    theirs = dict(leaves(theirs))
+    whole = max(np.abs(grad).max() for grad in theirs.values())
+    names = [name for name, _ in leaves(ours)]
+    assert sorted(names) == sorted(theirs)
+    for name, grad in leaves(ours):
+        tolerance = rtol * np.abs(theirs[name]).max() + floor * whole
+        worst = np.abs(grad - theirs[name]).max()
+        assert worst <= tolerance, f"{name} is off by {worst:.3g}, more than {tolerance:.3g}"
+
+
+@MANY
+@given(case=cases())
+def test_the_port_equals_the_paper_by_loops(port, case):
+    np.testing.assert_allclose(port.retro_logits(*case.given), reference.retro(*case.given), rtol=1e-10, atol=1e-10)
+
+
+@MANY
+@given(case=cases())
+def test_the_loss_and_every_gradient_equal_autograd(port, case):
+    loss, vjp = retro_loss(case.params, case.config, case.tokens, case.targets, case.neighbours)
+    expected, gradients = port.retro_loss(case.params, case.config, case.tokens, case.targets, case.neighbours)
+    np.testing.assert_allclose(loss, expected, rtol=1e-10)
+    assert_same_gradients(vjp(1.0), gradients, rtol=1e-8, floor=1e-12)
+
+
+@MANY
+@given(case=cases())
+def test_the_loss_and_every_gradient_without_retrieval_equal_autograd(port, case):
+    loss, vjp = retro_loss(case.params, case.config, case.tokens, case.targets, None)
+    expected, gradients = port.retro_loss(case.params, case.config, case.tokens, case.targets, None)
+    np.testing.assert_allclose(loss, expected, rtol=1e-10)
+    assert_same_gradients(vjp(1.0), gradients, rtol=1e-8, floor=1e-12)
+
+
+@MANY
+@given(case=cases())
+def test_the_pullback_of_a_random_cotangent_equals_autograd(port, case):
+    logits, vjp = retro(*case.given)
+    cotangent = case.rng.standard_normal(logits.shape)
+    assert_same_gradients(vjp(cotangent), port.retro_pullback(*case.given, cotangent), rtol=1e-8, floor=1e-12)
+
+
+@MANY
+@given(case=cases())
+def test_gradients_in_float32_equal_autograd_in_float64_to_its_precision(port, case):
+    params = map_tree(lambda _, array: array.astype(np.float32), case.params)
+    loss, vjp = retro_loss(params, case.config, case.tokens, case.targets, case.neighbours)
+    # the port reads the rounded parameters, so what differs is the arithmetic alone: 6e-8 a rounding, some hundred deep
+    expected, gradients = port.retro_loss(params, case.config, case.tokens, case.targets, case.neighbours)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(vjp(1.0), gradients, rtol=1e-3, floor=1e-4)

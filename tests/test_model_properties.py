@@ -1,0 +1,238 @@
+"""Ground truth: what must hold whatever the numbers: who may see what, what is left out, what is frozen."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import MANY, baseline_of, cases
+
+from retro_np.nn.checks import CONFIG, perturbed_params
+from retro_np.nn.model import retro, retro_loss
+from retro_np.tree import leaves, map_tree
+
+ROUNDING = {"rtol": 1e-9, "atol": 1e-10}  # float64, the same sum in another order
+
+
+def other_token(tokens, vocabulary_size):
+    """Another token that is not padding, for each."""
+    return tokens % (vocabulary_size - 1) + 1
+
+
+def assert_equal_trees(ours, theirs, compare):
+    theirs = dict(leaves(theirs))
+    for name, grad in leaves(ours):
+        compare(grad, theirs[name], err_msg=name)
+
+
+@MANY
+@given(case=cases(), where=st.integers(0, 63))
+def test_a_token_changes_no_earlier_logit_by_a_bit_and_its_own(case, where):
+    t = where % case.tokens.shape[1]
+    changed = case.tokens.copy()
+    changed[:, t] = other_token(changed[:, t], case.config.vocabulary_size)
+    before, _ = retro(*case.given)
+    after, _ = retro(case.params, case.config, changed, case.neighbours)
+    assert np.array_equal(before[:, :t], after[:, :t])
+    assert np.all(np.any(before[:, t] != after[:, t], axis=-1))
+
+
+@MANY
+@given(case=cases(retrieving=True), where=st.integers(0, 63))
+def test_a_neighbour_changes_no_logit_before_its_chunks_last_token_by_a_bit_and_that_one(case, where):
+    batch, chunks, k, _ = case.neighbours.shape
+    u, first = where % chunks, (where % chunks + 1) * case.config.chunk_size - 1
+    changed = case.neighbours.copy()
+    j = where % k
+    changed[:, u, j] = other_token(changed[:, u, j], case.config.vocabulary_size)
+    before, _ = retro(*case.given)
+    after, _ = retro(case.params, case.config, case.tokens, changed)
+    assert np.array_equal(before[:, :first], after[:, :first])
+    assert np.any(before[:, first:] != after[:, first:], axis=(1, 2)).sum() == batch
+
+
+@MANY
+@given(case=cases())
+def test_a_row_changes_no_logit_of_another_row(case):
+    tokens, neighbours = np.repeat(case.tokens[:1], 2, axis=0), np.repeat(case.neighbours[:1], 2, axis=0)
+    before, _ = retro(case.params, case.config, tokens, neighbours)
+    tokens[1] = other_token(tokens[1], case.config.vocabulary_size)
+    neighbours[1] = other_token(neighbours[1], case.config.vocabulary_size)
+    after, _ = retro(case.params, case.config, tokens, neighbours)
+    assert np.array_equal(before[0], after[0])
+
+
+@MANY
+@given(case=cases())
+def test_the_order_of_neighbours_does_not_matter(case):
+    permuted = case.neighbours[:, :, case.rng.permutation(case.neighbours.shape[2])]
+    expected, _ = retro(*case.given)
+    logits, _ = retro(case.params, case.config, case.tokens, permuted)
+    np.testing.assert_allclose(logits, expected, **ROUNDING)
+
+
+@MANY
+@given(case=cases())
+def test_a_neighbour_of_padding_is_as_good_as_none(case):
+    padding = np.zeros_like(case.neighbours, shape=(*case.neighbours.shape[:2], 1, case.neighbours.shape[3]))
+    targets = case.targets
+    expected, expected_vjp = retro_loss(case.params, case.config, case.tokens, targets, case.neighbours)
+    padded = np.concatenate([padding, case.neighbours, padding], axis=2)
+    loss, vjp = retro_loss(case.params, case.config, case.tokens, targets, padded)
+    np.testing.assert_allclose(loss, expected, **ROUNDING)
+    assert_equal_trees(vjp(1.0), expected_vjp(1.0), partial(np.testing.assert_allclose, **ROUNDING))
+
+
+@MANY
+@given(case=cases())
+def test_neighbours_of_nothing_but_padding_are_retrieval_off_to_the_bit(case):
+    off, _ = retro(case.params, case.config, case.tokens, None)
+    logits, _ = retro(case.params, case.config, case.tokens, np.zeros_like(case.neighbours))
+    assert np.array_equal(logits, off)
+
+
+@MANY
+@given(case=cases())
+def test_retrieval_off_is_the_baseline_with_the_same_weights_to_the_bit(case):
+    params, config = baseline_of(case)
+    off, off_vjp = retro_loss(case.params, case.config, case.tokens, case.targets, None)
+    baseline, baseline_vjp = retro_loss(params, config, case.tokens, case.targets, None)
+    assert off == baseline
+    off_grads = dict(leaves(off_vjp(1.0)))
+    for name, grad in leaves(baseline_vjp(1.0)):
+        np.testing.assert_array_equal(off_grads.pop(name), grad, err_msg=name)
+    assert not any(grad.any() for grad in off_grads.values())  # CCA and the encoder
+
+
+@MANY
+@given(case=cases())
+def test_without_a_target_the_loss_and_all_gradients_are_zero(case):
+    loss, vjp = retro_loss(case.params, case.config, case.tokens, np.zeros_like(case.targets), case.neighbours)
+    assert loss == 0
+    grads = dict(leaves(vjp(1.0)))
+    assert {name: grad.shape for name, grad in grads.items()} == {n: a.shape for n, a in leaves(case.params)}
+    assert not any(grad.any() for grad in grads.values())
+
+
+@MANY
+@given(case=cases(), empty=st.booleans())
+def test_a_batch_is_the_mean_of_its_rows_weighted_by_their_targets(case, empty):
+    def doubled(x):
+        return np.concatenate([x, other_token(x, case.config.vocabulary_size)])
+
+    tokens, neighbours = doubled(case.tokens), doubled(case.neighbours)
+    targets = np.concatenate([case.targets, 0 * case.targets if empty else case.targets[::-1, ::-1]])
+    loss, vjp = retro_loss(case.params, case.config, tokens, targets, neighbours)
+    mean, total = 0, map_tree(lambda _, array: np.zeros_like(array), case.params)
+    for row in range(len(tokens)):
+        one = slice(row, row + 1)
+        share = np.count_nonzero(targets[row]) / np.count_nonzero(targets)
+        row_loss, row_vjp = retro_loss(case.params, case.config, tokens[one], targets[one], neighbours[one])
+        mean += share * row_loss
+        row_grads = dict(leaves(row_vjp(share)))
+        total = map_tree(lambda name, array, grads=row_grads: array + grads[name], total)
+    np.testing.assert_allclose(loss, mean, **ROUNDING)
+    largest = max(np.abs(grad).max() for _, grad in leaves(total))
+    expected = dict(leaves(total))
+    for name, grad in leaves(vjp(1.0)):
+        np.testing.assert_allclose(grad, expected[name], rtol=1e-9, atol=1e-11 * largest, err_msg=name)
+
+
+@MANY
+@given(case=cases(), share=st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+def test_frozen_leaves_have_no_gradient_and_the_others_the_same_one(case, share):
+    frozen = {name for name, _ in leaves(case.params) if case.rng.random() < share}
+    batch = (case.params, case.config, case.tokens, case.targets, case.neighbours)
+    loss, vjp = retro_loss(*batch, trainable=lambda name: name not in frozen)
+    full_loss, full_vjp = retro_loss(*batch)
+    assert loss == full_loss
+    grads, full = dict(leaves(vjp(1.0))), dict(leaves(full_vjp(1.0)))
+    assert {name for name, grad in grads.items() if grad is None} == frozen
+    for name in grads.keys() - frozen:
+        np.testing.assert_allclose(grads[name], full[name], **ROUNDING, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@MANY
+@given(case=cases())
+def test_the_dtype_of_the_parameters_is_that_of_logits_loss_and_gradients(dtype, case):
+    params = map_tree(lambda _, array: array.astype(dtype), case.params)
+    logits, logits_vjp = retro(params, case.config, case.tokens, case.neighbours)
+    config = replace(case.config, dropout=0.25)
+    loss, loss_vjp = retro_loss(params, config, case.tokens, case.targets, case.neighbours, dropout_key=(1, 2))
+    grads = [*leaves(logits_vjp(np.ones_like(logits))), *leaves(loss_vjp(1.0))]
+    found = {"logits": logits.dtype, "loss": loss.dtype} | {name: grad.dtype for name, grad in grads}
+    assert {name for name, this in found.items() if this != dtype} == set()
+
+
+RNG = np.random.default_rng(0)
+PARAMS = perturbed_params(CONFIG)
+TOKENS = RNG.integers(1, CONFIG.vocabulary_size, (2, 11))
+NEIGHBOURS = RNG.integers(1, CONFIG.vocabulary_size, (2, 3, 2, 6))
+DROPPING = replace(CONFIG, dropout=0.3)
+
+
+@pytest.mark.parametrize("key", [7, (3, 1000)], ids=str)
+def test_the_same_dropout_key_drops_the_same(key):
+    first, first_vjp = retro_loss(PARAMS, DROPPING, TOKENS, TOKENS, NEIGHBOURS, dropout_key=key)
+    second, second_vjp = retro_loss(PARAMS, DROPPING, TOKENS, TOKENS, NEIGHBOURS, dropout_key=key)
+    assert first == second
+    assert_equal_trees(first_vjp(1.0), second_vjp(1.0), np.testing.assert_array_equal)
+
+
+@pytest.mark.parametrize("keys", [(7, 8), ((3, 4), (3, 5)), ((3, 4), (4, 3))], ids=str)
+def test_another_dropout_key_drops_otherwise(keys):
+    one, other = (retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS, dropout_key=key)[0] for key in keys)
+    assert np.all(np.any(one != other, axis=-1))
+
+
+def test_without_a_key_nothing_is_dropped():
+    expected, _ = retro(PARAMS, CONFIG, TOKENS, NEIGHBOURS)
+    assert np.array_equal(retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS)[0], expected)
+    assert not np.array_equal(retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS, dropout_key=1)[0], expected)
+
+
+def altered(array, value):
+    array = array.copy()
+    array[(-1,) * array.ndim] = value
+    return array
+
+
+BAD_TOKENS = {
+    "too large": altered(TOKENS, CONFIG.vocabulary_size),
+    "negative": altered(TOKENS, -1),
+    "floats": TOKENS.astype(float),
+    "booleans": TOKENS > 3,
+    "one row without its axis": TOKENS[0],
+    "an axis too many": TOKENS[None],
+    "no token": TOKENS[:, :0],
+}
+BAD_NEIGHBOURS = {
+    "too large": altered(NEIGHBOURS, CONFIG.vocabulary_size),
+    "negative": altered(NEIGHBOURS, -1),
+    "floats": NEIGHBOURS.astype(float),
+    "without the axis k": NEIGHBOURS[:, :, 0],
+    "a chunk too few": NEIGHBOURS[:, :-1],
+    "a chunk too many": np.concatenate([NEIGHBOURS, NEIGHBOURS[:, :1]], axis=1),
+    "a row too few": NEIGHBOURS[:1],
+}
+
+
+@pytest.mark.parametrize("tokens", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_bad_tokens_are_refused(tokens):
+    with pytest.raises(ValueError, match="tokens"):
+        retro(PARAMS, CONFIG, tokens, None)
+
+
+@pytest.mark.parametrize("neighbours", BAD_NEIGHBOURS.values(), ids=BAD_NEIGHBOURS)
+def test_bad_neighbours_are_refused(neighbours):
+    with pytest.raises(ValueError, match="neighbours"):
+        retro(PARAMS, CONFIG, TOKENS, neighbours)
+
+
+@pytest.mark.parametrize("targets", [*BAD_TOKENS.values(), TOKENS[:, 1:]], ids=[*BAD_TOKENS, "a column too few"])
+def test_bad_targets_are_refused(targets):
+    with pytest.raises(ValueError, match="targets"):
+        retro_loss(PARAMS, CONFIG, TOKENS, targets, NEIGHBOURS)
