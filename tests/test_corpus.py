@@ -143,5 +143,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "there").write_text("text")
     corpus = find_corpus(tmp_path)
     (tmp_path / "there").unlink()
-    with pytest.raises(UserError, match="cannot read .*there"):
+    with pytest.raises(UserError, match=r"cannot read .*there"):
         list(corpus.documents())
