@@ -3,6 +3,7 @@
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -312,6 +313,9 @@ def describe_database(database) -> None:
         )
     if database.manifest["replaced"]:
         console.print(f"{database.manifest['replaced']:,} places were not UTF-8 and became U+FFFD")
+    skipped = json.loads((database.path / "build.json").read_text())["skipped"]
+    if skipped:
+        console.print(f"{len(skipped)} binary files were left out, the first of them {skipped[0]}", markup=False)
     console.print(f"{database.path}: search it with retro-np search {database.path} TEXT")
 
 

@@ -1,6 +1,7 @@
 """What several tests share: an embedder that needs no weights, small corpora, a small database."""
 
 import hashlib
+import keyword
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from retro_np.retrieval.build import BuildConfig, build_database
 
-WORDS = "def return import class self value index token chunk neighbour for in while if else None True False".split()
+WORDS = [*keyword.kwlist, "self", "value", "index", "token", "chunk", "neighbour"]
 
 
 class CountingEmbedder:

@@ -8,13 +8,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import hnswlib
 import numpy as np
 import pytest
 from conftest import SMALL, CountingEmbedder, all_bytes, write_corpus
 
 from retro_np.errors import UserError
 from retro_np.retrieval import build as building
+from retro_np.retrieval import index
 from retro_np.retrieval.build import build_database
 
 SCRIPT = """
@@ -101,16 +104,15 @@ def test_a_build_stopped_before_or_after_any_change_to_the_folder_ends_in_the_sa
 def test_an_index_that_the_full_disk_cut_short_is_written_again(tmp_path, whole, embedder, monkeypatch):
     corpus, expected = whole
 
-    def cut_short(keys, path):  # as hnswlib leaves it, without a word
-        index = build_hnsw(keys, path)
-        os.truncate(path, 1000)
-        return index
+    class CutShort(hnswlib.Index):  # as hnswlib leaves it on a full disk, without a word
+        def save_index(self, path):
+            super().save_index(path)
+            os.truncate(path, 1000)
 
-    build_hnsw = building.build_hnsw
-    monkeypatch.setattr(building, "build_hnsw", cut_short)
+    monkeypatch.setattr(index, "hnswlib", SimpleNamespace(Index=CutShort))
     with pytest.raises(UserError, match="the disk is full"):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
-    monkeypatch.setattr(building, "build_hnsw", build_hnsw)
+    monkeypatch.setattr(index, "hnswlib", hnswlib)
     build_database(corpus, tmp_path / "db", SMALL, embedder)
     assert all_bytes(tmp_path / "db") == expected
 

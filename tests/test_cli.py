@@ -97,7 +97,7 @@ def test_evaluate_prints_and_saves_the_librarys_figures(work, tmp_path):
     losses = evaluate(params, config, Database.open(work / "db"), k=2, sequence_length=64, stride=32)
     assert results["models"]["RETRO[ON]"]["bpb"] == pytest.approx(losses.bits_per_byte())
     assert f"{losses.bits_per_byte():.4f}" in out
-    assert list(results["models"])[0] == "baseline"
+    assert next(iter(results["models"])) == "baseline"
 
 
 def test_sample_shows_what_was_retrieved_and_writes_a_page_that_escapes_text(work, tmp_path):

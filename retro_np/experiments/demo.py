@@ -160,7 +160,8 @@ def _describe_slice(database, plan, console) -> None:
     console.print(
         f"{train_part['documents'] + held['documents']} of the standard library's {whole} modules "
         f"({(train_part['bytes'] + held['bytes']) / 1e6:.1f} MB, chosen by a hash of the name), "
-        f"{held['documents']} of them held out; {train_part['chunks']:,} chunks of {database.chunk_size} tokens in the database"
+        f"{held['documents']} of them held out; {train_part['chunks']:,} chunks of {database.chunk_size} tokens "
+        "in the database"
     )
 
 

@@ -11,10 +11,8 @@ killed anywhere goes on where it was and ends in the same bytes. The layout:
     neighbours/SPLIT/00000/   ids.npy distances.npy
 """
 
-import errno
 import hashlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,7 +107,7 @@ def _build(out: Path, corpus: Corpus, config: BuildConfig, embedder, digest: str
     for folder in shards:
         if not (folder / "index.hnsw").exists():
             with progress_bar(f"index of {folder.name}", 1) as advance:
-                _write_index(folder)
+                build_hnsw(np.load(folder / "keys.npy", allow_pickle=False, mmap_mode="r"), folder / "index.hnsw")
                 advance()
     # the manifest of what is there so far lets the database be used to find its own neighbours
     _write_neighbours(out, {"train": shards, "valid": held}, config, _unfinished(out, config, tokenizer, embedder))
@@ -212,14 +210,6 @@ def _checked_keys(embedder, texts: list[str], dtype: str, folder: Path, start: i
             f"({dtype}): mend the embedder and run the same again"
         )
     return keys
-
-
-def _write_index(folder: Path) -> None:
-    path = folder / "index.hnsw"
-    index = build_hnsw(np.load(folder / "keys.npy", allow_pickle=False, mmap_mode="r"), path)
-    if index.graph is not None and path.stat().st_size != index.graph.index_file_size():
-        path.unlink()  # hnswlib says nothing where the disk is full
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_neighbours(out, splits, config, database) -> None:

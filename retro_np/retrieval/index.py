@@ -1,5 +1,6 @@
 """Nearest keys, exactly or by HNSW, behind one interface: search(queries, k) -> ids, squared distances."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -68,7 +69,8 @@ class HnswIndex:
 def build_hnsw(keys: np.ndarray, path=None, *, seed: int = 100) -> HnswIndex:
     """Build the graph, with one thread so that the same keys give the same graph; write it to `path` if given.
 
-    Where there are no keys there is no graph, and the file is empty. Raises UserError for keys that are not finite.
+    Where there are no keys there is no graph, and the file is empty. Raises UserError for keys that are not finite,
+    OSError for a full disk.
     """
     if not np.all(np.isfinite(keys)):
         raise UserError("a key is NaN or infinite: the embedder that made it is broken")
@@ -80,12 +82,7 @@ def build_hnsw(keys: np.ndarray, path=None, *, seed: int = 100) -> HnswIndex:
             part = np.asarray(keys[start : start + 65536], np.float32)
             graph.add_items(part, np.arange(start, start + len(part)), num_threads=1)
     if path is not None:
-        beside = Path(path).with_name(Path(path).name + ".partial")
-        if graph is None:
-            beside.write_bytes(b"")
-        else:
-            graph.save_index(os.fspath(beside))
-        beside.replace(path)
+        _save(graph, Path(path))
     return HnswIndex(graph, keys)
 
 
@@ -96,3 +93,17 @@ def load_hnsw(path, keys: np.ndarray) -> HnswIndex:
     graph = hnswlib.Index(space="l2", dim=keys.shape[1])
     graph.load_index(os.fspath(path), max_elements=len(keys))
     return HnswIndex(graph, keys)
+
+
+def _save(graph: hnswlib.Index | None, path: Path) -> None:
+    """Write a graph beside its name, flush it to the disk, rename it."""
+    beside = path.with_name(path.name + ".partial")
+    if graph is None:
+        beside.write_bytes(b"")
+    else:
+        graph.save_index(os.fspath(beside))
+        if beside.stat().st_size != graph.index_file_size():  # hnswlib says nothing where the disk is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
