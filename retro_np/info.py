@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 
 import numpy as np
@@ -11,13 +12,14 @@ from retro_np.errors import UserError
 from retro_np.retrieval.weights import find_bert, read_bert
 
 PACKAGES = ("numpy", "numba", "hnswlib", "tokenizers", "safetensors")
+THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def facts() -> list[tuple[str, str]]:
     """Name and value of each line of the table."""
     lines = [("python", f"{platform.python_version()} on {platform.machine()}")]
     lines += [(name, importlib.metadata.version(name)) for name in PACKAGES]
-    lines.append(("BLAS", _blas()))
+    lines += [("BLAS", _blas()), ("threads", _threads())]
     if kernels.c_extension() is None:
         missing = "missing: NumPy and Numba serve instead. With a C compiler: pip install --force-reinstall --no-deps ."
         lines.append(("C extension", missing))
@@ -34,6 +36,12 @@ def facts() -> list[tuple[str, str]]:
         there = importlib.util.find_spec(name) is not None
         lines.append((f"{name} (oracle of the tests)", importlib.metadata.version(name) if there else "not installed"))
     return lines
+
+
+def _threads() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits = [f"{name}={os.environ[name]}" for name in THREAD_LIMITS if name in os.environ]
+    return f"{cores} cores; BLAS uses {' '.join(limits) if limits else 'all of them'}, our kernels one"
 
 
 def _blas() -> str:

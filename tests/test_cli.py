@@ -135,7 +135,7 @@ def test_retrofit_leaves_the_baseline_as_it_is(work, tmp_path):
 def test_info_names_kernels_blas_and_weights():
     status, out, _ = run("info")
     assert status == 0
-    for word in ("exact_search", "BLAS", "all-MiniLM-L6-v2", "C extension"):
+    for word in ("exact_search", "BLAS", "threads", "all-MiniLM-L6-v2", "C extension"):
         assert word in out
     assert ("missing" in out) == (os.environ.get("RETRO_NP_EXPECT_C") == "0")
 
@@ -172,10 +172,18 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):
 
 
 def test_the_gradcheck_command_fails_where_the_tolerance_is_out_of_reach():
-    status, out, err = run("gradcheck", "--tolerance", "1e-30")
+    status, out, err = run("gradcheck", "rms_norm", "--tolerance", "1e-30")
     assert status == 2
     assert "FAILS" in out
     assert "finite differences" in err
+
+
+def test_the_gradcheck_command_checks_the_operators_that_are_named():
+    status, out, err = run("gradcheck", "attention")
+    assert status == 0, err
+    assert "attention, causal" in out
+    assert "rms_norm" not in out
+    assert "no operator's name holds 'convolution'" in refused("gradcheck", "convolution")
 
 
 @pytest.mark.slow
