@@ -1,6 +1,7 @@
 """The shape of a model, and the eight shapes of the paper's table 2."""
 
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 
 from retro_np.errors import UserError
 
@@ -100,8 +101,9 @@ PRESETS = {name: sizes for names, sizes in _SIZES.items() for name in names}
 def _check_sizes(config, prefix: str, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise UserError(f"{prefix}{name} is a whole number of at least 1, not {value!r}")
+        object.__setattr__(config, name, int(value))  # NumPy's integers too, which JSON does not know
     if config.d_model % 2:
         raise UserError(f"{prefix}d_model must be even (positions are pairs of sine and cosine), not {config.d_model}")
 

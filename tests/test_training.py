@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from retro_np import EncoderConfig, RetroConfig, adamw_init, adamw_update, init_params, load_params, retro
 from retro_np.errors import UserError
+from retro_np.files import locked
 from retro_np.training.adamw import clip_by_global_norm, learning_rate
 from retro_np.training.batches import sequence_rows, tokens_and_targets, training_batch
 from retro_np.training.checkpoint import TrainingConfig, load_checkpoint
@@ -248,3 +249,9 @@ def test_every_run_leaves_its_configuration_beside_its_results(database, tmp_pat
     assert told["model"]["n_layers"] == 3
     assert told["training"]["steps"] == 1
     assert told["data"]["database"] == database.manifest["sha256"]
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(database, tmp_path):
+    with locked(tmp_path, "training run"), pytest.raises(UserError, match="in use by another training run"):
+        train(database, small_config(database), TRAINING, tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()

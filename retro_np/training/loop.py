@@ -10,6 +10,7 @@ import numpy as np
 
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
+from retro_np.files import locked, write_json
 from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
 from retro_np.parameters import init_params
@@ -81,24 +82,30 @@ def train(
 
     begin_from: (parameters, a name that identifies them) to start from; None: fresh ones from the seed.
     A run that was stopped goes on from its last checkpoint and ends in the same bytes as one that was not; a finished
-    one is read and returned. Raises UserError where `out` holds another run, where the loss is not finite (the step is
-    named, the last good checkpoint kept), and where the model does not fit the database.
+    one is read and returned. Raises UserError where `out` holds another run or is in use by one, where the loss is not
+    finite (the step is named, the last good checkpoint kept), and where the model does not fit the database.
     """
     out = Path(out)
-    checkpoint = out / CHECKPOINT
     check_fit(config, database)
     sequence_chunks(training.sequence_length, config.chunk_size)
     identity = run_identity(config, training, database.identity, begin_from[1] if begin_from else None)
-    if checkpoint.exists():
-        params, state, _, found = load_checkpoint(checkpoint)
-        same_run(checkpoint, found, identity)
-    else:
-        params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
-        state = adamw_init(params, trainable)
-        save_checkpoint(checkpoint, params, state, config, identity)
-    (out / "config.json").write_text(json.dumps(identity, indent=2) + "\n")
-    _forget_after(out / LOG, state["step"])
+    with locked(out, "training run"):
+        if (out / CHECKPOINT).exists():
+            params, state, _, found = load_checkpoint(out / CHECKPOINT)
+            same_run(out / CHECKPOINT, found, identity)
+        else:
+            params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
+            state = adamw_init(params, trainable)
+            save_checkpoint(out / CHECKPOINT, params, state, config, identity)
+        write_json(out / "config.json", identity)
+        _forget_after(out / LOG, state["step"])
+        _take_steps(database, config, training, out, params, state, identity, trainable, description)
+    return params
 
+
+def _take_steps(database, config, training, out, params, state, identity, trainable, description) -> None:
+    """From the state's step to the last one, in place; a line of the log each, a checkpoint now and then."""
+    checkpoint = out / CHECKPOINT
     split = database.split("train")
     k = training.neighbours if config.retrieves else 0
     tokens_a_step = training.batch_size * training.sequence_length
@@ -129,7 +136,6 @@ def train(
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
                 log.flush()
                 save_checkpoint(checkpoint, params, state, config, identity)
-    return params
 
 
 def check_fit(config: RetroConfig, database: Database) -> None:
