@@ -9,6 +9,8 @@ import numpy as np
 
 from retro_np.errors import UserError
 
+GELU_BLOCK = 16384  # entries: a handful of arrays of that many fit the second-level cache
+
 
 def sum_to(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sum the leading axes of x away that `shape` lacks: the pullback of broadcasting over them."""
@@ -40,15 +42,29 @@ def rms_norm(x, gain, eps=1e-6):
 
 
 def gelu(x):
-    """y = x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), elementwise. Hendrycks & Gimpel 2016, tanh form."""
+    """y = x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), elementwise. Hendrycks & Gimpel 2016, tanh form.
+
+    A block of entries at a time: what stands between the steps then stays in the cache, and no temporary is as large as
+    x, whose pages the system would have to hand out afresh each time.
+    """
     slope = float(np.sqrt(2 / np.pi))
-    tanh = np.tanh(slope * (x + 0.044715 * x * x * x))
+    flat = x.reshape(-1)
+    blocks = [slice(start, start + GELU_BLOCK) for start in range(0, len(flat), GELU_BLOCK)]
+    tanh, y = np.empty_like(flat), np.empty_like(flat)
+    for block in blocks:
+        some = flat[block]
+        np.tanh(slope * (some + 0.044715 * some * some * some), out=tanh[block])
+        y[block] = 0.5 * some * (1 + tanh[block])
 
     def vjp(dy):
-        dinner = slope * (1 + 3 * 0.044715 * x * x)
-        return (dy * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * dinner),)
+        dflat, dx = dy.reshape(-1), np.empty_like(flat)
+        for block in blocks:
+            some, t = flat[block], tanh[block]
+            dinner = slope * (1 + 3 * 0.044715 * some * some)
+            dx[block] = dflat[block] * (0.5 * (1 + t) + 0.5 * some * (1 - t * t) * dinner)
+        return (dx.reshape(x.shape),)
 
-    return 0.5 * x * (1 + tanh), vjp
+    return y.reshape(x.shape), vjp
 
 
 def embedding(table, tokens, trainable=True):
