@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 """
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-console = Console()
+console = Console(markup=False, highlight=False)  # names and paths may hold brackets
 
 DatabasePath = Annotated[Path, typer.Argument(metavar="DB", help="A database that `retro-np build` made.")]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")]
@@ -32,6 +33,13 @@ EmbedderPath = Annotated[
     Path | None,
     typer.Option("--embedder", help="A BERT's folder. Default: all-MiniLM-L6-v2, found where it is installed."),
 ]
+# options of `train` that say what a model is; the retrieval's own, and those that another choice has settled already
+RETRIEVAL_OPTIONS = {
+    "cca_layers", "encoder_layers", "conditioning", "cca_positions", "share_embeddings", "retrieved_part", "neighbours",
+}  # fmt: skip
+SETTLED_BY_BASELINE = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
+SETTLED_BY_PRESET = SETTLED_BY_BASELINE | RETRIEVAL_OPTIONS - {"neighbours"} | {"dropout"}
+INTERRUPTED = 130
 K = Annotated[int, typer.Option("-k", "--neighbours", min=1, help="Neighbours of a chunk.")]
 Seed = Annotated[int, typer.Option(min=0, help="Settles everything that is drawn.")]
 
@@ -65,7 +73,7 @@ def build(
         held_out=held_out,
         key_dtype=keys,
         neighbours=neighbours,
-        limit_bytes=None if limit_mb is None else int(limit_mb * 1e6),
+        limit_bytes=None if limit_mb is None else int(finite("--limit-mb", limit_mb) * 1e6),
     )
     describe_database(build_database(corpus, out, config, load_bert(embedder)))
 
@@ -79,7 +87,7 @@ def search(
 ) -> None:
     """Show the values whose keys are nearest to a text: chunk N, and its continuation F below it."""
     database = open_database(db, embedder)
-    ids, distances = database.search(text, k)
+    ids, distances = database.search(text, min(k, database.n_chunks + 1))
     m = database.chunk_size
     for rank, (chunk, distance) in enumerate(zip(ids, distances, strict=True), start=1):
         if chunk < 0:
@@ -88,12 +96,13 @@ def search(
         document = database.documents[int(database.document_of(chunk))]
         value = database.value(chunk)
         console.rule(f"{rank}  squared distance {distance:.3f}  {document['name']}", align="left")
-        console.print(database.text(value[:m]), markup=False, highlight=False)
-        console.print(database.text(value[m:]), markup=False, highlight=False, style="dim")
+        console.print(database.text(value[:m]))
+        console.print(database.text(value[m:]), style="dim")
 
 
 @app.command()
 def train(
+    context: typer.Context,
     db: DatabasePath,
     out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder, new or begun before.")],
     baseline: Annotated[bool, typer.Option("--baseline", help="Without retrieval: no CCA, no encoder.")] = False,
@@ -135,12 +144,13 @@ def train(
 
     from retro_np.files import sha256_of
     from retro_np.nn.scope import every
-    from retro_np.parameters import count_parameters, load_params
-    from retro_np.training.checkpoint import TrainingConfig
+    from retro_np.parameters import count_parameters
+    from retro_np.training.checkpoint import TrainingConfig, load_model
     from retro_np.training.loop import retrieval_part
     from retro_np.training.loop import retrofit as make_retrofit
     from retro_np.training.loop import train as run_training
 
+    refuse_contradictions(context)
     database = open_database(db)
     layers = () if baseline else parse_layers(cca_layers)
     encoder = EncoderConfig(d_model, d_ffw, n_heads, d_head, encoder_layers, (1,) if conditioning else ())
@@ -150,11 +160,12 @@ def train(
     )  # fmt: skip
     begin_from, trainable = None, every
     if retrofit is not None:
-        trained, config = load_params(retrofit)
+        trained, config = load_model(retrofit, database)
         encoder = replace(encoder, d_model=config.d_model) if share_embeddings else encoder
         config = replace(
-            config, cca_positions=cca_positions, share_embeddings=share_embeddings, retrieved_part=retrieved_part
-        )
+            config, cca_positions=cca_positions, share_embeddings=share_embeddings, retrieved_part=retrieved_part,
+            dropout=dropout,
+        )  # fmt: skip
         params, config = make_retrofit(trained, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
         begin_from, trainable = (params, sha256_of(retrofit)), retrieval_part
     elif preset is not None:
@@ -185,12 +196,12 @@ def evaluate(
 ) -> None:
     """Bits per byte of held-out documents: RETRO with retrieval on, off, and with the neighbours of others; bpb(α)."""
     from retro_np.experiments.compare import compare
-    from retro_np.parameters import load_params
+    from retro_np.training.checkpoint import load_model
 
     database = open_database(db)
-    models = {"RETRO": load_params(checkpoint)}
+    models = {"RETRO": load_model(checkpoint, database)}
     if baseline is not None:
-        models["baseline"] = load_params(baseline)
+        models["baseline"] = load_model(baseline, database)
     results = compare(
         models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit
     )
@@ -214,11 +225,17 @@ def sample(
     embedder: EmbedderPath = None,
 ) -> None:
     """Go on from a prompt, with what was retrieved beside it; colours show the tokens that both have in common."""
-    from retro_np.parameters import load_params
+    from retro_np.files import check_folder
     from retro_np.report.samples import print_sample, sample_chunks, write_page
+    from retro_np.training.checkpoint import load_model
 
     database = open_database(db, embedder)
-    params, config = load_params(checkpoint)
+    params, config = load_model(checkpoint, database)
+    if page is not None:
+        check_folder(page.parent)
+        if page.is_dir():
+            raise UserError(f"{page} is a folder: give --page the name of a file")
+    k = min(k, database.n_chunks)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     chunks = sample_chunks(params, config, database, prompt, length, k if retrieval else 0, **settings)
     print_sample(console, chunks)
@@ -303,6 +320,25 @@ def open_database(path: Path, embedder: Path | None = None):
     return Database.open(path, load_bert(embedder) if embedder else None)
 
 
+def refuse_contradictions(context: typer.Context) -> None:
+    """Raise UserError where `train` is given options of which one would be dropped without a word."""
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    chosen = [name for name in ("preset", "retrofit", "baseline") if name in given]
+    settled = {"preset": SETTLED_BY_PRESET, "retrofit": SETTLED_BY_BASELINE, "baseline": RETRIEVAL_OPTIONS}
+    for kind in chosen:
+        clash = [name for name in given if name in settled[kind] or (name in chosen and name != kind)]
+        if clash:
+            options = ", ".join("--" + name.replace("_", "-") for name in clash)
+            raise UserError(f"--{kind} leaves no room for {options}: leave out the one or the other")
+
+
+def finite(option: str, value: float) -> float:
+    """The value of an option that may be no infinity and no NaN."""
+    if not math.isfinite(value):
+        raise UserError(f"{option} is a number, not {value}")
+    return value
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     """`2,4` → (2, 4)."""
     try:
@@ -322,7 +358,7 @@ def describe_database(database) -> None:
         console.print(f"{database.manifest['replaced']:,} places were not UTF-8 and became U+FFFD")
     skipped = json.loads((database.path / "build.json").read_text())["skipped"]
     if skipped:
-        console.print(f"{len(skipped)} binary files were left out, the first of them {skipped[0]}", markup=False)
+        console.print(f"{len(skipped)} binary files were left out, the first of them {skipped[0]}")
     console.print(f"{database.path}: search it with retro-np search {database.path} TEXT")
 
 
@@ -341,14 +377,23 @@ def print_results(results: dict) -> None:
 
 def main() -> None:
     """The entry point: a user's mistake is one line and status 2, an interrupt status 130."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer's answer to Ctrl-C, which it takes before we see it
+            print("retro-np: stopped; the same command goes on from what is there", file=sys.stderr)
+        raise
+    except MemoryError as error:
+        print(f"retro-np: not enough memory ({error}): ask for smaller sizes", file=sys.stderr)
+        sys.exit(2)
+    except OverflowError as error:
+        print(f"retro-np: a number is too large ({error}): give a smaller one", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"retro-np: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"retro-np: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("retro-np: stopped; the same command goes on from what is there", file=sys.stderr)
-        sys.exit(130)

@@ -27,6 +27,7 @@ def replacing(path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        flush_folder(path.parent)
 
 
 @contextmanager
@@ -40,6 +41,30 @@ def disk_full_said(path) -> Iterator[None]:
                 f"the disk is full, {path} was not written: free some space and run the same again"
             ) from error
         raise
+
+
+def flush_folder(folder) -> None:
+    """Bring a folder's names to the disk, so that a rename outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def visible(folder) -> Iterator[Path]:
+    """What a folder holds, but for a lock and what a killed process had not finished."""
+    return (path for path in Path(folder).iterdir() if path.name != ".lock" and not path.name.endswith(".partial"))
+
+
+def check_folder(path) -> None:
+    """Raise UserError where a folder for results can't be: before the work, not after it."""
+    path = Path(path)
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file: give the name of a folder, new or begun before")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"nothing can be written in {nearest}: give another folder")
 
 
 def write_atomically(path, data: bytes) -> None:

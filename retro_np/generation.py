@@ -65,11 +65,14 @@ def generate(
 def sample_token(logits, rng, temperature=1.0, top_k=None, top_p=1.0) -> int:
     """Draw one token from logits (V,), never padding."""
     logits = logits.astype(np.float64)
+    if not np.all(np.isfinite(logits)):
+        raise UserError("the model's logits are not finite: its weights are damaged, take another checkpoint")
     logits[0] = -np.inf
     if temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")[: top_k or len(logits)]
-    probabilities = np.exp(log_softmax(logits[order] / temperature))
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest token alone
+        probabilities = np.exp(log_softmax((logits[order] - logits[order[0]]) / temperature))
     before = np.cumsum(probabilities) - probabilities
     kept = before < top_p  # the token that crosses top_p is in
     kept[0] = True
@@ -88,7 +91,7 @@ def _check_request(prompt, config, length, k, temperature, top_k, top_p):
         raise UserError(f"a prompt is a row of at least one token, not {prompt.dtype} of shape {prompt.shape}")
     if prompt.min() < 0 or prompt.max() >= config.vocabulary_size:
         raise UserError(f"the prompt holds tokens outside the vocabulary of {config.vocabulary_size}")
-    if length < 0 or k < 0 or temperature < 0:
-        raise UserError("length, k and temperature are at least 0")
+    if length < 0 or k < 0 or not 0 <= temperature < np.inf:
+        raise UserError("length, k and temperature are at least 0, and the temperature is finite")
     if not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
         raise UserError("top_p is above 0 and at most 1, top_k at least 1")

@@ -107,7 +107,7 @@ def config_from(meta: dict, path) -> RetroConfig:
     """The configuration in a checkpoint's metadata."""
     try:
         return RetroConfig(**meta["config"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} holds no configuration of retro_np ({error}): was it written by save_params?"
         ) from error
@@ -140,10 +140,15 @@ def read_tensors(path, wanted=lambda name: True) -> tuple[dict[str, np.ndarray],
         raise UserError(f"no checkpoint at {path}: give the path of a .safetensors file that a training run wrote")
     try:
         with safe_open(path, framework="numpy") as file:
-            meta = (file.metadata() or {}).get("retro_np")
+            meta = json.loads((file.metadata() or {}).get("retro_np", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): take another checkpoint") from error
-    if meta is None:
+    if not isinstance(meta, dict):
         raise UserError(f"{path} was not written by retro_np: its metadata has no configuration")
-    return tensors, json.loads(meta)
+    return tensors, meta
+
+
+def read_meta(path) -> dict:
+    """The JSON value beside a file's tensors, without reading them."""
+    return read_tensors(path, wanted=lambda name: False)[1]

@@ -2,19 +2,22 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_corpus
 
-from retro_np import Database, load_params
+from retro_np import Database, load_params, save_params
 from retro_np.evaluation.bits_per_byte import evaluate
 
-TRAIN = ["--d-model", "16", "--d-ffw", "32", "--n-heads", "2", "--d-head", "8", "--n-layers", "2", "--cca-layers", "2",
-         "--encoder-layers", "1", "--steps", "6", "--sequence-length", "64", "--batch-size", "2"]  # fmt: skip
+SIZES = ["--d-model", "16", "--d-ffw", "32", "--n-heads", "2", "--d-head", "8", "--n-layers", "2"]
+RETRIEVAL = ["--cca-layers", "2", "--encoder-layers", "1"]
+STEPS = ["--steps", "6", "--sequence-length", "64", "--batch-size", "2"]
 
 
 def run(*arguments, cwd=None):
@@ -54,8 +57,8 @@ def work(tmp_path_factory):
             "--held-out",
             "0.25",
         ),
-        ("train", folder / "db", "-o", folder / "baseline", "--baseline", *TRAIN),
-        ("train", folder / "db", "-o", folder / "retro", *TRAIN),
+        ("train", folder / "db", "-o", folder / "baseline", "--baseline", *SIZES, *STEPS),
+        ("train", folder / "db", "-o", folder / "retro", *SIZES, *RETRIEVAL, *STEPS),
     ):
         status, _, err = run(*arguments)
         assert status == 0, err
@@ -123,7 +126,7 @@ def test_prompts_of_any_length_work(work, prompt):
 
 def test_retrofit_leaves_the_baseline_as_it_is(work, tmp_path):
     baseline = work / "baseline" / "checkpoint.safetensors"
-    status, _, err = run("train", work / "db", "-o", tmp_path, "--retrofit", baseline, *TRAIN)
+    status, _, err = run("train", work / "db", "-o", tmp_path, "--retrofit", baseline, *RETRIEVAL, *STEPS)
     assert status == 0, err
     fitted, config = load_params(tmp_path / "checkpoint.safetensors")
     trained, _ = load_params(baseline)
@@ -157,8 +160,82 @@ def test_what_is_not_there_is_one_line_and_status_2(work, tmp_path):
     assert "no preset" in refused("train", db, "-o", tmp_path / "run", "--preset", "gpt")
     assert "already has chunked" in refused("train", db, "-o", tmp_path / "run", "--retrofit", checkpoint)
     assert "no folder" in refused("search", db, "text", "--embedder", tmp_path / "nowhere")
+    assert "no corpus is named" in refused("build", "", "-o", tmp_path / "db")
+    assert "--limit-mb is a number" in refused("build", work / "docs", "-o", tmp_path / "db", "--limit-mb", "nan")
+    assert "at most 65,536 tokens" in refused("build", work / "docs", "-o", tmp_path / "db", "--chunk-size", 10**14)
+    assert "is a file" in refused("evaluate", checkpoint, db, "-o", tmp_path / "binary")
+    assert "so is a RETRO" in refused("evaluate", checkpoint, db, "--baseline", checkpoint, "-o", tmp_path / "out")
+    assert "is a folder" in refused("sample", checkpoint, db, "--prompt", "x", "--page", tmp_path / "empty")
+    assert "is finite" in refused("sample", checkpoint, db, "--prompt", "x", "--temperature", "inf")
+    assert "learning_rate is" in refused("train", db, "-o", tmp_path / "run", "--learning-rate", "nan")
+    assert "10,000 minutes" in refused("demo", "--minutes", "inf", "-o", tmp_path / "demo")
+    assert "holds other files" in refused("demo", "-o", work)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [
+        (["--preset", "retro-172m", "--baseline"], "--preset leaves no room for --baseline"),
+        (["--preset", "retro-172m", "--d-model", "16"], "--preset leaves no room for --d-model"),
+        (["--retrofit", "x", "--n-layers", "2"], "--retrofit leaves no room for --n-layers"),
+        (["--baseline", "--cca-layers", "2"], "--baseline leaves no room for --cca-layers"),
+    ],
+)
+def test_an_option_that_would_be_dropped_is_refused(tmp_path, options, dropped):
+    assert dropped in refused("train", tmp_path / "db", "-o", tmp_path / "run", *options)
+
+
+def test_names_with_brackets_and_a_prompt_of_no_text_just_work(tmp_path, work):
+    write_corpus(tmp_path / "docs", documents=1)
+    (tmp_path / "docs" / "[bold]x[").mkdir()
+    (tmp_path / "docs" / "[bold]x[" / "nope].txt").write_text("value return index\n" * 40)
+    db = tmp_path / "[" / "a]"
+    status, out, err = run("build", tmp_path / "docs", "-o", db, "--held-out", "0", "--vocabulary-size", "270")
+    assert status == 0, err
+    assert str(db) in out.replace("\n", "")
+    status, out, err = run("search", db, "value return", "-k", "2")
+    assert status == 0, err
+    assert "[bold]x[/nope].txt" in out
+    checkpoint = work / "retro" / "checkpoint.safetensors"
+    status, _, err = run("sample", checkpoint, work / "db", "--prompt", b"\xff\xfe".decode("utf-8", "surrogateescape"))
+    assert status == 0, err
+
+
+def test_an_interrupt_says_that_the_run_can_go_on(tmp_path, work):
+    command = [sys.executable, "-c", "from retro_np.cli import main; main()", "train", str(work / "db"), "-o"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "run"), *SIZES, *RETRIEVAL, *STEPS, "--steps", "100000"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (tmp_path / "run" / "log.jsonl").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from what is there" in err
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused_though_sizes_agree(work, tmp_path):
+    write_corpus(tmp_path / "docs", documents=12, seed=77)
+    arguments = ("--chunk-size", "16", "--vocabulary-size", "300", "--held-out", "0")
+    status, _, err = run("build", tmp_path / "docs", "-o", tmp_path / "db", *arguments)
+    assert status == 0, err
+    checkpoint = work / "retro" / "checkpoint.safetensors"
+    assert "another tokenizer" in refused("sample", checkpoint, tmp_path / "db", "--prompt", "x")
+    assert "another tokenizer" in refused("evaluate", checkpoint, tmp_path / "db", "-o", tmp_path / "out")
+
+
+def test_weights_that_are_not_finite_are_refused(work, tmp_path):
+    params, config = load_params(work / "retro" / "checkpoint.safetensors")
+    params["readout"][:, 5] = np.nan
+    save_params(tmp_path / "nan.safetensors", params, config)
+    broken, db = tmp_path / "nan.safetensors", work / "db"
+    window = ("--sequence-length", "64", "--stride", "32")
+    assert "not finite" in refused("evaluate", broken, db, "-o", tmp_path / "out", *window)
+    assert "not finite" in refused("sample", broken, db, "--prompt", "x")
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):

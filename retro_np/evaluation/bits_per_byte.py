@@ -14,7 +14,7 @@ from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.neighbours import sequence_neighbours
 from retro_np.retrieval.tokenizer import END_OF_TEXT, token_byte_lengths
 from retro_np.training.batches import sequence_chunks, tokens_and_targets
-from retro_np.training.loop import check_fit
+from retro_np.training.checkpoint import check_fit
 
 WINDOWS_A_BATCH = 8
 
@@ -129,6 +129,10 @@ def evaluate(
             np.add.at(nats, chunk[scored], token_nats[b, t][scored])
             np.add.at(n_bytes, chunk[scored], lengths[targets[b, t][scored]])
             advance(len(batch))
+    if not np.all(np.isfinite(nats)):
+        raise UserError(
+            f"{description}: the model's losses are not finite; its weights are damaged, take another checkpoint"
+        )
     return Losses(nats, n_bytes, np.array(split.documents[:limit]))
 
 

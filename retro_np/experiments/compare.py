@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, evaluate
 from retro_np.evaluation.leakage import ALPHAS, NEIGHBOURS, chunk_leakage, filtered_bits_per_byte
-from retro_np.files import replacing, write_json
+from retro_np.files import check_folder, replacing, write_json
 from retro_np.report.plots import NO_LEAKAGE, plot_leakage
 from retro_np.retrieval.database import Database
 
@@ -20,7 +21,7 @@ def conditions(models: dict) -> dict[str, tuple]:
     if "baseline" in models:
         lines["baseline"] = (*models["baseline"], False, None)
     params, config = models["RETRO"]
-    lines[OFF] = (params, config, False, None)
+    lines[OFF if config.retrieves else "without retrieval"] = (params, config, False, None)
     if config.retrieves:
         lines[ON] = (params, config, True, None)
         lines[SHUFFLED] = (params, config, True, SHUFFLE_SEED)
@@ -35,6 +36,9 @@ def compare(models: dict, database: Database, out, *, split="valid", k=2, sequen
     Returns what results.json holds.
     """
     out = Path(out)
+    check_folder(out)
+    if "baseline" in models and models["baseline"][1].retrieves:
+        raise UserError("the baseline has chunked cross-attention, and so is a RETRO: give a checkpoint without")
     losses: dict[str, Losses] = {}
     for name, (params, config, retrieve, shuffle_seed) in conditions(models).items():
         if shuffle_seed is not None and split == "train":

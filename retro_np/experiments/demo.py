@@ -11,7 +11,7 @@ from rich.console import Console
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.experiments.compare import compare
-from retro_np.files import locked, write_json
+from retro_np.files import locked, visible, write_json
 from retro_np.nn.model import retro
 from retro_np.parameters import count_parameters, init_params
 from retro_np.report.plots import plot_losses
@@ -26,6 +26,7 @@ from retro_np.training.checkpoint import TrainingConfig
 from retro_np.training.loop import loss_and_gradients, read_log, train
 
 DEFAULT_MINUTES = 10.0
+MOST_MINUTES = 10_000.0
 # How the time is shared out: BERT's keys, training of both models, evaluation. The rest is tokenizer, index, samples.
 EMBEDDING, TRAINING, EVALUATION = 0.35, 0.42, 0.12
 BYTES_A_CHUNK = 230  # of 64 tokens of this corpus, measured; only the plan hangs on it
@@ -87,7 +88,7 @@ def _plan(out, minutes, seed, bert, console) -> dict:
     """How much of the library fits: from BERT's speed, measured once and written down."""
     path = out / "plan.json"
     if path.exists():
-        plan = json.loads(path.read_text())
+        plan = _read_plan(path)
         for name, value in (("minutes", minutes), ("seed", seed)):
             if value is not None and value != plan[name]:
                 raise UserError(
@@ -96,6 +97,10 @@ def _plan(out, minutes, seed, bert, console) -> dict:
                 )
         return plan
     minutes = DEFAULT_MINUTES if minutes is None else minutes
+    if not 0 < minutes <= MOST_MINUTES:
+        raise UserError(f"a demo takes from half a minute to {MOST_MINUTES:,.0f} minutes, not {minutes}")
+    if any(visible(out)):
+        raise UserError(f"{out} holds other files: give a new folder for the demo")
     texts = []
     for document in find_corpus(STDLIB).documents():
         texts += [document.text[i : i + BYTES_A_CHUNK] for i in range(0, len(document.text), 8 * BYTES_A_CHUNK)]
@@ -118,6 +123,16 @@ def _plan(out, minutes, seed, bert, console) -> dict:
         f"{plan['limit_bytes'] / 1e6:.1f} MB of text"
     )
     return plan
+
+
+def _read_plan(path) -> dict:
+    try:
+        plan = json.loads(path.read_bytes())
+        if {"minutes", "seed", "limit_bytes"} <= plan.keys():
+            return plan
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path} is damaged: remove {path.parent}, or give another folder with -o")
 
 
 def _plan_training(out, plan, database, console) -> dict:

@@ -12,9 +12,10 @@ from rich.text import Text
 from retro_np.files import write_atomically
 from retro_np.generation import Retrieved, generate
 from retro_np.kernels.substring import common_prefix_lengths
+from retro_np.retrieval.corpus import LONE_SURROGATE
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import END_OF_TEXT, encode, token_texts
-from retro_np.training.loop import check_fit
+from retro_np.training.checkpoint import check_fit
 
 LONGEST = 5  # runs of five tokens and more have one colour
 # background of 0, 1, … ≥ 5 tokens in common: one hue, lighter to darker, so that lightness alone tells them apart
@@ -56,7 +57,7 @@ def sample_chunks(params, config, database: Database, prompt: str, length: int, 
     An empty prompt begins a document: its one token is end-of-text.
     """
     check_fit(config, database)
-    tokens = encode(database.tokenizer, prompt) or [END_OF_TEXT]
+    tokens = encode(database.tokenizer, LONE_SURROGATE.sub("\ufffd", prompt)) or [END_OF_TEXT]
     source = database if k else None
     sample, retrieved = generate(
         params, config, tokens, length, database=source, k=k, stop_token=END_OF_TEXT, **settings

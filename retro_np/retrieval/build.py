@@ -20,7 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import disk_full_said, locked, replacing, sha256_of, write_array, write_atomically, write_json
+from retro_np.files import (
+    disk_full_said,
+    locked,
+    replacing,
+    sha256_of,
+    visible,
+    write_array,
+    write_atomically,
+    write_json,
+)
 from retro_np.progress import progress_bar
 from retro_np.retrieval.corpus import Corpus, Document, find_corpus, held_out, limited
 from retro_np.retrieval.database import FORMAT, MANIFEST, Database, manifest_bytes, manifest_sha256
@@ -39,6 +48,7 @@ from retro_np.retrieval.tokenizer import (
 
 REQUEST = "build.json"
 BLOCK = 256  # chunks embedded between two saves
+LONGEST_CHUNK, MOST_NEIGHBOURS = 65_536, 10_000  # far beyond use: a mistake is refused before anything is made
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,10 @@ class BuildConfig:
     def __post_init__(self):
         if self.chunk_size < 1 or self.neighbours < 1 or self.spares < 0 or self.shard_chunks < 1:
             raise UserError("chunk_size, neighbours and shard_chunks are at least 1, spares at least 0")
+        if self.chunk_size > LONGEST_CHUNK or self.neighbours + self.spares > MOST_NEIGHBOURS:
+            raise UserError(
+                f"a chunk has at most {LONGEST_CHUNK:,} tokens, and at most {MOST_NEIGHBOURS:,} neighbours and spares"
+            )
         if not 0 <= self.held_out < 1:
             raise UserError(f"held_out is a share of at least 0 and below 1, not {self.held_out}")
         if self.key_dtype not in ("float16", "float32"):
@@ -79,7 +93,7 @@ def build_database(source: str | Path, out: str | Path, config: BuildConfig, emb
     corpus = limited(find_corpus(source, leave_out=out), config.limit_bytes)
     if all(held_out(place.name, config.held_out) for place in corpus.places):
         raise UserError(f"every document of {source} is held out: give more documents, or --held-out 0")
-    if out.is_dir() and not (out / REQUEST).exists() and any(_visible(out)):
+    if out.is_dir() and not (out / REQUEST).exists() and any(visible(out)):
         raise UserError(f"{out} holds other files: give a new folder for the database")
     with locked(out, "build"):
         request = _request(corpus, config, embedder)
@@ -308,7 +322,3 @@ def _settle_request(out: Path, request: dict) -> None:
                 f"{out} was begun with another {name} ({begun.get(name)}, now {value}): "
                 "give the same as then, or another folder"
             )
-
-
-def _visible(folder: Path):
-    return (path for path in folder.iterdir() if path.name != ".lock" and not path.name.endswith(".partial"))

@@ -84,6 +84,8 @@ def find_corpus(source: str | Path, leave_out: str | Path | None = None) -> Corp
         root = Path(sysconfig.get_paths()["stdlib"])
         found = [path for path in _walk(root, STDLIB_WITHOUT, None) if path.suffix == ".py"]
         return _checked(Corpus(STDLIB, _places(root, found)), root)
+    if not str(source):
+        raise UserError("no corpus is named: give a folder, a text file, a .jsonl file, or the name stdlib")
     path = Path(source)
     name = path.resolve().name
     if path.is_dir():
@@ -144,7 +146,7 @@ def _walk(root: Path, without: frozenset[str], leave_out: str | Path | None) -> 
     real_root = root.resolve()
     left_out = None if leave_out is None else Path(leave_out).resolve()
     found = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse):
         here = Path(folder)
         folders[:] = [f for f in folders if not f.startswith(".") and f not in without]
         folders[:] = [f for f in folders if left_out is None or (here / f).resolve() != left_out]
@@ -156,12 +158,19 @@ def _walk(root: Path, without: frozenset[str], leave_out: str | Path | None) -> 
     return sorted(found)
 
 
+def _refuse(error: OSError):
+    raise UserError(
+        f"cannot read {error.filename} ({error.strerror}): mend that, or move it out of the corpus"
+    ) from error
+
+
 def _read(path: Path, size: int = -1) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(size)
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): mend that, or move it out of the corpus") from error
+        error.filename = path
+        _refuse(error)
 
 
 def _is_binary(path: Path) -> bool:

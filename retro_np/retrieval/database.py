@@ -83,8 +83,8 @@ class Database:
 
     @property
     def identity(self) -> dict:
-        """What tells this database from any other: its manifest's hash."""
-        return {"database": self.manifest["sha256"]}
+        """The manifest's hash, which tells this database from any other, and the tokenizer's: what its ids mean."""
+        return {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
 
     @cached_property
     def embedder(self):

@@ -8,6 +8,7 @@ import hnswlib
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.files import flush_folder
 from retro_np.kernels.search import exact_search
 
 LINKS = 16  # M: links of a node a layer
@@ -107,3 +108,4 @@ def _save(graph: hnswlib.Index | None, path: Path) -> None:
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)
+    flush_folder(path.parent)

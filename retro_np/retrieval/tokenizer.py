@@ -62,7 +62,9 @@ def load_tokenizer(path) -> Tokenizer:
         vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
         known = _is_byte_level(state) and _is_closed(vocabulary, merges)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a tokenizer ({error!r}): give the tokenizer.json of a database") from error
+        raise UserError(
+            f"{path} is not a tokenizer ({type(error).__name__}): give the tokenizer.json of a database"
+        ) from error
     if not known:
         raise UserError(f"{path} is not a tokenizer that retro-np build made: give the tokenizer.json of a database")
     return _byte_level(models.BPE(vocab=vocabulary, merges=merges))

@@ -1,11 +1,13 @@
 """A training run's state in one file: parameters, optimiser, step, configuration."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.parameters import config_from, read_tensors, tree_from, write_tensors
+from retro_np.parameters import config_from, load_params, read_meta, read_tensors, tree_from, write_tensors
+from retro_np.retrieval.database import Database
 from retro_np.tree import Tree, leaves, map_tree
 
 
@@ -31,8 +33,8 @@ class TrainingConfig:
                 raise UserError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.neighbours < 0 or self.warmup < 0 or self.seed < 0:
             raise UserError("neighbours, warmup and seed are at least 0")
-        if not self.learning_rate > 0 or not self.clip > 0 or self.weight_decay < 0:
-            raise UserError("learning_rate and clip are above 0, weight_decay is at least 0")
+        if not 0 < self.learning_rate <= 1 or not self.clip > 0 or not 0 <= self.weight_decay < math.inf:
+            raise UserError("learning_rate is above 0 and at most 1, clip above 0, weight_decay at least 0")
         if self.batch_size % self.micro_batches:
             raise UserError(
                 f"a batch of {self.batch_size} sequences does not split into {self.micro_batches} equal parts"
@@ -63,6 +65,35 @@ def load_checkpoint(path) -> tuple[Tree, Tree, RetroConfig, dict]:
         for moment in ("m", "v")
     }
     return params, {"step": meta["step"], **moments}, config, meta["run"]
+
+
+def load_model(path, database: Database) -> tuple[Tree, RetroConfig]:
+    """Parameters and configuration of a checkpoint that is to work on a database.
+
+    Raises UserError, beside what `load_params` raises, where vocabulary or chunks are not the database's, and where a
+    training run's checkpoint was made with another tokenizer: the same ids would be other tokens.
+    """
+    params, config = load_params(path)
+    check_fit(config, database)
+    trained = read_meta(path).get("run", {}).get("data", {}).get("tokenizer")
+    ours = database.identity["tokenizer"]
+    if trained not in (None, ours):  # None: parameters alone, which know of no tokenizer
+        raise UserError(
+            f"{path} was trained with another tokenizer ({trained[:6]}…) than {database.path} has ({ours[:6]}…): use "
+            "the database that it was trained with, or build this one with --tokenizer"
+        )
+    return params, config
+
+
+def check_fit(config: RetroConfig, database: Database) -> None:
+    """Raise UserError unless model and database have the same vocabulary and chunks."""
+    for name in ("vocabulary_size", "chunk_size"):
+        ours, theirs = getattr(config, name), getattr(database, name)
+        if ours != theirs:
+            raise UserError(
+                f"the model has {name} {ours}, and the database {database.path} has {theirs}: "
+                "use the database that the model was trained with, or train one for this"
+            )
 
 
 def same_run(path, found: dict, wanted: dict) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
-from retro_np.files import locked, write_json
+from retro_np.files import locked, write_atomically, write_json
 from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
 from retro_np.parameters import init_params
@@ -18,7 +18,14 @@ from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.training.adamw import adamw_init, adamw_update, clip_by_global_norm, learning_rate
 from retro_np.training.batches import sequence_chunks, training_batch
-from retro_np.training.checkpoint import TrainingConfig, load_checkpoint, run_identity, same_run, save_checkpoint
+from retro_np.training.checkpoint import (
+    TrainingConfig,
+    check_fit,
+    load_checkpoint,
+    run_identity,
+    same_run,
+    save_checkpoint,
+)
 from retro_np.tree import Tree, leaves, map_tree
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -36,6 +43,8 @@ def retrofit(
     """Give a baseline fresh CCA and encoder (paper §4.2): with retrieval off it stays the baseline to the bit."""
     if baseline_config.retrieves:
         raise UserError("RETROfit starts from a baseline, and this checkpoint already has chunked cross-attention")
+    if not cca_layers:
+        raise UserError("RETROfit trains chunked cross-attention: name at least one layer for it")
     config = replace(baseline_config, cca_layers=tuple(cca_layers), encoder=encoder)
     trained = dict(leaves(baseline))
     return map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng)), config
@@ -138,17 +147,6 @@ def _take_steps(database, config, training, out, params, state, identity, traina
                 save_checkpoint(checkpoint, params, state, config, identity)
 
 
-def check_fit(config: RetroConfig, database: Database) -> None:
-    """Raise UserError unless model and database have the same vocabulary and chunks."""
-    for name in ("vocabulary_size", "chunk_size"):
-        ours, theirs = getattr(config, name), getattr(database, name)
-        if ours != theirs:
-            raise UserError(
-                f"the model has {name} {ours}, and the database {database.path} has {theirs}: "
-                "use the database that the model was trained with, or train one for this"
-            )
-
-
 def read_log(out) -> list[dict]:
     """The lines of a run's log.jsonl."""
     path = Path(out) / LOG
@@ -160,12 +158,10 @@ def _forget_after(log: Path, step: int) -> None:
     if not log.exists():
         return
     kept = []
-    for line in log.read_text().splitlines():
+    for line in log.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:  # the line that a kill cut short
+                kept.append(line + b"\n")
+        except (ValueError, TypeError, KeyError):  # the line that a kill cut short, or damage: the log is no state
             break
-    beside = log.with_name(log.name + ".partial")
-    beside.write_text("".join(kept))
-    beside.replace(log)
+    write_atomically(log, b"".join(kept))
