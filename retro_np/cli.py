@@ -144,9 +144,8 @@ def train(
 
     from retro_np.files import sha256_of
     from retro_np.nn.scope import every
-    from retro_np.parameters import count_parameters
+    from retro_np.parameters import count_parameters, is_retrieval
     from retro_np.training.checkpoint import TrainingConfig, load_model
-    from retro_np.training.loop import retrieval_part
     from retro_np.training.loop import retrofit as make_retrofit
     from retro_np.training.loop import train as run_training
 
@@ -167,7 +166,7 @@ def train(
             dropout=dropout,
         )  # fmt: skip
         params, config = make_retrofit(trained, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
-        begin_from, trainable = (params, sha256_of(retrofit)), retrieval_part
+        begin_from, trainable = (params, sha256_of(retrofit)), is_retrieval
     elif preset is not None:
         config = replace(RetroConfig.preset(preset, database.vocabulary_size), chunk_size=database.chunk_size)
     else:

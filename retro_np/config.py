@@ -1,7 +1,8 @@
 """The shape of a model, and the eight shapes of the paper's table 2."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from numbers import Integral
+from numbers import Integral, Real
 
 from retro_np.errors import UserError
 
@@ -54,7 +55,9 @@ class RetroConfig:
         object.__setattr__(self, "cca_layers", _layer_tuple(self.cca_layers, self.n_layers, "cca_layers"))
         if isinstance(self.encoder, dict):  # as it comes back from JSON
             object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))
-        if not 0 <= self.dropout < 1:
+        if not isinstance(self.encoder, EncoderConfig | None):
+            raise UserError(f"encoder is an EncoderConfig or None, not {self.encoder!r}")
+        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
             raise UserError(f"dropout is a share of at least 0 and below 1, not {self.dropout}")
         if self.retrieved_part not in RETRIEVED_PARTS:
             raise UserError(f"retrieved_part is one of {', '.join(RETRIEVED_PARTS)}, not {self.retrieved_part!r}")
@@ -109,6 +112,8 @@ def _check_sizes(config, prefix: str, names: tuple[str, ...]) -> None:
 
 
 def _layer_tuple(layers, n_layers: int, name: str) -> tuple[int, ...]:
+    if isinstance(layers, str) or not isinstance(layers, Iterable) or not all(isinstance(p, Integral) for p in layers):
+        raise UserError(f"{name} is a tuple of whole numbers, not {layers!r}")
     layers = tuple(sorted(int(p) for p in layers))
     if len(set(layers)) < len(layers) or any(not 1 <= p <= n_layers for p in layers):
         raise UserError(f"{name} names different layers from 1 to {n_layers}, not {layers}")

@@ -8,6 +8,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.operators import log_softmax
+from retro_np.training.checkpoint import check_fit
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def generate(
     """
     prompt = np.asarray(prompt_tokens)
     _check_request(prompt, config, length, k, temperature, top_k, top_p)
+    if database is not None:
+        check_fit(config, database)
     rng = np.random.Generator(np.random.Philox(seed))
     m, cache = config.chunk_size, Cache()
     tokens, retrieved = list(map(int, prompt)), []

@@ -88,8 +88,27 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     return map_tree(leaf, parameter_shapes(config))
 
 
+def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True) -> None:
+    """Raise UserError unless params has what config wants. retrieving=False: CCA and encoder may be absent."""
+    found = dict(leaves(params))
+    if len(params.get("layers", ())) != config.n_layers:
+        raise UserError(f"the parameters have {len(params.get('layers', ()))} layers, and config {config.n_layers}")
+    for name, shape in leaves(parameter_shapes(config)):
+        if not retrieving and is_retrieval(name):
+            continue
+        have = np.shape(found[name]) if name in found else "absent"
+        if have != shape:
+            raise UserError(f"parameter {name} is {have}, and config wants {shape}: they are of different models")
+
+
+def is_retrieval(name: str) -> bool:
+    """Whether a parameter belongs to what RETRO adds to a baseline: CCA and the encoder. What RETROfit trains."""
+    return name.startswith("encoder.") or ".cca." in name
+
+
 def save_params(path, params: Tree, config: RetroConfig) -> None:
     """Write parameters and configuration as one safetensors file, named by dotted path; whole or not at all."""
+    check_tree(params, config)
     write_tensors(path, dict(leaves(params)), {"config": config.to_dict()})
 
 

@@ -84,3 +84,25 @@ def test_what_cannot_be_checked_is_refused():
         gradcheck(lambda x: (x, lambda dy: (dy, dy)), np.ones(3))
     with pytest.raises(ValueError, match=r"\(2,\) where the argument is \(3,\)"):
         gradcheck(lambda x: (x, lambda dy: (dy[:2],)), np.ones(3))
+
+
+def test_a_pullback_that_writes_into_its_cotangent_is_judged_by_what_it_returns():
+    def wrong(x):
+        def vjp(dy):
+            dy *= 3
+            return (dy,)
+
+        return x.copy(), vjp
+
+    with pytest.raises(GradientError):
+        gradcheck(wrong, np.ones(4))
+
+
+def test_a_pullback_that_returns_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing was checked"):
+        gradcheck(lambda x: (np.sin(x), lambda dy: None), np.ones(3))
+
+
+def test_a_tree_that_is_frozen_as_a_whole_is_passed_over():
+    tree, y = {"a": np.ones(3)}, np.ones(3)
+    gradcheck(lambda p, y: ((p["a"] * y).sum(), lambda d: (None, d * p["a"])), tree, y)

@@ -236,3 +236,17 @@ def test_bad_neighbours_are_refused(neighbours):
 def test_bad_targets_are_refused(targets):
     with pytest.raises(ValueError, match="targets"):
         retro_loss(PARAMS, CONFIG, TOKENS, targets, NEIGHBOURS)
+
+
+@pytest.mark.parametrize("change", [{"n_layers": 4}, {"vocabulary_size": 12}, {"cca_layers": (1, 2)}], ids=str)
+def test_parameters_of_another_model_are_refused(change):
+    with pytest.raises(ValueError, match="config"):
+        retro(PARAMS, replace(CONFIG, **change), TOKENS, NEIGHBOURS)
+
+
+def test_a_cotangent_comes_in_any_dtype_but_only_in_the_logits_shape():
+    params = map_tree(lambda _, array: array.astype(np.float32), PARAMS)
+    logits, vjp = retro(params, CONFIG, TOKENS, NEIGHBOURS)
+    assert {grad.dtype for _, grad in leaves(vjp(np.ones(logits.shape)))} == {np.dtype(np.float32)}
+    with pytest.raises(ValueError, match="logits"):
+        vjp(np.ones(logits.size))

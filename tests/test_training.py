@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from retro_np import EncoderConfig, RetroConfig, adamw_init, adamw_update, init_params, load_params, retro
 from retro_np.errors import UserError
 from retro_np.files import locked
+from retro_np.parameters import is_retrieval
 from retro_np.training.adamw import clip_by_global_norm, learning_rate
 from retro_np.training.batches import sequence_rows, tokens_and_targets, training_batch
 from retro_np.training.checkpoint import TrainingConfig, load_checkpoint
-from retro_np.training.loop import loss_and_gradients, read_log, retrieval_part, retrofit, train
+from retro_np.training.loop import loss_and_gradients, read_log, retrofit, train
 from retro_np.tree import leaves, map_tree
 
 TRAINING = TrainingConfig(
@@ -221,10 +222,10 @@ def test_retrofit_trains_cca_and_encoder_alone_and_stays_the_baseline_with_retri
     encoder = EncoderConfig(8, 16, 2, 4, 1, (1,))
     params, config = retrofit(trained, baseline, (2, 3), encoder, np.random.default_rng(1))
     fresh = {name: array.copy() for name, array in leaves(params)}
-    train(database, config, TRAINING, tmp_path / "fit", begin_from=(params, "baseline"), trainable=retrieval_part)
+    train(database, config, TRAINING, tmp_path / "fit", begin_from=(params, "baseline"), trainable=is_retrieval)
     fitted, _ = load_params(tmp_path / "fit" / "checkpoint.safetensors")
     for name, array in leaves(fitted):
-        assert np.array_equal(array, fresh[name]) != retrieval_part(name), name
+        assert np.array_equal(array, fresh[name]) != is_retrieval(name), name
     tokens, _, neighbours = training_batch(
         database, database.split("train"), 2, sequence_length=32, batch_size=2, seed=0, step=0
     )
@@ -255,3 +256,30 @@ def test_two_runs_in_one_folder_at_once_are_refused(database, tmp_path):
     with locked(tmp_path, "training run"), pytest.raises(UserError, match="in use by another training run"):
         train(database, small_config(database), TRAINING, tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_training_leaves_the_arrays_that_it_began_from_alone(database, tmp_path):
+    config = small_config(database)
+    params = init_params(config, np.random.default_rng(0))
+    before = map_tree(lambda _, array: array.copy(), params)
+    train(database, config, replace(TRAINING, steps=1), tmp_path, begin_from=(params, "fresh"))
+    for (name, array), (_, kept) in zip(leaves(params), leaves(before), strict=True):
+        assert np.array_equal(array, kept), name
+
+
+def test_a_run_that_leaves_other_weights_alone_is_another_run(database, tmp_path):
+    train(database, small_config(database), replace(TRAINING, steps=1), tmp_path, trainable=lambda name: name != "norm")
+    with pytest.raises(UserError, match="frozen"):
+        train(database, small_config(database), replace(TRAINING, steps=1), tmp_path)
+
+
+def test_adamw_matches_gradients_by_name_and_refuses_others_before_anything_moves():
+    params = {"a": np.ones((2, 2)), "b": np.ones((2, 2))}
+    state = adamw_init(params)
+    for wrong in ({"a": np.ones((2, 2))}, {"a": np.ones((2, 2)), "b": np.ones(2)}):
+        with pytest.raises(UserError, match="b: its gradient"):
+            adamw_update(params, wrong, state, lr=0.1)
+    assert state["step"] == 0
+    adamw_update(params, {"b": np.zeros((2, 2)), "a": np.ones((2, 2))}, state, lr=0.1, weight_decay=0)
+    assert np.all(params["b"] == 1)
+    assert np.all(params["a"] < 1)

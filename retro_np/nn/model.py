@@ -10,6 +10,7 @@ from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import cross_entropy, embedding, linear, rms_norm
 from retro_np.nn.scope import Scope, every
+from retro_np.parameters import check_tree
 from retro_np.tree import leaves, map_tree
 
 
@@ -48,6 +49,7 @@ def _decode(params, config, tokens, neighbours, scope):
     tokens = _checked_tokens(tokens, config.vocabulary_size, "tokens")
     neighbours = _checked_neighbours(neighbours, tokens.shape, config)
     retrieving = config.cca_layers if neighbours is not None else ()
+    check_tree(params, config, retrieving=bool(retrieving))
 
     h, embedding_vjp = embedding(params["embedding"], tokens, scope.trains("embedding"))
     h, drop_vjp = scope.at("embedding").drop(h)
@@ -69,6 +71,9 @@ def _decode(params, config, tokens, neighbours, scope):
     logits, readout_vjp = linear(normed, readout, scope.trains("embedding" if config.tie_readout else "readout"))
 
     def vjp(dlogits):
+        dlogits = np.asarray(dlogits, logits.dtype)
+        if dlogits.shape != logits.shape:
+            raise UserError(f"the logits' gradient is {dlogits.shape}, and the logits are {logits.shape}")
         dnormed, dreadout = readout_vjp(dlogits)
         dh, dgain = norm_vjp(dnormed)
         dencoded, encoder_grads, dshared = 0, None, None
@@ -138,8 +143,10 @@ def _like(params, grads, trainable):
 
 def _checked_tokens(tokens, vocabulary_size, name):
     tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.shape[1] == 0:
-        raise UserError(f"{name} must be integers of shape (B, n) with n ≥ 1, not {tokens.dtype} of {tokens.shape}")
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
+        raise UserError(
+            f"{name} must be integers of shape (B, n) with B and n ≥ 1, not {tokens.dtype} of {tokens.shape}"
+        )
     return _in_vocabulary(tokens, vocabulary_size, name)
 
 

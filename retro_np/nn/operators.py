@@ -114,7 +114,7 @@ def cross_entropy(logits, targets):
         return (dflat.reshape(logits.shape),)
 
     picked = log_probabilities[np.arange(len(rows)), chosen]
-    return logits.dtype.type(-picked.sum() / count), vjp
+    return logits.dtype.type((0 - picked.sum()) / count), vjp  # 0 − 0, unlike −0, is 0
 
 
 def dropout(x, rate, key, site=""):

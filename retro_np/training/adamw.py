@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from retro_np.errors import UserError
 from retro_np.nn.scope import every
 from retro_np.tree import Tree, leaves, map_tree
 
@@ -22,13 +23,19 @@ def adamw_update(params, grads, state, *, lr, weight_decay=0.1, betas=(0.9, 0.95
 
     The decay is decoupled and takes hold of arrays of two axes or more; gains are not decayed. Where a gradient is
     None the parameter is frozen: neither moved nor decayed, and its moments (None, too, if so begun) are let be.
+    Raises UserError, before anything has moved, where gradients or moments are not those of params.
     """
+    grads, first_moments, second_moments = (dict(leaves(tree)) for tree in (grads, state["m"], state["v"]))
+    for name, p in leaves(params):  # all is looked at before anything moves
+        g = grads.get(name)
+        if name not in grads or (g is not None and (np.shape(g) != p.shape or first_moments.get(name) is None)):
+            raise UserError(f"{name}: its gradient is absent or of another shape, or its moments were begun as frozen")
     state["step"] += 1
     first, second = betas
     correction = math.sqrt(1 - second ** state["step"])
     rate = lr / (1 - first ** state["step"])
-    moments = zip(leaves(state["m"]), leaves(state["v"]), strict=True)
-    for (_, p), (_, g), ((_, m), (_, v)) in zip(leaves(params), leaves(grads), moments, strict=True):
+    for name, p in leaves(params):
+        g, m, v = grads[name], first_moments[name], second_moments[name]
         if g is None:
             continue
         m *= first

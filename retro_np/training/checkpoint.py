@@ -29,8 +29,8 @@ class TrainingConfig:
 
     def __post_init__(self):
         for name in ("steps", "sequence_length", "batch_size", "micro_batches", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is at least 1, not {getattr(self, name)}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"{name} is a whole number of at least 1, not {getattr(self, name)}")
         if self.neighbours < 0 or self.warmup < 0 or self.seed < 0:
             raise UserError("neighbours, warmup and seed are at least 0")
         if not 0 < self.learning_rate <= 1 or not self.clip > 0 or not 0 <= self.weight_decay < math.inf:
@@ -109,12 +109,12 @@ def same_run(path, found: dict, wanted: dict) -> None:
 
 
 def run_identity(
-    config: RetroConfig, training: TrainingConfig, database_identity: dict, begun_from: str | None
+    config: RetroConfig, training: TrainingConfig, database_identity: dict, begun_from: str | None, frozen: list[str]
 ) -> dict:
-    """What makes two runs the same run: model, training, data, and the weights it began from."""
+    """What makes two runs the same run: model, training, data, the weights it began from, and those it leaves."""
     identity = {
         "model": config.to_dict(),
         "training": asdict(training),
-        "data": {**database_identity, "begun_from": begun_from},
+        "data": {**database_identity, "begun_from": begun_from, "frozen": frozen},
     }
     return json.loads(json.dumps(identity))  # as it comes back from a checkpoint: lists for tuples

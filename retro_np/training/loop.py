@@ -13,7 +13,7 @@ from retro_np.errors import UserError
 from retro_np.files import locked, write_atomically, write_json
 from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
-from retro_np.parameters import init_params
+from retro_np.parameters import init_params, parameter_shapes
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.training.adamw import adamw_init, adamw_update, clip_by_global_norm, learning_rate
@@ -30,11 +30,6 @@ from retro_np.tree import Tree, leaves, map_tree
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
-
-
-def retrieval_part(name: str) -> bool:
-    """Whether a parameter belongs to what RETRO adds to a baseline: CCA and the encoder. What RETROfit trains."""
-    return name.startswith("encoder.") or ".cca." in name
 
 
 def retrofit(
@@ -97,13 +92,15 @@ def train(
     out = Path(out)
     check_fit(config, database)
     sequence_chunks(training.sequence_length, config.chunk_size)
-    identity = run_identity(config, training, database.identity, begin_from[1] if begin_from else None)
+    frozen = [name for name, _ in leaves(parameter_shapes(config)) if not trainable(name)]
+    identity = run_identity(config, training, database.identity, begin_from[1] if begin_from else None, frozen)
     with locked(out, "training run"):
         if (out / CHECKPOINT).exists():
             params, state, _, found = load_checkpoint(out / CHECKPOINT)
             same_run(out / CHECKPOINT, found, identity)
         else:
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
+            params = map_tree(lambda _, array: array.copy(), params)  # the caller's arrays stay as they are
             state = adamw_init(params, trainable)
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
         write_json(out / "config.json", identity)
