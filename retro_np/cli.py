@@ -384,15 +384,11 @@ def main() -> None:
         if stop.code == INTERRUPTED:  # typer's answer to Ctrl-C, which it takes before we see it
             print("retro-np: stopped; the same command goes on from what is there", file=sys.stderr)
         raise
-    except MemoryError as error:
-        print(f"retro-np: not enough memory ({error}): ask for smaller sizes", file=sys.stderr)
-        sys.exit(2)
-    except OverflowError as error:
-        print(f"retro-np: a number is too large ({error}): give a smaller one", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"retro-np: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"retro-np: {error}", file=sys.stderr)
+    except (UserError, OSError, MemoryError, OverflowError) as error:
+        line = " ".join(str(error).split())
+        if isinstance(error, MemoryError):
+            line = f"not enough memory ({line}): ask for smaller sizes"
+        elif isinstance(error, OverflowError):
+            line = f"a number is too large ({line}): give a smaller one"
+        print(f"retro-np: {line}", file=sys.stderr)
         sys.exit(2)
