@@ -224,3 +224,9 @@ def test_odd_documents_build_and_every_neighbour_is_of_another_document(tmp_path
     assert not (sources == split.documents[:][:, None]).any()
     others = len(split.tokens) - np.bincount(split.documents[:])[split.documents[:]]
     assert ((split.neighbours[:] >= 0).sum(axis=1) == np.minimum(others, 5)).all()
+
+
+def test_ids_of_any_integer_type_give_the_same_values(database):
+    for dtype in (np.int8, np.uint8, np.uint64):
+        ids = np.array([3, 0], dtype)
+        assert np.array_equal(database.value(ids), database.value([3, 0]))

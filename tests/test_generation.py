@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro_np import generate, retro
+from retro_np import RetroConfig, generate, init_params, retro
 from retro_np.errors import UserError
 from retro_np.generation import sample_token
 from retro_np.nn.checks import CONFIG, perturbed_params
@@ -123,3 +123,9 @@ def test_top_k_and_top_p_keep_the_likeliest():
 def test_a_request_that_makes_no_sense_is_refused(model, prompt, settings):
     with pytest.raises(UserError):
         generate(*model, prompt, 3, **settings)
+
+
+def test_a_database_that_the_model_does_not_fit_is_refused(database):
+    config = RetroConfig(database.vocabulary_size, 4, 4, 1, 2, 1, (), database.chunk_size + 1)
+    with pytest.raises(ValueError, match="chunk_size"):
+        generate(init_params(config, np.random.default_rng(0)), config, [2], 1, database=database)

@@ -250,3 +250,8 @@ def test_a_cotangent_comes_in_any_dtype_but_only_in_the_logits_shape():
     assert {grad.dtype for _, grad in leaves(vjp(np.ones(logits.shape)))} == {np.dtype(np.float32)}
     with pytest.raises(ValueError, match="logits"):
         vjp(np.ones(logits.size))
+
+
+def test_a_batch_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="B and n ≥ 1"):
+        retro(PARAMS, CONFIG, TOKENS[:0], None)

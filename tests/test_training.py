@@ -283,3 +283,12 @@ def test_adamw_matches_gradients_by_name_and_refuses_others_before_anything_move
     adamw_update(params, {"b": np.zeros((2, 2)), "a": np.ones((2, 2))}, state, lr=0.1, weight_decay=0)
     assert np.all(params["b"] == 1)
     assert np.all(params["a"] < 1)
+
+
+def test_a_damaged_log_does_not_keep_a_run_from_going_on(database, tmp_path):
+    train(database, small_config(database), replace(TRAINING, steps=2), tmp_path)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 0, "loss": 1.0}\n5\n\xff\xfe\n')
+    train(database, small_config(database), replace(TRAINING, steps=2), tmp_path)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert [line["step"] for line in read_log(tmp_path)] == [0]
