@@ -1,5 +1,10 @@
 """RETRO, the retrieval-enhanced transformer, in NumPy: every forward and every backward written by hand."""
 
+# ruff: noqa: E402
+from retro_np import runtime
+
+runtime.settle()  # before NumPy is loaded, or BLAS does not hear of it
+
 from retro_np import reference
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.generation import generate

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from retro_np import load_bert
 from retro_np.errors import UserError
-from retro_np.retrieval.bert import erf
+from retro_np.kernels.rows import erf
 from retro_np.retrieval.weights import find_bert
 
 TEXTS = [

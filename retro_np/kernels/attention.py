@@ -3,12 +3,19 @@
 Queries stand in g groups of n, keys in k groups of r; a query attends to all k·r keys under one softmax, and the
 distance between query i and key j counts within their groups. So self-attention is g = k = 1; chunked
 cross-attention g = 1, k the neighbours; the encoder's cross-attention g the neighbours, k = 1 (the chunk).
+
+Three ways: NumPy, an array operation at a time; Numba, a query at a time (attention_numba.py); C, a tile of queries
+at a time (csrc/attention.h). What the backward needs of the forward is one number a query: its logits' log-sum-exp.
 """
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from retro_np.kernels import kernel
+from retro_np.kernels import c_extension, kernel
+from retro_np.kernels.threads import blocks, count, spread
+
+PARTS = 8  # of a batch, at most, in the backward: each has its own sums for positions' gradients
+SHARES = 4  # calls a thread: one that is held up then leaves its work to the others
 
 
 def skewed(logits, n_keys):
@@ -22,19 +29,64 @@ def skewed(logits, n_keys):
     return as_strided(logits[..., n - 1 :], (*batch, n, n_keys), (*outer, down - right, right))
 
 
-def forward_numpy(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+def _forward_numpy(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
     """softmax_j(((q_i + u)·k_j + (q_i + v)·p_{i−j}) / √c) · values_j. Dai et al. 2019; paper B.1.2.
 
     q: (B, g, n, h, c). keys, values: (B, k, r, h, c). u, v: (h, c).
     table: (T, h, c), the projected position of each distance, falling: row (n − 1 − i) + j is that of query i, key j.
       T = n + r − 1, or fewer where the rest is masked. None: no positions, the logit is q_i·k_j / √c.
     causal_offset: query i sees keys j ≤ i + causal_offset alone. key_mask: (B, k, r), False where a key is not there.
-    Returns out (B, g, n, h, c), zero where no key is left, and the probabilities (B, h, g, n, k, r).
+    Returns out (B, g, n, h, c), zero where no key is left, and lse (B, h, g, n), the logarithm of the sum of the
+    logits' exponentials, +inf where no key is left.
+    """
+    batch, g, n, h, _ = q.shape
+    logits = _logits(q, keys, table, u, v, causal_offset, key_mask)
+    peak = logits.max(axis=-1, keepdims=True, initial=-np.inf)
+    logits -= np.where(np.isneginf(peak), 0, peak)
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=-1, keepdims=True)
+    nothing = total == 0
+    logits /= np.where(nothing, 1, total)
+    out = logits @ _heads_first(values)
+    lse = np.where(nothing, np.inf, peak + np.log(np.where(nothing, 1, total)))
+    return _groups_first(out, q), lse.reshape(batch, h, g, n)
+
+
+def _backward_numpy(dout, lse, q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+    """The pullback of attention_forward: the probabilities are made again, exp(logits − lse).
+
+    Returns dq, dkeys, dvalues, dtable, du, dv; None for what is absent.
     """
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
-    content_query = _heads_first(q if u is None else q + u)
-    logits = content_query @ _heads_first(keys).swapaxes(-1, -2)  # (B, h, g·n, k·r)
+    dheads = _heads_first(dout)
+    probabilities = _logits(q, keys, table, u, v, causal_offset, key_mask)
+    probabilities -= lse.reshape(batch, h, g * n, 1)
+    np.exp(probabilities, out=probabilities)
+    dvalues = probabilities.swapaxes(-1, -2) @ dheads
+    dlogits = dheads @ _heads_first(values).swapaxes(-1, -2)
+    dlogits -= np.sum(dlogits * probabilities, axis=-1, keepdims=True)
+    dlogits *= probabilities
+    dlogits *= q.dtype.type(c**-0.5)
+    dcontent = dlogits @ _heads_first(keys)  # of q + u
+    dkeys = dlogits.swapaxes(-1, -2) @ _heads_first(q if u is None else q + u)
+    dq, dtable, du, dv = dcontent, None, None, None
+    if table is not None:
+        by_distance = np.zeros((batch, h, g, n, max(0, n + r - 1)), q.dtype)
+        skewed(by_distance, r)[...] = dlogits.reshape(batch, h, g, n, k, r).sum(axis=4)
+        by_distance = by_distance.reshape(batch, h, g * n, -1)[..., : len(table)]
+        dposition = by_distance @ table.transpose(1, 0, 2)  # of q + v
+        dtable = np.sum(by_distance.swapaxes(-1, -2) @ _heads_first(q + v), axis=0).transpose(1, 0, 2)
+        du, dv = dcontent.sum(axis=(0, 2)), dposition.sum(axis=(0, 2))
+        dq = dcontent + dposition
+    return _groups_first(dq, q), _groups_first(dkeys, keys), _groups_first(dvalues, values), dtable, du, dv
+
+
+def _logits(q, keys, table, u, v, causal_offset, key_mask):
+    """(B, h, g·n, k·r), −inf where a query does not see a key."""
+    batch, g, n, h, c = q.shape
+    k, r = keys.shape[1:3]
+    logits = _heads_first(q if u is None else q + u) @ _heads_first(keys).swapaxes(-1, -2)
     logits = logits.reshape(batch, h, g, n, k, r)
     if table is not None:
         by_distance = np.zeros((batch, h, g * n, n + r - 1), q.dtype)
@@ -46,49 +98,94 @@ def forward_numpy(q, keys, values, table=None, u=None, v=None, *, causal_offset=
         np.copyto(logits, -np.inf, where=hidden[:, None, :])
     if key_mask is not None:
         np.copyto(logits, -np.inf, where=~key_mask[:, None, None, None])
-    probabilities = _softmax(logits.reshape(batch, h, g * n, k * r))
-    out = probabilities @ _heads_first(values)
-    out = out.reshape(batch, h, g, n, c).transpose(0, 2, 3, 1, 4)
-    return np.ascontiguousarray(out), probabilities.reshape(batch, h, g, n, k, r)
+    return logits.reshape(batch, h, g * n, k * r)
 
 
-def backward_numpy(dout, probabilities, q, keys, values, table=None, u=None, v=None):
-    """The pullback of attention_forward. Returns dq, dkeys, dvalues, dtable, du, dv; None for what is absent."""
-    batch, g, n, h, c = q.shape
-    k, r = keys.shape[1:3]
-    dheads = _heads_first(dout)
-    flat = probabilities.reshape(batch, h, g * n, k * r)
-    dvalues = flat.swapaxes(-1, -2) @ dheads
-    dlogits = dheads @ _heads_first(values).swapaxes(-1, -2)
-    dlogits -= np.sum(dlogits * flat, axis=-1, keepdims=True)
-    dlogits *= flat
-    dlogits *= q.dtype.type(c**-0.5)
-    dcontent = dlogits @ _heads_first(keys)  # of q + u
-    dkeys = dlogits.swapaxes(-1, -2) @ _heads_first(q if u is None else q + u)
-    dq, dtable, du, dv = dcontent, None, None, None
+def _forward_c(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+    batch, g, n, h, _ = q.shape
+    out, lse = np.empty(q.shape, q.dtype), np.empty((batch, h, g, n), q.dtype)
+    given = _contiguous(q, keys, values, table, u, v, key_mask)
+    run = c_extension().attention_forward
+    spread(lambda tasks: run(*given, causal_offset, out, lse, tasks.start, tasks.stop), _shares(h * batch))
+    return out, lse
+
+
+def _backward_c(dout, lse, q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+    dout, lse, *given = _contiguous(dout, lse, q, keys, values, table, u, v, key_mask)
+    out = [np.empty(array.shape, array.dtype) for array in given[:3]]
+    batch, _, _, h, c = q.shape
+    parts, dpositions = batch, [None] * 3
     if table is not None:
-        by_distance = np.zeros((batch, h, g, n, n + r - 1), q.dtype)
-        skewed(by_distance, r)[...] = dlogits.reshape(batch, h, g, n, k, r).sum(axis=4)
-        by_distance = by_distance.reshape(batch, h, g * n, n + r - 1)[..., : len(table)]
-        dposition = by_distance @ table.transpose(1, 0, 2)  # of q + v
-        dtable = np.sum(by_distance.swapaxes(-1, -2) @ _heads_first(q + v), axis=0).transpose(1, 0, 2)
-        du, dv = dcontent.sum(axis=(0, 2)), dposition.sum(axis=(0, 2))
-        dq = dcontent + dposition
-    return _groups_first(dq, q), _groups_first(dkeys, keys), _groups_first(dvalues, values), dtable, du, dv
+        parts = min(PARTS, batch)
+        dpositions = [np.empty((parts, *shape), q.dtype) for shape in (table.shape, (h, c), (h, c))]
+    run = c_extension().attention_backward
+    spread(
+        lambda tasks: run(dout, lse, *given, causal_offset, *out, *dpositions, tasks.start, tasks.stop),
+        _shares(h * parts),
+    )
+    return *out, *(None if array is None else array.sum(axis=0) for array in dpositions)
 
 
-attention_forward = kernel("attention_forward", numpy=forward_numpy)
-attention_backward = kernel("attention_backward", numpy=backward_numpy)
+def _forward_numba(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+    batch, g, n, h, _ = q.shape
+    out, lse = np.empty(q.shape, q.dtype), np.empty((batch, h, g, n), q.dtype)
+    loop, head, seen, mask = _for_numba(q, keys, table, u, v, causal_offset, key_mask, "forward")
+
+    def job(task):
+        t, item = task // batch, task % batch
+        given = q[item, ..., t, :], keys[item, ..., t, :], values[item, ..., t, :], *head(t)
+        loop(*given, seen, mask[item], out[item, ..., t, :], lse[item, t])
+
+    spread(job, range(h * batch))
+    return out, lse
 
 
-def _softmax(logits):
-    """Softmax over the last axis, in place; a row with nothing to attend to (all −inf) is all zero."""
-    peak = logits.max(axis=-1, keepdims=True)
-    logits -= np.where(np.isfinite(peak), peak, 0)
-    np.exp(logits, out=logits)
-    total = logits.sum(axis=-1, keepdims=True)
-    logits /= np.where(total > 0, total, 1)
-    return logits
+def _backward_numba(dout, lse, q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+    batch, _, _, h, c = q.shape
+    outs = [np.empty(array.shape, array.dtype) for array in (q, keys, values)]
+    parts = blocks(batch, -(-batch // PARTS)) if batch else []
+    n_table = 0 if table is None else len(table)
+    dpositions = [np.zeros((len(parts), *shape), q.dtype) for shape in ((n_table, h, c), (h, c), (h, c))]
+    loop, head, seen, mask = _for_numba(q, keys, table, u, v, causal_offset, key_mask, "backward")
+
+    def job(task):
+        t, part = task // len(parts), task % len(parts)
+        for item in range(parts[part].start, parts[part].stop):
+            given = (array[item, ..., t, :] for array in (q, keys, values))
+            written = (array[item, ..., t, :] for array in outs)
+            sums = (array[part][..., t, :] for array in dpositions)
+            loop(dout[item, ..., t, :], lse[item, t], *given, *head(t), seen, mask[item], *written, *sums)
+
+    spread(job, range(h * len(parts)))
+    return *outs, *(array.sum(axis=0) if table is not None else None for array in dpositions)
+
+
+def _for_numba(q, keys, table, u, v, causal_offset, key_mask, name):
+    """The loop, a function that gives a head's table, u and v, the keys that each query sees, and the mask."""
+    from retro_np.kernels import attention_numba
+
+    n, c, r = q.shape[2], q.shape[4], keys.shape[2]
+    empty = np.empty((0, c), q.dtype), np.empty(0, q.dtype), np.empty(0, q.dtype)
+    seen = np.full(n, r) if causal_offset is None else np.clip(np.arange(n) + causal_offset + 1, 0, r)
+    mask = np.ones(keys.shape[:3], bool) if key_mask is None else np.asarray(key_mask)
+
+    def head(t):
+        return empty if table is None else (table[:, t], u[t], v[t])
+
+    return getattr(attention_numba, name), head, seen, mask
+
+
+attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=_forward_numba, c=_forward_c)
+attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=_backward_numba, c=_backward_c)
+
+
+def _shares(tasks):
+    """The tasks in as many runs as there are calls; those of one head, which share its table, stay together."""
+    return blocks(tasks, max(1, -(-tasks // (SHARES * count()))))
+
+
+def _contiguous(*arrays):
+    return [None if array is None else np.ascontiguousarray(array) for array in arrays]
 
 
 def _heads_first(x):

@@ -9,10 +9,11 @@ from retro_np.nn.scope import ROOT
 def relative_attention(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
     """The kernel as value and pullback: shapes and meaning in `kernels.attention.attention_forward`."""
     parts = (q, keys, values, table, u, v)
-    out, probabilities = attention_forward(*parts, causal_offset=causal_offset, key_mask=key_mask)
+    masks = {"causal_offset": causal_offset, "key_mask": key_mask}
+    out, lse = attention_forward(*parts, **masks)
 
     def vjp(dout):
-        grads = attention_backward(dout, probabilities, *parts)
+        grads = attention_backward(dout, lse, *parts, **masks)
         return grads if table is not None else grads[:3]
 
     return out, vjp

@@ -8,13 +8,10 @@ import zlib
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.kernels.rows import gelu_backward, gelu_forward, rms_norm_backward, rms_norm_forward, sum_rows
+from retro_np.kernels.threads import blocks, spread
 
-GELU_BLOCK = 16384  # entries: a handful of arrays of that many fit the second-level cache
-
-
-def sum_to(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Sum the leading axes of x away that `shape` lacks: the pullback of broadcasting over them."""
-    return x.reshape(-1, *shape).sum(axis=0)
+ROWS = 16  # of logits, at a time: V numbers each
 
 
 def linear(x, w, trainable=True):
@@ -30,57 +27,31 @@ def linear(x, w, trainable=True):
 
 def rms_norm(x, gain, eps=1e-6):
     """y = gain · x / rms(x), rms(x)² = mean(x²) + eps. x: (..., d); gain: (d,). Zhang & Sennrich 2019."""
-    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
-    unit = x * scale
+    flat = x.reshape(-1, x.shape[-1])
+    y, scale = rms_norm_forward(flat, gain, eps)
 
     def vjp(dy):
-        dunit = dy * gain
-        dx = scale * (dunit - unit * np.mean(dunit * unit, axis=-1, keepdims=True))
-        return dx, sum_to(dy * unit, gain.shape)
+        dx, dgain = rms_norm_backward(dy.reshape(flat.shape), flat, gain, scale)
+        return dx.reshape(x.shape), dgain
 
-    return gain * unit, vjp
+    return y.reshape(x.shape), vjp
 
 
 def gelu(x):
-    """y = x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), elementwise. Hendrycks & Gimpel 2016, tanh form.
-
-    A block of entries at a time: what stands between the steps then stays in the cache, and no temporary is as large as
-    x, whose pages the system would have to hand out afresh each time.
-    """
-    slope = float(np.sqrt(2 / np.pi))
+    """y = x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), elementwise. Hendrycks & Gimpel 2016, tanh form."""
     flat = x.reshape(-1)
-    blocks = [slice(start, start + GELU_BLOCK) for start in range(0, len(flat), GELU_BLOCK)]
-    tanh, y = np.empty_like(flat), np.empty_like(flat)
-    for block in blocks:
-        some = flat[block]
-        np.tanh(slope * (some + 0.044715 * some * some * some), out=tanh[block])
-        y[block] = 0.5 * some * (1 + tanh[block])
 
     def vjp(dy):
-        dflat, dx = dy.reshape(-1), np.empty_like(flat)
-        for block in blocks:
-            some, t = flat[block], tanh[block]
-            dinner = slope * (1 + 3 * 0.044715 * some * some)
-            dx[block] = dflat[block] * (0.5 * (1 + t) + 0.5 * some * (1 - t * t) * dinner)
-        return (dx.reshape(x.shape),)
+        return (gelu_backward(dy.reshape(-1), flat).reshape(x.shape),)
 
-    return y.reshape(x.shape), vjp
+    return gelu_forward(flat).reshape(x.shape), vjp
 
 
 def embedding(table, tokens, trainable=True):
     """y = table[tokens]. table: (V, d); tokens: integers of any shape. Returns (*tokens.shape, d)."""
 
     def vjp(dy):
-        if not trainable:
-            return (None,)
-        dtable = np.zeros_like(table)
-        if tokens.size:
-            # rows of one token are brought together and summed at once: np.add.at would go one row at a time
-            order = np.argsort(tokens, axis=None, kind="stable")
-            rows = dy.reshape(-1, table.shape[1])[order]
-            used, starts = np.unique(tokens.reshape(-1)[order], return_index=True)
-            dtable[used] = np.add.reduceat(rows, starts, axis=0)
-        return (dtable,)
+        return (sum_rows(dy.reshape(-1, table.shape[1]), tokens.reshape(-1), len(table)) if trainable else None,)
 
     return table[tokens], vjp
 
@@ -97,24 +68,33 @@ def cross_entropy(logits, targets):
     logits: (..., V); targets: (...), integers, 0 where there is nothing to predict.
     Returns a scalar of logits' dtype: 0 where no target is left.
     """
-    rows = np.flatnonzero(targets)
-    chosen = targets.reshape(-1)[rows]
-    flat = logits.reshape(-1, logits.shape[-1])
-    log_probabilities = log_softmax(flat if len(rows) == len(flat) else flat[rows])
-    count = max(len(rows), 1)
+    flat, chosen = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    counted = chosen != 0
+    count = max(np.count_nonzero(counted), 1)
+    lse = np.empty(len(flat), logits.dtype)  # log Σ exp of each row: the probabilities are made again from it
+
+    def sum_up(rows):
+        peak = flat[rows].max(axis=-1)
+        lse[rows] = peak + np.log(np.exp(flat[rows] - peak[:, None]).sum(axis=-1))
+
+    spread(sum_up, blocks(len(flat), ROWS))
 
     def vjp(dloss):
-        drows = np.exp(log_probabilities)
-        drows[np.arange(len(rows)), chosen] -= 1
-        drows *= logits.dtype.type(dloss / count)
-        if len(rows) == len(flat):
-            return (drows.reshape(logits.shape),)
-        dflat = np.zeros_like(flat)
-        dflat[rows] = drows
+        dflat = np.empty_like(flat)
+        factor = counted * logits.dtype.type(dloss / count)
+
+        def subtract(rows):
+            some = dflat[rows]
+            np.subtract(flat[rows], lse[rows, None], out=some)
+            np.exp(some, out=some)
+            some[np.arange(len(some)), chosen[rows]] -= 1
+            some *= factor[rows, None]
+
+        spread(subtract, blocks(len(flat), ROWS))
         return (dflat.reshape(logits.shape),)
 
-    picked = log_probabilities[np.arange(len(rows)), chosen]
-    return logits.dtype.type((0 - picked.sum()) / count), vjp  # 0 − 0, unlike −0, is 0
+    nats = lse - flat[np.arange(len(flat)), chosen]
+    return logits.dtype.type(nats.sum(where=counted) / count), vjp
 
 
 def dropout(x, rate, key, site=""):

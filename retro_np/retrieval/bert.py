@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.kernels.attention import attention_forward
+from retro_np.kernels.rows import add_gelu_erf, add_layer_norm, gelu_forward
 from retro_np.progress import progress_bar
 from retro_np.retrieval.corpus import LONE_SURROGATE
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
-GELU_ROWS = 32
-BATCH_TOKENS = 4096  # word pieces a batch: enough for the products, little enough for the cache
+BATCH_TOKENS = 1024  # word pieces a batch: enough for the products, little enough for the cache
 
 
 @dataclass(frozen=True)
@@ -77,27 +78,30 @@ class Bert:
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Last hidden states, (B, t, d). ids: (B, t) word pieces; mask: (B, t), false at padding."""
         tensors, config = self.files.tensors, self.files.config
-        x = tensors["embeddings.word_embeddings.weight"][ids]
-        x += tensors["embeddings.position_embeddings.weight"][: ids.shape[1]]
-        x += tensors["embeddings.token_type_embeddings.weight"][0]
         eps, activation = config.get("layer_norm_eps", 1e-12), ACTIVATIONS[config.get("hidden_act", "gelu")]
-        x = layer_norm(x, tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"], eps)
-        shape = x.shape
-        x = x.reshape(-1, shape[-1])
-        bias = np.where(mask, 0, -np.inf).astype(np.float32)[:, None, None, :]
+        (batch, length), heads = ids.shape, config["num_attention_heads"]
+        x = tensors["embeddings.word_embeddings.weight"][ids].reshape(batch * length, -1)
+        places = np.tile(np.arange(length), batch)
+        positions = tensors["embeddings.position_embeddings.weight"][places]
+        kind = tensors["embeddings.token_type_embeddings.weight"][0]
+        norm = tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"]
+        add_layer_norm(x, kind, positions, *norm, eps)
+
+        def heads_of(rows):
+            return rows.reshape(batch, 1, length, heads, -1)
+
         for w in self.layers:
-            attended = _attention(x @ w["qkv"] + w["qkv_bias"], bias, shape, config["num_attention_heads"])
-            attended = attended @ w["attention_out"]
-            attended += w["attention_out_bias"]
-            attended += x
-            x = layer_norm(attended, w["attention_gain"], w["attention_shift"], eps)
-            hidden = x @ w["in"]
-            hidden += w["in_bias"]
-            out = activation(hidden) @ w["out"]
-            out += w["out_bias"]
-            out += x
-            x = layer_norm(out, w["gain"], w["shift"], eps)
-        return x.reshape(shape)
+            q = x @ w["query"]
+            q += w["query_bias"]
+            keys, values = x @ w["key"], x @ w["value"]
+            attended, _ = attention_forward(heads_of(q), heads_of(keys), heads_of(values), key_mask=mask[:, None])
+            attended = attended.reshape(x.shape) @ w["attention_out"]
+            add_layer_norm(attended, w["attention_out_bias"], x, w["attention_gain"], w["attention_shift"], eps)
+            hidden = attended @ w["in"]
+            activation(hidden, w["in_bias"])
+            x = hidden @ w["out"]
+            add_layer_norm(x, w["out_bias"], attended, w["gain"], w["shift"], eps)
+        return x.reshape(batch, length, -1)
 
     def _pooled(self, states, mask):
         weights = mask[..., None].astype(np.float32)
@@ -120,7 +124,7 @@ def load_bert(path: str | Path | None = None) -> Bert:
 
 
 def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray]]:
-    """Each layer's tensors as products want them: (d_in, d_out), query, key and value side by side."""
+    """Each layer's tensors as products want them: (d_in, d_out), and the biases that matter."""
     config = files.config
     d, inner = config["hidden_size"], config["intermediate_size"]
 
@@ -138,13 +142,18 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray]]:
     layers = []
     for i in range(config["num_hidden_layers"]):
         at = f"encoder.layer.{i}."
-        parts = [f"{at}attention.self.{part}." for part in ("query", "key", "value")]
+        query, key, value = (f"{at}attention.self.{part}." for part in ("query", "key", "value"))
+        out, out_bias = get(at + "attention.output.dense.weight", d, d), get(at + "attention.output.dense.bias", d)
+        get(key + "bias", d)  # adds the same to all logits of a query: the softmax takes it away again
         layers.append(
             {
-                "qkv": np.concatenate([get(part + "weight", d, d).T for part in parts], axis=1),
-                "qkv_bias": np.concatenate([get(part + "bias", d) for part in parts]),
-                "attention_out": np.ascontiguousarray(get(at + "attention.output.dense.weight", d, d).T),
-                "attention_out_bias": get(at + "attention.output.dense.bias", d),
+                "query": np.ascontiguousarray(get(query + "weight", d, d).T),
+                "query_bias": get(query + "bias", d),
+                "key": np.ascontiguousarray(get(key + "weight", d, d).T),
+                "value": np.ascontiguousarray(get(value + "weight", d, d).T),
+                "attention_out": np.ascontiguousarray(out.T),
+                # a value's bias passes through the mean over keys unchanged, and so is added once, behind W_o
+                "attention_out_bias": out_bias + out @ get(value + "bias", d),
                 "attention_gain": get(at + "attention.output.LayerNorm.weight", d),
                 "attention_shift": get(at + "attention.output.LayerNorm.bias", d),
                 "in": np.ascontiguousarray(get(at + "intermediate.dense.weight", inner, d).T),
@@ -158,88 +167,21 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray]]:
     return layers
 
 
-def _attention(qkv, bias, shape, n_heads):
-    """Softmax attention with a bias of −∞ at padding. qkv: (B·t, 3 d); returns (B·t, d)."""
-    batch, length, d = shape
-    heads = qkv.reshape(batch, length, 3, n_heads, d // n_heads).transpose(2, 0, 3, 1, 4)
-    q, k, v = np.ascontiguousarray(heads)
-    q *= (d // n_heads) ** -0.5
-    logits = q @ k.swapaxes(-1, -2)
-    logits += bias
-    logits -= logits.max(axis=-1, keepdims=True)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(axis=-1, keepdims=True)
-    return (logits @ v).transpose(0, 2, 1, 3).reshape(batch * length, d)
+def _add_gelu_tanh(x, bias):
+    x += bias
+    x[...] = gelu_forward(x.reshape(-1)).reshape(x.shape)
 
 
-def layer_norm(x, gain, shift, eps):
-    """(x − mean) / √(variance + eps) · gain + shift, over the last axis; x is overwritten. Ba et al. 2016."""
-    x -= x.mean(axis=-1, keepdims=True)
-    variance = np.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1]
-    x *= 1 / np.sqrt(variance + eps)
-    x *= gain
-    x += shift
-    return x
-
-
-# erf(x) ≈ x P(x²) / Q(x²) on [−4, 4], constant beyond: the rational approximation of the Eigen library, highest power
-# first. A test holds it to math.erf within 5e-7.
-ERF_P = (
-    -2.72614225801306e-10,
-    2.77068142495902e-08,
-    -2.10102402082508e-06,
-    -5.69250639462346e-05,
-    -7.34990630326855e-04,
-    -2.95459980854025e-03,
-    -1.60960333262415e-02,
-)
-ERF_Q = (
-    -1.45660718464996e-05,
-    -2.13374055278905e-04,
-    -1.68282697438203e-03,
-    -7.37332916720468e-03,
-    -1.42647390514189e-02,
-)
-
-
-def erf(x):
-    """The error function, elementwise, in float32 throughout (NumPy has none)."""
-    x = np.clip(x, -4, 4)
-    square = x * x
-    above = _polynomial(ERF_P, square)
-    above *= x
-    above /= _polynomial(ERF_Q, square)
-    return above
-
-
-def _polynomial(coefficients, x):
-    value = np.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        value *= x
-        value += x.dtype.type(coefficient)
-    return value
-
-
-def _gelu(x):
-    """x/2 · (1 + erf(x / √2)), in place, a few rows at a time so that all steps find them in the cache."""
-    for start in range(0, len(x), GELU_ROWS):
-        rows = x[start : start + GELU_ROWS]
-        gate = erf(rows * np.float32(2**-0.5))
-        gate += 1
-        gate *= 0.5
-        rows *= gate
-    return x
-
-
-def _gelu_tanh(x):
-    return 0.5 * x * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3)))
+def _add_relu(x, bias):
+    x += bias
+    np.maximum(x, 0, out=x)
 
 
 ACTIVATIONS = {
-    "gelu": _gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": lambda x: np.maximum(x, 0),
+    "gelu": add_gelu_erf,
+    "gelu_new": _add_gelu_tanh,
+    "gelu_pytorch_tanh": _add_gelu_tanh,
+    "relu": _add_relu,
 }
 
 

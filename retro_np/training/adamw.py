@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.kernels.rows import adamw_step
 from retro_np.nn.scope import every
 from retro_np.tree import Tree, leaves, map_tree
 
@@ -31,25 +32,11 @@ def adamw_update(params, grads, state, *, lr, weight_decay=0.1, betas=(0.9, 0.95
         if name not in grads or (g is not None and (np.shape(g) != p.shape or first_moments.get(name) is None)):
             raise UserError(f"{name}: its gradient is absent or of another shape, or its moments were begun as frozen")
     state["step"] += 1
-    first, second = betas
-    correction = math.sqrt(1 - second ** state["step"])
-    rate = lr / (1 - first ** state["step"])
     for name, p in leaves(params):
-        g, m, v = grads[name], first_moments[name], second_moments[name]
-        if g is None:
-            continue
-        m *= first
-        m += (1 - first) * g
-        v *= second
-        v += (1 - second) * (g * g)
-        if p.ndim >= 2 and weight_decay:
-            p *= 1 - lr * weight_decay
-        denominator = np.sqrt(v)
-        denominator /= correction
-        denominator += eps
-        np.divide(m, denominator, out=denominator)
-        denominator *= rate
-        p -= denominator
+        if grads[name] is not None:
+            decay = weight_decay if p.ndim >= 2 else 0
+            moments = first_moments[name], second_moments[name]
+            adamw_step(p, grads[name], *moments, lr=lr, betas=betas, eps=eps, decay=decay, step=state["step"])
 
 
 def clip_by_global_norm(grads: Tree, limit: float) -> float:

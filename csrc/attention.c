@@ -1,0 +1,322 @@
+/* Relative attention for Python: the checks, and the choice of the code for this processor.
+ *
+ * attention.h says what is computed, and computes it; tile.h has what it is computed with. Here the arguments are
+ * checked, before any pointer is followed: contiguous, aligned, native byte order, one type, matching shapes, outputs
+ * writable. TypeError or ValueError names the argument. The GIL is released around the work. A call does the tasks that
+ * it is asked for and no others, so that several threads may share them; no number depends on who does what.
+ */
+
+#include "module.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if !defined(__GNUC__)
+#error "attention.c needs GCC or clang: it uses their vector types"
+#endif
+
+#define TILE 32 /* queries that meet the keys together */
+#define ROWS 4  /* rows that a product sums at once, in registers */
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(real)))
+
+static const double INVERSE_FACTORIAL[] = {
+    1.0,          1.0,           1.0 / 2,        1.0 / 6,         1.0 / 24,         1.0 / 120,         1.0 / 720,
+    1.0 / 5040,   1.0 / 40320,   1.0 / 362880,   1.0 / 3628800,   1.0 / 39916800,   1.0 / 479001600,   1.0 / 6227020800,
+};
+
+/* One call: sizes, arrays (of float or of double), and how many parts the items are in. NULL: absent. */
+typedef struct {
+    ptrdiff_t batch, g, n, k, r, h, c, n_table, causal_offset, parts;
+    int causal;
+    const void *q, *keys, *values, *table, *u, *v, *dout;
+    const unsigned char *key_mask;
+    void *out, *lse, *dq, *dkeys, *dvalues, *dtable, *du, *dv;
+} attention_t;
+
+/* The template, for float and double: kernels.inc includes it once for each. */
+#define TARGET
+#define VECTOR_BYTES 16
+#define VECTORS 2
+#define UNIT(x) x##_plain
+#include "attention_types.h"
+#undef TARGET
+#undef VECTOR_BYTES
+#undef VECTORS
+#undef UNIT
+
+#if defined(__x86_64__)
+#define TARGET __attribute__((target("avx2,fma")))
+#define VECTOR_BYTES 32
+#define VECTORS 2
+#define UNIT(x) x##_avx2
+#include "attention_types.h"
+#undef TARGET
+#undef VECTOR_BYTES
+#undef VECTORS
+#undef UNIT
+
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
+#define VECTOR_BYTES 64
+#define VECTORS 4
+#define UNIT(x) x##_avx512
+#include "attention_types.h"
+#undef TARGET
+#undef VECTOR_BYTES
+#undef VECTORS
+#undef UNIT
+#endif
+
+typedef int (*run_t)(const attention_t *, ptrdiff_t first, ptrdiff_t last, int backward);
+
+/* The units that this source was compiled for, best last. */
+static const struct {
+    const char *name;
+    run_t run_float, run_double;
+} UNITS[] = {
+    {"plain", run_float_plain, run_double_plain},
+#if defined(__x86_64__)
+    {"avx2", run_float_avx2, run_double_avx2},
+    {"avx512", run_float_avx512, run_double_avx512},
+#endif
+};
+
+/* How many of UNITS the processor has. */
+static int units_here(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return 1;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+        return 3;
+    return 2;
+#else
+    return 1;
+#endif
+}
+
+static int unit = -1; /* of UNITS; -1: not chosen yet */
+
+PyObject *vector_unit(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name = NULL;
+    if (!PyArg_ParseTuple(args, "|z:vector_unit", &name))
+        return NULL;
+    int here = units_here(), wanted = unit < 0 ? here - 1 : unit;
+    if (name)
+        for (wanted = here - 1; wanted >= 0 && strcmp(name, UNITS[wanted].name); wanted--)
+            continue;
+    if (wanted < 0)
+        return PyErr_Format(PyExc_ValueError, "no vector unit %s here", name);
+    unit = wanted;
+    return PyUnicode_FromString(UNITS[unit].name);
+}
+
+/* The arguments of a call, in order, and what holds of each. */
+typedef struct {
+    const char *name;
+    int ndim;
+    int written;
+    int optional; /* may be None */
+} argument_t;
+
+enum { MOST = 16 };
+
+/* Take all arrays; how many were taken is in *held. An absent one has obj NULL. */
+static int take_all(PyObject *const *objects, const argument_t *arguments, int count, Py_buffer *views, int *held)
+{
+    for (*held = 0; *held < count; (*held)++) {
+        const argument_t *argument = &arguments[*held];
+        if (argument->optional && objects[*held] == Py_None)
+            memset(&views[*held], 0, sizeof views[*held]);
+        else if (take_array(objects[*held], &views[*held], argument->name, argument->ndim, argument->written) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static void release_all(Py_buffer *views, int held)
+{
+    while (held-- > 0)
+        if (views[held].obj)
+            PyBuffer_Release(&views[held]);
+}
+
+/* Whether a view has this shape; if not, the exception is set. */
+static int has_shape(const Py_buffer *view, const char *name, const ptrdiff_t *shape)
+{
+    for (int axis = 0; axis < view->ndim; axis++)
+        if (view->shape[axis] != shape[axis]) {
+            PyErr_Format(PyExc_ValueError, "%s has %zd along axis %d, not %zd", name, view->shape[axis], axis,
+                         (Py_ssize_t)shape[axis]);
+            return 0;
+        }
+    return 1;
+}
+
+/* An optional integer; *given says whether it is there. */
+static int take_integer(PyObject *object, const char *name, ptrdiff_t *value, int *given)
+{
+    *given = object != Py_None;
+    if (!*given)
+        return 0;
+    if (!PyIndex_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%s must be an integer", name);
+        return -1;
+    }
+    *value = PyNumber_AsSsize_t(object, PyExc_OverflowError);
+    return *value == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Sizes and pointers from q, keys, values, table, u, v and key_mask, once they fit one another. Returns the type. */
+static char check_inputs(attention_t *a, const Py_buffer *views, const argument_t *arguments)
+{
+    const Py_buffer *q = &views[0], *keys = &views[1], *table = &views[3], *key_mask = &views[6];
+    char type = item_type(q);
+    if (type != 'f' && type != 'd') {
+        PyErr_SetString(PyExc_TypeError, "q must be float32 or float64, in native byte order");
+        return 0;
+    }
+    a->batch = q->shape[0], a->g = q->shape[1], a->n = q->shape[2], a->h = q->shape[3], a->c = q->shape[4];
+    a->k = keys->shape[1], a->r = keys->shape[2], a->n_table = table->obj ? table->shape[0] : 0;
+    const ptrdiff_t keys_shape[] = {a->batch, a->k, a->r, a->h, a->c}, heads[] = {a->n_table, a->h, a->c};
+    const ptrdiff_t *shapes[] = {q->shape, keys_shape, keys_shape, heads, heads + 1, heads + 1, keys_shape};
+    for (int i = 0; i < 7; i++) {
+        if (!views[i].obj)
+            continue;
+        if (item_type(&views[i]) != (i == 6 ? '?' : type)) {
+            PyErr_Format(PyExc_TypeError, i == 6 ? "%s must be bool" : "%s must have the type of q", arguments[i].name);
+            return 0;
+        }
+        if (!has_shape(&views[i], arguments[i].name, shapes[i]))
+            return 0;
+    }
+    if (!table->obj != !views[4].obj || !table->obj != !views[5].obj) {
+        PyErr_SetString(PyExc_TypeError, "table, u and v come together, or are all None");
+        return 0;
+    }
+    if (table->obj && (a->n_table > a->n + a->r - 1 || a->n_table < 0)) {
+        PyErr_Format(PyExc_ValueError, "table has %zd distances, more than n + r - 1 = %zd", (Py_ssize_t)a->n_table,
+                     (Py_ssize_t)(a->n + a->r - 1));
+        return 0;
+    }
+    a->q = q->buf, a->keys = keys->buf, a->values = views[2].buf;
+    a->table = table->obj ? table->buf : NULL, a->u = views[4].buf, a->v = views[5].buf;
+    a->key_mask = key_mask->obj ? key_mask->buf : NULL;
+    return type;
+}
+
+/* Whether each output has the type and its shape. */
+static int check_outputs(const Py_buffer *views, const argument_t *arguments, const ptrdiff_t *const *shapes, int count,
+                         char type)
+{
+    for (int i = 0; i < count; i++) {
+        if (!views[i].obj)
+            continue;
+        if (item_type(&views[i]) != type) {
+            PyErr_Format(PyExc_TypeError, "%s must have the type of q", arguments[i].name);
+            return 0;
+        }
+        if (!has_shape(&views[i], arguments[i].name, shapes[i]))
+            return 0;
+    }
+    return 1;
+}
+
+/* Do the tasks, without the GIL. */
+static int run_tasks(const attention_t *a, char type, Py_ssize_t first, Py_ssize_t last, int backward)
+{
+    if (first < 0 || last < first || last > a->h * a->parts) {
+        PyErr_Format(PyExc_ValueError, "tasks %zd to %zd of %zd", first, last, (Py_ssize_t)(a->h * a->parts));
+        return 0;
+    }
+    if (unit < 0)
+        unit = units_here() - 1;
+    run_t run = type == 'f' ? UNITS[unit].run_float : UNITS[unit].run_double;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = run(a, first, last, backward);
+    Py_END_ALLOW_THREADS
+    if (status < 0)
+        PyErr_NoMemory();
+    return status == 0;
+}
+
+static const argument_t FORWARD[] = {
+    {"q", 5, 0, 0}, {"keys", 5, 0, 0}, {"values", 5, 0, 0},   {"table", 3, 0, 1}, {"u", 2, 0, 1},
+    {"v", 2, 0, 1}, {"key_mask", 3, 0, 1}, {"out", 5, 1, 0}, {"lse", 4, 1, 0},
+};
+
+PyObject *attention_forward(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *o[9], *offset;
+    Py_ssize_t first, last;
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnn:attention_forward", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &offset,
+                          &o[7], &o[8], &first, &last))
+        return NULL;
+    attention_t a = {0};
+    Py_buffer views[MOST];
+    int held = 0, done = 0;
+    char type;
+    if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
+        take_all(o, FORWARD, 9, views, &held) == 0 && (type = check_inputs(&a, views, FORWARD)) != 0) {
+        const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, *const shapes[] = {views[0].shape, rows};
+        a.out = views[7].buf, a.lse = views[8].buf, a.parts = a.batch;
+        done = check_outputs(views + 7, FORWARD + 7, shapes, 2, type) && run_tasks(&a, type, first, last, 0);
+    }
+    release_all(views, held);
+    if (!done)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static const argument_t BACKWARD[] = {
+    {"q", 5, 0, 0},    {"keys", 5, 0, 0},   {"values", 5, 0, 0}, {"table", 3, 0, 1},   {"u", 2, 0, 1},
+    {"v", 2, 0, 1},    {"key_mask", 3, 0, 1}, {"dout", 5, 0, 0},   {"lse", 4, 0, 0},     {"dq", 5, 1, 0},
+    {"dkeys", 5, 1, 0}, {"dvalues", 5, 1, 0}, {"dtable", 4, 1, 1}, {"du", 3, 1, 1}, {"dv", 3, 1, 1},
+};
+
+PyObject *attention_backward(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *o[15], *offset;
+    Py_ssize_t first, last;
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOOOOOnn:attention_backward", &o[7], &o[8], &o[0], &o[1], &o[2], &o[3], &o[4],
+                          &o[5], &o[6], &offset, &o[9], &o[10], &o[11], &o[12], &o[13], &o[14], &first, &last))
+        return NULL;
+    attention_t a = {0};
+    Py_buffer views[MOST];
+    int held = 0, done = 0;
+    char type;
+    if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
+        take_all(o, BACKWARD, 15, views, &held) == 0 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
+        const Py_buffer *v = views;
+        a.parts = a.table && v[12].obj ? v[12].shape[0] : a.batch;
+        const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, parts[] = {a.parts, a.n_table, a.h, a.c};
+        const ptrdiff_t heads[] = {a.parts, a.h, a.c};
+        const ptrdiff_t *const shapes[] = {v[0].shape, rows, v[0].shape, v[1].shape, v[1].shape, parts, heads, heads};
+        a.dout = v[7].buf, a.lse = v[8].buf, a.dq = v[9].buf, a.dkeys = v[10].buf, a.dvalues = v[11].buf;
+        a.dtable = v[12].buf, a.du = v[13].buf, a.dv = v[14].buf;
+        int together = (a.table != NULL) == (v[12].obj != NULL) && (a.table != NULL) == (v[13].obj != NULL) &&
+                       (a.table != NULL) == (v[14].obj != NULL);
+        if (!together)
+            PyErr_SetString(PyExc_TypeError, "dtable, du and dv are there when table is, and None when it is not");
+        else if (a.parts < 1 && a.batch > 0)
+            PyErr_SetString(PyExc_ValueError, "dtable needs at least one part");
+        else
+            done = check_outputs(views + 7, BACKWARD + 7, shapes, 8, type) && run_tasks(&a, type, first, last, 1);
+    }
+    release_all(views, held);
+    if (!done)
+        return NULL;
+    Py_RETURN_NONE;
+}

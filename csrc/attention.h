@@ -1,0 +1,299 @@
+/* Relative attention, forward and backward, of one head of one item of the batch. A template: attention.c includes it
+ * for float and for double, each for several vector units.
+ *
+ *   logits[i][j] = ((q[i] + u) . k[j] + (q[i] + v) . p[(n - 1 - i) + j]) / sqrt(c)          paper B.1.2; Dai et al. 2019
+ *   out[i]       = sum_j exp(logits[i][j] - lse[i]) * values[j],   lse[i] = log sum_j exp(logits[i][j])
+ *
+ * Queries stand in g groups of n, keys in k groups of r; j runs over all k * r keys, and the distance counts within the
+ * groups. A key that is masked, or comes after its query by causality, has logit -inf; lse is +inf where all have.
+ *
+ * Naively (retro_np/kernels/attention.py): all logits, all products with positions, all probabilities, each an array of
+ * its own, kept for the backward. Here TILE queries at a time meet all their keys. Their logits lie in a scratch of
+ * (TILE, k * r) that stays in the cache; nothing of that size is kept, and the backward makes the logits again: with
+ * lse, exp(logits - lse) are the probabilities at once. A tile meets TILE + r - 1 distances, no more: its positions'
+ * products are (TILE, TILE + r - 1), and row i's key j is found TILE - 1 - i columns in.
+ *
+ * Rows of scratch are padded to whole vectors: k groups of r keys become k * width columns, c becomes c_wide. The padding
+ * of keys and values is zero, that of logits -inf.
+ */
+
+/* Sizes of the scratch, in numbers, and pointers into it. */
+typedef struct {
+    ptrdiff_t width, keys_wide, c_wide, distances; /* padded r, k * r, c; columns of a row of positions' products */
+    real *keys, *keys_t, *values, *values_t;       /* (keys_wide, c_wide) and transposed, (c, keys_wide) */
+    real *table, *table_t;                         /* (distances, c_wide), (c, distances) */
+    real *bias;                                    /* (keys_wide): 0, or -inf for what is masked or padding */
+    real *content, *position;                      /* (TILE, c_wide): (q + u) / sqrt(c), (q + v) / sqrt(c) */
+    real *logits, *by_distance, *out;              /* (TILE, keys_wide), (TILE, distances), (TILE, c_wide) */
+    real *dout, *dlogits, *dcontent, *dposition;   /* the backward's */
+    real *dkeys, *dvalues, *dtable;                /* its sums, shaped as what they belong to */
+} NAME(scratch);
+
+ALWAYS_INLINE ptrdiff_t NAME(whole)(ptrdiff_t n)
+{
+    return (n + LANES - 1) / LANES * LANES;
+}
+
+/* Lay the scratch out from `memory`; return how many numbers it takes. memory NULL: only count. */
+static ptrdiff_t NAME(lay_out)(const attention_t *a, NAME(scratch) *s, real *memory, int backward)
+{
+    ptrdiff_t used = 0;
+    s->width = NAME(whole)(a->r);
+    s->keys_wide = a->k * s->width;
+    s->c_wide = NAME(whole)(a->c);
+    s->distances = a->table ? NAME(whole)(a->n + a->r + LANES) : 0;
+#define TAKE(pointer, count) (s->pointer = memory ? memory + used : NULL, used += (count))
+    TAKE(keys, s->keys_wide * s->c_wide);
+    TAKE(keys_t, a->c * s->keys_wide);
+    TAKE(values, s->keys_wide * s->c_wide);
+    TAKE(values_t, backward ? a->c * s->keys_wide : 0);
+    TAKE(table, s->distances * s->c_wide);
+    TAKE(table_t, a->c * s->distances);
+    TAKE(bias, s->keys_wide);
+    TAKE(content, TILE * s->c_wide);
+    TAKE(position, TILE * s->c_wide);
+    TAKE(logits, TILE * s->keys_wide);
+    TAKE(by_distance, TILE * s->distances);
+    TAKE(out, TILE * s->c_wide);
+    if (backward) {
+        TAKE(dout, TILE * s->c_wide);
+        TAKE(dlogits, TILE * s->keys_wide);
+        TAKE(dcontent, TILE * s->c_wide);
+        TAKE(dposition, TILE * s->c_wide);
+        TAKE(dkeys, s->keys_wide * s->c_wide);
+        TAKE(dvalues, s->keys_wide * s->c_wide);
+        TAKE(dtable, s->distances * s->c_wide);
+    }
+#undef TAKE
+    return used;
+}
+
+/* Bring one head of an array (rows, h, c) together: out (rows, c_wide), (x + bias) * scale, padded with zeros. */
+TARGET static void NAME(gather)(const attention_t *a, const real *x, ptrdiff_t rows, const real *bias, real scale,
+                                real *restrict out, ptrdiff_t c_wide)
+{
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t t = 0; t < c_wide; t++)
+            out[i * c_wide + t] = t >= a->c ? 0 : (x[i * a->h * a->c + t] + (bias ? bias[t] : 0)) * scale;
+}
+
+/* The way back: one head of an array (rows, h, c) = x (rows, c_wide) * scale. */
+TARGET static void NAME(scatter)(const attention_t *a, const real *restrict x, ptrdiff_t rows, real scale, real *out,
+                                 ptrdiff_t c_wide)
+{
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t t = 0; t < a->c; t++)
+            out[i * a->h * a->c + t] = x[i * c_wide + t] * scale;
+}
+
+/* The positions of a head. */
+TARGET static void NAME(load_table)(const attention_t *a, NAME(scratch) *s, ptrdiff_t head)
+{
+    if (!a->table)
+        return;
+    memset(s->table, 0, s->distances * s->c_wide * sizeof(real));
+    NAME(gather)(a, (const real *)a->table + head * a->c, a->n_table, NULL, 1, s->table, s->c_wide);
+    NAME(transpose)(s->distances, a->c, s->table, s->c_wide, s->table_t, s->distances);
+}
+
+/* Keys, values and mask of an item, a head of them. */
+TARGET static void NAME(load_keys)(const attention_t *a, NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head, int backward)
+{
+    const real infinity = (real)INFINITY;
+    for (ptrdiff_t group = 0; group < a->k; group++) {
+        ptrdiff_t from = (item * a->k + group) * a->r, to = group * s->width;
+        ptrdiff_t at = (from * a->h + head) * a->c, padding = (s->width - a->r) * s->c_wide;
+        NAME(gather)(a, (const real *)a->keys + at, a->r, NULL, 1, s->keys + to * s->c_wide, s->c_wide);
+        NAME(gather)(a, (const real *)a->values + at, a->r, NULL, 1, s->values + to * s->c_wide, s->c_wide);
+        memset(s->keys + (to + a->r) * s->c_wide, 0, padding * sizeof(real));
+        memset(s->values + (to + a->r) * s->c_wide, 0, padding * sizeof(real));
+        for (ptrdiff_t j = 0; j < s->width; j++)
+            s->bias[to + j] = j < a->r && (!a->key_mask || a->key_mask[from + j]) ? 0 : -infinity;
+    }
+    NAME(transpose)(s->keys_wide, a->c, s->keys, s->c_wide, s->keys_t, s->keys_wide);
+    if (backward)
+        NAME(transpose)(s->keys_wide, a->c, s->values, s->c_wide, s->values_t, s->keys_wide);
+}
+
+/* The keys that a tile of queries i < end can see, of each group: all r, or fewer by causality. */
+ALWAYS_INLINE ptrdiff_t NAME(seen)(const attention_t *a, ptrdiff_t end)
+{
+    ptrdiff_t last = a->causal ? end + a->causal_offset : a->r;
+    return last < 0 ? 0 : last > a->r ? a->r : last;
+}
+
+/* A tile: its queries, where they lie, and how much of the scratch they use. */
+typedef struct {
+    ptrdiff_t first, rows; /* queries first <= i < first + rows of the group */
+    ptrdiff_t query;       /* the first one's number in the batch, in rows of (h, c) */
+    ptrdiff_t row;         /* its place in lse */
+    ptrdiff_t seen, keys;  /* keys of a group that they see; columns of logits in use, padded */
+    ptrdiff_t distance;    /* the first distance that they meet, as a row of the table */
+} NAME(tile_t);
+
+TARGET static NAME(tile_t) NAME(tile)(const attention_t *a, const NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head,
+                                     ptrdiff_t group, ptrdiff_t first)
+{
+    NAME(tile_t) tile = {.first = first, .rows = a->n - first < TILE ? a->n - first : TILE};
+    tile.query = (item * a->g + group) * a->n + first;
+    tile.row = ((item * a->h + head) * a->g + group) * a->n + first;
+    tile.seen = NAME(seen)(a, first + tile.rows);
+    tile.keys = a->k == 1 ? NAME(whole)(tile.seen) : s->keys_wide;
+    tile.distance = a->n - first - tile.rows;
+    return tile;
+}
+
+/* logits (rows, keys) of a tile, with -inf where a key is not seen. Leaves content and position loaded. */
+TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, const NAME(tile_t) *tile, ptrdiff_t head)
+{
+    const real infinity = (real)INFINITY, scale = (real)(1 / sqrt((double)a->c));
+    const real *q = (const real *)a->q + (tile->query * a->h + head) * a->c;
+    const real *u = a->table ? (const real *)a->u + head * a->c : NULL;
+    NAME(gather)(a, q, tile->rows, u, scale, s->content, s->c_wide);
+    NAME(product)(tile->rows, tile->keys, a->c, s->content, s->c_wide, 1, s->keys_t, s->keys_wide, s->logits,
+                  s->keys_wide, 0);
+    if (a->table) {
+        NAME(gather)(a, q, tile->rows, (const real *)a->v + head * a->c, scale, s->position, s->c_wide);
+        NAME(product)(tile->rows, NAME(whole)(tile->seen + tile->rows - 1), a->c, s->position, s->c_wide, 1,
+                      s->table_t + tile->distance, s->distances, s->by_distance, s->distances, 0);
+    }
+    for (ptrdiff_t i = 0; i < tile->rows; i++) {
+        real *restrict row = s->logits + i * s->keys_wide;
+        const real *restrict skewed = s->by_distance + i * s->distances + (tile->rows - 1 - i);
+        if (a->table)
+            for (ptrdiff_t group = 0; group < a->k; group++)
+                for (ptrdiff_t j = 0; j < tile->seen; j++)
+                    row[group * s->width + j] += skewed[j];
+        for (ptrdiff_t j = 0; j < tile->keys; j++)
+            row[j] += s->bias[j];
+        if (a->causal)
+            for (ptrdiff_t group = 0; group < a->k; group++)
+                for (ptrdiff_t j = NAME(seen)(a, tile->first + i + 1); j < a->r && group * s->width + j < tile->keys; j++)
+                    row[group * s->width + j] = -infinity;
+    }
+}
+
+/* Forward of one head of one item: out and lse. */
+TARGET static void NAME(forward_head)(const attention_t *a, NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head)
+{
+    const real infinity = (real)INFINITY;
+    NAME(load_keys)(a, s, item, head, 0);
+    for (ptrdiff_t group = 0; group < a->g; group++)
+        for (ptrdiff_t first = 0; first < a->n; first += TILE) {
+            NAME(tile_t) tile = NAME(tile)(a, s, item, head, group, first);
+            real *out = (real *)a->out + (tile.query * a->h + head) * a->c, *lse = (real *)a->lse + tile.row;
+            NAME(make_logits)(a, s, &tile, head);
+            real total[TILE];
+            for (ptrdiff_t i = 0; i < tile.rows; i++) {
+                real *row = s->logits + i * s->keys_wide;
+                real peak = tile.keys ? NAME(largest)(row, tile.keys) : -infinity;
+                NAME(exponentials)(row, tile.keys, peak == -infinity ? 0 : peak);
+                total[i] = NAME(dot)(row, NULL, tile.keys);
+                lse[i] = total[i] > 0 ? peak + (real)log((double)total[i]) : total[i] == 0 ? infinity : total[i];
+            }
+            NAME(product)(tile.rows, s->c_wide, tile.keys, s->logits, s->keys_wide, 1, s->values, s->c_wide, s->out,
+                          s->c_wide, 0);
+            for (ptrdiff_t i = 0; i < tile.rows; i++)
+                NAME(scatter)(a, s->out + i * s->c_wide, 1, total[i] == 0 ? 0 : 1 / total[i], out + i * a->h * a->c,
+                              s->c_wide);
+        }
+}
+
+/* Backward of one tile: dq, and its part of dkeys, dvalues, dtable, du and dv.
+ *   dvalues += P^T dout;  dP = dout values^T;  dlogits = P * (dP - sum_j P dP);
+ *   dcontent = dlogits keys;  dkeys += dlogits^T content;  the same with positions, once dlogits are summed by distance. */
+TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, const NAME(tile_t) *tile, ptrdiff_t head,
+                                       real *du, real *dv)
+{
+    const ptrdiff_t wide = s->keys_wide, c_wide = s->c_wide, rows = tile->rows;
+    const real scale = (real)(1 / sqrt((double)a->c));
+    const real *lse = (const real *)a->lse + tile->row;
+    NAME(make_logits)(a, s, tile, head);
+    NAME(gather)(a, (const real *)a->dout + (tile->query * a->h + head) * a->c, rows, NULL, 1, s->dout, c_wide);
+    for (ptrdiff_t i = 0; i < rows; i++)
+        NAME(exponentials)(s->logits + i * wide, tile->keys, lse[i]); /* now probabilities */
+    NAME(product)(tile->keys, c_wide, rows, s->logits, 1, wide, s->dout, c_wide, s->dvalues, c_wide, 1);
+    NAME(product)(rows, tile->keys, a->c, s->dout, c_wide, 1, s->values_t, wide, s->dlogits, wide, 0);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const real *restrict probabilities = s->logits + i * wide;
+        real *restrict row = s->dlogits + i * wide;
+        real mean = NAME(dot)(probabilities, row, tile->keys);
+        for (ptrdiff_t j = 0; j < tile->keys; j++)
+            row[j] = probabilities[j] * (row[j] - mean);
+    }
+    NAME(product)(rows, c_wide, tile->keys, s->dlogits, wide, 1, s->keys, c_wide, s->dcontent, c_wide, 0);
+    NAME(product)(tile->keys, c_wide, rows, s->dlogits, 1, wide, s->content, c_wide, s->dkeys, c_wide, 1);
+    if (a->table) {
+        const ptrdiff_t distances = tile->seen ? tile->seen + rows - 1 : 0, row_of = s->distances;
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            real *restrict skewed = s->by_distance + i * row_of;
+            memset(skewed, 0, distances * sizeof(real));
+            skewed += rows - 1 - i;
+            for (ptrdiff_t group = 0; group < a->k; group++)
+                for (ptrdiff_t j = 0; j < tile->seen; j++)
+                    skewed[j] += s->dlogits[i * wide + group * s->width + j];
+        }
+        NAME(product)(rows, c_wide, distances, s->by_distance, row_of, 1, s->table + tile->distance * c_wide, c_wide,
+                      s->dposition, c_wide, 0);
+        NAME(product)(distances, c_wide, rows, s->by_distance, 1, row_of, s->position, c_wide,
+                      s->dtable + tile->distance * c_wide, c_wide, 1);
+        for (ptrdiff_t i = 0; i < rows; i++)
+            for (ptrdiff_t t = 0; t < a->c; t++) {
+                du[t] += s->dcontent[i * c_wide + t] * scale;
+                dv[t] += s->dposition[i * c_wide + t] * scale;
+                s->dcontent[i * c_wide + t] += s->dposition[i * c_wide + t];
+            }
+    }
+    NAME(scatter)(a, s->dcontent, rows, scale, (real *)a->dq + (tile->query * a->h + head) * a->c, c_wide);
+}
+
+/* Backward of one head of the items first <= b < last, whose sums go to the part's own dtable, du and dv. */
+TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, ptrdiff_t part, ptrdiff_t first,
+                                       ptrdiff_t last, ptrdiff_t head)
+{
+    real *du = a->table ? (real *)a->du + (part * a->h + head) * a->c : NULL;
+    real *dv = a->table ? (real *)a->dv + (part * a->h + head) * a->c : NULL;
+    for (ptrdiff_t t = 0; du && t < a->c; t++)
+        du[t] = dv[t] = 0;
+    memset(s->dtable, 0, s->distances * s->c_wide * sizeof(real));
+    for (ptrdiff_t item = first; item < last; item++) {
+        NAME(load_keys)(a, s, item, head, 1);
+        memset(s->dkeys, 0, s->keys_wide * s->c_wide * sizeof(real));
+        memset(s->dvalues, 0, s->keys_wide * s->c_wide * sizeof(real));
+        for (ptrdiff_t group = 0; group < a->g; group++)
+            for (ptrdiff_t query = 0; query < a->n; query += TILE) {
+                NAME(tile_t) tile = NAME(tile)(a, s, item, head, group, query);
+                NAME(backward_tile)(a, s, &tile, head, du, dv);
+            }
+        for (ptrdiff_t group = 0; group < a->k; group++) {
+            ptrdiff_t at = (((item * a->k + group) * a->r) * a->h + head) * a->c, from = group * s->width * s->c_wide;
+            NAME(scatter)(a, s->dkeys + from, a->r, 1, (real *)a->dkeys + at, s->c_wide);
+            NAME(scatter)(a, s->dvalues + from, a->r, 1, (real *)a->dvalues + at, s->c_wide);
+        }
+    }
+    if (a->table)
+        NAME(scatter)(a, s->dtable, a->n_table, 1, (real *)a->dtable + (part * a->n_table * a->h + head) * a->c,
+                      s->c_wide);
+}
+
+/* The tasks first <= t < last: t is head t / parts of part t % parts. Returns -1 where memory does not suffice. */
+static int NAME(run)(const attention_t *a, ptrdiff_t first, ptrdiff_t last, int backward)
+{
+    NAME(scratch) s;
+    real *memory = malloc((NAME(lay_out)(a, &s, NULL, backward) + 1) * sizeof(real));
+    if (!memory)
+        return -1;
+    NAME(lay_out)(a, &s, memory, backward);
+    ptrdiff_t loaded = -1;
+    for (ptrdiff_t task = first; task < last; task++) {
+        ptrdiff_t head = task / a->parts, part = task % a->parts;
+        if (head != loaded)
+            NAME(load_table)(a, &s, loaded = head);
+        if (backward)
+            NAME(backward_head)(a, &s, part, part * a->batch / a->parts, (part + 1) * a->batch / a->parts, head);
+        else
+            NAME(forward_head)(a, &s, part, head);
+    }
+    free(memory);
+    return 0;
+}

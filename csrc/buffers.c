@@ -1,0 +1,71 @@
+#include "buffers.h"
+
+#include <stdint.h>
+
+char item_type(const Py_buffer *view)
+{
+    const uint16_t one = 1;
+    const char native = *(const unsigned char *)&one ? '<' : '>';
+    const char *format = view->format ? view->format : "B";
+    if (*format == '@' || *format == '=' || *format == native)
+        format++;
+    if (format[0] == 0 || format[1] != 0)
+        return 0;
+    if (format[0] == 'f' && view->itemsize == (Py_ssize_t)sizeof(float))
+        return 'f';
+    if (format[0] == 'd' && view->itemsize == (Py_ssize_t)sizeof(double))
+        return 'd';
+    if ((format[0] == 'l' || format[0] == 'q') && view->itemsize == (Py_ssize_t)sizeof(int64_t))
+        return 'i';
+    if (format[0] == '?' && view->itemsize == 1)
+        return '?';
+    return 0;
+}
+
+/* What is wrong with a buffer's shape and bytes; NULL where nothing is. */
+static const char *fault_of(const Py_buffer *view, int ndim, int written)
+{
+    static const char *const axes[] = {"must have no axis", "must have one dimension", "must have two dimensions",
+                                       "must have three dimensions", "must have four dimensions",
+                                       "must have five dimensions"};
+    if (view->ndim != ndim)
+        return axes[ndim];
+    if (view->suboffsets || !PyBuffer_IsContiguous(view, 'C'))
+        return "must be C-contiguous";
+    if (written && view->readonly)
+        return "is read-only and would be written";
+    if (view->itemsize <= 0)
+        return "has a shape or item size that no array has";
+    Py_ssize_t bytes = view->itemsize;
+    for (int axis = 0; axis < ndim; axis++)
+        if (view->shape[axis] < 0)
+            return "has a shape or item size that no array has";
+        else if (view->shape[axis] == 0)
+            bytes = 0;
+    for (int axis = 0; bytes > 0 && axis < ndim; axis++) {
+        if (bytes > PY_SSIZE_T_MAX / view->shape[axis])
+            return "is larger than memory can be";
+        bytes *= view->shape[axis];
+    }
+    if (view->len != bytes)
+        return "has fewer or more bytes than its shape says";
+    if (view->len > 0 && (uintptr_t)view->buf % (uintptr_t)view->itemsize)
+        return "must be aligned";
+    return NULL;
+}
+
+int take_array(PyObject *object, Py_buffer *view, const char *name, int ndim, int written)
+{
+    if (!PyObject_CheckBuffer(object)) {
+        PyErr_Format(PyExc_TypeError, "%s must be an array (an object with the buffer protocol)", name);
+        return -1;
+    }
+    if (PyObject_GetBuffer(object, view, PyBUF_FULL_RO) < 0)
+        return -1;
+    const char *fault = fault_of(view, ndim, written);
+    if (!fault)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s %s", name, fault);
+    PyBuffer_Release(view);
+    return -1;
+}

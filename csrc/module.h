@@ -1,0 +1,14 @@
+/* The functions that Python sees; module.c says what they take. */
+
+#ifndef RETRO_NP_MODULE_H
+#define RETRO_NP_MODULE_H
+
+#include "buffers.h"
+
+PyObject *nearest(PyObject *module, PyObject *args);            /* search.c */
+PyObject *nearest_screened(PyObject *module, PyObject *args);   /* search.c */
+PyObject *attention_forward(PyObject *module, PyObject *args);  /* attention.c */
+PyObject *attention_backward(PyObject *module, PyObject *args); /* attention.c */
+PyObject *vector_unit(PyObject *module, PyObject *args);        /* attention.c */
+
+#endif
