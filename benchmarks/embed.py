@@ -5,19 +5,22 @@
 The texts are chunks of the standard library, of as many word pieces as RETRO's chunks of 64 tokens have. Each peer runs
 in a process of its own, takes the same texts when its turn comes, tokenises them, and pools by the mean; the keys are
 compared before the timing. onnxruntime gets the model exported by PyTorch and fused by its own optimiser for BERT, and
-the texts in order of length, in batches of the size that suited it best. sentence-transformers runs as its users run it.
+the texts in order of length, in batches of the size that suited it best. sentence-transformers runs as its users run
+it.
 """
 
 import argparse
-import multiprocessing
 import sysconfig
 import tempfile
 from pathlib import Path
 
 import retro_np  # first, so that BLAS threads sleep as they do in the commands
+
+# isort: split
 import numpy as np
+from turns import compare, machine, save
+
 from retro_np.retrieval.weights import find_bert
-from turns import compare, machine, save  # noqa: I001
 
 BYTES = 170  # of a chunk: 64 tokens of a BPE of 4096 on this text
 
@@ -55,7 +58,10 @@ def onnx(count, batch=32):
 
     def embed():
         pieces = bert.word_pieces(chunks)
-        order, keys = np.argsort([len(p) for p in pieces], kind="stable"), np.empty((len(chunks), bert.d_key), np.float32)
+        order, keys = (
+            np.argsort([len(p) for p in pieces], kind="stable"),
+            np.empty((len(chunks), bert.d_key), np.float32),
+        )
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             longest = max(len(pieces[row]) for row in rows)

@@ -1,56 +1,54 @@
 """A training step (forward, backward, AdamW, float32) of ours and of PyTorch's, in turn, as ratios.
 
-    python benchmarks/train_step.py [--rounds 7] [--compile] [-o results.json]
+    python benchmarks/train_step.py [--rounds 7] [--without compile,retro-pytorch] [-o results.json]
 
 The model: V 4096, d 256, 6 layers, 4 heads × 64, d_ffw 1024, CCA in layers 3 and 6, an encoder of 2 layers, n 512,
-m 64, k 2, r 128, 4 sequences. Each peer runs in a process of its own and takes one step when its turn comes, so that
-neither's threads and caches are in the other's way. Before the timing, the losses of the first steps are compared.
+m 64, k 2, r 128, 4 sequences. Peers: a port to PyTorch (torch_peer.py), the same compiled by torch.compile, and
+RETRO-pytorch as its users run it, of the same sizes but for its heads, which are 8 whatever it is told. It is another
+model (rotary positions, for one), so that only its time is compared. Each runs in a process of its own and takes one
+step when its turn comes.
+
+The model's FLOPs are those of its products, a multiplication and an addition each, three times the forward's; attention
+counts all pairs of query and key, masked or not, and one distance a pair. Their share of what sgemm reaches in the same
+minute says how far a step is from what the cores can do.
 """
 
 import argparse
-import json
-import multiprocessing
-import platform
-import resource
-import statistics
-import time
 
+import retro_np  # first, so that BLAS threads sleep as they do in the commands
+
+# isort: split
 import numpy as np
+from turns import compare, machine, save
 
-SEED, BATCH, N, K = 0, 4, 512, 2
+SEED, BATCH, N, K, R = 0, 4, 512, 2, 128
 SGEMM = 2048
 
 
 def setting():
     """(config, params, tokens, targets, neighbours), the same for every peer."""
-    from retro_np import EncoderConfig, RetroConfig, init_params
-
-    encoder = EncoderConfig(256, 1024, 4, 64, 2, (1,))
-    config = RetroConfig(4096, 256, 1024, 4, 64, 6, (3, 6), 64, encoder)
+    encoder = retro_np.EncoderConfig(256, 1024, 4, 64, 2, (1,))
+    config = retro_np.RetroConfig(4096, 256, 1024, 4, 64, 6, (3, 6), 64, encoder)
     rng = np.random.default_rng(SEED)
-    params = init_params(config, rng)
-    draw = [
-        rng.integers(1, config.vocabulary_size, shape) for shape in ((BATCH, N), (BATCH, N), (BATCH, N // 64, K, 128))
-    ]
-    return config, params, *draw
+    params = retro_np.init_params(config, rng)
+    shapes = ((BATCH, N), (BATCH, N), (BATCH, N // config.chunk_size, K, R))
+    return config, params, *(rng.integers(1, config.vocabulary_size, shape) for shape in shapes)
 
 
 def ours():
     """A function that takes a step and returns the loss."""
-    from retro_np import adamw_init, adamw_update, retro_loss
-
     config, params, tokens, targets, neighbours = setting()
-    state = adamw_init(params)
+    state = retro_np.adamw_init(params)
 
     def step():
-        loss, vjp = retro_loss(params, config, tokens, targets, neighbours)
-        adamw_update(params, vjp(1.0), state, lr=1e-4)
+        loss, vjp = retro_np.retro_loss(params, config, tokens, targets, neighbours)
+        retro_np.adamw_update(params, vjp(1.0), state, lr=1e-4)
         return float(loss)
 
     return step
 
 
-def torch_eager(compiled=False):
+def eager(compiled=False):
     """The same in PyTorch."""
     import torch
     import torch_peer
@@ -74,70 +72,107 @@ def torch_eager(compiled=False):
     return step
 
 
-def torch_compiled():
+def compiled():
     """PyTorch with torch.compile."""
-    return torch_eager(compiled=True)
+    return eager(compiled=True)
+
+
+def retro_pytorch():
+    """The RETRO-pytorch package: its model, its loss, its AdamW. A step returns no loss, being of another model."""
+    import torch
+    from retro_pytorch import RETRO
+    from retro_pytorch.optimizer import get_optimizer
+
+    config, _, tokens, targets, neighbours = setting()
+    e = config.encoder
+    model = RETRO(
+        num_tokens=config.vocabulary_size, chunk_size=config.chunk_size, max_seq_len=N, enc_dim=e.d_model,
+        enc_depth=e.n_layers, enc_cross_attn_layers=e.ca_layers, dec_dim=config.d_model, dec_depth=config.n_layers,
+        dec_cross_attn_layers=config.cca_layers, heads=config.n_heads, dim_head=config.d_head,
+        enc_attn_dropout=0.0, enc_ff_dropout=0.0, dec_attn_dropout=0.0, dec_ff_dropout=0.0,
+    )  # fmt: skip
+    optimiser = get_optimizer(model.parameters(), lr=1e-4, wd=0.1)
+    sequence = torch.tensor(np.concatenate([tokens, targets[:, -1:]], axis=1))
+    retrieved = torch.tensor(neighbours)
+
+    def step():
+        loss = model(sequence, retrieved, return_loss=True)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
 
 
 def sgemm():
-    """A function that multiplies square float32 matrices: what the machine can do at that moment."""
-    a = np.random.default_rng(0).standard_normal((SGEMM, SGEMM), dtype=np.float32)
-    return lambda: float((a @ a)[0, 0])
+    """What the cores can do at that moment: a product of square float32 matrices."""
+    a = np.random.default_rng(SEED).standard_normal((SGEMM, SGEMM), dtype=np.float32)
+
+    def step():
+        a @ a
+
+    return step
 
 
-def serve(make, pipe):
-    """Take a step whenever asked; answer (seconds, loss, peak MB so far)."""
-    step = make()
-    while pipe.recv():
-        began = time.perf_counter()
-        loss = step()
-        seconds = time.perf_counter() - began
-        pipe.send((seconds, loss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+def flops():
+    """(linear layers', attention's) floating-point operations of a step."""
+    config, params, *_ = setting()
+    e, tokens, keys = config.encoder, BATCH * N, BATCH * (N // config.chunk_size) * K * R
+
+    def weights(tree, but=()):
+        return sum(leaf.size for name, leaf in tree.items() if leaf.ndim == 2 and name not in (*but, "u", "v"))
+
+    def pairs(block, queries, seen, distances):  # keys and values by pair, positions by distance
+        return 2 * block["w_q"].shape[1] * queries * (2 * seen + distances)
+
+    linear, attention = tokens * params["readout"].size, 0
+    for layer in params["layers"]:
+        linear += tokens * (weights(layer["attention"], ["w_r"]) + weights(layer["ffw"]))
+        attention += pairs(layer["attention"], tokens, N, N)
+        if "cca" in layer:
+            own = layer["cca"]["w_q"].size + layer["cca"]["w_o"].size
+            linear += tokens * own + keys * (weights(layer["cca"], ["w_r"]) - own)
+            attention += pairs(layer["cca"], tokens, K * R, R)
+    for p, layer in enumerate(params["encoder"]["layers"], start=1):
+        linear += keys * (weights(layer["attention"], ["w_r"]) + weights(layer["ffw"]))
+        attention += pairs(layer["attention"], keys, R, R)
+        if p in e.ca_layers:
+            block = layer["cross_attention"]
+            own = block["w_q"].size + block["w_o"].size
+            linear += keys * own + tokens * (weights(block, ["w_r"]) - own)
+            attention += pairs(block, keys, config.chunk_size, config.chunk_size)
+    return 3 * 2 * linear, 3 * attention
+
+
+PEERS = {
+    "PyTorch, eager": eager,
+    "PyTorch, compile": compiled,
+    "RETRO-pytorch": retro_pytorch,
+}
 
 
 def main():
     """Print a row a peer, and save them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a peer too (minutes to compile)")
+    parser.add_argument("--without", default="", help="peers to leave out: compile, retro-pytorch")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
-    makers = {"retro_np": ours, "PyTorch, eager": torch_eager, "sgemm": sgemm}
-    if options.compile:
-        makers["PyTorch, compiled"] = torch_compiled
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for name, make in makers.items():
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(make, theirs), daemon=True).start()
-
-    def turn(name):
-        pipes[name].send(True)
-        return pipes[name].recv()
-
-    losses = {name: [turn(name)[1] for _ in range(3)] for name in makers if name != "sgemm"}
-    for name, found in losses.items():
-        if not np.allclose(found, losses["retro_np"], rtol=1e-3):
-            raise SystemExit(f"{name} computes another loss, {found}, than ours, {losses['retro_np']}")
-    turn("sgemm")
-    rounds = [{name: turn(name) for name in makers} for _ in range(options.rounds)]
-    rows = {}
-    for name in makers:
-        ratios = sorted(one[name][0] / one["retro_np"][0] for one in rounds)
-        seconds = statistics.median(one[name][0] for one in rounds)
-        rows[name] = {"seconds": seconds, "times_ours": statistics.median(ratios), "from": ratios[0], "to": ratios[-1]}
-        rows[name]["peak_mb"] = rounds[-1][name][2]
-        if name == "sgemm":
-            print(f"sgemm of {SGEMM}: {2 * SGEMM**3 / seconds / 1e9:.0f} GFLOP/s")
-        else:
-            print(f"{name:18} {seconds:6.2f} s   {statistics.median(ratios):5.2f} × ours "
-                  f"({ratios[0]:.2f} … {ratios[-1]:.2f})   peak {rows[name]['peak_mb']:.0f} MB")  # fmt: skip
-    for pipe in pipes.values():
-        pipe.send(False)
-    if options.out:
-        machine = {"machine": platform.processor() or platform.machine(), "numpy": np.__version__}
-        with open(options.out, "w") as file:
-            json.dump({"rows": rows, **machine}, file, indent=2)
+    left_out = [name for name in options.without.lower().split(",") if name]
+    others = {name: make for name, make in PEERS.items() if not any(part in name.lower() for part in left_out)}
+    peers = {"retro_np": ours} | others
+    rows = compare(peers | {"sgemm": sgemm}, options.rounds, same=lambda a, b: abs(a - b) < 1e-3 * abs(a))
+    product = rows.pop("sgemm")
+    linear, attention = flops()
+    reached = (linear + attention) / rows["retro_np"]["seconds"] / 1e9
+    share = (linear + attention) * product["times_ours"] / (2 * SGEMM**3)  # of the same rounds
+    for name, row in rows.items():
+        print(f"{name:18} {row['seconds']:6.2f} s   {row['times_ours']:5.2f} × ours "
+              f"({row['from']:.2f} … {row['to']:.2f})   peak {row['peak_mb']:.0f} MB")  # fmt: skip
+    print(f"{linear / 1e9:.0f} GFLOP in linear layers and {attention / 1e9:.0f} in attention: {reached:.0f} GFLOP/s, "
+          f"{share:.0%} of what sgemm reaches ({SGEMM} × {SGEMM})")  # fmt: skip
+    work = {"linear_flop": linear, "attention_flop": attention, "gflops": reached, "share_of_sgemm": share}
+    save(options.out, {"rows": rows, "work": work, "machine": machine()})
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 
 def compare(makers, rounds, arguments=(), same=None, between=None):
     """Time what each maker makes, in turn, so many rounds; the first one is ours. Returns a row for each.
@@ -57,7 +55,7 @@ def compare(makers, rounds, arguments=(), same=None, between=None):
 
 
 def _serve(make, arguments, pipe):
-    """Do the work whenever asked; answer (seconds, peak MB so far, the result where it is wanted), or an error's text."""
+    """Work whenever asked; answer (seconds, peak MB so far, the result where it is wanted), or an error's text."""
     try:
         work = make(*arguments)
         while True:
@@ -74,7 +72,16 @@ def _serve(make, arguments, pipe):
 
 def machine():
     """What the figures depend on: processor, cores, versions."""
-    names = ("retro-np", "numpy", "numba", "torch", "onnxruntime", "sentence-transformers", "retro-pytorch", "faiss-cpu")
+    names = (
+        "retro-np",
+        "numpy",
+        "numba",
+        "torch",
+        "onnxruntime",
+        "sentence-transformers",
+        "retro-pytorch",
+        "faiss-cpu",
+    )
     versions = {}
     for name in names:
         try:
@@ -96,14 +103,3 @@ def save(path, figures):
     """Write figures as JSON, where a path is given."""
     if path:
         Path(path).write_text(json.dumps(figures, indent=2, default=float) + "\n")
-
-
-def sgemm_gflops(size=2048, rounds=3):
-    """What NumPy's sgemm reaches now, in GFLOP/s: the best of some."""
-    a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
-    best = np.inf
-    for _ in range(rounds):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best / 1e9

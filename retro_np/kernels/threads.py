@@ -5,8 +5,10 @@ parts that do not depend on how many threads there are, and sums over parts are 
 result has the same bits for any number of threads.
 """
 
+import operator
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,15 +53,15 @@ def spread(job: Callable, parts: Iterable) -> None:
         for part in parts:
             job(part)
         return
-    waiting, lock, failed = iter(parts), threading.Lock(), []
+    waiting, failed = deque(parts), []  # a deque is shared without a lock, which Ctrl-C could leave locked
 
     def work():
         _inside.one = True
         try:
-            while not failed:
-                with lock:
-                    part = next(waiting, waiting)
-                if part is waiting:
+            while waiting and not failed:
+                try:
+                    part = waiting.popleft()
+                except IndexError:  # another thread was quicker
                     return
                 job(part)
         except BaseException as error:
@@ -102,9 +104,9 @@ if hasattr(os, "register_at_fork"):
 
 def _checked(number, where) -> int:
     try:
-        number = int(number)
+        checked = int(number) if isinstance(number, str) else operator.index(number)
     except (TypeError, ValueError):
-        number = 0
-    if number < 1:
-        raise UserError(f"{where} is a number of threads, 1 or more")
-    return number
+        checked = 0
+    if checked < 1:
+        raise UserError(f"{where} is a number of threads, 1 or more, and not {number!r}")
+    return checked
