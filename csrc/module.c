@@ -6,8 +6,8 @@ static PyMethodDef methods[] = {
     {"nearest", nearest, METH_VARARGS,
      "nearest(queries, keys, first_id, ids, distances)\n--\n\n"
      "Bring the lists of each query's k nearest keys, by squared L2, up to date with more keys.\n\n"
-     "queries (N, d) and keys (M, d): float32 or float64; ids (N, k) int64; distances (N, k) of the queries' type: the\n"
-     "lists, ascending by (distance, id), filled up with -1 and inf. Key j has the id first_id + j.\n"
+     "queries (N, d) and keys (M, d): float32 or float64; ids (N, k) int64; distances (N, k) of the queries' type.\n"
+     "A list is ascending by (distance, id), filled up with -1 and inf. Key j has the id first_id + j.\n"
      "Raises TypeError or ValueError, naming the argument, for anything else and for entries that are not finite; the\n"
      "lists are then of no use."},
     {"nearest_screened", nearest_screened, METH_VARARGS,

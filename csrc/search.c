@@ -1,29 +1,27 @@
-/* retro_np._c: exact nearest neighbours by squared L2, for Python.
+/* Exact nearest neighbours by squared L2, for Python.
  *
- *   nearest(queries, keys, k, ids, distances)
- *     queries (N, d), keys (M, d): float32 or float64, both the same; k >= 1
- *     ids (N, k) int64, distances (N, k) of the queries' type: written
+ *   nearest(queries, keys, first_id, ids, distances)
+ *   nearest_screened(queries, keys, products, query_norms, key_norms, first_id, ids, distances)
+ *     queries (N, d), keys (M, d): float32 or float64, both the same; key j has the id first_id + j
+ *     products (N, M), query_norms (N), key_norms (M) of that type: what excludes keys unmeasured, see search.h
+ *     ids (N, k) int64, distances (N, k) of that type, k >= 1: lists of the nearest so far, ascending, filled up with
+ *     (-1, inf); read and written
  *
  * search.h says what is computed, and computes it. Here the arguments are checked, before any pointer is followed:
- * buffers of two dimensions, contiguous, aligned, native byte order, of matching types and shapes, outputs writable,
- * every entry finite. TypeError or ValueError names the argument. The GIL is released around each block of queries, and
- * Ctrl-C is heard between two blocks.
+ * contiguous, aligned, native byte order, of matching types and shapes, outputs writable. TypeError or ValueError names
+ * the argument. `nearest` also refuses entries that are not finite. The GIL is released around each block of queries,
+ * and Ctrl-C is heard between two blocks.
  */
 
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030B0000 /* one wheel for Python 3.11 and later */
-#endif
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "module.h"
 
-#include <math.h>
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define LANES 16         /* partial sums of a distance */
-#define KEYS_ABREAST 4   /* keys measured in one pass over a query */
-#define KEY_BLOCK 64     /* keys that stay in the cache while a block of queries meets them */
-#define QUERY_BLOCK 64   /* queries between two looks at the signals */
+#define LANES 16       /* partial sums of a distance */
+#define KEY_BLOCK 64   /* keys that stay in the cache while a block of queries meets them */
+#define QUERY_BLOCK 64 /* queries between two looks at the signals */
 
 #define INLINE inline
 
@@ -34,92 +32,79 @@
 #define VECTOR_CLONES
 #endif
 
+/* What search.h reads and writes; the pointers are to the type real, n_queries rows of which it is given a part. */
+typedef struct {
+    const void *queries, *keys, *products, *query_norms, *key_norms;
+    int64_t *ids;
+    void *distances;
+    ptrdiff_t n_queries, n_keys, d, k;
+    int64_t first_id;
+} Search;
+
 #define real float
+#define EPSILON FLT_EPSILON
 #define NAME(x) x##_float
 #include "search.h"
 #undef real
+#undef EPSILON
 #undef NAME
 
 #define real double
+#define EPSILON DBL_EPSILON
 #define NAME(x) x##_double
 #include "search.h"
 #undef real
+#undef EPSILON
 #undef NAME
 
-/* The type of a buffer's items as one letter, 'f', 'd' or 'i' (int64); 0 for any other, or for a foreign byte order. */
-static char item_type(const Py_buffer *view)
-{
-    const uint16_t one = 1;
-    const char native = *(const unsigned char *)&one ? '<' : '>';
-    const char *format = view->format ? view->format : "B";
-    if (*format == '@' || *format == '=' || *format == native)
-        format++;
-    if (format[0] == 0 || format[1] != 0)
-        return 0;
-    if (format[0] == 'f' && view->itemsize == (Py_ssize_t)sizeof(float))
-        return 'f';
-    if (format[0] == 'd' && view->itemsize == (Py_ssize_t)sizeof(double))
-        return 'd';
-    if ((format[0] == 'l' || format[0] == 'q') && view->itemsize == (Py_ssize_t)sizeof(int64_t))
-        return 'i';
-    return 0;
-}
+enum { QUERIES, KEYS, PRODUCTS, QUERY_NORMS, KEY_NORMS, IDS, DISTANCES, ARRAYS };
 
-/* Take the buffer of a contiguous matrix. On failure the exception is set, nothing is held, and -1 is returned. */
-static int take_matrix(PyObject *object, Py_buffer *view, const char *name, int written)
-{
-    if (!PyObject_CheckBuffer(object)) {
-        PyErr_Format(PyExc_TypeError, "%s must be an array (an object with the buffer protocol)", name);
-        return -1;
-    }
-    if (PyObject_GetBuffer(object, view, PyBUF_FULL_RO) < 0)
-        return -1;
-    const char *fault = NULL;
-    if (view->ndim != 2)
-        fault = "must have two dimensions";
-    else if (view->suboffsets || !PyBuffer_IsContiguous(view, 'C'))
-        fault = "must be C-contiguous";
-    else if (written && view->readonly)
-        fault = "is read-only and would be written";
-    else if (view->itemsize <= 0 || view->shape[0] < 0 || view->shape[1] < 0)
-        fault = "has a shape or item size that no array has";
-    else if (view->shape[1] > 0 && view->shape[0] > PY_SSIZE_T_MAX / view->itemsize / view->shape[1])
-        fault = "is larger than memory can be";
-    else if (view->len != view->shape[0] * view->shape[1] * view->itemsize)
-        fault = "has fewer or more bytes than its shape says";
-    else if (view->len > 0 && (uintptr_t)view->buf % (uintptr_t)view->itemsize)
-        fault = "must be aligned";
-    if (!fault)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s %s", name, fault);
-    PyBuffer_Release(view);
-    return -1;
-}
+static const struct {
+    const char *name;
+    int dimensions;
+} arrays[ARRAYS] = {{"queries", 2}, {"keys", 2}, {"products", 2}, {"query_norms", 1}, {"key_norms", 1},
+                    {"ids", 2},     {"distances", 2}};
 
-/* What the four matrices must be to one another. Returns the queries' type, or 0 with the exception set. */
-static char check_together(const Py_buffer *queries, const Py_buffer *keys, Py_ssize_t k, const Py_buffer *ids,
-                           const Py_buffer *distances)
+/* What the arrays must be to one another; those not taken have no object. Returns the queries' type, or 0 with the
+ * exception set. */
+static char check_together(const Py_buffer views[ARRAYS])
 {
-    char type = item_type(queries);
-    if (type != 'f' && type != 'd')
+    Py_ssize_t n_queries = views[QUERIES].shape[0], n_keys = views[KEYS].shape[0], k = views[IDS].shape[1];
+    const Py_ssize_t shapes[ARRAYS][2] = {[QUERIES] = {n_queries, views[QUERIES].shape[1]},
+                                          [KEYS] = {n_keys, views[QUERIES].shape[1]},
+                                          [PRODUCTS] = {n_queries, n_keys},
+                                          [QUERY_NORMS] = {n_queries},
+                                          [KEY_NORMS] = {n_keys},
+                                          [IDS] = {n_queries, k},
+                                          [DISTANCES] = {n_queries, k}};
+    char type = item_type(&views[QUERIES]);
+    if (type != 'f' && type != 'd') {
         PyErr_SetString(PyExc_TypeError, "queries must be float32 or float64, in native byte order");
-    else if (item_type(keys) != type)
-        PyErr_SetString(PyExc_TypeError, "keys must have the type of queries");
-    else if (item_type(ids) != 'i')
-        PyErr_SetString(PyExc_TypeError, "ids must be int64, in native byte order");
-    else if (item_type(distances) != type)
-        PyErr_SetString(PyExc_TypeError, "distances must have the type of queries");
-    else if (keys->shape[1] != queries->shape[1])
-        PyErr_Format(PyExc_ValueError, "keys have %zd columns and queries %zd", keys->shape[1], queries->shape[1]);
-    else if (ids->shape[0] != queries->shape[0] || ids->shape[1] != k)
-        PyErr_Format(PyExc_ValueError, "ids must be (%zd, %zd), a row a query", queries->shape[0], k);
-    else if (distances->shape[0] != queries->shape[0] || distances->shape[1] != k)
-        PyErr_Format(PyExc_ValueError, "distances must be (%zd, %zd), a row a query", queries->shape[0], k);
-    else
-        return type;
-    return 0;
+        return 0;
+    }
+    for (int i = 0; i < ARRAYS; i++) {
+        if (!views[i].obj)
+            continue;
+        if (item_type(&views[i]) != (i == IDS ? 'i' : type)) {
+            PyErr_Format(PyExc_TypeError, "%s must %s", arrays[i].name,
+                         i == IDS ? "be int64, in native byte order" : "have the type of queries");
+            return 0;
+        }
+        for (int axis = 0; axis < arrays[i].dimensions; axis++)
+            if (views[i].shape[axis] != shapes[i][axis]) {
+                PyErr_Format(PyExc_ValueError, "%s must have %zd %s", arrays[i].name, shapes[i][axis],
+                             axis == 0 ? (arrays[i].dimensions == 2 ? "rows" : "entries") : "columns");
+                return 0;
+            }
+    }
+    if (k < 1) {
+        PyErr_SetString(PyExc_ValueError, "ids must have k columns, at least one");
+        return 0;
+    }
+    return type;
 }
 
+/* -1 with the exception set where a row holds an entry that is not finite. */
 static int check_finite(const Py_buffer *view, char type, const char *name)
 {
     ptrdiff_t row;
@@ -133,79 +118,97 @@ static int check_finite(const Py_buffer *view, char type, const char *name)
     return -1;
 }
 
-static int search_all(const Py_buffer *queries, const Py_buffer *keys, Py_ssize_t k, const Py_buffer *ids,
-                      const Py_buffer *distances, char type)
+static int search_all(const Search *all, ptrdiff_t (*search)(const Search *, ptrdiff_t, ptrdiff_t))
 {
-    Py_ssize_t n_queries = queries->shape[0], n_keys = keys->shape[0], d = queries->shape[1];
-    for (Py_ssize_t first = 0; first < n_queries; first += QUERY_BLOCK) {
-        Py_ssize_t block = n_queries - first < QUERY_BLOCK ? n_queries - first : QUERY_BLOCK;
-        int64_t *block_ids = (int64_t *)ids->buf + first * k;
+    for (ptrdiff_t first = 0; first < all->n_queries; first += QUERY_BLOCK) {
+        ptrdiff_t row;
         Py_BEGIN_ALLOW_THREADS
-        if (type == 'f')
-            search_float((const float *)queries->buf + first * d, block, keys->buf, n_keys, d, k, block_ids,
-                         (float *)distances->buf + first * k);
-        else
-            search_double((const double *)queries->buf + first * d, block, keys->buf, n_keys, d, k, block_ids,
-                          (double *)distances->buf + first * k);
+        row = search(all, first, all->n_queries - first < QUERY_BLOCK ? all->n_queries - first : QUERY_BLOCK);
         Py_END_ALLOW_THREADS
+        if (row >= 0) {
+            PyErr_Format(PyExc_ValueError, "keys: row %zd holds NaN or infinity", (Py_ssize_t)row);
+            return -1;
+        }
         if (PyErr_CheckSignals() < 0)
             return -1;
     }
     return 0;
 }
 
-static PyObject *nearest(PyObject *module, PyObject *args)
+/* Check what was taken, and search. -1 with the exception set where that fails. */
+static int search_arrays(const Py_buffer views[ARRAYS], int64_t first_id)
 {
-    (void)module;
-    PyObject *objects[4], *k_object;
-    if (!PyArg_ParseTuple(args, "OOOOO:nearest", &objects[0], &objects[1], &k_object, &objects[2], &objects[3]))
-        return NULL;
-    if (!PyIndex_Check(k_object)) {
-        PyErr_SetString(PyExc_TypeError, "k must be an integer");
+    char type = check_together(views);
+    if (!type)
+        return -1;
+    Search all = {
+        .queries = views[QUERIES].buf,
+        .keys = views[KEYS].buf,
+        .products = views[PRODUCTS].buf,
+        .query_norms = views[QUERY_NORMS].buf,
+        .key_norms = views[KEY_NORMS].buf,
+        .ids = views[IDS].buf,
+        .distances = views[DISTANCES].buf,
+        .n_queries = views[QUERIES].shape[0],
+        .n_keys = views[KEYS].shape[0],
+        .d = views[KEYS].shape[1],
+        .k = views[IDS].shape[1],
+        .first_id = first_id,
+    };
+    if (first_id < 0 || first_id > INT64_MAX - all.n_keys) {
+        PyErr_SetString(PyExc_ValueError, "first_id must leave each key an id between 0 and 2^63");
+        return -1;
+    }
+    if (views[PRODUCTS].obj)
+        return search_all(&all, type == 'f' ? search_screened_float : search_screened_double);
+    if (check_finite(&views[QUERIES], type, "queries") < 0)
+        return -1;
+    if (all.n_queries == 0) /* else the search looks at them in passing */
+        return check_finite(&views[KEYS], type, "keys");
+    return search_all(&all, type == 'f' ? search_float : search_double);
+}
+
+/* Take the arrays, NULL for those that this search does without, and the number. */
+static PyObject *search_objects(PyObject *const objects[ARRAYS], PyObject *number)
+{
+    if (!PyIndex_Check(number)) {
+        PyErr_SetString(PyExc_TypeError, "first_id must be an integer");
         return NULL;
     }
-    Py_ssize_t k = PyNumber_AsSsize_t(k_object, NULL); /* clipped, so too large a k fails on the outputs' shapes */
-    if (k == -1 && PyErr_Occurred())
+    Py_ssize_t first_id = PyNumber_AsSsize_t(number, NULL); /* clipped, so too large a one leaves the keys no ids */
+    if (first_id == -1 && PyErr_Occurred())
         return NULL;
-    if (k < 1) {
-        PyErr_SetString(PyExc_ValueError, "k must be at least 1");
-        return NULL;
-    }
-    static const char *const names[4] = {"queries", "keys", "ids", "distances"};
-    Py_buffer views[4];
-    int held = 0, done = 0;
-    while (held < 4 && take_matrix(objects[held], &views[held], names[held], held >= 2) == 0)
-        held++;
-    if (held == 4) {
-        char type = check_together(&views[0], &views[1], k, &views[2], &views[3]);
-        done = type && check_finite(&views[0], type, "queries") == 0 && check_finite(&views[1], type, "keys") == 0 &&
-               search_all(&views[0], &views[1], k, &views[2], &views[3], type) == 0;
-    }
-    while (held > 0)
-        PyBuffer_Release(&views[--held]);
+    Py_buffer views[ARRAYS] = {{0}};
+    int taken = 0, done = 0;
+    for (; taken < ARRAYS; taken++)
+        if (objects[taken] &&
+            take_array(objects[taken], &views[taken], arrays[taken].name, arrays[taken].dimensions, taken >= IDS) < 0)
+            break;
+    if (taken == ARRAYS)
+        done = search_arrays(views, first_id) == 0;
+    while (taken > 0)
+        if (views[--taken].obj)
+            PyBuffer_Release(&views[taken]);
     if (!done)
         return NULL;
     Py_RETURN_NONE;
 }
 
-static PyMethodDef methods[] = {
-    {"nearest", nearest, METH_VARARGS,
-     "nearest(queries, keys, k, ids, distances)\n--\n\n"
-     "Write the k nearest keys of each query, by squared L2, into ids and distances.\n\n"
-     "queries (N, d) and keys (M, d): float32 or float64; ids (N, k) int64; distances (N, k) of the queries' type.\n"
-     "Ascending by (distance, id); -1 and inf where there are fewer than k keys.\n"
-     "Raises TypeError or ValueError, naming the argument, for anything else and for entries that are not finite."},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyModuleDef_Slot slots[] = {{0, NULL}};
-
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "retro_np._c", "The kernels of retro_np that are written in C.", 0, methods, slots, NULL,
-    NULL, NULL,
-};
-
-PyMODINIT_FUNC PyInit__c(void)
+PyObject *nearest(PyObject *module, PyObject *args)
 {
-    return PyModuleDef_Init(&definition);
+    (void)module;
+    PyObject *of[ARRAYS] = {NULL}, *first_id;
+    if (!PyArg_ParseTuple(args, "OOOOO:nearest", &of[QUERIES], &of[KEYS], &first_id, &of[IDS], &of[DISTANCES]))
+        return NULL;
+    return search_objects(of, first_id);
+}
+
+PyObject *nearest_screened(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *of[ARRAYS] = {NULL}, *first_id;
+    if (!PyArg_ParseTuple(args, "OOOOOOOO:nearest_screened", &of[QUERIES], &of[KEYS], &of[PRODUCTS], &of[QUERY_NORMS],
+                          &of[KEY_NORMS], &first_id, &of[IDS], &of[DISTANCES]))
+        return NULL;
+    return search_objects(of, first_id);
 }

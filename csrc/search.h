@@ -1,72 +1,51 @@
 /* Exact nearest neighbours of a block of queries, by squared L2.
  *
  *   distance[i][j] = sum_t (queries[i][t] - keys[j][t])^2
- *   ids[i], distances[i] = the k smallest (distance[i][j], j), ascending; (-1, inf) where there are fewer than k keys
+ *   ids[i], distances[i] = the k first by (distance, id) of what they held and of (distance[i][j], first_id + j)
  *
  * A template: search.c includes it once with `real` float and once with double, NAME(x) giving each its own names.
- * queries (n_queries, d), keys (n_keys, d), ids and distances (n_queries, k): contiguous; k >= 1.
+ * queries (n_queries, d), keys (n_keys, d), ids and distances (n_queries, k): contiguous, in a Search; k >= 1.
+ * A list, one row of ids and distances, is ascending before and after; (-1, inf) where there are fewer than k.
  *
  * Two orders are fixed, so that neither the blocks nor a key's position nor the machine can change a bit:
  * - column t is added to lane t % LANES, columns ascending, and the lanes are folded in half until one is left.
  *   The lanes are what the compiler vectorises. The products must not be fused with the sums (-ffp-contract=off).
- * - keys come in ascending order and the heap is ordered by (distance, id), so equal distances keep the lowest ids.
+ * - lists are ordered by (distance, id), so equal distances keep the lowest ids.
  */
 
-/* The distances of one query to KEYS_ABREAST keys, which share each load of the query. */
-static INLINE void NAME(distances_abreast)(const real *restrict query, const real *restrict keys, ptrdiff_t d,
-                                           real *restrict out)
-{
-    real lanes[KEYS_ABREAST][LANES] = {{0}};
-    ptrdiff_t whole = d - d % LANES;
-    for (ptrdiff_t t = 0; t < whole; t += LANES)
-        for (int j = 0; j < KEYS_ABREAST; j++)
-            for (int l = 0; l < LANES; l++) {
-                real difference = query[t + l] - keys[j * d + t + l];
-                lanes[j][l] += difference * difference;
-            }
-    for (int j = 0; j < KEYS_ABREAST; j++) {
-        for (int l = 0; l < d - whole; l++) {
-            real difference = query[whole + l] - keys[j * d + whole + l];
-            lanes[j][l] += difference * difference;
-        }
-        for (int half = LANES / 2; half > 0; half /= 2)
-            for (int l = 0; l < half; l++)
-                lanes[j][l] += lanes[j][l + half];
-        out[j] = lanes[j][0];
-    }
-}
-
-/* The same sum for a single key, where fewer than KEYS_ABREAST are left. */
-static INLINE void NAME(distances_one)(const real *restrict query, const real *restrict key, ptrdiff_t d,
-                                       real *restrict out)
+/* The distance of a query to a key. One at a time, keys are read straight through, as fast as memory gives them. */
+static INLINE real NAME(distance)(const real *restrict query, const real *restrict key, ptrdiff_t d)
 {
     real lanes[LANES] = {0};
-    for (ptrdiff_t t = 0; t < d; t++) {
-        real difference = query[t] - key[t];
-        lanes[t % LANES] += difference * difference;
+    ptrdiff_t whole = d - d % LANES;
+    for (ptrdiff_t t = 0; t < whole; t += LANES)
+        for (int l = 0; l < LANES; l++) {
+            real difference = query[t + l] - key[t + l];
+            lanes[l] += difference * difference;
+        }
+    for (int l = 0; l < d - whole; l++) {
+        real difference = query[whole + l] - key[whole + l];
+        lanes[l] += difference * difference;
     }
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int l = 0; l < half; l++)
             lanes[l] += lanes[l + half];
-    *out = lanes[0];
+    return lanes[0];
 }
 
-/* The distances of one query to a block of keys. */
+/* The distances of a query to a block of keys. */
 VECTOR_CLONES
 static void NAME(distances)(const real *restrict query, const real *restrict keys, ptrdiff_t n_keys, ptrdiff_t d,
                             real *restrict out)
 {
-    ptrdiff_t j = 0;
-    for (; j + KEYS_ABREAST <= n_keys; j += KEYS_ABREAST)
-        NAME(distances_abreast)(query, keys + j * d, d, out + j);
-    for (; j < n_keys; j++)
-        NAME(distances_one)(query, keys + j * d, d, out + j);
+    for (ptrdiff_t j = 0; j < n_keys; j++)
+        out[j] = NAME(distance)(query, keys + j * d, d);
 }
 
-/* Whether (distance a, id i) comes after (distance b, id j). */
+/* Whether (distance a, id i) comes after (distance b, id j). Without a sign -1, the missing id, is the last of all. */
 static INLINE int NAME(after)(real a, int64_t i, real b, int64_t j)
 {
-    return a > b || (a == b && i > j);
+    return a > b || (a == b && (uint64_t)i > (uint64_t)j);
 }
 
 /* Let (distance, id) sink from the root of a max-heap of `count` entries; what stood at the root is lost. */
@@ -87,56 +66,28 @@ static void NAME(sink)(int64_t *ids, real *distances, ptrdiff_t count, real dist
     ids[slot] = id;
 }
 
-/* Let (distance, id) rise from the last of `count` entries, a slot that is free. */
-static void NAME(rise)(int64_t *ids, real *distances, ptrdiff_t count, real distance, int64_t id)
+/* A list to a max-heap: backwards, it is one. */
+static void NAME(open_list)(int64_t *ids, real *distances, ptrdiff_t k)
 {
-    ptrdiff_t slot = count - 1;
-    while (slot > 0) {
-        ptrdiff_t parent = (slot - 1) / 2;
-        if (!NAME(after)(distance, id, distances[parent], ids[parent]))
-            break;
-        distances[slot] = distances[parent];
-        ids[slot] = ids[parent];
-        slot = parent;
+    for (ptrdiff_t low = 0, high = k - 1; low < high; low++, high--) {
+        int64_t id = ids[low];
+        real distance = distances[low];
+        ids[low] = ids[high];
+        distances[low] = distances[high];
+        ids[high] = id;
+        distances[high] = distance;
     }
-    distances[slot] = distance;
-    ids[slot] = id;
 }
 
-/* The outputs are the heaps while the search runs; at its end each is sorted where it stands. */
-static void NAME(search)(const real *queries, ptrdiff_t n_queries, const real *keys, ptrdiff_t n_keys, ptrdiff_t d,
-                         ptrdiff_t k, int64_t *ids, real *distances)
+/* A max-heap to a list: sorted where it stands. */
+static void NAME(close_list)(int64_t *ids, real *distances, ptrdiff_t k)
 {
-    real tile[KEY_BLOCK];
-    for (ptrdiff_t first = 0; first < n_keys; first += KEY_BLOCK) {
-        ptrdiff_t block = n_keys - first < KEY_BLOCK ? n_keys - first : KEY_BLOCK;
-        for (ptrdiff_t i = 0; i < n_queries; i++) {
-            int64_t *heap_ids = ids + i * k;
-            real *heap = distances + i * k;
-            NAME(distances)(queries + i * d, keys + first * d, block, d, tile);
-            for (ptrdiff_t j = 0; j < block; j++) {
-                if (first + j < k)
-                    NAME(rise)(heap_ids, heap, first + j + 1, tile[j], first + j);
-                else if (tile[j] < heap[0]) /* an equal one has a higher id */
-                    NAME(sink)(heap_ids, heap, k, tile[j], first + j);
-            }
-        }
-    }
-    for (ptrdiff_t i = 0; i < n_queries; i++) {
-        int64_t *heap_ids = ids + i * k;
-        real *heap = distances + i * k;
-        ptrdiff_t found = n_keys < k ? n_keys : k;
-        for (ptrdiff_t last = found - 1; last > 0; last--) {
-            real distance = heap[last];
-            int64_t id = heap_ids[last];
-            heap[last] = heap[0];
-            heap_ids[last] = heap_ids[0];
-            NAME(sink)(heap_ids, heap, last, distance, id);
-        }
-        for (ptrdiff_t slot = found; slot < k; slot++) {
-            heap_ids[slot] = -1;
-            heap[slot] = (real)INFINITY;
-        }
+    for (ptrdiff_t last = k - 1; last > 0; last--) {
+        int64_t id = ids[last];
+        real distance = distances[last];
+        ids[last] = ids[0];
+        distances[last] = distances[0];
+        NAME(sink)(ids, distances, last, distance, id);
     }
 }
 
@@ -150,6 +101,96 @@ static ptrdiff_t NAME(row_not_finite)(const real *x, ptrdiff_t rows, ptrdiff_t d
             bad |= !(x[i * d + t] - x[i * d + t] == 0);
         if (bad)
             return i;
+    }
+    return -1;
+}
+
+/* Every key is measured. Returns the first row of keys found with an entry that is not finite, or -1. */
+static ptrdiff_t NAME(search)(const Search *all, ptrdiff_t first_query, ptrdiff_t n_queries)
+{
+    ptrdiff_t n_keys = all->n_keys, d = all->d, k = all->k;
+    const real *queries = (const real *)all->queries + first_query * d, *keys = all->keys;
+    real *distances = (real *)all->distances + first_query * k;
+    int64_t *ids = all->ids + first_query * k, first_id = all->first_id;
+    real tile[KEY_BLOCK];
+    for (ptrdiff_t i = 0; i < n_queries; i++)
+        NAME(open_list)(ids + i * k, distances + i * k, k);
+    for (ptrdiff_t first = 0; first < n_keys; first += KEY_BLOCK) {
+        ptrdiff_t block = n_keys - first < KEY_BLOCK ? n_keys - first : KEY_BLOCK;
+        for (ptrdiff_t i = 0; i < n_queries; i++) {
+            int64_t *heap_ids = ids + i * k;
+            real *heap = distances + i * k;
+            NAME(distances)(queries + i * d, keys + first * d, block, d, tile);
+            /* a key that is not finite is at no finite distance; one at such a distance may be finite */
+            if (i == 0 && NAME(row_not_finite)(tile, 1, block) == 0) {
+                ptrdiff_t row = NAME(row_not_finite)(keys + first * d, block, d);
+                if (row >= 0)
+                    return first + row;
+            }
+            for (ptrdiff_t j = 0; j < block; j++)
+                if (NAME(after)(heap[0], heap_ids[0], tile[j], first_id + first + j))
+                    NAME(sink)(heap_ids, heap, k, tile[j], first_id + first + j);
+        }
+    }
+    for (ptrdiff_t i = 0; i < n_queries; i++)
+        NAME(close_list)(ids + i * k, distances + i * k, k);
+    return -1;
+}
+
+/* What a key's norm less twice its product may not exceed: the list's last distance less the query's norm. The distance
+ * is raised first, as it may be larger than N below, and its rounding so too. */
+static INLINE real NAME(limit)(real last, real query_norm)
+{
+    return last + 4 * EPSILON * last - query_norm;
+}
+
+/* The same by screening, of finite keys: one is measured only where a bound from below does not put it after the list's
+ * last entry. Returns -1.
+ *
+ * products[i][j] is q.k, by any matrix product that adds d products in some order, fused or not. query_norms and
+ * key_norms are |q|^2 and |k|^2 from below: each computed in type real, less a share c of itself and less a slack,
+ *   c = (4 d + 64) u,  slack = 8 (d + 8) times the smallest normal number,  where u is half of EPSILON and c < 1/8.
+ * Then, for distance as it is computed here,
+ *   distance >= key_norms[j] - 2 products[i][j] + query_norms[i]
+ * Proof. Let N = |q|^2 + |k|^2, so that |2 q.k| <= N and |q - k|^2 <= 2 N. The roundings are, in units of u N and to
+ * first order, at most d of the product, d of the two norms, 2 (d / LANES + 8) of the distance, whose terms go through
+ * so many each, and 6 of the sums with c, the slack and the limit: together 2.125 d + 22. That is hardly more than half
+ * of c, which leaves room for what is beyond first order. What underflows, or is flushed to zero, is less than the
+ * smallest normal number in each of some 8 d operations, together less than the two slacks. Where a product could
+ * overflow the caller gives a norm of -inf: no comparison with it, or with a NaN that comes of it, excludes a key. */
+VECTOR_CLONES
+static ptrdiff_t NAME(search_screened)(const Search *all, ptrdiff_t first_query, ptrdiff_t n_queries)
+{
+    ptrdiff_t n_keys = all->n_keys, d = all->d, k = all->k;
+    const real *keys = all->keys, *query_norms = all->query_norms, *key_norms = all->key_norms;
+    for (ptrdiff_t i = first_query; i < first_query + n_queries; i++) {
+        const real *query = (const real *)all->queries + i * d, *products = (const real *)all->products + i * n_keys;
+        int64_t *heap_ids = all->ids + i * k;
+        real *heap = (real *)all->distances + i * k, limit = NAME(limit)(heap[k - 1], query_norms[i]);
+        int open = 0;
+        for (ptrdiff_t first = 0; first < n_keys; first += KEY_BLOCK) {
+            ptrdiff_t block = n_keys - first < KEY_BLOCK ? n_keys - first : KEY_BLOCK;
+            const real *product = products + first, *norms = key_norms + first;
+            int within = 0; /* counted first, as a loop without branches is vectorised */
+            for (ptrdiff_t j = 0; j < block; j++)
+                within += !(norms[j] - 2 * product[j] > limit);
+            if (within == 0)
+                continue;
+            if (!open)
+                NAME(open_list)(heap_ids, heap, k);
+            open = 1;
+            for (ptrdiff_t j = 0; j < block; j++) {
+                if (norms[j] - 2 * product[j] > limit)
+                    continue;
+                real distance = NAME(distance)(query, keys + (first + j) * d, d);
+                if (NAME(after)(heap[0], heap_ids[0], distance, all->first_id + first + j)) {
+                    NAME(sink)(heap_ids, heap, k, distance, all->first_id + first + j);
+                    limit = NAME(limit)(heap[0], query_norms[i]);
+                }
+            }
+        }
+        if (open)
+            NAME(close_list)(heap_ids, heap, k);
     }
     return -1;
 }

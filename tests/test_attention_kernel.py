@@ -226,7 +226,9 @@ def test_the_c_functions_refuse_what_does_not_fit_by_name(function, changes, err
         function(**changes)
 
 
-def test_the_shares_of_the_threads_cover_every_task_once():
+@pytest.mark.parametrize("length", [1, 300])
+def test_the_shares_of_the_threads_cover_every_task_once(length):
+    q = np.zeros((1, 1, length, 2, 8))
     for tasks in range(40):
-        shares = attention._shares(tasks)
+        shares = attention._shares(tasks, q, q)
         assert [task for share in shares for task in range(share.start, share.stop)] == list(range(tasks))

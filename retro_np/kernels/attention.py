@@ -15,6 +15,7 @@ from retro_np.kernels import c_extension, kernel
 from retro_np.kernels.threads import blocks, count, spread
 
 PARTS = 8  # of a batch, at most, in the backward: each has its own sums for positions' gradients
+SMALL = 1 << 20  # products of two numbers in a job that is not worth a second thread
 SHARES = 4  # calls a thread: one that is held up then leaves its work to the others
 
 
@@ -106,7 +107,7 @@ def _forward_c(q, keys, values, table=None, u=None, v=None, *, causal_offset=Non
     out, lse = np.empty(q.shape, q.dtype), np.empty((batch, h, g, n), q.dtype)
     given = _contiguous(q, keys, values, table, u, v, key_mask)
     run = c_extension().attention_forward
-    spread(lambda tasks: run(*given, causal_offset, out, lse, tasks.start, tasks.stop), _shares(h * batch))
+    spread(lambda tasks: run(*given, causal_offset, out, lse, tasks.start, tasks.stop), _shares(h * batch, q, keys))
     return out, lse
 
 
@@ -121,7 +122,7 @@ def _backward_c(dout, lse, q, keys, values, table=None, u=None, v=None, *, causa
     run = c_extension().attention_backward
     spread(
         lambda tasks: run(dout, lse, *given, causal_offset, *out, *dpositions, tasks.start, tasks.stop),
-        _shares(h * parts),
+        _shares(h * parts, q, keys),
     )
     return *out, *(None if array is None else array.sum(axis=0) for array in dpositions)
 
@@ -179,9 +180,10 @@ attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=_for
 attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=_backward_numba, c=_backward_c)
 
 
-def _shares(tasks):
+def _shares(tasks, q, keys):
     """The tasks in as many runs as there are calls; those of one head, which share its table, stay together."""
-    return blocks(tasks, max(1, -(-tasks // (SHARES * count()))))
+    calls = SHARES * count() if q.size * keys.shape[1] * keys.shape[2] >= SMALL else 1
+    return blocks(tasks, max(1, -(-tasks // calls)))
 
 
 def _contiguous(*arrays):

@@ -1,8 +1,8 @@
 """The attention of attention.py as loops, for Numba: one head of one item, a query at a time.
 
 The same in C, a tile of queries at a time and its sums in registers, is csrc/attention.h. Here a query's logits are a
-row that stays in the cache. Rows are added up key by key, so that the innermost loop runs along memory: keys, values and
-positions are turned for it where needed.
+row that stays in the cache. Rows are added up key by key, so that the innermost loop runs along memory: keys, values
+and positions are turned for it where needed.
 """
 
 import numba

@@ -1,0 +1,122 @@
+"""Sampling: tokens a second with the cache and without, and the share of retrieval.
+
+    python benchmarks/sampling.py [--length 512] [--rounds 3] [-o results.json]
+
+The model is that of train_step.py with weights as drawn; the database is made of some modules of the standard library,
+its keys by MiniLM. Without a cache every token costs a forward pass over all tokens so far, neighbours of all chunks
+included (already retrieved: no retrieval is timed there); it is timed at 16 lengths, evenly spaced, and the rest
+interpolated.
+"""
+
+import argparse
+import shutil
+import statistics
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import retro_np  # first, so that BLAS threads sleep as they do in the commands
+
+# isort: split
+import numpy as np
+from train_step import setting
+from turns import machine, save
+
+from retro_np.retrieval.build import BuildConfig, build_database
+
+MODULES = ("argparse.py", "ast.py", "datetime.py", "decimal.py", "inspect.py", "pathlib.py", "tarfile.py", "typing.py")
+
+
+class Timed:
+    """A database that counts the seconds spent on retrieving."""
+
+    def __init__(self, database):
+        self.database, self.seconds, self.retrievals = database, 0.0, 0
+
+    def __getattr__(self, name):
+        found = getattr(self.database, name)
+        if name not in ("embed_chunks", "search_keys", "value"):
+            return found
+
+        def timed(*args, **kwargs):
+            began = time.perf_counter()
+            result = found(*args, **kwargs)
+            self.seconds += time.perf_counter() - began
+            self.retrievals += name == "search_keys"
+            return result
+
+        return timed
+
+
+def small_database(folder):
+    """A database of some modules of the standard library."""
+    corpus = folder / "modules"
+    corpus.mkdir()
+    for name in MODULES:
+        source = Path(sysconfig.get_paths()["stdlib"]) / name
+        if source.exists():
+            shutil.copy(source, corpus)
+    return build_database(corpus, folder / "db", BuildConfig(held_out=0.0), retro_np.load_bert())
+
+
+def with_cache(params, config, database, length):
+    """(seconds for all tokens, seconds of them spent on retrieving, retrievals)."""
+    timed = Timed(database)
+    began = time.perf_counter()
+    retro_np.generate(params, config, [1], length, database=timed)
+    return time.perf_counter() - began, timed.seconds, timed.retrievals
+
+
+def without_cache(params, config, length, places=16):
+    """Seconds for all tokens, from those of some."""
+    rng = np.random.default_rng(0)
+    seconds = 0.0
+    for n in np.linspace(1, length, places).astype(int):
+        tokens = rng.integers(1, config.vocabulary_size, (1, n))
+        neighbours = rng.integers(1, config.vocabulary_size, (1, n // config.chunk_size, 2, 2 * config.chunk_size))
+        began = time.perf_counter()
+        retro_np.retro(params, config, tokens, neighbours)
+        seconds += time.perf_counter() - began
+    return seconds / places * length
+
+
+def main():
+    """Print the figures, and save them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--out", help="write the figures as JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        database = small_database(Path(folder))
+        config, params, *_ = setting()
+        config, params = fitting(config, params, database)
+        with_cache(params, config, database, 70)  # compiles, and makes the tables
+        without_cache(params, config, 70, places=2)
+        rounds = []
+        for _ in range(options.rounds):
+            cached, retrieving, retrievals = with_cache(params, config, database, options.length)
+            rounds.append((cached, without_cache(params, config, options.length), retrieving, retrieving / retrievals))
+    ratio = statistics.median(slow / fast for fast, slow, *_ in rounds)
+    share = statistics.median(retrieving / fast for fast, _, retrieving, _ in rounds)
+    fast, slow, _, one = (statistics.median(column) for column in zip(*rounds, strict=True))
+    print(f"{options.length} tokens: {options.length / fast:.0f} tokens/s with the cache, {options.length / slow:.1f} "
+          f"without: {ratio:.1f} × faster")  # fmt: skip
+    print(f"retrieval takes {share:.1%} of it; a chunk is retrieved in {1e3 * one:.1f} ms, BERT included "
+          f"({database.n_chunks} chunks)")  # fmt: skip
+    figures = {"length": options.length, "cached_s": fast, "uncached_s": slow, "times": ratio}
+    figures |= {"retrieval_share": share, "retrieval_ms": 1e3 * one}
+    save(options.out, {"rows": figures, "machine": machine()})
+
+
+def fitting(config, params, database):
+    """The model with the database's vocabulary, whose size a small text may not fill."""
+    from dataclasses import replace
+
+    config = replace(config, vocabulary_size=database.tokenizer.get_vocab_size())
+    return config, retro_np.init_params(config, np.random.default_rng(0))
+
+
+if __name__ == "__main__":
+    main()
