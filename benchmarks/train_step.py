@@ -156,12 +156,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--without", default="", help="peers to leave out: compile, retro-pytorch")
+    parser.add_argument("--tuned", default="", help="peers that get our settings of the process, too")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
     left_out = [name for name in options.without.lower().split(",") if name]
     others = {name: make for name, make in PEERS.items() if not any(part in name.lower() for part in left_out)}
     peers = {"retro_np": ours} | others
-    rows = compare(peers | {"sgemm": sgemm}, options.rounds, same=lambda a, b: abs(a - b) < 1e-3 * abs(a))
+    rows = compare(
+        peers | {"sgemm": sgemm},
+        options.rounds,
+        tuned=("sgemm", *options.tuned.split(",")),
+        same=lambda a, b: abs(a - b) < 1e-3 * abs(a),
+    )
     product = rows.pop("sgemm")
     linear, attention = flops()
     reached = (linear + attention) / rows["retro_np"]["seconds"] / 1e9

@@ -11,21 +11,27 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+PAUSE = 0.5  # seconds before a turn, for the threads of the one before to fall asleep
 
-def compare(makers, rounds, arguments=(), same=None, between=None):
+
+def compare(makers, rounds, arguments=(), same=None, tuned=()):
     """Time what each maker makes, in turn, so many rounds; the first one is ours. Returns a row for each.
 
     makers: {name: function of `arguments` that returns a function to time}. same(ours, theirs): whether a peer's first
-    result is right; where it is not, nothing is timed. between: called before each turn.
+    result is right; where it is not, nothing is timed. tuned: peers that get the settings of retro_np.runtime, as ours
+    does. A turn is two calls, of which the second is timed.
     A row has the median seconds, the median of its ratios to ours in the same round, their least and largest, and the
     peak memory of its process in MB.
     """
     context, pipes = multiprocessing.get_context("spawn"), {}
+    ours = next(iter(makers))
     for name, make in makers.items():
+        os.environ["RETRO_NP_TUNE"] = "1" if name == ours or name in tuned else "0"  # what helps us is not theirs
         pipes[name], theirs = context.Pipe()
         context.Process(target=_serve, args=(make, arguments, theirs), daemon=True).start()
 
     def turn(name, want=False):
+        time.sleep(PAUSE)
         with contextlib.suppress(BrokenPipeError):  # what it died of waits in the pipe
             pipes[name].send((True, want))
         found = pipes[name].recv()
@@ -33,7 +39,6 @@ def compare(makers, rounds, arguments=(), same=None, between=None):
             raise SystemExit(f"{name}: {found}")
         return found
 
-    ours = next(iter(makers))
     first = {name: turn(name, want=True)[2] for name in makers}  # compiles and fills caches, too
     for name, result in first.items():
         if same is not None and result is not None and not same(first[ours], result):
@@ -62,6 +67,7 @@ def _serve(make, arguments, pipe):
             go_on, want = pipe.recv()
             if not go_on:
                 return
+            work()  # as in a loop: what the peer before left in the caches is gone then
             began = time.perf_counter()
             result = work()
             seconds = time.perf_counter() - began

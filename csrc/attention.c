@@ -19,6 +19,7 @@
 #endif
 
 #define TILE 32 /* queries that meet the keys together */
+#define SQUARE 16 /* rows of a square that is transposed */
 #define ROWS 4  /* rows that a product sums at once, in registers */
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))

@@ -69,12 +69,20 @@ static ptrdiff_t NAME(lay_out)(const attention_t *a, NAME(scratch) *s, real *mem
 }
 
 /* Bring one head of an array (rows, h, c) together: out (rows, c_wide), (x + bias) * scale, padded with zeros. */
-TARGET static void NAME(gather)(const attention_t *a, const real *x, ptrdiff_t rows, const real *bias, real scale,
-                                real *restrict out, ptrdiff_t c_wide)
+TARGET static void NAME(gather)(const attention_t *a, const real *restrict x, ptrdiff_t rows, const real *restrict bias,
+                                real scale, real *restrict out, ptrdiff_t c_wide)
 {
-    for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t t = 0; t < c_wide; t++)
-            out[i * c_wide + t] = t >= a->c ? 0 : (x[i * a->h * a->c + t] + (bias ? bias[t] : 0)) * scale;
+    const ptrdiff_t c = a->c, stride = a->h * a->c;
+    for (ptrdiff_t i = 0; i < rows; i++, x += stride, out += c_wide) {
+        if (bias)
+            for (ptrdiff_t t = 0; t < c; t++)
+                out[t] = (x[t] + bias[t]) * scale;
+        else
+            for (ptrdiff_t t = 0; t < c; t++)
+                out[t] = x[t] * scale;
+        for (ptrdiff_t t = c; t < c_wide; t++)
+            out[t] = 0;
+    }
 }
 
 /* The way back: one head of an array (rows, h, c) = x (rows, c_wide) * scale. */

@@ -59,13 +59,17 @@ TARGET static void NAME(product)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, cons
 }
 
 /* out (columns, rows) = the transpose of a (rows, columns), in squares whose lines stay in the first-level cache. */
-TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real *a, ptrdiff_t a_row, real *out,
+TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real *restrict a, ptrdiff_t a_row, real *restrict out,
                                    ptrdiff_t out_row)
 {
-    for (ptrdiff_t i = 0; i < rows; i += 16)
+    ptrdiff_t i = 0;
+    for (; i + SQUARE <= rows; i += SQUARE)
         for (ptrdiff_t j = 0; j < columns; j++)
-            for (ptrdiff_t l = i; l < rows && l < i + 16; l++)
-                out[j * out_row + l] = a[l * a_row + j];
+            UNROLL for (ptrdiff_t l = 0; l < SQUARE; l++)
+                out[j * out_row + i + l] = a[(i + l) * a_row + j];
+    for (; i < rows; i++)
+        for (ptrdiff_t j = 0; j < columns; j++)
+            out[j * out_row + i] = a[i * a_row + j];
 }
 
 /* exp(x) for x in about [-87, 88] (float) or [-708, 709] (double); 0 below, exp(-inf) = 0.

@@ -15,7 +15,7 @@ from retro_np.progress import progress_bar
 from retro_np.retrieval.corpus import LONE_SURROGATE
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
-BATCH_TOKENS = 1024  # word pieces a batch: enough for the products, little enough for the cache
+BATCH_TOKENS = 1536  # word pieces a batch: enough for the products, little enough for the cache
 
 
 @dataclass(frozen=True)
