@@ -84,17 +84,25 @@ def _attend(a, queries, context, offset, mask, n_heads, causal=False):
     )
     rows = sinusoids(n - 1 + offset, n + r - 1, queries.shape[-1]) @ a["w_r"]
     table = rows.unflatten(-1, (n_heads, -1)).permute(1, 2, 0)  # (h, c, T)
-    by_distance = (q + a["v"][:, None]) @ table / math.sqrt(q.shape[-1])
-    # row i begins n − 1 − i columns in: drop n − 1 numbers, and read rows that are one shorter
-    flat = by_distance.unflatten(2, (g, n)).flatten(-2)[..., n - 1 : n - 1 + n * (n + r - 2)]
-    bias = flat.unflatten(-1, (n, n + r - 2))[..., :r]
-    bias = bias.unsqueeze(4).expand(-1, -1, -1, -1, k, -1).reshape(*q.shape[:3], k * r)
+    bias = positions_as_bias(q + a["v"][:, None], table, (g, n), (k, r))
     if causal:
         bias = bias + causal_mask(n)
     elif mask is not None:
         bias = bias + mask
     out = scaled_dot_product_attention(q + a["u"][:, None], keys, values, attn_mask=bias)
     return out.transpose(1, 2).flatten(-2).unflatten(1, (g, n)) @ a["w_o"]
+
+
+def positions_as_bias(q, table, queries, keys):
+    """The positions' part of the logits, (B, h, g·n, k·r). q: (B, h, g·n, c), v added; table: (h, c, n + r − 1)."""
+    (g, n), (k, r) = queries, keys
+    if table.shape[-1] < n + r - 1:  # the distances that nobody sees
+        table = pad(table, (0, n + r - 1 - table.shape[-1]))
+    by_distance = q @ table / math.sqrt(q.shape[-1])
+    # row i begins n − 1 − i columns in: drop n − 1 numbers, and read rows that are one shorter
+    flat = by_distance.unflatten(2, (g, n)).flatten(-2)[..., n - 1 : n - 1 + n * (n + r - 2)]
+    bias = flat.unflatten(-1, (n, n + r - 2))[..., :r]
+    return bias.unsqueeze(4).expand(-1, -1, -1, -1, k, -1).reshape(*q.shape[:3], k * r)
 
 
 _constants = {}

@@ -1,9 +1,10 @@
 /* Relative attention for Python: the checks, and the choice of the code for this processor.
  *
- * attention.h says what is computed, and computes it; tile.h has what it is computed with. Here the arguments are
- * checked, before any pointer is followed: contiguous, aligned, native byte order, one type, matching shapes, outputs
- * writable. TypeError or ValueError names the argument. The GIL is released around the work. A call does the tasks that
- * it is asked for and no others, so that several threads may share them; no number depends on who does what.
+ * attention.h says what is computed, and computes it; product.h and tile.h have what it is computed with. Here the
+ * arguments are checked, before any pointer is followed: contiguous, aligned, native byte order, one type, matching
+ * shapes, outputs writable. TypeError or ValueError names the argument. The GIL is released around the work. A call does
+ * the tasks that it is asked for and no others, so that several threads may share them; no number depends on who does
+ * what.
  */
 
 #include "module.h"
@@ -14,22 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if !defined(__GNUC__)
-#error "attention.c needs GCC or clang: it uses their vector types"
-#endif
+#include "settings.h"
 
 #define TILE 32 /* queries that meet the keys together */
-#define SQUARE 16 /* rows of a square that is transposed */
-#define ROWS 4  /* rows that a product sums at once, in registers */
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-#define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(real)))
-
-static const double INVERSE_FACTORIAL[] = {
-    1.0,          1.0,           1.0 / 2,        1.0 / 6,         1.0 / 24,         1.0 / 120,         1.0 / 720,
-    1.0 / 5040,   1.0 / 40320,   1.0 / 362880,   1.0 / 3628800,   1.0 / 39916800,   1.0 / 479001600,   1.0 / 6227020800,
-};
 
 /* One call: sizes, arrays (of float or of double), and how many parts the items are in. NULL: absent. */
 typedef struct {
@@ -40,7 +28,7 @@ typedef struct {
     void *out, *lse, *dq, *dkeys, *dvalues, *dtable, *du, *dv;
 } attention_t;
 
-/* The template, for float and double: kernels.inc includes it once for each. */
+/* The template, for float and double, for each vector unit. */
 #define TARGET
 #define VECTOR_BYTES 16
 #define VECTORS 2

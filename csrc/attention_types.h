@@ -1,4 +1,4 @@
-/* attention.h and tile.h for float and for double, on the vector unit that attention.c names. */
+/* attention.h, and what it is made of, for float and for double, on the vector unit that attention.c names. */
 
 #define real float
 #define bits uint32_t
@@ -9,6 +9,7 @@
 #define ROUNDER 12582912.0f /* 1.5 * 2^23 */
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
+#include "product.h"
 #include "tile.h"
 #include "attention.h"
 #undef real
@@ -30,6 +31,7 @@
 #define ROUNDER 6755399441055744.0 /* 1.5 * 2^52 */
 #define LN2_HIGH 6.93147180369123816490e-01
 #define LN2_LOW 1.90821492927058770002e-10
+#include "product.h"
 #include "tile.h"
 #include "attention.h"
 #undef real

@@ -7,12 +7,19 @@ import platform
 
 import numpy as np
 
-from retro_np import kernels
+from retro_np import kernels, runtime
 from retro_np.errors import UserError
+from retro_np.kernels import threads
 from retro_np.retrieval.weights import find_bert, read_bert
 
 PACKAGES = ("numpy", "numba", "hnswlib", "tokenizers", "safetensors")
-THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREAD_LIMITS = (
+    threads.VARIABLE,
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 
 
 def facts() -> list[tuple[str, str]]:
@@ -20,11 +27,13 @@ def facts() -> list[tuple[str, str]]:
     lines = [("python", f"{platform.python_version()} on {platform.machine()}")]
     lines += [(name, importlib.metadata.version(name)) for name in PACKAGES]
     lines += [("BLAS", _blas()), ("threads", _threads())]
+    settled = [f"{what}: {'yes' if done else 'no'}" for what, done in runtime.settled.items()]
+    lines.append(("process", ", ".join(settled) or "left as it is (RETRO_NP_TUNE=0)"))
     if kernels.c_extension() is None:
         missing = "missing: NumPy and Numba serve instead. With a C compiler: pip install --force-reinstall --no-deps ."
         lines.append(("C extension", missing))
     else:
-        lines.append(("C extension", "built"))
+        lines.append(("C extension", f"built; attention on {kernels.c_extension().vector_unit()} vectors"))
     lines.append(("kernels", kernels.using()))
     lines += [(f"  {row[0]}", row[1]) for row in kernels.table()]
     try:
@@ -39,9 +48,9 @@ def facts() -> list[tuple[str, str]]:
 
 
 def _threads() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = [f"{name}={os.environ[name]}" for name in THREAD_LIMITS if name in os.environ]
-    return f"{cores} cores; BLAS uses {' '.join(limits) if limits else 'all of them'}, our kernels one"
+    found = f"{threads.cores()} cores; our kernels use {threads.count()} threads, BLAS its own"
+    return f"{found} ({' '.join(limits)})" if limits else found
 
 
 def _blas() -> str:

@@ -41,8 +41,7 @@ def attend(params, queries, context, n_heads, *, offset=0, causal=False, key_mas
         farthest = n - 1 + offset
         count = farthest + 1 if causal else n + r - 1  # a causal query sees no distance below zero
         rows = sinusoids(farthest, count, queries.shape[-1], queries.dtype.name)
-        table, r_vjp = linear(rows, params["w_r"], scope.trains("w_r"))
-        positions = (heads(table), params["u"], params["v"])
+        positions = (heads(rows @ params["w_r"]), params["u"], params["v"])
     out, attention_vjp = relative_attention(
         heads(q), heads(keys), heads(values), *positions, causal_offset=offset if causal else None, key_mask=key_mask
     )
@@ -57,7 +56,7 @@ def attend(params, queries, context, n_heads, *, offset=0, causal=False, key_mas
         grads = {"w_q": dw_q, "w_k": dw_k, "w_v": dw_v, "w_o": dw_o}
         if positions:
             dtable, grads["u"], grads["v"] = dpositions
-            _, grads["w_r"] = r_vjp(flat(dtable))
+            grads["w_r"] = rows.T @ flat(dtable) if scope.trains("w_r") else None  # the sinusoids are constants
         return grads, dqueries, dcontext_k + dcontext_v
 
     return update, vjp

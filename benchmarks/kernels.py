@@ -1,0 +1,192 @@
+"""Each kernel in NumPy, Numba, C and PyTorch: milliseconds, at the sizes that a training step of train_step.py has.
+
+    python benchmarks/kernels.py [--rounds 9] [--only NAME] [-o results.json]
+
+All kinds run in one process, in turn, with all cores and a pause before each, in which the threads of the one before
+fall asleep; the median counts. A kind that does not exist is left blank. PyTorch computes the same; its attention makes
+the positions' logits with a product and a shift and hands them to scaled_dot_product_attention as a bias, as
+torch_peer.py does, and its backward is autograd's, timed without the forward.
+"""
+
+import argparse
+import statistics
+import time
+
+import retro_np  # noqa: F401 — first, so that BLAS threads sleep as they do in the commands
+
+# isort: split
+import numpy as np
+import torch
+from torch_peer import positions_as_bias
+from turns import machine, save
+
+from retro_np import kernels
+from retro_np.kernels import attention, rows, search, substring
+
+PAUSE = 0.3
+KINDS = ("numpy", "numba", "c")
+NORMAL = np.random.default_rng(0).standard_normal
+
+
+def normal(*shape):
+    return NORMAL(shape, dtype=np.float32)
+
+
+def attention_cases():
+    """(name, arrays, masks): the four forms of a training step, B × h = items × heads of 64."""
+    forms = {
+        "causal self-attention, n 512": ((4, 1, 512, 4, 64), (4, 1, 512, 4, 64), 512, 0),
+        "encoder's self-attention, r 128": ((64, 1, 128, 4, 64), (64, 1, 128, 4, 64), 255, None),
+        "CCA, m 64, k·r 256": ((32, 1, 64, 4, 64), (32, 2, 128, 4, 64), 191, None),
+        "CA_enc, r 128, m 64": ((32, 2, 128, 4, 64), (32, 1, 64, 4, 64), 191, None),
+    }
+    for name, (queries, keys, distances, causal) in forms.items():
+        arrays = normal(*queries), normal(*keys), normal(*keys), normal(distances, 4, 64), normal(4, 64), normal(4, 64)
+        mask = None if causal == 0 else np.ones(keys[:3], bool)
+        yield name, arrays, {"causal_offset": causal, "key_mask": mask}
+
+
+def cases():
+    """(name, function of no argument that calls the kernel, the same in PyTorch or None)."""
+    for name, arrays, masks in attention_cases():
+        _, lse = attention.attention_forward(*arrays, **masks)
+        dout = normal(*arrays[0].shape)
+        forward, backward = torch_attention(arrays, masks, dout)
+        yield f"attention_forward: {name}", lambda a=arrays, m=masks: attention.attention_forward(*a, **m), forward
+        yield (
+            f"attention_backward: {name}",
+            lambda a=arrays, m=masks, d=dout, s=lse: attention.attention_backward(d, s, *a, **m),
+            backward,
+        )
+    x, dy, gain = normal(8192, 256), normal(8192, 256), normal(256)
+    _, scale = rows.rms_norm_forward(x, gain)
+    tx, tgain = torch.tensor(x, requires_grad=True), torch.tensor(gain, requires_grad=True)
+    norm = lambda: torch.nn.functional.rms_norm(tx, (256,), tgain, 1e-6)  # noqa: E731
+    yield "rms_norm_forward: 8192 × 256", lambda: rows.rms_norm_forward(x, gain), no_grad(norm)
+    yield "rms_norm_backward", lambda: rows.rms_norm_backward(dy, x, gain, scale), pullback(norm, (tx, tgain), dy)
+    h, dh = normal(8192 * 1024), normal(8192 * 1024)
+    th = torch.tensor(h, requires_grad=True)
+    gelu = lambda: torch.nn.functional.gelu(th, approximate="tanh")  # noqa: E731
+    yield "gelu_forward: 8192 × 1024", lambda: rows.gelu_forward(h), no_grad(gelu)
+    yield "gelu_backward", lambda: rows.gelu_backward(dh, h), pullback(gelu, (th,), dh)
+    places = np.random.default_rng(0).integers(0, 4096, 8192)
+    tplaces, tdy = torch.tensor(places), torch.tensor(dy)
+    yield (
+        "sum_rows: 8192 × 256 into 4096",
+        lambda: rows.sum_rows(dy, places, 4096),
+        lambda: torch.zeros(4096, 256).index_add_(0, tplaces, tdy),
+    )
+    p, g, m, v = normal(8_000_000), normal(8_000_000), np.zeros(8_000_000, "f"), np.zeros(8_000_000, "f")
+    options = {"lr": 1e-9, "betas": (0.9, 0.95), "eps": 1e-8, "decay": 0.1, "step": 1}
+    tp = torch.tensor(p, requires_grad=True)
+    tp.grad = torch.tensor(g)
+    optimiser = torch.optim.AdamW([tp], lr=1e-9, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    yield "adamw_step: 8 million", lambda: rows.adamw_step(p, g, m, v, **options), optimiser.step
+    x, hidden, bias, shift, wide = normal(1536, 384), normal(1536, 1536), normal(384), normal(384), normal(1536)
+    tx, thidden, tbias, twide = map(torch.tensor, (x, hidden, bias, wide))
+    yield (
+        "add_layer_norm: 1536 × 384",
+        lambda: rows.add_layer_norm(x.copy(), bias, x, bias, shift, 1e-12),
+        no_grad(lambda: torch.nn.functional.layer_norm(tx + tbias + tx, (384,), tbias, tbias, 1e-12)),
+    )
+    yield (
+        "add_gelu_erf: 1536 × 1536",
+        lambda: rows.add_gelu_erf(hidden.copy(), wide),
+        no_grad(lambda: torch.nn.functional.gelu(thidden + twide)),
+    )
+    queries, keys = normal(200, 384), normal(20_000, 384)
+    tqueries, tkeys = torch.tensor(queries), torch.tensor(keys)
+    yield (
+        "exact_search: 200 of 20,000 × 384",
+        lambda: search.exact_search(queries, keys, 2),
+        lambda: torch.cdist(tqueries, tkeys).topk(2, largest=False),
+    )
+    tokens = np.random.default_rng(0).integers(1, 50, (2000, 64))
+    values = np.random.default_rng(1).integers(1, 50, (2000, 10, 128))
+    yield (
+        "longest_common_substring: 2000 × 10",
+        lambda: substring.longest_common_substring(tokens, values),
+        None,
+    )
+
+
+def no_grad(function):
+    """The function without autograd's records."""
+
+    def call():
+        with torch.no_grad():
+            return function()
+
+    return call
+
+
+def pullback(function, inputs, dy):
+    """Autograd's backward of what the function returned once."""
+    y = function()
+    cotangent = torch.tensor(dy).reshape(y.shape)
+    return lambda: torch.autograd.grad(y, inputs, cotangent, retain_graph=True)
+
+
+def torch_attention(arrays, masks, dout):
+    """(forward, backward) in PyTorch."""
+    q, keys, values, table, u, v = (torch.tensor(array, requires_grad=True) for array in arrays)
+
+    def run():
+        queries = q.flatten(1, 2).transpose(1, 2)
+        bias = positions_as_bias(queries + v[:, None], table.permute(1, 2, 0), q.shape[1:3], keys.shape[1:3])
+        if masks["causal_offset"] == 0:
+            bias = bias + torch.full(bias.shape[-2:], -torch.inf).triu(1)
+        heads = (x.flatten(1, 2).transpose(1, 2) for x in (keys, values))
+        out = torch.nn.functional.scaled_dot_product_attention(queries + u[:, None], *heads, attn_mask=bias)
+        return out.transpose(1, 2).reshape(q.shape)
+
+    return no_grad(run), pullback(run, (q, keys, values, table, u, v), dout)
+
+
+def main():
+    """Print a row a kernel, and save them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("-o", "--out", help="write the figures as JSON")
+    options = parser.parse_args()
+    there = {name: kinds for name, _, kinds in kernels.table()}
+    results = {}
+    print(f"{'milliseconds':52}" + "".join(f"{kind:>9}" for kind in (*KINDS, "PyTorch")))
+    for name, call, in_torch in cases():
+        if options.only not in name:
+            continue
+        kernel = name.split(":")[0]
+        runs = {kind: chosen(kind, call) for kind in KINDS if kind in there[kernel]}
+        if in_torch is not None:
+            runs["PyTorch"] = in_torch
+        row = results[name] = median_times(runs, options.rounds)
+        print(f"{name:52}" + "".join(f"{row[kind]:9.1f}" if kind in row else " " * 9 for kind in (*KINDS, "PyTorch")))
+    save(options.out, {"milliseconds": results, "machine": machine()})
+
+
+def chosen(kind, call):
+    """The call with the kernels of a kind."""
+
+    def run():
+        kernels.use(kind)
+        call()
+
+    return run
+
+
+def median_times(runs, rounds):
+    """Milliseconds of each, in turn."""
+    times = {kind: [] for kind in runs}
+    for _ in range(rounds):
+        for kind, run in runs.items():
+            time.sleep(PAUSE)
+            run()
+            began = time.perf_counter()
+            run()
+            times[kind].append(1e3 * (time.perf_counter() - began))
+    return {kind: statistics.median(found) for kind, found in times.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+/* What product.h and tile.h are written with: how much is summed at once, and the words for it. */
+
+#if !defined(__GNUC__)
+#error "the vector types need GCC or clang"
+#endif
+
+#define SQUARE 16 /* rows of a square that is transposed */
+#define ROWS 4    /* rows that a product sums at once, in registers */
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(real)))
+
+static const double INVERSE_FACTORIAL[] = {
+    1.0,          1.0,           1.0 / 2,        1.0 / 6,         1.0 / 24,         1.0 / 120,         1.0 / 720,
+    1.0 / 5040,   1.0 / 40320,   1.0 / 362880,   1.0 / 3628800,   1.0 / 39916800,   1.0 / 479001600,   1.0 / 6227020800,
+};
