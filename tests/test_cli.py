@@ -208,6 +208,7 @@ def test_an_interrupt_says_that_the_run_can_go_on(tmp_path, work):
     process = subprocess.Popen(
         [*command, str(tmp_path / "run"), *SIZES, *RETRIEVAL, *STEPS, "--steps", "100000"],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which shells ignore in the background
     )  # fmt: skip
     while process.poll() is None and not (tmp_path / "run" / "log.jsonl").exists():
         time.sleep(0.05)

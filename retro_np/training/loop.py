@@ -117,6 +117,7 @@ def _take_steps(database, config, training, out, params, state, identity, traina
     tokens_a_step = training.batch_size * training.sequence_length
     start = state["step"]
     with progress_bar(description, training.steps, start) as advance, (out / LOG).open("a") as log:
+        advance(0, note="the first step compiles the kernels, once")
         for step in range(start, training.steps):
             began = time.perf_counter()
             tokens, targets, neighbours = training_batch(

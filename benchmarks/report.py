@@ -1,0 +1,133 @@
+"""The README's performance section from benchmarks/results/*.json, each of which a benchmark wrote with -o.
+
+python benchmarks/report.py          rewrite the section
+python benchmarks/report.py --check  exit with 1 where the section is not what the results say
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- performance: python benchmarks/report.py -->", "<!-- end of performance -->"
+KINDS = ("numpy", "numba", "c", "PyTorch")
+
+
+def results(name):
+    """What a benchmark wrote."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head, rows):
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def ratio(row):
+    """A peer's time over ours, with the spread of the rounds."""
+    return f"{row['times_ours']:.2f} ({row['from']:.2f} … {row['to']:.2f})"
+
+
+def train_step():
+    """The step, its peers, and how far it is from what the cores can do."""
+    found = results("train_step")
+    rows = [[name, f"{row['seconds']:.2f} s", ratio(row), f"{row['peak_mb']:.0f} MB"]
+            for name, row in found["rows"].items()]  # fmt: skip
+    work = found["work"]
+    flop = work["linear_flop"] + work["attention_flop"]
+    return [
+        table(["a training step", "time", "times ours", "peak memory"], rows),
+        f"The step is {flop / 1e9:.0f} GFLOP of products, {work['linear_flop'] / 1e9:.0f} of them in linear layers: it "
+        f"runs at {work['gflops']:.0f} GFLOP/s, {work['share_of_sgemm']:.0%} of what NumPy's sgemm reaches with square "
+        "matrices in the same rounds.",
+    ]
+
+
+def kernels():
+    """Milliseconds of each kernel."""
+    rows = [[name, *(f"{row[kind]:.1f}" if kind in row else "" for kind in KINDS)]
+            for name, row in results("kernels")["milliseconds"].items()]  # fmt: skip
+    return [table(["kernel, ms", "NumPy", "Numba", "C", "PyTorch"], rows)]
+
+
+def embed():
+    """Chunks a second."""
+    rows = [[name, f"{row['chunks_a_second']:.0f}", ratio(row)] for name, row in results("embed")["rows"].items()]
+    return [table(["MiniLM, float32", "chunks a second", "times our time"], rows)]
+
+
+def search():
+    """Exact search against faiss, and the best setting of each graph."""
+    exact, graphs = [], []
+    for one in results("search")["tables"]:
+        where = f"{one['size']:,} {one['keys']}"
+        ours, faiss = one["exact"]["retro_np"], one["exact"]["faiss IndexFlatL2"]
+        for kind, of in (("batch", f"{one['queries']} at once"), ("single", "one")):
+            exact.append(
+                [
+                    where,
+                    of,
+                    milliseconds(ours[kind]["seconds"]),
+                    milliseconds(faiss[kind]["seconds"]),
+                    ratio(faiss[kind]),
+                ]
+            )
+        for peer, row in one.get("approximate", {}).items():
+            point = row["at_recall_0.95"]
+            found = (
+                [point["setting"], f"{point['recall']:.3f}", milliseconds(point["median"])]
+                if point
+                else ["not reached", "", ""]
+            )
+            graphs.append([where, peer, f"{row['build_seconds']:.0f} s", *found])
+    return [
+        table(["exact search, k 2", "queries", "ours", "faiss", "times ours"], exact),
+        table(["one query, one thread", "index", "built in", "ef, or leaves", "recall@2", "time"], graphs),
+    ]
+
+
+def milliseconds(seconds):
+    """As text, with the digits that count."""
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.02 else f"{1e3 * seconds:.2f} ms"
+
+
+def sampling():
+    """With the cache and without."""
+    row = results("sampling")["rows"]
+    return [
+        f"Sampling {row['length']} tokens takes {row['cached_s']:.1f} s with the cache, "
+        f"{row['length'] / row['cached_s']:.0f} tokens a second, and {row['times']:.1f} × as long without it; "
+        f"{row['retrieval_share']:.1%} of it is retrieval, {row['retrieval_ms']:.1f} ms a chunk, BERT included."
+    ]
+
+
+def section():
+    """The text between the marks."""
+    machine = results("train_step")["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    parts = [
+        f"Measured on {machine['cores']} cores of an {machine['processor']}, {versions}: medians, and of ratios those "
+        "within a round.",
+        *train_step(), *kernels(), *embed(), *search(), *sampling(),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def main():
+    """Rewrite or check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    fresh = f"{before}{BEGIN}\n{section()}\n{END}{after}"
+    if options.check:
+        raise SystemExit(int(fresh != text))
+    path.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
