@@ -20,16 +20,14 @@ import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import multiprocessing
-import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import search_peers
+from turns import machine, save
 
 SEED, PAUSE = 0, 0.1
 EF = (10, 20, 40, 66, 100, 200, 400)  # 66 is what retro_np/retrieval/index.py takes for two neighbours
@@ -158,19 +156,6 @@ def measure(label, held_out, keys, options):
     return result
 
 
-def machine():
-    """What the figures depend on, beside the code."""
-    versions = {}
-    for name in ("numpy", "retro-np", "hnswlib", "faiss-cpu", "scann"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
-
-
 def main():
     """Print a table for each set of keys, and save them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -204,8 +189,7 @@ def main():
         rng = np.random.default_rng(SEED)
         label, keys = search_keys.hashed(options.hashed + options.queries, rng)
         results["tables"].append(measure(label, *search_keys.split(keys, options.queries, rng), options))
-    if options.out:
-        Path(options.out).write_text(json.dumps(results, indent=2) + "\n")
+    save(options.out, results)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+PACKAGES = ("retro-np", "numpy", "numba", "hnswlib", "torch", "onnxruntime", "sentence-transformers", "retro-pytorch")
+PACKAGES += ("faiss-cpu", "scann")
 PAUSE = 0.5  # seconds before a turn, for the threads of the one before to fall asleep
 
 
