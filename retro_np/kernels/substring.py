@@ -6,6 +6,9 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.kernels import kernel
+from retro_np.kernels.threads import blocks, spread
+
+CHUNKS = 64  # that a thread takes at once
 
 
 def _longest_numpy(chunks, values):
@@ -25,7 +28,10 @@ def _longest_numpy(chunks, values):
 
 
 def _longest_numba(chunks, values):
-    return _compiled()(*_checked(chunks, values))
+    chunks, values = _checked(chunks, values)
+    longest, loop = np.zeros(len(chunks), np.int64), _compiled()
+    spread(lambda some: loop(chunks[some], values[some], longest[some]), blocks(len(chunks), CHUNKS))
+    return longest
 
 
 longest_common_substring = kernel("longest_common_substring", numpy=_longest_numpy, numba=_longest_numba)
@@ -58,12 +64,11 @@ def _extend(runs, token, values):
 def _compiled():
     import numba
 
-    return numba.njit(cache=True)(_longest_loops)
+    return numba.njit(cache=True, nogil=True)(_longest_loops)
 
 
-def _longest_loops(chunks, values):
+def _longest_loops(chunks, values, longest):
     """The same with two rows of runs for one value at a time: what Numba compiles."""
-    longest = np.zeros(len(chunks), np.int64)
     before, runs = np.zeros((2, values.shape[2] + 1), np.int64)  # place j at j + 1, so that none is before the first
     for n in range(values.shape[0]):
         best = 0
@@ -77,7 +82,6 @@ def _longest_loops(chunks, values):
                     best = max(best, run)
                 before, runs = runs, before
         longest[n] = best
-    return longest
 
 
 def _checked(chunks, values):
