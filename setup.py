@@ -42,7 +42,7 @@ setup(
     ext_modules=[
         Extension(
             "retro_np._c",
-            sources=["csrc/module.c", "csrc/buffers.c", "csrc/search.c", "csrc/attention.c"],
+            sources=sorted(glob("csrc/*.c")),
             depends=sorted(glob("csrc/*.h")),
             py_limited_api=True,
             optional=True,

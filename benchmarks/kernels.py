@@ -21,7 +21,7 @@ from torch_peer import positions_as_bias
 from turns import machine, save
 
 from retro_np import kernels
-from retro_np.kernels import attention, rows, search, substring
+from retro_np.kernels import attention, panels, rows, search, substring
 
 PAUSE = 0.3
 KINDS = ("numpy", "numba", "c")
@@ -93,6 +93,13 @@ def cases():
         "add_gelu_erf: 1536 × 1536",
         lambda: rows.add_gelu_erf(hidden.copy(), wide),
         no_grad(lambda: torch.nn.functional.gelu(thidden + twide)),
+    )
+    few, frozen = normal(51, 384), panels.freeze(normal(384, 1536))
+    tfew, tmatrix = torch.tensor(few), torch.tensor(frozen.matrix)
+    yield (
+        "frozen_product: 51 × 384 × 1536",
+        lambda: panels.frozen_product(few, frozen),
+        no_grad(lambda: tfew @ tmatrix),
     )
     queries, keys = normal(200, 384), normal(20_000, 384)
     tqueries, tkeys = torch.tensor(queries), torch.tensor(keys)

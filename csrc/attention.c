@@ -1,4 +1,4 @@
-/* Relative attention for Python: the checks, and the choice of the code for this processor.
+/* Relative attention for Python: the checks.
  *
  * attention.h says what is computed, and computes it; product.h and tile.h have what it is computed with. Here the
  * arguments are checked, before any pointer is followed: contiguous, aligned, native byte order, one type, matching
@@ -28,86 +28,11 @@ typedef struct {
     void *out, *lse, *dq, *dkeys, *dvalues, *dtable, *du, *dv;
 } attention_t;
 
-/* The template, for float and double, for each vector unit. */
-#define TARGET
-#define VECTOR_BYTES 16
-#define VECTORS 2
-#define UNIT(x) x##_plain
-#include "attention_types.h"
-#undef TARGET
-#undef VECTOR_BYTES
-#undef VECTORS
-#undef UNIT
-
-#if defined(__x86_64__)
-#define TARGET __attribute__((target("avx2,fma")))
-#define VECTOR_BYTES 32
-#define VECTORS 2
-#define UNIT(x) x##_avx2
-#include "attention_types.h"
-#undef TARGET
-#undef VECTOR_BYTES
-#undef VECTORS
-#undef UNIT
-
-#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
-#define VECTOR_BYTES 64
-#define VECTORS 4
-#define UNIT(x) x##_avx512
-#include "attention_types.h"
-#undef TARGET
-#undef VECTOR_BYTES
-#undef VECTORS
-#undef UNIT
-#endif
+#define TEMPLATES "attention_templates.h"
+#include "units.h"
 
 typedef int (*run_t)(const attention_t *, ptrdiff_t first, ptrdiff_t last, int backward);
-
-/* The units that this source was compiled for, best last. */
-static const struct {
-    const char *name;
-    run_t run_float, run_double;
-} UNITS[] = {
-    {"plain", run_float_plain, run_double_plain},
-#if defined(__x86_64__)
-    {"avx2", run_float_avx2, run_double_avx2},
-    {"avx512", run_float_avx512, run_double_avx512},
-#endif
-};
-
-/* How many of UNITS the processor has. */
-static int units_here(void)
-{
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-        return 1;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw"))
-        return 3;
-    return 2;
-#else
-    return 1;
-#endif
-}
-
-static int unit = -1; /* of UNITS; -1: not chosen yet */
-
-PyObject *vector_unit(PyObject *module, PyObject *args)
-{
-    (void)module;
-    const char *name = NULL;
-    if (!PyArg_ParseTuple(args, "|z:vector_unit", &name))
-        return NULL;
-    int here = units_here(), wanted = unit < 0 ? here - 1 : unit;
-    if (name)
-        for (wanted = here - 1; wanted >= 0 && strcmp(name, UNITS[wanted].name); wanted--)
-            continue;
-    if (wanted < 0)
-        return PyErr_Format(PyExc_ValueError, "no vector unit %s here", name);
-    unit = wanted;
-    return PyUnicode_FromString(UNITS[unit].name);
-}
+static const run_t RUN[][2] = FOR_UNITS(run);
 
 /* The arguments of a call, in order, and what holds of each. */
 typedef struct {
@@ -227,9 +152,7 @@ static int run_tasks(const attention_t *a, char type, Py_ssize_t first, Py_ssize
         PyErr_Format(PyExc_ValueError, "tasks %zd to %zd of %zd", first, last, (Py_ssize_t)(a->h * a->parts));
         return 0;
     }
-    if (unit < 0)
-        unit = units_here() - 1;
-    run_t run = type == 'f' ? UNITS[unit].run_float : UNITS[unit].run_double;
+    run_t run = RUN[current_unit()][type == 'd'];
     int status;
     Py_BEGIN_ALLOW_THREADS
     status = run(a, first, last, backward);

@@ -1,5 +1,5 @@
-/* Relative attention, forward and backward, of one head of one item of the batch. A template: attention.c includes it
- * for float and for double, each for several vector units.
+/* Relative attention, forward and backward, of one head of one item of the batch. A template: units.h includes it for
+ * float and for double, each for several vector units.
  *
  *   logits[i][j] = ((q[i] + u) . k[j] + (q[i] + v) . p[(n - 1 - i) + j]) / sqrt(c)          paper B.1.2; Dai et al. 2019
  *   out[i]       = sum_j exp(logits[i][j] - lse[i]) * values[j],   lse[i] = log sum_j exp(logits[i][j])

@@ -27,9 +27,14 @@ static PyMethodDef methods[] = {
      "The pullback: write the gradients for the tasks first <= t < last; task t is head t // P of part t % P.\n\n"
      "Part p holds the items p * B / P <= b < (p + 1) * B / P, and has its own sums: dtable (P, T, h, c), du and dv\n"
      "(P, h, c). Without positions the three are None, and each item is a part."},
+    {"multiply_panels", multiply_panels, METH_VARARGS,
+     "multiply_panels(x, panels, out, first, last)\n--\n\n"
+     "Write the columns of out = x w that the panels first <= p < last of w hold.\n\n"
+     "x (M, K); panels (P, K, 64), panel p being w[:, 64 p : 64 (p + 1)]; out (M, 64 P): float32 or float64, all the\n"
+     "same. Raises TypeError or ValueError, naming the argument."},
     {"vector_unit", vector_unit, METH_VARARGS,
      "vector_unit(name=None)\n--\n\n"
-     "The vector unit that attention runs on: 'avx512', 'avx2' or 'plain'; with a name, change to that one.\n"
+     "The vector unit that attention and products run on: 'avx512', 'avx2' or 'plain'; with a name, change to that one.\n"
      "Raises ValueError for one that the processor does not have."},
     {NULL, NULL, 0, NULL},
 };

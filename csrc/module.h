@@ -9,6 +9,10 @@ PyObject *nearest(PyObject *module, PyObject *args);            /* search.c */
 PyObject *nearest_screened(PyObject *module, PyObject *args);   /* search.c */
 PyObject *attention_forward(PyObject *module, PyObject *args);  /* attention.c */
 PyObject *attention_backward(PyObject *module, PyObject *args); /* attention.c */
-PyObject *vector_unit(PyObject *module, PyObject *args);        /* attention.c */
+PyObject *multiply_panels(PyObject *module, PyObject *args);    /* panels.c */
+PyObject *vector_unit(PyObject *module, PyObject *args);        /* units.c */
+
+/* The vector unit in use, as a place in FOR_UNITS (units.h). */
+int current_unit(void);
 
 #endif

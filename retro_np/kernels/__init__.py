@@ -13,7 +13,7 @@ from retro_np.errors import UserError
 
 CHOICES = ("numpy", "numba", "c", "auto")
 VARIABLE = "RETRO_NP_KERNELS"
-MODULES = ("attention", "rows", "search", "substring")  # those that register kernels
+MODULES = ("attention", "panels", "rows", "search", "substring")  # those that register kernels
 
 _kernels = {}  # name: {"numpy": function, ...}, in order of preference
 _choice = None  # None: the environment has not been read

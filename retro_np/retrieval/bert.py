@@ -10,6 +10,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.kernels.attention import attention_forward
+from retro_np.kernels.panels import Frozen, freeze, frozen_product
 from retro_np.kernels.rows import add_gelu_erf, add_layer_norm, gelu_forward
 from retro_np.progress import progress_bar
 from retro_np.retrieval.corpus import LONE_SURROGATE
@@ -23,7 +24,7 @@ class Bert:
     """A frozen encoder. `embed` makes keys; name and sha256 tell it from another."""
 
     files: BertFiles
-    layers: list[dict[str, np.ndarray]] = field(repr=False)
+    layers: list[dict[str, np.ndarray | Frozen]] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -91,15 +92,15 @@ class Bert:
             return rows.reshape(batch, 1, length, heads, -1)
 
         for w in self.layers:
-            q = x @ w["query"]
+            q = frozen_product(x, w["query"])
             q += w["query_bias"]
-            keys, values = x @ w["key"], x @ w["value"]
+            keys, values = frozen_product(x, w["key"]), frozen_product(x, w["value"])
             attended, _ = attention_forward(heads_of(q), heads_of(keys), heads_of(values), key_mask=mask[:, None])
-            attended = attended.reshape(x.shape) @ w["attention_out"]
+            attended = frozen_product(attended.reshape(x.shape), w["attention_out"])
             add_layer_norm(attended, w["attention_out_bias"], x, w["attention_gain"], w["attention_shift"], eps)
-            hidden = attended @ w["in"]
+            hidden = frozen_product(attended, w["in"])
             activation(hidden, w["in_bias"])
-            x = hidden @ w["out"]
+            x = frozen_product(hidden, w["out"])
             add_layer_norm(x, w["out_bias"], attended, w["gain"], w["shift"], eps)
         return x.reshape(batch, length, -1)
 
@@ -123,7 +124,7 @@ def load_bert(path: str | Path | None = None) -> Bert:
     return Bert(files, _arranged(files, folder))
 
 
-def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray]]:
+def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Frozen]]:
     """Each layer's tensors as products want them: (d_in, d_out), and the biases that matter."""
     config = files.config
     d, inner = config["hidden_size"], config["intermediate_size"]
@@ -147,18 +148,18 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray]]:
         get(key + "bias", d)  # adds the same to all logits of a query: the softmax takes it away again
         layers.append(
             {
-                "query": np.ascontiguousarray(get(query + "weight", d, d).T),
+                "query": freeze(get(query + "weight", d, d).T),
                 "query_bias": get(query + "bias", d),
-                "key": np.ascontiguousarray(get(key + "weight", d, d).T),
-                "value": np.ascontiguousarray(get(value + "weight", d, d).T),
-                "attention_out": np.ascontiguousarray(out.T),
+                "key": freeze(get(key + "weight", d, d).T),
+                "value": freeze(get(value + "weight", d, d).T),
+                "attention_out": freeze(out.T),
                 # a value's bias passes through the mean over keys unchanged, and so is added once, behind W_o
                 "attention_out_bias": out_bias + out @ get(value + "bias", d),
                 "attention_gain": get(at + "attention.output.LayerNorm.weight", d),
                 "attention_shift": get(at + "attention.output.LayerNorm.bias", d),
-                "in": np.ascontiguousarray(get(at + "intermediate.dense.weight", inner, d).T),
+                "in": freeze(get(at + "intermediate.dense.weight", inner, d).T),
                 "in_bias": get(at + "intermediate.dense.bias", inner),
-                "out": np.ascontiguousarray(get(at + "output.dense.weight", d, inner).T),
+                "out": freeze(get(at + "output.dense.weight", d, inner).T),
                 "out_bias": get(at + "output.dense.bias", d),
                 "gain": get(at + "output.LayerNorm.weight", d),
                 "shift": get(at + "output.LayerNorm.bias", d),

@@ -1,4 +1,4 @@
-/* attention.h, and what it is made of, for float and for double, on the vector unit that attention.c names. */
+/* TEMPLATES, a file that is written for a type `real`, for float and for double, on the vector unit that units.h names. */
 
 #define real float
 #define bits uint32_t
@@ -9,9 +9,7 @@
 #define ROUNDER 12582912.0f /* 1.5 * 2^23 */
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
-#include "product.h"
-#include "tile.h"
-#include "attention.h"
+#include TEMPLATES
 #undef real
 #undef bits
 #undef NAME
@@ -31,9 +29,7 @@
 #define ROUNDER 6755399441055744.0 /* 1.5 * 2^52 */
 #define LN2_HIGH 6.93147180369123816490e-01
 #define LN2_LOW 1.90821492927058770002e-10
-#include "product.h"
-#include "tile.h"
-#include "attention.h"
+#include TEMPLATES
 #undef real
 #undef bits
 #undef NAME
