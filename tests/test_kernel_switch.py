@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from retro_np import kernels
@@ -84,6 +85,22 @@ def test_without_the_extension_the_default_is_the_next_best():
 def test_a_kernel_without_the_chosen_kind_runs_its_numpy_one(kind):
     kernels.use(kind)
     assert kernels.kernel("plain", numpy=in_numpy)(3) == "numpy"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "kind"),
+    [
+        ((np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, bool), None, 3), "c"),
+        ((np.zeros(1), np.zeros(1, int)), "c"),
+        ((np.zeros(1, np.float16),), "numpy"),
+        ((np.zeros(1, np.float32), np.zeros(1)), "numpy"),
+        ((np.zeros(1, ">f4"),), "numpy"),
+        ((np.zeros(1, complex),), "numpy"),
+    ],
+)
+def test_a_kernel_of_one_type_leaves_others_and_mixtures_to_numpy(arrays, kind):
+    function = kernels.kernel("typed", numpy=lambda *_: "numpy", c=lambda *_: "c", one_type=True)
+    assert function(*arrays) == kind
 
 
 def test_a_kernel_has_the_numpy_function_s_signature_and_docstring():

@@ -9,8 +9,11 @@ import functools
 import importlib
 import os
 
+import numpy as np
+
 from retro_np.errors import UserError
 
+COMPILED_TYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 CHOICES = ("numpy", "numba", "c", "auto")
 VARIABLE = "RETRO_NP_KERNELS"
 MODULES = ("attention", "panels", "rows", "search", "substring")  # those that register kernels
@@ -19,11 +22,13 @@ _kernels = {}  # name: {"numpy": function, ...}, in order of preference
 _choice = None  # None: the environment has not been read
 
 
-def kernel(name, *, numpy, numba=None, c=None, best=("c", "numba", "numpy")):
+def kernel(name, *, numpy, numba=None, c=None, best=("c", "numba", "numpy"), one_type=False):
     """Register a kernel's implementations; return the function that calls the one chosen.
 
     numpy, numba, c: functions of one signature, None where there is none. That in Numba must import numba when it is
     first called, not before; that in C must find its function through `c_extension`. best: the kinds, best first.
+    one_type: Numba and C take arrays of one type, float32 or float64; where a call mixes types or has another, NumPy's
+    function runs, whose rules of promotion say what comes out.
     The function returned has the NumPy function's signature and docstring.
     """
     given = {"numpy": numpy, "numba": numba, "c": c}
@@ -31,7 +36,10 @@ def kernel(name, *, numpy, numba=None, c=None, best=("c", "numba", "numpy")):
 
     @functools.wraps(numpy)
     def dispatch(*args, **kwargs):
-        return _kernels[name][_running(name)](*args, **kwargs)
+        kind = _running(name)
+        if one_type and not _of_one_type((*args, *kwargs.values())):
+            kind = "numpy"
+        return _kernels[name][kind](*args, **kwargs)
 
     dispatch.__name__ = dispatch.__qualname__ = name
     return dispatch
@@ -68,6 +76,12 @@ def c_extension():
         return importlib.import_module("retro_np._c")
     except ImportError:
         return None
+
+
+def _of_one_type(arguments) -> bool:
+    """Whether all arrays of floating-point numbers among them are float32, or all float64, in native byte order."""
+    types = {a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind not in "biu"}
+    return len(types) <= 1 and types <= COMPILED_TYPES
 
 
 def _available(name):

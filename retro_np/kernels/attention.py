@@ -177,9 +177,11 @@ def _for_numba(q, keys, table, u, v, causal_offset, key_mask, name):
 
 
 BEST = ("c", "numpy", "numba")  # a query at a time cannot do what BLAS does with all of them
-attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=_forward_numba, c=_forward_c, best=BEST)
+attention_forward = kernel(
+    "attention_forward", numpy=_forward_numpy, numba=_forward_numba, c=_forward_c, best=BEST, one_type=True
+)
 attention_backward = kernel(
-    "attention_backward", numpy=_backward_numpy, numba=_backward_numba, c=_backward_c, best=BEST
+    "attention_backward", numpy=_backward_numpy, numba=_backward_numba, c=_backward_c, best=BEST, one_type=True
 )
 
 

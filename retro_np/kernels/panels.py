@@ -37,7 +37,7 @@ def _product_numpy(x, frozen):
 
 
 def _product_c(x, frozen):
-    if frozen.panels is None or len(x) > FEW:
+    if frozen.panels is None or len(x) > FEW or x.dtype != frozen.panels.dtype:
         return x @ frozen.matrix
     x = np.ascontiguousarray(x)
     out = np.empty((len(x), frozen.matrix.shape[1]), x.dtype)

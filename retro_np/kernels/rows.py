@@ -213,14 +213,18 @@ def _polynomial(coefficients, x):
     return value
 
 
-rms_norm_forward = kernel("rms_norm_forward", numpy=_rms_norm_forward_numpy, numba=_rms_norm_forward_numba)
-rms_norm_backward = kernel("rms_norm_backward", numpy=_rms_norm_backward_numpy, numba=_rms_norm_backward_numba)
-gelu_forward = kernel("gelu_forward", numpy=_gelu_forward_numpy, numba=_gelu_forward_numba)
-gelu_backward = kernel("gelu_backward", numpy=_gelu_backward_numpy, numba=_gelu_backward_numba)
-sum_rows = kernel("sum_rows", numpy=_sum_rows_numpy, numba=_sum_rows_numba)
-add_layer_norm = kernel("add_layer_norm", numpy=_add_layer_norm_numpy, numba=_add_layer_norm_numba)
-add_gelu_erf = kernel("add_gelu_erf", numpy=_add_gelu_erf_numpy, numba=_add_gelu_erf_numba)
-adamw_step = kernel("adamw_step", numpy=_adamw_numpy, numba=_adamw_numba)
+rms_norm_forward = kernel(
+    "rms_norm_forward", numpy=_rms_norm_forward_numpy, numba=_rms_norm_forward_numba, one_type=True
+)
+rms_norm_backward = kernel(
+    "rms_norm_backward", numpy=_rms_norm_backward_numpy, numba=_rms_norm_backward_numba, one_type=True
+)
+gelu_forward = kernel("gelu_forward", numpy=_gelu_forward_numpy, numba=_gelu_forward_numba, one_type=True)
+gelu_backward = kernel("gelu_backward", numpy=_gelu_backward_numpy, numba=_gelu_backward_numba, one_type=True)
+sum_rows = kernel("sum_rows", numpy=_sum_rows_numpy, numba=_sum_rows_numba, one_type=True)
+add_layer_norm = kernel("add_layer_norm", numpy=_add_layer_norm_numpy, numba=_add_layer_norm_numba, one_type=True)
+add_gelu_erf = kernel("add_gelu_erf", numpy=_add_gelu_erf_numpy, numba=_add_gelu_erf_numba, one_type=True)
+adamw_step = kernel("adamw_step", numpy=_adamw_numpy, numba=_adamw_numba, one_type=True)
 
 SLOPE, CUBIC = float(np.sqrt(2 / np.pi)), 0.044715
 
