@@ -226,6 +226,19 @@ def test_the_c_functions_refuse_what_does_not_fit_by_name(function, changes, err
         function(**changes)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("short", ["keys", "values", "table", "u", "v", "key_mask", "dout", "lse"])
+def test_no_kind_reads_behind_the_end_of_an_array(kind, short):
+    f = np.ones
+    arrays = {"q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)), "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4))}
+    arrays |= {"u": f((2, 4)), "v": f((2, 4)), "key_mask": f((2, 1, 5), bool)}
+    arrays |= {"dout": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3))}
+    arrays[short] = arrays[short][..., :-1] if short != "table" else f((8, 2, 4))
+    kernels.use(kind)
+    with pytest.raises(ValueError, match="table|must be|axis"):
+        attention_backward(arrays.pop("dout"), arrays.pop("lse"), **arrays)
+
+
 @pytest.mark.parametrize("length", [1, 300])
 def test_the_shares_of_the_threads_cover_every_task_once(length):
     q = np.zeros((1, 1, length, 2, 8))

@@ -189,3 +189,25 @@ def test_a_training_step_has_the_same_bits_with_one_thread_and_two(kind):
         printed.append(json.loads(done.stdout))
     assert printed[0] == printed[1]
     assert len(set(printed[0][1].values())) > 10
+
+
+X, D = np.ones((5, 4), np.float32), np.ones(4, np.float32)
+SHORT = {
+    "gain": lambda: rows.rms_norm_forward(X, D[:3]),
+    "dy": lambda: rows.rms_norm_backward(X[:4], X, D, X[:, 0]),
+    "scale": lambda: rows.rms_norm_backward(X, X, D, X[:4, 0]),
+    "gelu's dy": lambda: rows.gelu_backward(D[:3], D),
+    "places": lambda: rows.sum_rows(X, np.zeros(4, int), 3),
+    "a place too high": lambda: rows.sum_rows(X, np.array([0, 1, 2, 3, 0]), 3),
+    "a place below zero": lambda: rows.sum_rows(X, np.array([0, 1, -1, 2, 0]), 3),
+    "moments": lambda: rows.adamw_step(D, D, D[:3], D, lr=0.1, betas=(0.9, 0.95), eps=1e-8, decay=0, step=1),
+    "residual": lambda: rows.add_layer_norm(X.copy(), D, X[:4], D, D, 1e-6),
+    "bias": lambda: rows.add_gelu_erf(X.copy(), D[:2]),
+}
+
+
+@pytest.mark.parametrize("case", SHORT)
+def test_numba_does_not_read_behind_the_end_of_an_array(case):
+    kernels.use("numba")
+    with pytest.raises(UserError, match=r"must be|outside"):
+        SHORT[case]()

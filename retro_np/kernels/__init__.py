@@ -78,6 +78,16 @@ def c_extension():
         return None
 
 
+def check_shapes(name: str, **arrays) -> None:
+    """Raise UserError unless each array has its shape: Numba would read on behind the end of a shorter one.
+
+    arrays: name=(array, shape), an array that is None being passed over.
+    """
+    for which, (array, shape) in arrays.items():
+        if array is not None and array.shape != tuple(shape):
+            raise UserError(f"{name}: {which} is {array.shape}, and must be {tuple(shape)}")
+
+
 def _of_one_type(arguments) -> bool:
     """Whether all arrays of floating-point numbers among them are float32, or all float64, in native byte order."""
     types = {a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind not in "biu"}

@@ -11,7 +11,7 @@ at a time (csrc/attention.h). What the backward needs of the forward is one numb
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from retro_np.kernels import c_extension, kernel
+from retro_np.kernels import c_extension, check_shapes, kernel
 from retro_np.kernels.threads import blocks, count, spread
 
 PARTS = 8  # of a batch, at most, in the backward: each has its own sums for positions' gradients
@@ -130,7 +130,7 @@ def _backward_c(dout, lse, q, keys, values, table=None, u=None, v=None, *, causa
 def _forward_numba(q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
     batch, g, n, h, _ = q.shape
     out, lse = np.empty(q.shape, q.dtype), np.empty((batch, h, g, n), q.dtype)
-    loop, head, seen, mask = _for_numba(q, keys, table, u, v, causal_offset, key_mask, "forward")
+    loop, head, seen, mask = _for_numba(q, keys, values, table, u, v, causal_offset, key_mask, "forward")
 
     def job(task):
         t, item = task // batch, task % batch
@@ -147,7 +147,8 @@ def _backward_numba(dout, lse, q, keys, values, table=None, u=None, v=None, *, c
     parts = blocks(batch, -(-batch // PARTS)) if batch else []
     n_table = 0 if table is None else len(table)
     dpositions = [np.zeros((len(parts), *shape), q.dtype) for shape in ((n_table, h, c), (h, c), (h, c))]
-    loop, head, seen, mask = _for_numba(q, keys, table, u, v, causal_offset, key_mask, "backward")
+    check_shapes("attention_backward", dout=(dout, q.shape), lse=(lse, (batch, h, *q.shape[1:3])))
+    loop, head, seen, mask = _for_numba(q, keys, values, table, u, v, causal_offset, key_mask, "backward")
 
     def job(task):
         t, part = task // len(parts), task % len(parts)
@@ -161,11 +162,16 @@ def _backward_numba(dout, lse, q, keys, values, table=None, u=None, v=None, *, c
     return *outs, *(array.sum(axis=0) if table is not None else None for array in dpositions)
 
 
-def _for_numba(q, keys, table, u, v, causal_offset, key_mask, name):
+def _for_numba(q, keys, values, table, u, v, causal_offset, key_mask, name):
     """The loop, a function that gives a head's table, u and v, the keys that each query sees, and the mask."""
     from retro_np.kernels import attention_numba
 
-    n, c, r = q.shape[2], q.shape[4], keys.shape[2]
+    (batch, _, n, h, c), (k, r) = q.shape, keys.shape[1:3]
+    heads, distances = (batch, k, r, h, c), 0 if table is None else min(len(table), n + r - 1)
+    check_shapes(
+        "attention", keys=(keys, heads), values=(values, heads), table=(table, (distances, h, c)), u=(u, (h, c)),
+        v=(v, (h, c)), key_mask=(key_mask, heads[:3]),
+    )  # fmt: skip
     empty = np.empty((0, c), q.dtype), np.empty(0, q.dtype), np.empty(0, q.dtype)
     seen = np.full(n, r) if causal_offset is None else np.clip(np.arange(n) + causal_offset + 1, 0, r)
     mask = np.ones(keys.shape[:3], bool) if key_mask is None else np.asarray(key_mask)

@@ -10,7 +10,8 @@ import importlib
 
 import numpy as np
 
-from retro_np.kernels import kernel
+from retro_np.errors import UserError
+from retro_np.kernels import check_shapes, kernel
 from retro_np.kernels.threads import blocks, spread
 
 BLOCK = 32768  # entries: what a block reads and writes fits the second-level cache
@@ -35,14 +36,16 @@ def _rms_norm_backward_numpy(dy, x, gain, scale):
 
 
 def _rms_norm_forward_numba(x, gain, eps=1e-6):
-    y, scale = np.empty_like(x), np.empty(len(x), x.dtype)
+    check_shapes("rms_norm_forward", gain=(gain, x.shape[-1:]))
+    y, scale = np.empty(x.shape, x.dtype), np.empty(len(x), x.dtype)
     loop = _compiled("rms_norm_forward")
     _spread_rows(x, lambda rows: loop(x[rows], gain, x.dtype.type(eps), y[rows], scale[rows]))
     return y, scale
 
 
 def _rms_norm_backward_numba(dy, x, gain, scale):
-    dx, parts = np.empty_like(x), _parts(len(x))
+    check_shapes("rms_norm_backward", dy=(dy, x.shape), gain=(gain, x.shape[-1:]), scale=(scale, x.shape[:1]))
+    dx, parts = np.empty(x.shape, x.dtype), _parts(len(x))
     dgain = np.zeros((len(parts), len(gain)), x.dtype)
     loop = _compiled("rms_norm_backward")
 
@@ -81,6 +84,7 @@ def _gelu_forward_numba(x):
 
 
 def _gelu_backward_numba(dy, x):
+    check_shapes("gelu_backward", dy=(dy, x.shape))
     dx, loop = np.empty_like(x), _compiled("gelu_backward")
     spread(lambda block: loop(dy[block], x[block], dx[block]), blocks(len(x), 4 * BLOCK))
     return dx
@@ -91,6 +95,7 @@ def _sum_rows_numpy(rows, places, count):
 
     rows: (N, d); places: (N,) integers below count. Returns out (count, d). A place's rows are added in their order.
     """
+    _check_places(rows, places, count)
     out = np.zeros((count, rows.shape[1]), rows.dtype)
     if len(rows):
         # rows of one place are brought together and summed at once: np.add.at would go one row at a time
@@ -101,11 +106,18 @@ def _sum_rows_numpy(rows, places, count):
 
 
 def _sum_rows_numba(rows, places, count):
+    _check_places(rows, places, count)
     out, loop = np.zeros((count, rows.shape[1]), rows.dtype), _compiled("sum_rows")
     # each thread has columns of its own: every place's rows are added in one order
     columns = blocks(rows.shape[1], max(16, -(-rows.shape[1] // 8)))
     spread(lambda some: loop(rows[:, some], places, out[:, some]), columns)
     return out
+
+
+def _check_places(rows, places, count):
+    check_shapes("sum_rows", places=(places, rows.shape[:1]))
+    if len(places) and (places.min() < 0 or places.max() >= count):
+        raise UserError(f"sum_rows: places run from {places.min()} to {places.max()}, outside 0 … {count - 1}")
 
 
 def _adamw_numpy(p, g, m, v, *, lr, betas, eps, decay, step):
@@ -127,6 +139,7 @@ def _adamw_numpy(p, g, m, v, *, lr, betas, eps, decay, step):
 
 
 def _adamw_numba(p, g, m, v, *, lr, betas, eps, decay, step):
+    check_shapes("adamw_step", g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
     if not all(array.flags.c_contiguous for array in (p, g, m, v)):
         return _adamw_numpy(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=step)
     loop, kind = _compiled("adamw"), p.dtype.type
@@ -155,6 +168,8 @@ def _add_layer_norm_numpy(x, bias, residual, gain, shift, eps):
 
 
 def _add_layer_norm_numba(x, bias, residual, gain, shift, eps):
+    row = x.shape[-1:]
+    check_shapes("add_layer_norm", bias=(bias, row), residual=(residual, x.shape), gain=(gain, row), shift=(shift, row))
     loop, eps = _compiled("add_layer_norm"), x.dtype.type(eps)
     _spread_rows(x, lambda rows: loop(x[rows], bias, residual[rows], gain, shift, eps))
 
@@ -171,6 +186,7 @@ def _add_gelu_erf_numpy(x, bias):
 
 
 def _add_gelu_erf_numba(x, bias):
+    check_shapes("add_gelu_erf", bias=(bias, x.shape[-1:]))
     loop = _compiled("add_gelu_erf")
     _spread_rows(x, lambda rows: loop(x[rows], bias))
 
