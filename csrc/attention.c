@@ -100,6 +100,10 @@ static char check_inputs(attention_t *a, const Py_buffer *views, const argument_
         return 0;
     }
     a->batch = q->shape[0], a->g = q->shape[1], a->n = q->shape[2], a->h = q->shape[3], a->c = q->shape[4];
+    if (a->c < 1) {
+        PyErr_SetString(PyExc_ValueError, "q has heads of size 0");
+        return 0;
+    }
     a->k = keys->shape[1], a->r = keys->shape[2], a->n_table = table->obj ? table->shape[0] : 0;
     const ptrdiff_t keys_shape[] = {a->batch, a->k, a->r, a->h, a->c}, heads[] = {a->n_table, a->h, a->c};
     const ptrdiff_t *shapes[] = {q->shape, keys_shape, keys_shape, heads, heads + 1, heads + 1, keys_shape};

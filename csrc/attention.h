@@ -173,7 +173,7 @@ TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, con
                 for (ptrdiff_t j = 0; j < tile->seen; j++)
                     row[group * s->width + j] += skewed[j];
         for (ptrdiff_t j = 0; j < tile->keys; j++)
-            row[j] += s->bias[j];
+            row[j] = s->bias[j] < 0 ? s->bias[j] : row[j];
         if (a->causal)
             for (ptrdiff_t group = 0; group < a->k; group++)
                 for (ptrdiff_t j = NAME(seen)(a, tile->first + i + 1); j < a->r && group * s->width + j < tile->keys; j++)
@@ -284,10 +284,21 @@ TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, p
                       s->c_wide);
 }
 
+/* Whether the scratch is of a size that memory may have; what shapes of empty arrays say is not bounded by it. */
+static int NAME(fits)(const attention_t *a)
+{
+    double keys = (double)a->k * ((double)a->r + LANES), c = (double)a->c + LANES, distances = (double)a->n + a->r + 2 * LANES;
+    return (keys + distances + TILE) * (8 * c + 3 * TILE) < (double)PTRDIFF_MAX / 16;
+}
+
 /* The tasks first <= t < last: t is head t / parts of part t % parts. Returns -1 where memory does not suffice. */
 static int NAME(run)(const attention_t *a, ptrdiff_t first, ptrdiff_t last, int backward)
 {
     NAME(scratch) s;
+    if (first == last)
+        return 0;
+    if (!NAME(fits)(a))
+        return -1;
     real *memory = malloc((NAME(lay_out)(a, &s, NULL, backward) + 1) * sizeof(real));
     if (!memory)
         return -1;

@@ -33,7 +33,7 @@ TARGET ALWAYS_INLINE real NAME(exponential)(real x)
     memcpy(&result, &sum, sizeof result);
     result += exponent << MANTISSA_BITS;
     memcpy(&sum, &result, sizeof sum);
-    return x < EXP_LOWEST ? 0 : sum;
+    return x < EXP_LOWEST ? 0 : x == x ? sum : x; /* a NaN stays one, whatever its bits */
 }
 
 /* x = exp(x - shift), n of them. */

@@ -8,14 +8,14 @@ import ctypes
 import os
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 settled: dict[str, bool] = {}  # what was settled, and what could not be
 
 
 def settle() -> None:
     """Do both, once."""
-    if os.environ.get("RETRO_NP_TUNE") == "0":
+    if os.environ.get("RETRO_NP_TUNE", "").lower() in ("0", "no", "off", "false"):
         return
     settled["BLAS threads sleep"] = _let_blas_sleep()
     settled["freed memory is kept"] = _keep_freed_memory()
@@ -39,4 +39,5 @@ def _keep_freed_memory() -> bool:
     By default an array above 32 MB is mapped afresh from the system, and zeroed page by page at first touch, each time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
-    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))  # one arena: threads keep theirs, too
+    return bool(mallopt and all(mallopt(*setting) for setting in settings))

@@ -140,6 +140,50 @@ def test_logits_of_hundreds_do_not_overflow(kind):
     np.testing.assert_allclose(lse, 3200.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+@pytest.mark.parametrize("payload", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF])
+def test_nan_in_a_query_or_a_key_comes_out_as_nan(kind, payload):
+    nan = np.array(payload, np.uint32).view(np.float32)
+    for place in (0, 1):
+        arrays = [np.ones((1, 1, 3, 1, 5), np.float32) for _ in range(3)]
+        arrays[place][0, 0, 1] = nan
+        out, lse = results(kind, tuple(arrays), {}, arrays[2])[:2]
+        assert np.isnan(out[0, 0, 1]).all()
+        assert np.isnan(lse[0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+def test_what_a_masked_key_holds_makes_no_difference_to_the_logits(kind):
+    arrays, mask = [np.ones((1, 1, 3, 1, 5), np.float32) for _ in range(3)], np.array([[[True, True, False]]])
+    expected = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
+    for value in (3e38, -3e38, np.inf, np.nan):
+        arrays[1][0, 0, 2] = value
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+def test_no_item_and_no_group_give_empty_results(kind):
+    positions = np.ones((5, 2, 4)), np.ones((2, 4)), np.ones((2, 4))
+    for batch, g in ((0, 1), (1, 0)):
+        arrays = np.ones((batch, g, 3, 2, 4)), np.ones((batch, 1, 3, 2, 4)), np.ones((batch, 1, 3, 2, 4)), *positions
+        out, _, dq, *_, dtable, _, _ = results(kind, arrays, {}, arrays[0])
+        assert out.shape == dq.shape == arrays[0].shape
+        assert not dtable.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_that_are_not_aligned_give_what_their_copies_give(kind):
+    arrays = [np.random.default_rng(i).standard_normal((1, 1, 3, 1, 4)) for i in range(3)]
+    shifted = []
+    for array in arrays:
+        room = np.empty(array.nbytes + 1, np.uint8)[1:].view(np.float64)
+        room[:] = array.reshape(-1)
+        shifted.append(room.reshape(array.shape))
+    assert_close(results(kind, tuple(shifted), {}, arrays[0]), results("numpy", tuple(arrays), {}, arrays[0]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_arrays_that_are_not_contiguous_give_what_their_copies_give(kind):
     rng = np.random.default_rng(0)
@@ -183,6 +227,7 @@ REFUSED = [
     ({"q": np.zeros((2, 1, 3, 2, 4), int)}, TypeError, "q must be float32 or float64"),
     ({"q": np.zeros((2, 1, 3, 2, 4), ">f8")}, TypeError, "q must be float32 or float64"),
     ({"q": np.zeros((2, 3, 2, 4))}, ValueError, "q must have five dimensions"),
+    ({"q": np.zeros((2, 1, 3, 2, 0))}, ValueError, "q has heads of size 0"),
     ({"keys": np.zeros((2, 1, 5, 2, 4), np.float32)}, TypeError, "keys must have the type of q"),
     ({"values": np.zeros((2, 1, 4, 2, 4))}, ValueError, "values has 4 along axis 2, not 5"),
     ({"keys": np.zeros((2, 1, 5, 2, 8))[..., ::2]}, ValueError, "keys must be C-contiguous"),

@@ -150,6 +150,23 @@ def test_spread_does_every_part_once_and_raises_what_a_part_raises():
         spread(lambda part: 1 / part, [1, 2, 0, 3])
 
 
+def test_work_goes_on_in_a_thread_that_outlives_the_main_one():
+    code = "import threading, time; from retro_np.kernels.threads import spread, use_threads; use_threads(2); done = []"
+    code += "\ndef work():\n    time.sleep(0.5)\n    spread(done.append, range(9))\n    print(sorted(done))"
+    code += "\nthreading.Thread(target=work).start()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(list(range(9)))
+
+
+def test_where_no_compiled_code_can_be_kept_it_is_compiled_anew(tmp_path):
+    code = "import numba, numpy as np\nreal = numba.njit\ndef njit(*a, cache=False, **k):\n    if cache:\n"
+    code += "        raise RuntimeError('cannot cache function')\n    return real(*a, **k)\nnumba.njit = njit\n"
+    code += "from retro_np.kernels import rows\nprint(rows.gelu_forward(np.array([-50.0, 50.0])))"
+    environment = os.environ | {"RETRO_NP_KERNELS": "numba"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "50." in done.stdout
+
+
 def test_blocks_cover_a_length_once():
     for length in range(12):
         for size in range(1, 5):

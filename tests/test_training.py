@@ -285,6 +285,18 @@ def test_adamw_matches_gradients_by_name_and_refuses_others_before_anything_move
     assert np.all(params["a"] < 1)
 
 
+@pytest.mark.parametrize("which", ["m", "v"])
+@pytest.mark.parametrize("moment", [np.zeros((2, 2), np.float32), np.zeros((1,), np.float32), None])
+def test_adamw_refuses_moments_of_another_shape_before_anything_moves(which, moment):
+    params = {"w": np.ones((3, 3), np.float32)}
+    state = adamw_init(params)
+    state[which] = {"w": moment}
+    with pytest.raises(UserError, match="w: its gradient or a moment"):
+        adamw_update(params, {"w": params["w"]}, state, lr=0.1)
+    assert state["step"] == 0
+    assert (params["w"] == 1).all()
+
+
 def test_a_damaged_log_does_not_keep_a_run_from_going_on(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=2), tmp_path)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()

@@ -91,7 +91,7 @@ def check_shapes(name: str, **arrays) -> None:
 def _of_one_type(arguments) -> bool:
     """Whether all arrays of floating-point numbers among them are float32, or all float64, in native byte order."""
     types = {a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind not in "biu"}
-    return len(types) <= 1 and types <= COMPILED_TYPES
+    return len(types) == 1 and types <= COMPILED_TYPES
 
 
 def _available(name):

@@ -75,7 +75,7 @@ def _backward_numpy(dout, lse, q, keys, values, table=None, u=None, v=None, *, c
     if table is not None:
         by_distance = np.zeros((batch, h, g, n, max(0, n + r - 1)), q.dtype)
         skewed(by_distance, r)[...] = dlogits.reshape(batch, h, g, n, k, r).sum(axis=4)
-        by_distance = by_distance.reshape(batch, h, g * n, -1)[..., : len(table)]
+        by_distance = by_distance.reshape(batch, h, g * n, max(0, n + r - 1))[..., : len(table)]
         dposition = by_distance @ table.transpose(1, 0, 2)  # of q + v
         dtable = np.sum(by_distance.swapaxes(-1, -2) @ _heads_first(q + v), axis=0).transpose(1, 0, 2)
         du, dv = dcontent.sum(axis=(0, 2)), dposition.sum(axis=(0, 2))
@@ -198,7 +198,7 @@ def _shares(tasks, q, keys):
 
 
 def _contiguous(*arrays):
-    return [None if array is None else np.ascontiguousarray(array) for array in arrays]
+    return [None if array is None else np.require(array, requirements=["C", "A"]) for array in arrays]
 
 
 def _heads_first(x):

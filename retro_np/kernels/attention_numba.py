@@ -5,10 +5,9 @@ row that stays in the cache. Rows are added up key by key, so that the innermost
 and positions are turned for it where needed.
 """
 
-import numba
 import numpy as np
 
-jit = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+from retro_np.kernels.jit import jit
 
 
 @jit
@@ -84,10 +83,10 @@ def forward(q, keys, values, table, u, v, seen, mask, out, lse):
             for j in range(k * r):
                 peak = max(peak, row[j])
             total = q.dtype.type(0)
-            if peak != -np.inf:
-                for j in range(k * r):
-                    row[j] = np.exp(row[j] - peak)
-                    total += row[j]
+            shift = peak if peak != -np.inf else q.dtype.type(0)  # max passes over NaN: the sum must not
+            for j in range(k * r):
+                row[j] = np.exp(row[j] - shift)
+                total += row[j]
             out[group, i, :] = 0
             if total == 0:
                 lse[group, i] = np.inf

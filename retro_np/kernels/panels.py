@@ -26,7 +26,7 @@ def freeze(matrix: np.ndarray) -> Frozen:
     """Get a matrix (K, N) ready for `frozen_product`. It is kept twice where N is a multiple of 64."""
     matrix = np.ascontiguousarray(matrix)
     depth, width = matrix.shape
-    if width % PANEL:
+    if width % PANEL or width == 0:
         return Frozen(matrix, None)
     return Frozen(matrix, np.ascontiguousarray(matrix.reshape(depth, width // PANEL, PANEL).swapaxes(0, 1)))
 

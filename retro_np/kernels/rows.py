@@ -107,6 +107,7 @@ def _sum_rows_numpy(rows, places, count):
 
 def _sum_rows_numba(rows, places, count):
     _check_places(rows, places, count)
+    places = np.ascontiguousarray(places, np.int64)
     out, loop = np.zeros((count, rows.shape[1]), rows.dtype), _compiled("sum_rows")
     # each thread has columns of its own: every place's rows are added in one order
     columns = blocks(rows.shape[1], max(16, -(-rows.shape[1] // 8)))

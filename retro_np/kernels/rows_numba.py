@@ -1,9 +1,4 @@
-"""The loops of rows.py, for Numba: each does a block of rows, and lets go of the GIL.
-
-`reassoc` lets the compiler sum a row in several lanes at once, `contract` fuse a product with a sum; neither changes
-from one call to the next, so results repeat to the bit. Compiled code is kept on disk (cache): only the first run waits
-for it.
-"""
+"""The loops of rows.py, for Numba: each does a block of rows."""
 
 import math
 
@@ -11,8 +6,7 @@ import numba
 import numpy as np
 
 from retro_np.kernels import rows
-
-jit = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+from retro_np.kernels.jit import jit
 
 
 @jit

@@ -62,9 +62,9 @@ def _extend(runs, token, values):
 
 @functools.cache
 def _compiled():
-    import numba
+    from retro_np.kernels.jit import jit
 
-    return numba.njit(cache=True, nogil=True)(_longest_loops)
+    return jit(_longest_loops)
 
 
 def _longest_loops(chunks, values, longest):

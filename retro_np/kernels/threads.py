@@ -5,6 +5,7 @@ parts that do not depend on how many threads there are, and sums over parts are 
 result has the same bits for any number of threads.
 """
 
+import contextlib
 import operator
 import os
 import threading
@@ -69,7 +70,9 @@ def spread(job: Callable, parts: Iterable) -> None:
         finally:
             _inside.one = False
 
-    others = [_threads().submit(work) for _ in range(workers - 1)]
+    others = []
+    with contextlib.suppress(RuntimeError):  # the interpreter is ending: the caller does it alone
+        others += [_threads().submit(work) for _ in range(workers - 1)]
     work()
     for other in others:
         other.result()

@@ -29,8 +29,14 @@ def adamw_update(params, grads, state, *, lr, weight_decay=0.1, betas=(0.9, 0.95
     grads, first_moments, second_moments = (dict(leaves(tree)) for tree in (grads, state["m"], state["v"]))
     for name, p in leaves(params):  # all is looked at before anything moves
         g = grads.get(name)
-        if name not in grads or (g is not None and (np.shape(g) != p.shape or first_moments.get(name) is None)):
-            raise UserError(f"{name}: its gradient is absent or of another shape, or its moments were begun as frozen")
+        if name in grads and g is None:
+            continue
+        beside = (g, first_moments.get(name), second_moments.get(name))
+        if any(array is None or np.shape(array) != p.shape for array in beside) or p.dtype.kind != "f":
+            raise UserError(
+                f"{name}: its gradient or a moment is absent or of another shape, its moments were begun as frozen, or "
+                "it is no floating-point array"
+            )
     state["step"] += 1
     for name, p in leaves(params):
         if grads[name] is not None:
