@@ -61,7 +61,7 @@ def search():
     """Exact search against faiss, and the best setting of each graph."""
     exact, graphs = [], []
     for one in results("search")["tables"]:
-        where = f"{one['size']:,} {one['keys']}"
+        where = f"{one['size']:,} {one['keys'].replace('keys of minilm.npy', 'keys of MiniLM')}"
         ours, faiss = one["exact"]["retro_np"], one["exact"]["faiss IndexFlatL2"]
         for kind, of in (("batch", f"{one['queries']} at once"), ("single", "one")):
             exact.append(
@@ -74,16 +74,22 @@ def search():
                 ]
             )
         for peer, row in one.get("approximate", {}).items():
-            point = row["at_recall_0.95"]
-            found = (
-                [point["setting"], f"{point['recall']:.3f}", milliseconds(point["median"])]
-                if point
-                else ["not reached", "", ""]
-            )
+            point = row["at_recall_0.95"] or max(row["settings"], key=lambda setting: setting["recall"])
+            found = point["setting"], f"{point['recall']:.3f}", milliseconds(point["median"])
             graphs.append([where, peer, f"{row['build_seconds']:.0f} s", *found])
     return [
         table(["exact search, k 2", "queries", "ours", "faiss", "times ours"], exact),
-        table(["one query, one thread", "index", "built in", "ef, or leaves", "recall@2", "time"], graphs),
+        table(
+            [
+                "one query, one thread: the first setting with recall ≥ 0.95, or the best there is",
+                "index",
+                "built in",
+                "ef, or leaves",
+                "recall@2",
+                "time",
+            ],
+            graphs,
+        ),
     ]
 
 
