@@ -76,8 +76,9 @@ def test_rms_norm_and_its_pullback_equal_the_oracle(drawn):
 def test_gelu_and_its_pullback_equal_the_oracle(drawn):
     (x, dy), _ = drawn
     flat, dflat = x.reshape(-1), dy.reshape(-1)
-    assert_close(rows.gelu_forward, flat)
-    assert_close(rows.gelu_backward, dflat, flat, terms=10)  # 1 − tanh² cancels
+    # 1 + tanh and 1 − tanh² cancel: what is left has the rounding of what they were made of
+    assert_close(rows.gelu_forward, flat, least=float(np.abs(flat).max(initial=1)))
+    assert_close(rows.gelu_backward, dflat, flat, terms=10, least=float(np.abs(dflat).max(initial=1)))
 
 
 def test_gelu_far_out_is_the_identity_or_zero_and_so_is_its_slope():
