@@ -134,8 +134,10 @@ def _forward_numba(q, keys, values, table=None, u=None, v=None, *, causal_offset
 
     def job(task):
         t, item = task // batch, task % batch
-        given = q[item, ..., t, :], keys[item, ..., t, :], values[item, ..., t, :], *head(t)
-        loop(*given, seen, mask[item], out[item, ..., t, :], lse[item, t])
+        given = [np.array(array[item, ..., t, :]) for array in (q, keys, values)]
+        head_out = np.empty_like(given[0])
+        loop(*given, *head(t), seen, np.array(mask[item]), head_out, lse[item, t])
+        out[item, ..., t, :] = head_out
 
     spread(job, range(h * batch))
     return out, lse
@@ -146,24 +148,34 @@ def _backward_numba(dout, lse, q, keys, values, table=None, u=None, v=None, *, c
     outs = [np.empty(array.shape, array.dtype) for array in (q, keys, values)]
     parts = blocks(batch, -(-batch // PARTS)) if batch else []
     n_table = 0 if table is None else len(table)
-    dpositions = [np.zeros((len(parts), *shape), q.dtype) for shape in ((n_table, h, c), (h, c), (h, c))]
+    dpositions = [np.zeros((len(parts), *shape), q.dtype) for shape in ((h, n_table, c), (h, c), (h, c))]
     check_shapes("attention_backward", dout=(dout, q.shape), lse=(lse, (batch, h, *q.shape[1:3])))
     loop, head, seen, mask = _for_numba(q, keys, values, table, u, v, causal_offset, key_mask, "backward")
 
     def job(task):
         t, part = task // len(parts), task % len(parts)
         for item in range(parts[part].start, parts[part].stop):
-            given = (array[item, ..., t, :] for array in (q, keys, values))
-            written = (array[item, ..., t, :] for array in outs)
-            sums = (array[part][..., t, :] for array in dpositions)
-            loop(dout[item, ..., t, :], lse[item, t], *given, *head(t), seen, mask[item], *written, *sums)
+            head_dout, *given = (np.array(array[item, ..., t, :]) for array in (dout, q, keys, values))
+            written = [np.empty_like(array) for array in given]
+            masks = seen, np.array(mask[item])
+            loop(
+                head_dout, np.array(lse[item, t]), *given, *head(t), *masks, *written, *(x[part, t] for x in dpositions)
+            )
+            for array, of_head in zip(outs, written, strict=True):
+                array[item, ..., t, :] = of_head
 
     spread(job, range(h * len(parts)))
-    return *outs, *(array.sum(axis=0) if table is not None else None for array in dpositions)
+    if table is None:
+        return *outs, None, None, None
+    dtable, du, dv = (array.sum(axis=0) for array in dpositions)
+    return *outs, np.ascontiguousarray(dtable.swapaxes(0, 1)), du, dv
 
 
 def _for_numba(q, keys, values, table, u, v, causal_offset, key_mask, name):
-    """The loop, a function that gives a head's table, u and v, the keys that each query sees, and the mask."""
+    """The loop, a function that gives a head's table, u and v, the keys that each query sees, and the mask.
+
+    All that a loop is given is a contiguous copy: Numba compiles it anew for each other layout, for half a minute.
+    """
     from retro_np.kernels import attention_numba
 
     (batch, _, n, h, c), (k, r) = q.shape, keys.shape[1:3]
@@ -177,7 +189,7 @@ def _for_numba(q, keys, values, table, u, v, causal_offset, key_mask, name):
     mask = np.ones(keys.shape[:3], bool) if key_mask is None else np.asarray(key_mask)
 
     def head(t):
-        return empty if table is None else (table[:, t], u[t], v[t])
+        return empty if table is None else (np.array(table[:, t]), np.array(u[t]), np.array(v[t]))
 
     return getattr(attention_numba, name), head, seen, mask
 
