@@ -58,10 +58,8 @@ def onnx(count, batch=32):
 
     def embed():
         pieces = bert.word_pieces(chunks)
-        order, keys = (
-            np.argsort([len(p) for p in pieces], kind="stable"),
-            np.empty((len(chunks), bert.d_key), np.float32),
-        )
+        order = np.argsort([len(p) for p in pieces], kind="stable")
+        keys = np.empty((len(chunks), bert.d_key), np.float32)
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             longest = max(len(pieces[row]) for row in rows)
@@ -72,7 +70,7 @@ def onnx(count, batch=32):
             (states,) = session.run(None, {"input_ids": ids, "attention_mask": mask.astype(np.int64)})
             means = (states * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
             keys[rows] = means / np.linalg.norm(means, axis=1, keepdims=True)
-        return keys.astype(np.float32)
+        return keys
 
     return embed
 

@@ -2,8 +2,8 @@
  *
  *   cc -O3 -std=c11 -ffp-contract=fast -Icsrc benchmarks/product_steps.c -o product_steps -lm && ./product_steps
  *
- * The sizes are those of the logits of a tile: 32 queries, 512 keys, heads of 64, and b is the keys turned. csrc/README.md
- * tells what each step changes, and shows what this prints.
+ * The sizes are those of the logits of a tile: 32 queries, 512 keys, heads of 64, and b is the keys turned.
+ * csrc/README.md tells what each step changes, and shows what this prints.
  */
 
 #define _POSIX_C_SOURCE 200809L

@@ -15,6 +15,7 @@ import statistics
 import sysconfig
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import retro_np  # first, so that BLAS threads sleep as they do in the commands
@@ -101,8 +102,8 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         database = small_database(Path(folder))
-        config, params, *_ = setting()
-        config, params = fitting(config, params, database)
+        config = replace(setting()[0], vocabulary_size=database.vocabulary_size)  # which a small text may not fill
+        params = retro_np.init_params(config, np.random.default_rng(0))
         with_cache(params, config, database, 70)  # compiles, and makes the tables
         without_cache(params, config, 70, places=2)
         rounds = []
@@ -120,14 +121,6 @@ def main():
     figures = {"length": options.length, "cached_s": fast, "uncached_s": slow, "times": ratio}
     figures |= {"retrieval_share": share, "retrieval_ms": 1e3 * one}
     save(options.out, {"rows": figures, "machine": machine()})
-
-
-def fitting(config, params, database):
-    """The model with the database's vocabulary, whose size a small text may not fill."""
-    from dataclasses import replace
-
-    config = replace(config, vocabulary_size=database.tokenizer.get_vocab_size())
-    return config, retro_np.init_params(config, np.random.default_rng(0))
 
 
 if __name__ == "__main__":

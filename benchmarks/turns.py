@@ -80,22 +80,10 @@ def _serve(make, arguments, pipe):
 
 def machine():
     """What the figures depend on: processor, cores, versions."""
-    names = (
-        "retro-np",
-        "numpy",
-        "numba",
-        "torch",
-        "onnxruntime",
-        "sentence-transformers",
-        "retro-pytorch",
-        "faiss-cpu",
-    )
     versions = {}
-    for name in names:
-        try:
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "versions": versions}
 
 

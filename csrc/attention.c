@@ -2,9 +2,9 @@
  *
  * attention.h says what is computed, and computes it; product.h and tile.h have what it is computed with. Here the
  * arguments are checked, before any pointer is followed: contiguous, aligned, native byte order, one type, matching
- * shapes, outputs writable. TypeError or ValueError names the argument. The GIL is released around the work. A call does
- * the tasks that it is asked for and no others, so that several threads may share them; no number depends on who does
- * what.
+ * shapes, outputs writable. TypeError or ValueError names the argument. The GIL is released around the work. A call
+ * does the tasks that it is asked for and no others, so that several threads may share them; no number depends on who
+ * does what.
  */
 
 #include "module.h"
@@ -28,41 +28,11 @@ typedef struct {
     void *out, *lse, *dq, *dkeys, *dvalues, *dtable, *du, *dv;
 } attention_t;
 
-#define TEMPLATES "attention_templates.h"
+#define TEMPLATES "attention.h"
 #include "units.h"
 
 typedef int (*run_t)(const attention_t *, ptrdiff_t first, ptrdiff_t last, int backward);
 static const run_t RUN[][2] = FOR_UNITS(run);
-
-/* The arguments of a call, in order, and what holds of each. */
-typedef struct {
-    const char *name;
-    int ndim;
-    int written;
-    int optional; /* may be None */
-} argument_t;
-
-enum { MOST = 16 };
-
-/* Take all arrays; how many were taken is in *held. An absent one has obj NULL. */
-static int take_all(PyObject *const *objects, const argument_t *arguments, int count, Py_buffer *views, int *held)
-{
-    for (*held = 0; *held < count; (*held)++) {
-        const argument_t *argument = &arguments[*held];
-        if (argument->optional && objects[*held] == Py_None)
-            memset(&views[*held], 0, sizeof views[*held]);
-        else if (take_array(objects[*held], &views[*held], argument->name, argument->ndim, argument->written) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static void release_all(Py_buffer *views, int held)
-{
-    while (held-- > 0)
-        if (views[held].obj)
-            PyBuffer_Release(&views[held]);
-}
 
 /* Whether a view has this shape; if not, the exception is set. */
 static int has_shape(const Py_buffer *view, const char *name, const ptrdiff_t *shape)
@@ -121,7 +91,7 @@ static char check_inputs(attention_t *a, const Py_buffer *views, const argument_
         PyErr_SetString(PyExc_TypeError, "table, u and v come together, or are all None");
         return 0;
     }
-    if (table->obj && (a->n_table > a->n + a->r - 1 || a->n_table < 0)) {
+    if (table->obj && a->n_table > a->n + a->r - 1) {
         PyErr_Format(PyExc_ValueError, "table has %zd distances, more than n + r - 1 = %zd", (Py_ssize_t)a->n_table,
                      (Py_ssize_t)(a->n + a->r - 1));
         return 0;
@@ -167,8 +137,8 @@ static int run_tasks(const attention_t *a, char type, Py_ssize_t first, Py_ssize
 }
 
 static const argument_t FORWARD[] = {
-    {"q", 5, 0, 0}, {"keys", 5, 0, 0}, {"values", 5, 0, 0},   {"table", 3, 0, 1}, {"u", 2, 0, 1},
-    {"v", 2, 0, 1}, {"key_mask", 3, 0, 1}, {"out", 5, 1, 0}, {"lse", 4, 1, 0},
+    {"q", 5, 0, 0}, {"keys", 5, 0, 0},     {"values", 5, 0, 0}, {"table", 3, 0, 1}, {"u", 2, 0, 1},
+    {"v", 2, 0, 1}, {"key_mask", 3, 0, 1}, {"out", 5, 1, 0},    {"lse", 4, 1, 0},
 };
 
 PyObject *attention_forward(PyObject *module, PyObject *args)
@@ -176,29 +146,29 @@ PyObject *attention_forward(PyObject *module, PyObject *args)
     (void)module;
     PyObject *o[9], *offset;
     Py_ssize_t first, last;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnn:attention_forward", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &offset,
-                          &o[7], &o[8], &first, &last))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnn:attention_forward", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6],
+                          &offset, &o[7], &o[8], &first, &last))
         return NULL;
     attention_t a = {0};
-    Py_buffer views[MOST];
+    Py_buffer views[9];
     int held = 0, done = 0;
     char type;
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
-        take_all(o, FORWARD, 9, views, &held) == 0 && (type = check_inputs(&a, views, FORWARD)) != 0) {
+        (held = take_arrays(o, FORWARD, 9, views)) == 9 && (type = check_inputs(&a, views, FORWARD)) != 0) {
         const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, *const shapes[] = {views[0].shape, rows};
         a.out = views[7].buf, a.lse = views[8].buf, a.parts = a.batch;
         done = check_outputs(views + 7, FORWARD + 7, shapes, 2, type) && run_tasks(&a, type, first, last, 0);
     }
-    release_all(views, held);
+    release_arrays(views, held);
     if (!done)
         return NULL;
     Py_RETURN_NONE;
 }
 
 static const argument_t BACKWARD[] = {
-    {"q", 5, 0, 0},    {"keys", 5, 0, 0},   {"values", 5, 0, 0}, {"table", 3, 0, 1},   {"u", 2, 0, 1},
-    {"v", 2, 0, 1},    {"key_mask", 3, 0, 1}, {"dout", 5, 0, 0},   {"lse", 4, 0, 0},     {"dq", 5, 1, 0},
-    {"dkeys", 5, 1, 0}, {"dvalues", 5, 1, 0}, {"dtable", 4, 1, 1}, {"du", 3, 1, 1}, {"dv", 3, 1, 1},
+    {"q", 5, 0, 0},     {"keys", 5, 0, 0},     {"values", 5, 0, 0}, {"table", 3, 0, 1}, {"u", 2, 0, 1},
+    {"v", 2, 0, 1},     {"key_mask", 3, 0, 1}, {"dout", 5, 0, 0},   {"lse", 4, 0, 0},   {"dq", 5, 1, 0},
+    {"dkeys", 5, 1, 0}, {"dvalues", 5, 1, 0},  {"dtable", 4, 1, 1}, {"du", 3, 1, 1},    {"dv", 3, 1, 1},
 };
 
 PyObject *attention_backward(PyObject *module, PyObject *args)
@@ -206,15 +176,15 @@ PyObject *attention_backward(PyObject *module, PyObject *args)
     (void)module;
     PyObject *o[15], *offset;
     Py_ssize_t first, last;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOOOOOnn:attention_backward", &o[7], &o[8], &o[0], &o[1], &o[2], &o[3], &o[4],
-                          &o[5], &o[6], &offset, &o[9], &o[10], &o[11], &o[12], &o[13], &o[14], &first, &last))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOOOOOnn:attention_backward", &o[7], &o[8], &o[0], &o[1], &o[2], &o[3],
+                          &o[4], &o[5], &o[6], &offset, &o[9], &o[10], &o[11], &o[12], &o[13], &o[14], &first, &last))
         return NULL;
     attention_t a = {0};
-    Py_buffer views[MOST];
+    Py_buffer views[15];
     int held = 0, done = 0;
     char type;
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
-        take_all(o, BACKWARD, 15, views, &held) == 0 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
+        (held = take_arrays(o, BACKWARD, 15, views)) == 15 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
         const Py_buffer *v = views;
         a.parts = a.table && v[12].obj ? v[12].shape[0] : a.batch;
         const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, parts[] = {a.parts, a.n_table, a.h, a.c};
@@ -231,7 +201,7 @@ PyObject *attention_backward(PyObject *module, PyObject *args)
         else
             done = check_outputs(views + 7, BACKWARD + 7, shapes, 8, type) && run_tasks(&a, type, first, last, 1);
     }
-    release_all(views, held);
+    release_arrays(views, held);
     if (!done)
         return NULL;
     Py_RETURN_NONE;

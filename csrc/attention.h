@@ -1,7 +1,7 @@
 /* Relative attention, forward and backward, of one head of one item of the batch. A template: units.h includes it for
  * float and for double, each for several vector units.
  *
- *   logits[i][j] = ((q[i] + u) . k[j] + (q[i] + v) . p[(n - 1 - i) + j]) / sqrt(c)          paper B.1.2; Dai et al. 2019
+ *   logits[i][j] = ((q[i] + u) . k[j] + (q[i] + v) . p[(n - 1 - i) + j]) / sqrt(c)       paper B.1.2; Dai et al. 2019
  *   out[i]       = sum_j exp(logits[i][j] - lse[i]) * values[j],   lse[i] = log sum_j exp(logits[i][j])
  *
  * Queries stand in g groups of n, keys in k groups of r; j runs over all k * r keys, and the distance counts within the
@@ -13,9 +13,12 @@
  * lse, exp(logits - lse) are the probabilities at once. A tile meets TILE + r - 1 distances, no more: its positions'
  * products are (TILE, TILE + r - 1), and row i's key j is found TILE - 1 - i columns in.
  *
- * Rows of scratch are padded to whole vectors: k groups of r keys become k * width columns, c becomes c_wide. The padding
- * of keys and values is zero, that of logits -inf.
+ * Rows of scratch are padded to whole vectors: k groups of r keys become k * width columns, c becomes c_wide. The
+ * padding of keys and values is zero, that of logits -inf.
  */
+
+#include "product.h"
+#include "tile.h"
 
 /* Sizes of the scratch, in numbers, and pointers into it. */
 typedef struct {
@@ -174,10 +177,12 @@ TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, con
                     row[group * s->width + j] += skewed[j];
         for (ptrdiff_t j = 0; j < tile->keys; j++)
             row[j] = s->bias[j] < 0 ? s->bias[j] : row[j];
-        if (a->causal)
-            for (ptrdiff_t group = 0; group < a->k; group++)
-                for (ptrdiff_t j = NAME(seen)(a, tile->first + i + 1); j < a->r && group * s->width + j < tile->keys; j++)
-                    row[group * s->width + j] = -infinity;
+        if (!a->causal)
+            continue;
+        const ptrdiff_t hidden = NAME(seen)(a, tile->first + i + 1); /* from this key on, of each group */
+        for (ptrdiff_t group = 0; group < a->k; group++)
+            for (ptrdiff_t j = hidden; j < a->r && group * s->width + j < tile->keys; j++)
+                row[group * s->width + j] = -infinity;
     }
 }
 
@@ -209,7 +214,7 @@ TARGET static void NAME(forward_head)(const attention_t *a, NAME(scratch) *s, pt
 
 /* Backward of one tile: dq, and its part of dkeys, dvalues, dtable, du and dv.
  *   dvalues += P^T dout;  dP = dout values^T;  dlogits = P * (dP - sum_j P dP);
- *   dcontent = dlogits keys;  dkeys += dlogits^T content;  the same with positions, once dlogits are summed by distance. */
+ *   dcontent = dlogits keys;  dkeys += dlogits^T content;  so with positions, once dlogits are summed by distance. */
 TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, const NAME(tile_t) *tile, ptrdiff_t head,
                                        real *du, real *dv)
 {
@@ -287,7 +292,8 @@ TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, p
 /* Whether the scratch is of a size that memory may have; what shapes of empty arrays say is not bounded by it. */
 static int NAME(fits)(const attention_t *a)
 {
-    double keys = (double)a->k * ((double)a->r + LANES), c = (double)a->c + LANES, distances = (double)a->n + a->r + 2 * LANES;
+    double keys = (double)a->k * ((double)a->r + LANES), c = (double)a->c + LANES;
+    double distances = (double)a->n + a->r + 2 * LANES;
     return (keys + distances + TILE) * (8 * c + 3 * TILE) < (double)PTRDIFF_MAX / 16;
 }
 

@@ -1,6 +1,7 @@
 #include "buffers.h"
 
 #include <stdint.h>
+#include <string.h>
 
 char item_type(const Py_buffer *view)
 {
@@ -68,4 +69,22 @@ int take_array(PyObject *object, Py_buffer *view, const char *name, int ndim, in
     PyErr_Format(PyExc_ValueError, "%s %s", name, fault);
     PyBuffer_Release(view);
     return -1;
+}
+
+int take_arrays(PyObject *const *objects, const argument_t *arguments, int count, Py_buffer *views)
+{
+    for (int i = 0; i < count; i++) {
+        if (!objects[i] || (arguments[i].optional && objects[i] == Py_None))
+            memset(&views[i], 0, sizeof views[i]);
+        else if (take_array(objects[i], &views[i], arguments[i].name, arguments[i].ndim, arguments[i].written) < 0)
+            return i;
+    }
+    return count;
+}
+
+void release_arrays(Py_buffer *views, int count)
+{
+    while (count-- > 0)
+        if (views[count].obj)
+            PyBuffer_Release(&views[count]);
 }

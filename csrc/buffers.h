@@ -17,4 +17,17 @@ char item_type(const Py_buffer *view);
  * TypeError or ValueError names the argument, nothing is held, and -1 is returned. */
 int take_array(PyObject *object, Py_buffer *view, const char *name, int ndim, int written);
 
+/* An array that a function takes: what it is called, its axes, whether it is written, and whether it may be None. */
+typedef struct {
+    const char *name;
+    int ndim, written, optional;
+} argument_t;
+
+/* Take `count` arrays. One that is absent, None where it may be or NULL, leaves a view without obj. Returns how many
+ * were taken, to be released in any case; fewer than count: the exception is set. */
+int take_arrays(PyObject *const *objects, const argument_t *arguments, int count, Py_buffer *views);
+
+/* Release the first `count` views. */
+void release_arrays(Py_buffer *views, int count);
+
 #endif

@@ -34,7 +34,8 @@ static PyMethodDef methods[] = {
      "same. Raises TypeError or ValueError, naming the argument."},
     {"vector_unit", vector_unit, METH_VARARGS,
      "vector_unit(name=None)\n--\n\n"
-     "The vector unit that attention and products run on: 'avx512', 'avx2' or 'plain'; with a name, change to that one.\n"
+     "The vector unit that attention and products run on: 'avx512', 'avx2' or 'plain'; with a name, change to\n"
+     "that one.\n"
      "Raises ValueError for one that the processor does not have."},
     {NULL, NULL, 0, NULL},
 };

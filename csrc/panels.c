@@ -9,7 +9,7 @@
 
 #define PANEL 64 /* columns of a panel: whole vectors of any unit, in float and double */
 
-#define TEMPLATES "panels_templates.h"
+#define TEMPLATES "panels.h"
 #include "units.h"
 
 typedef void (*multiply_t)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
@@ -44,12 +44,9 @@ PyObject *multiply_panels(PyObject *module, PyObject *args)
     Py_ssize_t first, last;
     if (!PyArg_ParseTuple(args, "OOOnn:multiply_panels", &objects[0], &objects[1], &objects[2], &first, &last))
         return NULL;
-    static const char *const names[3] = {"x", "panels", "out"};
-    static const int ndim[3] = {2, 3, 2};
+    static const argument_t arguments[3] = {{"x", 2, 0, 0}, {"panels", 3, 0, 0}, {"out", 2, 1, 0}};
     Py_buffer views[3];
-    int held = 0, done = 0;
-    while (held < 3 && take_array(objects[held], &views[held], names[held], ndim[held], held == 2) == 0)
-        held++;
+    int held = take_arrays(objects, arguments, 3, views), done = 0;
     if (held == 3 && check_together(&views[0], &views[1], &views[2], first, last)) {
         multiply_t multiply = MULTIPLY[current_unit()][item_type(&views[0]) == 'd'];
         Py_BEGIN_ALLOW_THREADS
@@ -58,8 +55,7 @@ PyObject *multiply_panels(PyObject *module, PyObject *args)
         Py_END_ALLOW_THREADS
         done = 1;
     }
-    while (held > 0)
-        PyBuffer_Release(&views[--held]);
+    release_arrays(views, held);
     if (!done)
         return NULL;
     Py_RETURN_NONE;

@@ -59,11 +59,10 @@ typedef struct {
 
 enum { QUERIES, KEYS, PRODUCTS, QUERY_NORMS, KEY_NORMS, IDS, DISTANCES, ARRAYS };
 
-static const struct {
-    const char *name;
-    int dimensions;
-} arrays[ARRAYS] = {{"queries", 2}, {"keys", 2}, {"products", 2}, {"query_norms", 1}, {"key_norms", 1},
-                    {"ids", 2},     {"distances", 2}};
+static const argument_t arrays[ARRAYS] = {
+    {"queries", 2, 0, 0},   {"keys", 2, 0, 0}, {"products", 2, 0, 0},  {"query_norms", 1, 0, 0},
+    {"key_norms", 1, 0, 0}, {"ids", 2, 1, 0},  {"distances", 2, 1, 0},
+};
 
 /* What the arrays must be to one another; those not taken have no object. Returns the queries' type, or 0 with the
  * exception set. */
@@ -90,10 +89,10 @@ static char check_together(const Py_buffer views[ARRAYS])
                          i == IDS ? "be int64, in native byte order" : "have the type of queries");
             return 0;
         }
-        for (int axis = 0; axis < arrays[i].dimensions; axis++)
+        for (int axis = 0; axis < arrays[i].ndim; axis++)
             if (views[i].shape[axis] != shapes[i][axis]) {
                 PyErr_Format(PyExc_ValueError, "%s must have %zd %s", arrays[i].name, shapes[i][axis],
-                             axis == 0 ? (arrays[i].dimensions == 2 ? "rows" : "entries") : "columns");
+                             axis == 0 ? (arrays[i].ndim == 2 ? "rows" : "entries") : "columns");
                 return 0;
             }
     }
@@ -178,17 +177,10 @@ static PyObject *search_objects(PyObject *const objects[ARRAYS], PyObject *numbe
     Py_ssize_t first_id = PyNumber_AsSsize_t(number, NULL); /* clipped, so too large a one leaves the keys no ids */
     if (first_id == -1 && PyErr_Occurred())
         return NULL;
-    Py_buffer views[ARRAYS] = {{0}};
-    int taken = 0, done = 0;
-    for (; taken < ARRAYS; taken++)
-        if (objects[taken] &&
-            take_array(objects[taken], &views[taken], arrays[taken].name, arrays[taken].dimensions, taken >= IDS) < 0)
-            break;
-    if (taken == ARRAYS)
-        done = search_arrays(views, first_id) == 0;
-    while (taken > 0)
-        if (views[--taken].obj)
-            PyBuffer_Release(&views[taken]);
+    Py_buffer views[ARRAYS];
+    int taken = take_arrays(objects, arrays, ARRAYS, views);
+    int done = taken == ARRAYS && search_arrays(views, first_id) == 0;
+    release_arrays(views, taken);
     if (!done)
         return NULL;
     Py_RETURN_NONE;

@@ -3,8 +3,8 @@
  */
 
 /* out (columns, rows) = the transpose of a (rows, columns), in squares whose lines stay in the first-level cache. */
-TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real *restrict a, ptrdiff_t a_row, real *restrict out,
-                                   ptrdiff_t out_row)
+TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real *restrict a, ptrdiff_t a_row,
+                                   real *restrict out, ptrdiff_t out_row)
 {
     ptrdiff_t i = 0;
     for (; i + SQUARE <= rows; i += SQUARE)

@@ -1,4 +1,4 @@
-/* TEMPLATES, a file that is written for a type `real`, for float and for double, on the vector unit that units.h names. */
+/* TEMPLATES, written for a type `real`, for float and for double, on the vector unit that units.h names. */
 
 #define real float
 #define bits uint32_t

@@ -1,5 +1,5 @@
-/* TEMPLATES, a file that is written for a type `real`, for float and double on each vector unit; and which unit is used.
- * A name NAME(x) of it becomes x_float_plain, x_double_plain, x_float_avx2, and so on: FOR_UNITS(x) lists them.
+/* TEMPLATES, a header that is written for a type `real`, for float and double on each vector unit. A name NAME(x) of it
+ * becomes x_float_plain, x_double_plain, x_float_avx2, and so on: FOR_UNITS(x) lists them.
  */
 
 #define TARGET
@@ -33,7 +33,11 @@
 #undef VECTORS
 #undef UNIT
 
-#define FOR_UNITS(x) {{x##_float_plain, x##_double_plain}, {x##_float_avx2, x##_double_avx2}, {x##_float_avx512, x##_double_avx512}}
+#define FOR_UNITS(x)                                                                         \
+    {                                                                                        \
+        {x##_float_plain, x##_double_plain}, {x##_float_avx2, x##_double_avx2},              \
+        {x##_float_avx512, x##_double_avx512}                                                \
+    }
 #else
 #define FOR_UNITS(x) {{x##_float_plain, x##_double_plain}}
 #endif

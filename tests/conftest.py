@@ -2,12 +2,22 @@
 
 import hashlib
 import keyword
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from retro_np import kernels
+from retro_np.kernels import threads
 from retro_np.retrieval.build import BuildConfig, build_database
+
+EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
+needs_c = pytest.mark.skipif(not EXPECT_C, reason="no C compiler, as the environment says")
+VECTOR_UNITS = ["plain", "avx2", "avx512"]  # as the C extension names them, best last
+OURS = (kernels.VARIABLE, threads.VARIABLE, "RETRO_NP_TUNE", "OPENBLAS_THREAD_TIMEOUT")  # variables that are heeded
 
 WORDS = [*keyword.kwlist, "self", "value", "index", "token", "chunk", "neighbour"]
 
@@ -46,6 +56,22 @@ def all_bytes(folder: Path) -> dict[str, str]:
     """The hash of every file below a folder but locks and logs, whose lines hold times."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in (".lock", "log.jsonl"))
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def fresh_python(code: str, **environment: str) -> tuple[str, str, int]:
+    """Standard output, standard error and exit status of a new interpreter; of the variables heeded, those given."""
+    clean = {name: value for name, value in os.environ.items() if name not in OURS}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
+    return done.stdout.strip(), done.stderr, done.returncode
+
+
+@pytest.fixture(autouse=True)
+def _choices_are_put_back():
+    """Whatever a test chooses, kernels or threads, the next one finds the choice of before."""
+    before = kernels.using(), threads.count()
+    yield
+    kernels.use(before[0])
+    threads.use_threads(before[1])
 
 
 SMALL = BuildConfig(chunk_size=8, vocabulary_size=300, held_out=0.2, neighbours=4, spares=6)

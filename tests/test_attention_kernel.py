@@ -1,9 +1,8 @@
 """Attention three ways: Numba and C against the NumPy oracle, which the reference and PyTorch hold; their refusals."""
 
-import os
-
 import numpy as np
 import pytest
+from conftest import EXPECT_C, VECTOR_UNITS, needs_c
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import MANY
@@ -14,17 +13,7 @@ from retro_np.kernels.attention import attention_backward, attention_forward
 from retro_np.kernels.threads import use_threads
 from retro_np.nn.checks import checks
 
-EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
 KINDS = ["numba", "c"] if EXPECT_C else ["numba"]
-UNITS = ("plain", "avx2", "avx512")
-
-
-@pytest.fixture(autouse=True)
-def _choices_are_put_back():
-    before, threads = kernels.using(), kernels.threads.count()
-    yield
-    kernels.use(before)
-    use_threads(threads)
 
 
 @st.composite
@@ -81,14 +70,14 @@ def test_each_kind_equals_the_numpy_oracle(kind, problem):
     assert_close(results(kind, arrays, masks, dout), results("numpy", arrays, masks, dout))
 
 
-@pytest.mark.skipif(not EXPECT_C, reason="the extension is not there, as the environment says")
-@pytest.mark.parametrize("unit", UNITS)
+@needs_c
+@pytest.mark.parametrize("unit", VECTOR_UNITS)
 @MANY
 @given(problem=problems())
 def test_each_vector_unit_equals_the_numpy_oracle(unit, problem):
     extension = kernels.c_extension()
     best = extension.vector_unit()
-    if unit in UNITS[UNITS.index(best) + 1 :]:
+    if unit in VECTOR_UNITS[VECTOR_UNITS.index(best) + 1 :]:
         with pytest.raises(ValueError, match=f"no vector unit {unit} here"):
             extension.vector_unit(unit)
         return
@@ -260,7 +249,7 @@ BACKWARD_ONLY = [
 ]
 
 
-@pytest.mark.skipif(not EXPECT_C, reason="the extension is not there, as the environment says")
+@needs_c
 @pytest.mark.parametrize(
     ("function", "changes", "error", "words"),
     [(call, *case) for case in REFUSED + FORWARD_ONLY] + [(call_backward, *case) for case in REFUSED + BACKWARD_ONLY],

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import needs_c
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -40,7 +41,7 @@ def test_the_kernels_are_timed_in_each_kind_that_they_have(tmp_path):
     assert all({"numpy", "numba", "PyTorch"} <= set(row) for row in rows.values())
 
 
-@pytest.mark.skipif(os.environ.get("RETRO_NP_EXPECT_C") == "0", reason="no C compiler, as the environment says")
+@needs_c
 def test_every_step_from_the_plain_loop_to_the_kernel_computes_the_same(tmp_path):
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
     source, out = BENCHMARKS / "product_steps.c", tmp_path / "product_steps"

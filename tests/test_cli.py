@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_corpus
+from conftest import EXPECT_C, write_corpus
 
 from retro_np import Database, load_params, save_params
 from retro_np.evaluation.bits_per_byte import evaluate
@@ -140,7 +140,7 @@ def test_info_names_kernels_blas_and_weights():
     assert status == 0
     for word in ("exact_search", "BLAS", "threads", "all-MiniLM-L6-v2", "C extension"):
         assert word in out
-    assert ("missing" in out) == (os.environ.get("RETRO_NP_EXPECT_C") == "0")
+    assert ("missing" in out) == (not EXPECT_C)
 
 
 def test_what_is_not_there_is_one_line_and_status_2(work, tmp_path):

@@ -1,19 +1,15 @@
 """The switch: which implementation runs. Ground truth: functions that return their own names."""
 
 import inspect
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from conftest import EXPECT_C, fresh_python
 
 from retro_np import kernels
 from retro_np.errors import UserError
 from retro_np.kernels.search import exact_search
 from retro_np.kernels.substring import longest_common_substring
-
-EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +41,6 @@ def in_c(shape, *, fill=0):
 
 def full():
     return kernels.kernel("full", numpy=in_numpy, numba=in_numba, c=in_c)
-
-
-def fresh_python(code, **environment):
-    """Standard output, standard error and exit status of a new interpreter, with the kernels' variable as given."""
-    clean = {name: value for name, value in os.environ.items() if name != kernels.VARIABLE}
-    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
-    return done.stdout.strip(), done.stderr, done.returncode
 
 
 @pytest.mark.parametrize("kind", ["numpy", "numba", "c"])

@@ -1,32 +1,19 @@
 """A product with a matrix that stays: C in panels against NumPy's own, on each vector unit; its refusals."""
 
-import os
-
 import numpy as np
 import pytest
+from conftest import VECTOR_UNITS, needs_c
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import MANY
 
 from retro_np import kernels
 from retro_np.kernels.panels import freeze, frozen_product
-from retro_np.kernels.threads import count, use_threads
-
-EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
-UNITS = ["plain", "avx2", "avx512"]
-needs_c = pytest.mark.skipif(not EXPECT_C, reason="the extension is not there, as the environment says")
-
-
-@pytest.fixture(autouse=True)
-def _choices_are_put_back():
-    before, threads = kernels.using(), count()
-    yield
-    kernels.use(before)
-    use_threads(threads)
+from retro_np.kernels.threads import use_threads
 
 
 @needs_c
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", VECTOR_UNITS)
 @MANY
 @given(
     rows=st.sampled_from([0, 1, 3, 4, 7, 51, 160, 161]),
@@ -37,7 +24,7 @@ def _choices_are_put_back():
 def test_each_vector_unit_equals_numpy_with_any_number_of_threads(unit, rows, depth, width, dtype):
     extension = kernels.c_extension()
     best = extension.vector_unit()
-    if UNITS.index(unit) > UNITS.index(best):
+    if VECTOR_UNITS.index(unit) > VECTOR_UNITS.index(best):
         pytest.skip("not on this processor")
     rng = np.random.default_rng(0)
     x, matrix = rng.standard_normal((rows, depth)).astype(dtype), rng.standard_normal((depth, width)).astype(dtype)

@@ -1,12 +1,10 @@
 """Loops over rows: Numba against the NumPy oracles, which gradcheck, PyTorch and math.erf hold; threads; extremes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from conftest import fresh_python
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import MANY
@@ -14,15 +12,7 @@ from strategies import MANY
 from retro_np import kernels
 from retro_np.errors import UserError
 from retro_np.kernels import rows
-from retro_np.kernels.threads import blocks, count, spread, use_threads
-
-
-@pytest.fixture(autouse=True)
-def _choices_are_put_back():
-    before, threads = kernels.using(), count()
-    yield
-    kernels.use(before)
-    use_threads(threads)
+from retro_np.kernels.threads import blocks, spread, use_threads
 
 
 @st.composite
@@ -151,21 +141,40 @@ def test_spread_does_every_part_once_and_raises_what_a_part_raises():
         spread(lambda part: 1 / part, [1, 2, 0, 3])
 
 
+IN_A_THREAD = """
+import threading, time
+from retro_np.kernels.threads import spread, use_threads
+use_threads(2)
+done = []
+def work():
+    time.sleep(0.5)
+    spread(done.append, range(9))
+    print(sorted(done))
+threading.Thread(target=work).start()
+"""
+
+
 def test_work_goes_on_in_a_thread_that_outlives_the_main_one():
-    code = "import threading, time; from retro_np.kernels.threads import spread, use_threads; use_threads(2); done = []"
-    code += "\ndef work():\n    time.sleep(0.5)\n    spread(done.append, range(9))\n    print(sorted(done))"
-    code += "\nthreading.Thread(target=work).start()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(list(range(9)))
+    assert fresh_python(IN_A_THREAD) == (str(list(range(9))), "", 0)
 
 
-def test_where_no_compiled_code_can_be_kept_it_is_compiled_anew(tmp_path):
-    code = "import numba, numpy as np\nreal = numba.njit\ndef njit(*a, cache=False, **k):\n    if cache:\n"
-    code += "        raise RuntimeError('cannot cache function')\n    return real(*a, **k)\nnumba.njit = njit\n"
-    code += "from retro_np.kernels import rows\nprint(rows.gelu_forward(np.array([-50.0, 50.0])))"
-    environment = os.environ | {"RETRO_NP_KERNELS": "numba"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert "50." in done.stdout
+WITHOUT_A_CACHE = """
+import numba, numpy as np
+real = numba.njit
+def njit(*args, cache=False, **options):
+    if cache:
+        raise RuntimeError("cannot cache function")
+    return real(*args, **options)
+numba.njit = njit
+from retro_np.kernels import rows
+print(rows.gelu_forward(np.array([-50.0, 50.0])))
+"""
+
+
+def test_where_no_compiled_code_can_be_kept_it_is_compiled_anew():
+    out, err, status = fresh_python(WITHOUT_A_CACHE, RETRO_NP_KERNELS="numba")
+    assert status == 0, err
+    assert "50." in out
 
 
 def test_blocks_cover_a_length_once():
@@ -201,10 +210,11 @@ print(json.dumps([float(loss), {name: hashlib.sha256(p.tobytes()).hexdigest() fo
 def test_a_training_step_has_the_same_bits_with_one_thread_and_two(kind):
     printed = []
     for threads in ("1", "2"):
-        environment = os.environ | {"RETRO_NP_THREADS": threads, "RETRO_NP_KERNELS": kind}
+        environment = {"RETRO_NP_THREADS": threads, "RETRO_NP_KERNELS": kind}
         environment |= {name: threads for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        done = subprocess.run([sys.executable, "-c", STEP], env=environment, capture_output=True, text=True, check=True)
-        printed.append(json.loads(done.stdout))
+        out, err, status = fresh_python(STEP, **environment)
+        assert status == 0, err
+        printed.append(json.loads(out))
     assert printed[0] == printed[1]
     assert len(set(printed[0][1].values())) > 10
 

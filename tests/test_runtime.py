@@ -1,10 +1,9 @@
 """What is settled for the process. Ground truth: its environment and page faults, in fresh interpreters."""
 
-import os
-import subprocess
 import sys
 
 import pytest
+from conftest import fresh_python
 
 SHOW = "import os; from retro_np import runtime; print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'), runtime.settled)"
 FAULTS = """
@@ -18,31 +17,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def fresh_python(code, **environment):
-    names = ("OPENBLAS_THREAD_TIMEOUT", "RETRO_NP_TUNE")
-    clean = {name: value for name, value in os.environ.items() if name not in names}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+def printed(code, **environment):
+    out, err, status = fresh_python(code, **environment)
+    assert status == 0, err
+    return out
 
 
 def test_blas_is_told_to_sleep_where_retro_np_is_imported_first():
-    assert fresh_python(SHOW).startswith("4 {'BLAS threads sleep': True")
+    assert printed(SHOW).startswith("4 {'BLAS threads sleep': True")
 
 
 def test_where_numpy_was_first_nothing_is_pretended():
-    assert fresh_python("import numpy; " + SHOW).startswith("None {'BLAS threads sleep': False")
+    assert printed("import numpy; " + SHOW).startswith("None {'BLAS threads sleep': False")
 
 
 def test_a_users_own_setting_is_kept():
-    assert fresh_python(SHOW, OPENBLAS_THREAD_TIMEOUT="20").startswith("20 {'BLAS threads sleep': False")
+    assert printed(SHOW, OPENBLAS_THREAD_TIMEOUT="20").startswith("20 {'BLAS threads sleep': False")
 
 
 def test_the_process_is_left_as_it_is_on_request():
-    assert fresh_python(SHOW, RETRO_NP_TUNE="0") == "None {}"
+    assert printed(SHOW, RETRO_NP_TUNE="0") == "None {}"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_freed_memory_is_not_fetched_from_the_system_again():
-    assert int(fresh_python(FAULTS)) < int(fresh_python(FAULTS, RETRO_NP_TUNE="0")) / 10
+    assert int(printed(FAULTS)) < int(printed(FAULTS, RETRO_NP_TUNE="0")) / 10

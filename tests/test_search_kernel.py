@@ -1,13 +1,13 @@
 """exact_search: NumPy against plain Python with exact arithmetic of small integers, C against NumPy to the bit."""
 
 import contextlib
-import os
 import signal
 import threading
 import time
 
 import numpy as np
 import pytest
+from conftest import EXPECT_C
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,16 +27,7 @@ WAYS = {  # constants of retro_np/kernels/search.py that send any problem one wa
         "QUERY_BLOCK": 2,
     },
 }
-EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
 KINDS = ["numpy", "c"] if EXPECT_C else ["numpy"]
-
-
-@pytest.fixture(autouse=True)
-def _choice_is_put_back():
-    before = kernels.using(), threads.count()
-    yield
-    kernels.use(before[0])
-    threads.use_threads(before[1])
 
 
 @st.composite

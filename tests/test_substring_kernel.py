@@ -10,13 +10,6 @@ from retro_np.errors import UserError
 from retro_np.kernels.substring import common_prefix_lengths, longest_common_substring
 
 
-@pytest.fixture(autouse=True)
-def _choice_is_put_back():
-    before = kernels.using()
-    yield
-    kernels.use(before)
-
-
 @st.composite
 def tokens_and_values(draw):
     """chunks (N, m) and values (N, k, r) of few kinds of token, so that runs are long; 0 among them."""

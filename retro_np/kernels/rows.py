@@ -1,4 +1,4 @@
-"""Loops over rows and entries: RMSNorm, GELU, softmax cross-entropy, summing rows of an embedding, AdamW.
+"""Loops over rows and entries: RMSNorm, LayerNorm, GELU, summing rows of an embedding, AdamW.
 
 In NumPy each step of such a loop walks through memory once more, and its temporaries are as large as the input. In
 Numba one walk does it all, a block of rows at a time, the blocks on all threads (rows_numba.py). Inputs are float32 or
@@ -16,6 +16,7 @@ from retro_np.kernels.threads import blocks, spread
 
 BLOCK = 32768  # entries: what a block reads and writes fits the second-level cache
 PARTS = 16  # of the rows, at most, where sums over rows are taken: each has its own sum
+SLOPE, CUBIC = float(np.sqrt(2 / np.pi)), 0.044715  # of GELU by tanh
 
 
 def _rms_norm_forward_numpy(x, gain, eps=1e-6):
@@ -39,7 +40,7 @@ def _rms_norm_forward_numba(x, gain, eps=1e-6):
     check_shapes("rms_norm_forward", gain=(gain, x.shape[-1:]))
     y, scale = np.empty(x.shape, x.dtype), np.empty(len(x), x.dtype)
     loop = _compiled("rms_norm_forward")
-    _spread_rows(x, lambda rows: loop(x[rows], gain, x.dtype.type(eps), y[rows], scale[rows]))
+    spread(lambda rows: loop(x[rows], gain, x.dtype.type(eps), y[rows], scale[rows]), _row_blocks(x))
     return y, scale
 
 
@@ -172,12 +173,12 @@ def _add_layer_norm_numba(x, bias, residual, gain, shift, eps):
     row = x.shape[-1:]
     check_shapes("add_layer_norm", bias=(bias, row), residual=(residual, x.shape), gain=(gain, row), shift=(shift, row))
     loop, eps = _compiled("add_layer_norm"), x.dtype.type(eps)
-    _spread_rows(x, lambda rows: loop(x[rows], bias, residual[rows], gain, shift, eps))
+    spread(lambda rows: loop(x[rows], bias, residual[rows], gain, shift, eps), _row_blocks(x))
 
 
 def _add_gelu_erf_numpy(x, bias):
     """x = y/2 · (1 + erf(y / √2)), y = x + bias. x: (rows, d) float32, overwritten; bias: (d,)."""
-    for rows in blocks(len(x), max(1, BLOCK // max(1, x.shape[1]))):
+    for rows in _row_blocks(x):
         some = x[rows]
         some += bias
         gate = erf(some * np.float32(2**-0.5))
@@ -189,7 +190,7 @@ def _add_gelu_erf_numpy(x, bias):
 def _add_gelu_erf_numba(x, bias):
     check_shapes("add_gelu_erf", bias=(bias, x.shape[-1:]))
     loop = _compiled("add_gelu_erf")
-    _spread_rows(x, lambda rows: loop(x[rows], bias))
+    spread(lambda rows: loop(x[rows], bias), _row_blocks(x))
 
 
 # erf(x) ≈ x P(x²) / Q(x²) on [−4, 4], constant beyond: the rational approximation of the Eigen library, highest power
@@ -243,11 +244,9 @@ add_layer_norm = kernel("add_layer_norm", numpy=_add_layer_norm_numpy, numba=_ad
 add_gelu_erf = kernel("add_gelu_erf", numpy=_add_gelu_erf_numpy, numba=_add_gelu_erf_numba, one_type=True)
 adamw_step = kernel("adamw_step", numpy=_adamw_numpy, numba=_adamw_numba, one_type=True)
 
-SLOPE, CUBIC = float(np.sqrt(2 / np.pi)), 0.044715
 
-
-def _spread_rows(x, job):
-    spread(job, blocks(len(x), max(1, BLOCK // max(1, x.shape[1]))))
+def _row_blocks(x):
+    return blocks(len(x), max(1, BLOCK // max(1, x.shape[1])))
 
 
 def _parts(rows):

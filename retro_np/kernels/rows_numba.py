@@ -5,8 +5,10 @@ import math
 import numba
 import numpy as np
 
-from retro_np.kernels import rows
+from retro_np.kernels import rows as in_numpy
 from retro_np.kernels.jit import jit
+
+SLOPE, CUBIC = in_numpy.SLOPE, in_numpy.CUBIC
 
 
 @jit
@@ -40,26 +42,29 @@ def rms_norm_backward(dy, x, gain, scale, dx, dgain):
 
 # tanh(x) ≈ x P(x²) / Q(x²) for |x| ≤ 7.9, where a float32 reaches 1: the rational approximation of the Eigen library,
 # highest power first. It has no branch and no table, so that a vector of numbers goes through it at once.
-TANH_P = tuple(
-    np.float32(coefficient)
-    for coefficient in (
-        -2.76076847742355e-16,
-        2.00018790482477e-13,
-        -8.60467152213735e-11,
-        5.12229709037114e-08,
-        1.48572235717979e-05,
-        6.37261928875436e-04,
-        4.89352455891786e-03,
-    )
+TANH_P = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
 )
-TANH_Q = tuple(
-    np.float32(coefficient)
-    for coefficient in (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-)
+TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 TANH_END = np.float32(7.90531110763549805)
 
+TANH_P, TANH_Q, ERF_P, ERF_Q = (
+    tuple(np.float32(coefficient) for coefficient in part) for part in (TANH_P, TANH_Q, in_numpy.ERF_P, in_numpy.ERF_Q)
+)
 
-ERF_P, ERF_Q = (tuple(np.float32(coefficient) for coefficient in part) for part in (rows.ERF_P, rows.ERF_Q))
+
+@jit
+def polynomial(coefficients, x):
+    value = coefficients[0]
+    for k in range(1, len(coefficients)):
+        value = value * x + coefficients[k]
+    return value
 
 
 def tanh(x):
@@ -74,15 +79,9 @@ def _tanh(x):
 
     def rational(x):
         square = min(x * x, TANH_END * TANH_END)
-        p = TANH_P[0]
-        for i in range(1, 7):
-            p = p * square + TANH_P[i]
-        q = TANH_Q[0]
-        for i in range(1, 4):
-            q = q * square + TANH_Q[i]
         if x >= TANH_END:  # exactly: the pullback takes 1 − tanh² there
             return np.float32(1)
-        return np.float32(-1) if x <= -TANH_END else x * p / q
+        return np.float32(-1) if x <= -TANH_END else x * polynomial(TANH_P, square) / polynomial(TANH_Q, square)
 
     return rational
 
@@ -99,7 +98,7 @@ def tanh_of(x):
 @jit
 def gelu_forward(x, y):
     kind = x.dtype.type
-    half, one, slope, cubic = kind(0.5), kind(1), kind(0.7978845608028654), kind(0.044715)
+    half, one, slope, cubic = kind(0.5), kind(1), kind(SLOPE), kind(CUBIC)
     for i in range(len(x)):
         y[i] = half * x[i] * (one + tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i])))
 
@@ -107,7 +106,7 @@ def gelu_forward(x, y):
 @jit
 def gelu_backward(dy, x, dx):
     kind = x.dtype.type
-    half, one, slope, cubic = kind(0.5), kind(1), kind(0.7978845608028654), kind(0.044715)
+    half, one, slope, cubic = kind(0.5), kind(1), kind(SLOPE), kind(CUBIC)
     for i in range(len(x)):
         t = tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i]))
         inner = slope * (one + kind(3) * cubic * x[i] * x[i])
@@ -122,13 +121,8 @@ def add_gelu_erf(x, bias):
             value = x[i, t] + bias[t]
             clipped = min(max(value * root, np.float32(-4)), np.float32(4))
             square = clipped * clipped
-            p = ERF_P[0]
-            for k in range(1, 7):
-                p = p * square + ERF_P[k]
-            q = ERF_Q[0]
-            for k in range(1, 5):
-                q = q * square + ERF_Q[k]
-            x[i, t] = half * value * (one + clipped * p / q)
+            erf = clipped * polynomial(ERF_P, square) / polynomial(ERF_Q, square)
+            x[i, t] = half * value * (one + erf)
 
 
 @jit
