@@ -14,12 +14,11 @@ SLOPE, CUBIC = in_numpy.SLOPE, in_numpy.CUBIC
 @jit
 def rms_norm_forward(x, gain, eps, y, scale):
     rows, d = x.shape
-    one, width = x.dtype.type(1), x.dtype.type(d)
     for i in range(rows):
-        square = x.dtype.type(0)
+        square = np.float64(0)  # whatever the type: rows near zero are scaled up a thousandfold, roundings with them
         for t in range(d):
-            square += x[i, t] * x[i, t]
-        factor = one / np.sqrt(square / width + eps)
+            square += np.float64(x[i, t]) * x[i, t]
+        factor = 1 / np.sqrt(square / d + eps)
         scale[i] = factor
         for t in range(d):
             y[i, t] = gain[t] * (x[i, t] * factor)
