@@ -5,6 +5,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,20 +17,42 @@ import numpy as np
 
 from retro_np.errors import UserError
 
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
 
 @contextmanager
 def replacing(path) -> Iterator[BinaryIO]:
     """Open a file beside `path`; once written, flush it to the disk and rename it. A reader sees old or new, whole."""
     path = Path(path)
-    beside = path.with_name(path.name + ".partial")
     with disk_full_said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        beside = beside_of(path)
+        try:
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:  # what was written of it may be what fills the disk
+            beside.unlink(missing_ok=True)
+            raise
         flush_folder(path.parent)
+
+
+def beside_of(path: Path) -> Path:
+    """Where to write what will be renamed to `path`: a name that no other thread, process or machine writes under."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}{PARTIAL}")
+
+
+def remove_partial(folder) -> None:
+    """Remove what killed processes had begun to write below a folder. Only where no other process may be writing."""
+    for path in list(Path(folder).rglob("*" + PARTIAL)):
+        path.unlink(missing_ok=True)
+
+
+def remove_folder(folder) -> None:
+    """Remove a folder with all that it holds, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -54,7 +79,7 @@ def flush_folder(folder) -> None:
 
 def visible(folder) -> Iterator[Path]:
     """What a folder holds, but for a lock and what a killed process had not finished."""
-    return (path for path in Path(folder).iterdir() if path.name != ".lock" and not path.name.endswith(".partial"))
+    return (path for path in Path(folder).iterdir() if path.name != ".lock" and path.suffix != PARTIAL)
 
 
 def check_folder(path) -> None:

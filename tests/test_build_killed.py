@@ -17,15 +17,15 @@ from conftest import SMALL, CountingEmbedder, all_bytes, write_corpus
 
 from retro_np.errors import UserError
 from retro_np.retrieval import build as building
-from retro_np.retrieval import index
+from retro_np.retrieval import index, shards, texts
 from retro_np.retrieval.build import build_database
 
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from conftest import SMALL, CountingEmbedder
-from retro_np.retrieval import build
-build.BLOCK = 16
+from retro_np.retrieval import build, shards
+shards.BLOCK = 16
 class Slow(CountingEmbedder):
     def embed(self, texts, show_progress=False):
         time.sleep(0.02)
@@ -37,7 +37,7 @@ build.build_database({corpus!r}, {out!r}, SMALL, Slow())
 @pytest.fixture
 def whole(tmp_path, monkeypatch, embedder):
     """A corpus, and the bytes of its database."""
-    monkeypatch.setattr(building, "BLOCK", 16)
+    monkeypatch.setattr(shards, "BLOCK", 16)
     corpus = write_corpus(tmp_path / "docs", documents=40, seed=3)
     build_database(corpus, tmp_path / "whole", SMALL, embedder)
     return corpus, all_bytes(tmp_path / "whole")
@@ -69,19 +69,19 @@ def test_a_build_stopped_before_or_after_any_change_to_the_folder_ends_in_the_sa
     tmp_path, monkeypatch, embedder
 ):
     """Every rename and every removal, one after the other; KeyboardInterrupt is what Ctrl-C raises."""
-    monkeypatch.setattr(building, "BLOCK", 128)
+    monkeypatch.setattr(shards, "BLOCK", 128)
     monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and of use only where the machine itself stops
     corpus = write_corpus(tmp_path / "docs", documents=4, seed=4)
     changes = {name: getattr(Path, name) for name in ("replace", "unlink")}
     count, stop = 0, None
 
     def interrupted(name):
-        def change(*args):
+        def change(*args, **options):
             nonlocal count
             count += 1
             if stop == (count, "before"):
                 raise KeyboardInterrupt
-            changes[name](*args)
+            changes[name](*args, **options)
             if stop == (count, "after"):
                 raise KeyboardInterrupt
 
@@ -139,11 +139,11 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_later(tmp_path, whole, em
         written.append(path)
         return write_array(path, array)
 
-    write_array = building.write_array
-    monkeypatch.setattr(building, "write_array", full)
+    write_array = shards.write_array
+    monkeypatch.setattr(shards, "write_array", full)
     with pytest.raises(UserError, match="the disk is full"):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
-    monkeypatch.setattr(building, "write_array", write_array)
+    monkeypatch.setattr(shards, "write_array", write_array)
     build_database(corpus, tmp_path / "db", SMALL, embedder)
     assert all_bytes(tmp_path / "db") == expected
 
@@ -161,10 +161,10 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 def test_a_begun_build_is_not_mixed_with_another_request(tmp_path, embedder, monkeypatch, change):
     corpus = write_corpus(tmp_path / "docs", documents=8)
 
-    def stopped(*args):
+    def stopped(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "_write_keys", stopped)
+    monkeypatch.setattr(shards, "embed_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
     before = all_bytes(tmp_path / "db")
@@ -195,17 +195,25 @@ def test_a_database_inside_its_own_corpus_is_no_part_of_it(tmp_path, embedder):
     assert len(first.documents) == len(again.documents) == 6
 
 
-def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path, embedder, monkeypatch):
-    corpus = write_corpus(tmp_path / "docs", documents=6)
+def test_a_corpus_that_changed_while_reading_was_stopped_is_refused(tmp_path, embedder, monkeypatch):
+    corpus = write_corpus(tmp_path / "docs", documents=12)
+    config = replace(SMALL, shard_bytes=2000)
+    opened = texts._Shards._open
 
-    def changing(tokenizer, path):
-        (corpus / "module_01.py").write_text("changed")
-        return save(tokenizer, path)
+    def stopped(shards):
+        opened(shards)
+        if shards.number == 2:
+            raise KeyboardInterrupt
 
-    save = building.save_tokenizer
-    monkeypatch.setattr(building, "save_tokenizer", changing)
-    with pytest.raises(UserError, match="the corpus changed"):
-        build_database(corpus, tmp_path / "db", SMALL, embedder)
+    monkeypatch.setattr(texts._Shards, "_open", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_database(corpus, tmp_path / "db", config, embedder)
+    monkeypatch.setattr(texts._Shards, "_open", opened)
+    assert list((tmp_path / "db" / "work").rglob("*.jsonl"))
+    for path in corpus.iterdir():
+        path.write_text("changed")
+    with pytest.raises(UserError, match="begun with another corpus"):
+        build_database(corpus, tmp_path / "db", config, embedder)
 
 
 def test_a_tokenizer_is_reused_as_it_is(tmp_path, embedder, database):
@@ -230,8 +238,8 @@ class Scaled(CountingEmbedder):
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        (lambda keys: np.where(np.arange(len(keys))[:, None] == 3, np.nan, keys), "not finite, of chunk 3 "),
-        (lambda keys: keys * 1e6, "not finite, of chunk 0 .*float16"),
+        (lambda keys: np.where(np.arange(len(keys))[:, None] == 3, np.nan, keys), "not finite in float16, number 3 "),
+        (lambda keys: keys * 1e6, "not finite in float16, number 0 "),
         (lambda keys: keys[:, :5], r"shape \(\d+, 5\), not \(\d+, 16\)"),
         (lambda keys: keys[1:], "made keys of shape"),
     ],

@@ -1,16 +1,47 @@
-"""Ground truth: the files that the test wrote."""
+"""Ground truth: the files that the test wrote, and slices chosen from a list of all documents."""
 
-import json
 import os
+import tracemalloc
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retro_np.errors import UserError
-from retro_np.retrieval.corpus import find_corpus, held_out, limited, read_corpus
+from retro_np.retrieval.corpus import (
+    Corpus,
+    Document,
+    Source,
+    find_corpus,
+    held_out,
+    limited,
+    parse_source,
+    place_of,
+    read_corpus,
+    sources_of,
+)
+from retro_np.retrieval.sources import Entry
 
 
-def texts_of(source):
-    return {document.name: document.text for document in find_corpus(source).documents()}
+def texts_of(source, **settings):
+    return {document.name: document.text for document in find_corpus(source, **settings).documents()}
+
+
+def write_files(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def corpus_of(sizes):
+    """A corpus that is no place: document i is named mI."""
+
+    def entries(on_skip):
+        for i, size in enumerate(sizes):
+            yield Entry(f"m{i}", int(size), lambda i=i: Document(f"m{i}", "", "s"))
+
+    return Corpus([Source("s", "s")], entries)
 
 
 def test_a_folder_gives_every_text_file_below_it_in_sorted_order(tmp_path):
@@ -28,8 +59,9 @@ def test_hidden_and_binary_files_and_links_out_of_the_folder_are_left_out(tmp_pa
     (folder / "binary").write_bytes(b"\x7fELF\0\0")
     (folder / "text").write_text("text")
     os.symlink(tmp_path / "secret", folder / "link")
-    assert texts_of(folder) == {"text": "text"}
-    assert find_corpus(folder).skipped == ["binary"]
+    skipped = []
+    assert [document.text for document in find_corpus(folder).documents(skipped.append)] == ["text"]
+    assert skipped == ["binary"]
 
 
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):
@@ -37,36 +69,6 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):
     (document,) = find_corpus(tmp_path).documents()
     assert document.text == "café \ufffd\ufffd "
     assert document.replaced == 2
-
-
-def test_jsonl_gives_a_document_a_line_and_replaces_lone_surrogates(tmp_path):
-    path = tmp_path / "c.jsonl"
-    lines = [
-        {"text": "one", "name": "b"},
-        {"text": "two \ud800", "id": 7},
-        {"text": "three"},
-        {"text": "", "name": "b"},
-    ]
-    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    documents = {d.name: (d.text, d.replaced) for d in find_corpus(path).documents()}
-    assert documents == {
-        "b": ("one", 0), "7": ("two \ufffd", 1), "c.jsonl:3": ("three", 0), "b (c.jsonl:4)": ("", 0),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("{}\n", ":1 has no `text`"),
-        ('{"text": "a"}\nx\n', ":2 is not JSON"),
-        ("", "no text"),
-        ('{"text": 3}', ":1 has"),
-    ],
-)
-def test_bad_jsonl_is_refused_with_its_line(tmp_path, content, complaint):
-    (tmp_path / "c.jsonl").write_text(content)
-    with pytest.raises(UserError, match=complaint):
-        find_corpus(tmp_path / "c.jsonl")
 
 
 def test_what_holds_no_text_is_refused(tmp_path):
@@ -82,7 +84,7 @@ def test_what_holds_no_text_is_refused(tmp_path):
 
 
 def test_the_standard_library_is_modules_without_its_tests():
-    names = find_corpus("stdlib").names()
+    names = list(find_corpus("stdlib").names())
     assert "json/decoder.py" in names
     assert all(name.endswith(".py") for name in names)
     folders = {folder for name in names for folder in name.split("/")[:-1]}
@@ -99,7 +101,7 @@ def test_the_held_out_share_is_about_what_was_asked_for():
 def test_a_slice_is_within_its_bytes_and_a_larger_one_holds_no_less(tmp_path):
     for i in range(50):
         (tmp_path / f"{i:02d}").write_text("x" * 100)
-    small, large = (limited(find_corpus(tmp_path), size).names() for size in (1000, 2500))
+    small, large = (list(limited(find_corpus(tmp_path), size).names()) for size in (1000, 2500))
     assert (len(small), len(large)) == (10, 25)
     assert set(small) < set(large)
 
@@ -108,14 +110,15 @@ def test_the_names_order_and_texts_of_a_slice_do_not_depend_on_the_file_system(t
     for name in ("c", "a", "b"):
         (tmp_path / name).write_text(name * 10)
     assert [d.name for d in read_corpus(tmp_path)] == ["a", "b", "c"]
-    assert limited(find_corpus(tmp_path), 25).names() == limited(find_corpus(tmp_path), 29).names()
-    assert len(limited(find_corpus(tmp_path), 1).names()) == 1  # a slice is never empty
+    corpus = find_corpus(tmp_path)
+    assert list(limited(corpus, 25).names()) == list(limited(corpus, 29).names())
+    assert len(list(limited(corpus, 1).names())) == 1  # a slice is never empty
 
 
 def test_a_slice_holds_its_share_of_held_out_documents(tmp_path):
     for i in range(600):
         (tmp_path / f"m{i}").write_text("x" * 10)
-    names = limited(find_corpus(tmp_path), 3000).names()
+    names = list(limited(find_corpus(tmp_path), 3000).names())
     share = sum(held_out(name, 0.3) for name in names) / len(names)
     assert abs(share - 0.3) < 0.11  # four standard deviations of 300 draws
 
@@ -124,13 +127,7 @@ def test_a_folder_left_out_is_no_part_of_the_corpus(tmp_path):
     for name in ("text", "db/tokens"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
-    assert find_corpus(tmp_path, leave_out=tmp_path / "db").names() == ["text"]
-
-
-def test_bytes_of_jsonl_that_are_not_utf8_and_a_mark_at_its_start_are_no_mistake(tmp_path):
-    path = tmp_path / "c.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "a\\u0000b"}\n{"text": "\xe9"}\n')
-    assert [(d.text, d.replaced) for d in find_corpus(path).documents()] == [("a\0b", 0), ("\ufffd", 1)]
+    assert list(find_corpus(tmp_path, leave_out=tmp_path / "db").names()) == ["text"]
 
 
 def test_files_without_a_byte_are_no_corpus(tmp_path):
@@ -139,9 +136,221 @@ def test_files_without_a_byte_are_no_corpus(tmp_path):
         find_corpus(tmp_path)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "there").write_text("text")
-    corpus = find_corpus(tmp_path)
-    (tmp_path / "there").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*there"):
-        list(corpus.documents())
+def test_a_file_that_is_gone_when_its_turn_comes_is_named(tmp_path):
+    write_files(tmp_path, "a", "b", "c")
+    documents = find_corpus(tmp_path).documents()
+    assert next(documents).name == "a"
+    (tmp_path / "b").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*b \(No such file"):
+        next(documents)
+
+
+PARTS = st.sampled_from(["a", "b", "a.py", "a-b", "a b", "é", "a!", "\U0001f600", "\uffff"])
+
+
+@given(st.sets(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1))
+def test_a_folder_is_in_the_order_of_its_paths_as_strings(tmp_path_factory, names):
+    names = {name for name in names if not any(other.startswith(name + "/") for other in names)}
+    folder = tmp_path_factory.mktemp("folder")
+    write_files(folder, *names)
+    corpus = find_corpus(folder)
+    assert list(corpus.names()) == sorted(names)
+    assert [(d.name, d.text) for d in corpus.documents()] == [(name, name) for name in sorted(names)]
+
+
+def test_file_names_that_are_no_text_have_names_that_are(tmp_path):
+    for name in (b"\xe9.py", b"b"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
+            file.write("text")
+    assert texts_of(tmp_path) == {"b": "text", "\ufffd.py": "text"}
+    assert list(limited(find_corpus(tmp_path), 100).names()) == ["b", "\ufffd.py"]
+
+
+def test_links_are_followed_to_files_inside_alone(tmp_path):
+    write_files(tmp_path, "folder/inner/file", "folder/db/tokens", "outside/file")
+    folder = tmp_path / "folder"
+    for name, target in {
+        "inside": "inner/file", "loop": "loop", "nowhere": "gone", "to-folder": "inner", "built": "db/tokens",
+        "out": "../outside/file", "out-folder": "../outside",
+    }.items():  # fmt: skip
+        os.symlink(target, folder / name)
+    os.mkfifo(folder / "pipe")
+    assert texts_of(folder, leave_out=folder / "db") == {
+        "inner/file": "folder/inner/file", "inside": "folder/inner/file",
+    }  # fmt: skip
+    os.symlink(folder, tmp_path / "door")
+    assert list(find_corpus(tmp_path / "door").names()) == ["built", "db/tokens", "inner/file", "inside"]
+
+
+FILES = [
+    "Makefile",
+    "a.py",
+    "docs/a.md",
+    "src/a.py",
+    "src/deep/er/b.py",
+    "src/tests/a.py",
+    "tests/a.PY",
+    "tests/b.py",
+    "zzz",
+]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fitting"),
+    [
+        ("*.py", [1, 3, 4, 5, 7]),  # at any depth; upper and lower case differ
+        ("/*.py", [1]),
+        ("./a.py", [1]),
+        ("src/*.py", [3]),
+        ("src/**", [3, 4, 5]),
+        ("src", [3, 4, 5]),
+        ("src/**/*.py", [3, 4, 5]),
+        ("**/tests/*.py", [5, 7]),
+        ("tests", [5, 6, 7]),
+        ("tests/", [5, 6, 7]),
+        ("/tests/", [6, 7]),
+        ("a.py/", []),
+        ("[ab].py", [1, 3, 4, 5, 7]),
+        ("[!a].p?", [4, 7]),
+        ("**", range(9)),
+        ("s*/a.py", [3]),
+        ("er/b.py", []),
+    ],
+)
+def test_a_pattern_takes_and_leaves_out_what_it_fits(tmp_path, pattern, fitting):
+    write_files(tmp_path, *FILES)
+    taken = [FILES[i] for i in fitting]
+    if taken:
+        assert list(find_corpus(tmp_path, include=(pattern,)).names()) == taken
+    else:
+        with pytest.raises(UserError, match="no text to build from that the patterns let through"):
+            find_corpus(tmp_path, include=(pattern,))
+    if pattern != "**":
+        assert list(find_corpus(tmp_path, exclude=(pattern,)).names()) == [name for name in FILES if name not in taken]
+
+
+def test_an_exclude_is_stronger_than_an_include_and_an_empty_pattern_is_refused(tmp_path):
+    write_files(tmp_path, *FILES)
+    assert list(find_corpus(tmp_path, include=("*.py", "*.md"), exclude=("src/", "tests")).names()) == FILES[1:3]
+    for pattern in ("", "/", "./"):
+        with pytest.raises(UserError, match="fits nothing"):
+            find_corpus(tmp_path, exclude=(pattern,))
+
+
+def test_an_excluded_folder_is_not_entered(tmp_path, monkeypatch):
+    write_files(tmp_path, "in/a", "out/a")
+    entered, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: entered.append(folder) or scandir(folder))
+    assert list(find_corpus(tmp_path, exclude=("out",)).names()) == ["in/a"]
+    assert {os.path.relpath(folder, os.fsencode(tmp_path)) for folder in entered} == {b".", b"in"}
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(0, 600))
+def test_a_slice_is_the_one_that_a_list_of_all_documents_gives(sizes, limit):
+    places = [(f"m{i}", size) for i, size in enumerate(sizes)]
+    taken, total = [], 0
+    for name, size in sorted(places, key=lambda place: place_of("slice " + place[0])):
+        if total + size <= limit:
+            taken.append(name)
+            total += size
+    taken = taken or [min((name for name, _ in places), key=lambda name: place_of("slice " + name))]
+    corpus = limited(corpus_of(sizes), limit)
+    assert list(corpus.names()) == [d.name for d in corpus.documents()] == [n for n, _ in places if n in taken]
+
+
+def test_a_slice_of_a_slice_and_of_a_part_and_the_part_of_a_slice_keep_their_names(tmp_path):
+    write_files(tmp_path, *(f"m{i:02d}" for i in range(50)))
+    corpus = find_corpus(tmp_path).where(lambda name: name[-1] in "02468")
+    assert list(limited(corpus, 30).names()) == [d.name for d in limited(corpus, 30).documents()]
+    assert len(list(limited(corpus, 30).names())) == 10
+    part = limited(limited(corpus, 30), 15).where(lambda name: True)
+    assert len(list(part.names())) == 5
+    assert set(part.names()) < set(limited(corpus, 30).names())
+    assert list(limited(corpus.where(lambda name: False), 30).names()) == []
+
+
+@pytest.mark.parametrize("change", ["added", "gone"])
+def test_a_slice_of_a_corpus_that_changed_is_refused(tmp_path, change):
+    write_files(tmp_path, "a", "b", "c")
+    corpus = limited(find_corpus(tmp_path), 2)
+    if change == "added":
+        write_files(tmp_path, "aa")
+    else:
+        (tmp_path / "c").unlink()
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(corpus.names())
+
+
+def test_a_slice_takes_at_most_32_bytes_a_document_to_find_and_9_to_keep():
+    corpus = corpus_of(np.ones(20_000, int))
+    list(corpus.names())
+    tracemalloc.start()
+    slice_of = limited(corpus, 100)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 9 * 20_000 * 1.2 + 20_000  # an array that grows is up to 1/8 larger than what it holds
+    assert peak < 32 * 20_000 + 20_000
+    assert len(list(slice_of.names())) == 100
+
+
+def test_several_sources_come_in_the_order_given_and_say_which_a_document_is_from(tmp_path):
+    write_files(tmp_path, "z/b", "z/a", "a/c", "one")
+    corpus = find_corpus(sources_of([f"code={tmp_path}/z:2", f"{tmp_path}/a:1", f"x={tmp_path}/one:0.5"]))
+    assert [(d.source, d.name) for d in corpus.documents()] == [("code", "a"), ("code", "b"), ("a", "c"), ("x", "one")]
+    assert [(s.name, s.weight) for s in corpus.sources] == [("code", 2), ("a", 1), ("x", 0.5)]
+    assert list(corpus.names()) == ["a", "b", "c", "one"] == list(corpus.names())
+    (tmp_path / "empty").touch()
+    with pytest.raises(UserError, match="empty holds no text"):
+        find_corpus(sources_of([f"{tmp_path}/a", f"{tmp_path}/empty"]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "source"),
+    [
+        ("code=src/:0.55", Source("code", "src/", 0.55)),
+        ("code=src/", Source("code", "src/", None)),
+        ("/x/src/:3", Source("src", "/x/src/", 3.0)),
+        ("stdlib", Source("stdlib", "stdlib", None)),
+        ("py=stdlib:1e-2", Source("py", "stdlib", 0.01)),
+        ("hub:org/name", Source("org/name", "hub:org/name", None)),
+        ("web=hub:org/name@en#train:2", Source("web", "hub:org/name@en#train", 2.0)),
+        ("hub:org/name@en", Source("org/name", "hub:org/name@en", None)),
+        ("hub:12", Source("12", "hub:12", None)),
+        ("a=hub:12", Source("a", "hub:12", None)),
+        ("./a=b", Source("a=b", "./a=b", None)),
+        ("a=b=c", Source("a", "b=c", None)),
+        ("/x/a:b", Source("a:b", "/x/a:b", None)),
+        ("./a b=c:7:.5", Source("a b=c:7", "./a b=c:7", 0.5)),
+    ],
+)
+def test_a_spec_is_name_place_and_weight(spec, source):
+    assert parse_source(spec) == source
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("", "names no place"),
+        ("a=", "names no place"),
+        (":0.5", "names no place"),
+        ("=src", "empty name"),
+        ("src:0", "weight"),
+        ("src:-1", "weight"),
+        ("src:nan", "weight"),
+        ("src:inf", "weight"),
+        ("hub:", "names no dataset"),
+    ],
+)
+def test_a_spec_that_is_none_is_refused(spec, complaint):
+    with pytest.raises(UserError, match=complaint):
+        parse_source(spec)
+
+
+def test_sources_have_all_weights_or_none_and_names_of_their_own():
+    assert [source.weight for source in sources_of(["a", "b"])] == [None, None]
+    with pytest.raises(UserError, match="b has no weight"):
+        sources_of(["a:1", "b"])
+    with pytest.raises(UserError, match="two sources are called src"):
+        sources_of(["x/src", "y/src"])
+    with pytest.raises(UserError, match="no corpus is named"):
+        find_corpus(sources_of([]))

@@ -61,18 +61,18 @@ def test_a_removed_chunk_is_given_to_no_sequence(database):
     split = database.split("valid")
     buried = Database.open(database.path)
     gone = int(split.neighbours[0][0])
-    buried._tombstones = np.array([gone])
+    buried._hidden = np.array([gone])
     first = sequence_neighbours(buried, split, np.array([[0]]), 1)[0, 0, 0]
     assert first.tolist() == database.value(split.neighbours[0][1]).tolist()
 
 
-@pytest.mark.parametrize("shard_chunks", [7, 1000])
-def test_a_document_longer_than_a_shard_retrieves_none_of_its_own_chunks(tmp_path, shard_chunks):
+@pytest.mark.parametrize("shard_bytes", [60, 10**6])
+def test_a_document_longer_than_a_shard_retrieves_none_of_its_own_chunks(tmp_path, shard_bytes):
     folder = tmp_path / "docs"
     folder.mkdir()
     (folder / "long").write_text("the same line again\n" * 60)  # equal keys: its nearest chunks are all its own
     (folder / "other").write_text("something else\n" * 4)
-    config = BuildConfig(4, 258, None, 0.0, "float32", 2, 1, None, shard_chunks)
+    config = BuildConfig(4, 258, None, 0.0, "float32", 2, 1, None, shard_bytes)
     database = build_database(folder, tmp_path / "db", config, CountingEmbedder())
     split = database.split("train")
     keys = np.concatenate([np.load(p) for p in sorted((tmp_path / "db" / "shards").glob("*/keys.npy"))])
@@ -108,7 +108,7 @@ def test_with_bert_a_chunk_is_found_by_its_own_text_and_all_is_the_same_in_shard
     corpus, bert = write_corpus(tmp_path / "docs", documents=4, seed=2), load_bert()
     config = BuildConfig(**vars(SMALL) | {"held_out": 0.0, "chunk_size": 32})
     one = build_database(corpus, tmp_path / "one", config, bert)
-    many = build_database(corpus, tmp_path / "many", BuildConfig(**vars(config) | {"shard_chunks": 9}), bert)
+    many = build_database(corpus, tmp_path / "many", BuildConfig(**vars(config) | {"shard_bytes": 900}), bert)
     assert one.d_key == bert.d_key
     assert one.n_chunks == many.n_chunks > 20
     texts = [one.text(one.value(i)[:32]) for i in range(one.n_chunks)]

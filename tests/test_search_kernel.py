@@ -176,7 +176,7 @@ def test_no_distance_is_below_its_bound_however_the_product_was_rounded(case, d,
     product = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
     product -= d * 2.0**-24 * np.outer(lengths, lengths) + d * float(np.finfo(np.float32).tiny)  # the worst there is
     bound = norms[:, None] - 2 * product + norms
-    assert (search._distances(vectors, vectors) >= bound).all()
+    assert (search._distances(vectors[:, None], vectors[None]) >= bound).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -171,7 +171,7 @@ def _model_dicts(database):
 
 def _describe_slice(database, plan, console) -> None:
     train_part, held = database.manifest["splits"]["train"], database.manifest["splits"]["valid"]
-    whole = len(find_corpus(STDLIB).places)
+    whole = sum(1 for _ in find_corpus(STDLIB).names())
     console.print(
         f"{train_part['documents'] + held['documents']} of the standard library's {whole} modules "
         f"({(train_part['bytes'] + held['bytes']) / 1e6:.1f} MB, chosen by a hash of the name), "

@@ -70,18 +70,33 @@ def _update_numpy(queries, keys, start, ids, distances):
     _check_finite(queries, keys, start)
     for rows in threads.blocks(len(queries), QUERY_BLOCK):
         for some in threads.blocks(len(keys), KEY_BLOCK):
-            block = _distances(queries[rows], keys[some])
+            block = _distances(queries[rows, None], keys[None, some])
             block_ids = np.argsort(block, axis=1, kind="stable")[:, : ids.shape[1]]
             block = np.take_along_axis(block, block_ids, 1)
             _merge(ids[rows], distances[rows], block_ids + (start + some.start), block)
 
 
+def listed_distances(queries, keys, ids) -> np.ndarray:
+    """The squared distance of each query (N, d) from each of its listed keys: ids (N, k) → (N, k), exact_search's bits.
+
+    keys: (M, d), of any float dtype; only the rows asked for are read, and a part at a time.
+    """
+    distances = np.empty(ids.shape, queries.dtype)
+
+    def measure(rows):
+        listed = np.asarray(keys[ids[rows]], queries.dtype)
+        distances[rows] = _distances(queries[rows, None], listed)
+
+    threads.spread(measure, threads.blocks(len(queries), QUERY_BLOCK))
+    return distances
+
+
 def _distances(queries, keys):
-    """Σ (q − k)² for each pair, (N, M). Column t is added to lane t mod LANES; then the lanes are folded in half."""
-    lanes = np.zeros((len(queries), len(keys), LANES), queries.dtype)
+    """Σ (q − k)² over the last axis. Column t is added to lane t mod LANES; then the lanes are folded in half."""
+    lanes = np.zeros((*np.broadcast_shapes(queries.shape, keys.shape)[:-1], LANES), queries.dtype)
     with np.errstate(over="ignore"):  # the distance of two finite vectors may be inf
-        for t in range(0, queries.shape[1], LANES):
-            difference = queries[:, None, t : t + LANES] - keys[None, :, t : t + LANES]
+        for t in range(0, queries.shape[-1], LANES):
+            difference = queries[..., t : t + LANES] - keys[..., t : t + LANES]
             lanes[..., : difference.shape[-1]] += difference * difference
         while lanes.shape[-1] > 1:
             half = lanes.shape[-1] // 2

@@ -1,17 +1,19 @@
-"""Build a database: corpus → tokenizer → chunks → keys → index → neighbours → manifest. Paper §2.3.
+"""Build a database: corpus → texts → tokenizer → chunks → keys → indexes → neighbours → manifest. Paper §2.3.
 
 Each stage is a function of files that earlier ones left and leaves its own whole or not at all, so a build that was
-killed anywhere goes on where it was and ends in the same bytes. The layout:
+killed anywhere goes on where it was and ends in the same bytes. What a stage does to a shard is in `shards.py`; memory
+holds a shard, however large the corpus. The layout:
 
     manifest.json        what is here, and every file's SHA-256; written last
     build.json           what was asked for
-    tokenizer.json       documents.jsonl       tombstones.npy
+    tokenizer.json       documents.jsonl       duplicates.jsonl       tombstones.npy
+    hashing.npy          what the hashing embedder counted, where it made the keys
     shards/00000/        tokens.npy documents.npy keys.npy index.hnsw: the training documents, which can be retrieved
     splits/valid/00000/  tokens.npy documents.npy keys.npy: the held-out ones, which can't
     neighbours/SPLIT/00000/   ids.npy distances.npy
+    work/                what stages leave for later ones; removed at the end
 """
 
-import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -23,31 +25,49 @@ from retro_np.errors import UserError
 from retro_np.files import (
     disk_full_said,
     locked,
-    replacing,
-    sha256_of,
+    remove_folder,
+    remove_partial,
     visible,
     write_array,
     write_atomically,
     write_json,
 )
 from retro_np.progress import progress_bar
-from retro_np.retrieval.corpus import Corpus, Document, find_corpus, held_out, limited
-from retro_np.retrieval.database import FORMAT, MANIFEST, Database, manifest_bytes, manifest_sha256
-from retro_np.retrieval.index import build_hnsw
-from retro_np.retrieval.neighbours import precompute_neighbours
+from retro_np.retrieval import stages
+from retro_np.retrieval.corpus import Corpus, Source, find_corpus, held_out, limited, place_of
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.deduplicate import DedupConfig
+from retro_np.retrieval.documents import Documents, chained, in_order, survey, write_records
+from retro_np.retrieval.hashing import D_KEY, HashingEmbedder, load_hashing, save_hashing
+from retro_np.retrieval.manifest import (
+    DOCUMENTS,
+    DUPLICATES,
+    FORMAT,
+    HASHING,
+    MANIFEST,
+    REQUEST,
+    SPLITS,
+    TOKENIZER,
+    WORK,
+    file_facts,
+    file_names,
+    manifest_bytes,
+    read_manifest,
+    sealed,
+    tombstones_of,
+)
+from retro_np.retrieval.texts import FACTS, corpus_digest, read_texts, write_texts
 from retro_np.retrieval.tokenizer import (
-    END_OF_TEXT,
     check_vocabulary_size,
-    decode,
-    encode,
     load_tokenizer,
     save_tokenizer,
     tokenizer_sha256,
     train_tokenizer,
 )
+from retro_np.retrieval.workers import Runner, workers
 
-REQUEST = "build.json"
-BLOCK = 256  # chunks embedded between two saves
+NEAR_DUPLICATE = DedupConfig()
+HASHED = "hashing"  # as embedder: hashed unigrams and bigrams of tokens, weighted by what the build counts
 LONGEST_CHUNK, MOST_NEIGHBOURS = 65_536, 10_000  # far beyond use: a mistake is refused before anything is made
 
 
@@ -63,11 +83,16 @@ class BuildConfig:
     neighbours: int = 10  # k kept for each chunk
     spares: int = 22  # more candidates, for those that a training sequence's documents exclude
     limit_bytes: int | None = None  # a slice of the corpus, about so many bytes of text
-    shard_chunks: int = 1_000_000
+    shard_bytes: int = 32_000_000  # of text, about; what memory holds
+    tokenizer_bytes: int = 16_000_000  # of text that a tokenizer is trained on, about
+    duplicates: DedupConfig | None = NEAR_DUPLICATE  # training documents this like a held-out one are left out
+    include: tuple[str, ...] = ()  # globs: which files of a folder
+    exclude: tuple[str, ...] = ()
+    d_key: int = D_KEY  # of the hashing embedder
 
     def __post_init__(self):
-        if self.chunk_size < 1 or self.neighbours < 1 or self.spares < 0 or self.shard_chunks < 1:
-            raise UserError("chunk_size, neighbours and shard_chunks are at least 1, spares at least 0")
+        if self.chunk_size < 1 or self.neighbours < 1 or self.spares < 0:
+            raise UserError("chunk_size and neighbours are at least 1, spares at least 0")
         if self.chunk_size > LONGEST_CHUNK or self.neighbours + self.spares > MOST_NEIGHBOURS:
             raise UserError(
                 f"a chunk has at most {LONGEST_CHUNK:,} tokens, and at most {MOST_NEIGHBOURS:,} neighbours and spares"
@@ -78,232 +103,173 @@ class BuildConfig:
             raise UserError(f"keys are float16 or float32, not {self.key_dtype}")
         if self.limit_bytes is not None and self.limit_bytes < 1:
             raise UserError("a slice of the corpus has at least one byte")
+        if self.shard_bytes < 1 or self.tokenizer_bytes < 1:
+            raise UserError("a shard, and what a tokenizer is trained on, have at least one byte")
+        if self.d_key < 1:
+            raise UserError(f"a key has at least one entry, not {self.d_key}")
         if self.tokenizer is None:
             check_vocabulary_size(self.vocabulary_size)
 
 
-def build_database(source: str | Path, out: str | Path, config: BuildConfig, embedder) -> Database:
+def build_database(
+    source: str | Path | list[Source], out: str | Path, config: BuildConfig, embedder, dask: str | None = None
+) -> Database:
     """Build a database from a corpus (see `corpus.find_corpus`), go on with one that was begun, or open a finished one.
 
-    embedder: an object with embed(texts, show_progress) -> (N, d_key) float32, d_key, name and sha256, as load_bert
-    gives. Raises UserError for an empty corpus, for a folder that holds another build, that another process builds in,
-    for a full disk, and for keys that are not finite.
+    embedder: "hashing", or an object with embed(texts, show_progress) -> (N, d_key) float32, d_key, name and sha256, as
+    load_bert gives. dask: None, "local" or a scheduler's address, whose workers see `out` under the same path.
+    Raises UserError for an empty corpus, for a folder that holds another build, that another process builds in, for a
+    full disk, and for keys that are not finite.
     """
     out = Path(out)
-    corpus = limited(find_corpus(source, leave_out=out), config.limit_bytes)
-    if all(held_out(place.name, config.held_out) for place in corpus.places):
-        raise UserError(f"every document of {source} is held out: give more documents, or --held-out 0")
+    corpus = find_corpus(source, leave_out=out, include=config.include, exclude=config.exclude)
+    corpus = limited(corpus, config.limit_bytes)
+    if all(held_out(name, config.held_out) for name in corpus.names()):
+        raise UserError(f"every document of the corpus is held out: give more documents, or --held-out 0 ({source})")
     if out.is_dir() and not (out / REQUEST).exists() and any(visible(out)):
         raise UserError(f"{out} holds other files: give a new folder for the database")
-    with locked(out, "build"):
-        request = _request(corpus, config, embedder)
-        _settle_request(out, request)
+    with locked(out, "build"), disk_full_said(out):
+        remove_partial(out)
+        _settle_request(out, _request(corpus, config, embedder))
         if (out / MANIFEST).exists():
-            print(f"{out} is a finished database of just this: it is used as it is", file=sys.stderr)
+            remove_folder(out / WORK)
+            manifest = read_manifest(out)
+            _check_corpus(out, corpus, manifest["corpus"])
+            edited = f", edited {manifest['generation']} times since," if manifest["generation"] else ""
+            print(f"{out} is a finished database of just this{edited} and used as it is", file=sys.stderr)
         else:
-            with disk_full_said(out):
-                _build(out, corpus, config, embedder, request["corpus"])
-    return Database.open(out, embedder)
+            with workers(dask) as run:
+                _build(run, out, corpus, config, embedder)
+    return Database.open(out, None if embedder == HASHED else embedder)
 
 
-def _build(out: Path, corpus: Corpus, config: BuildConfig, embedder, digest: str) -> None:
-    tokenizer = _tokenizer(out, corpus, config)
-    if not (out / "documents.jsonl").exists():
-        _write_chunks(out, corpus, config, tokenizer, digest)
-    if not (out / "tombstones.npy").exists():
-        write_array(out / "tombstones.npy", np.empty(0, np.int64))
-    shards, held = sorted((out / "shards").iterdir()), sorted((out / "splits" / "valid").iterdir())
-    for folder in [*shards, *held]:
-        if not (folder / "keys.npy").exists():
-            _write_keys(folder, tokenizer, embedder, config.key_dtype)
-        for block in folder.glob("keys.*.npy"):  # also those that an earlier process was killed before removing
-            block.unlink()
-    for folder in shards:
-        if not (folder / "index.hnsw").exists():
-            with progress_bar(f"index of {folder.name}", 1) as advance:
-                build_hnsw(np.load(folder / "keys.npy", allow_pickle=False, mmap_mode="r"), folder / "index.hnsw")
-                advance()
-    # the manifest of what is there so far lets the database be used to find its own neighbours
-    _write_neighbours(out, {"train": shards, "valid": held}, config, _unfinished(out, config, tokenizer, embedder))
-    manifest = _manifest(out, config, tokenizer, embedder)
-    write_atomically(out / MANIFEST, manifest_bytes(manifest))
+def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, embedder) -> None:
+    work, tokenizer_path = out / WORK, out / TOKENIZER
+    facts = _texts(out, work, corpus, config)
+    splits = facts["splits"]
+    tokenizer = _tokenizer(tokenizer_path, work, splits["train"], config)
+    left_out = _left_out(run, out, work, splits, config)
+    folders = stages.write_tokens(run, out, work, tokenizer_path, splits, config.chunk_size, 0, (0, left_out))
+    if not (out / DOCUMENTS).exists():
+        pieces = ([stages.record_file(work, s, n) for n in range(f["shards"])] for s, f in splits.items())
+        write_records(out / DOCUMENTS, in_order(*map(chained, pieces)))
+    training = folders[: splits["train"]["shards"]]
+    if not any(stages.chunk_count(folder) for folder in training):
+        raise UserError(f"every training document is too like a held-out one (see {out / DUPLICATES}): give more")
+    for split in SPLITS:
+        write_array(out / tombstones_of(split), np.empty(0, np.int64))
+    if embedder == HASHED:
+        embedder = _hashing(run, out, work, training, tokenizer, config.d_key)
+    stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
+    stages.write_indexes(run, training)
+    queries = stages.all_queries(training, folders[len(training) :])
+    stages.write_neighbours(run, out, work, queries, config.neighbours + config.spares)
+    write_atomically(out / MANIFEST, manifest_bytes(_manifest(out, config, corpus, facts, tokenizer, embedder)))
+    remove_folder(work)
 
 
-def _tokenizer(out, corpus, config):
-    path = out / "tokenizer.json"
+def _texts(out: Path, work: Path, corpus: Corpus, config: BuildConfig) -> dict:
+    """The facts of the text shards, which are written first."""
+    path = work / FACTS
+    if path.exists():
+        facts = json.loads(path.read_bytes())
+        _check_corpus(out, corpus, facts["digest"])
+        return facts
+
+    def split_of(document):
+        return "valid" if held_out(document.name, config.held_out) else "train"
+
+    changed = (
+        f"{out} was begun with another corpus, or it changed while it was read: remove {out}, or give another folder"
+    )
+    return write_texts(corpus, work, split_of, config.shard_bytes, changed)
+
+
+def _check_corpus(out: Path, corpus: Corpus, digest: str) -> None:
+    if any(source.place.startswith("hub:") for source in corpus.sources):
+        return  # it would have to be fetched again
+    if corpus_digest(corpus) != digest:
+        raise UserError(
+            f"{out} was begun with another corpus (its documents have changed since): give another folder, or bring "
+            "this one up to date with retro-np add and remove"
+        )
+
+
+def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
+    """Train a tokenizer, on a sample where there is much text: its trainer holds every distinct word in memory."""
     if not path.exists():
         if config.tokenizer is not None:
             tokenizer = load_tokenizer(config.tokenizer)
         else:
-            training = corpus.where(lambda name: not held_out(name, config.held_out))
-            with progress_bar("training the tokenizer", len(training.places)) as advance:
-                texts = (_counted(document.text, advance) for document in training.documents())
+            share = config.tokenizer_bytes / max(1, training["bytes"])
+            with progress_bar("training the tokenizer", training["documents"], unit="documents") as advance:
+                texts = _sample(stages.text_files(work, "train", training), share, advance)
                 tokenizer = train_tokenizer(texts, config.vocabulary_size)
         save_tokenizer(tokenizer, path)
     return load_tokenizer(path)
 
 
-def _counted(text: str, advance) -> str:
-    advance()
-    return text
-
-
-def _write_chunks(out: Path, corpus: Corpus, config: BuildConfig, tokenizer, digest: str) -> None:
-    """tokens.npy and documents.npy of every shard and split; documents.jsonl last, as the sign that all are there."""
-    m = config.chunk_size
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
-    homes = {"train": out / "shards", "valid": out / "splits" / "valid"}
-    pending = {split: ([], []) for split in homes}
-    written = dict.fromkeys(homes, 0)
-    lines, seen = [], hashlib.sha256()
-
-    def flush(split, at_end=False):
-        chunks, documents = pending[split]
-        while len(chunks) >= config.shard_chunks or (at_end and (chunks or not written[split])):
-            folder = homes[split] / f"{written[split]:05d}"
-            here = slice(config.shard_chunks)
-            write_array(folder / "tokens.npy", np.array(chunks[here], dtype).reshape(-1, m))
-            write_array(folder / "documents.npy", np.array(documents[here], np.int64))
-            del chunks[here], documents[here]
-            written[split] += 1
-
-    with progress_bar("tokenising", len(corpus.places)) as advance:
-        for number, document in enumerate(corpus.documents()):
-            split = "valid" if held_out(document.name, config.held_out) else "train"
-            tokens = np.array([*encode(tokenizer, document.text), END_OF_TEXT], dtype)
-            chunks = np.zeros((-(-len(tokens) // m), m), dtype)
-            chunks.reshape(-1)[: len(tokens)] = tokens
-            pending[split][0].extend(chunks)
-            pending[split][1].extend([number] * len(chunks))
-            record = {"id": number, "name": document.name, "source": corpus.source, "split": split}
-            record |= {"bytes": len(document.text.encode()), "chunks": len(chunks), "replaced": document.replaced}
-            lines.append(json.dumps(record) + "\n")
-            seen.update(_digested(document))
-            flush(split)
+def _sample(files, share, advance):
+    for path in files:
+        for text in read_texts(path):
+            if share >= 1 or place_of("tokenizer " + text.name) < share:
+                yield text.text
             advance()
-    for split in homes:
-        flush(split, at_end=True)
-    if seen.hexdigest() != digest:
-        raise UserError(f"the corpus changed while it was read for {out}: build it in another folder")
-    write_atomically(out / "documents.jsonl", "".join(lines).encode())
 
 
-def _write_keys(folder: Path, tokenizer, embedder, dtype: str) -> None:
-    """keys.npy, embedded in blocks of fixed bounds that are saved one by one: a key's bits depend on its block."""
-    tokens = np.load(folder / "tokens.npy", allow_pickle=False, mmap_mode="r")
-    starts = range(0, len(tokens), BLOCK)
-    blocks = [folder / f"keys.{start // BLOCK:06d}.npy" for start in starts]
-    done = sum(block.exists() for block in blocks)
-    with progress_bar(f"keys of {folder.parent.name}/{folder.name}", len(tokens), done * BLOCK) as advance:
-        for start, block in zip(starts, blocks, strict=True):
-            if not block.exists():
-                texts = [decode(tokenizer, chunk) for chunk in tokens[start : start + BLOCK].tolist()]
-                write_array(block, _checked_keys(embedder, texts, dtype, folder, start))
-                advance(len(texts))
-    shape = (len(tokens), int(embedder.d_key))
-    with replacing(folder / "keys.npy") as file:  # a block at a time: a shard's keys may be larger than memory
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            file.write(np.load(block, allow_pickle=False).tobytes())
+def _left_out(run, out, work, splits, config) -> np.ndarray:
+    """The corpus numbers of training documents that are too like a held-out one; duplicates.jsonl lists them."""
+    path = out / DUPLICATES
+    if not path.exists():
+        found = []
+        if config.duplicates is not None:
+            training, held = (stages.text_files(work, split, splits[split]) for split in ("train", "valid"))
+            found = stages.write_duplicates(run, work, training, held, config.duplicates)
+        write_records(path, chained(found))
+    return np.array([record["number"] for record in chained([path])], np.int64)
 
 
-def _checked_keys(embedder, texts: list[str], dtype: str, folder: Path, start: int) -> np.ndarray:
-    keys = np.asarray(embedder.embed(texts, show_progress=False), np.float32)
-    if keys.shape != (len(texts), embedder.d_key):
-        raise UserError(
-            f"embedder {embedder.name} made keys of shape {keys.shape}, not {(len(texts), embedder.d_key)}, of the "
-            f"chunks from {start} in {folder}: mend the embedder and run the same again"
-        )
-    with np.errstate(over="ignore"):
-        keys = keys.astype(dtype)
-    bad = np.flatnonzero(~np.isfinite(keys).all(axis=1))
-    if len(bad):
-        raise UserError(
-            f"embedder {embedder.name} made a key that is not finite, of chunk {start + bad[0]} in {folder} "
-            f"({dtype}): mend the embedder and run the same again"
-        )
-    return keys
+def _hashing(run, out, work, training, tokenizer, d_key) -> HashingEmbedder:
+    path = out / HASHING
+    if not path.exists():
+        counts = stages.write_counts(run, work, training)
+        chunks = sum(map(stages.chunk_count, training))
+        save_hashing(HashingEmbedder(tokenizer, counts, chunks, d_key), path)
+    return load_hashing(path, tokenizer)
 
 
-def _write_neighbours(out, splits, config, database) -> None:
-    def exact(queries, k):
-        return database.search_keys(queries, k, exact=True)
-
-    chunks_of = np.array([document["chunks"] for document in database.documents])
-    for split, folders in splits.items():
-        own_chunks = chunks_of if split == "train" else None
-        for folder in folders:
-            home = out / "neighbours" / split / folder.name
-            if (home / "distances.npy").exists():  # written second
-                continue
-            keys = np.load(folder / "keys.npy", allow_pickle=False, mmap_mode="r")
-            documents = np.load(folder / "documents.npy", allow_pickle=False)
-            with progress_bar(f"neighbours of {split}/{folder.name}", len(keys)) as advance:
-                ids, distances = precompute_neighbours(
-                    keys, documents, database.search_keys, exact, database.document_of,
-                    config.neighbours + config.spares, own_chunks, advance,
-                )  # fmt: skip
-            write_array(home / "ids.npy", ids)
-            write_array(home / "distances.npy", distances)
-
-
-def _unfinished(out, config, tokenizer, embedder) -> Database:
-    facts = _facts(out, config, tokenizer, embedder) | {"files": dict.fromkeys(_file_names(out))}
-    return Database(out, facts, embedder, "hnsw")
-
-
-def _facts(out, config, tokenizer, embedder) -> dict:
-    with (out / "documents.jsonl").open(encoding="utf-8") as file:
-        documents = [json.loads(line) for line in file]
-    splits = {
-        split: {
-            "documents": sum(d["split"] == split for d in documents),
-            "chunks": sum(d["chunks"] for d in documents if d["split"] == split),
-            "bytes": sum(d["bytes"] for d in documents if d["split"] == split),
-        }
-        for split in ("train", "valid")
-    }
-    return {
+def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict:
+    documents = Documents(out / DOCUMENTS)
+    splits, rows = survey(documents, SPLITS)
+    manifest = {
         "format": FORMAT,
+        "generation": 0,  # edits since it was built
         "chunk_size": config.chunk_size,
         "vocabulary_size": tokenizer.get_vocab_size(),
         "tokenizer": tokenizer_sha256(tokenizer),
         "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": int(embedder.d_key)},
+        "key_dtype": config.key_dtype,
         "neighbours": config.neighbours,
         "spares": config.spares,
+        "shard_bytes": config.shard_bytes,
+        "duplicates": None if config.duplicates is None else asdict(config.duplicates),
+        "corpus": facts["digest"],
+        "skipped": facts["skipped"],
+        "skipped_names": facts["skipped_names"],
         "splits": splits,
-        "replaced": sum(d["replaced"] for d in documents),
+        "sources": [{"name": s.name, "weight": s.weight, "rows": rows.get(s.name, [])} for s in corpus.sources],
     }
-
-
-def _manifest(out, config, tokenizer, embedder) -> dict:
-    manifest = _facts(out, config, tokenizer, embedder)
-    manifest["files"] = {
-        name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in _file_names(out)
-    }
-    return manifest | {"sha256": manifest_sha256(manifest)}
-
-
-def _file_names(out: Path) -> list[str]:
-    files = (p for p in out.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".partial")
-    return sorted(name for name in (p.relative_to(out).as_posix() for p in files) if name != MANIFEST)
+    return sealed(manifest | {"files": file_facts([out], file_names(out))})
 
 
 def _request(corpus: Corpus, config: BuildConfig, embedder) -> dict:
-    digest, count = hashlib.sha256(), 0
-    for document in corpus.documents():
-        digest.update(_digested(document))
-        count += 1
-    request = asdict(config) | {"documents": count, "corpus": digest.hexdigest(), "embedder": embedder.sha256}
+    request = asdict(config) | {"embedder": embedder if embedder == HASHED else embedder.sha256}
     if config.tokenizer is not None:
         request |= {"tokenizer": tokenizer_sha256(load_tokenizer(config.tokenizer)), "vocabulary_size": None}
-    return request | {"skipped": corpus.skipped}
-
-
-def _digested(document: Document) -> bytes:
-    """What a corpus is known by, of one document."""
-    return json.dumps([document.name, document.text]).encode()
+    if embedder != HASHED:
+        request["d_key"] = None
+    request |= {"sources": [[source.name, source.weight] for source in corpus.sources]}
+    return json.loads(json.dumps(request))
 
 
 def _settle_request(out: Path, request: dict) -> None:

@@ -1,7 +1,7 @@
-"""The retrieval database: open it, search it, read its values. Its format: the design in README.md and `build.py`."""
+"""The retrieval database: open it, search it, read its values. Its format: `build.py` and `manifest.py`."""
 
-import hashlib
-import json
+import copy
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,16 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import sha256_of
 from retro_np.retrieval.bert import load_bert
-from retro_np.retrieval.corpus import LONE_SURROGATE
-from retro_np.retrieval.index import ExactIndex, load_hnsw
-from retro_np.retrieval.neighbours import keep_first
+from retro_np.retrieval.corpus import LONE_SURROGATE, place_of
+from retro_np.retrieval.documents import Documents
+from retro_np.retrieval.hashing import load_hashing
+from retro_np.retrieval.journal import settle_edit
+from retro_np.retrieval.manifest import (
+    DOCUMENTS,
+    HASHING,
+    TOKENIZER,
+    broken_files,
+    home_of,
+    read_manifest,
+    tombstones_of,
+)
+from retro_np.retrieval.neighbours import Shard, is_in, merge_lists, search_shard
 from retro_np.retrieval.sharded import Sharded
 from retro_np.retrieval.tokenizer import decode, load_tokenizer
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+MOST_FOUND = 10**9  # entries of one answer: a mistake is refused before memory is asked for
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,8 @@ class Split:
     """The chunks of a split, in order of document: tokens (N, m), documents (N,), neighbours (N, K), distances (N, K).
 
     Documents are line numbers of documents.jsonl; neighbours are chunk ids, −1 missing, nearest first. In the split
-    "train" row i is chunk i of the database.
+    "train" row i is chunk i of the database. Chunks of removed documents are padding. sources: each source's weight in
+    training, None where none was given, and the row ranges that it has in the training split.
     """
 
     name: str
@@ -34,6 +44,7 @@ class Split:
     documents: Sharded
     neighbours: Sharded
     distances: Sharded
+    sources: tuple[tuple[float | None, tuple[tuple[int, int], ...]], ...] = ()
 
 
 class Database:
@@ -47,12 +58,11 @@ class Database:
         self.chunk_size: int = manifest["chunk_size"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.d_key: int = manifest["embedder"]["d_key"]
-        self.tokenizer = load_tokenizer(path / "tokenizer.json")
-        with (path / "documents.jsonl").open(encoding="utf-8") as file:
-            self.documents: list[dict] = [json.loads(line) for line in file]
-        self._tokens = self._sharded("shards", "tokens.npy")
-        self._documents = self._sharded("shards", "documents.npy")
-        self._tombstones = np.load(path / "tombstones.npy", allow_pickle=False)
+        self.tokenizer = load_tokenizer(path / TOKENIZER)
+        self.documents = Documents(path / DOCUMENTS)
+        self._hidden = np.load(path / tombstones_of("train"), allow_pickle=False)  # sorted ids that nothing finds
+        self._tokens = self._sharded(home_of("train"), "tokens.npy", self._hidden)
+        self._documents = self._sharded(home_of("train"), "documents.npy")
 
     @classmethod
     def open(cls, path, embedder=None, index: str = "hnsw") -> "Database":
@@ -64,13 +74,12 @@ class Database:
         path = Path(path)
         if index not in ("hnsw", "exact"):
             raise UserError(f"an index is hnsw or exact, not {index!r}")
+        settle_edit(path)
         manifest = read_manifest(path)
-        for name, known in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                raise UserError(f"{file} is missing: build the database anew in another folder")
-            if file.stat().st_size != known["bytes"] or sha256_of(file) != known["sha256"]:
-                raise UserError(f"{file} is not what the manifest says (its SHA-256 differs): build the database anew")
+        broken = broken_files(path, manifest)
+        if broken:
+            more = f", and {len(broken) - 1} more files are broken (retro-np verify names them)" if broken[1:] else ""
+            raise UserError(f"{broken[0]}{more}: build the database anew in another folder")
         database = cls(path, manifest, embedder, index)
         if embedder is not None:
             database.check_embedder(embedder)
@@ -82,15 +91,28 @@ class Database:
         return len(self._tokens)
 
     @property
+    def n_removed(self) -> int:
+        """How many chunks were removed, and lie in the files still."""
+        return len(self._hidden)
+
+    @property
+    def first_ids(self) -> list[int]:
+        """The id of each shard's first chunk."""
+        return self._tokens.starts[:-1].tolist()
+
+    @property
     def identity(self) -> dict:
         """The manifest's hash, which tells this database from any other, and the tokenizer's: what its ids mean."""
         return {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
 
     @cached_property
     def embedder(self):
-        """The embedder that keys were made with. Raises UserError where the one at hand is another."""
+        """The embedder that keys were made with: the one given at opening, or the database's own counts, or the BERT
+        that is installed. Raises UserError where the one at hand is another.
+        """
         if self._embedder is None:
-            self._embedder = load_bert()
+            own = HASHING in self.manifest["files"]
+            self._embedder = load_hashing(self.path / HASHING, self.tokenizer) if own else load_bert()
             self.check_embedder(self._embedder)
         return self._embedder
 
@@ -123,20 +145,22 @@ class Database:
             raise UserError(f"keys are (N, {self.d_key}), not {keys.shape}")
         if not np.all(np.isfinite(keys)):
             raise UserError("a key to search for is NaN or infinite: mend what made it")
-        wanted = min(k + len(self._tombstones), self.n_chunks)
-        found = []
-        for index, start in zip(self._exact if exact else self._indexes, self._tokens.starts, strict=False):
-            ids, distances = index.search(keys, max(1, min(wanted, len(index.keys))))
-            found.append((np.where(ids >= 0, ids + start, -1), distances))
-        ids, distances = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
-        order = np.lexsort((ids, distances))
-        ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
-        return keep_first(ids, distances, ~self.removed(ids), k)
+        if k * max(1, len(keys)) > MOST_FOUND:
+            raise UserError(
+                f"{k:,} neighbours of {len(keys):,} keys are more than {MOST_FOUND:,} at once: ask for fewer"
+            )
+        found = [(np.empty((len(keys), 0), np.int64), np.empty((len(keys), 0), np.float32))]
+        for shard, start, hidden in zip(self._shards, self._tokens.starts, self.hidden_rows, strict=False):
+            most = min(k, max(1, len(shard.keys)))
+            rows, distances = search_shard(shard, keys, most, hidden=hidden, exact=exact)
+            found.append((np.where(rows >= 0, rows + start, -1), distances))
+        return merge_lists(found, k)
 
     def value(self, ids) -> np.ndarray:
         """[N, F] of chunk ids of any shape: (..., 2m) tokens, the chunk and its continuation in the same document.
 
-        Padding for id −1, and for F where the document ends. Raises UserError for an id that there is not.
+        Padding for id −1, for a removed chunk, and for F where the document ends. Raises UserError for an id that there
+        is not.
         """
         ids = self._checked_ids(ids)
         out = np.zeros((*ids.shape, 2 * self.chunk_size), np.int64)
@@ -157,21 +181,46 @@ class Database:
         return np.where(ids >= 0, self._documents[np.maximum(ids, 0)], -1)
 
     def removed(self, ids) -> np.ndarray:
-        """Whether each chunk id was taken out of the database: it is never found, though its value can be read."""
-        return np.isin(ids, self._tombstones)
+        """Whether each chunk id was taken out of the database: no search finds it, and its value is padding."""
+        return is_in(ids, self._hidden)
+
+    def fraction(self, share: float, seed: int = 0) -> "Database":
+        """The same database with a random share of its documents to be found, as in the paper's figures over size.
+
+        Whether a document is among them is a function of the seed and its name: a larger share holds a smaller one.
+        Raises UserError for a share that is not above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise UserError(f"a fraction of a database is above 0 and at most 1, not {share}")
+        records = self.documents if share < 1 else ()
+        kept = np.array([place_of(f"fraction {seed} {record['name']}") < share for record in records], bool)
+        part = copy.copy(self)
+        if share < 1:
+            dropped = np.flatnonzero(~kept[self._documents[:]])
+            part._hidden = np.union1d(self._hidden, dropped)
+            part._tokens = self._sharded(home_of("train"), "tokens.npy", part._hidden)
+            for name in ("_shards", "hidden_rows"):
+                part.__dict__.pop(name, None)
+        return part
 
     def split(self, name: str) -> Split:
         """The chunks of "train" or "valid" with their precomputed neighbours. Raises UserError for another name."""
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.path} has no split {name!r}: it has {', '.join(self.manifest['splits'])}")
-        home = "shards" if name == "train" else f"splits/{name}"
+        home = home_of(name)
+        sources = self.manifest["sources"] if name == "train" else ()
         return Split(
             name,
-            self._sharded(home, "tokens.npy"),
+            self._sharded(home, "tokens.npy", np.load(self.path / tombstones_of(name), allow_pickle=False)),
             self._sharded(home, "documents.npy"),
             self._sharded(f"neighbours/{name}", "ids.npy"),
             self._sharded(f"neighbours/{name}", "distances.npy"),
+            tuple((source["weight"], tuple(map(tuple, source["rows"]))) for source in sources),
         )
+
+    def keys(self, split: str) -> Sharded:
+        """The keys of a split's chunks, (N, d_key), as they were stored."""
+        return self._sharded(home_of(split), "keys.npy")
 
     def text(self, tokens) -> str:
         """The text of a row of tokens."""
@@ -179,26 +228,30 @@ class Database:
 
     def embed_chunks(self, chunks: np.ndarray) -> np.ndarray:
         """Keys (N, d_key) of chunks of tokens (N, m)."""
+        if hasattr(self.embedder, "embed_tokens"):
+            return self.embedder.embed_tokens(np.asarray(chunks))
         return self.embedder.embed([self.text(chunk) for chunk in chunks], show_progress=False)
 
-    @cached_property
-    def _indexes(self):
-        if self._index_kind == "exact":
-            return self._exact
-        folders = self._folders("shards")
-        return [load_hnsw(folder / "index.hnsw", _map(folder / "keys.npy")) for folder in folders]
-
-    @cached_property
-    def _exact(self):
-        return [ExactIndex(keys) for keys in self._sharded("shards", "keys.npy").parts]
-
-    def _sharded(self, home: str, name: str) -> Sharded:
-        return Sharded([_map(folder / name) for folder in self._folders(home)])
-
-    def _folders(self, home: str) -> list[Path]:
-        """The shards below a folder: those whose hashes were checked, whatever else lies there."""
+    def folders(self, home: str) -> list[Path]:
+        """The shards below a folder, in order: those whose hashes were checked, whatever else lies there."""
         parents = (self.path / name for name in self.manifest["files"] if name.startswith(home + "/"))
-        return sorted({file.parent for file in parents})
+        return sorted({file.parent for file in parents if file.parent != self.path / home})
+
+    @cached_property
+    def _shards(self) -> list[Shard]:
+        return [Shard.open(folder, self._index_kind) for folder in self.folders(home_of("train"))]
+
+    @cached_property
+    def hidden_rows(self) -> list[np.ndarray]:
+        """What is hidden of each shard, in its own rows."""
+        starts = self._tokens.starts
+        return [
+            self._hidden[np.searchsorted(self._hidden, start) : np.searchsorted(self._hidden, stop)] - start
+            for start, stop in itertools.pairwise(starts)
+        ]
+
+    def _sharded(self, home: str, name: str, blank=None) -> Sharded:
+        return Sharded([_map(folder / name) for folder in self.folders(home)], blank)
 
     def _checked_ids(self, ids) -> np.ndarray:
         ids = np.asarray(ids, np.int64) if np.size(ids) == 0 else np.asarray(ids)
@@ -208,37 +261,6 @@ class Database:
             wrong = ids.min() if ids.min() < -1 else ids.max()
             raise UserError(f"chunk ids go from 0 to {self.n_chunks - 1} (−1: none) in {self.path}, not {wrong}")
         return ids.astype(np.int64)
-
-
-def read_manifest(path: Path) -> dict:
-    """A database's manifest, checked against its own hash. Raises UserError where there is none, or it has changed."""
-    file = Path(path) / MANIFEST
-    if not file.is_file():
-        begun = (Path(path) / "build.json").is_file()
-        hint = "its build was not finished: run the same retro-np build again" if begun else "retro-np build makes one"
-        raise UserError(f"no database at {path}: {hint}")
-    try:
-        written = file.read_bytes()
-        manifest = json.loads(written)
-        intact = manifest["sha256"] == manifest_sha256(manifest) and written == manifest_bytes(manifest)
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise UserError(f"{file} has been changed or damaged (its own SHA-256 differs): build the database anew")
-    if manifest["format"] != FORMAT:
-        raise UserError(f"{file} is of format {manifest['format']}, and this version reads {FORMAT}: build it anew")
-    return manifest
-
-
-def manifest_sha256(manifest: dict) -> str:
-    """The hash of a manifest without the entry that holds it."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def manifest_bytes(manifest: dict) -> bytes:
-    """What manifest.json holds, to the byte, so that no change to it goes unseen."""
-    return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def _map(path: Path) -> np.ndarray:

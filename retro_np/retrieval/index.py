@@ -8,13 +8,14 @@ import hnswlib
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import flush_folder
-from retro_np.kernels.search import exact_search
+from retro_np.files import beside_of, flush_folder
+from retro_np.kernels.search import exact_search, listed_distances
 
 LINKS = 16  # M: links of a node a layer
 EF_CONSTRUCTION = 200
 EF_MARGIN = 64  # candidates kept beyond k while searching
 QUERIES_A_BLOCK = 1024
+FEW = 4096  # keys: up to so many, exact search is as quick, and misses nothing
 
 
 class ExactIndex:
@@ -44,7 +45,7 @@ class HnswIndex:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ExactIndex.search, but a neighbour may be missed: recall is a test's business."""
         queries = np.asarray(queries, np.float32)
-        if self.graph is None or k >= len(self.keys):
+        if self.graph is None or k >= len(self.keys) or len(self.keys) <= FEW:
             return exact_search(queries, self.keys, k)
         self.graph.set_ef(k + EF_MARGIN)
         parts = [self._block(queries[i : i + QUERIES_A_BLOCK], k) for i in range(0, len(queries), QUERIES_A_BLOCK)]
@@ -56,13 +57,13 @@ class HnswIndex:
         try:
             labels, _ = self.graph.knn_query(queries, k)
         except RuntimeError:  # the graph reached fewer than k for one of them, as where many keys are equal
-            return exact_search(queries, self.keys, k)
+            if len(queries) == 1:
+                return exact_search(queries, self.keys, k)
+            halves = np.array_split(queries, 2)
+            return tuple(np.concatenate(part) for part in zip(*(self._block(h, k) for h in halves), strict=True))
         ids = labels.astype(np.int64)
-        # the graph's own distances sum in another order than exact search: one meaning for both
-        distances = np.empty(ids.shape, np.float32)
-        for row, query in enumerate(queries):
-            difference = np.asarray(self.keys[ids[row]], np.float32) - query
-            distances[row] = np.einsum("kd,kd->k", difference, difference)
+        # the graph's own distances sum in another order than exact search: one meaning for both, to the bit
+        distances = listed_distances(queries, self.keys, ids)
         order = np.lexsort((ids, distances))
         return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
 
@@ -98,7 +99,7 @@ def load_hnsw(path, keys: np.ndarray) -> HnswIndex:
 
 def _save(graph: hnswlib.Index | None, path: Path) -> None:
     """Write a graph beside its name, flush it to the disk, rename it."""
-    beside = path.with_name(path.name + ".partial")
+    beside = beside_of(path)
     if graph is None:
         beside.write_bytes(b"")
     else:

@@ -6,14 +6,16 @@ import numpy as np
 class Sharded:
     """Rows of several arrays, numbered through. Indexing reads only the rows asked for.
 
-    parts: arrays of equal width and dtype, usually memory maps; there is at least one.
+    parts: arrays of equal width and dtype, usually memory maps; there is at least one. blank: sorted numbers of rows
+    that read as zeros, whatever the files hold.
     """
 
-    def __init__(self, parts: list[np.ndarray]):
+    def __init__(self, parts: list[np.ndarray], blank: np.ndarray | None = None):
         self.parts = parts
         self.starts = np.cumsum([0, *[len(part) for part in parts]])
         self.shape = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
+        self._blank = np.empty(0, np.int64) if blank is None else blank
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -33,6 +35,9 @@ class Sharded:
         for number in np.unique(part):
             here = part == number
             out[here] = self.parts[number][rows[here] - self.starts[number]]
+        if len(self._blank):
+            place = np.minimum(np.searchsorted(self._blank, rows), len(self._blank) - 1)
+            out[self._blank[place] == rows] = 0
         return out[(slice(None),) * rows.ndim + tuple(within)] if within else out
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:

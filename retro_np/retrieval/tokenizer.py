@@ -4,6 +4,7 @@ import codecs
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,10 @@ PADDING, END_OF_TEXT = 0, 1
 # merges nor any text can produce these two.
 SPECIAL = ("<padding token>", "<end of text>")
 SMALLEST_VOCABULARY = len(SPECIAL) + 256
+PIECE, PIECES_A_BATCH = 1 << 16, 32  # characters of a long text, and texts, that are encoded at once
+# Byte-level BPE first splits a text into words, each with at most one space before it: between two printing characters
+# a single space begins a word, and a single line's end is one.
+SEAM = re.compile(r"(?<=[!-~])(?:\n(?=[!-~])|(?= [!-~]))")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
@@ -121,7 +126,33 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text, without an end-of-text."""
-    return tokenizer.encode(text).ids
+    return encode_batch(tokenizer, [text])[0]
+
+
+def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, on all cores. A long text is cut where no token can stand across, so that it costs no
+    more memory than its pieces; where there is no such place, as in megabytes without a space, it is cut anyway.
+    """
+    pieces = [_pieces(text) for text in texts]
+    encoded = iter(_encoded(tokenizer, [piece for those in pieces for piece in those]))
+    return [[token for _ in those for token in next(encoded)] for those in pieces]
+
+
+def _encoded(tokenizer, pieces):
+    for start in range(0, len(pieces), PIECES_A_BATCH):
+        for encoding in tokenizer.encode_batch(pieces[start : start + PIECES_A_BATCH]):
+            yield encoding.ids
+
+
+def _pieces(text: str) -> list[str]:
+    """The text in pieces of PIECE characters and what more there is to the next place where no token stands across."""
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        seam = SEAM.search(text, start + PIECE, start + 2 * PIECE)
+        end = seam.end() if seam else start + 2 * PIECE
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:

@@ -1,0 +1,1 @@
+"""The commands of `retro-np`, by what they are about. Each imports what it needs when it runs."""

@@ -1,0 +1,82 @@
+"""documents.jsonl read a line at a time: the records of all documents, without holding them."""
+
+import heapq
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from retro_np.files import replacing
+from retro_np.retrieval.texts import line_ends
+
+
+class Documents(Sequence):
+    """The records of documents, by number: {"id", "name", "source", "split", "bytes", "chunks", "replaced", "sha256"}.
+
+    A document that was removed and not yet compacted has "removed": true. Eight bytes a document are held in memory.
+    """
+
+    def __init__(self, path: Path):
+        self._lines = b""
+        if path.stat().st_size:
+            with path.open("rb") as file:
+                self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._ends = line_ends(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number):
+        """The record of a document, or a list of those of a slice."""
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        return json.loads(self._lines[self._ends[number - 1] if number else 0 : self._ends[number]])
+
+
+def read_records(path: Path) -> Iterator[dict]:
+    """The records of a file, one at a time."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def write_records(path: Path, records: Iterable[dict]) -> None:
+    """Write records, a line each, whole or not at all."""
+    with replacing(path) as file:
+        for record in records:
+            file.write((json.dumps(record) + "\n").encode())
+
+
+def in_order(*streams: Iterable[dict]) -> Iterator[dict]:
+    """Records of several streams, each in order of id, in order of id."""
+    return heapq.merge(*streams, key=lambda record: record["id"])
+
+
+def chained(paths: Iterable[Path]) -> Iterator[dict]:
+    """The records of several files, one file open at a time."""
+    for path in paths:
+        yield from read_records(path)
+
+
+def survey(records: Iterable[dict], splits: Iterable[str]) -> tuple[dict, dict[str, list[list[int]]]]:
+    """What a manifest says of all documents, in order of id: counts of each split, and where each source's rows are.
+
+    Returns {split: {"documents", "chunks", "bytes", "replaced"}}, removed documents left out, and {source: [[start,
+    stop], …]}, rows of the training split, removed ones included.
+    """
+    counted = {split: {"documents": 0, "chunks": 0, "bytes": 0, "replaced": 0} for split in splits}
+    rows: dict[str, list[list[int]]] = {}
+    row = 0
+    for record in records:
+        if record["split"] == "train":
+            runs = rows.setdefault(record["source"], [])
+            if not runs or runs[-1][1] != row:
+                runs.append([row, row])
+            row += record["chunks"]
+            runs[-1][1] = row
+        if not record.get("removed"):
+            split = counted[record["split"]]
+            split["documents"] += 1
+            for name in ("chunks", "bytes", "replaced"):
+                split[name] += record[name]
+    return counted, rows

@@ -1,0 +1,211 @@
+"""`retro-np verify`: whether a database is what its manifest says, and whether what it says makes sense.
+
+First every file is held against its hash. Where all hashes are right, the invariants are checked: a manifest can be
+sealed over nonsense, by a bug or by hand.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from retro_np.errors import UserError
+from retro_np.kernels.search import listed_distances
+from retro_np.progress import progress_bar
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.journal import settle_edit
+from retro_np.retrieval.manifest import SPLITS, broken_files, file_names, home_of, read_manifest, tombstones_of
+from retro_np.retrieval.neighbours import Shard
+from retro_np.retrieval.tokenizer import END_OF_TEXT
+
+ROWS = 65536  # looked at in one go
+SAMPLE, SAMPLED_K = 100, 10  # keys of a shard that are searched for in its index, and neighbours asked for
+LEAST_RECALL = 0.8  # of a shard's sample: a graph that is worse is not of these keys
+KEY_TOLERANCE = 1e-3  # BERT's keys depend a little on the batch; in float16 on rounding
+
+
+@dataclass
+class Report:
+    """What was found to be well, and what is broken: a line each."""
+
+    checked: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    def note(self, what: str, complaints: list[str]) -> None:
+        """Record a check."""
+        self.broken += complaints
+        if not complaints:
+            self.checked.append(what)
+
+
+def verify_database(path, embedder=None) -> Report:
+    """Check every hash and every invariant. Raises UserError where there is no database, or its manifest is damaged."""
+    path, report = Path(path), Report()
+    settle_edit(path)
+    manifest = read_manifest(path)
+    report.note(f"{len(manifest['files'])} files have the manifest's hashes", broken_files(path, manifest))
+    others = sorted(set(file_names(path)) - set(manifest["files"]))
+    if others:
+        report.checked.append(f"{len(others)} files are no part of the database and are not read, like {others[0]}")
+    if report.broken:
+        return report
+    database = Database(path, manifest, embedder, "hnsw")
+    report.note(f"{len(database.documents):,} documents are numbered in order", list(_documents(database)))
+    checks = {
+        "chunks are their documents' own, contiguous, and end where they end": _chunks,
+        "keys are there for every chunk and finite": _keys,
+        "removed chunks are those of removed documents": _tombstones,
+        "neighbours are in order, of other documents, and at the distance that is written": _neighbours,
+    }
+    for what, check in checks.items():
+        report.note(what, [line for split in SPLITS for line in check(database, split)])
+    if not report.broken:
+        _indexes(database, report)
+        _embedder(database, report)
+    return report
+
+
+def _documents(database) -> Iterator[str]:
+    counted = {split: {"documents": 0, "chunks": 0, "bytes": 0, "replaced": 0} for split in SPLITS}
+    for number, record in enumerate(database.documents):
+        if record["id"] != number or record["split"] not in SPLITS or record["chunks"] < 1:
+            yield f"documents.jsonl: line {number + 1} is document {record['id']} of split {record['split']!r}"
+            return
+        if not record.get("removed"):
+            counted[record["split"]]["documents"] += 1
+            for name in ("chunks", "bytes", "replaced"):
+                counted[record["split"]][name] += record[name]
+    if counted != database.manifest["splits"]:
+        yield f"manifest.json: it counts {database.manifest['splits']}, and documents.jsonl {counted}"
+
+
+def _chunks(database, split) -> Iterator[str]:
+    records = iter(record for record in database.documents if record["split"] == split)
+    for folder in database.folders(home_of(split)):
+        tokens, documents = _map(folder, "tokens"), _map(folder, "documents")
+        if tokens.shape != (len(documents), database.chunk_size):
+            yield f"{folder}: tokens are {tokens.shape} for {len(documents)} chunks of {database.chunk_size}"
+            continue
+        edges = np.flatnonzero(np.diff(documents, prepend=-1, append=-1))
+        for begin, end in itertools.pairwise(edges):
+            record = next(records, None)
+            if record is None or record["id"] != documents[begin] or record["chunks"] != end - begin:
+                yield f"{folder}: rows {begin} to {end - 1} are of document {documents[begin]}, not {record}"
+                return
+        for start in range(0, len(tokens), ROWS):
+            block = tokens[start : start + ROWS].astype(np.int64)
+            last = np.isin(np.arange(start, start + len(block)) + 1, edges)
+            wrong = np.flatnonzero(~_well_ended(block, last) | (block >= database.vocabulary_size).any(axis=1))
+            if len(wrong):
+                yield f"{folder}: chunk {start + wrong[0]} holds a token that there is not, or an end out of place"
+                return
+    if next(records, None) is not None:
+        yield f"{database.path / home_of(split)}: documents.jsonl lists documents that have no chunk"
+
+
+def _well_ended(tokens, last) -> np.ndarray:
+    """Whether each chunk is text throughout, or a document's last one: text, one end-of-text, padding."""
+    ends = (tokens == END_OF_TEXT).sum(axis=1)
+    behind = np.cumsum(tokens == END_OF_TEXT, axis=1) > 0
+    padded = ((tokens == 0) == (behind & (tokens != END_OF_TEXT))).all(axis=1)
+    return padded & (ends == last)
+
+
+def _keys(database, split) -> Iterator[str]:
+    dtype = np.dtype(database.manifest["key_dtype"])
+    for folder in database.folders(home_of(split)):
+        keys, rows = _map(folder, "keys"), len(_map(folder, "tokens"))
+        if keys.shape != (rows, database.d_key) or keys.dtype != dtype:
+            yield f"{folder}: keys are {keys.shape} {keys.dtype}, not {(rows, database.d_key)} {dtype}"
+            continue
+        for start in range(0, rows, ROWS):
+            bad = np.flatnonzero(~np.isfinite(keys[start : start + ROWS]).all(axis=1))
+            if len(bad):
+                yield f"{folder}: the key of chunk {start + bad[0]} is not finite"
+                break
+
+
+def _tombstones(database, split) -> Iterator[str]:
+    rows = np.load(database.path / tombstones_of(split), allow_pickle=False)
+    removed = np.array([record["id"] for record in database.documents if record.get("removed")], np.int64)
+    expected = np.flatnonzero(np.isin(np.asarray(database.split(split).documents), removed))
+    if not np.array_equal(rows, expected):
+        yield f"{tombstones_of(split)}: it lists {len(rows)} chunks, and removed documents have {len(expected)}"
+
+
+def _neighbours(database, split) -> Iterator[str]:
+    stored, keys = database.split(split), database.keys(split)
+    all_keys = database.keys("train")
+    width = database.manifest["neighbours"] + database.manifest["spares"]
+    rows = len(stored.tokens)
+    if stored.neighbours.shape != (rows, width) or stored.distances.shape != (rows, width):
+        yield f"neighbours/{split}: {stored.neighbours.shape}, and there are {rows} chunks of {width} neighbours"
+        return
+    rng = np.random.default_rng(0)
+    for start in range(0, rows, ROWS // 8):
+        some = slice(start, min(start + ROWS // 8, rows))
+        ids, distances = stored.neighbours[some], stored.distances[some]
+        missing = ids < 0
+        right = (ids >= -1) & (ids < database.n_chunks) & (missing == np.isinf(distances)) & ~np.isnan(distances)
+        right[:, 1:] &= distances[:, 1:] >= distances[:, :-1]
+        if right.all() and split == "train":
+            right &= missing | (database.document_of(ids) != stored.documents[some][:, None])
+        if right.all():
+            picked = rng.integers(0, len(ids), min(8, len(ids)))
+            queries = np.asarray(keys[picked + start], np.float32)
+            true = listed_distances(queries, all_keys, np.maximum(ids[picked], 0)) if database.n_chunks else 0
+            right[picked] &= missing[picked] | (true == distances[picked])
+        if not right.all():
+            row = start + int(np.argmin(right.all(axis=1)))
+            yield f"neighbours/{split}: the list of chunk {row} is not sorted, not there, of itself, or elsewhere"
+            return
+
+
+def _indexes(database, report) -> None:
+    folders = database.folders(home_of("train"))
+    rng, found_share, weights = np.random.default_rng(0), [], []
+    with progress_bar("indexes against exact search", len(folders), unit="shards") as advance:
+        for folder in folders:
+            shard = Shard.open(folder)
+            size = len(shard.keys)
+            if size:
+                k = min(SAMPLED_K, size)
+                queries = np.asarray(shard.keys[np.sort(rng.integers(0, size, SAMPLE))], np.float32)
+                true, far = Shard.open(folder, "exact").index.search(queries, k)
+                found, distances = shard.index.search(queries, k)
+                if shard.index.graph is None or shard.index.graph.get_current_count() != size:
+                    report.broken.append(f"{folder}: index.hnsw has not one entry a chunk")
+                # equal keys are as good as each other: distances are compared
+                found_share.append(float(np.mean(distances <= far[:, -1:])) if found.shape == true.shape else 0.0)
+                weights.append(size)
+                if found_share[-1] < LEAST_RECALL:
+                    report.broken.append(f"{folder}: index.hnsw finds {found_share[-1]:.0%} of what exact search finds")
+            advance()
+    if found_share and not report.broken:
+        recall = np.average(found_share, weights=weights)
+        report.checked.append(f"{len(folders)} indexes find {recall:.1%} of what exact search finds (sampled, @10)")
+
+
+def _embedder(database, report) -> None:
+    """Whether the keys are the embedder's, on a sample; where the embedder is not here, that is said."""
+    try:
+        embedder = database.embedder
+    except UserError as error:
+        report.checked.append(f"not checked: keys against the embedder ({error})")
+        return
+    rng = np.random.default_rng(0)
+    if database.n_chunks:
+        rows = np.sort(rng.integers(0, database.n_chunks, min(SAMPLE, database.n_chunks)))
+        stored = np.asarray(database.keys("train")[rows], np.float32)
+        made = database.embed_chunks(database.split("train").tokens[rows])
+        keep = ~database.removed(rows)
+        scale = np.abs(stored).max(initial=1e-9)
+        wrong = np.flatnonzero(keep & (np.abs(stored - made).max(axis=1) > KEY_TOLERANCE * scale))
+        complaints = [f"keys: that of chunk {rows[row]} is not what {embedder.name} makes of it" for row in wrong[:1]]
+        report.note(f"keys are what {embedder.name} makes of their chunks (sampled)", complaints)
+
+
+def _map(folder, name):
+    return np.load(folder / f"{name}.npy", allow_pickle=False, mmap_mode="r")

@@ -1,0 +1,184 @@
+"""The hashing embedder. Ground truth: TF-IDF cosines of dictionaries of counts; its own keys, made another way."""
+
+import math
+import pickle
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retro_np.errors import UserError
+from retro_np.files import write_array
+from retro_np.kernels.hashing import BUCKETS
+from retro_np.retrieval.hashing import HashingEmbedder, count_features, load_hashing, save_hashing
+from retro_np.retrieval.tokenizer import encode, train_tokenizer
+
+TEXTS = ["def f(x): return x", "", "class Token:\n    pass\n", "naïve café 🙂", "for i in range(10): print(i)\n" * 90]
+
+
+def chunks(rows=300, width=64, seed=0):
+    """Rows that have every tenth run of words in common with others, so that some are near one another."""
+    rng = np.random.default_rng(seed)
+    phrases = rng.zipf(1.2, (60, 8)).clip(0, 297) + 2
+    return phrases[rng.integers(0, 60, (rows, width // 8))].reshape(rows, width)
+
+
+def counted(tokenizer, tokens, d_key=128):
+    counts = np.zeros(BUCKETS, np.uint32)
+    count_features(tokens, counts)
+    return HashingEmbedder(tokenizer, counts, len(tokens), d_key)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, 300)
+
+
+@pytest.fixture(scope="module")
+def embedder(tokenizer):
+    return counted(tokenizer, chunks())
+
+
+def test_name_hash_width_and_length(embedder):
+    assert (embedder.name, embedder.d_key, len(embedder.sha256)) == ("hashing", 128, 64)
+    keys = embedder.embed_tokens(chunks())
+    assert (keys.shape, keys.dtype) == ((300, 128), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-6)
+
+
+def test_cosines_of_keys_are_those_of_tf_idf_but_for_the_projection_s_noise(tokenizer):
+    tokens = chunks()
+    bags = [Counter(row) + Counter(pairwise(row)) for row in tokens.tolist()]
+    held_by = Counter(feature for bag in bags for feature in bag)
+    weight = {feature: math.sqrt(math.log(1 + len(bags) / (1 + n))) for feature, n in held_by.items()}
+    features = {feature: i for i, feature in enumerate(weight)}
+    table = np.zeros((len(bags), len(features)))
+    for row, bag in zip(table, bags, strict=True):
+        for feature, times in bag.items():
+            row[features[feature]] = times * weight[feature]
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    keys = counted(tokenizer, tokens, 4096).embed_tokens(tokens)
+    # a cosine's noise is at most about √(2 / d_key) = 0.022; there are 45,000 pairs
+    assert np.abs(keys @ keys.T - table @ table.T).max() < 5 * 0.022
+
+
+@settings(deadline=None, max_examples=30)
+@given(texts=st.lists(st.text(max_size=40), max_size=6))
+def test_the_key_of_a_text_is_that_of_its_tokens_alone(embedder, texts):
+    keys = embedder.embed(texts, show_progress=False)
+    assert (keys.shape, keys.dtype) == ((len(texts), 128), np.float32)
+    for found, text in zip(keys, texts, strict=True):
+        ids = np.array(encode(embedder.tokenizer, text), np.int64)
+        np.testing.assert_array_equal(found, embedder.embed_tokens(ids[None])[0])
+
+
+def test_texts_of_very_different_lengths_are_embedded_in_several_batches(embedder, monkeypatch):
+    expected = embedder.embed(TEXTS * 3)
+    monkeypatch.setattr("retro_np.retrieval.hashing.BATCH_TOKENS", 50)
+    np.testing.assert_array_equal(embedder.embed(TEXTS * 3), expected)
+
+
+def test_lone_surrogates_are_replaced(embedder):
+    np.testing.assert_array_equal(embedder.embed(["a\udc80b"]), embedder.embed(["a\ufffdb"]))
+
+
+def test_what_is_no_list_of_texts_is_refused(embedder):
+    with pytest.raises(UserError, match="put it in brackets"):
+        embedder.embed("text")
+    with pytest.raises(UserError, match="text 1 is NoneType"):
+        embedder.embed(["a", None])
+
+
+def test_rare_tokens_weigh_more_than_common_ones(embedder):
+    common = int(np.argmax(embedder.counts))
+    rare = int(np.flatnonzero(embedder.counts == 1)[0])
+    unseen = int(np.flatnonzero(embedder.counts == 0)[0])
+    assert embedder.weights[common] < embedder.weights[rare] < embedder.weights[unseen]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_even_of_nothing_counted_weights_are_above_zero(tokenizer, rows):
+    assert counted(tokenizer, chunks(rows)).weights.min() >= 1
+
+
+def test_what_is_saved_is_loaded_and_has_the_same_bytes_each_time(embedder, tmp_path):
+    save_hashing(embedder, tmp_path / "a.npy")
+    again = load_hashing(tmp_path / "a.npy", embedder.tokenizer)
+    save_hashing(again, tmp_path / "b.npy")
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert (again.sha256, again.chunks, again.d_key) == (embedder.sha256, 300, 128)
+    np.testing.assert_array_equal(again.embed_tokens(chunks()), embedder.embed_tokens(chunks()))
+
+
+def test_a_copy_by_pickle_makes_the_same_keys_and_is_small(embedder):
+    data = pickle.dumps(embedder)
+    assert len(data) < 4e6
+    np.testing.assert_array_equal(pickle.loads(data).embed(TEXTS), embedder.embed(TEXTS))
+
+
+def test_whatever_changes_keys_changes_the_hash(embedder, tokenizer):
+    other_counts = embedder.counts.copy()
+    other_counts[5] += 1
+    others = [
+        HashingEmbedder(tokenizer, embedder.counts, 300, 64),
+        HashingEmbedder(tokenizer, embedder.counts, 301, 128),
+        HashingEmbedder(tokenizer, other_counts, 300, 128),
+        HashingEmbedder(train_tokenizer(TEXTS, 290), embedder.counts, 300, 128),
+    ]
+    assert len({embedder.sha256, *(other.sha256 for other in others)}) == 5
+    assert HashingEmbedder(tokenizer, embedder.counts.copy(), 300, 128).sha256 == embedder.sha256
+
+
+def test_what_can_not_be_counts_is_refused(tokenizer):
+    with pytest.raises(UserError, match="use count_features"):
+        HashingEmbedder(tokenizer, np.zeros(3, np.uint32), 1)
+    with pytest.raises(UserError, match="a key of 0 columns"):
+        HashingEmbedder(tokenizer, np.zeros(BUCKETS, np.uint32), 1, 0)
+    with pytest.raises(UserError, match="stands in 2 of 1 chunks"):
+        HashingEmbedder(tokenizer, np.full(BUCKETS, 2, np.uint32), 1)
+
+
+def damaged(change):
+    def write(embedder, path):
+        save_hashing(embedder, path)
+        path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+def changed(name, value):
+    def write(embedder, path):
+        save_hashing(embedder, path)
+        record = np.load(path)
+        record[name] = value
+        write_array(path, record)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda embedder, path: None, "no counts of features at"),
+        (damaged(lambda data: b""), "holds no counts"),
+        (damaged(lambda data: data[:-1]), "holds no counts"),
+        (damaged(lambda data: data[:40]), "holds no counts"),
+        (damaged(lambda data: b"PK" + data), "holds no counts"),
+        (damaged(lambda data: data * 3), "too large"),
+        (lambda embedder, path: write_array(path, embedder.counts), "something else"),
+        (changed("version", 99), "is of version 99"),
+        (changed("d_key", 0), "is damaged"),
+        (changed("chunks", 1), "is damaged"),
+        (changed("tokenizer", 0), "another tokenizer"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(embedder, tmp_path, write, message):
+    path = tmp_path / "hashing.npy"
+    write(embedder, path)
+    with pytest.raises(UserError, match=message) as error:
+        load_hashing(path, embedder.tokenizer)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)

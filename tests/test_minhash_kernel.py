@@ -1,0 +1,171 @@
+"""Grams, MinHash and bands. Ground truth: regular expressions and tuples of words, minima in Python's integers, brute
+force over all pairs; Numba against NumPy bit for bit."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retro_np import kernels
+from retro_np.errors import UserError
+from retro_np.kernels import minhash as module
+from retro_np.kernels import threads
+from retro_np.kernels.minhash import band_matches, gram_hashes, minhash, multipliers
+
+KINDS = pytest.mark.parametrize("kind", ["numpy", "numba"])
+WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+|[^\x00-\x20\x7f]")
+ALPHABET = [b"a", b"B", b"b", b"_", b"7", b"(", b"=", b" ", b"\n", b"\0", b"\x7f", "é".encode(), b"\xff", b"  ", b"if"]
+texts = st.lists(st.sampled_from(ALPHABET), max_size=60).map(b"".join)
+
+
+def as_array(data):
+    return np.frombuffer(data, np.uint8)
+
+
+def joined(parts):
+    return as_array(b"".join(parts)), np.cumsum([0, *map(len, parts)])
+
+
+def grams_as_tuples(data, words):
+    found = [word.lower() for word in WORD.findall(data)]
+    length = min(words, len(found))
+    return [tuple(found[i : i + length]) for i in range(len(found) - length + 1)] if found else []
+
+
+def random_text(rng, words, longest=12):
+    """Words of few kinds and of all lengths, between them spaces of all lengths."""
+    lengths, gaps = rng.integers(1, longest, words), rng.integers(0, longest, words)
+    pairs = zip(lengths, gaps, strict=True)
+    return b"".join(bytes(rng.choice([97, 66, 40, 200], n)) + b" " * gap for n, gap in pairs)
+
+
+@KINDS
+@settings(deadline=None)  # Numba compiles in the first call
+@given(data=texts, more=texts, words=st.integers(1, 15))
+def test_grams_have_equal_hashes_just_where_their_tuples_of_words_are_equal(kind, data, more, words):
+    kernels.use(kind)
+    found = [hash for text in (data, more) for hash in gram_hashes(as_array(text), words).tolist()]
+    expected = grams_as_tuples(data, words) + grams_as_tuples(more, words)
+    assert len(found) == len(expected)
+    assert len(set(zip(found, expected, strict=True))) == len(set(found)) == len(set(expected))
+
+
+@settings(deadline=None)
+@given(data=st.binary(max_size=300), words=st.integers(1, 15))
+def test_numba_and_numpy_give_a_gram_the_same_hash(data, words):
+    found = []
+    for kind in ("numpy", "numba"):
+        kernels.use(kind)
+        found.append(gram_hashes(as_array(data), words))
+    assert found[0].dtype == found[1].dtype == np.uint64
+    np.testing.assert_array_equal(*found)
+
+
+@KINDS
+@settings(deadline=None)
+@given(parts=st.lists(texts, max_size=5), words=st.integers(1, 6), hashes=st.integers(1, 9))
+def test_a_signature_holds_the_least_value_of_each_hash_function(kind, parts, words, hashes):
+    kernels.use(kind)
+    factors = multipliers(hashes)
+    found = minhash(*joined(parts), words, factors)
+    assert found.shape == (len(parts), hashes)
+    assert found.dtype == np.uint32
+    for text, signature in zip(parts, found, strict=True):
+        grams = [divmod(gram, 2**32) for gram in gram_hashes(as_array(text), words).tolist()]
+        for k, factor in enumerate(factors.tolist()):
+            values = [(low + factor * high) % 2**32 for high, low in grams]
+            assert signature[k] == min(values, default=2**32 - 1)
+
+
+@pytest.mark.parametrize("words", [1, 13])
+@pytest.mark.parametrize("longest", [3, 12, 3000])  # words and gaps longer than a span, too
+def test_a_text_cut_into_spans_has_the_signature_of_the_whole(words, longest, monkeypatch):
+    rng = np.random.default_rng(longest)
+    parts = [random_text(rng, int(count), longest) for count in (0, 1, 5, 12, 13, 40)] + [random_text(rng, 9000, 9)]
+    parts += [b" " * 5000 + b"two words" + b" " * 5000, b"x" * 20_000, b" " * 20_000, b"a " * 9 + b" " * 9000 + b"end"]
+    factors = multipliers(8)
+    kernels.use("numpy")
+    expected = minhash(*joined(parts), words, factors)
+    kernels.use("numba")
+    for span in (64, 1000, 1 << 20):
+        monkeypatch.setattr(module, "SPAN", span)
+        for count in (1, 3):
+            threads.use_threads(count)
+            np.testing.assert_array_equal(minhash(*joined(parts), words, factors), expected)
+
+
+def test_the_hash_functions_are_always_the_same_ones():
+    expected = []
+    for k in range(1, 1001):
+        x = k * 0x9E3779B97F4A7C15 % 2**64
+        x = (x ^ x >> 33) * 0xFF51AFD7ED558CCD % 2**64
+        x = (x ^ x >> 33) * 0xC4CEB9FE1A85EC53 % 2**64
+        expected.append((x ^ x >> 33) >> 32)
+    assert multipliers(1000).tolist() == expected
+    assert len(set(expected)) == 1000
+
+
+@st.composite
+def banded(draw):
+    """Signatures of few kinds of entry, so that bands agree; the held ones sorted by each band."""
+    n, held_count, bands, width = (draw(st.integers(low, top)) for low, top in ((0, 6), (1, 9), (1, 4), (1, 3)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    signatures, held = (rng.integers(0, 3, (rows, bands * width)).astype(np.uint32) for rows in (n, held_count))
+    order, lows, highs = [], np.zeros((n, bands), int), np.zeros((n, bands), int)
+    for b in range(bands):
+        columns = slice(b * width, (b + 1) * width)
+        keys = [tuple(row) for row in held[:, columns].tolist()]
+        order.append(sorted(range(held_count), key=lambda row, keys=keys: (keys[row], row)))
+        for i, own in enumerate(tuple(row) for row in signatures[:, columns].tolist()):
+            lows[i, b], highs[i, b] = sum(key < own for key in keys), sum(key <= own for key in keys)
+    return signatures, held, np.array(order), lows, highs, width
+
+
+@KINDS
+@settings(deadline=None)
+@given(drawn=banded(), least=st.integers(-1, 12), limit=st.integers(0, 10))
+def test_band_matches_are_the_best_of_all_pairs_that_agree_in_a_band(kind, drawn, least, limit):
+    kernels.use(kind)
+    signatures, held, order, lows, highs, width = drawn
+    rows, equal = band_matches(signatures, held, order, lows, highs, least, limit)
+    for i, own in enumerate(signatures):
+        expected = []
+        for row, other in enumerate(held):
+            agree = (own == other).reshape(-1, width)
+            if agree.all(axis=1).any() and agree.sum() >= least:
+                expected.append((-agree.sum(), row))
+        expected = sorted(expected)[:limit]
+        assert rows[i].tolist() == [row for _, row in expected] + [-1] * (limit - len(expected))
+        assert equal[i].tolist() == [-less for less, _ in expected] + [0] * (limit - len(expected))
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros(4), [0, 4], 13, multipliers(2)), "minhash: a text is"),
+        ((np.zeros((2, 2), np.uint8), [0, 4], 13, multipliers(2)), "minhash: a text is"),
+        ((np.zeros(4, np.uint8), [0, 5], 13, multipliers(2)), "offsets are"),
+        ((np.zeros(4, np.uint8), [-1, 4], 13, multipliers(2)), "offsets are"),
+        ((np.zeros(4, np.uint8), [0, 3, 2], 13, multipliers(2)), "offsets are"),
+        ((np.zeros(4, np.uint8), [0, 4], 0, multipliers(2)), "at least one word"),
+        ((np.zeros(4, np.uint8), [0, 4], 13, np.ones(2)), "factors are"),
+    ],
+)
+def test_what_are_no_texts_is_refused_by_name(kind, arguments, message):
+    kernels.use(kind)
+    with pytest.raises(UserError, match=message):
+        minhash(*arguments)
+
+
+@KINDS
+def test_places_outside_the_held_signatures_are_refused(kind):
+    kernels.use(kind)
+    one = np.zeros((1, 4), np.uint32)
+    for order, low, high in (([[1]], 0, 1), ([[0]], -1, 1), ([[0]], 0, 2)):
+        with pytest.raises(UserError, match="inside the 1 held"):
+            band_matches(one, one, order, [[low]], [[high]], 0, 1)
+    with pytest.raises(UserError, match=r"lows is \(1, 2\)"):
+        band_matches(one, one, [[0]], [[0, 0]], [[1]], 0, 1)
