@@ -10,6 +10,7 @@ from below; keys of so many columns that the projection adds next to no noise, f
 
 import argparse
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import retro_np  # first, so that BLAS threads sleep as they do in the commands
@@ -61,17 +62,13 @@ def embedder(tokenizer, chunks, d_key):
     return HashingEmbedder(tokenizer, counts, len(chunks), d_key)
 
 
-def from_tokens(d_key):
-    """A maker: embeds the same chunks over and over, until they are as many as asked."""
-
-    def make(count, limit):
-        texts = modules(limit).values()
-        tokenizer = train_tokenizer(texts, VOCABULARY)
-        chunks, _ = chunked(tokenizer, texts)
-        ours, many = embedder(tokenizer, chunks, d_key), np.resize(chunks, (count, M)).astype(np.uint16)
-        return lambda: ours.embed_tokens(many)[:1]
-
-    return make
+def ours(d_key, count, limit):
+    """Embeds the same chunks over and over, until they are as many as asked."""
+    texts = modules(limit).values()
+    tokenizer = train_tokenizer(texts, VOCABULARY)
+    chunks, _ = chunked(tokenizer, texts)
+    made, many = embedder(tokenizer, chunks, d_key), np.resize(chunks, (count, M)).astype(np.uint16)
+    return lambda: made.embed_tokens(many)[:1]
 
 
 def minilm(count, limit):
@@ -101,8 +98,8 @@ def worth(limit):
 
     found = {"random values": common(rng.integers(0, len(chunks), (len(queries), 2)))}
     for d_key in (*WIDTHS, EXACT):
-        ours = embedder(tokenizer, chunks, d_key)
-        found[f"hashing, {d_key}"] = common(exact_search(ours.embed_tokens(queries), ours.embed_tokens(chunks), 2)[0])
+        made = embedder(tokenizer, chunks, d_key)
+        found[f"hashing, {d_key}"] = common(exact_search(made.embed_tokens(queries), made.embed_tokens(chunks), 2)[0])
     bert = retro_np.load_bert()
     keys, asked = (bert.embed([decode(tokenizer, chunk) for chunk in some]) for some in (chunks, queries))
     found["MiniLM"] = common(exact_search(asked, keys, 2)[0])
@@ -117,7 +114,7 @@ def main():
     parser.add_argument("--bytes", type=int, default=1_500_000, help="of text; MiniLM takes a minute for 1.5 million")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
-    makers = {f"hashing, {d_key}": from_tokens(d_key) for d_key in (128, 64, 256)} | {"MiniLM": minilm}
+    makers = {f"hashing, {d_key}": partial(ours, d_key) for d_key in WIDTHS} | {"MiniLM": minilm}
     rows = compare(makers, options.rounds, (options.chunks, options.bytes))
     for name, row in rows.items():
         rate = (MINILM if name == "MiniLM" else options.chunks) / row["seconds"]

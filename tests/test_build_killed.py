@@ -16,7 +16,6 @@ import pytest
 from conftest import SMALL, CountingEmbedder, all_bytes, write_corpus
 
 from retro_np.errors import UserError
-from retro_np.retrieval import build as building
 from retro_np.retrieval import index, shards, texts
 from retro_np.retrieval.build import build_database
 

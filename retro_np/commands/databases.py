@@ -51,6 +51,10 @@ def build(
         str | None,
         typer.Option(help="`hashing`, or a BERT's folder. Default: all-MiniLM-L6-v2, found where it is installed."),
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Chunks, tokenizer and embedder of this database, so that both can be searched as one."),
+    ] = None,
     dask: Dask = None,
 ) -> None:  # fmt: skip
     """Build a retrieval database from text.
@@ -65,6 +69,13 @@ def build(
 
     if out is None:
         raise UserError("no folder is named for the database: give -o DB")
+    if like is not None:
+        if tokenizer is not None or embedder is not None:
+            raise UserError("--like settles tokenizer and embedder: leave out --tokenizer and --embedder")
+        model = open_database(like)
+        if chunk_size not in (BuildConfig.chunk_size, model.chunk_size):
+            raise UserError(f"{like} has chunks of {model.chunk_size} tokens: leave out --chunk-size")
+        tokenizer, chunk_size = like / "tokenizer.json", model.chunk_size
     config = BuildConfig(
         chunk_size=chunk_size,
         vocabulary_size=vocabulary_size,
@@ -80,7 +91,10 @@ def build(
         exclude=tuple(exclude or ()),
     )
     sources = _sources(corpus, source)
-    chosen = HASHED if embedder == HASHED else load_bert(Path(embedder) if embedder else None)
+    if like is not None:
+        chosen = model.embedder
+    else:
+        chosen = HASHED if embedder == HASHED else load_bert(Path(embedder) if embedder else None)
     _describe(build_database(sources, out, config, chosen, dask))
 
 

@@ -13,6 +13,7 @@ from retro_np.commands.shared import (
     K,
     Seed,
     console,
+    finite,
     open_database,
     print_results,
 )
@@ -117,18 +118,35 @@ def evaluate(
     sequence_length: Annotated[int, typer.Option(min=1, help="n, tokens; whole chunks.")] = 512,
     stride: Annotated[int, typer.Option(min=1, help="Tokens that the window slides; whole chunks.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many chunks.")] = None,
+    retrieve_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another database to retrieve from, or several as one.", show_default=False),
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="Retrieve from a random share of its documents.")] = 1.0,
+    fraction_seed: Annotated[int, typer.Option(min=0, help="Which share.")] = 0,
 ) -> None:
     """Bits per byte of held-out documents: RETRO with retrieval on, off, and with the neighbours of others; bpb(α)."""
+    from retro_np.evaluation.leakage import NEIGHBOURS
     from retro_np.experiments.compare import compare
+    from retro_np.retrieval.join import Union
+    from retro_np.retrieval.join import retrieve_from as retrieve_elsewhere
     from retro_np.training.checkpoint import load_model
 
     database = open_database(db)
     models = {"RETRO": load_model(checkpoint, database)}
     if baseline is not None:
         models["baseline"] = load_model(baseline, database)
+    retrieval = None
+    if retrieve_from or fraction != 1:
+        if split != "valid":
+            raise UserError("--retrieve-from and --fraction are for held-out documents: leave out --split")
+        places = retrieve_from or [db]
+        parts = [open_database(place).fraction(finite("--fraction", fraction), fraction_seed) for place in places]
+        retrieval = retrieve_elsewhere(database, parts[0] if len(parts) == 1 else Union(parts), max(k, NEIGHBOURS))
     results = compare(
-        models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit
-    )
+        models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
+        retrieval=retrieval,
+    )  # fmt: skip
     print_results(results)
     console.print(f"Everything is in {out}: results.json, losses.npz, bpb_alpha.png")
 

@@ -11,6 +11,7 @@ from retro_np.nn.model import retro
 from retro_np.nn.operators import log_softmax
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database, Split
+from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.neighbours import sequence_neighbours
 from retro_np.retrieval.tokenizer import END_OF_TEXT, token_byte_lengths
 from retro_np.training.batches import sequence_chunks, tokens_and_targets
@@ -84,6 +85,7 @@ def evaluate(
     stride: int = 256,
     limit: int | None = None,
     shuffle_seed: int | None = None,
+    retrieval: Retrieval | None = None,
     description: str = "evaluating",
 ) -> Losses:
     """Score a split. k = 0: retrieval off, RETRO[OFF]; otherwise RETRO[ON] with k neighbours.
@@ -91,13 +93,15 @@ def evaluate(
     sequence_length, stride: tokens, multiples of m; each scored token but a document's first ones has at least
     sequence_length − stride tokens of context. limit: chunks of the split to score, from its start; None: all.
     shuffle_seed: not None gives each chunk the neighbours of another, the control that shows whether they matter.
+    retrieval: where neighbours are from, see `join.retrieve_from`; None: the database's own.
     """
     check_fit(config, database)
     m = config.chunk_size
     length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m)
     if step > length:
         raise UserError(f"a stride of {stride} tokens would leave out what lies between windows of {sequence_length}")
-    split = database.split(split_name)
+    retrieval = retrieval or Retrieval.own(database, split_name)
+    split = retrieval.split
     if len(split.tokens) == 0:
         raise UserError(f"{database.path} has no chunk in its split {split_name!r}: build it with --held-out above 0")
     if shuffle_seed is not None and split_name == "train":
@@ -120,7 +124,7 @@ def evaluate(
             neighbours = None
             if k and config.retrieves:
                 lender = window if lent is None else np.where(window >= 0, lent[window], -1)
-                neighbours = sequence_neighbours(database, split, lender, k)
+                neighbours = sequence_neighbours(retrieval.database, split, lender, k)
             token_nats = nats_of(retro(params, config, tokens, neighbours)[0], targets)
             # a target belongs to the chunk it stands in, which for a chunk's last position is the one after
             b, t = np.nonzero(targets)

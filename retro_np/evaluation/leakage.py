@@ -6,24 +6,29 @@ from retro_np.evaluation.bits_per_byte import Losses, bits_per_byte
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.join import Retrieval
 
 NEIGHBOURS = 10
 ALPHAS = tuple(i / 16 for i in range(17))  # 2/16 = 12.5 % is the paper's «no local leakage»
 BATCH = 256
 
 
-def chunk_leakage(database: Database, split_name: str = "valid", limit: int | None = None) -> np.ndarray:
+def chunk_leakage(
+    database: Database, split_name: str = "valid", limit: int | None = None, retrieval: Retrieval | None = None
+) -> np.ndarray:
     """r(C) = s / m of each chunk, s the longest token run it shares with one of its 10 nearest training values.
 
-    Returns (chunks,) in [0, 1]. Where the database kept fewer than 10 neighbours a chunk, those it has.
+    retrieval: where the values are from; None: the database. Returns (chunks,) in [0, 1]. Where fewer than 10
+    neighbours a chunk were kept, those there are.
     """
-    split = database.split(split_name)
+    retrieval = retrieval or Retrieval.own(database, split_name)
+    split = retrieval.split
     chunks = len(split.tokens[:limit])
     ratios = np.zeros(chunks)
     with progress_bar("longest common substrings", chunks) as advance:
         for start in range(0, chunks, BATCH):
             rows = slice(start, min(start + BATCH, chunks))
-            values = database.value(split.neighbours[rows][:, :NEIGHBOURS])
+            values = retrieval.database.value(split.neighbours[rows][:, :NEIGHBOURS])
             tokens = split.tokens[rows]
             ratios[rows] = longest_common_substring(tokens, values) / tokens.shape[1]
             advance(rows.stop - rows.start)

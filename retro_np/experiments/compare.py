@@ -10,6 +10,7 @@ from retro_np.evaluation.leakage import ALPHAS, NEIGHBOURS, chunk_leakage, filte
 from retro_np.files import check_folder, replacing, write_json
 from retro_np.report.plots import NO_LEAKAGE, plot_leakage
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.join import Retrieval
 
 OFF, ON, SHUFFLED = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of others"
 SHUFFLE_SEED = 0
@@ -28,7 +29,18 @@ def conditions(models: dict) -> dict[str, tuple]:
     return lines
 
 
-def compare(models: dict, database: Database, out, *, split="valid", k=2, sequence_length=512, stride=256, limit=None):
+def compare(
+    models: dict,
+    database: Database,
+    out,
+    *,
+    split="valid",
+    k=2,
+    sequence_length=512,
+    stride=256,
+    limit=None,
+    retrieval: Retrieval | None = None,
+):
     """Score a split under each model and condition; leave results.json, losses.npz and bpb_alpha.png in `out`.
 
     models: {"RETRO": (params, config)} and, if there, {"baseline": (params, config)}. The rest as in `evaluate`.
@@ -45,9 +57,10 @@ def compare(models: dict, database: Database, out, *, split="valid", k=2, sequen
             continue  # the neighbours of another training chunk may be of the document itself
         losses[name] = evaluate(
             params, config, database, split, k=k if retrieve else 0, sequence_length=sequence_length, stride=stride,
-            limit=limit, shuffle_seed=shuffle_seed, description=f"evaluating {name}",
+            limit=limit, shuffle_seed=shuffle_seed, retrieval=retrieval, description=f"evaluating {name}",
         )  # fmt: skip
-    ratios = chunk_leakage(database, split, limit)
+    retrieval = retrieval or Retrieval.own(database, split)
+    ratios = chunk_leakage(database, split, limit, retrieval)
     curves = {name: filtered_bits_per_byte(loss, ratios) for name, loss in losses.items()}
     at_no_leakage = ALPHAS.index(NO_LEAKAGE)
     figures = {
@@ -58,7 +71,8 @@ def compare(models: dict, database: Database, out, *, split="valid", k=2, sequen
         "database": {"path": str(database.path), **database.identity, **database.manifest["splits"][split]},
         "settings": {
             "split": split, "k": k, "sequence_length": sequence_length, "stride": stride, "limit": limit,
-            "leakage_neighbours": min(NEIGHBOURS, database.split(split).neighbours.shape[1]),
+            "leakage_neighbours": min(NEIGHBOURS, retrieval.split.neighbours.shape[1]),
+            "retrieved_from": str(retrieval.database.path),
         },
         "chunks": len(ratios),
         "bytes": int(next(iter(losses.values())).bytes.sum()),

@@ -160,6 +160,8 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, embedder
         write_array(out / tombstones_of(split), np.empty(0, np.int64))
     if embedder == HASHED:
         embedder = _hashing(run, out, work, training, tokenizer, config.d_key)
+    elif isinstance(embedder, HashingEmbedder):  # another database's: it is kept with these keys too
+        save_hashing(embedder, out / HASHING)
     stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
     stages.write_indexes(run, training)
     queries = stages.all_queries(training, folders[len(training) :])

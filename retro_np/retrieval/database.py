@@ -192,15 +192,22 @@ class Database:
         """
         if not 0 < share <= 1:
             raise UserError(f"a fraction of a database is above 0 and at most 1, not {share}")
-        records = self.documents if share < 1 else ()
-        kept = np.array([place_of(f"fraction {seed} {record['name']}") < share for record in records], bool)
+        if share == 1:
+            return self
+        return self._only(lambda record: place_of(f"fraction {seed} {record['name']}") < share)
+
+    def without(self, sha256s: set[str]) -> "Database":
+        """The same database, where no document is found that has one of these texts, known by their SHA-256."""
+        return self._only(lambda record: record["sha256"] not in sha256s)
+
+    def _only(self, kept) -> "Database":
+        """The same files, with only the documents found whose record `kept` says yes to."""
+        dropped = np.array([not kept(record) for record in self.documents], bool)
         part = copy.copy(self)
-        if share < 1:
-            dropped = np.flatnonzero(~kept[self._documents[:]])
-            part._hidden = np.union1d(self._hidden, dropped)
-            part._tokens = self._sharded(home_of("train"), "tokens.npy", part._hidden)
-            for name in ("_shards", "hidden_rows"):
-                part.__dict__.pop(name, None)
+        part._hidden = np.union1d(self._hidden, np.flatnonzero(dropped[np.asarray(self._documents)]))
+        part._tokens = self._sharded(home_of("train"), "tokens.npy", part._hidden)
+        for name in ("_shards", "hidden_rows"):
+            part.__dict__.pop(name, None)
         return part
 
     def split(self, name: str) -> Split:
