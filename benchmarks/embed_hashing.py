@@ -1,6 +1,6 @@
 """The hashing embedder: chunks of 64 tokens a second, beside MiniLM's, and what its neighbours are worth.
 
-    python benchmarks/embed_hashing.py [--chunks 100000] [--rounds 5] [--bytes 1500000] [-o results.json]
+    python benchmarks/embed_hashing.py [--chunks 100000] [--rounds 5] [--bytes 1000000] [-o results.json]
 
 Worth is measured as retrieval uses it. Modules of the standard library are cut into chunks, a tenth of the modules held
 out; for each chunk of these the two nearest values [N, F] of the others are retrieved, exactly, and the longest run of
@@ -111,7 +111,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bytes", type=int, default=1_500_000, help="of text; MiniLM takes a minute for 1.5 million")
+    parser.add_argument("--bytes", type=int, default=1_000_000, help="of text; MiniLM takes a minute for a million")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
     makers = {f"hashing, {d_key}": partial(ours, d_key) for d_key in WIDTHS} | {"MiniLM": minilm}

@@ -3,6 +3,7 @@
 A key is the mean over time of the last layer's hidden states. Post-norm, GELU, absolute positions, no pooler.
 """
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,10 @@ class Bert:
 
     files: BertFiles
     layers: list[dict[str, np.ndarray | Frozen]] = field(repr=False)
+
+    def __reduce__(self):
+        """A pickle holds where the weights are, not the weights: a worker reads them once."""
+        return _read_once, (self.files.folder, self.sha256)
 
     @property
     def name(self) -> str:
@@ -122,6 +127,14 @@ def load_bert(path: str | Path | None = None) -> Bert:
     if files.config.get("hidden_act", "gelu") not in ACTIVATIONS:
         raise UserError(f"{folder / 'config.json'}: hidden_act is one of {', '.join(ACTIVATIONS)}")
     return Bert(files, _arranged(files, folder))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(folder: Path, sha256: str) -> Bert:
+    bert = load_bert(folder)
+    if bert.sha256 != sha256:
+        raise UserError(f"{folder} holds another BERT ({bert.sha256[:6]}…) here than where it is used ({sha256[:6]}…)")
+    return bert
 
 
 def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Frozen]]:

@@ -8,7 +8,6 @@ import sysconfig
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -131,16 +130,13 @@ def find_corpus(
     sources = source if isinstance(source, list) else [_place(source)]
     if not sources:
         raise UserError(f"no corpus is named: give {KINDS}")
-    included, excluded = (
-        [pattern_parts(pattern) for pattern in include],
-        [pattern_parts(pattern) for pattern in exclude],
-    )
+    included, excluded = _one_of(include), _one_of(exclude)
 
     def entered(name: str) -> bool:
-        return not any(_fits(name.split("/"), pattern) for pattern in excluded)
+        return not excluded(name)
 
     def wanted(name: str) -> bool:
-        return (not included or any(_fits(name.split("/"), pattern) for pattern in included)) and entered(name)
+        return (not include or included(name)) and not excluded(name)
 
     streams = [_stream(each, wanted, entered, leave_out) for each in sources]
     for each, stream in zip(sources, streams, strict=True):
@@ -232,14 +228,34 @@ def _own_name(place: str) -> str:
     return without_surrogates(os.path.basename(os.path.realpath(place))) or place
 
 
-def _fits(path: list[str], pattern: tuple[str, ...]) -> bool:
-    if not pattern:
-        return True  # the path, or a folder above it
-    if pattern == ("**",):
-        return bool(path)
-    if pattern[0] == "**":
-        return any(_fits(path[start:], pattern[1:]) for start in range(len(path)))
-    return bool(path) and fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+def _one_of(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a relative path fits one of the patterns, or is below a folder that does."""
+    if not patterns:
+        return lambda path: False
+    fits = re.compile("|".join(map(_expression, patterns)), re.DOTALL).fullmatch
+    return lambda path: fits(path) is not None
+
+
+def _expression(pattern: str) -> str:
+    *before, last = pattern_parts(pattern)
+    folders = "".join("(?:[^/]+/)*" if part == "**" else _segment(part) + "/" for part in before)
+    return folders + (".+" if last == "**" else _segment(last)) + "(?:/.*)?"
+
+
+def _segment(part: str) -> str:
+    """A regular expression for what `*`, `?` and `[…]` stand for within a name."""
+    tokens = re.findall(r"\[!?\]?[^\]]*\]|.", part, re.DOTALL)
+    return "".join(_wildcard(token) for token in tokens)
+
+
+def _wildcard(token: str) -> str:
+    if token in ("*", "?"):
+        return "[^/]*" if token == "*" else "[^/]"
+    if len(token) == 1:
+        return re.escape(token)
+    negated = token.startswith("[!")
+    inside = "".join("\\" + c if c in "\\[]^&~|" else c for c in token[1 + negated : -1])
+    return f"(?!/)[{'^' * negated}{inside}]"
 
 
 def _stream(source: Source, wanted, entered, leave_out) -> Callable[[OnSkip], Iterator[Entry]]:

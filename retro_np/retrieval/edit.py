@@ -8,7 +8,9 @@ finds or reads them; `compact` deletes their bytes.
 import functools
 import hashlib
 import json
+import operator
 import sys
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,7 @@ from retro_np.retrieval.manifest import (
     shard_name,
     tombstones_of,
 )
+from retro_np.retrieval.neighbours import is_in
 from retro_np.retrieval.texts import FACTS, Text, corpus_digest, write_text_shard, write_texts
 from retro_np.retrieval.workers import workers
 
@@ -64,7 +67,7 @@ def add_documents(
                 _add(run, database, edit, facts["splits"]["train"], weights)
         else:
             remove_folder(edit)
-            print(f"every document is in {path} already: nothing was added", file=sys.stderr)
+            print(f"{path} has every document already, or left it out before: nothing was added", file=sys.stderr)
     return Database.open(path, embedder)
 
 
@@ -145,11 +148,16 @@ def _new_texts(database, corpus, work) -> dict:
         if corpus_digest(corpus) != facts["digest"]:
             raise UserError(changed)
         return facts
-    there = np.sort([_mark(r["name"], r["sha256"]) for r in database.documents if not r.get("removed")])
+    marks = array("Q", (_mark(r["name"], r["sha256"]) for r in database.documents if not r.get("removed")))
+    # what was left out before is passed over too, unless what it was like has been removed since
+    freed = {r["name"] for r in database.documents if r["split"] == "valid" and r.get("removed")}
+    left_out = chained([database.path / DUPLICATES])
+    marks.extend(_mark(r["name"], r["sha256"]) for r in left_out if r["held_out"] not in freed)
+    there = np.sort(np.asarray(marks))
 
     def split_of(document):
         text = Text(0, document.name, document.source, document.replaced, document.text)
-        return None if np.isin(_mark(text.name, text.sha256), there) else "train"
+        return None if is_in(_mark(text.name, text.sha256), there) else "train"
 
     return write_texts(corpus, work, split_of, database.manifest["shard_bytes"], changed)
 
@@ -213,16 +221,17 @@ def _held_texts(database) -> Iterator[Text]:
 
 def _numbers(database, documents) -> np.ndarray:
     """Numbers of documents that are not removed yet, of numbers and names."""
-    wanted = {str(document) for document in documents}
+    # a number alone is no name, but what is typed may be either
+    wanted = {document if isinstance(document, str) else operator.index(document) for document in documents}
     found, seen = [], set()
     for record in database.documents:
-        names = {str(record["id"]), record["name"]} & wanted
+        names = {record["id"], str(record["id"]), record["name"]} & wanted
         seen |= names
         if names and not record.get("removed"):
             found.append(record["id"])
     if wanted - seen:
         raise UserError(
-            f"{database.path} has no document {sorted(wanted - seen)[0]!r}: give a number or a name of its "
+            f"{database.path} has no document {sorted(wanted - seen, key=str)[0]!r}: give a number or a name of its "
             f"documents.jsonl, which holds {len(database.documents):,}"
         )
     return np.array(found, np.int64)
@@ -237,7 +246,7 @@ def _groups(database, split) -> list[list[int]]:
     groups: list[list[int]] = [[]]
     total = 0
     for number, count in enumerate(kept):
-        if groups[-1] and total + count > most:
+        if total and count and total + count > most:
             groups.append([])
             total = 0
         groups[-1].append(number)

@@ -74,6 +74,9 @@ def _begun(edit: Path) -> dict:
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
-    while folder != root and not os.listdir(folder):
-        folder.rmdir()
+    while folder != root:
+        if folder.exists():  # a kill may have fallen after it went
+            if os.listdir(folder):
+                return
+            folder.rmdir()
         folder = folder.parent

@@ -236,6 +236,7 @@ def compare_shard(texts: Path, held: list[Path], signed: list[Path], out: Path, 
         for found in find_duplicates([text.text for text in block], index, lambda row: held_out(row).text, config):
             text, other = block[found.row], held_out(found.held)
             record = {"number": text.number, "name": text.name, "source": text.source, "held_out": other.name}
-            records.append(record | {"estimated": round(found.estimated, 6), "exact": round(found.exact, 6)})
+            record |= {"estimated": round(found.estimated, 6), "exact": round(found.exact, 6)}
+            records.append(record | {"sha256": text.sha256})
         advance(len(block))
     write_records(out, records)

@@ -140,7 +140,7 @@ def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 def _encoded(tokenizer, pieces):
     for start in range(0, len(pieces), PIECES_A_BATCH):
-        for encoding in tokenizer.encode_batch(pieces[start : start + PIECES_A_BATCH]):
+        for encoding in tokenizer.encode_batch_fast(pieces[start : start + PIECES_A_BATCH]):
             yield encoding.ids
 
 

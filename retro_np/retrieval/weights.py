@@ -28,6 +28,7 @@ NO_LIMIT = 10**6  # tokenizer_config.json says 1e30 where nobody set a length
 class BertFiles:
     """A folder in the Hugging Face layout, read: config, tensors by name, tokenizer, and how to make keys."""
 
+    folder: Path
     name: str
     sha256: str  # of all that decides what a key is
     config: dict
@@ -92,7 +93,7 @@ def read_bert(folder: Path) -> BertFiles:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         digest.update(sha256_of(folder / name).encode())
     name = "all-MiniLM-L6-v2" if PACKAGE in folder.parts or HUB_NAME in folder.parts else folder.resolve().name
-    return BertFiles(name, digest.hexdigest(), config, tensors, tokenizer, max_length, normalise)
+    return BertFiles(folder.absolute(), name, digest.hexdigest(), config, tensors, tokenizer, max_length, normalise)
 
 
 def _max_length(folder: Path, config: dict) -> int:

@@ -1,0 +1,557 @@
+"""Ground truth: lists by exact search over everything, a build of all at once, and the bytes of edits nobody stopped."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, CountingEmbedder, all_bytes, write_corpus
+
+from retro_np.errors import UserError
+from retro_np.kernels.search import exact_search
+from retro_np.retrieval import edit as editing
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.corpus import sources_of
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.edit import add_documents, compact, remove_documents
+from retro_np.retrieval.verify import verify_database
+from retro_np.training.batches import training_batch
+
+EMBEDDER = CountingEmbedder()
+SHARDS = replace(SMALL, shard_bytes=4000)
+
+
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch):
+    """Slow, and of use only where the machine itself stops."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def lines(path: Path, texts: dict[str, str]) -> Path:
+    """A .jsonl file of named documents."""
+    path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in texts.items()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A database of several shards, to be copied."""
+    folder = tmp_path_factory.mktemp("edit")
+    return build_database(write_corpus(folder / "docs"), folder / "db", SHARDS, EMBEDDER).path
+
+
+@pytest.fixture
+def db(built, tmp_path):
+    """A copy of that database, to be edited."""
+    return shutil.copytree(built, tmp_path / "db")
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """A corpus of further documents, under names of their own."""
+    folder = write_corpus(tmp_path_factory.mktemp("more") / "more", 12, seed=5)
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"added_{path.name}")
+    return folder
+
+
+def lists_by_exact_search(database, split):
+    """What the neighbours of every chunk of a split should be: a sort of all distances, its own document left out."""
+    stored, keys = database.split(split), np.asarray(database.keys("train")[:], np.float32)
+    documents, width = database.split("train").documents[:], stored.neighbours.shape[1]
+    ids, distances = exact_search(np.asarray(database.keys(split)[:], np.float32), keys, len(keys))
+    found = np.full((len(ids), width), -1), np.full((len(ids), width), np.inf, np.float32)
+    for row, own in enumerate(stored.documents[:]):
+        kept = [i for i, near in enumerate(ids[row]) if split == "valid" or documents[near] != own][:width]
+        found[0][row, : len(kept)], found[1][row, : len(kept)] = ids[row, kept], distances[row, kept]
+    return found
+
+
+def assert_lists_are_exact(database):
+    for split in ("train", "valid"):
+        ids, distances = lists_by_exact_search(database, split)
+        assert np.array_equal(database.split(split).neighbours[:], ids)
+        assert np.array_equal(database.split(split).distances[:], distances)
+
+
+def rows_of(database, split="train"):
+    """Tokens, documents, neighbours and distances of a split, read into memory."""
+    stored = database.split(split)
+    return [np.asarray(part) for part in (stored.tokens, stored.documents, stored.neighbours, stored.distances)]
+
+
+def numbers_of(database, split):
+    return [r["id"] for r in database.documents if r["split"] == split and not r.get("removed")]
+
+
+def test_after_an_add_all_lists_are_as_if_all_shards_had_been_there_from_the_start(db, more):
+    before = Database.open(db)
+    database = add_documents(db, more, embedder=EMBEDDER)
+    assert len(database.documents) == len(before.documents) + 12
+    assert len(database.folders("shards")) > len(before.folders("shards")) > 2
+    assert database.manifest["generation"] == 1
+    assert np.array_equal(database.split("train").tokens[: before.n_chunks], before.split("train").tokens[:])
+    assert_lists_are_exact(database)
+    assert verify_database(db, EMBEDDER).broken == []
+
+
+def test_adds_one_after_another_give_the_chunks_keys_and_lists_of_one_build(tmp_path, built, more):
+    """The build gets the tokenizer of the edited database, and no held-out documents: all are added to one of one."""
+    parts = [sorted(more.iterdir())[i : i + 4] for i in (0, 4, 8)]
+    for number, part in enumerate(parts):
+        lines(tmp_path / f"{number}.jsonl", {path.name: path.read_text() for path in part})
+    config = replace(SHARDS, held_out=0.0, tokenizer=str(built / "tokenizer.json"))
+    sources = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
+    whole = build_database(sources_of(sources), tmp_path / "whole", config, EMBEDDER)
+    build_database(sources[0], tmp_path / "parts", config, EMBEDDER)
+    for source in sources[1:]:
+        edited = add_documents(tmp_path / "parts", source, embedder=EMBEDDER)
+    for one, other in zip(rows_of(whole), rows_of(edited), strict=True):
+        assert np.array_equal(one, other)
+    assert np.array_equal(whole.keys("train")[:], edited.keys("train")[:])
+    assert list(whole.documents) == list(edited.documents)
+    assert whole.manifest["sources"] == edited.manifest["sources"]
+
+
+def test_adding_twice_changes_no_byte(db, more, capsys):
+    add_documents(db, more, embedder=EMBEDDER)
+    before = all_bytes(db)
+    add_documents(db, more, embedder=EMBEDDER)
+    assert all_bytes(db) == before
+    assert "nothing was added" in capsys.readouterr().err
+
+
+def test_a_document_like_a_held_out_one_is_not_added_and_is_listed_once(db, built, tmp_path):
+    database = Database.open(db)
+    held = database.documents[numbers_of(database, "valid")[0]]
+    text = (built.parent / "docs" / held["name"]).read_text()
+    corpus = lines(tmp_path / "c.jsonl", {"copy": text, "near": text + "\nmore", "own": "a text of its own"})
+    listed = (db / "duplicates.jsonl").read_text()
+    added = add_documents(db, corpus, embedder=EMBEDDER)
+    assert [r["name"] for r in added.documents[len(database.documents) :]] == ["own"]
+    records = [json.loads(line) for line in (db / "duplicates.jsonl").read_text()[len(listed) :].splitlines()]
+    assert [(r["name"], r["held_out"]) for r in records] == [("copy", held["name"]), ("near", held["name"])]
+    assert records[0]["exact"] == 1.0
+    before = all_bytes(db)
+    add_documents(db, corpus, embedder=EMBEDDER)
+    assert all_bytes(db) == before
+
+
+def test_where_all_are_like_held_out_ones_nothing_can_be_found_that_could_not_before(db, built, tmp_path):
+    database = Database.open(db)
+    held = database.documents[numbers_of(database, "valid")[0]]
+    text = (built.parent / "docs" / held["name"]).read_text()
+    added = add_documents(db, lines(tmp_path / "c.jsonl", {"copy": text}), embedder=EMBEDDER)
+    assert added.n_chunks == database.n_chunks
+    assert verify_database(db, EMBEDDER).broken == []
+    compact(db)
+    before = all_bytes(db)
+    compact(db)
+    assert all_bytes(db) == before
+
+
+def test_what_was_left_out_is_added_once_its_held_out_document_is_removed(db, built, tmp_path):
+    database = Database.open(db)
+    held = database.documents[numbers_of(database, "valid")[0]]
+    text = (built.parent / "docs" / held["name"]).read_text()
+    corpus = lines(tmp_path / "c.jsonl", {"copy": text})
+    add_documents(db, corpus, embedder=EMBEDDER)
+    remove_documents(db, [held["id"]])
+    added = add_documents(db, corpus, embedder=EMBEDDER)
+    assert added.documents[-1]["name"] == "copy"
+    assert verify_database(db, EMBEDDER).broken == []
+
+
+def test_what_was_removed_can_be_added_again(db, built):
+    database = Database.open(db)
+    record = database.documents[numbers_of(database, "train")[2]]
+    remove_documents(db, [record["id"]])
+    added = add_documents(db, built.parent / "docs" / record["name"], embedder=EMBEDDER)
+    assert added.documents[-1]["name"] == record["name"]
+    assert added.documents[-1]["sha256"] == record["sha256"]
+    assert len(added.documents) == len(database.documents) + 1
+
+
+def test_new_documents_do_not_retrieve_removed_ones(db, more):
+    database = Database.open(db)
+    gone = numbers_of(database, "train")[:5]
+    remove_documents(db, gone)
+    added = add_documents(db, more, embedder=EMBEDDER)
+    lists = added.split("train").neighbours[database.n_chunks :]
+    assert not np.isin(added.document_of(lists), gone).any()
+    assert (lists >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("built_with", "added_with", "weights"),
+    [
+        (["a={a}"], ["b={b}"], {"a": None, "b": None}),
+        (["a={a}:2"], ["b={b}:3"], {"a": 2.0, "b": 3.0}),
+        (["a={a}:2"], ["a={b}"], {"a": 2.0}),  # what is known keeps its weight
+        (["a={a}:2"], ["a={b}:5"], {"a": 5.0}),
+        (["a={a}"], ["b={b}:3"], None),
+        (["a={a}:2"], ["b={b}"], None),
+    ],
+)
+def test_sources_have_weights_all_of_them_or_none(tmp_path, built_with, added_with, weights):
+    places = {name: lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 9}) for name in "ab"}
+    build_database(
+        sources_of(s.format(**places) for s in built_with), tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER
+    )
+    before = all_bytes(tmp_path / "db")
+    new = sources_of(s.format(**places) for s in added_with)
+    if weights is None:
+        with pytest.raises(UserError, match="would have a weight and some not"):
+            add_documents(tmp_path / "db", new, embedder=EMBEDDER)
+        assert all_bytes(tmp_path / "db") == before
+        return
+    sources = add_documents(tmp_path / "db", new, embedder=EMBEDDER).manifest["sources"]
+    assert {source["name"]: source["weight"] for source in sources} == weights
+    spans = [span for source in sources for span in source["rows"]]
+    assert spans[0][0] == 0
+    assert all(left[1] == right[0] for left, right in zip(spans, spans[1:], strict=False))
+
+
+def test_documents_are_removed_by_number_and_by_name(db):
+    database = Database.open(db)
+    first, second, third = numbers_of(database, "train")[:3]
+    held = numbers_of(database, "valid")[0]
+    name = database.documents[second]["name"]
+    removed = remove_documents(db, [first, name, str(third), held])
+    assert [r["id"] for r in removed.documents if r.get("removed")] == sorted([first, second, third, held])
+    gone = np.isin(removed.split("train").documents[:], [first, second, third])
+    assert np.array_equal(removed.removed(np.arange(removed.n_chunks)), gone)
+    assert not removed.split("train").tokens[:][gone].any()
+    assert not removed.split("valid").tokens[:][removed.split("valid").documents[:] == held].any()
+    assert verify_database(db, EMBEDDER).broken == []
+
+
+def test_a_number_is_not_a_name_and_a_name_is_of_all_documents_that_have_it(tmp_path):
+    names = ["2", "0", "same", "same", "other"]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"name": n, "text": f"text {i} " * 9}) + "\n" for i, n in enumerate(names)))
+    build_database(path, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
+    assert [r.get("removed", False) for r in remove_documents(tmp_path / "db", [2]).documents] == [0, 0, 1, 0, 0]
+    assert [r.get("removed", False) for r in remove_documents(tmp_path / "db", ["same"]).documents] == [0, 0, 1, 1, 0]
+    numbered = remove_documents(tmp_path / "db", [np.int64(1)])
+    assert [r.get("removed", False) for r in numbered.documents] == [0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("unknown", [999, "999", "nobody.py", -1, ""])
+def test_an_unknown_document_is_one_line_and_nothing_changes(db, unknown):
+    before = all_bytes(db)
+    with pytest.raises(UserError, match="has no document") as error:
+        remove_documents(db, [0, unknown])
+    assert "\n" not in str(error.value)
+    assert all_bytes(db) == before
+
+
+def test_removing_twice_changes_nothing(db, capsys):
+    remove_documents(db, [1, 2])
+    before = all_bytes(db)
+    remove_documents(db, [2, 1, 2])
+    assert all_bytes(db) == before
+    assert "removed from" in capsys.readouterr().err
+    assert remove_documents(db, []).n_removed
+    assert all_bytes(db) == before
+
+
+def test_all_can_be_removed_compacted_and_added_to_again(db, more):
+    database = Database.open(db)
+    everything = list(range(len(database.documents)))
+    gone = remove_documents(db, everything)
+    assert (gone.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
+    assert verify_database(db, EMBEDDER).broken == []
+    empty = compact(db)
+    assert (empty.n_chunks, empty.n_removed, len(empty.documents)) == (0, 0, 0)
+    assert (empty.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
+    assert empty.value([-1]).shape == (1, 16)
+    assert verify_database(db, EMBEDDER).broken == []
+    full = add_documents(db, more, embedder=EMBEDDER)
+    assert len(full.documents) == 12
+    assert_lists_are_exact(full)
+    assert verify_database(db, EMBEDDER).broken == []
+
+
+def test_compacting_where_there_is_nothing_to_do_changes_nothing(db, capsys):
+    compact(db)
+    before = all_bytes(db)
+    compact(db)
+    assert all_bytes(db) == before
+    assert "nothing to compact" in capsys.readouterr().err
+
+
+def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
+    for number in range(4):
+        corpus = lines(tmp_path / f"{number}.jsonl", {f"few {number}": f"value {number} index token"})
+        before = add_documents(db, corpus, embedder=EMBEDDER)
+    rows = rows_of(before)
+    after = compact(db)
+    assert len(after.folders("shards")) <= len(before.folders("shards")) - 3
+    for one, other in zip(rows, rows_of(after), strict=True):
+        assert np.array_equal(one, other)
+    assert_lists_are_exact(after)
+    assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in after.folders("shards")]
+
+
+def test_compacting_gives_numbers_anew_and_lists_of_what_is_left(db, more):
+    add_documents(db, more, embedder=EMBEDDER)
+    before = remove_documents(db, [*range(0, 30, 3), 31, 40])
+    rows = np.flatnonzero(~before.removed(np.arange(before.n_chunks)))
+    values = before.value(rows)
+    after = compact(db)
+    kept = [record for record in before.documents if not record.get("removed")]
+    assert [r | {"id": 0} for r in after.documents] == [r | {"id": 0} for r in kept]
+    assert [r["id"] for r in after.documents] == list(range(len(kept)))
+    assert np.array_equal(after.value(np.arange(after.n_chunks)), values)
+    assert after.n_removed == 0
+    assert_lists_are_exact(after)
+    assert verify_database(db, EMBEDDER).broken == []
+
+
+def test_a_shard_whose_only_document_goes_is_gone_after_compacting(tmp_path):
+    corpus = lines(tmp_path / "c.jsonl", {name: f"{name} is a text of some length " * 20 for name in "abcd"})
+    config = replace(SMALL, held_out=0.0, shard_bytes=300)
+    assert len(build_database(corpus, tmp_path / "db", config, EMBEDDER).folders("shards")) == 4
+    remove_documents(tmp_path / "db", ["b"])
+    after = compact(tmp_path / "db")
+    assert [r["name"] for r in after.documents] == ["a", "c", "d"]
+    assert len(after.folders("shards")) == 3
+    assert sorted(p.name for p in (tmp_path / "db" / "shards").iterdir()) == ["00000", "00001", "00002"]
+    assert_lists_are_exact(after)
+
+
+def test_a_source_that_lost_all_its_documents_does_not_keep_others_from_training(tmp_path):
+    places = {name: lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
+    sources = sources_of(f"{name}={place}:1" for name, place in places.items())
+    build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
+    for database in (remove_documents(tmp_path / "db", ["b"]), compact(tmp_path / "db")):
+        options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
+        tokens, _, _ = training_batch(database, database.split("train"), 2, **options)
+        assert tokens.any()
+
+
+# Stopped edits: a small database, each edit stopped everywhere.
+
+EDITS = {
+    "add": lambda db, corpus: add_documents(db, corpus, embedder=EMBEDDER),
+    "remove": lambda db, corpus: remove_documents(db, [0, "held", 2]),
+    "compact": lambda db, corpus: compact(db),
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A database of three shards with a removed document, and a corpus to add, one of its documents a duplicate."""
+    texts = {name: f"{name} is a text of some length, " * 5 for name in ("a", "held", "c", "d", "e")}
+    corpus = lines(tmp_path / "c.jsonl", texts)
+    config = replace(SMALL, held_out=0.2, shard_bytes=200, neighbours=2, spares=1)
+    database = build_database(corpus, tmp_path / "small", config, EMBEDDER)
+    assert len(database.folders("shards")) > 1
+    remove_documents(tmp_path / "small", ["d", "e"])
+    held = [r["name"] for r in database.documents if r["split"] == "valid"]
+    added = {"copy": texts[held[0]], "x": "a new document that says little", "y": "and another " * 9}
+    return tmp_path / "small", lines(tmp_path / "new.jsonl", added)
+
+
+def outside_the_edit(db):
+    """The bytes of a database, whatever an edit has begun."""
+    found = all_bytes(db)
+    return {name: value for name, value in found.items() if not name.startswith("edit/") and ".partial" not in name}
+
+
+def stops(kind):
+    """Every change is stopped once, before it or after it in turn; both ways where time is no matter."""
+    return [pytest.param(kind, ("turns",)), pytest.param(kind, ("before", "after"), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("kind", "ways"), [each for kind in EDITS for each in stops(kind)])
+def test_an_edit_stopped_at_any_change_to_the_folder_is_made_or_not_and_ends_in_the_same_bytes(
+    tmp_path, monkeypatch, small, kind, ways
+):
+    """Every rename and every removal, those of whole folders included; KeyboardInterrupt is what Ctrl-C raises."""
+    base, corpus = small
+    old = outside_the_edit(base)
+    changes = {name: getattr(os, name) for name in ("replace", "unlink", "rmdir")}
+    count, stop = 0, None
+
+    def interrupted(name):
+        def change(*args, **options):
+            nonlocal count
+            count += 1
+            if stop == (count, "before"):
+                raise KeyboardInterrupt
+            changes[name](*args, **options)
+            if stop == (count, "after"):
+                raise KeyboardInterrupt
+
+        return change
+
+    for name in changes:
+        monkeypatch.setattr(os, name, interrupted(name))
+    work = tmp_path / "stopped"
+    shutil.copytree(base, work)
+    count = 0
+    EDITS[kind](work, corpus)
+    new, total = all_bytes(work), count
+    assert total >= 10
+    assert new != old
+    seen = set()
+    for place in range(1, total + 1):
+        for way in ways if ways != ("turns",) else (("before", "after")[place % 2],):
+            stop = None
+            shutil.rmtree(work)
+            shutil.copytree(base, work)
+            count, stop = 0, (place, way)
+            with pytest.raises(KeyboardInterrupt):
+                EDITS[kind](work, corpus)
+            Database.open(work)
+            found = outside_the_edit(work)
+            assert found in (old, new), stop
+            seen.add(found == new)
+            EDITS[kind](work, corpus)
+            assert all_bytes(work) == new, stop
+    assert seen == {False, True}
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from conftest import CountingEmbedder
+from retro_np.retrieval import edit, journal, shards
+shards.BLOCK = 4
+class Slow(CountingEmbedder):
+    def embed(self, texts, show_progress=False):
+        time.sleep(0.01)
+        return super().embed(texts)
+flush = journal.flush_folder
+def slow(folder):
+    time.sleep(0.005)
+    flush(folder)
+journal.flush_folder = slow
+print("begun", flush=True)
+{call}
+"""
+CALLS = {
+    "add": "edit.add_documents({db!r}, {corpus!r}, embedder=Slow())",
+    "remove": "edit.remove_documents({db!r}, list(range(20)))",
+    "compact": "edit.compact({db!r})",
+}
+
+
+def start(kind, db, corpus):
+    call = CALLS[kind].format(db=str(db), corpus=str(corpus))
+    script = SCRIPT.format(tests=str(Path(__file__).parent), call=call)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n", process.stderr.read().decode()
+    return process
+
+
+@pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 12))])
+def test_a_killed_edit_is_made_or_not_and_ends_in_the_same_bytes(tmp_path, db, more, kind, seed, monkeypatch):
+    monkeypatch.setattr(editing.stages.shards, "BLOCK", 4)
+    calls = {
+        "add": lambda path: add_documents(path, more, embedder=EMBEDDER),
+        "remove": lambda path: remove_documents(path, list(range(20))),
+        "compact": compact,
+    }
+    remove_documents(db, [20, 21])
+    old = outside_the_edit(db)
+    whole = shutil.copytree(db, tmp_path / "whole")
+    begun = time.monotonic()
+    calls[kind](whole)
+    took, new = time.monotonic() - begun, all_bytes(whole)
+    process = start(kind, db, more)
+    while process.poll() is None and not (db / "edit").exists():
+        time.sleep(0.0005)
+    time.sleep(random.Random(seed).random() * took)  # at another moment of another stage each time
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    Database.open(db)
+    assert outside_the_edit(db) in (old, new)
+    calls[kind](db)
+    assert all_bytes(db) == new
+
+
+def test_of_two_edits_at_once_the_second_is_told_so(db, more):
+    first = start("add", db, more)
+    while not (db / "edit").exists():
+        assert first.poll() is None, first.stderr.read().decode()
+        time.sleep(0.0005)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        for another in (lambda: compact(db), lambda: remove_documents(db, [0])):
+            with pytest.raises(UserError, match="in use by another"):
+                another()
+        assert Database.open(db).manifest["generation"] == 0  # who only reads is not kept waiting
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert first.wait(timeout=120) == 0, first.stderr.read().decode()
+    assert Database.open(db).manifest["generation"] == 1
+
+
+def test_a_begun_edit_is_not_mixed_with_another_and_can_be_given_up(db, more, monkeypatch):
+    before = all_bytes(db)
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editing.stages, "write_indexes", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            add_documents(db, more, embedder=EMBEDDER)
+    half = all_bytes(db)
+    assert outside_the_edit(db) == before
+    for another in (
+        lambda: remove_documents(db, [0]),
+        lambda: add_documents(db, more / "added_module_00.py", embedder=EMBEDDER),
+        lambda: add_documents(db, more, embedder=EMBEDDER, exclude=("*_00.py",)),
+    ):
+        with pytest.raises(UserError, match="another edit of .* was stopped half-way .add."):
+            another()
+        assert all_bytes(db) == half
+    shutil.rmtree(db / "edit")
+    assert all_bytes(db) == before
+    assert remove_documents(db, [0]).manifest["generation"] == 1
+
+
+def test_a_corpus_that_changed_while_an_add_was_stopped_is_refused(db, tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "more", 3, seed=8)
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editing.stages, "write_indexes", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            add_documents(db, corpus, embedder=EMBEDDER)
+    (corpus / "module_01.py").write_text("changed")
+    with pytest.raises(UserError, match="the corpus changed while it was added"):
+        add_documents(db, corpus, embedder=EMBEDDER)
+    assert Database.open(db).manifest["generation"] == 0
+
+
+def test_another_embedder_is_refused_before_anything_is_written(db, more):
+    other = CountingEmbedder()
+    other.sha256 = "ab" * 32
+    before = all_bytes(db)
+    with pytest.raises(UserError, match="was built with embedder counting"):
+        add_documents(db, more, embedder=other)
+    assert outside_the_edit(db) == before
+    assert not (db / "edit").exists()
+
+
+def test_what_is_no_database_is_not_edited(tmp_path, more):
+    for edit in (lambda p: add_documents(p, more), lambda p: remove_documents(p, [0]), compact):
+        with pytest.raises(UserError, match="no database at"):
+            edit(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
