@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- performance: python benchmarks/report.py -->", "<!-- end of performance -->"
 KINDS = ("numpy", "numba", "c", "PyTorch")
+RATES = {"documents": 0, "chunks": 0, "megabytes": 1}  # of a build, and the digits after the point
 
 
 def results(name):
@@ -93,6 +94,41 @@ def search():
     ]
 
 
+def build():
+    """A database's stages, BERT's part of them, memory by size of corpus, and the recall of the index."""
+    found = results("build")
+    hashing, minilm = found["builds"]["hashing"], found["builds"]["MiniLM"]
+    inside, total = minilm["bert"], minilm["seconds"]
+    stages, graphs = [], []
+    for stage, seconds in sorted(hashing["stages"].items(), key=lambda each: -each[1]):
+        rates = [f"{hashing[of] / seconds:,.{digits}f}" for of, digits in RATES.items()]
+        other = minilm["stages"].get(stage)
+        shares = [f"{seconds / hashing['seconds']:.1%}", "" if other is None else f"{other / total:.1%}"]
+        stages.append([stage, f"{seconds:.2f} s", *rates, *shares])
+    for row in found["recall"]:
+        where = f"{row['keys']:,} keys, {row['embedder']}", row["shards"]
+        for at in row["k"]:
+            times = (f"{at[kind]:.2f} ms" for kind in ("graph_ms", "exact_ms"))
+            graphs.append([*where, at["k"], f"{at['recall']:.3f}", *times])
+    memory = found["memory"]
+    least, most = (f([row["anonymous_mb"] for row in memory]) for f in (min, max))
+    peaks = [row["peak_mb"] for row in memory]
+    slowest = {name: max(each["stages"], key=each["stages"].get) for name, each in found["builds"].items()}
+    return [
+        table(["a database is built", "hashing", *(f"{of}/s" for of in ("documents", "chunks", "MB")), "share", "share with MiniLM"], stages),
+        f"{hashing['megabytes']:.0f} MB of Python, {hashing['chunks']:,} chunks, take {hashing['seconds']:.0f} s with "
+        f"the hashing embedder, most of it {slowest['hashing']}; {minilm['megabytes']:.1f} MB, {minilm['chunks']:,} "
+        f"chunks, take {total:.0f} s with MiniLM, most of it {slowest['MiniLM']}. BERT's products are "
+        f"{inside['products'] / total:.1%} of all that time and its attention {inside['attention'] / total:.1%}, "
+        f"together {(inside['products'] + inside['attention']) / total:.1%}.",
+        table(["recall of held-out chunks", "shards", "k", "recall", "a query, of a batch", "exactly"], graphs),
+        f"Corpora from {memory[0]['megabytes']:.1f} to {max(row['megabytes'] for row in memory):.1f} MB, in shards as "
+        f"large as the smallest: {least:.0f} to {most:.0f} MB of memory, {min(peaks):.0f} to {max(peaks):.0f} MB with "
+        "the files that are mapped.",
+        "![Memory of a build by size of corpus](docs/build_memory.png)",
+    ]  # fmt: skip
+
+
 def milliseconds(seconds):
     """As text, with the digits that count."""
     return f"{1e3 * seconds:.0f} ms" if seconds >= 0.02 else f"{1e3 * seconds:.2f} ms"
@@ -116,7 +152,7 @@ def section():
     parts = [
         f"Measured on {machine['cores']} cores of an {machine['processor']}, {versions}: medians, and of ratios those "
         "within a round.",
-        *train_step(), *kernels(), *embed(), *search(), *sampling(),
+        *train_step(), *kernels(), *embed(), *search(), *build(), *sampling(),
     ]  # fmt: skip
     return "\n\n".join(parts)
 

@@ -65,6 +65,25 @@ def fresh_python(code: str, **environment: str) -> tuple[str, str, int]:
     return done.stdout.strip(), done.stderr, done.returncode
 
 
+def run(*arguments, cwd=None):
+    """Run retro-np in a process of its own; return its status, standard output and standard error."""
+    command = [sys.executable, "-c", "from retro_np.cli import main; main()", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(*arguments):
+    """Run retro-np with something wrong; return the one line that it must print."""
+    status, _, err = run(*arguments)
+    assert status == 2, err
+    assert "Traceback" not in err
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("retro-np: ")
+    return lines[0]
+
+
 @pytest.fixture(autouse=True)
 def _choices_are_put_back():
     """Whatever a test chooses, kernels or threads, the next one finds the choice of before."""

@@ -1,7 +1,6 @@
 """The commands as a user runs them, each in a process of its own. Ground truth: what the library itself answers."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXPECT_C, write_corpus
+from conftest import EXPECT_C, refused, run, write_corpus
 
 from retro_np import Database, load_params, save_params
 from retro_np.evaluation.bits_per_byte import evaluate
@@ -18,25 +17,6 @@ from retro_np.evaluation.bits_per_byte import evaluate
 SIZES = ["--d-model", "16", "--d-ffw", "32", "--n-heads", "2", "--d-head", "8", "--n-layers", "2"]
 RETRIEVAL = ["--cca-layers", "2", "--encoder-layers", "1"]
 STEPS = ["--steps", "6", "--sequence-length", "64", "--batch-size", "2"]
-
-
-def run(*arguments, cwd=None):
-    """Run retro-np; return its status, standard output and standard error."""
-    command = [sys.executable, "-c", "from retro_np.cli import main; main()", *map(str, arguments)]
-    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
-    return done.returncode, done.stdout, done.stderr
-
-
-def refused(*arguments):
-    """Run retro-np with something wrong; return the one line that it must print."""
-    status, _, err = run(*arguments)
-    assert status == 2, err
-    assert "Traceback" not in err
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("retro-np: ")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

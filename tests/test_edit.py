@@ -22,6 +22,8 @@ from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import sources_of
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
+from retro_np.retrieval.journal import finish_edit
+from retro_np.retrieval.manifest import FORMAT, manifest_bytes, read_manifest, sealed
 from retro_np.retrieval.verify import verify_database
 from retro_np.training.batches import training_batch
 
@@ -333,8 +335,9 @@ def test_a_source_that_lost_all_its_documents_does_not_keep_others_from_training
     places = {name: lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
     sources = sources_of(f"{name}={place}:1" for name, place in places.items())
     build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
-    for database in (remove_documents(tmp_path / "db", ["b"]), compact(tmp_path / "db")):
-        options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
+    options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
+    for edit in (lambda: remove_documents(tmp_path / "db", ["b"]), lambda: compact(tmp_path / "db")):
+        database = edit()
         tokens, _, _ = training_batch(database, database.split("train"), 2, **options)
         assert tokens.any()
 
@@ -368,58 +371,102 @@ def outside_the_edit(db):
     return {name: value for name, value in found.items() if not name.startswith("edit/") and ".partial" not in name}
 
 
-def stops(kind):
-    """Every change is stopped once, before it or after it in turn; both ways where time is no matter."""
-    return [pytest.param(kind, ("turns",)), pytest.param(kind, ("before", "after"), marks=pytest.mark.slow)]
+class Stops:
+    """Counts every rename and removal, those of whole folders included, and raises at one what Ctrl-C raises."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.at = 0, None
+        for name in ("replace", "unlink", "rmdir"):
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, change):
+        def counted(*args, **options):
+            self.count += 1
+            here = self.count
+            if self.at == (here, "before"):
+                raise KeyboardInterrupt
+            change(*args, **options)
+            if self.at == (here, "after"):
+                raise KeyboardInterrupt
+
+        return counted
+
+    def total(self, act) -> int:
+        """How many changes an action makes."""
+        self.count, self.at = 0, None
+        act()
+        return self.count
+
+    def stopped(self, act, place: int, way: str):
+        """Do what is stopped before or after its change of this number, from 1."""
+        self.count, self.at = 0, (place, way)
+        with pytest.raises(KeyboardInterrupt):
+            act()
+        self.at = None
 
 
-@pytest.mark.parametrize(("kind", "ways"), [each for kind in EDITS for each in stops(kind)])
+EVERY = pytest.param(1, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("step", [7, EVERY])
+@pytest.mark.parametrize("kind", EDITS)
 def test_an_edit_stopped_at_any_change_to_the_folder_is_made_or_not_and_ends_in_the_same_bytes(
-    tmp_path, monkeypatch, small, kind, ways
+    tmp_path, monkeypatch, small, kind, step
 ):
-    """Every rename and every removal, those of whole folders included; KeyboardInterrupt is what Ctrl-C raises."""
+    """Every change, or where time is short one in `step`."""
     base, corpus = small
-    old = outside_the_edit(base)
-    changes = {name: getattr(os, name) for name in ("replace", "unlink", "rmdir")}
-    count, stop = 0, None
-
-    def interrupted(name):
-        def change(*args, **options):
-            nonlocal count
-            count += 1
-            if stop == (count, "before"):
-                raise KeyboardInterrupt
-            changes[name](*args, **options)
-            if stop == (count, "after"):
-                raise KeyboardInterrupt
-
-        return change
-
-    for name in changes:
-        monkeypatch.setattr(os, name, interrupted(name))
-    work = tmp_path / "stopped"
+    old, work, stops = outside_the_edit(base), tmp_path / "stopped", Stops(monkeypatch)
     shutil.copytree(base, work)
-    count = 0
-    EDITS[kind](work, corpus)
-    new, total = all_bytes(work), count
+    total = stops.total(lambda: EDITS[kind](work, corpus))
+    new, seen = all_bytes(work), set()
     assert total >= 10
     assert new != old
-    seen = set()
-    for place in range(1, total + 1):
-        for way in ways if ways != ("turns",) else (("before", "after")[place % 2],):
-            stop = None
+    for number, place in enumerate(range(1, total + 1, step)):
+        for way in ("before", "after") if step == 1 else (("before", "after")[number % 2],):
             shutil.rmtree(work)
             shutil.copytree(base, work)
-            count, stop = 0, (place, way)
-            with pytest.raises(KeyboardInterrupt):
-                EDITS[kind](work, corpus)
+            stops.stopped(lambda: EDITS[kind](work, corpus), place, way)
             Database.open(work)
             found = outside_the_edit(work)
-            assert found in (old, new), stop
+            assert found in (old, new), (place, way)
             seen.add(found == new)
             EDITS[kind](work, corpus)
-            assert all_bytes(work) == new, stop
+            assert all_bytes(work) == new, (place, way)
     assert seen == {False, True}
+
+
+def test_files_that_are_moved_into_place_may_be_stopped_at_any_move(tmp_path, monkeypatch):
+    """The journal alone: files that stay, change, come, and go with their folders."""
+    stays, goes = ["a", "shards/00000/x"], ["shards/00001/x", "shards/00001/y", "neighbours/valid/00000/z"]
+    comes = ["b", "shards/00000/y", "neighbours/train/00000/z"]
+
+    def write(folder, names, text, manifest_names):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        manifest = {"format": FORMAT, "note": text, "files": dict.fromkeys(manifest_names)}
+        (folder / "manifest.json").write_bytes(manifest_bytes(sealed(manifest)))
+
+    def begin(path):
+        shutil.rmtree(path, ignore_errors=True)
+        write(path, [*stays, *goes], "old", [*stays, *goes])
+        write(path / "edit", ["shards/00000/x", *comes], "new", [*stays, *comes])
+        (path / "edit" / "request.json").write_text(json.dumps({"base": read_manifest(path)["sha256"]}))
+        return path
+
+    path, stops = begin(tmp_path / "db"), Stops(monkeypatch)
+    total = stops.total(lambda: finish_edit(path))
+    expected = all_bytes(path)
+    assert sorted(expected) == sorted(["manifest.json", *stays, *comes])
+    assert sorted(p.name for p in path.rglob("*") if p.is_dir()) == ["00000", "00000", "neighbours", "shards", "train"]
+    folders = sorted(p for p in path.rglob("*") if p.is_dir())
+    for place in range(1, total + 1):
+        for way in ("before", "after"):
+            begin(path)
+            stops.stopped(lambda: finish_edit(path), place, way)
+            finish_edit(path)
+            assert all_bytes(path) == expected, (place, way)
+            assert sorted(p for p in path.rglob("*") if p.is_dir()) == folders, (place, way)
 
 
 SCRIPT = """

@@ -56,13 +56,13 @@ def add_documents(
     """
     path = Path(path)
     corpus = find_corpus(source, leave_out=path, include=tuple(include), exclude=tuple(exclude))
-    with _editing(path) as database:
+    with _editing(path, embedder) as database:
         weights = _weights(database, corpus.sources)
+        database.check_embedder(database.embedder)  # before an edit is begun that could not be finished
         request = {"kind": "add", "sources": [[s.name, s.weight] for s in corpus.sources]}
         edit = begin_edit(path, request | {"include": list(include), "exclude": list(exclude)})
         facts = _new_texts(database, corpus, edit / WORK)
         if facts["splits"]["train"]["documents"]:
-            database = _reopened(database, embedder)
             with workers(dask) as run:
                 _add(run, database, edit, facts["splits"]["train"], weights)
         else:
@@ -113,18 +113,14 @@ def compact(path, *, dask: str | None = None) -> Database:
 
 
 @contextmanager
-def _editing(path: Path) -> Iterator[Database]:
+def _editing(path: Path, embedder=None) -> Iterator[Database]:
     """The database, locked, with an edit that was made before in place."""
     if not (path / MANIFEST).is_file():
         Database.open(path)  # says what is wrong
     with locked(path, "edit"), disk_full_said(path):
         finish_edit(path)
         remove_partial(path)
-        yield Database.open(path)
-
-
-def _reopened(database, embedder):
-    return Database.open(database.path, embedder) if embedder is not None else database
+        yield Database.open(path, embedder)
 
 
 def _weights(database, sources) -> dict[str, float | None]:
@@ -302,11 +298,13 @@ def _make(database, edit, weights, unchanged=None) -> None:
     splits, rows = survey(chained([edit / DOCUMENTS]), SPLITS)
     weights = {source["name"]: source["weight"] for source in old["sources"]} | weights
     files = {name: old["files"][name] for name in (old["files"] if unchanged is None else unchanged)}
+    # a source whose last rows went, or that brought none, can't be drawn from in training
+    kept = [s["name"] for s in old["sources"] if s["name"] in rows or not s["rows"]] + [*rows]
     files |= file_facts([edit], [name for name in file_names(edit) if name != EDIT_REQUEST])
     manifest = {key: value for key, value in old.items() if key not in ("sha256", "files")} | {
         "generation": old["generation"] + 1,
         "splits": splits,
-        "sources": [{"name": name, "weight": weight, "rows": rows.get(name, [])} for name, weight in weights.items()],
+        "sources": [{"name": n, "weight": w, "rows": rows.get(n, [])} for n, w in weights.items() if n in kept],
         "files": dict(sorted(files.items())),
     }
     write_atomically(edit / MANIFEST, manifest_bytes(sealed(manifest)))

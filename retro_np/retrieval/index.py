@@ -47,6 +47,10 @@ class HnswIndex:
         queries = np.asarray(queries, np.float32)
         if self.graph is None or k >= len(self.keys) or len(self.keys) <= FEW:
             return exact_search(queries, self.keys, k)
+        return self.search_graph(queries, k)
+
+    def search_graph(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The graph's own answer, however few the keys are; there is one, of at least k keys."""
         self.graph.set_ef(k + EF_MARGIN)
         parts = [self._block(queries[i : i + QUERIES_A_BLOCK], k) for i in range(0, len(queries), QUERIES_A_BLOCK)]
         if not parts:
