@@ -115,7 +115,7 @@ def build():
     peaks = [row["peak_mb"] for row in memory]
     slowest = {name: max(each["stages"], key=each["stages"].get) for name, each in found["builds"].items()}
     return [
-        table(["a database is built", "hashing", *(f"{of}/s" for of in ("documents", "chunks", "MB")), "share", "share with MiniLM"], stages),
+        table(["a build", "hashing", "documents/s", "chunks/s", "MB/s", "share", "share with MiniLM"], stages),
         f"{hashing['megabytes']:.0f} MB of Python, {hashing['chunks']:,} chunks, take {hashing['seconds']:.0f} s with "
         f"the hashing embedder, most of it {slowest['hashing']}; {minilm['megabytes']:.1f} MB, {minilm['chunks']:,} "
         f"chunks, take {total:.0f} s with MiniLM, most of it {slowest['MiniLM']}. BERT's products are "

@@ -203,8 +203,8 @@ def _describe(database) -> None:
     manifest = database.manifest
     for name, split in manifest["splits"].items():
         console.print(
-            f"{name}: {split['documents']:,} documents, {split['chunks']:,} chunks of {database.chunk_size} tokens, "
-            f"{split['bytes']:,} bytes"
+            f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens in {split['chunks']:,} chunks of "
+            f"{database.chunk_size}, {split['bytes']:,} bytes"
         )
     replaced = sum(split["replaced"] for split in manifest["splits"].values())
     if replaced:

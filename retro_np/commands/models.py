@@ -137,6 +137,8 @@ def evaluate(
     if baseline is not None:
         models["baseline"] = load_model(baseline, database)
     retrieval = None
+    if split == "valid" and k > database.split(split).neighbours.shape[1]:
+        retrieve_from = retrieve_from or [db]  # the database keeps fewer than asked for: they are looked for anew
     if retrieve_from or fraction != 1:
         if split != "valid":
             raise UserError("--retrieve-from and --fraction are for held-out documents: leave out --split")

@@ -11,7 +11,7 @@ from retro_np.retrieval.texts import line_ends
 
 
 class Documents(Sequence):
-    """The records of documents, by number: {"id", "name", "source", "split", "bytes", "chunks", "replaced", "sha256"}.
+    """The records of documents, by number: id, name, source, split, bytes, tokens, chunks, replaced, sha256.
 
     A document that was removed and not yet compacted has "removed": true. Eight bytes a document are held in memory.
     """
@@ -61,10 +61,10 @@ def chained(paths: Iterable[Path]) -> Iterator[dict]:
 def survey(records: Iterable[dict], splits: Iterable[str]) -> tuple[dict, dict[str, list[list[int]]]]:
     """What a manifest says of all documents, in order of id: counts of each split, and where each source's rows are.
 
-    Returns {split: {"documents", "chunks", "bytes", "replaced"}}, removed documents left out, and {source: [[start,
-    stop], …]}, rows of the training split, removed ones included.
+    Returns {split: {"documents", "chunks", "tokens", "bytes", "replaced"}}, removed documents left out, and {source:
+    [[start, stop], …]}, rows of the training split, removed ones included.
     """
-    counted = {split: {"documents": 0, "chunks": 0, "bytes": 0, "replaced": 0} for split in splits}
+    counted = {split: {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0, "replaced": 0} for split in splits}
     rows: dict[str, list[list[int]]] = {}
     row = 0
     for record in records:
@@ -77,6 +77,6 @@ def survey(records: Iterable[dict], splits: Iterable[str]) -> tuple[dict, dict[s
         if not record.get("removed"):
             split = counted[record["split"]]
             split["documents"] += 1
-            for name in ("chunks", "bytes", "replaced"):
+            for name in ("chunks", "tokens", "bytes", "replaced"):
                 split[name] += record[name]
     return counted, rows

@@ -104,13 +104,17 @@ def load_hnsw(path, keys: np.ndarray) -> HnswIndex:
 def _save(graph: hnswlib.Index | None, path: Path) -> None:
     """Write a graph beside its name, flush it to the disk, rename it."""
     beside = beside_of(path)
-    if graph is None:
-        beside.write_bytes(b"")
-    else:
-        graph.save_index(os.fspath(beside))
-        if beside.stat().st_size != graph.index_file_size():  # hnswlib says nothing where the disk is full
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        if graph is None:
+            beside.write_bytes(b"")
+        else:
+            graph.save_index(os.fspath(beside))
+            if beside.stat().st_size != graph.index_file_size():  # hnswlib says nothing where the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     flush_folder(path.parent)

@@ -25,7 +25,7 @@ QUERIES_A_BLOCK = 1024
 TEXTS_A_BLOCK = 1 << 21  # characters tokenised at once
 
 
-def silent(steps: int) -> None:
+def silent(steps: int, note: str = "") -> None:
     """Nobody is told."""
 
 
@@ -47,16 +47,16 @@ def tokenise_shard(texts: Path, out: Path, records: Path, tokenizer: Path, m: in
             chunks.reshape(-1)[len(ids)] = END_OF_TEXT
             tokens.append(chunks)
             documents.append(np.full(len(chunks), number, np.int64))
-            found.append(_record(number, text, len(chunks), texts.parent.name))
-        advance(len(block))
+            found.append(_record(number, text, len(ids) + 1, len(chunks), texts.parent.name))
+        advance(len(block), note=f"{sum(record['tokens'] for record in found):,} tokens in {texts.stem}")
     write_records(records, found)
     write_array(out / "documents.npy", np.concatenate(documents))
     write_array(out / "tokens.npy", np.concatenate(tokens))
 
 
-def _record(number, text, chunks, split):
+def _record(number, text, tokens, chunks, split):
     record = {"id": number, "name": text.name, "source": text.source, "split": split}
-    record |= {"bytes": len(text.text.encode()), "chunks": chunks, "replaced": text.replaced}
+    record |= {"bytes": len(text.text.encode()), "tokens": tokens, "chunks": chunks, "replaced": text.replaced}
     return record | {"sha256": text.sha256}
 
 

@@ -69,14 +69,14 @@ def verify_database(path, embedder=None) -> Report:
 
 
 def _documents(database) -> Iterator[str]:
-    counted = {split: {"documents": 0, "chunks": 0, "bytes": 0, "replaced": 0} for split in SPLITS}
+    counted = {split: {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0, "replaced": 0} for split in SPLITS}
     for number, record in enumerate(database.documents):
         if record["id"] != number or record["split"] not in SPLITS or record["chunks"] < 1:
             yield f"documents.jsonl: line {number + 1} is document {record['id']} of split {record['split']!r}"
             return
         if not record.get("removed"):
             counted[record["split"]]["documents"] += 1
-            for name in ("chunks", "bytes", "replaced"):
+            for name in ("chunks", "tokens", "bytes", "replaced"):
                 counted[record["split"]][name] += record[name]
     if counted != database.manifest["splits"]:
         yield f"manifest.json: it counts {database.manifest['splits']}, and documents.jsonl {counted}"
