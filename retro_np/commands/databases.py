@@ -55,6 +55,7 @@ def build(
         Path | None,
         typer.Option(help="Chunks, tokenizer and embedder of this database, so that both can be searched as one."),
     ] = None,
+    d_key: Annotated[int | None, typer.Option(min=1, help="Width of a hashing key, 128 if not said.")] = None,
     dask: Dask = None,
 ) -> None:  # fmt: skip
     """Build a retrieval database from text.
@@ -89,6 +90,7 @@ def build(
         duplicates=DedupConfig(threshold=deduplicate) if deduplicate else None,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
+        d_key=BuildConfig.d_key if d_key is None else d_key,
     )
     sources = _sources(corpus, source)
     if like is not None:
@@ -156,12 +158,20 @@ def add(
 
 def remove(
     db: DatabasePath,
-    document: Annotated[list[str], typer.Option(help="A document's number or name; repeatable.", show_default=False)],
+    document: Annotated[
+        list[str] | None, typer.Option(help="A document's number or name; repeatable.", show_default=False)
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A name that looks like a number; repeatable.", show_default=False)
+    ] = None,
 ) -> None:
     """Remove documents: no search, sample, batch or evaluation shows them again. `compact` then deletes their bytes."""
     from retro_np.retrieval.edit import remove_documents
 
-    _describe(remove_documents(db, document))
+    given = [int(text) if text.isdecimal() else text for text in document or []]
+    if not given and not name:
+        raise UserError("no document is named: give --document NUMBER, as search shows it, or --document NAME")
+    _describe(remove_documents(db, [*given, *(name or [])]))
 
 
 def compact(db: DatabasePath, dask: Dask = None) -> None:

@@ -39,6 +39,7 @@ from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.documents import Documents, chained, in_order, survey, write_records
 from retro_np.retrieval.hashing import D_KEY, HashingEmbedder, load_hashing, save_hashing
+from retro_np.retrieval.index import EF_MARGIN
 from retro_np.retrieval.manifest import (
     DOCUMENTS,
     DUPLICATES,
@@ -165,7 +166,7 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, embedder
     stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
     stages.write_indexes(run, training)
     queries = stages.all_queries(training, folders[len(training) :])
-    stages.write_neighbours(run, out, work, queries, config.neighbours + config.spares)
+    stages.write_neighbours(run, out, work, queries, config.neighbours + config.spares, margin_of(embedder))
     write_atomically(out / MANIFEST, manifest_bytes(_manifest(out, config, corpus, facts, tokenizer, embedder)))
     remove_folder(work)
 
@@ -249,7 +250,8 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict:
         "chunk_size": config.chunk_size,
         "vocabulary_size": tokenizer.get_vocab_size(),
         "tokenizer": tokenizer_sha256(tokenizer),
-        "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": int(embedder.d_key)},
+        "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": int(embedder.d_key)}
+        | {"margin": margin_of(embedder)},
         "key_dtype": config.key_dtype,
         "neighbours": config.neighbours,
         "spares": config.spares,
@@ -262,6 +264,11 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict:
         "sources": [{"name": s.name, "weight": s.weight, "rows": rows.get(s.name, [])} for s in corpus.sources],
     }
     return sealed(manifest | {"files": file_facts([out], file_names(out))})
+
+
+def margin_of(embedder) -> int:
+    """The candidates that an index keeps beyond k for an embedder's keys: some are harder to search than others."""
+    return int(getattr(embedder, "margin", EF_MARGIN))
 
 
 def _request(corpus: Corpus, config: BuildConfig, embedder) -> dict:

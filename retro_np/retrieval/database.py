@@ -58,6 +58,7 @@ class Database:
         self.chunk_size: int = manifest["chunk_size"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.d_key: int = manifest["embedder"]["d_key"]
+        self.margin: int = manifest["embedder"]["margin"]
         self.tokenizer = load_tokenizer(path / TOKENIZER)
         self.documents = Documents(path / DOCUMENTS)
         self._hidden = np.load(path / tombstones_of("train"), allow_pickle=False)  # sorted ids that nothing finds
@@ -246,7 +247,8 @@ class Database:
 
     @cached_property
     def _shards(self) -> list[Shard]:
-        return [Shard.open(folder, self._index_kind) for folder in self.folders(home_of("train"))]
+        margin = None if self._index_kind == "exact" else self.margin
+        return [Shard.open(folder, margin) for folder in self.folders(home_of("train"))]
 
     @cached_property
     def hidden_rows(self) -> list[np.ndarray]:

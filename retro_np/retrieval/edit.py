@@ -8,7 +8,6 @@ finds or reads them; `compact` deletes their bytes.
 import functools
 import hashlib
 import json
-import operator
 import sys
 from array import array
 from collections.abc import Iterator
@@ -72,7 +71,7 @@ def add_documents(
 
 
 def remove_documents(path, documents: list[int | str]) -> Database:
-    """Take documents, by number or by name, out of a database: no search, value or batch shows them again.
+    """Take documents, by number (int) or by name (str), out of a database: no search, value or batch shows them again.
 
     A name that several documents have takes out all of them. Raises UserError for one that is not there.
     """
@@ -185,7 +184,7 @@ def _add(run, database, edit, facts, weights) -> None:
             name = f"{split}/{folder.name}"
             queries.append(stages.Queries(name, folder, new, path / "neighbours" / name))
     candidates = database.manifest["neighbours"] + database.manifest["spares"]
-    stages.write_neighbours(run, edit, work, queries, candidates)
+    stages.write_neighbours(run, edit, work, queries, candidates, database.margin)
     _make(database, edit, weights)
 
 
@@ -216,19 +215,17 @@ def _held_texts(database) -> Iterator[Text]:
 
 
 def _numbers(database, documents) -> np.ndarray:
-    """Numbers of documents that are not removed yet, of numbers and names."""
-    # a number alone is no name, but what is typed may be either
-    wanted = {document if isinstance(document, str) else operator.index(document) for document in documents}
-    found, seen = [], set()
+    """Numbers of documents that are not removed yet, of numbers (int) and names (str)."""
+    wanted, found, seen = set(documents), [], set()
     for record in database.documents:
-        names = {record["id"], str(record["id"]), record["name"]} & wanted
-        seen |= names
-        if names and not record.get("removed"):
+        called = {record["id"], record["name"]} & wanted
+        seen |= called
+        if called and not record.get("removed"):
             found.append(record["id"])
-    if wanted - seen:
+    for missing in sorted(map(str, wanted - seen)):
         raise UserError(
-            f"{database.path} has no document {sorted(wanted - seen, key=str)[0]!r}: give a number or a name of its "
-            f"documents.jsonl, which holds {len(database.documents):,}"
+            f"{database.path} has no document {missing!r}: give a number or a name of its documents.jsonl, which holds "
+            f"{len(database.documents):,}"
         )
     return np.array(found, np.int64)
 
@@ -281,7 +278,7 @@ def _compact(run, database, edit, groups) -> None:
     stages.write_indexes(run, folders["train"])
     candidates = database.manifest["neighbours"] + database.manifest["spares"]
     queries = stages.all_queries(folders["train"], folders["valid"])
-    stages.write_neighbours(run, edit, edit / WORK, queries, candidates)
+    stages.write_neighbours(run, edit, edit / WORK, queries, candidates, database.margin)
     unchanged = [name for name in database.manifest["files"] if name in (TOKENIZER, "build.json", "hashing.npy")]
     _make(database, edit, {}, unchanged)
 

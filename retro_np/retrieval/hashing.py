@@ -22,7 +22,8 @@ from retro_np.retrieval.tokenizer import tokenizer_sha256
 __all__ = ["BUCKETS", "D_KEY", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
 
 VERSION = 1  # of the algorithm: another one makes other keys
-D_KEY = 256
+D_KEY = 128
+MARGIN = 640
 UNIT = 64  # a weight of one, as an integer
 BATCH_TOKENS = 1 << 18  # of a padded batch of texts
 FILE = np.dtype(
@@ -53,6 +54,13 @@ class HashingEmbedder:
             raise UserError(
                 f"a feature stands in {most} of {self.chunks} chunks: give the counts' own number of chunks"
             )
+
+    @property
+    def margin(self) -> int:
+        """Candidates that an index keeps beyond k: random signs leave keys nearly as far from each other as they can
+        be, where a graph needs ten times BERT's margin to find 95 % of what is nearest.
+        """
+        return MARGIN
 
     @property
     def name(self) -> str:

@@ -13,9 +13,12 @@ from retro_np.kernels.search import exact_search, listed_distances
 
 LINKS = 16  # M: links of a node a layer
 EF_CONSTRUCTION = 200
-EF_MARGIN = 64  # candidates kept beyond k while searching
+EF_MARGIN = 64  # candidates kept beyond k while searching, where the embedder names no other number
 QUERIES_A_BLOCK = 1024
-FEW = 4096  # keys: up to so many, exact search is as quick, and misses nothing
+# keys up to which exact search is as quick as the graph, and misses nothing: for a query alone; and for a batch, where
+# it is a matrix product, of each candidate that the graph would keep (measured with 128 to 384 columns)
+FEW, FEW_A_CANDIDATE = 4096, 600
+BATCH = 32  # queries
 
 
 class ExactIndex:
@@ -35,23 +38,26 @@ class ExactIndex:
 class HnswIndex:
     """Approximate search in a navigable small world (Malkov & Yashunin 2018), by hnswlib; same interface.
 
-    keys: what the graph was built from, for exact distances and for the queries that the graph can't serve.
+    keys: what the graph was built from, for exact distances and for the queries that the graph can't serve. margin:
+    candidates kept beyond k.
     """
 
-    def __init__(self, graph: hnswlib.Index | None, keys: np.ndarray):
+    def __init__(self, graph: hnswlib.Index | None, keys: np.ndarray, margin: int = EF_MARGIN):
         self.graph = graph
         self.keys = keys
+        self.margin = margin
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ExactIndex.search, but a neighbour may be missed: recall is a test's business."""
         queries = np.asarray(queries, np.float32)
-        if self.graph is None or k >= len(self.keys) or len(self.keys) <= FEW:
+        few = FEW if len(queries) < BATCH else max(FEW, FEW_A_CANDIDATE * (k + self.margin))
+        if self.graph is None or k >= len(self.keys) or len(self.keys) <= few:
             return exact_search(queries, self.keys, k)
         return self.search_graph(queries, k)
 
     def search_graph(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The graph's own answer, however few the keys are; there is one, of at least k keys."""
-        self.graph.set_ef(k + EF_MARGIN)
+        self.graph.set_ef(k + self.margin)
         parts = [self._block(queries[i : i + QUERIES_A_BLOCK], k) for i in range(0, len(queries), QUERIES_A_BLOCK)]
         if not parts:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
@@ -92,13 +98,13 @@ def build_hnsw(keys: np.ndarray, path=None, *, seed: int = 100) -> HnswIndex:
     return HnswIndex(graph, keys)
 
 
-def load_hnsw(path, keys: np.ndarray) -> HnswIndex:
+def load_hnsw(path, keys: np.ndarray, margin: int = EF_MARGIN) -> HnswIndex:
     """Read a graph. Only of a file whose hash has been checked: hnswlib crashes on a corrupt one."""
     if not len(keys):
-        return HnswIndex(None, keys)
+        return HnswIndex(None, keys, margin)
     graph = hnswlib.Index(space="l2", dim=keys.shape[1])
     graph.load_index(os.fspath(path), max_elements=len(keys))
-    return HnswIndex(graph, keys)
+    return HnswIndex(graph, keys, margin)
 
 
 def _save(graph: hnswlib.Index | None, path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.kernels.search import exact_search
-from retro_np.retrieval.index import ExactIndex, HnswIndex, load_hnsw
+from retro_np.retrieval.index import EF_MARGIN, ExactIndex, HnswIndex, load_hnsw
 
 NEIGHBOUR = np.dtype([("id", "<i8"), ("distance", "<f4")])  # an entry of a list on its way between two stages
 NONE_HIDDEN = np.empty(0, np.int64)
@@ -19,26 +19,26 @@ SLICES = 8  # runs of rows that are searched where they lie; more are gathered f
 class Shard:
     """One shard of a database to search in. keys: (N, d_key); documents: (N,), ascending; folder: where its index is.
 
-    kind: "hnsw", or "exact" to compare with every key.
+    margin: candidates that the graph keeps beyond those asked for; None: compare with every key.
     """
 
     folder: Path
     keys: np.ndarray
     documents: np.ndarray
-    kind: str = "hnsw"
+    margin: int | None = EF_MARGIN
 
     @classmethod
-    def open(cls, folder: Path, kind: str = "hnsw") -> "Shard":
+    def open(cls, folder: Path, margin: int | None = EF_MARGIN) -> "Shard":
         """Map a shard's arrays; its index is read at the first search."""
         keys, documents = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "documents"))
-        return cls(folder, keys, documents, kind)
+        return cls(folder, keys, documents, margin)
 
     @cached_property
     def index(self) -> HnswIndex | ExactIndex:
         """What searches the keys."""
-        if self.kind == "exact":
+        if self.margin is None:
             return ExactIndex(self.keys)
-        return load_hnsw(self.folder / "index.hnsw", self.keys)
+        return load_hnsw(self.folder / "index.hnsw", self.keys, self.margin)
 
 
 def search_shard(shard: Shard, queries, k: int, *, own=None, hidden=NONE_HIDDEN, exact: bool = False):

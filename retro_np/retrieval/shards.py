@@ -151,15 +151,15 @@ def index_shard(shard: Path, advance=silent):
     advance(len(keys))
 
 
-def query_shard(query: Path, shard: Path, out: Path, first: int, hidden, candidates: int, advance=silent):
+def query_shard(query: Path, shard: Path, out: Path, first: int, hidden, candidates: int, margin: int, advance=silent):
     """The nearest `candidates` keys that one shard has for each chunk of another, or of itself: a list of lists.
 
     first: the id of the shard's first chunk; hidden: its rows that are not to be found, sorted. A chunk's own document
-    is left out, which in another shard it cannot be: no document is of two.
+    is left out, which in another shard it cannot be: no document is of two. margin: see `HnswIndex`.
     """
     keys = np.load(query / "keys.npy", allow_pickle=False, mmap_mode="r")
     own = np.load(query / "documents.npy", allow_pickle=False) if query == shard else None
-    searched = loaded_shard(shard)
+    searched = loaded_shard(shard, margin)
     lists = []
     for start in range(0, len(keys), QUERIES_A_BLOCK):
         rows = slice(start, start + QUERIES_A_BLOCK)
@@ -192,10 +192,10 @@ def merge_shard(parts: list[Path], home: Path, candidates: int, known: Path | No
     write_array(home / "distances.npy", distances)
 
 
-def loaded_shard(folder: Path) -> Shard:
+def loaded_shard(folder: Path, margin: int) -> Shard:
     """A shard with its index in memory: the last one asked for is kept, so that one is in memory at a time."""
     stat = (folder / "index.hnsw").stat()
-    return _loaded(folder, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return _loaded(folder, margin, stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
 def forget_shard() -> None:
@@ -204,8 +204,8 @@ def forget_shard() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder, *_identity):
-    return Shard.open(folder)
+def _loaded(folder, margin, *_identity):
+    return Shard.open(folder, margin)
 
 
 def sign_shard(texts: Path, out: Path, config: DedupConfig, advance=silent):

@@ -146,7 +146,7 @@ def write_indexes(run: Runner, folders: list[Path]) -> None:
     run("indexing", "chunks", tasks, side_by_side=True)
 
 
-def write_neighbours(run: Runner, out: Path, work: Path, queries: list[Queries], candidates: int) -> None:
+def write_neighbours(run: Runner, out: Path, work: Path, queries: list[Queries], candidates: int, margin: int) -> None:
     """neighbours/SPLIT/NNNNN of every query shard: each index shard is asked in turn, and the lists are merged."""
     left = [query for query in queries if not _is_done(out, query)]
     asked = {shard.folder: shard for query in left for shard in query.shards}
@@ -155,7 +155,7 @@ def write_neighbours(run: Runner, out: Path, work: Path, queries: list[Queries],
         for query in left:
             part = _part(work, query, shard)
             if any(shard.folder == other.folder for other in query.shards) and not part.exists():
-                arguments = (query.folder, shard.folder, part, shard.first, shard.hidden, candidates)
+                arguments = (query.folder, shard.folder, part, shard.first, shard.hidden, candidates, margin)
                 tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
     run(f"neighbours in {len(asked)} shards", "queries", tasks)
     shards.forget_shard()

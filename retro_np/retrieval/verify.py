@@ -23,7 +23,6 @@ from retro_np.retrieval.tokenizer import END_OF_TEXT
 
 ROWS = 65536  # looked at in one go
 SAMPLE, SAMPLED_K = 100, 10  # keys of a shard that are searched for in its index, and neighbours asked for
-LEAST_RECALL = 0.8  # of a shard's sample: a graph that is worse is not of these keys
 KEY_TOLERANCE = 1e-3  # BERT's keys depend a little on the batch; in float16 on rounding
 
 
@@ -169,22 +168,24 @@ def _indexes(database, report) -> None:
     rng, found_share, weights = np.random.default_rng(0), [], []
     with progress_bar("indexes against exact search", len(folders), unit="shards") as advance:
         for folder in folders:
-            shard = Shard.open(folder)
+            shard = Shard.open(folder, database.margin)
             size = len(shard.keys)
             if size:
                 k = min(SAMPLED_K, size)
-                queries = np.asarray(shard.keys[np.sort(rng.integers(0, size, SAMPLE))], np.float32)
-                _, far = Shard.open(folder, "exact").index.search(queries, k)
+                rows = np.sort(rng.integers(0, size, SAMPLE))
+                queries = np.asarray(shard.keys[rows], np.float32)
+                _, far = Shard.open(folder, None).index.search(queries, k)
                 graph = shard.index.graph
                 if graph is None or graph.get_current_count() != size:
                     report.broken.append(f"{folder}: index.hnsw has not one entry a chunk")
                     continue
+                if not np.array_equal(graph.get_items(rows), queries):
+                    report.broken.append(f"{folder}: index.hnsw finds other keys than the shard's")
                 _, distances = shard.index.search_graph(queries, k)
-                # equal keys are as good as each other: distances are compared
+                # equal keys are as good as each other: distances are compared. Where many are equal the graph falls
+                # into parts and finds less, so a low share is told, and is no damage
                 found_share.append(float(np.mean(distances <= far[:, -1:])))
                 weights.append(size)
-                if found_share[-1] < LEAST_RECALL:
-                    report.broken.append(f"{folder}: index.hnsw finds {found_share[-1]:.0%} of what exact search finds")
             advance()
     if found_share and not report.broken:
         recall = np.average(found_share, weights=weights)
