@@ -97,11 +97,14 @@ def numbers_of(database, split):
 
 def test_after_an_add_all_lists_are_as_if_all_shards_had_been_there_from_the_start(db, more):
     before = Database.open(db)
+    split = before.split("train")
     database = add_documents(db, more, embedder=EMBEDDER)
     assert len(database.documents) == len(before.documents) + 12
     assert len(database.folders("shards")) > len(before.folders("shards")) > 2
     assert database.manifest["generation"] == 1
-    assert np.array_equal(database.split("train").tokens[: before.n_chunks], before.split("train").tokens[:])
+    assert np.array_equal(database.split("train").tokens[: before.n_chunks], split.tokens[:])
+    with pytest.raises(UserError, match="was edited since it was opened"):  # its ids may mean something else now
+        before.split("train")
     assert_lists_are_exact(database)
     assert verify_database(db, EMBEDDER).broken == []
 
@@ -173,6 +176,18 @@ def test_what_was_left_out_is_added_once_its_held_out_document_is_removed(db, bu
     assert verify_database(db, EMBEDDER).broken == []
 
 
+def test_compacting_forgets_what_was_left_out_for_a_document_that_is_gone(db, built, tmp_path):
+    database = Database.open(db)
+    first, second = (database.documents[number] for number in numbers_of(database, "valid")[:2])
+    texts = {f"like {r['name']}": (built.parent / "docs" / r["name"]).read_text() for r in (first, second)}
+    add_documents(db, lines(tmp_path / "c.jsonl", texts), embedder=EMBEDDER)
+    remove_documents(db, [first["id"]])
+    compact(db)
+    listed = (db / "duplicates.jsonl").read_text()
+    assert first["name"] not in listed
+    assert second["name"] in listed
+
+
 def test_what_was_removed_can_be_added_again(db, built):
     database = Database.open(db)
     record = database.documents[numbers_of(database, "train")[2]]
@@ -228,7 +243,7 @@ def test_documents_are_removed_by_number_and_by_name(db):
     first, second, third = numbers_of(database, "train")[:3]
     held = numbers_of(database, "valid")[0]
     name = database.documents[second]["name"]
-    removed = remove_documents(db, [first, name, str(third), held])
+    removed = remove_documents(db, [first, name, np.int64(third), held])
     assert [r["id"] for r in removed.documents if r.get("removed")] == sorted([first, second, third, held])
     gone = np.isin(removed.split("train").documents[:], [first, second, third])
     assert np.array_equal(removed.removed(np.arange(removed.n_chunks)), gone)
@@ -244,8 +259,7 @@ def test_a_number_is_not_a_name_and_a_name_is_of_all_documents_that_have_it(tmp_
     build_database(path, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
     assert [r.get("removed", False) for r in remove_documents(tmp_path / "db", [2]).documents] == [0, 0, 1, 0, 0]
     assert [r.get("removed", False) for r in remove_documents(tmp_path / "db", ["same"]).documents] == [0, 0, 1, 1, 0]
-    numbered = remove_documents(tmp_path / "db", [np.int64(1)])
-    assert [r.get("removed", False) for r in numbered.documents] == [0, 1, 1, 1, 0]
+    assert [r.get("removed", False) for r in remove_documents(tmp_path / "db", ["0"]).documents] == [0, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("unknown", [999, "999", "nobody.py", -1, ""])
@@ -588,14 +602,18 @@ def test_a_corpus_that_changed_while_an_add_was_stopped_is_refused(db, tmp_path,
     assert Database.open(db).manifest["generation"] == 0
 
 
-def test_another_embedder_is_refused_before_anything_is_written(db, more):
+def test_another_embedder_or_none_is_refused_before_an_edit_is_begun(db, more, monkeypatch):
+    def missing():
+        raise UserError("no BERT here")
+
+    monkeypatch.setattr("retro_np.retrieval.database.load_bert", missing)
     other = CountingEmbedder()
     other.sha256 = "ab" * 32
     before = all_bytes(db)
-    with pytest.raises(UserError, match="was built with embedder counting"):
-        add_documents(db, more, embedder=other)
-    assert outside_the_edit(db) == before
-    assert not (db / "edit").exists()
+    for given, complaint in ((other, "was built with embedder counting"), (None, "no BERT here")):
+        with pytest.raises(UserError, match=complaint):
+            add_documents(db, more, embedder=given)
+        assert all_bytes(db) == before
 
 
 def test_what_is_no_database_is_not_edited(tmp_path, more):

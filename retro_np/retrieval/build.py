@@ -8,7 +8,8 @@ holds a shard, however large the corpus. The layout:
     build.json           what was asked for
     tokenizer.json       documents.jsonl       duplicates.jsonl       tombstones.npy
     hashing.npy          what the hashing embedder counted, where it made the keys
-    shards/00000/        tokens.npy documents.npy keys.npy index.hnsw: the training documents, which can be retrieved
+    shards/00000/        tokens.npy documents.npy keys.npy index.hnsw equal.npy: the training documents, which can be
+                         retrieved
     splits/valid/00000/  tokens.npy documents.npy keys.npy: the held-out ones, which can't
     neighbours/SPLIT/00000/   ids.npy distances.npy
     work/                what stages leave for later ones; removed at the end

@@ -13,7 +13,7 @@ from retro_np.retrieval.bert import load_bert
 from retro_np.retrieval.corpus import LONE_SURROGATE, place_of
 from retro_np.retrieval.documents import Documents
 from retro_np.retrieval.hashing import load_hashing
-from retro_np.retrieval.journal import settle_edit
+from retro_np.retrieval.journal import edited_since, settle_edit
 from retro_np.retrieval.manifest import (
     DOCUMENTS,
     HASHING,
@@ -78,6 +78,8 @@ class Database:
         settle_edit(path)
         manifest = read_manifest(path)
         broken = broken_files(path, manifest)
+        if broken and edited_since(path, manifest):  # while they were looked at
+            return cls.open(path, embedder, index)
         if broken:
             more = f", and {len(broken) - 1} more files are broken (retro-np verify names them)" if broken[1:] else ""
             raise UserError(f"{broken[0]}{more}: build the database anew in another folder")
@@ -151,10 +153,13 @@ class Database:
                 f"{k:,} neighbours of {len(keys):,} keys are more than {MOST_FOUND:,} at once: ask for fewer"
             )
         found = [(np.empty((len(keys), 0), np.int64), np.empty((len(keys), 0), np.float32))]
+        unread = any("index" not in vars(shard) for shard in self._shards)
         for shard, start, hidden in zip(self._shards, self._tokens.starts, self.hidden_rows, strict=False):
             most = min(k, max(1, len(shard.keys)))
             rows, distances = search_shard(shard, keys, most, hidden=hidden, exact=exact)
             found.append((np.where(rows >= 0, rows + start, -1), distances))
+        if unread:  # files were opened just now
+            self._check_unedited()
         return merge_lists(found, k)
 
     def value(self, ids) -> np.ndarray:
@@ -216,19 +221,21 @@ class Database:
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.path} has no split {name!r}: it has {', '.join(self.manifest['splits'])}")
         home = home_of(name)
+        removed = np.load(self.path / tombstones_of(name), allow_pickle=False)
         sources = self.manifest["sources"] if name == "train" else ()
         return Split(
             name,
-            self._sharded(home, "tokens.npy", np.load(self.path / tombstones_of(name), allow_pickle=False)),
+            self._sharded(home, "tokens.npy", removed),
             self._sharded(home, "documents.npy"),
             self._sharded(f"neighbours/{name}", "ids.npy"),
             self._sharded(f"neighbours/{name}", "distances.npy"),
-            tuple((source["weight"], tuple(map(tuple, source["rows"]))) for source in sources),
+            _present(sources, removed),
         )
 
     def keys(self, split: str) -> Sharded:
-        """The keys of a split's chunks, (N, d_key), as they were stored."""
-        return self._sharded(home_of(split), "keys.npy")
+        """The keys of a split's chunks, (N, d_key), as they were stored; zeros for removed ones."""
+        removed = np.load(self.path / tombstones_of(split), allow_pickle=False)
+        return self._sharded(home_of(split), "keys.npy", removed)
 
     def text(self, tokens) -> str:
         """The text of a row of tokens."""
@@ -260,7 +267,14 @@ class Database:
         ]
 
     def _sharded(self, home: str, name: str, blank=None) -> Sharded:
-        return Sharded([_map(folder / name) for folder in self.folders(home)], blank)
+        mapped = Sharded([_map(folder / name) for folder in self.folders(home)], blank)
+        self._check_unedited()
+        return mapped
+
+    def _check_unedited(self) -> None:
+        """Raise UserError where files that were just opened may be an edit's, whose ids mean something else."""
+        if edited_since(self.path, self.manifest):
+            raise UserError(f"{self.path} was edited since it was opened: open it again")
 
     def _checked_ids(self, ids) -> np.ndarray:
         ids = np.asarray(ids, np.int64) if np.size(ids) == 0 else np.asarray(ids)
@@ -270,6 +284,21 @@ class Database:
             wrong = ids.min() if ids.min() < -1 else ids.max()
             raise UserError(f"chunk ids go from 0 to {self.n_chunks - 1} (−1: none) in {self.path}, not {wrong}")
         return ids.astype(np.int64)
+
+
+def _present(sources, removed) -> tuple:
+    """Weight and row ranges of each source, without removed rows; a source of which nothing is left is none."""
+    found = []
+    for source in sources:
+        ranges = []
+        for start, stop in source["rows"]:
+            gone = removed[np.searchsorted(removed, start) : np.searchsorted(removed, stop)]
+            edges = np.concatenate([[start - 1], gone, [stop]])
+            gaps = zip(edges[:-1] + 1, edges[1:], strict=True)
+            ranges += [(int(begin), int(end)) for begin, end in gaps if begin < end]
+        if ranges or not source["rows"]:
+            found.append((source["weight"], tuple(ranges)))
+    return tuple(found)
 
 
 def _map(path: Path) -> np.ndarray:

@@ -23,6 +23,16 @@ def settle_edit(path: Path) -> None:
             finish_edit(path)
 
 
+def edited_since(path: Path, manifest: dict) -> bool:
+    """Whether files of a database may be others than its manifest, read before, says. Its own are renamed last."""
+    if (path / EDIT / MANIFEST).exists():
+        return True
+    try:
+        return read_manifest(path)["sha256"] != manifest.get("sha256")
+    except UserError:  # it is there no more
+        return True
+
+
 def finish_edit(path: Path) -> None:
     """Move an edit's files into place, if it is made; the database's lock is held."""
     edit = path / EDIT
