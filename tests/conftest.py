@@ -1,10 +1,13 @@
 """What several tests share: an embedder that needs no weights, small corpora, a small database."""
 
 import hashlib
+import json
 import keyword
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +112,75 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def database(corpus, tmp_path_factory, embedder):
     return build_database(corpus, tmp_path_factory.mktemp("databases") / "db", SMALL, embedder)
+
+
+class Stops:
+    """Counts every rename and removal, those of whole folders included, and raises at one what Ctrl-C raises."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.at = 0, None
+        for name in ("replace", "unlink", "rmdir"):
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, change):
+        def counted(*args, **options):
+            self.count += 1
+            here = self.count
+            if self.at == (here, "before"):
+                raise KeyboardInterrupt
+            change(*args, **options)
+            if self.at == (here, "after"):
+                raise KeyboardInterrupt
+
+        return counted
+
+    def total(self, act) -> int:
+        """How many changes an action makes."""
+        self.count, self.at = 0, None
+        act()
+        return self.count
+
+    def stopped(self, act, place: int, way: str):
+        """Do what is stopped before or after its change of this number, from 1."""
+        self.count, self.at = 0, (place, way)
+        with pytest.raises(KeyboardInterrupt):
+            act()
+        self.at = None
+
+
+EMBEDDER = CountingEmbedder()
+SHARDS = replace(SMALL, shard_bytes=4000)
+
+
+@pytest.fixture
+def no_flushing(monkeypatch):
+    """Slow, and of use only where the machine itself stops."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def json_lines(path: Path, texts: dict[str, str]) -> Path:
+    """A .jsonl file of named documents."""
+    path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in texts.items()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A database of several shards, to be copied."""
+    folder = tmp_path_factory.mktemp("edit")
+    return build_database(write_corpus(folder / "docs"), folder / "db", SHARDS, EMBEDDER).path
+
+
+@pytest.fixture
+def db(built, tmp_path):
+    """A copy of that database, to be edited."""
+    return shutil.copytree(built, tmp_path / "db")
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """A corpus of further documents, under names of their own."""
+    folder = write_corpus(tmp_path_factory.mktemp("more") / "more", 12, seed=5)
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"added_{path.name}")
+    return folder

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import hnswlib
 import numpy as np
 import pytest
-from conftest import SMALL, CountingEmbedder, all_bytes, write_corpus
+from conftest import SMALL, CountingEmbedder, Stops, all_bytes, write_corpus
 
 from retro_np.errors import UserError
 from retro_np.retrieval import index, shards, texts
@@ -71,30 +71,12 @@ def test_a_build_stopped_before_or_after_any_change_to_the_folder_ends_in_the_sa
     monkeypatch.setattr(shards, "BLOCK", 128)
     monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and of use only where the machine itself stops
     corpus = write_corpus(tmp_path / "docs", documents=4, seed=4)
-    changes = {name: getattr(Path, name) for name in ("replace", "unlink")}
-    count, stop = 0, None
-
-    def interrupted(name):
-        def change(*args, **options):
-            nonlocal count
-            count += 1
-            if stop == (count, "before"):
-                raise KeyboardInterrupt
-            changes[name](*args, **options)
-            if stop == (count, "after"):
-                raise KeyboardInterrupt
-
-        return change
-
-    for name in changes:
-        monkeypatch.setattr(Path, name, interrupted(name))
-    build_database(corpus, tmp_path / "whole", SMALL, embedder)
-    expected, total = all_bytes(tmp_path / "whole"), count
+    stops = Stops(monkeypatch)
+    total = stops.total(lambda: build_database(corpus, tmp_path / "whole", SMALL, embedder))
+    expected = all_bytes(tmp_path / "whole")
     assert total >= 15
-    for stop in [(place, when) for place in range(1, total + 1) for when in ("before", "after")]:
-        count = 0
-        with pytest.raises(KeyboardInterrupt):
-            build_database(corpus, tmp_path / "stopped", SMALL, embedder)
+    for stop in [(place, way) for place in range(1, total + 1) for way in ("before", "after")]:
+        stops.stopped(lambda: build_database(corpus, tmp_path / "stopped", SMALL, embedder), *stop)
         build_database(corpus, tmp_path / "stopped", SMALL, embedder)
         assert all_bytes(tmp_path / "stopped") == expected, stop
         shutil.rmtree(tmp_path / "stopped")

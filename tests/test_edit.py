@@ -2,68 +2,22 @@
 
 import itertools
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, CountingEmbedder, all_bytes, write_corpus
+from conftest import EMBEDDER, SHARDS, SMALL, CountingEmbedder, all_bytes, json_lines
 
 from retro_np.errors import UserError
 from retro_np.kernels.search import exact_search
-from retro_np.retrieval import edit as editing
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import sources_of
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
-from retro_np.retrieval.journal import finish_edit
-from retro_np.retrieval.manifest import FORMAT, manifest_bytes, read_manifest, sealed
 from retro_np.retrieval.verify import verify_database
 from retro_np.training.batches import training_batch
 
-EMBEDDER = CountingEmbedder()
-SHARDS = replace(SMALL, shard_bytes=4000)
-
-
-@pytest.fixture(autouse=True)
-def _no_flushing(monkeypatch):
-    """Slow, and of use only where the machine itself stops."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-
-
-def lines(path: Path, texts: dict[str, str]) -> Path:
-    """A .jsonl file of named documents."""
-    path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in texts.items()))
-    return path
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A database of several shards, to be copied."""
-    folder = tmp_path_factory.mktemp("edit")
-    return build_database(write_corpus(folder / "docs"), folder / "db", SHARDS, EMBEDDER).path
-
-
-@pytest.fixture
-def db(built, tmp_path):
-    """A copy of that database, to be edited."""
-    return shutil.copytree(built, tmp_path / "db")
-
-
-@pytest.fixture(scope="module")
-def more(tmp_path_factory):
-    """A corpus of further documents, under names of their own."""
-    folder = write_corpus(tmp_path_factory.mktemp("more") / "more", 12, seed=5)
-    for path in list(folder.iterdir()):
-        path.rename(folder / f"added_{path.name}")
-    return folder
+pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
 def lists_by_exact_search(database, split):
@@ -113,7 +67,7 @@ def test_adds_one_after_another_give_the_chunks_keys_and_lists_of_one_build(tmp_
     """The build gets the tokenizer of the edited database, and no held-out documents: all are added to one of one."""
     parts = [sorted(more.iterdir())[i : i + 4] for i in (0, 4, 8)]
     for number, part in enumerate(parts):
-        lines(tmp_path / f"{number}.jsonl", {path.name: path.read_text() for path in part})
+        json_lines(tmp_path / f"{number}.jsonl", {path.name: path.read_text() for path in part})
     config = replace(SHARDS, held_out=0.0, tokenizer=str(built / "tokenizer.json"))
     sources = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
     whole = build_database(sources_of(sources), tmp_path / "whole", config, EMBEDDER)
@@ -139,7 +93,7 @@ def test_a_document_like_a_held_out_one_is_not_added_and_is_listed_once(db, buil
     database = Database.open(db)
     held = database.documents[numbers_of(database, "valid")[0]]
     text = (built.parent / "docs" / held["name"]).read_text()
-    corpus = lines(tmp_path / "c.jsonl", {"copy": text, "near": text + "\nmore", "own": "a text of its own"})
+    corpus = json_lines(tmp_path / "c.jsonl", {"copy": text, "near": text + "\nmore", "own": "a text of its own"})
     listed = (db / "duplicates.jsonl").read_text()
     added = add_documents(db, corpus, embedder=EMBEDDER)
     assert [r["name"] for r in added.documents[len(database.documents) :]] == ["own"]
@@ -155,7 +109,7 @@ def test_where_all_are_like_held_out_ones_nothing_can_be_found_that_could_not_be
     database = Database.open(db)
     held = database.documents[numbers_of(database, "valid")[0]]
     text = (built.parent / "docs" / held["name"]).read_text()
-    added = add_documents(db, lines(tmp_path / "c.jsonl", {"copy": text}), embedder=EMBEDDER)
+    added = add_documents(db, json_lines(tmp_path / "c.jsonl", {"copy": text}), embedder=EMBEDDER)
     assert added.n_chunks == database.n_chunks
     assert verify_database(db, EMBEDDER).broken == []
     compact(db)
@@ -168,7 +122,7 @@ def test_what_was_left_out_is_added_once_its_held_out_document_is_removed(db, bu
     database = Database.open(db)
     held = database.documents[numbers_of(database, "valid")[0]]
     text = (built.parent / "docs" / held["name"]).read_text()
-    corpus = lines(tmp_path / "c.jsonl", {"copy": text})
+    corpus = json_lines(tmp_path / "c.jsonl", {"copy": text})
     add_documents(db, corpus, embedder=EMBEDDER)
     remove_documents(db, [held["id"]])
     added = add_documents(db, corpus, embedder=EMBEDDER)
@@ -180,7 +134,7 @@ def test_compacting_forgets_what_was_left_out_for_a_document_that_is_gone(db, bu
     database = Database.open(db)
     first, second = (database.documents[number] for number in numbers_of(database, "valid")[:2])
     texts = {f"like {r['name']}": (built.parent / "docs" / r["name"]).read_text() for r in (first, second)}
-    add_documents(db, lines(tmp_path / "c.jsonl", texts), embedder=EMBEDDER)
+    add_documents(db, json_lines(tmp_path / "c.jsonl", texts), embedder=EMBEDDER)
     remove_documents(db, [first["id"]])
     compact(db)
     listed = (db / "duplicates.jsonl").read_text()
@@ -220,7 +174,7 @@ def test_new_documents_do_not_retrieve_removed_ones(db, more):
     ],
 )
 def test_sources_have_weights_all_of_them_or_none(tmp_path, built_with, added_with, weights):
-    places = {name: lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 9}) for name in "ab"}
+    places = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 9}) for name in "ab"}
     build_database(
         sources_of(s.format(**places) for s in built_with), tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER
     )
@@ -308,7 +262,7 @@ def test_compacting_where_there_is_nothing_to_do_changes_nothing(db, capsys):
 
 def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
     for number in range(4):
-        corpus = lines(tmp_path / f"{number}.jsonl", {f"few {number}": f"value {number} index token"})
+        corpus = json_lines(tmp_path / f"{number}.jsonl", {f"few {number}": f"value {number} index token"})
         before = add_documents(db, corpus, embedder=EMBEDDER)
     rows = rows_of(before)
     after = compact(db)
@@ -335,7 +289,7 @@ def test_compacting_gives_numbers_anew_and_lists_of_what_is_left(db, more):
 
 
 def test_a_shard_whose_only_document_goes_is_gone_after_compacting(tmp_path):
-    corpus = lines(tmp_path / "c.jsonl", {name: f"{name} is a text of some length " * 20 for name in "abcd"})
+    corpus = json_lines(tmp_path / "c.jsonl", {name: f"{name} is a text of some length " * 20 for name in "abcd"})
     config = replace(SMALL, held_out=0.0, shard_bytes=300)
     assert len(build_database(corpus, tmp_path / "db", config, EMBEDDER).folders("shards")) == 4
     remove_documents(tmp_path / "db", ["b"])
@@ -347,7 +301,7 @@ def test_a_shard_whose_only_document_goes_is_gone_after_compacting(tmp_path):
 
 
 def test_a_source_that_lost_all_its_documents_does_not_keep_others_from_training(tmp_path):
-    places = {name: lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
+    places = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
     sources = sources_of(f"{name}={place}:1" for name, place in places.items())
     build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
     options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
@@ -358,248 +312,6 @@ def test_a_source_that_lost_all_its_documents_does_not_keep_others_from_training
 
 
 # Stopped edits: a small database, each edit stopped everywhere.
-
-EDITS = {
-    "add": lambda db, corpus: add_documents(db, corpus, embedder=EMBEDDER),
-    "remove": lambda db, corpus: remove_documents(db, [0, "held", 2]),
-    "compact": lambda db, corpus: compact(db),
-}
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A database of three shards with a removed document, and a corpus to add, one of its documents a duplicate."""
-    texts = {name: f"{name} is a text of some length, " * 5 for name in ("a", "held", "c", "d", "e")}
-    corpus = lines(tmp_path / "c.jsonl", texts)
-    config = replace(SMALL, held_out=0.2, shard_bytes=200, neighbours=2, spares=1)
-    database = build_database(corpus, tmp_path / "small", config, EMBEDDER)
-    assert len(database.folders("shards")) > 1
-    remove_documents(tmp_path / "small", ["d", "e"])
-    held = [r["name"] for r in database.documents if r["split"] == "valid"]
-    added = {"copy": texts[held[0]], "x": "a new document that says little", "y": "and another " * 9}
-    return tmp_path / "small", lines(tmp_path / "new.jsonl", added)
-
-
-def outside_the_edit(db):
-    """The bytes of a database, whatever an edit has begun."""
-    found = all_bytes(db)
-    return {name: value for name, value in found.items() if not name.startswith("edit/") and ".partial" not in name}
-
-
-class Stops:
-    """Counts every rename and removal, those of whole folders included, and raises at one what Ctrl-C raises."""
-
-    def __init__(self, monkeypatch):
-        self.count, self.at = 0, None
-        for name in ("replace", "unlink", "rmdir"):
-            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
-
-    def _counted(self, change):
-        def counted(*args, **options):
-            self.count += 1
-            here = self.count
-            if self.at == (here, "before"):
-                raise KeyboardInterrupt
-            change(*args, **options)
-            if self.at == (here, "after"):
-                raise KeyboardInterrupt
-
-        return counted
-
-    def total(self, act) -> int:
-        """How many changes an action makes."""
-        self.count, self.at = 0, None
-        act()
-        return self.count
-
-    def stopped(self, act, place: int, way: str):
-        """Do what is stopped before or after its change of this number, from 1."""
-        self.count, self.at = 0, (place, way)
-        with pytest.raises(KeyboardInterrupt):
-            act()
-        self.at = None
-
-
-EVERY = pytest.param(1, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("step", [7, EVERY])
-@pytest.mark.parametrize("kind", EDITS)
-def test_an_edit_stopped_at_any_change_to_the_folder_is_made_or_not_and_ends_in_the_same_bytes(
-    tmp_path, monkeypatch, small, kind, step
-):
-    """Every change, or where time is short one in `step`."""
-    base, corpus = small
-    old, work, stops = outside_the_edit(base), tmp_path / "stopped", Stops(monkeypatch)
-    shutil.copytree(base, work)
-    total = stops.total(lambda: EDITS[kind](work, corpus))
-    new, seen = all_bytes(work), set()
-    assert total >= 10
-    assert new != old
-    for number, place in enumerate(range(1, total + 1, step)):
-        for way in ("before", "after") if step == 1 else (("before", "after")[number % 2],):
-            shutil.rmtree(work)
-            shutil.copytree(base, work)
-            stops.stopped(lambda: EDITS[kind](work, corpus), place, way)
-            Database.open(work)
-            found = outside_the_edit(work)
-            assert found in (old, new), (place, way)
-            seen.add(found == new)
-            EDITS[kind](work, corpus)
-            assert all_bytes(work) == new, (place, way)
-    assert seen == {False, True}
-
-
-def test_files_that_are_moved_into_place_may_be_stopped_at_any_move(tmp_path, monkeypatch):
-    """The journal alone: files that stay, change, come, and go with their folders."""
-    stays, goes = ["a", "shards/00000/x"], ["shards/00001/x", "shards/00001/y", "neighbours/valid/00000/z"]
-    comes = ["b", "shards/00000/y", "neighbours/train/00000/z"]
-
-    def write(folder, names, text, manifest_names):
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-        manifest = {"format": FORMAT, "note": text, "files": dict.fromkeys(manifest_names)}
-        (folder / "manifest.json").write_bytes(manifest_bytes(sealed(manifest)))
-
-    def begin(path):
-        shutil.rmtree(path, ignore_errors=True)
-        write(path, [*stays, *goes], "old", [*stays, *goes])
-        write(path / "edit", ["shards/00000/x", *comes], "new", [*stays, *comes])
-        (path / "edit" / "request.json").write_text(json.dumps({"base": read_manifest(path)["sha256"]}))
-        return path
-
-    path, stops = begin(tmp_path / "db"), Stops(monkeypatch)
-    total = stops.total(lambda: finish_edit(path))
-    expected = all_bytes(path)
-    assert sorted(expected) == sorted(["manifest.json", *stays, *comes])
-    assert sorted(p.name for p in path.rglob("*") if p.is_dir()) == ["00000", "00000", "neighbours", "shards", "train"]
-    folders = sorted(p for p in path.rglob("*") if p.is_dir())
-    for place in range(1, total + 1):
-        for way in ("before", "after"):
-            begin(path)
-            stops.stopped(lambda: finish_edit(path), place, way)
-            finish_edit(path)
-            assert all_bytes(path) == expected, (place, way)
-            assert sorted(p for p in path.rglob("*") if p.is_dir()) == folders, (place, way)
-
-
-SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from conftest import CountingEmbedder
-from retro_np.retrieval import edit, journal, shards
-shards.BLOCK = 4
-class Slow(CountingEmbedder):
-    def embed(self, texts, show_progress=False):
-        time.sleep(0.01)
-        return super().embed(texts)
-flush = journal.flush_folder
-def slow(folder):
-    time.sleep(0.005)
-    flush(folder)
-journal.flush_folder = slow
-print("begun", flush=True)
-{call}
-"""
-CALLS = {
-    "add": "edit.add_documents({db!r}, {corpus!r}, embedder=Slow())",
-    "remove": "edit.remove_documents({db!r}, list(range(20)))",
-    "compact": "edit.compact({db!r})",
-}
-
-
-def start(kind, db, corpus):
-    call = CALLS[kind].format(db=str(db), corpus=str(corpus))
-    script = SCRIPT.format(tests=str(Path(__file__).parent), call=call)
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == b"begun\n", process.stderr.read().decode()
-    return process
-
-
-@pytest.mark.parametrize("kind", EDITS)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 12))])
-def test_a_killed_edit_is_made_or_not_and_ends_in_the_same_bytes(tmp_path, db, more, kind, seed, monkeypatch):
-    monkeypatch.setattr(editing.stages.shards, "BLOCK", 4)
-    calls = {
-        "add": lambda path: add_documents(path, more, embedder=EMBEDDER),
-        "remove": lambda path: remove_documents(path, list(range(20))),
-        "compact": compact,
-    }
-    remove_documents(db, [20, 21])
-    old = outside_the_edit(db)
-    whole = shutil.copytree(db, tmp_path / "whole")
-    begun = time.monotonic()
-    calls[kind](whole)
-    took, new = time.monotonic() - begun, all_bytes(whole)
-    process = start(kind, db, more)
-    while process.poll() is None and not (db / "edit").exists():
-        time.sleep(0.0005)
-    time.sleep(random.Random(seed).random() * took)  # at another moment of another stage each time
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    Database.open(db)
-    assert outside_the_edit(db) in (old, new)
-    calls[kind](db)
-    assert all_bytes(db) == new
-
-
-def test_of_two_edits_at_once_the_second_is_told_so(db, more):
-    first = start("add", db, more)
-    while not (db / "edit").exists():
-        assert first.poll() is None, first.stderr.read().decode()
-        time.sleep(0.0005)
-    os.kill(first.pid, signal.SIGSTOP)
-    try:
-        for another in (lambda: compact(db), lambda: remove_documents(db, [0])):
-            with pytest.raises(UserError, match="in use by another"):
-                another()
-        assert Database.open(db).manifest["generation"] == 0  # who only reads is not kept waiting
-    finally:
-        os.kill(first.pid, signal.SIGCONT)
-    assert first.wait(timeout=120) == 0, first.stderr.read().decode()
-    assert Database.open(db).manifest["generation"] == 1
-
-
-def test_a_begun_edit_is_not_mixed_with_another_and_can_be_given_up(db, more, monkeypatch):
-    before = all_bytes(db)
-
-    def stopped(*args, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(editing.stages, "write_indexes", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            add_documents(db, more, embedder=EMBEDDER)
-    half = all_bytes(db)
-    assert outside_the_edit(db) == before
-    for another in (
-        lambda: remove_documents(db, [0]),
-        lambda: add_documents(db, more / "added_module_00.py", embedder=EMBEDDER),
-        lambda: add_documents(db, more, embedder=EMBEDDER, exclude=("*_00.py",)),
-    ):
-        with pytest.raises(UserError, match=r"another edit of .* was stopped half-way \(add\)"):
-            another()
-        assert all_bytes(db) == half
-    shutil.rmtree(db / "edit")
-    assert all_bytes(db) == before
-    assert remove_documents(db, [0]).manifest["generation"] == 1
-
-
-def test_a_corpus_that_changed_while_an_add_was_stopped_is_refused(db, tmp_path, monkeypatch):
-    corpus = write_corpus(tmp_path / "more", 3, seed=8)
-
-    def stopped(*args, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(editing.stages, "write_indexes", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            add_documents(db, corpus, embedder=EMBEDDER)
-    (corpus / "module_01.py").write_text("changed")
-    with pytest.raises(UserError, match="the corpus changed while it was added"):
-        add_documents(db, corpus, embedder=EMBEDDER)
-    assert Database.open(db).manifest["generation"] == 0
 
 
 def test_another_embedder_or_none_is_refused_before_an_edit_is_begun(db, more, monkeypatch):
