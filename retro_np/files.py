@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import shutil
 import socket
 import threading
@@ -48,6 +49,14 @@ def remove_partial(folder) -> None:
     """Remove what killed processes had begun to write below a folder. Only where no other process may be writing."""
     for path in list(Path(folder).rglob("*" + PARTIAL)):
         path.unlink(missing_ok=True)
+
+
+def allow_open_files(number: int) -> None:
+    """Raise the soft limit of open files, as far as the hard one allows, where so many may be wanted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def remove_folder(folder) -> None:

@@ -1,17 +1,20 @@
 """Ground truth: sorting all distances in NumPy; tokenizing texts in one piece; Python's own lines."""
 
 import json
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SMALL, write_corpus
+from conftest import SMALL, all_bytes, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_np.kernels.search import exact_search, listed_distances
-from retro_np.retrieval import index, texts, tokenizer
+from retro_np.retrieval import index, stages, texts, tokenizer
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import find_corpus
+from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import Documents, survey
 from retro_np.retrieval.index import build_hnsw
 from retro_np.retrieval.neighbours import Shard, merge_lists, search_shard
@@ -131,8 +134,6 @@ def test_documents_are_read_as_a_list_would_be(database):
 
 
 def test_a_shard_holds_about_what_it_should(tmp_path, embedder):
-    from dataclasses import replace
-
     corpus = write_corpus(tmp_path / "docs", documents=60)
     database = build_database(corpus, tmp_path / "db", replace(SMALL, shard_bytes=6000), embedder)
     longest = max(record["bytes"] for record in database.documents)
@@ -144,3 +145,28 @@ def test_a_shard_holds_about_what_it_should(tmp_path, embedder):
     assert len(sizes) > 4
     assert max(sizes.values()) <= 6000 + longest
     assert sum(sizes.values()) == database.manifest["splits"]["train"]["bytes"]
+
+
+def test_lists_that_are_merged_in_groups_are_those_merged_at_once(tmp_path, embedder, monkeypatch):
+    corpus = write_corpus(tmp_path / "docs", documents=40)
+    config = replace(SMALL, shard_bytes=2500)
+    build_database(corpus, tmp_path / "once", config, embedder)
+    for group in (1, 3):
+        monkeypatch.setattr(stages, "GROUP", group)
+        database = build_database(corpus, tmp_path / f"by {group}", config, embedder)
+        assert len(database.folders("shards")) > 7
+        assert all_bytes(tmp_path / f"by {group}") == all_bytes(tmp_path / "once")
+
+
+def test_shards_are_in_order_of_their_number_and_files_enough_may_be_open(tmp_path, corpus, embedder):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    database = build_database(corpus, tmp_path / "db", replace(SMALL, shard_bytes=500), embedder)
+    database.manifest["files"] = {f"shards/{number}/tokens.npy": {} for number in (100000, 99999, 5)}
+    assert [folder.name for folder in database.folders("shards")] == ["5", "99999", "100000"]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        opened = Database.open(database.path, embedder)
+        assert opened.search("class value", 3)[0].min() >= 0
+        assert opened.split("train").neighbours[:].max() >= 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.files import allow_open_files
 from retro_np.retrieval.bert import load_bert
 from retro_np.retrieval.corpus import LONE_SURROGATE, place_of
 from retro_np.retrieval.documents import Documents
@@ -27,6 +28,7 @@ from retro_np.retrieval.neighbours import Shard, is_in, merge_lists, search_shar
 from retro_np.retrieval.sharded import Sharded
 from retro_np.retrieval.tokenizer import decode, load_tokenizer
 
+SPARE_FILES = 256  # open at once, beside a database's own, which are mapped
 MOST_FOUND = 10**9  # entries of one answer: a mistake is refused before memory is asked for
 
 
@@ -83,6 +85,7 @@ class Database:
         if broken:
             more = f", and {len(broken) - 1} more files are broken (retro-np verify names them)" if broken[1:] else ""
             raise UserError(f"{broken[0]}{more}: build the database anew in another folder")
+        allow_open_files(len(manifest["files"]) + SPARE_FILES)
         database = cls(path, manifest, embedder, index)
         if embedder is not None:
             database.check_embedder(embedder)
@@ -250,7 +253,8 @@ class Database:
     def folders(self, home: str) -> list[Path]:
         """The shards below a folder, in order: those whose hashes were checked, whatever else lies there."""
         parents = (self.path / name for name in self.manifest["files"] if name.startswith(home + "/"))
-        return sorted({file.parent for file in parents if file.parent != self.path / home})
+        folders = {file.parent for file in parents if file.parent != self.path / home}
+        return sorted(folders, key=lambda folder: int(folder.name))
 
     @cached_property
     def _shards(self) -> list[Shard]:

@@ -14,6 +14,8 @@ from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.manifest import home_of, shard_name
 from retro_np.retrieval.workers import Runner, Task
 
+GROUP = 16  # index shards whose lists wait to be merged
+
 
 class Indexed(NamedTuple):
     """A shard to search in: its folder, the id of its first chunk, and its rows that are not to be found."""
@@ -147,27 +149,35 @@ def write_indexes(run: Runner, folders: list[Path]) -> None:
 
 
 def write_neighbours(run: Runner, out: Path, work: Path, queries: list[Queries], candidates: int, margin: int) -> None:
-    """neighbours/SPLIT/NNNNN of every query shard: each index shard is asked in turn, and the lists are merged."""
+    """neighbours/SPLIT/NNNNN of every query shard: each index shard is asked in turn, and the lists are merged.
+
+    They are merged every GROUP index shards, so that no more lists than that lie on the disk.
+    """
     left = [query for query in queries if not _is_done(out, query)]
-    asked = {shard.folder: shard for query in left for shard in query.shards}
-    tasks = []
-    for shard in asked.values():  # shard by shard, so that its index is loaded once
-        for query in left:
-            part = _part(work, query, shard)
-            if any(shard.folder == other.folder for other in query.shards) and not part.exists():
-                arguments = (query.folder, shard.folder, part, shard.first, shard.hidden, candidates, margin)
-                tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
-    run(f"neighbours in {len(asked)} shards", "queries", tasks)
+    most = max((len(query.shards) for query in left), default=0)
+    for start in range(0, most, GROUP):
+        group = [(query, query.shards[start : start + GROUP]) for query in left if len(query.shards) > start]
+        group = [(query, those) for query, those in group if not _has_lists(_merged(out, work, query, start))]
+        asked = {shard.folder: shard for _, those in group for shard in those}
+        tasks = []
+        for folder, shard in asked.items():  # shard by shard, so that its index is loaded once
+            for query, those in group:
+                part = _part(work, query, shard)
+                if any(folder == other.folder for other in those) and not part.exists():
+                    arguments = (query.folder, folder, part, shard.first, shard.hidden, candidates, margin)
+                    tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
+        run(f"neighbours in {len(asked)} of {most} shards", "queries", tasks)
+        merges = []
+        for query, those in group:
+            known = _merged(out, work, query, start - GROUP) if start else query.known
+            parts = [_part(work, query, shard) for shard in those]
+            arguments = (parts, _merged(out, work, query, start), candidates, known)
+            merges.append(Task(shards.merge_shard, arguments, chunk_count(query.folder)))
+        run("merging", "chunks", merges)
+        for query, those in group:
+            for shard in those:
+                _part(work, query, shard).unlink(missing_ok=True)
     shards.forget_shard()
-    merges = [
-        Task(
-            shards.merge_shard,
-            ([_part(work, query, shard) for shard in query.shards], _home(out, query), candidates, query.known),
-            chunk_count(query.folder),
-        )
-        for query in left
-    ]
-    run("merging", "chunks", merges)
     remove_folder(work / "neighbours")
 
 
@@ -175,9 +185,19 @@ def _home(out, query):
     return out / "neighbours" / query.name
 
 
+def _merged(out, work, query, start):
+    """Where the lists of the index shards up to a group, by its start, are: the last group's are the result."""
+    last = start + GROUP >= len(query.shards)
+    return _home(out, query) if last else work / "neighbours" / query.name / f"merged{start:05d}"
+
+
+def _has_lists(folder):
+    return (folder / "distances.npy").exists()  # written second
+
+
 def _part(work, query, shard):
     return work / "neighbours" / query.name / f"{shard.folder.name}.npy"
 
 
 def _is_done(out, query):
-    return (_home(out, query) / "distances.npy").exists()  # written second
+    return _has_lists(_home(out, query))
