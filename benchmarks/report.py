@@ -5,11 +5,11 @@ python benchmarks/report.py --check  exit with 1 where the section is not what t
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- performance: python benchmarks/report.py -->", "<!-- end of performance -->"
 KINDS = ("numpy", "numba", "c", "PyTorch")
 RATES = {"documents": 0, "chunks": 0, "megabytes": 1}  # of a build, and the digits after the point
 
@@ -103,25 +103,27 @@ def build():
     for stage, seconds in sorted(hashing["stages"].items(), key=lambda each: -each[1]):
         rates = [f"{hashing[of] / seconds:,.{digits}f}" for of, digits in RATES.items()]
         other = minilm["stages"].get(stage)
-        shares = [f"{seconds / hashing['seconds']:.1%}", "" if other is None else f"{other / total:.1%}"]
-        stages.append([stage, f"{seconds:.2f} s", *rates, *shares])
+        theirs = ("", "") if other is None else (f"{other:.2f} s", f"{other / total:.1%}")
+        stages.append([stage, f"{seconds:.2f} s", *rates, f"{seconds / hashing['seconds']:.1%}", *theirs])
     for row in found["recall"]:
-        where = f"{row['keys']:,} keys, {row['embedder']}", row["shards"]
-        for at in row["k"]:
-            times = (f"{at[kind]:.2f} ms" for kind in ("graph_ms", "exact_ms"))
-            graphs.append([*where, at["k"], f"{at['recall']:.3f}", *times])
+        for at, name in itertools.product(row["k"], ("alone", "batch")):
+            of = "one" if name == "alone" else f"{row['queries']} at once"
+            times = (f"{at[f'{kind}{name}_ms']:.2f} ms" for kind in ("", "exact_"))
+            where = f"{row['keys']:,} of {row['embedder']}", row["shards"]
+            graphs.append([*where, at["k"], of, f"{at[f'{name}_recall']:.3f}", *times])
     memory = found["memory"]
     least, most = (f([row["anonymous_mb"] for row in memory]) for f in (min, max))
     peaks = [row["peak_mb"] for row in memory]
     slowest = {name: max(each["stages"], key=each["stages"].get) for name, each in found["builds"].items()}
     return [
-        table(["a build", "hashing", "documents/s", "chunks/s", "MB/s", "share", "share with MiniLM"], stages),
+        *([f"{found['note']}:"] if "note" in found else []),
+        table(["a build", "hashing", "documents/s", "chunks/s", "MB/s", "share", "MiniLM", "share"], stages),
         f"{hashing['megabytes']:.0f} MB of Python, {hashing['chunks']:,} chunks, take {hashing['seconds']:.0f} s with "
         f"the hashing embedder, most of it {slowest['hashing']}; {minilm['megabytes']:.1f} MB, {minilm['chunks']:,} "
         f"chunks, take {total:.0f} s with MiniLM, most of it {slowest['MiniLM']}. BERT's products are "
         f"{inside['products'] / total:.1%} of all that time and its attention {inside['attention'] / total:.1%}, "
         f"together {(inside['products'] + inside['attention']) / total:.1%}.",
-        table(["recall of held-out chunks", "shards", "k", "recall", "a query, of a batch", "exactly"], graphs),
+        table(["held-out chunks look for keys", "shards", "k", "queries", "recall@k", "a query", "exactly"], graphs),
         f"Corpora from {memory[0]['megabytes']:.1f} to {max(row['megabytes'] for row in memory):.1f} MB, in shards as "
         f"large as the smallest: {least:.0f} to {most:.0f} MB of memory, {min(peaks):.0f} to {max(peaks):.0f} MB with "
         "the files that are mapped.",
@@ -157,19 +159,23 @@ def section():
     return "\n\n".join(parts)
 
 
+def settle(path, program, sections, check):
+    """Write sections, {name: text}, between their marks in a file; check: exit with 1 where that would change it."""
+    text = fresh = path.read_text(encoding="utf-8")
+    for name, inside in sections.items():
+        begin, end = f"<!-- {name}: python benchmarks/{program} -->", f"<!-- end of {name} -->"
+        before, rest = fresh.split(begin)
+        fresh = f"{before}{begin}\n{inside}\n{end}{rest.split(end)[1]}"
+    if check:
+        raise SystemExit(int(fresh != text))
+    path.write_text(fresh, encoding="utf-8")
+
+
 def main():
     """Rewrite or check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    options = parser.parse_args()
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    fresh = f"{before}{BEGIN}\n{section()}\n{END}{after}"
-    if options.check:
-        raise SystemExit(int(fresh != text))
-    path.write_text(fresh, encoding="utf-8")
+    settle(ROOT / "README.md", "report.py", {"performance": section()}, parser.parse_args().check)
 
 
 if __name__ == "__main__":

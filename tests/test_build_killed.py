@@ -64,6 +64,7 @@ def test_a_killed_build_ends_in_the_same_bytes(tmp_path, whole, files):
     assert all_bytes(out) == expected
 
 
+@pytest.mark.slow
 def test_a_build_stopped_before_or_after_any_change_to_the_folder_ends_in_the_same_bytes(
     tmp_path, monkeypatch, embedder
 ):

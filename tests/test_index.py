@@ -6,7 +6,10 @@ import pytest
 from retro_np import load_bert
 from retro_np.errors import UserError
 from retro_np.retrieval.corpus import find_corpus
+from retro_np.retrieval.hashing import BUCKETS, HashingEmbedder, count_features
 from retro_np.retrieval.index import ExactIndex, build_hnsw, load_hnsw
+from retro_np.retrieval.neighbours import merge_lists
+from retro_np.retrieval.tokenizer import train_tokenizer
 
 RNG = np.random.default_rng(0)
 
@@ -18,10 +21,43 @@ def test_hnsw_finds_what_exact_search_finds_among_real_keys():
         if len(texts) > 1200:
             break
     keys = load_bert().embed(texts[:1200], show_progress=False)
-    found, _ = build_hnsw(keys).search(keys, 10)
     true, _ = ExactIndex(keys).search(keys, 10)
+    for parts in (1, 3):  # one graph, and shards whose lists are merged
+        bounds = [part[0] for part in np.array_split(np.arange(len(keys)), parts)]
+        lists = [build_hnsw(part).search_graph(keys, 10) for part in np.array_split(keys, parts)]
+        lists = [(ids + first, distances) for first, (ids, distances) in zip(bounds, lists, strict=True)]
+        found, _ = merge_lists(lists, 10)
+        recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
+        assert recall >= 0.95
+
+
+def test_the_graph_finds_hashed_keys_that_a_harder_margin_is_for(tmp_path):
+    """Random signs leave keys far from each other; they are the hardest a graph gets here."""
+    tokens = RNG.integers(2, 900, (6000, 64)) * (RNG.random((6000, 64)) < 0.9)
+    counts = np.zeros(BUCKETS, np.uint32)
+    count_features(tokens, counts)
+    tokenizer = train_tokenizer(["a few words"], 258)
+    embedder = HashingEmbedder(tokenizer, counts, len(tokens))
+    keys = embedder.embed_tokens(tokens)
+    build_hnsw(keys, tmp_path / "index")
+    graph = load_hnsw(tmp_path / "index", keys, embedder.margin)
+    found, _ = graph.search_graph(keys[:300], 10)
+    true, _ = ExactIndex(keys).search(keys[:300], 10)
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
     assert recall >= 0.95
+
+
+def test_equal_keys_are_found_among_others_by_the_graph():
+    base = RNG.standard_normal((50, 16)).astype(np.float32)
+    keys = RNG.permutation(np.repeat(base, 120, axis=0))
+    index = build_hnsw(keys)
+    assert index.graph.get_current_count() == 50
+    ids, distances = index.search_graph(base, 10)
+    true_ids, true_distances = ExactIndex(keys).search(base, 10)
+    assert np.array_equal(ids, true_ids)
+    assert np.array_equal(distances, true_distances)
+    ids, distances = index.search(base, 130)
+    assert np.array_equal(distances, ExactIndex(keys).search(base, 130)[1])
 
 
 def test_the_same_keys_give_the_same_file_and_a_loaded_index_the_same_answers(tmp_path):

@@ -10,6 +10,7 @@ from conftest import SMALL, CountingEmbedder
 
 from retro_np.errors import UserError
 from retro_np.retrieval.build import build_database
+from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import remove_documents
 from retro_np.retrieval.index import build_hnsw
 from retro_np.retrieval.manifest import file_facts, file_names, manifest_bytes, sealed
@@ -137,3 +138,42 @@ def test_an_embedder_that_is_not_here_is_said_and_no_breakage(database, monkeypa
     assert not report.broken
     assert any("not checked" in line and "no BERT here" in line for line in report.checked)
     assert not verify_database(database.path, CountingEmbedder()).broken
+
+
+def forget(*path):
+    def broken(manifest):
+        for name in path[:-1]:
+            manifest = manifest[name]
+        del manifest[path[-1]]
+
+    return broken
+
+
+def climb(manifest):
+    manifest["files"]["../outside"] = {"bytes": 1, "sha256": "0"}
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [forget("files"), forget("embedder", "margin"), forget("sources", 0, "weight"), forget("splits", "valid"), climb],
+)
+def test_a_manifest_that_is_sealed_over_nonsense_is_one_line(copy, breaking):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["sha256"]
+    breaking(manifest)
+    (copy / "manifest.json").write_bytes(manifest_bytes(sealed(manifest)))
+    for look in (Database.open, verify_database):
+        with pytest.raises(UserError, match="does not hold what a manifest holds"):
+            look(copy)
+
+
+@pytest.mark.parametrize("name", ["tombstones.npy", "documents.jsonl", "shards/00000/tokens.npy", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"\x97garbage", b"\x93NUMPY\x01\x00"])
+def test_files_that_are_sealed_and_hold_something_else_are_said_to(copy, name, content):
+    (copy / name).write_bytes(content)
+    seal(copy)
+    try:
+        broken = verify_database(copy).broken
+    except UserError as error:
+        broken = [str(error)]
+    assert broken

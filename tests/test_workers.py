@@ -77,6 +77,7 @@ def alone(corpus, tmp_path_factory):
     return all_bytes(out)
 
 
+@pytest.mark.slow
 def test_a_cluster_of_which_one_worker_is_killed_builds_the_same_bytes(corpus, alone, tmp_path):
     out = tmp_path / "db"
     with cluster(tmp_path, 2) as (address, started):
@@ -107,6 +108,7 @@ def test_a_cluster_of_which_one_worker_is_killed_builds_the_same_bytes(corpus, a
         assert all_bytes(out) == all_bytes(tmp_path / "same")
 
 
+@pytest.mark.slow
 def test_a_local_cluster_with_bert_builds_the_same_bytes(corpus, tmp_path):
     few = tmp_path / "few"
     few.mkdir()

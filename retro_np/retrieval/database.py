@@ -86,7 +86,14 @@ class Database:
             more = f", and {len(broken) - 1} more files are broken (retro-np verify names them)" if broken[1:] else ""
             raise UserError(f"{broken[0]}{more}: build the database anew in another folder")
         allow_open_files(len(manifest["files"]) + SPARE_FILES)
-        database = cls(path, manifest, embedder, index)
+        try:
+            database = cls(path, manifest, embedder, index)
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, EOFError) as error:  # sealed over what is no database
+            raise UserError(
+                f"{path} does not hold what a database holds ({type(error).__name__}): build it anew"
+            ) from error
         if embedder is not None:
             database.check_embedder(embedder)
         return database

@@ -9,6 +9,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.files import beside_of, flush_folder, write_array
+from retro_np.kernels import threads
 from retro_np.kernels.search import exact_search, listed_distances
 
 EQUAL = "equal.npy"  # beside index.hnsw
@@ -69,7 +70,7 @@ class HnswIndex:
 
     def _block(self, queries, k):
         try:
-            labels, _ = self.graph.knn_query(queries, k)
+            labels, _ = self.graph.knn_query(queries, k, num_threads=threads.count())
         except RuntimeError:  # the graph reached fewer than k for one of them, as where many keys are equal
             if len(queries) == 1:
                 return exact_search(queries, self.keys, k)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from retro_np.errors import UserError
 from retro_np.files import PARTIAL, sha256_of
@@ -51,9 +51,37 @@ def read_manifest(path: Path) -> dict:
         intact = False
     if not intact:
         raise UserError(f"{file} has been changed or damaged (its own SHA-256 differs): build the database anew")
-    if manifest["format"] != FORMAT:
-        raise UserError(f"{file} is of format {manifest['format']}, and this version reads {FORMAT}: build it anew")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{file} is of format {manifest.get('format')}, and this version reads {FORMAT}: build it anew")
+    try:
+        whole = _is_whole(manifest)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{file} does not hold what a manifest holds: build the database anew")
     return manifest
+
+
+def _is_whole(manifest: dict) -> bool:
+    """Whether all entries are there, of their types, and every file lies in the database's folder."""
+    embedder, files = manifest["embedder"], manifest["files"]
+    numbers = [
+        manifest[n] for n in ("generation", "chunk_size", "vocabulary_size", "neighbours", "spares", "shard_bytes")
+    ]
+    numbers += [embedder["d_key"], embedder["margin"], *(known["bytes"] for known in files.values())]
+    texts = [manifest["tokenizer"], manifest["key_dtype"], manifest["corpus"], embedder["name"], embedder["sha256"]]
+    texts += [known["sha256"] for known in files.values()] + [source["name"] for source in manifest["sources"]]
+    weights = [source["weight"] for source in manifest["sources"]]
+    bounds = [bound for source in manifest["sources"] for start, stop in source["rows"] for bound in (start, stop)]
+    counts = [split[n] for split in manifest["splits"].values() for n in ("documents", "chunks", "tokens", "bytes")]
+    return (
+        all(type(number) is int and number >= 0 for number in (*numbers, *bounds, *counts))
+        and all(isinstance(text, str) for text in texts)
+        and all(weight is None or (type(weight) in (int, float) and weight > 0) for weight in weights)
+        and list(manifest["splits"]) == list(SPLITS)
+        and all(not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts for name in files)
+        and {TOKENIZER, DOCUMENTS, *map(tombstones_of, SPLITS)} <= files.keys()
+    )
 
 
 def sealed(manifest: dict) -> dict:

@@ -35,7 +35,7 @@ def tokenise_shard(texts: Path, out: Path, records: Path, tokenizer: Path, m: in
     numbering: (first id, sorted corpus numbers of the documents that are left out). Steps are documents.
     """
     first_id, left_out = numbering
-    bpe = load_tokenizer(tokenizer)
+    bpe = loaded_tokenizer(tokenizer)
     dtype = np.uint16 if bpe.get_vocab_size() <= 2**16 else np.uint32
     tokens, documents, found = [np.empty((0, m), dtype)], [np.empty(0, np.int64)], []
     for block in _text_blocks(texts):
@@ -95,7 +95,7 @@ def embed_shard(shard: Path, work: Path, tokenizer: Path, embedder, dtype: str, 
     """
     tokens = np.load(shard / "tokens.npy", allow_pickle=False, mmap_mode="r")
     quick = hasattr(embedder, "embed_tokens")
-    bpe = None if quick else load_tokenizer(tokenizer)
+    bpe = None if quick else loaded_tokenizer(tokenizer)
     size = QUICK_BLOCK if quick else BLOCK
 
     def keys_of(start):
@@ -192,15 +192,30 @@ def merge_shard(parts: list[Path], home: Path, candidates: int, known: Path | No
     write_array(home / "distances.npy", distances)
 
 
+def loaded_tokenizer(path: Path):
+    """A tokenizer, the last one asked for kept: of each that has encoded, the library keeps megabytes for good."""
+    return _tokenizer(path, *_identity(path))
+
+
 def loaded_shard(folder: Path, margin: int) -> Shard:
     """A shard with its index in memory: the last one asked for is kept, so that one is in memory at a time."""
-    stat = (folder / "index.hnsw").stat()
-    return _loaded(folder, margin, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return _loaded(folder, margin, *_identity(folder / "index.hnsw"))
 
 
 def forget_shard() -> None:
     """Let go of the index in memory."""
     _loaded.cache_clear()
+
+
+def _identity(path):
+    """What changes when a file is replaced."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(path, *_identity):
+    return load_tokenizer(path)
 
 
 @functools.lru_cache(maxsize=1)

@@ -53,8 +53,12 @@ def verify_database(path, embedder=None) -> Report:
         report.checked.append(f"{len(others)} files are no part of the database and are not read, like {others[0]}")
     if report.broken:
         return report
-    database = Database(path, manifest, embedder, "hnsw")
-    report.note(f"{len(database.documents):,} documents are numbered in order", list(_documents(database)))
+    try:
+        database = Database(path, manifest, embedder, "hnsw")
+    except (ValueError, TypeError, KeyError, IndexError, EOFError) as error:
+        report.broken.append(f"{path}: its files are not those of a database ({error})")
+        return report
+    report.note(f"{len(database.documents):,} documents are numbered in order", _told(_documents, database))
     checks = {
         "chunks are their documents' own, contiguous, and end where they end": _chunks,
         "keys are there for every chunk and finite": _keys,
@@ -62,11 +66,20 @@ def verify_database(path, embedder=None) -> Report:
         "neighbours are in order, of other documents, and at the distance that is written": _neighbours,
     }
     for what, check in checks.items():
-        report.note(what, [line for split in SPLITS for line in check(database, split)])
+        report.note(what, [line for split in SPLITS for line in _told(check, database, split)])
     if not report.broken:
         _indexes(database, report)
         _embedder(database, report)
     return report
+
+
+def _told(check, *arguments) -> list[str]:
+    """What a check complains of; that it could not be made, because a file holds something else, is a complaint."""
+    try:
+        return list(check(*arguments))
+    except (ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError) as error:
+        where = " of ".join([check.__name__.strip("_"), *map(str, arguments[1:])])
+        return [f"{where}: a file does not hold what it should ({type(error).__name__}: {error})"]
 
 
 def _documents(database) -> Iterator[str]:
