@@ -23,6 +23,7 @@ Dask = Annotated[
         help="`local`, or tcp://HOST:PORT of a scheduler whose workers see the same folders. Trusted networks only."
     ),
 ]
+MOST_DIGITS = 19  # of a number
 PLACES = "A folder, a text file, a .jsonl or .jsonl.gz with `text` a line, `stdlib`, or hub:DATASET."
 
 
@@ -168,7 +169,7 @@ def remove(
     """Remove documents: no search, sample, batch or evaluation shows them again. `compact` then deletes their bytes."""
     from retro_np.retrieval.edit import remove_documents
 
-    given = [int(text) if text.isdecimal() else text for text in document or []]
+    given = [int(text) if text.isdecimal() and len(text) < MOST_DIGITS else text for text in document or []]
     if not given and not name:
         raise UserError("no document is named: give --document NUMBER, as search shows it, or --document NAME")
     _describe(remove_documents(db, [*given, *(name or [])]))

@@ -137,6 +137,7 @@ def evaluate(
     if baseline is not None:
         models["baseline"] = load_model(baseline, database)
     retrieval = None
+    k = k if retrieve_from else min(k, max(1, database.n_chunks))
     if split == "valid" and k > database.split(split).neighbours.shape[1]:
         retrieve_from = retrieve_from or [db]  # the database keeps fewer than asked for: they are looked for anew
     if retrieve_from or fraction != 1:
@@ -144,7 +145,9 @@ def evaluate(
             raise UserError("--retrieve-from and --fraction are for held-out documents: leave out --split")
         places = retrieve_from or [db]
         parts = [open_database(place).fraction(finite("--fraction", fraction), fraction_seed) for place in places]
-        retrieval = retrieve_elsewhere(database, parts[0] if len(parts) == 1 else Union(parts), max(k, NEIGHBOURS))
+        joined = parts[0] if len(parts) == 1 else Union(parts)
+        k = min(k, max(1, joined.n_chunks))
+        retrieval = retrieve_elsewhere(database, joined, max(k, NEIGHBOURS))
     results = compare(
         models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
         retrieval=retrieval,

@@ -108,7 +108,7 @@ def evaluate(
         raise UserError(
             "neighbours lent from another chunk of the training split may be of the document itself: use valid"
         )
-    lent = _permutation(len(split.tokens), shuffle_seed)
+    lent = _permutation(len(split.tokens), split.removed, shuffle_seed)
     rows, first = evaluation_windows(split, length, step, limit)
     lengths = token_byte_lengths(database.tokenizer)
     chunks = len(split.tokens[:limit])
@@ -146,11 +146,13 @@ def nats_of(logits, targets) -> np.ndarray:
     return np.where(targets == 0, 0, -picked)
 
 
-def _permutation(n: int, seed: int | None):
-    """A permutation that leaves no chunk its own neighbours (a rotation of a shuffled order), or None."""
+def _permutation(n: int, removed, seed: int | None):
+    """A permutation that leaves no chunk its own neighbours (a rotation of a shuffled order), or None. Removed chunks
+    neither lend nor borrow.
+    """
     if seed is None:
         return None
-    order = np.random.default_rng(seed).permutation(n)
-    lent = np.empty(n, dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n), removed))
+    lent = np.arange(n)
     lent[order] = np.roll(order, 1)
     return lent

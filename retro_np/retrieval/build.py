@@ -35,7 +35,7 @@ from retro_np.files import (
 )
 from retro_np.progress import progress_bar
 from retro_np.retrieval import stages
-from retro_np.retrieval.corpus import Corpus, Source, find_corpus, held_out, limited, place_of
+from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, held_out, limited, place_of
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.documents import Documents, chained, in_order, survey, write_records
@@ -69,6 +69,9 @@ from retro_np.retrieval.tokenizer import (
 from retro_np.retrieval.workers import Runner, workers
 
 NEAR_DUPLICATE = DedupConfig()
+WHOLE_NUMBERS = (
+    "chunk_size", "vocabulary_size", "neighbours", "spares", "limit_bytes", "shard_bytes", "tokenizer_bytes", "d_key",
+)  # fmt: skip
 HASHED = "hashing"  # as embedder: hashed unigrams and bigrams of tokens, weighted by what the build counts
 LONGEST_CHUNK, MOST_NEIGHBOURS = 65_536, 10_000  # far beyond use: a mistake is refused before anything is made
 
@@ -93,6 +96,13 @@ class BuildConfig:
     d_key: int = D_KEY  # of the hashing embedder
 
     def __post_init__(self):
+        for name in WHOLE_NUMBERS:
+            value = getattr(self, name)
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole and not (value is None and name == "limit_bytes"):
+                raise UserError(f"{name} is a whole number, not {value!r}")
+        if not isinstance(self.held_out, int | float) or not isinstance(self.duplicates, DedupConfig | None):
+            raise UserError("held_out is a number, and duplicates are a DedupConfig or None")
         if self.chunk_size < 1 or self.neighbours < 1 or self.spares < 0:
             raise UserError("chunk_size and neighbours are at least 1, spares at least 0")
         if self.chunk_size > LONGEST_CHUNK or self.neighbours + self.spares > MOST_NEIGHBOURS:
@@ -125,6 +135,7 @@ def build_database(
     """
     out = Path(out)
     corpus = find_corpus(source, leave_out=out, include=config.include, exclude=config.exclude)
+    check_apart(out, corpus)
     corpus = limited(corpus, config.limit_bytes)
     if all(held_out(name, config.held_out) for name in corpus.names()):
         raise UserError(f"every document of the corpus is held out: give more documents, or --held-out 0 ({source})")

@@ -144,6 +144,14 @@ def find_corpus(
     return Corpus(sources, lambda on_skip: (entry for stream in streams for entry in stream(on_skip)))
 
 
+def check_apart(database: Path, corpus: Corpus) -> None:
+    """Raise UserError where a source is a database's own folder, or lies in it: it would take in what it writes."""
+    home = Path(database).resolve()
+    for source in corpus.sources:
+        if os.path.exists(source.place) and Path(source.place).resolve().is_relative_to(home):
+            raise UserError(f"{source.place} is the database {database} itself, or in it: give texts from elsewhere")
+
+
 def read_corpus(source: str | Path | list[Source]) -> Iterator[Document]:
     """All documents of a corpus, in its order. See `find_corpus`."""
     return find_corpus(source).documents()
@@ -239,7 +247,12 @@ def _one_of(patterns: tuple[str, ...]) -> Callable[[str], bool]:
 def _expression(pattern: str) -> str:
     *before, last = pattern_parts(pattern)
     folders = "".join("(?:[^/]+/)*" if part == "**" else _segment(part) + "/" for part in before)
-    return folders + (".+" if last == "**" else _segment(last)) + "(?:/.*)?"
+    expression = folders + (".+" if last == "**" else _segment(last)) + "(?:/.*)?"
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise UserError(f"the pattern {pattern!r} is no glob ({error}): mend what is in brackets") from error
+    return expression
 
 
 def _segment(part: str) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -32,13 +32,18 @@ SPARE_FILES = 256  # open at once, beside a database's own, which are mapped
 MOST_FOUND = 10**9  # entries of one answer: a mistake is refused before memory is asked for
 
 
+class EditedError(UserError):
+    """Files that were just opened may be those of an edit, under which ids mean something else."""
+
+
 @dataclass(frozen=True)
 class Split:
     """The chunks of a split, in order of document: tokens (N, m), documents (N,), neighbours (N, K), distances (N, K).
 
     Documents are line numbers of documents.jsonl; neighbours are chunk ids, −1 missing, nearest first. In the split
     "train" row i is chunk i of the database. Chunks of removed documents are padding. sources: each source's weight in
-    training, None where none was given, and the row ranges that it has in the training split.
+    training, None where none was given, and the row ranges that it has in the training split. removed: sorted rows of
+    removed documents.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Split:
     neighbours: Sharded
     distances: Sharded
     sources: tuple[tuple[float | None, tuple[tuple[int, int], ...]], ...] = ()
+    removed: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Database:
@@ -88,6 +94,8 @@ class Database:
         allow_open_files(len(manifest["files"]) + SPARE_FILES)
         try:
             database = cls(path, manifest, embedder, index)
+        except EditedError:
+            return cls.open(path, embedder, index)
         except UserError:
             raise
         except (ValueError, TypeError, KeyError, IndexError, EOFError) as error:  # sealed over what is no database
@@ -240,6 +248,7 @@ class Database:
             self._sharded(f"neighbours/{name}", "ids.npy"),
             self._sharded(f"neighbours/{name}", "distances.npy"),
             _present(sources, removed),
+            removed,
         )
 
     def keys(self, split: str) -> Sharded:
@@ -285,7 +294,7 @@ class Database:
     def _check_unedited(self) -> None:
         """Raise UserError where files that were just opened may be an edit's, whose ids mean something else."""
         if edited_since(self.path, self.manifest):
-            raise UserError(f"{self.path} was edited since it was opened: open it again")
+            raise EditedError(f"{self.path} was edited since it was opened: open it again")
 
     def _checked_ids(self, ids) -> np.ndarray:
         ids = np.asarray(ids, np.int64) if np.size(ids) == 0 else np.asarray(ids)

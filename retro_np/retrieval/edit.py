@@ -19,7 +19,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.files import disk_full_said, locked, remove_folder, remove_partial, write_array, write_atomically
 from retro_np.retrieval import stages
-from retro_np.retrieval.corpus import Source, find_corpus
+from retro_np.retrieval.corpus import Source, check_apart, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.documents import chained, survey, write_records
@@ -55,6 +55,7 @@ def add_documents(
     """
     path = Path(path)
     corpus = find_corpus(source, leave_out=path, include=tuple(include), exclude=tuple(exclude))
+    check_apart(path, corpus)
     with _editing(path, embedder) as database:
         weights = _weights(database, corpus.sources)
         database.check_embedder(database.embedder)  # before an edit is begun that could not be finished
@@ -216,6 +217,8 @@ def _held_texts(database) -> Iterator[Text]:
 
 def _numbers(database, documents) -> np.ndarray:
     """Numbers of documents that are not removed yet, of numbers (int) and names (str)."""
+    if isinstance(documents, str) or any(isinstance(document, bool) for document in documents):
+        raise UserError("documents to remove are a list of numbers and names")
     wanted, found, seen = set(documents), [], set()
     for record in database.documents:
         called = {record["id"], record["name"]} & wanted

@@ -132,7 +132,10 @@ def load_hnsw(path, keys: np.ndarray, margin: int = EF_MARGIN) -> HnswIndex:
     if not len(keys):
         return HnswIndex(None, keys, first, margin)
     graph = hnswlib.Index(space="l2", dim=keys.shape[1])
-    graph.load_index(os.fspath(path), max_elements=len(keys))
+    try:
+        graph.load_index(os.fspath(path), max_elements=len(keys))
+    except RuntimeError as error:
+        raise UserError(f"{path} is no index ({error}): build the database anew") from error
     return HnswIndex(graph, keys, first, margin)
 
 

@@ -23,6 +23,8 @@ class Union:
         if not databases:
             raise UserError("a union is of at least one database")
         first = databases[0]
+        if len({database.manifest["sha256"] for database in databases}) < len(databases):
+            raise UserError("a database stands twice in the union: each of its neighbours would, too; give it once")
         for other in databases[1:]:
             check_values_fit(first, other)
             if other.manifest["embedder"]["sha256"] != first.manifest["embedder"]["sha256"]:
@@ -51,6 +53,8 @@ class Union:
     def documents(self) -> list:
         """The records of all documents."""
         return list(itertools.chain.from_iterable(database.documents for database in self.databases))
+
+    search = Database.search  # by this class's own embedder and search_keys
 
     def search_keys(self, keys: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """As `Database.search_keys`."""

@@ -7,6 +7,7 @@ place. Each move can be made twice, so it does not matter where a kill falls; th
 
 import json
 import os
+import time
 from pathlib import Path
 
 from retro_np.errors import UserError
@@ -14,13 +15,23 @@ from retro_np.files import disk_full_said, flush_folder, locked, remove_folder, 
 from retro_np.retrieval.manifest import EDIT, MANIFEST, read_manifest
 
 REQUEST = "request.json"
+PATIENCE = 10.0  # seconds
 
 
 def settle_edit(path: Path) -> None:
-    """Finish an edit that was made and not yet moved into place. Raises UserError where another process is at it."""
-    if (path / EDIT / MANIFEST).exists():
-        with locked(path, "edit"), disk_full_said(path):
-            finish_edit(path)
+    """Finish an edit that was made and not yet moved into place, or wait for who is at it, which takes a moment.
+
+    Raises UserError where another process holds the database longer than PATIENCE seconds.
+    """
+    end = time.monotonic() + PATIENCE
+    while (path / EDIT / MANIFEST).exists():
+        try:
+            with locked(path, "edit"), disk_full_said(path):
+                finish_edit(path)
+        except UserError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def edited_since(path: Path, manifest: dict) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -102,9 +103,12 @@ def manifest_bytes(manifest: dict) -> bytes:
 
 def file_names(folder: Path) -> list[str]:
     """Every file of a database but its manifest, sorted; not what an unfinished build, edit or write left there."""
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != PARTIAL)
-    names = (p.relative_to(folder).as_posix() for p in files)
-    return sorted(name for name in names if name != MANIFEST and name.split("/")[0] not in (WORK, EDIT))
+    found = []
+    for here, folders, names in os.walk(folder):
+        if Path(here) == folder:
+            folders[:] = [name for name in folders if name not in (WORK, EDIT)]
+        found += [Path(here) / name for name in names if not name.startswith(".") and not name.endswith(PARTIAL)]
+    return sorted(name for name in (p.relative_to(folder).as_posix() for p in found) if name != MANIFEST)
 
 
 def file_facts(folders: Iterable[Path], names: list[str]) -> dict[str, dict]:

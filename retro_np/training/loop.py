@@ -91,6 +91,8 @@ def train(
     """
     out = Path(out)
     check_fit(config, database)
+    if not database.manifest["splits"]["train"]["chunks"]:
+        raise UserError(f"every training document of {database.path} was removed: add some, with retro-np add")
     sequence_chunks(training.sequence_length, config.chunk_size)
     frozen = [name for name, _ in leaves(parameter_shapes(config)) if not trainable(name)]
     identity = run_identity(config, training, database.identity, begin_from[1] if begin_from else None, frozen)
