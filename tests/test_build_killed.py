@@ -1,5 +1,6 @@
 """Ground truth: the bytes of a build that nobody killed."""
 
+import functools
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, CountingEmbedder, Stops, all_bytes, write_corpus
 
+from retro_np import files
 from retro_np.errors import UserError
 from retro_np.retrieval import index, shards, texts
 from retro_np.retrieval.build import build_database
@@ -230,3 +232,27 @@ def test_keys_that_are_wrong_are_refused_with_their_chunk(tmp_path, wrong, compl
     corpus = write_corpus(tmp_path / "docs", documents=6)
     with pytest.raises(UserError, match=complaint):
         build_database(corpus, tmp_path / "db", replace(SMALL, key_dtype="float16"), Scaled(wrong))
+
+
+def test_a_full_disk_is_said_where_an_array_is_written(tmp_path, monkeypatch):
+    """NumPy's own error for it has no number by which it could be told from others."""
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "_Written", lambda file: SimpleNamespace(write=functools.partial(full, file)))
+    with pytest.raises(UserError, match="the disk is full"):
+        files.write_array(tmp_path / "a.npy", np.zeros(10))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"chunk_size": 1.5}, {"neighbours": "16"}, {"limit_bytes": float("nan")}, {"d_key": True}, {"spares": None},
+        {"held_out": "a"}, {"held_out": float("nan")}, {"duplicates": 0.8}, {"shard_bytes": 0}, {"d_key": 0},
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_one_line(wrong):
+    with pytest.raises(UserError):
+        replace(SMALL, **wrong)

@@ -354,3 +354,10 @@ def test_sources_have_all_weights_or_none_and_names_of_their_own():
         sources_of(["x/src", "y/src"])
     with pytest.raises(UserError, match="no corpus is named"):
         find_corpus(sources_of([]))
+
+
+@pytest.mark.parametrize("pattern", ["[z-a]", "x[z-a]/y"])
+def test_a_pattern_that_is_none_is_one_line(tmp_path, pattern):
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(UserError, match="is no glob"):
+        find_corpus(tmp_path, include=(pattern,))

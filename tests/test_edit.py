@@ -2,20 +2,29 @@
 
 import itertools
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import EMBEDDER, SHARDS, SMALL, CountingEmbedder, all_bytes, json_lines
 
+from retro_np.config import RetroConfig
 from retro_np.errors import UserError
+from retro_np.evaluation.bits_per_byte import _permutation
+from retro_np.files import locked
 from retro_np.kernels.search import exact_search
+from retro_np.retrieval import edit as editing
+from retro_np.retrieval import journal
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import sources_of
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.verify import verify_database
 from retro_np.training.batches import training_batch
+from retro_np.training.checkpoint import TrainingConfig
+from retro_np.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_flushing")
 
@@ -333,3 +342,57 @@ def test_what_is_no_database_is_not_edited(tmp_path, more):
         with pytest.raises(UserError, match="no database at"):
             edit(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_database_is_no_corpus_of_its_own(db):
+    before = all_bytes(db)
+    with pytest.raises(UserError, match=r"is the database .* itself, or in it"):
+        add_documents(db, db, embedder=EMBEDDER)
+    assert all_bytes(db) == before
+
+
+def test_a_reader_waits_for_an_edit_that_moves_into_place(db, monkeypatch):
+    """Another process holds the lock for a moment; a reader that came meanwhile gets the new database."""
+
+    def stopped(path):
+        if (path / "edit" / "manifest.json").exists():
+            raise KeyboardInterrupt  # the edit is made, and not moved into place
+
+    monkeypatch.setattr(editing, "finish_edit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        remove_documents(db, [0])
+    monkeypatch.setattr(editing, "finish_edit", journal.finish_edit)
+    assert (db / "edit" / "manifest.json").exists()
+    held = threading.Event()
+
+    def hold():
+        with locked(db, "edit"):
+            held.set()
+            time.sleep(0.3)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    assert Database.open(db).documents[0]["removed"]
+    holder.join()
+    with locked(db, "edit"):
+        monkeypatch.setattr(journal, "PATIENCE", 0.1)
+        (db / "edit").mkdir()
+        (db / "edit" / "manifest.json").write_bytes((db / "manifest.json").read_bytes())
+        with pytest.raises(UserError, match="in use by another edit"):
+            Database.open(db)
+
+
+def test_a_database_of_which_all_is_removed_is_not_trained_on(db, tmp_path):
+    database = remove_documents(db, numbers_of(Database.open(db), "train"))
+    config = RetroConfig(300, 16, 16, n_heads=2, d_head=8, n_layers=2, cca_layers=(), chunk_size=8)
+    with pytest.raises(UserError, match=r"every training document of .* was removed"):
+        train(database, config, TrainingConfig(steps=1, sequence_length=64), tmp_path / "run")
+
+
+def test_removed_chunks_lend_no_neighbours_to_the_control_of_an_evaluation():
+    removed = np.array([0, 3, 4])
+    lent = _permutation(9, removed, 5)
+    others = np.setdiff1d(np.arange(9), removed)
+    assert sorted(lent[others]) == others.tolist()
+    assert (lent[others] != others).all()

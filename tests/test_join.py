@@ -126,3 +126,16 @@ def test_what_was_removed_is_in_no_fraction_and_no_union(database, other, tmp_pa
     for searched in (less.fraction(0.9), Union([database, less]).databases[1], less):
         ids, _ = searched.search_keys(everything, searched.n_chunks)
         assert gone not in searched.document_of(ids[ids >= 0])
+
+
+def test_a_database_is_not_joined_with_itself(database):
+    with pytest.raises(UserError, match="stands twice in the union"):
+        Union([database, Database.open(database.path)])
+
+
+def test_a_union_is_searched_by_text_as_a_database_is(database, other, embedder):
+    union = Union([Database.open(database.path, embedder), other])
+    ids, distances = union.search(["class value return"], 5)
+    expected = union.search_keys(embedder.embed(["class value return"]), 5)
+    assert np.array_equal(ids, expected[0])
+    assert np.array_equal(distances, expected[1])
