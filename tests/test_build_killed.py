@@ -49,7 +49,7 @@ def start(corpus, out):
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("files", [2, 10, 20])
+@pytest.mark.parametrize("files", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 20))])
 def test_a_killed_build_ends_in_the_same_bytes(tmp_path, whole, files):
     corpus, expected = whole
     out = tmp_path / "killed"

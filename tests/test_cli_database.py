@@ -122,6 +122,7 @@ def test_mistakes_are_one_line(db, copy, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_is_evaluated_with_another_database_several_or_a_fraction(db, tmp_path):
     other = tmp_path / "other"
     corpus = write_corpus(tmp_path / "docs", documents=6, seed=4)
