@@ -11,7 +11,7 @@ from rich.console import Console
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.experiments.compare import compare
-from retro_np.files import locked, visible, write_json
+from retro_np.files import locked, remove_partial, visible, write_json
 from retro_np.nn.model import retro
 from retro_np.parameters import count_parameters, init_params
 from retro_np.report.plots import plot_losses
@@ -43,6 +43,7 @@ def run_demo(minutes: float | None, out: Path, seed: int | None, console: Consol
     """
     out = Path(out)
     with locked(out, "demo"):
+        remove_partial(out)
         bert = load_bert()
         plan = _plan(out, minutes, seed, bert, console)
         console.rule("1 · the database", align="left")

@@ -10,7 +10,7 @@ import numpy as np
 
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
-from retro_np.files import locked, write_atomically, write_json
+from retro_np.files import locked, remove_partial, write_atomically, write_json
 from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
 from retro_np.parameters import init_params, parameter_shapes
@@ -97,6 +97,7 @@ def train(
     frozen = [name for name, _ in leaves(parameter_shapes(config)) if not trainable(name)]
     identity = run_identity(config, training, database.identity, begin_from[1] if begin_from else None, frozen)
     with locked(out, "training run"):
+        remove_partial(out)
         if (out / CHECKPOINT).exists():
             params, state, _, found = load_checkpoint(out / CHECKPOINT)
             same_run(out / CHECKPOINT, found, identity)
