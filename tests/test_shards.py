@@ -93,7 +93,7 @@ fragments = st.sampled_from([*"ab'st1.\n\t  é\u00a0\u2028\x1c_-", "the", " it's
 def test_a_text_in_pieces_has_the_tokens_that_it_has_in_one(text, size):
     before, tokenizer.PIECE = tokenizer.PIECE, size
     try:
-        cut = tokenizer._pieces(text)
+        cut = tokenizer.pieces_of(text)
         ids = tokenizer.encode(TOKENIZER, text)
     finally:
         tokenizer.PIECE = before

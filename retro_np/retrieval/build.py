@@ -62,6 +62,7 @@ from retro_np.retrieval.texts import FACTS, corpus_digest, read_texts, write_tex
 from retro_np.retrieval.tokenizer import (
     check_vocabulary_size,
     load_tokenizer,
+    pieces_of,
     save_tokenizer,
     tokenizer_sha256,
     train_tokenizer,
@@ -227,8 +228,9 @@ def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
 def _sample(files, share, advance):
     for path in files:
         for text in read_texts(path):
-            if share >= 1 or place_of("tokenizer " + text.name) < share:
-                yield text.text
+            for number, piece in enumerate(pieces_of(text.text)):  # of a long document, some
+                if share >= 1 or place_of(f"tokenizer {number} {text.name}") < share:
+                    yield piece
             advance()
 
 

@@ -38,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in pieces_of(text)), trainer)
     # Anew from vocabulary and merges: the trainer makes its special tokens "added" ones, looked for in every text.
     model = json.loads(tokenizer.to_str())["model"]
     return _byte_level(models.BPE(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]))
@@ -133,7 +133,7 @@ def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, on all cores. A long text is cut where no token can stand across, so that it costs no
     more memory than its pieces; where there is no such place, as in megabytes without a space, it is cut anyway.
     """
-    pieces = [_pieces(text) for text in texts]
+    pieces = [pieces_of(text) for text in texts]
     encoded = iter(_encoded(tokenizer, [piece for those in pieces for piece in those]))
     return [[token for _ in those for token in next(encoded)] for those in pieces]
 
@@ -144,7 +144,7 @@ def _encoded(tokenizer, pieces):
             yield encoding.ids
 
 
-def _pieces(text: str) -> list[str]:
+def pieces_of(text: str) -> list[str]:
     """The text in pieces of PIECE characters and what more there is to the next place where no token stands across."""
     pieces, start = [], 0
     while len(text) - start > PIECE:
