@@ -66,7 +66,7 @@ def test_search_in_a_terminal_shows_rank_distance_document_chunk_and_continuatio
     ids, distances = database.search("once upon a time", 2)
     for rank, (chunk, distance) in enumerate(zip(ids, distances, strict=True), 1):
         record = database.documents[int(database.document_of(chunk))]
-        assert f"{rank}  squared distance {distance:.3f}  {record['name']}  (document {record['id']})" in out
+        assert f"{rank}  squared distance {distance:.3f}  document {record['id']}  {record['name']}" in out
 
 
 def test_verify_says_what_is_well_and_names_what_is_broken(copy):

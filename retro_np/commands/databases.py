@@ -126,7 +126,7 @@ def search(
             found |= {"name": record["name"], "source": record["source"], "chunk": parts[0], "continuation": parts[1]}
             print(json.dumps(found))
         else:
-            title = f"{rank}  squared distance {distance:.3f}  {record['name']}  (document {record['id']})"
+            title = f"{rank}  squared distance {distance:.3f}  document {record['id']}  {record['name']}"
             console.rule(title, align="left")
             console.print(parts[0])
             if parts[1]:
