@@ -113,6 +113,11 @@ def write_array(path, array: np.ndarray) -> None:
         np.save(_Written(file), array, allow_pickle=False)
 
 
+def mapped(path) -> np.ndarray:
+    """The array of a .npy file, mapped: what is looked at is read. Nothing is unpickled."""
+    return np.load(path, allow_pickle=False, mmap_mode="r")
+
+
 class _Written:
     """A file that NumPy takes for none of the system's: it then writes by `write`, whose errors say a disk is full."""
 

@@ -14,7 +14,7 @@ from retro_np.kernels.attention import attention_forward
 from retro_np.kernels.panels import Frozen, freeze, frozen_product
 from retro_np.kernels.rows import add_gelu_erf, add_layer_norm, gelu_forward
 from retro_np.progress import progress_bar
-from retro_np.retrieval.corpus import LONE_SURROGATE
+from retro_np.retrieval.sources import checked_texts
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
 BATCH_TOKENS = 1536  # word pieces a batch: enough for the products, little enough for the cache
@@ -57,12 +57,7 @@ class Bert:
         Normalised to length one where the model's folder says so. Texts are taken in order of length, so that
         little padding is computed; the same list always gives the same bits. Raises UserError for what is no text.
         """
-        if isinstance(texts, str):
-            raise UserError("embed takes a list of texts, not one text: put it in brackets")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"text {i} is {type(text).__name__}, not a string")
-        pieces = self.word_pieces([LONE_SURROGATE.sub("\ufffd", text) for text in texts])
+        pieces = self.word_pieces(checked_texts(texts))
         lengths = np.array([len(p) for p in pieces], dtype=np.int64)
         keys = np.empty((len(texts), self.d_key), np.float32)
         with progress_bar("embedding", len(texts) if show_progress else 0) as advance:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import allow_open_files
+from retro_np.files import allow_open_files, mapped
 from retro_np.retrieval.bert import load_bert
 from retro_np.retrieval.corpus import LONE_SURROGATE, place_of
 from retro_np.retrieval.documents import Documents
@@ -287,9 +287,9 @@ class Database:
         ]
 
     def _sharded(self, home: str, name: str, blank=None) -> Sharded:
-        mapped = Sharded([_map(folder / name) for folder in self.folders(home)], blank)
+        rows = Sharded([mapped(folder / name) for folder in self.folders(home)], blank)
         self._check_unedited()
-        return mapped
+        return rows
 
     def _check_unedited(self) -> None:
         """Raise UserError where files that were just opened may be an edit's, whose ids mean something else."""
@@ -319,7 +319,3 @@ def _present(sources, removed) -> tuple:
         if ranges or not source["rows"]:
             found.append((source["weight"], tuple(ranges)))
     return tuple(found)
-
-
-def _map(path: Path) -> np.ndarray:
-    return np.load(path, allow_pickle=False, mmap_mode="r")

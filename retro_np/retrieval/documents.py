@@ -2,36 +2,30 @@
 
 import heapq
 import json
-import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from retro_np.files import replacing
-from retro_np.retrieval.texts import line_ends
+from retro_np.retrieval.texts import Lines
 
 
 class Documents(Sequence):
     """The records of documents, by number: id, name, source, split, bytes, tokens, chunks, replaced, sha256.
 
-    A document that was removed and not yet compacted has "removed": true. Eight bytes a document are held in memory.
+    A document that was removed and not yet compacted has "removed": true.
     """
 
     def __init__(self, path: Path):
-        self._lines = b""
-        if path.stat().st_size:
-            with path.open("rb") as file:
-                self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._ends = line_ends(self._lines)
+        self._lines = Lines(path)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._lines)
 
     def __getitem__(self, number):
         """The record of a document, or a list of those of a slice."""
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
-        return json.loads(self._lines[self._ends[number - 1] if number else 0 : self._ends[number]])
+        return json.loads(self._lines[number])
 
 
 def read_records(path: Path) -> Iterator[dict]:

@@ -7,6 +7,7 @@ finds or reads them; `compact` deletes their bytes.
 
 import functools
 import hashlib
+import itertools
 import json
 import sys
 from array import array
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import disk_full_said, locked, remove_folder, remove_partial, write_array, write_atomically
+from retro_np.files import disk_full_said, locked, mapped, remove_folder, remove_partial, write_array, write_atomically
 from retro_np.retrieval import stages
 from retro_np.retrieval.corpus import Source, check_apart, find_corpus
 from retro_np.retrieval.database import Database
@@ -28,7 +29,9 @@ from retro_np.retrieval.journal import begin_edit, finish_edit
 from retro_np.retrieval.manifest import (
     DOCUMENTS,
     DUPLICATES,
+    HASHING,
     MANIFEST,
+    REQUEST,
     SPLITS,
     TOKENIZER,
     WORK,
@@ -84,9 +87,9 @@ def remove_documents(path, documents: list[int | str]) -> Database:
         else:
             edit = begin_edit(path, {"kind": "remove", "documents": gone.tolist()})
             for split in SPLITS:
-                rows = np.flatnonzero(np.isin(np.asarray(database.split(split).documents), gone))
-                removed = np.load(path / tombstones_of(split), allow_pickle=False)
-                write_array(edit / tombstones_of(split), np.union1d(removed, rows))
+                stored = database.split(split)
+                rows = np.flatnonzero(np.isin(np.asarray(stored.documents), gone))
+                write_array(edit / tombstones_of(split), np.union1d(stored.removed, rows))
             out = set(gone.tolist())
             records = (r | {"removed": True} if r["id"] in out else r for r in database.documents)
             write_records(edit / DOCUMENTS, records)
@@ -101,7 +104,7 @@ def compact(path, *, dask: str | None = None) -> Database:
     """
     path = Path(path)
     with _editing(path) as database:
-        removed = any(len(np.load(path / tombstones_of(split), allow_pickle=False)) for split in SPLITS)
+        removed = any(len(database.split(split).removed) for split in SPLITS)
         groups = {split: _groups(database, split) for split in SPLITS}
         if not removed and all(len(group) == 1 for those in groups.values() for group in those):
             print(f"{path} holds nothing to compact", file=sys.stderr)
@@ -252,10 +255,9 @@ def _groups(database, split) -> list[list[int]]:
 
 def _kept_rows(database, split) -> list[np.ndarray]:
     """The rows of each shard of a split that were not removed."""
-    documents = database.split(split).documents
-    removed = np.load(database.path / tombstones_of(split), allow_pickle=False)
-    bounds = zip(documents.starts[:-1], documents.starts[1:], strict=True)
-    return [np.setdiff1d(np.arange(start, stop), removed) - start for start, stop in bounds]
+    stored = database.split(split)
+    bounds = itertools.pairwise(stored.documents.starts)
+    return [np.setdiff1d(np.arange(start, stop), stored.removed) - start for start, stop in bounds]
 
 
 def _compact(run, database, edit, groups) -> None:
@@ -282,12 +284,12 @@ def _compact(run, database, edit, groups) -> None:
     candidates = database.manifest["neighbours"] + database.manifest["spares"]
     queries = stages.all_queries(folders["train"], folders["valid"])
     stages.write_neighbours(run, edit, edit / WORK, queries, candidates, database.margin)
-    unchanged = [name for name in database.manifest["files"] if name in (TOKENIZER, "build.json", "hashing.npy")]
+    unchanged = [name for name in database.manifest["files"] if name in (TOKENIZER, REQUEST, HASHING)]
     _make(database, edit, {}, unchanged)
 
 
 def _joined(folders, rows, name, numbers) -> np.ndarray:
-    parts = [np.load(folder / f"{name}.npy", allow_pickle=False, mmap_mode="r") for folder in folders]
+    parts = [mapped(folder / f"{name}.npy") for folder in folders]
     joined = np.concatenate([part[kept] for part, kept in zip(parts, rows, strict=True)])
     return numbers[joined] if name == "documents" else joined
 

@@ -16,8 +16,8 @@ from retro_np.errors import UserError
 from retro_np.files import write_array
 from retro_np.kernels.hashing import BUCKETS, count_features, project_features
 from retro_np.progress import progress_bar
-from retro_np.retrieval.corpus import LONE_SURROGATE
-from retro_np.retrieval.tokenizer import tokenizer_sha256
+from retro_np.retrieval.sources import checked_texts
+from retro_np.retrieval.tokenizer import encode_batch, tokenizer_sha256
 
 __all__ = ["BUCKETS", "D_KEY", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
 
@@ -87,13 +87,7 @@ class HashingEmbedder:
 
         Raises UserError for what is no text.
         """
-        if isinstance(texts, str):
-            raise UserError("embed takes a list of texts, not one text: put it in brackets")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"text {i} is {type(text).__name__}, not a string")
-        encodings = self.tokenizer.encode_batch([LONE_SURROGATE.sub("\ufffd", text) for text in texts])
-        ids = [encoding.ids for encoding in encodings]
+        ids = encode_batch(self.tokenizer, checked_texts(texts))
         keys = np.empty((len(texts), self.d_key), np.float32)
         with progress_bar("embedding", len(texts) if show_progress else 0) as advance:
             for rows in _batches(np.array([len(tokens) for tokens in ids], np.int64)):

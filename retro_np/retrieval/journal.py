@@ -59,10 +59,8 @@ def finish_edit(path: Path) -> None:
             _remove_empty((path / name).parent, path)
         (edit / MANIFEST).replace(path / MANIFEST)
         flush_folder(path)
-    elif not (edit / REQUEST).exists() or _begun(edit).get("base") != read_manifest(path)["sha256"]:
-        pass  # what an edit that is in place left behind
-    else:
-        return
+    elif (edit / REQUEST).exists() and _begun(edit).get("base") == read_manifest(path)["sha256"]:
+        return  # it is begun and not made; anything else is what an edit that is in place left behind
     remove_folder(edit)
 
 

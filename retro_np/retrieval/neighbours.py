@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_np.files import mapped
 from retro_np.kernels.search import exact_search
 from retro_np.retrieval.index import EF_MARGIN, ExactIndex, HnswIndex, load_hnsw
 
@@ -30,7 +31,7 @@ class Shard:
     @classmethod
     def open(cls, folder: Path, margin: int | None = EF_MARGIN) -> "Shard":
         """Map a shard's arrays; its index is read at the first search."""
-        keys, documents = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "documents"))
+        keys, documents = (mapped(folder / f"{name}.npy") for name in ("keys", "documents"))
         return cls(folder, keys, documents, margin)
 
     @cached_property

@@ -5,18 +5,19 @@ sees the folder, twice or again after a kill, and the bytes are the same. `advan
 """
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import remove_folder, replacing, write_array
+from retro_np.files import mapped, remove_folder, replacing, write_array
 from retro_np.retrieval.deduplicate import DedupConfig, band_index, find_duplicates, signatures
 from retro_np.retrieval.documents import write_records
 from retro_np.retrieval.hashing import BUCKETS, count_features
 from retro_np.retrieval.index import build_hnsw
-from retro_np.retrieval.neighbours import NEIGHBOUR, Shard, merge_lists, packed, search_shard
-from retro_np.retrieval.texts import read_texts, text_reader
+from retro_np.retrieval.neighbours import NEIGHBOUR, Shard, is_in, merge_lists, packed, search_shard
+from retro_np.retrieval.texts import Lines, Text, read_texts
 from retro_np.retrieval.tokenizer import END_OF_TEXT, decode, encode_batch, load_tokenizer
 
 BLOCK = 256  # chunks that a slow embedder takes between two saves
@@ -39,7 +40,7 @@ def tokenise_shard(texts: Path, out: Path, records: Path, tokenizer: Path, m: in
     dtype = np.uint16 if bpe.get_vocab_size() <= 2**16 else np.uint32
     tokens, documents, found = [np.empty((0, m), dtype)], [np.empty(0, np.int64)], []
     for block in _text_blocks(texts):
-        kept = [text for text in block if not _is_in(left_out, text.number)]
+        kept = [text for text in block if not is_in(text.number, left_out)]
         for text, ids in zip(kept, encode_batch(bpe, [text.text for text in kept]), strict=True):
             number = first_id + text.number - int(np.searchsorted(left_out, text.number))
             chunks = np.zeros((-(-(len(ids) + 1) // m), m), dtype)
@@ -71,14 +72,9 @@ def _text_blocks(path):
     yield block
 
 
-def _is_in(sorted_numbers, number: int) -> bool:
-    place = int(np.searchsorted(sorted_numbers, number))
-    return place < len(sorted_numbers) and int(sorted_numbers[place]) == number
-
-
 def count_shard(shard: Path, out: Path, advance=silent):
     """How many chunks of a shard hold each hashed feature, for the hashing embedder's weights."""
-    tokens = np.load(shard / "tokens.npy", allow_pickle=False, mmap_mode="r")
+    tokens = mapped(shard / "tokens.npy")
     counts = np.zeros(BUCKETS, np.uint32)
     for start in range(0, len(tokens), QUICK_BLOCK):
         part = tokens[start : start + QUICK_BLOCK]
@@ -93,7 +89,7 @@ def embed_shard(shard: Path, work: Path, tokenizer: Path, embedder, dtype: str, 
     An embedder that reads texts is slow: it takes blocks of fixed bounds, saved one by one in `work`, since a key's
     bits may depend on its block. One that has `embed_tokens` is quick and starts again.
     """
-    tokens = np.load(shard / "tokens.npy", allow_pickle=False, mmap_mode="r")
+    tokens = mapped(shard / "tokens.npy")
     quick = hasattr(embedder, "embed_tokens")
     bpe = None if quick else loaded_tokenizer(tokenizer)
     size = QUICK_BLOCK if quick else BLOCK
@@ -146,7 +142,7 @@ def checked_keys(keys, count: int, embedder, dtype: str, where: str) -> np.ndarr
 
 def index_shard(shard: Path, advance=silent):
     """index.hnsw of a shard's keys."""
-    keys = np.load(shard / "keys.npy", allow_pickle=False, mmap_mode="r")
+    keys = mapped(shard / "keys.npy")
     build_hnsw(keys, shard / "index.hnsw")
     advance(len(keys))
 
@@ -157,7 +153,7 @@ def query_shard(query: Path, shard: Path, out: Path, first: int, hidden, candida
     first: the id of the shard's first chunk; hidden: its rows that are not to be found, sorted. A chunk's own document
     is left out, which in another shard it cannot be: no document is of two. margin: see `HnswIndex`.
     """
-    keys = np.load(query / "keys.npy", allow_pickle=False, mmap_mode="r")
+    keys = mapped(query / "keys.npy")
     own = np.load(query / "documents.npy", allow_pickle=False) if query == shard else None
     searched = loaded_shard(shard, margin)
     lists = []
@@ -177,11 +173,9 @@ def merge_shard(parts: list[Path], home: Path, candidates: int, known: Path | No
 
     known: a folder with the ids.npy and distances.npy that come of further shards.
     """
-    lists = [(part["id"], part["distance"]) for part in (np.load(p, allow_pickle=False, mmap_mode="r") for p in parts)]
+    lists = [(part["id"], part["distance"]) for part in (mapped(p) for p in parts)]
     if known is not None:
-        lists.append(
-            tuple(np.load(known / f"{n}.npy", allow_pickle=False, mmap_mode="r") for n in ("ids", "distances"))
-        )
+        lists.append(tuple(mapped(known / f"{n}.npy") for n in ("ids", "distances")))
     ids = np.empty((len(lists[0][0]), candidates), np.int64)
     distances = np.empty(ids.shape, np.float32)
     for start in range(0, len(ids), QUERIES_A_BLOCK):
@@ -238,13 +232,13 @@ def compare_shard(texts: Path, held: list[Path], signed: list[Path], out: Path, 
     held: the held-out text shards; signed: their signatures.
     """
     index = band_index(np.concatenate([np.load(path, allow_pickle=False) for path in signed]), config)
-    readers, ends = [text_reader(path) for path in held], []
+    readers, ends = [Lines(path) for path in held], []
     for path in signed:
-        ends.append(len(np.load(path, allow_pickle=False, mmap_mode="r")) + (ends[-1] if ends else 0))
+        ends.append(len(mapped(path)) + (ends[-1] if ends else 0))
 
     def held_out(row: int):
         shard = int(np.searchsorted(ends, row, side="right"))
-        return readers[shard](row - (ends[shard - 1] if shard else 0))
+        return Text(*json.loads(readers[shard][row - (ends[shard - 1] if shard else 0)]))
 
     records = []
     for block in _text_blocks(texts):

@@ -46,6 +46,16 @@ def without_surrogates(text: str) -> str:
     return LONE_SURROGATE.sub("\ufffd", text)
 
 
+def checked_texts(texts: list[str]) -> list[str]:
+    """Texts as an embedder takes them, without lone surrogates. Raises UserError for one alone and for no text."""
+    if isinstance(texts, str):
+        raise UserError("embed takes a list of texts, not one text: put it in brackets")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {i} is {type(text).__name__}, not a string")
+    return [without_surrogates(text) for text in texts]
+
+
 def folder_files(
     root: str,
     source: str,
@@ -241,7 +251,7 @@ def hub_rows(place: str, dataset: Any, source: str) -> Iterator[Entry]:
     while True:
         try:
             record = next(rows, None)
-        except Exception as error:
+        except Exception as error:  # as above
             raise _unreadable(place, error, f" after row {number}") from error
         if record is None:
             return

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retro_np.files import remove_folder
+from retro_np.files import mapped, remove_folder
 from retro_np.retrieval import shards
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.manifest import home_of, shard_name
@@ -52,7 +52,7 @@ def all_queries(training: list[Path], held: list[Path]) -> list[Queries]:
 
 def chunk_count(folder: Path) -> int:
     """How many chunks a shard has."""
-    return len(np.load(folder / "tokens.npy", allow_pickle=False, mmap_mode="r"))
+    return len(mapped(folder / "tokens.npy"))
 
 
 def write_tokens(

@@ -101,18 +101,23 @@ def read_texts(path: Path) -> Iterator[Text]:
             yield Text(*json.loads(line))
 
 
-def text_reader(path: Path) -> Callable[[int], Text]:
-    """A function that reads the document on a line of a text shard, from 0; lines are found once."""
-    if not path.stat().st_size:
-        return lambda line: [][line]
-    with path.open("rb") as file:
-        lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    ends = line_ends(lines)
+class Lines:
+    """The lines of a file by number, as bytes. The file is mapped, and eight bytes a line are held in memory."""
 
-    def read(line: int) -> Text:
-        return Text(*json.loads(lines[ends[line - 1] if line else 0 : ends[line]]))
+    def __init__(self, path: Path):
+        self._bytes = b""
+        if path.stat().st_size:
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._ends = line_ends(self._bytes)
 
-    return read
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> bytes:
+        """The line of a number, from 0, its newline included."""
+        number = range(len(self))[number]
+        return self._bytes[self._ends[number - 1] if number else 0 : self._ends[number]]
 
 
 def line_ends(data, block: int = 1 << 24) -> np.ndarray:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.files import mapped
 from retro_np.kernels.search import listed_distances
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.documents import survey
 from retro_np.retrieval.index import EQUAL
 from retro_np.retrieval.journal import settle_edit
 from retro_np.retrieval.manifest import SPLITS, broken_files, file_names, home_of, read_manifest, tombstones_of
@@ -86,15 +88,11 @@ def _told(check, *arguments) -> list[str]:
 
 
 def _documents(database) -> Iterator[str]:
-    counted = {split: {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0, "replaced": 0} for split in SPLITS}
     for number, record in enumerate(database.documents):
         if record["id"] != number or record["split"] not in SPLITS or record["chunks"] < 1:
             yield f"documents.jsonl: line {number + 1} is document {record['id']} of split {record['split']!r}"
             return
-        if not record.get("removed"):
-            counted[record["split"]]["documents"] += 1
-            for name in ("chunks", "tokens", "bytes", "replaced"):
-                counted[record["split"]][name] += record[name]
+    counted, _ = survey(database.documents, SPLITS)
     if counted != database.manifest["splits"]:
         yield f"manifest.json: it counts {database.manifest['splits']}, and documents.jsonl {counted}"
 
@@ -247,4 +245,4 @@ def _all_keys(database, split) -> Sharded:
 
 
 def _map(folder, name):
-    return np.load(folder / f"{name}.npy", allow_pickle=False, mmap_mode="r")
+    return mapped(folder / f"{name}.npy")
