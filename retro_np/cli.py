@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from retro_np.commands import checks, databases, models
+from retro_np.commands import checks, databases, experiments, models
 from retro_np.errors import UserError
 
 INTERRUPTED = 130
@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
-    models.train, models.evaluate, models.sample, checks.gradcheck, checks.info, checks.demo,
+    models.train, models.evaluate, models.sample, experiments.experiment, checks.gradcheck, checks.info, checks.demo,
 ):  # fmt: skip
     app.command()(command)
 

@@ -31,7 +31,8 @@ class RetroConfig:
 
     The paper's ablations (table 13) are fields: `encoder.ca_layers=()` (no query conditioning), `cca_positions=False`,
     `share_embeddings`, `encoder.n_layers`, `retrieved_part` ("N": the neighbour alone, "F": its continuation alone)
-    and `cca_layers`. Raises UserError (a ValueError) for a shape that no model can have.
+    and `cca_layers`. `copying_start` is ours, for small scale. Raises UserError (a ValueError) for a shape that no
+    model can have.
     """
 
     vocabulary_size: int
@@ -48,6 +49,7 @@ class RetroConfig:
     tie_readout: bool = False  # the readout is the embedding's transpose
     cca_positions: bool = True
     retrieved_part: str = field(default="NF")
+    copying_start: bool = False  # not the paper's: CCA begins by matching equal tokens, see `init_params`
 
     def __post_init__(self):
         sizes = ("vocabulary_size", "d_model", "d_ffw", "n_heads", "d_head", "n_layers", "chunk_size")
@@ -68,6 +70,10 @@ class RetroConfig:
         if self.retrieves and self.share_embeddings and self.encoder.d_model != self.d_model:
             raise UserError(
                 f"shared embeddings need encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
+            )
+        if self.retrieves and self.copying_start and self.encoder.d_model != self.d_model:
+            raise UserError(
+                f"copying_start needs encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
             )
 
     @property

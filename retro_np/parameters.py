@@ -71,6 +71,9 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     Matrices are normal with variance 1 / d_in; those that write to the residual stream (w_o, w_out) are divided by
     √(2 L) more, so that the stream's variance does not grow with depth (Radford et al. 2019). Embeddings have standard
     deviation 0.02, where they are read out again too; gains are 1, the biases u and v are 0.
+
+    `config.copying_start`: CCA begins with w_k = w_q and w_o = w_vᵀ, so that a query finds keys like itself and hands
+    on what they hold. Where encoder and decoder share embeddings, that is half of copying; the rest is soon learned.
     """
 
     def leaf(name, shape):
@@ -85,7 +88,12 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
             deviation /= math.sqrt(2 * depth)
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
 
-    return map_tree(leaf, parameter_shapes(config))
+    params = map_tree(leaf, parameter_shapes(config))
+    if config.copying_start:
+        for p in config.cca_layers:
+            cca = params["layers"][p - 1]["cca"]
+            cca["w_k"], cca["w_o"] = cca["w_q"].copy(), cca["w_v"].T.copy()
+    return params
 
 
 def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True) -> None:

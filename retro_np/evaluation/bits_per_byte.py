@@ -74,6 +74,22 @@ def evaluation_windows(split: Split, length: int, stride: int, limit: int | None
     return np.array(rows).reshape(-1, length), np.array(first, dtype=np.int64)
 
 
+def scored_windows(split: Split, rows: np.ndarray, first: np.ndarray):
+    """Go through evaluation windows in batches: yields rows (B, l), tokens and targets (B, n).
+
+    rows, first: of `evaluation_windows`. Windows of one length come together: little padding. A target that is not
+    scored is 0.
+    """
+    lengths = (rows >= 0).sum(axis=1)
+    order = np.argsort(-lengths, kind="stable")
+    for batch in np.split(order, range(WINDOWS_A_BATCH, len(order), WINDOWS_A_BATCH)):
+        window = rows[batch, : lengths[batch].max(initial=0)]
+        tokens, targets = tokens_and_targets(split, window)
+        targets[targets == END_OF_TEXT] = 0
+        targets[np.arange(tokens.shape[1]) < first[batch][:, None]] = 0
+        yield window, tokens, targets
+
+
 def evaluate(
     params,
     config: RetroConfig,
@@ -113,14 +129,8 @@ def evaluate(
     lengths = token_byte_lengths(database.tokenizer)
     chunks = len(split.tokens[:limit])
     nats, n_bytes = np.zeros(chunks), np.zeros(chunks)
-    order = np.argsort(-np.sum(rows >= 0, axis=1), kind="stable")  # windows of one length together: little padding
-    with progress_bar(description, len(order)) as advance:
-        for batch in np.split(order, range(WINDOWS_A_BATCH, len(order), WINDOWS_A_BATCH)):
-            longest = int(np.max(np.sum(rows[batch] >= 0, axis=1)))
-            window = rows[batch, :longest]
-            tokens, targets = tokens_and_targets(split, window)
-            targets[targets == END_OF_TEXT] = 0
-            targets[np.arange(tokens.shape[1]) < first[batch][:, None]] = 0
+    with progress_bar(description, len(rows)) as advance:
+        for window, tokens, targets in scored_windows(split, rows, first):
             neighbours = None
             if k and config.retrieves:
                 lender = window if lent is None else np.where(window >= 0, lent[window], -1)
@@ -132,7 +142,7 @@ def evaluate(
             scored = chunk < chunks
             np.add.at(nats, chunk[scored], token_nats[b, t][scored])
             np.add.at(n_bytes, chunk[scored], lengths[targets[b, t][scored]])
-            advance(len(batch))
+            advance(len(window))
     if not np.all(np.isfinite(nats)):
         raise UserError(
             f"{description}: the model's losses are not finite; its weights are damaged, take another checkpoint"

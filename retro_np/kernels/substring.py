@@ -22,7 +22,7 @@ def _longest_numpy(chunks, values):
     longest = np.zeros(len(chunks), np.int64)
     runs = np.zeros(values.shape, np.int32)  # ending at chunk token i and value token j
     for token in chunks.T:
-        runs = _extend(runs, token[:, None, None], values)
+        runs = extend_runs(runs, token[:, None, None], values)
         np.maximum(longest, runs.max(axis=(1, 2), initial=0), out=longest)
     return longest
 
@@ -48,13 +48,13 @@ def common_prefix_lengths(tokens, values) -> np.ndarray:
     lengths = np.zeros(len(tokens), np.int64)
     runs = np.zeros(values.shape, np.int64)
     for i, token in enumerate(tokens):
-        runs = _extend(runs, token, values)
+        runs = extend_runs(runs, token, values)
         lengths[i] = runs.max(initial=0)
     return lengths
 
 
-def _extend(runs, token, values):
-    """Runs ending one token later: one longer than the run up to the places before, where the tokens agree."""
+def extend_runs(runs, token, values):
+    """Runs in `values` (…, r) that end one token later: one longer than those before, where the tokens agree."""
     longer = np.ones_like(runs)
     longer[..., 1:] += runs[..., :-1]
     return np.where((values == token) & (token != 0), longer, 0)

@@ -9,7 +9,7 @@ from retro_np.nn.cca import cca
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import cross_entropy, embedding, linear, rms_norm
-from retro_np.nn.scope import Scope, every
+from retro_np.nn.scope import ROOT, Scope, every
 from retro_np.parameters import check_tree
 from retro_np.tree import leaves, map_tree
 
@@ -45,7 +45,42 @@ def retro_loss(params, config: RetroConfig, tokens, targets, neighbours, *, drop
     return loss, vjp
 
 
+def hidden_states(params, config: RetroConfig, tokens, neighbours) -> np.ndarray:
+    """What the readout reads at every position: the last layer's output, normed. Logits are this times `readout`.
+
+    Arguments as in `retro`, without dropout. Returns (B, n, d) in the parameters' dtype.
+    """
+    return _hidden(params, config, tokens, neighbours, ROOT)[0]
+
+
+def readout(params, config: RetroConfig) -> np.ndarray:
+    """The matrix (d, V) that makes logits of hidden states."""
+    return params["embedding"].T if config.tie_readout else params["readout"]
+
+
 def _decode(params, config, tokens, neighbours, scope):
+    """Logits, and vjp(dlogits) -> a tree like params."""
+    hidden, hidden_vjp = _hidden(params, config, tokens, neighbours, scope)
+    tied = config.tie_readout
+    logits, readout_vjp = linear(hidden, readout(params, config), scope.trains("embedding" if tied else "readout"))
+
+    def vjp(dlogits):
+        dlogits = np.asarray(dlogits, logits.dtype)
+        if dlogits.shape != logits.shape:
+            raise UserError(f"the logits' gradient is {dlogits.shape}, and the logits are {logits.shape}")
+        dhidden, dreadout = readout_vjp(dlogits)
+        grads = hidden_vjp(dhidden)
+        if tied:
+            grads["embedding"] = _sum([grads["embedding"], None if dreadout is None else dreadout.T])
+        else:
+            grads["readout"] = dreadout
+        return _like(params, grads, scope.trainable)
+
+    return logits, vjp
+
+
+def _hidden(params, config, tokens, neighbours, scope):
+    """All but the readout. Returns (B, n, d), and vjp(dhidden) -> a tree of all other gradients, None where frozen."""
     tokens = _checked_tokens(tokens, config.vocabulary_size, "tokens")
     neighbours = _checked_neighbours(neighbours, tokens.shape, config)
     retrieving = config.cca_layers if neighbours is not None else ()
@@ -67,14 +102,8 @@ def _decode(params, config, tokens, neighbours, scope):
         h, ffw_vjp = ffw(layer["ffw"], h, place.at("ffw"))
         pullbacks.append((attention_vjp, cca_vjp, ffw_vjp))
     normed, norm_vjp = rms_norm(h, params["norm"])
-    readout = params["embedding"].T if config.tie_readout else params["readout"]
-    logits, readout_vjp = linear(normed, readout, scope.trains("embedding" if config.tie_readout else "readout"))
 
-    def vjp(dlogits):
-        dlogits = np.asarray(dlogits, logits.dtype)
-        if dlogits.shape != logits.shape:
-            raise UserError(f"the logits' gradient is {dlogits.shape}, and the logits are {logits.shape}")
-        dnormed, dreadout = readout_vjp(dlogits)
+    def vjp(dnormed):
         dh, dgain = norm_vjp(dnormed)
         dencoded, encoder_grads, dshared = 0, None, None
         layers = []
@@ -91,13 +120,11 @@ def _decode(params, config, tokens, neighbours, scope):
             layers.insert(0, grads)
         (dh,) = drop_vjp(dh)
         (dembedding,) = embedding_vjp(dh)
-        parts = [dembedding, dshared, dreadout.T if config.tie_readout and dreadout is not None else None]
-        tree = {"embedding": _sum(parts), "layers": layers, "norm": dgain, "encoder": encoder_grads}
-        if not config.tie_readout:
-            tree["readout"] = dreadout
-        return _like(params, tree, scope.trainable)
+        return {
+            "embedding": _sum([dembedding, dshared]), "layers": layers, "norm": dgain, "encoder": encoder_grads,
+        }  # fmt: skip
 
-    return logits, vjp
+    return normed, vjp
 
 
 def _encode_neighbours(params, config, neighbours, h, scope):

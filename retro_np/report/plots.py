@@ -21,7 +21,7 @@ NO_LEAKAGE = 0.125  # paper §2.6
 
 def plot_losses(runs: dict[str, list[dict]], path) -> None:
     """Training loss over steps, a line a run: each run's log, smoothed over a twentieth of it, the raw one behind."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figure_and_axes()
     for name, log in runs.items():
         steps = np.array([line["step"] for line in log])
         losses = np.array([line["loss"] for line in log])
@@ -35,12 +35,12 @@ def plot_losses(runs: dict[str, list[dict]], path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("training loss, nats a token")
     axes.legend(frameon=False)
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def plot_leakage(alphas, curves: dict[str, list[float | None]], path) -> None:
     """bpb(α) over α, a line a model. Paper eq. 5 and its figure of filtered evaluation."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figure_and_axes()
     for name, figures in curves.items():
         there = [(alpha, value) for alpha, value in zip(alphas, figures, strict=True) if value is not None]
         axes.plot(*zip(*there, strict=True), marker="o", markersize=3, color=COLOURS.get(name), label=name)
@@ -50,10 +50,16 @@ def plot_leakage(alphas, curves: dict[str, list[float | None]], path) -> None:
     axes.set_ylabel("bits per byte")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(frameon=False)
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
-def _finish(figure, axes, path):
+def figure_and_axes():
+    """A figure of the size that ours have, and its axes."""
+    return plt.subplots(figsize=(7, 4), layout="constrained")
+
+
+def finish(figure, axes, path) -> None:
+    """Write a figure as PNG, without a frame where nothing is."""
     axes.spines[["top", "right"]].set_visible(False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -26,6 +26,9 @@ class TrainingConfig:
     clip: float = 1.0
     seed: int = 0
     checkpoint_every: int = 50  # steps; has no influence on what is learned
+    retrieval_off: float = 0.0  # share of sequences that are given no neighbours
+    lent: float = 0.0  # share of chunks that are lent their own continuation at first, see `curriculum.py`
+    lent_steps: int = 0  # after which none is
 
     def __post_init__(self):
         for name in ("steps", "sequence_length", "batch_size", "micro_batches", "checkpoint_every"):
@@ -35,6 +38,8 @@ class TrainingConfig:
             raise UserError("neighbours, warmup and seed are at least 0")
         if not 0 < self.learning_rate <= 1 or not self.clip > 0 or not 0 <= self.weight_decay < math.inf:
             raise UserError("learning_rate is above 0 and at most 1, clip above 0, weight_decay at least 0")
+        if not 0 <= self.retrieval_off <= 1 or not 0 <= self.lent <= 1 or self.lent_steps < 0:
+            raise UserError("retrieval_off and lent are shares from 0 to 1, lent_steps at least 0")
         if self.batch_size % self.micro_batches:
             raise UserError(
                 f"a batch of {self.batch_size} sequences does not split into {self.micro_batches} equal parts"

@@ -26,6 +26,7 @@ from retro_np.training.checkpoint import (
     same_run,
     save_checkpoint,
 )
+from retro_np.training.curriculum import with_curriculum
 from retro_np.tree import Tree, leaves, map_tree
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -127,6 +128,8 @@ def _take_steps(database, config, training, out, params, state, identity, traina
                 database, split, k, sequence_length=training.sequence_length, batch_size=training.batch_size,
                 seed=training.seed, step=step,
             )  # fmt: skip
+            if neighbours is not None:
+                neighbours = with_curriculum(neighbours, tokens, training, step)
             loss, grads = loss_and_gradients(
                 params, config, tokens, targets, neighbours, micro_batches=training.micro_batches,
                 dropout_key=(training.seed, step), trainable=trainable,

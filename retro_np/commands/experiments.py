@@ -1,0 +1,30 @@
+"""`retro-np experiment`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retro_np.commands.shared import console
+
+
+def experiment(
+    name: Annotated[str | None, typer.Argument(help="Which; without a name they are listed.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where results, models and databases go.")] = Path(
+        "runs/experiments"
+    ),
+    scale: Annotated[str, typer.Option(help="small, or tiny to see that it runs.")] = "small",
+    seeds: Annotated[int, typer.Option(min=1, help="How many, where a claim hangs on them.")] = 3,
+) -> None:
+    """A figure or table of the paper, in small: NAME.json and NAME.png. Stopped, the same command goes on."""
+    from retro_np.experiments.experiment import NAMES, find_experiment, run_experiment
+
+    if name is None:
+        for each in NAMES:
+            console.print(f"{each:20} {find_experiment(each).title}")
+        return
+    result = run_experiment(name, out, scale, seeds)
+    console.print(result["verdict"])
+    agreement = {None: "The paper has no such figure.", True: "The shape agrees with the paper's."}
+    console.print(agreement.get(result["agrees"], "The shape does not agree with the paper's."))
+    console.print(f"{out / name}.json and .png hold the figures; {result['seconds']:.0f} s.")

@@ -1,0 +1,179 @@
+"""Where experiments work: databases, trained models and scores, each made once, kept, and found again.
+
+A lab is a folder. What is asked of it is named by a hash of everything that it hangs on, so an experiment that was
+stopped goes on where it was, and two experiments that want the same model train it once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from retro_np.config import RetroConfig
+from retro_np.evaluation.bits_per_byte import Losses, evaluate
+from retro_np.evaluation.leakage import ALPHAS, chunk_leakage, filtered_bits_per_byte
+from retro_np.experiments import recipe
+from retro_np.experiments.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
+from retro_np.files import replacing
+from retro_np.nn.scope import every
+from retro_np.report.plots import NO_LEAKAGE
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.corpus import STDLIB
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.join import Retrieval
+from retro_np.training.checkpoint import TrainingConfig
+from retro_np.training.loop import train
+from retro_np.tree import Tree
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is. `small` is for figures that one looks at; `tiny` only shows that it runs."""
+
+    name: str
+    limit_bytes: int | None  # of the corpus
+    vocabulary_size: int
+    d_model: int
+    n_layers: int
+    steps: int
+    batch_size: int
+    sequence_length: int
+    evaluated_chunks: int | None  # of the held-out ones
+
+
+SCALES = {
+    "tiny": Scale("tiny", 400_000, 512, 32, 2, 6, 2, 64, 24),
+    "small": Scale("small", None, 2048, 128, 4, 1200, 8, 256, 16_000),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, its configuration, and a name that tells it from every other."""
+
+    params: Tree
+    config: RetroConfig
+    name: str
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A folder to work in, a scale, and how many seeds a claim is held against."""
+
+    folder: Path
+    scale: Scale
+    seeds: int = 3
+
+    def configs(self, database: Database, **changes) -> tuple[RetroConfig, RetroConfig]:
+        """The recipe's baseline and RETRO at this scale. changes: fields of the RETRO's configuration."""
+        scale = self.scale
+        retro = recipe.retro_config(
+            database.vocabulary_size, database.chunk_size, d_model=scale.d_model, n_layers=scale.n_layers
+        )
+        retro = replace(retro, **changes)
+        return recipe.baseline_of(retro), retro
+
+    def training(self, config: RetroConfig, seed: int, **changes) -> TrainingConfig:
+        """The recipe's training at this scale: of a baseline, or of a RETRO."""
+        scale = self.scale
+        settings = {"batch_size": scale.batch_size, "sequence_length": scale.sequence_length, **changes}
+        return replace(recipe.training_config(config, settings.pop("steps", scale.steps), seed), **settings)
+
+    def database(self, corpus=STDLIB, name: str = "stdlib", **changes) -> Database:
+        """A database of the recipe's kind. changes: fields of its BuildConfig."""
+        scale = self.scale
+        settings = {"limit_bytes": scale.limit_bytes, "vocabulary_size": scale.vocabulary_size, **changes}
+        config = replace(recipe.BUILD, **settings)
+        return build_database(corpus, self.folder / "databases" / _named(name, asdict(config)), config, recipe.EMBEDDER)
+
+    def trained(
+        self,
+        database: Database,
+        config: RetroConfig,
+        training: TrainingConfig,
+        *,
+        begin_from: tuple[Tree, str] | None = None,
+        trainable: Callable[[str], bool] = every,
+    ) -> Model:
+        """Train a model, or read the one that was trained. begin_from, trainable: as in `train`."""
+        kind = "retro" if config.retrieves else "baseline"
+        facts = [config.to_dict(), asdict(training), database.identity, begin_from and begin_from[1]]
+        name = _named(kind if trainable is every else "retrofit", facts)
+        params = train(
+            database, config, training, self.folder / "models" / name, begin_from=begin_from, trainable=trainable,
+            description=name,
+        )  # fmt: skip
+        return Model(params, config, name)
+
+    def scored(
+        self,
+        database: Database,
+        model: Model,
+        *,
+        k: int = recipe.NEIGHBOURS,
+        shuffle_seed: int | None = None,
+        retrieval: Retrieval | None = None,
+        label: str = "",
+    ) -> Losses:
+        """What a model pays for held-out chunks; k = 0: retrieval off. label: tells this `retrieval` from others."""
+        scale = self.scale
+        facts = [model.name, database.identity, k, shuffle_seed, label, scale.evaluated_chunks, scale.sequence_length]
+        path = self.folder / "scores" / f"{_named('scores', facts)}.npz"
+        if not path.exists():
+            losses = evaluate(
+                model.params, model.config, database, k=k, sequence_length=scale.sequence_length,
+                stride=scale.sequence_length // 2, limit=scale.evaluated_chunks, shuffle_seed=shuffle_seed,
+                retrieval=retrieval, description=f"evaluating {model.name}",
+            )  # fmt: skip
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                np.savez(file, nats=losses.nats, bytes=losses.bytes, documents=losses.documents)
+        with np.load(path, allow_pickle=False) as found:
+            return Losses(found["nats"], found["bytes"], found["documents"])
+
+    def pair(self, database: Database, seed: int, **changes) -> tuple[Model, Model]:
+        """The recipe's baseline and RETRO of a seed, trained for the same tokens."""
+        return tuple(
+            self.trained(database, config, self.training(config, seed)) for config in self.configs(database, **changes)
+        )
+
+    def conditions(self, database: Database, baseline: Model | None, retro: Model) -> dict[str, Losses]:
+        """The lines of the usual table: baseline, OFF, ON, ON with the neighbours of others."""
+        lines = {} if baseline is None else {"baseline": self.scored(database, baseline, k=0)}
+        lines[OFF] = self.scored(database, retro, k=0)
+        lines[ON] = self.scored(database, retro)
+        lines[SHUFFLED] = self.scored(database, retro, shuffle_seed=SHUFFLE_SEED)
+        return lines
+
+    def leakage(self, database: Database, retrieval: Retrieval | None = None, label: str = "") -> np.ndarray:
+        """r(C) of each evaluated chunk."""
+        facts = [database.identity, label, self.scale.evaluated_chunks]
+        path = self.folder / "scores" / f"{_named('leakage', facts)}.npy"
+        if not path.exists():
+            ratios = chunk_leakage(database, limit=self.scale.evaluated_chunks, retrieval=retrieval)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                np.save(file, ratios)
+        return np.load(path, allow_pickle=False)
+
+
+def bits(losses: Losses, ratios: np.ndarray) -> dict:
+    """bpb, and bpb at α = 12.5 %, which stands beside it wherever a figure does."""
+    return {
+        "bpb": losses.bits_per_byte(),
+        "bpb_no_leakage": filtered_bits_per_byte(losses, ratios)[ALPHAS.index(NO_LEAKAGE)],
+    }
+
+
+def mean_and_spread(values) -> dict:
+    """Mean, and from the least to the greatest: what a figure over seeds is shown as."""
+    values = [float(value) for value in values]
+    return {"mean": float(np.mean(values)), "from": min(values), "to": max(values), "seeds": values}
+
+
+def _named(kind: str, facts) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{kind}-{digest[:12]}"

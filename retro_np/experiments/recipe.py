@@ -1,0 +1,49 @@
+"""The small-scale recipe: a model, a database and a training under which retrieval shows within minutes on two cores.
+
+Where it departs from the paper, and why (EXPERIMENTS.md has the figures):
+
+- chunks of 16 tokens, not 64: the decoder then looks for what to copy among 2 · 32 retrieved tokens, not 2 · 128, which
+  it learns sooner, and it asks anew four times as often;
+- keys are hashed token uni- and bigrams, not BERT's: at this scale the gain is that of tokens in common;
+- one embedding table for decoder, encoder and readout, and CCA that begins by matching equal tokens (`copying_start`);
+- at first some chunks are lent their own continuation, noised, and a tenth of all sequences are given no neighbours
+  (`retro_np/training/curriculum.py`).
+"""
+
+from dataclasses import replace
+
+from retro_np.config import EncoderConfig, RetroConfig
+from retro_np.retrieval.build import HASHED, BuildConfig
+from retro_np.training.checkpoint import TrainingConfig
+
+BUILD = BuildConfig(chunk_size=16, vocabulary_size=2048, d_key=256, neighbours=16, spares=16)
+EMBEDDER = HASHED
+NEIGHBOURS = 2  # k
+HEADS = 4
+
+
+def retro_config(vocabulary_size: int, chunk_size: int, *, d_model: int = 128, n_layers: int = 4) -> RetroConfig:
+    """The recipe's RETRO: CCA in every second layer, one layer of encoder as wide as the decoder."""
+    d_head = d_model // HEADS
+    return RetroConfig(
+        vocabulary_size, d_model, 4 * d_model, HEADS, d_head, n_layers,
+        cca_layers=tuple(range(2, n_layers + 1, 2)), chunk_size=chunk_size,
+        encoder=EncoderConfig(d_model, 4 * d_model, HEADS, d_head, n_layers=1, ca_layers=(1,)),
+        share_embeddings=True, tie_readout=True, copying_start=True,
+    )  # fmt: skip
+
+
+def baseline_of(config: RetroConfig) -> RetroConfig:
+    """The same decoder without retrieval."""
+    return replace(config, cca_layers=(), encoder=None, share_embeddings=False, copying_start=False)
+
+
+def training_config(config: RetroConfig, steps: int, seed: int) -> TrainingConfig:
+    """The recipe's training of a RETRO or a baseline, in steps of 2,048 tokens."""
+    training = TrainingConfig(
+        steps=steps, sequence_length=256, batch_size=8, neighbours=NEIGHBOURS, learning_rate=2e-3,
+        warmup=min(50, steps // 10), seed=seed, checkpoint_every=100,
+    )  # fmt: skip
+    if not config.retrieves:
+        return training
+    return replace(training, retrieval_off=0.1, lent=0.5, lent_steps=steps // 2)
