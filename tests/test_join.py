@@ -12,6 +12,7 @@ from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import remove_documents
 from retro_np.retrieval.join import Retrieval, Union, retrieve_from
 from retro_np.retrieval.neighbours import sequence_neighbours
+from retro_np.training.batches import training_batch
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,23 @@ def test_a_fraction_finds_what_exact_search_finds_among_its_documents(database, 
     for share in (0, -1, 1.5, float("nan")):
         with pytest.raises(UserError, match="a fraction of a database"):
             whole.fraction(share)
+
+
+def test_a_fraction_is_trained_on_its_own_documents_alone(database):
+    part = database.fraction(0.3, seed=3)
+    split, hidden = part.split("train"), part.removed(np.arange(database.n_chunks))
+    seen = set()
+    for step in range(20):
+        settings = {"sequence_length": 4 * SMALL.chunk_size, "batch_size": 2, "seed": 0, "step": step}
+        tokens, _, neighbours = training_batch(part, split, 2, **settings)
+        assert (tokens != 0).any(axis=1).all()
+        seen |= {tuple(chunk) for chunk in tokens.reshape(-1, SMALL.chunk_size).tolist()}
+        seen |= {tuple(chunk) for chunk in neighbours[..., : SMALL.chunk_size].reshape(-1, SMALL.chunk_size).tolist()}
+    chunks = [tuple(chunk) for chunk in database.split("train").tokens[:].tolist()]
+    kept = {chunk for chunk, gone in zip(chunks, hidden, strict=True) if not gone}
+    assert seen - kept <= {(0,) * SMALL.chunk_size}
+    assert len(seen) > len(kept) / 2
+    assert part.identity != database.identity
 
 
 def test_what_was_removed_is_in_no_fraction_and_no_union(database, other, tmp_path, embedder):

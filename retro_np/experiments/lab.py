@@ -19,13 +19,14 @@ from retro_np.experiments import recipe
 from retro_np.experiments.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
 from retro_np.files import replacing
 from retro_np.nn.scope import every
+from retro_np.parameters import is_retrieval
 from retro_np.report.plots import NO_LEAKAGE
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
 from retro_np.training.checkpoint import TrainingConfig
-from retro_np.training.loop import train
+from retro_np.training.loop import retrofit, train
 from retro_np.tree import Tree
 
 
@@ -42,11 +43,13 @@ class Scale:
     batch_size: int
     sequence_length: int
     evaluated_chunks: int | None  # of the held-out ones
+    few_chunks: int  # where one evaluation costs as much as many
+    widths: tuple[int, ...]  # d_model, where models of several sizes are compared
 
 
 SCALES = {
-    "tiny": Scale("tiny", 400_000, 512, 32, 2, 6, 2, 64, 24),
-    "small": Scale("small", None, 2048, 128, 4, 1200, 8, 256, 16_000),
+    "tiny": Scale("tiny", 400_000, 512, 32, 2, 6, 2, 64, 24, 8, (16, 32)),
+    "small": Scale("small", None, 2048, 128, 4, 1200, 8, 256, 16_000, 1500, (32, 64, 128)),
 }
 
 
@@ -67,13 +70,12 @@ class Lab:
     scale: Scale
     seeds: int = 3
 
-    def configs(self, database: Database, **changes) -> tuple[RetroConfig, RetroConfig]:
-        """The recipe's baseline and RETRO at this scale. changes: fields of the RETRO's configuration."""
+    def configs(self, database: Database, d_model: int | None = None) -> tuple[RetroConfig, RetroConfig]:
+        """The recipe's baseline and RETRO at this scale, or of another width."""
         scale = self.scale
         retro = recipe.retro_config(
-            database.vocabulary_size, database.chunk_size, d_model=scale.d_model, n_layers=scale.n_layers
+            database.vocabulary_size, database.chunk_size, d_model=d_model or scale.d_model, n_layers=scale.n_layers
         )
-        retro = replace(retro, **changes)
         return recipe.baseline_of(retro), retro
 
     def training(self, config: RetroConfig, seed: int, **changes) -> TrainingConfig:
@@ -117,15 +119,17 @@ class Lab:
         shuffle_seed: int | None = None,
         retrieval: Retrieval | None = None,
         label: str = "",
+        limit: int | None = None,
     ) -> Losses:
         """What a model pays for held-out chunks; k = 0: retrieval off. label: tells this `retrieval` from others."""
         scale = self.scale
-        facts = [model.name, database.identity, k, shuffle_seed, label, scale.evaluated_chunks, scale.sequence_length]
+        limit = limit or scale.evaluated_chunks
+        facts = [model.name, database.identity, k, shuffle_seed, label, limit, scale.sequence_length]
         path = self.folder / "scores" / f"{_named('scores', facts)}.npz"
         if not path.exists():
             losses = evaluate(
                 model.params, model.config, database, k=k, sequence_length=scale.sequence_length,
-                stride=scale.sequence_length // 2, limit=scale.evaluated_chunks, shuffle_seed=shuffle_seed,
+                stride=scale.sequence_length // 2, limit=limit, shuffle_seed=shuffle_seed,
                 retrieval=retrieval, description=f"evaluating {model.name}",
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,11 +138,24 @@ class Lab:
         with np.load(path, allow_pickle=False) as found:
             return Losses(found["nats"], found["bytes"], found["documents"])
 
-    def pair(self, database: Database, seed: int, **changes) -> tuple[Model, Model]:
+    def pair(self, database: Database, seed: int, d_model: int | None = None) -> tuple[Model, Model]:
         """The recipe's baseline and RETRO of a seed, trained for the same tokens."""
         return tuple(
-            self.trained(database, config, self.training(config, seed)) for config in self.configs(database, **changes)
+            self.trained(database, config, self.training(config, seed)) for config in self.configs(database, d_model)
         )
+
+    def retrofit_steps(self, share: float) -> int:
+        """A share of the baseline's steps."""
+        return max(1, round(share * self.scale.steps))
+
+    def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, share: float) -> Model:
+        """A baseline with the recipe's CCA and encoder, which alone are trained, for a share of its steps."""
+        start = replace(baseline.config, share_embeddings=True, copying_start=True)
+        params, config = retrofit(
+            baseline.params, start, retro_config.cca_layers, retro_config.encoder, np.random.default_rng(0)
+        )
+        training = self.training(config, 0, steps=self.retrofit_steps(share))
+        return self.trained(database, config, training, begin_from=(params, baseline.name), trainable=is_retrieval)
 
     def conditions(self, database: Database, baseline: Model | None, retro: Model) -> dict[str, Losses]:
         """The lines of the usual table: baseline, OFF, ON, ON with the neighbours of others."""

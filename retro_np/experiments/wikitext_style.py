@@ -1,9 +1,6 @@
 """Ways to use one corpus besides training on it: kNN-LM, a cache, neighbours in the context, RETROfit, RETRO."""
 
 import math
-from dataclasses import replace
-
-import numpy as np
 
 from retro_np.evaluation.continuous_cache import continuous_cache
 from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
@@ -12,14 +9,13 @@ from retro_np.experiments import recipe
 from retro_np.experiments.compare import ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits
-from retro_np.parameters import is_retrieval
 from retro_np.report.plots import COLOURS, figure_and_axes, finish
-from retro_np.training.loop import retrofit
 
 KNN, CACHE, PREPENDED, RETROFIT, RETRO = "kNN-LM", "continuous cache", "prepended neighbours", "RETROfit", "RETRO"
 LINES = ("baseline", CACHE, KNN, PREPENDED, RETROFIT, RETRO)
 DATASTORE = 2**18  # training tokens that kNN-LM looks among: exact search of more would take longer than all the rest
 TINY_DATASTORE = 2**12
+RETROFIT_SHARE = 0.25  # of the baseline's steps
 PERPLEXITIES = {"baseline": 22.96, KNN: 19.54, RETRO: 18.97}  # paper, Wikitext103
 
 
@@ -27,7 +23,7 @@ def measure(lab):
     """bpb of each way, of the first seed's models; and what was tuned."""
     database, scale = lab.database(), lab.scale
     baseline, retro = lab.pair(database, 0)
-    retrofitted = _retrofitted(lab, database, baseline, retro.config)
+    retrofitted = lab.retrofitted(database, baseline, retro.config, RETROFIT_SHARE)
     window = {"sequence_length": scale.sequence_length}
     held_out = window | {"limit": scale.evaluated_chunks}
     model = baseline.params, baseline.config, database
@@ -55,16 +51,6 @@ def measure(lab):
         "cache": {"theta_and_weight": of_cache},
         "prepended": {"k": k},
     }
-
-
-def _retrofitted(lab, database, baseline, retro_config):
-    """The baseline with the recipe's CCA and encoder, which alone are trained, for a fourth of its steps."""
-    shared = replace(baseline.config, share_embeddings=True, copying_start=True)
-    params, config = retrofit(
-        baseline.params, shared, retro_config.cca_layers, retro_config.encoder, np.random.default_rng(0)
-    )
-    training = lab.training(config, 0, steps=max(1, lab.scale.steps // 4))
-    return lab.trained(database, config, training, begin_from=(params, baseline.name), trainable=is_retrieval)
 
 
 def draw(figures, path):

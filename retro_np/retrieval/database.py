@@ -61,6 +61,7 @@ class Database:
     def __init__(self, path: Path, manifest: dict, embedder, index: str):
         self.path = path
         self.manifest = manifest
+        self.part = ""  # which fraction of the documents this is; all of them
         self._embedder = embedder
         self._index_kind = index
         self.chunk_size: int = manifest["chunk_size"]
@@ -124,7 +125,8 @@ class Database:
     @property
     def identity(self) -> dict:
         """The manifest's hash, which tells this database from any other, and the tokenizer's: what its ids mean."""
-        return {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
+        whole = {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
+        return whole | {"part": self.part} if self.part else whole
 
     @cached_property
     def embedder(self):
@@ -209,7 +211,8 @@ class Database:
         return is_in(ids, self._hidden)
 
     def fraction(self, share: float, seed: int = 0) -> "Database":
-        """The same database with a random share of its documents to be found, as in the paper's figures over size.
+        """The same database with a random share of its documents, as in the paper's figures over size: only they are
+        found, and trained on.
 
         Whether a document is among them is a function of the seed and its name: a larger share holds a smaller one.
         Raises UserError for a share that is not above 0 and at most 1.
@@ -218,7 +221,9 @@ class Database:
             raise UserError(f"a fraction of a database is above 0 and at most 1, not {share}")
         if share == 1:
             return self
-        return self._only(lambda record: place_of(f"fraction {seed} {record['name']}") < share)
+        part = self._only(lambda record: place_of(f"fraction {seed} {record['name']}") < share)
+        part.part = f"{share} of the documents, seed {seed}"
+        return part
 
     def without(self, sha256s: set[str]) -> "Database":
         """The same database, where no document is found that has one of these texts, known by their SHA-256."""
@@ -239,15 +244,18 @@ class Database:
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.path} has no split {name!r}: it has {', '.join(self.manifest['splits'])}")
         home = home_of(name)
-        removed = np.load(self.path / tombstones_of(name), allow_pickle=False)
-        sources = self.manifest["sources"] if name == "train" else ()
+        removed = self._hidden if name == "train" else np.load(self.path / tombstones_of(name), allow_pickle=False)
+        sources = _present(self.manifest["sources"], removed) if name == "train" else ()
+        if self.part and all(weight is None for weight, _ in sources):
+            # what is hidden is most of the rows: one source, of the others, so that no sequence is of padding
+            sources = ((1.0, tuple(itertools.chain.from_iterable(ranges for _, ranges in sources))),)
         return Split(
             name,
             self._sharded(home, "tokens.npy", removed),
             self._sharded(home, "documents.npy"),
             self._sharded(f"neighbours/{name}", "ids.npy"),
             self._sharded(f"neighbours/{name}", "distances.npy"),
-            _present(sources, removed),
+            sources,
             removed,
         )
 

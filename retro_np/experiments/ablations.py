@@ -1,0 +1,97 @@
+"""What each part of the model and of the recipe is worth. Paper table 13, and the parts that are ours."""
+
+from dataclasses import replace
+
+from retro_np.experiments.compare import OFF, ON
+from retro_np.experiments.experiment import Experiment
+from retro_np.experiments.lab import bits
+from retro_np.report.plots import COLOURS, figure_and_axes, finish
+
+SHARE_OF_STEPS = 0.25  # of the recipe's: many models, and differences that show early
+PAPER = {
+    "RETRO": 0.822, "no query conditioning": 0.829, "no CCA positions": 0.826, "deeper encoder": 0.821,
+    "neighbour alone (N)": 0.950, "continuation alone (F)": 0.895, "no retrieval": 0.987,
+    "1 neighbour in training": 0.858, "4 neighbours in training": 0.847, "CCA in the first layer alone": 0.827,
+    "CCA in the last layer alone": 0.831, "CCA in every layer": 0.860,
+}  # fmt: skip
+
+
+def variants(retro, training):
+    """Name → (configuration, training) of each row. Ours share embeddings; the paper's row of it is turned round."""
+    encoder, last = retro.encoder, retro.n_layers
+    models = {
+        "RETRO": retro,
+        "no query conditioning": replace(retro, encoder=replace(encoder, ca_layers=())),
+        "no CCA positions": replace(retro, cca_positions=False),
+        "deeper encoder": replace(retro, encoder=replace(encoder, n_layers=2)),
+        "neighbour alone (N)": replace(retro, retrieved_part="N"),
+        "continuation alone (F)": replace(retro, retrieved_part="F"),
+        "CCA in the first layer alone": replace(retro, cca_layers=(1,)),
+        "CCA in the last layer alone": replace(retro, cca_layers=(last,)),
+        "CCA in every layer": replace(retro, cca_layers=tuple(range(1, last + 1))),
+        "ours: ordinary start of CCA": replace(retro, copying_start=False),
+        "ours: embeddings apart": replace(retro, share_embeddings=False),
+    }
+    rows = {name: (config, training) for name, config in models.items()}
+    rows["1 neighbour in training"] = retro, replace(training, neighbours=1)
+    rows["4 neighbours in training"] = retro, replace(training, neighbours=4)
+    rows["ours: nothing lent"] = retro, replace(training, lent=0.0, lent_steps=0)
+    paper_like = replace(retro, copying_start=False, share_embeddings=False)
+    rows["ours: none of the three"] = paper_like, replace(training, lent=0.0, lent_steps=0)
+    return rows
+
+
+def measure(lab):
+    """bpb of each row with retrieval on and off, and of the baseline trained as long."""
+    database, steps = lab.database(), max(2, int(SHARE_OF_STEPS * lab.scale.steps))
+    ratios = lab.leakage(database)
+    baseline_config, retro_config = lab.configs(database)
+    rows = {}
+    for name, (config, training) in variants(retro_config, lab.training(retro_config, 0, steps=steps)).items():
+        model = lab.trained(database, config, training)
+        rows[name] = {
+            ON: bits(lab.scored(database, model), ratios), OFF: bits(lab.scored(database, model, k=0), ratios),
+        }  # fmt: skip
+    baseline = lab.trained(database, baseline_config, lab.training(baseline_config, 0, steps=steps))
+    rows["no retrieval"] = {ON: bits(lab.scored(database, baseline, k=0), ratios)}
+    return {"steps": steps, "rows": rows, "paper": PAPER}
+
+
+def draw(figures, path):
+    """A bar a row: bits against the full model."""
+    figure, axes = figure_and_axes()
+    whole = figures["rows"]["RETRO"][ON]["bpb"]
+    lines = sorted(figures["rows"].items(), key=lambda item: item[1][ON]["bpb"])
+    for place, (_, line) in enumerate(lines):
+        axes.barh(place, 100 * (line[ON]["bpb"] / whole - 1), color=COLOURS[ON], alpha=0.5)
+    axes.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="#666666", linewidth=0.8)
+    axes.set_xlabel(f"% bits against RETRO, after {figures['steps']} steps")
+    finish(figure, axes, path)
+
+
+def verdict(figures):
+    """Of the rows that the paper has too, how many lie on the same side of the full model."""
+    rows, paper = figures["rows"], figures["paper"]
+    whole = rows["RETRO"][ON]["bpb"]
+    change = {name: line[ON]["bpb"] / whole - 1 for name, line in rows.items() if name != "RETRO"}
+    both = [name for name in paper if name != "RETRO"]
+    same = [name for name in both if (change[name] > 0) == (paper[name] > paper["RETRO"])]
+    worst = sorted(change, key=change.get)[-3:][::-1]
+    return len(same) > len(both) / 2, (
+        f"{len(same)} of {len(both)} rows lie on the side of the full model where the paper has them; most is lost by "
+        + ", ".join(f"{name} ({100 * change[name]:+.2f} %)" for name in worst)
+        + "."
+    )
+
+
+EXPERIMENT = Experiment(
+    "Ablations",
+    "Table 13, C4 bpb, RETRO .822: no query conditioning .829, no CCA positions .826, shared embeddings .823, 6-layer "
+    "encoder .821, N alone .950, F alone .895, no retrieval .987, 1 / 4 training neighbours .858 / .847, CCA in the "
+    "first layer alone .827, the last .831, all .860.",
+    measure,
+    draw,
+    verdict,
+)
