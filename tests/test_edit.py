@@ -72,6 +72,24 @@ def test_after_an_add_all_lists_are_as_if_all_shards_had_been_there_from_the_sta
     assert verify_database(db, EMBEDDER).broken == []
 
 
+def test_a_database_without_training_neighbours_has_those_of_held_out_chunks_and_stays_so(corpus, more, tmp_path):
+    whole = build_database(corpus, tmp_path / "whole", SHARDS, EMBEDDER)
+    less = build_database(corpus, tmp_path / "less", replace(SHARDS, training_neighbours=False), EMBEDDER)
+    edits = [
+        lambda path: Database.open(path, EMBEDDER),
+        lambda path: add_documents(path, more, embedder=EMBEDDER),
+        lambda path: remove_documents(path, [int(numbers_of(Database.open(path), "train")[0])]),
+        compact,
+    ]
+    for edit in edits:
+        whole, less = edit(tmp_path / "whole"), edit(tmp_path / "less")
+        assert np.array_equal(less.split("valid").neighbours[:], whole.split("valid").neighbours[:])
+        assert less.split("train").neighbours.shape == (whole.n_chunks, 0)
+        assert verify_database(less.path, EMBEDDER).broken == []
+        with pytest.raises(UserError, match="without the neighbours of training chunks"):
+            training_batch(less, less.split("train"), 2, sequence_length=16, batch_size=1, seed=0, step=0)
+
+
 def test_adds_one_after_another_give_the_chunks_keys_and_lists_of_one_build(tmp_path, built, more):
     """The build gets the tokenizer of the edited database, and no held-out documents: all are added to one of one."""
     parts = [sorted(more.iterdir())[i : i + 4] for i in (0, 4, 8)]

@@ -46,6 +46,9 @@ def build(
     keys: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     neighbours: Annotated[int, typer.Option(min=1, help="Neighbours kept for each chunk.")] = 10,
     spares: Annotated[int, typer.Option(min=0, help="More, for those that a sequence excludes.")] = 22,
+    training_neighbours: Annotated[
+        bool, typer.Option(help="Of training chunks too; without: built sooner, to evaluate and to sample with.")
+    ] = True,
     limit_mb: Annotated[float | None, typer.Option(help="Take a slice of the corpus of about so many MB.")] = None,
     shard_mb: Annotated[float, typer.Option(help="MB of text in a shard: what memory must hold.")] = 32,
     embedder: Annotated[
@@ -92,6 +95,7 @@ def build(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         d_key=BuildConfig.d_key if d_key is None else d_key,
+        training_neighbours=training_neighbours,
     )
     sources = _sources(corpus, source)
     if like is not None:

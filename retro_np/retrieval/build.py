@@ -95,6 +95,7 @@ class BuildConfig:
     include: tuple[str, ...] = ()  # globs: which files of a folder
     exclude: tuple[str, ...] = ()
     d_key: int = D_KEY  # of the hashing embedder
+    training_neighbours: bool = True  # False: of held-out chunks alone, to evaluate and sample: much sooner built
 
     def __post_init__(self):
         for name in WHOLE_NUMBERS:
@@ -179,7 +180,8 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, embedder
     stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
     stages.write_indexes(run, training)
     queries = stages.all_queries(training, folders[len(training) :])
-    stages.write_neighbours(run, out, work, queries, config.neighbours + config.spares, margin_of(embedder))
+    candidates = config.neighbours + config.spares
+    stages.write_neighbours(run, out, work, queries, candidates, margin_of(embedder), config.training_neighbours)
     write_atomically(out / MANIFEST, manifest_bytes(_manifest(out, config, corpus, facts, tokenizer, embedder)))
     remove_folder(work)
 
@@ -269,6 +271,7 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict:
         "key_dtype": config.key_dtype,
         "neighbours": config.neighbours,
         "spares": config.spares,
+        "training_neighbours": config.training_neighbours,
         "shard_bytes": config.shard_bytes,
         "duplicates": None if config.duplicates is None else asdict(config.duplicates),
         "corpus": facts["digest"],
@@ -291,6 +294,8 @@ def _request(corpus: Corpus, config: BuildConfig, embedder) -> dict:
         request |= {"tokenizer": tokenizer_sha256(load_tokenizer(config.tokenizer)), "vocabulary_size": None}
     if embedder != HASHED:
         request["d_key"] = None
+    if config.training_neighbours:
+        del request["training_neighbours"]  # as builds were begun that knew of no other way
     request |= {"sources": [[source.name, source.weight] for source in corpus.sources]}
     return json.loads(json.dumps(request))
 

@@ -68,6 +68,7 @@ class Database:
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.d_key: int = manifest["embedder"]["d_key"]
         self.margin: int = manifest["embedder"]["margin"]
+        self.training_neighbours: bool = manifest.get("training_neighbours", True)
         self.tokenizer = load_tokenizer(path / TOKENIZER)
         self.documents = Documents(path / DOCUMENTS)
         self._hidden = np.load(path / tombstones_of("train"), allow_pickle=False)  # sorted ids that nothing finds

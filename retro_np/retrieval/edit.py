@@ -188,7 +188,7 @@ def _add(run, database, edit, facts, weights) -> None:
             name = f"{split}/{folder.name}"
             queries.append(stages.Queries(name, folder, new, path / "neighbours" / name))
     candidates = database.manifest["neighbours"] + database.manifest["spares"]
-    stages.write_neighbours(run, edit, work, queries, candidates, database.margin)
+    stages.write_neighbours(run, edit, work, queries, candidates, database.margin, database.training_neighbours)
     _make(database, edit, weights)
 
 
@@ -283,7 +283,7 @@ def _compact(run, database, edit, groups) -> None:
     stages.write_indexes(run, folders["train"])
     candidates = database.manifest["neighbours"] + database.manifest["spares"]
     queries = stages.all_queries(folders["train"], folders["valid"])
-    stages.write_neighbours(run, edit, edit / WORK, queries, candidates, database.margin)
+    stages.write_neighbours(run, edit, edit / WORK, queries, candidates, database.margin, database.training_neighbours)
     unchanged = [name for name in database.manifest["files"] if name in (TOKENIZER, REQUEST, HASHING)]
     _make(database, edit, {}, unchanged)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_np.errors import UserError
 from retro_np.files import mapped
 from retro_np.kernels.search import exact_search
 from retro_np.retrieval.index import EF_MARGIN, ExactIndex, HnswIndex, load_hnsw
@@ -159,7 +160,10 @@ def sequence_neighbours(database, split, rows: np.ndarray, k: int) -> np.ndarray
 
     rows: (B, l) row numbers of the split, −1 for padding. In the training split no neighbour comes from a document
     that any chunk of the sequence is of: a chunk of A that retrieved from B would leak into B's tokens behind it.
+    Raises UserError for training chunks whose neighbours were not looked for.
     """
+    if split.name == "train" and not database.training_neighbours:
+        raise UserError(f"{database.path} was built without the neighbours of training chunks: build one that has them")
     present = rows >= 0
     ids = np.where(present[..., None], split.neighbours[np.maximum(rows, 0)], -1)
     ids = np.where(database.removed(ids), -1, ids)

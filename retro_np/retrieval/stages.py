@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retro_np.files import mapped, remove_folder
+from retro_np.files import mapped, remove_folder, write_array
 from retro_np.retrieval import shards
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.manifest import home_of, shard_name
@@ -148,11 +148,18 @@ def write_indexes(run: Runner, folders: list[Path]) -> None:
     run("indexing", "chunks", tasks, side_by_side=True)
 
 
-def write_neighbours(run: Runner, out: Path, work: Path, queries: list[Queries], candidates: int, margin: int) -> None:
+def write_neighbours(
+    run: Runner, out: Path, work: Path, queries: list[Queries], candidates: int, margin: int, training: bool
+) -> None:
     """neighbours/SPLIT/NNNNN of every query shard: each index shard is asked in turn, and the lists are merged.
 
-    They are merged every GROUP index shards, so that no more lists than that lie on the disk.
+    They are merged every GROUP index shards, so that no more lists than that lie on the disk. training: False gives
+    training shards lists of no entry.
     """
+    for query in queries:
+        if not training and query.name.startswith("train/"):
+            write_array(_home(out, query) / "ids.npy", np.empty((chunk_count(query.folder), 0), np.int64))
+            write_array(_home(out, query) / "distances.npy", np.empty((chunk_count(query.folder), 0), np.float32))
     left = [query for query in queries if not _is_done(out, query)]
     most = max((len(query.shards) for query in left), default=0)
     for start in range(0, most, GROUP):

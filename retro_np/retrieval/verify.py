@@ -153,10 +153,13 @@ def _tombstones(database, split) -> Iterator[str]:
 
 def _neighbours(database, split) -> Iterator[str]:
     stored, keys, all_keys = database.split(split), _all_keys(database, split), _all_keys(database, "train")
-    width = database.manifest["neighbours"] + database.manifest["spares"]
-    rows = len(stored.tokens)
+    width, rows = database.manifest["neighbours"] + database.manifest["spares"], len(stored.tokens)
+    if split == "train" and not database.training_neighbours:
+        width = 0
     if stored.neighbours.shape != (rows, width) or stored.distances.shape != (rows, width):
         yield f"neighbours/{split}: {stored.neighbours.shape}, and there are {rows} chunks of {width} neighbours"
+        return
+    if not width:
         return
     rng = np.random.default_rng(0)
     for start in range(0, rows, ROWS // 8):
