@@ -19,7 +19,8 @@ app = typer.Typer(
 )
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
-    models.train, models.evaluate, models.sample, experiments.experiment, checks.gradcheck, checks.info, checks.demo,
+    models.train, models.evaluate, models.sample, experiments.experiment, experiments.pretrain, checks.gradcheck,
+    checks.info, checks.demo,
 ):  # fmt: skip
     app.command()(command)
 

@@ -58,17 +58,22 @@ def demo(
     minutes: Annotated[
         float | None, typer.Option(min=0.5, help="About how long it may take, 10 if not said.", show_default=False)
     ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train both models here, instead of those in the box.")
+    ] = False,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where everything goes.")] = Path("runs/demo"),
     seed: Annotated[int | None, typer.Option(min=0, help="Settles everything that is drawn.")] = None,
 ) -> None:
     """The whole path on Python's standard library: database, baseline, RETRO, evaluation, samples.
 
-    What it makes is in runs/demo. Started again it goes on where it was, or shows what is there.
+    The two models are those in the box, or trained anew. What it makes is in runs/demo. Started again it goes on where
+    it was, or shows what is there.
     """
     from retro_np.experiments.demo import run_demo
 
-    print_results(run_demo(minutes, out, seed, console))
+    print_results(run_demo(minutes, out, seed, from_scratch, console))
+    loss = "loss.png, " if from_scratch else ""
     console.print(
-        f"In {out}: results.json, losses.npz, loss.png, bpb_alpha.png, samples.html, db/, and a checkpoint in "
-        "baseline/ and retro/"
+        f"In {out}: results.json, losses.npz, {loss}bpb_alpha.png, samples.html, db/, and a checkpoint in baseline/ "
+        f"and retro/, {'trained here' if from_scratch else 'those in the box'}"
     )

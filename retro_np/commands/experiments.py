@@ -1,4 +1,4 @@
-"""`retro-np experiment`."""
+"""`retro-np experiment`, `pretrain`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,3 +28,19 @@ def experiment(
     agreement = {None: "The paper has no such figure.", True: "The shape agrees with the paper's."}
     console.print(agreement.get(result["agrees"], "The shape does not agree with the paper's."))
     console.print(f"{out / name}.json and .png hold the figures; {result['seconds']:.0f} s.")
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where lab and files go.")] = Path("runs/experiments"),
+    scale: Annotated[str, typer.Option(help="small, or tiny to see that it runs.")] = "small",
+) -> None:
+    """Train what is in the box: a baseline and a RETRO of the small-scale recipe on the standard library.
+
+    OUT/pretrained then holds retro.safetensors, baseline.safetensors and tokenizer.json, as retro_np/pretrained does.
+    """
+    from retro_np.experiments.experiment import open_lab
+    from retro_np.experiments.pretrained import make_pretrained
+
+    with open_lab(out, scale) as lab:
+        for path in make_pretrained(lab, out / "pretrained"):
+            console.print(f"{path}: {path.stat().st_size:,} bytes")

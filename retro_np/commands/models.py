@@ -23,9 +23,13 @@ from retro_np.errors import UserError
 # options of `train` that say what a model is; the retrieval's own, and those that another choice has settled already
 RETRIEVAL_OPTIONS = {
     "cca_layers", "encoder_layers", "conditioning", "cca_positions", "share_embeddings", "retrieved_part", "neighbours",
+    "copying_start", "retrieval_off", "lent", "lent_steps",
 }  # fmt: skip
 SETTLED_BY_BASELINE = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
-SETTLED_BY_PRESET = SETTLED_BY_BASELINE | RETRIEVAL_OPTIONS - {"neighbours"} | {"dropout"}
+PRETRAINED_DATABASE = Path("runs/pretrained/db")
+SETTLED_BY_PRESET = (
+    SETTLED_BY_BASELINE | RETRIEVAL_OPTIONS - {"neighbours", "retrieval_off", "lent", "lent_steps"} | {"dropout"}
+)
 
 
 def train(
@@ -51,6 +55,12 @@ def train(
     share_embeddings: Annotated[bool, typer.Option(help="The encoder reads the decoder's embeddings.")] = False,
     tie_readout: Annotated[bool, typer.Option(help="The readout is the embeddings' transpose.")] = False,
     retrieved_part: Annotated[str, typer.Option(help="NF, N or F: what of a value is read.")] = "NF",
+    copying_start: Annotated[bool, typer.Option(help="CCA begins by matching equal tokens. Not the paper's.")] = False,
+    retrieval_off: Annotated[float, typer.Option(help="Share of sequences given no neighbours.")] = 0.0,
+    lent: Annotated[
+        float, typer.Option(help="Share of chunks that at first are lent their own continuation, noised.")
+    ] = 0.0,
+    lent_steps: Annotated[int, typer.Option(min=0, help="After which none is.")] = 0,
     dropout: float = 0.0,
     steps: Annotated[int, typer.Option(min=1)] = 1000,
     sequence_length: Annotated[int, typer.Option(min=1, help="n, tokens; whole chunks.")] = 512,
@@ -82,7 +92,7 @@ def train(
     encoder = EncoderConfig(d_model, d_ffw, n_heads, d_head, encoder_layers, (1,) if conditioning else ())
     training = TrainingConfig(
         steps, sequence_length, batch_size, micro_batches, neighbours, learning_rate, warmup, weight_decay,
-        seed=seed, checkpoint_every=checkpoint_every,
+        seed=seed, checkpoint_every=checkpoint_every, retrieval_off=retrieval_off, lent=lent, lent_steps=lent_steps,
     )  # fmt: skip
     begin_from, trainable = None, every
     if retrofit is not None:
@@ -90,7 +100,7 @@ def train(
         encoder = replace(encoder, d_model=config.d_model) if share_embeddings else encoder
         config = replace(
             config, cca_positions=cca_positions, share_embeddings=share_embeddings, retrieved_part=retrieved_part,
-            dropout=dropout,
+            dropout=dropout, copying_start=copying_start,
         )  # fmt: skip
         params, config = make_retrofit(trained, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
         begin_from, trainable = (params, sha256_of(retrofit)), is_retrieval
@@ -100,6 +110,7 @@ def train(
         config = RetroConfig(
             database.vocabulary_size, d_model, d_ffw, n_heads, d_head, n_layers, layers, database.chunk_size,
             None if baseline else encoder, dropout, share_embeddings, tie_readout, cca_positions, retrieved_part,
+            copying_start and not baseline,
         )  # fmt: skip
     console.print(f"{count_parameters(config):,} parameters, and {count_parameters(config, True):,} with embeddings")
     run_training(database, config, training, out, begin_from=begin_from, trainable=trainable)
@@ -157,9 +168,18 @@ def evaluate(
 
 
 def sample(
-    checkpoint: CheckpointPath,
-    db: DatabasePath,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.", show_default=False)
+    ] = None,
+    db: Annotated[
+        Path | None, typer.Argument(metavar="DB", help="A database that `retro-np build` made.", show_default=False)
+    ] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option("--pretrained", help="The checkpoint in the box, instead of CHECKPOINT; without DB, one of the "
+                     "standard library is built in runs/pretrained."),
+    ] = False,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "def read_json(path):\n    ",
     length: Annotated[int, typer.Option(min=1, help="Tokens to sample.")] = 128,
     k: K = 2,
     retrieval: Annotated[bool, typer.Option(help="Retrieve at each chunk's end.")] = True,
@@ -169,13 +189,25 @@ def sample(
     seed: Seed = 0,
     page: Annotated[Path | None, typer.Option(help="Write an HTML page as well.")] = None,
     embedder: EmbedderPath = None,
-) -> None:
-    """Go on from a prompt, with what was retrieved beside it; colours show the tokens that both have in common."""
+) -> None:  # fmt: skip
+    """Go on from a prompt, with what was retrieved beside it; colours show the tokens that both have in common.
+
+    retro-np sample --pretrained --prompt "import json" works right after installation.
+    """
     from retro_np.files import check_folder
     from retro_np.report.samples import print_sample, sample_chunks, write_page
     from retro_np.training.checkpoint import load_model
 
-    database = open_database(db, embedder)
+    if pretrained:
+        from retro_np.experiments.pretrained import RETRO, box_file, pretrained_database
+
+        checkpoint, db = box_file(RETRO), db or checkpoint  # the one place that may be named is the database
+        database = pretrained_database(PRETRAINED_DATABASE) if db is None else open_database(db, embedder)
+        db = database.path
+    elif checkpoint is None or db is None:
+        raise UserError("a sample takes a CHECKPOINT and a DB, or --pretrained")
+    else:
+        database = open_database(db, embedder)
     params, config = load_model(checkpoint, database)
     if page is not None:
         check_folder(page.parent)

@@ -1,12 +1,13 @@
 """Run an experiment by name and leave what it found: NAME.json and NAME.png. What one is made of: `Experiment`."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from retro_np.files import check_folder, locked, remove_partial, write_json
 
 NAMES = (
     "random-neighbours", "leakage", "database-size", "neighbours", "model-size", "retrofit", "ablations", "subsets",
-    "second-corpus", "wikitext-style", "knowledge", "question-answering", "samples",
+    "second-corpus", "wikitext-style", "knowledge", "question-answering", "samples", "pretrained",
 )  # fmt: skip
 
 
@@ -51,13 +52,8 @@ def run_experiment(name: str, out: Path, scale: str = "small", seeds: int = 3) -
     Models and databases lie in OUT/SCALE and are used again by other experiments.
     """
     experiment = find_experiment(name)
-    if scale not in SCALES:
-        raise UserError(f"no scale {scale!r}; there are {', '.join(SCALES)}")
     out = Path(out)
-    check_folder(out)
-    lab = Lab(out / scale, SCALES[scale], seeds)
-    with locked(lab.folder, "experiment"):
-        remove_partial(lab.folder)
+    with open_lab(out, scale, seeds) as lab:
         began = time.perf_counter()
         figures = json.loads(json.dumps(experiment.measure(lab), default=_plain))
         seconds = time.perf_counter() - began
@@ -81,6 +77,18 @@ def run_experiment(name: str, out: Path, scale: str = "small", seeds: int = 3) -
     experiment.draw(figures, out / f"{name}.png")
     write_json(out / f"{name}.json", result)
     return result
+
+
+@contextlib.contextmanager
+def open_lab(out: Path, scale: str, seeds: int = 3) -> Iterator[Lab]:
+    """The lab in OUT/SCALE, while no other process works in it. Raises UserError for an unknown scale."""
+    if scale not in SCALES:
+        raise UserError(f"no scale {scale!r}; there are {', '.join(SCALES)}")
+    check_folder(out)
+    lab = Lab(out / scale, SCALES[scale], seeds)
+    with locked(lab.folder, "experiment"):
+        remove_partial(lab.folder)
+        yield lab
 
 
 def _options(scale, seeds):

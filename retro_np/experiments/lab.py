@@ -42,14 +42,14 @@ class Scale:
     steps: int
     batch_size: int
     sequence_length: int
-    evaluated_chunks: int | None  # of the held-out ones
-    few_chunks: int  # where one evaluation costs as much as many
+    evaluated_tokens: int  # of the held-out ones, about
+    few_tokens: int  # where one evaluation costs as much as many
     widths: tuple[int, ...]  # d_model, where models of several sizes are compared
 
 
 SCALES = {
-    "tiny": Scale("tiny", 400_000, 512, 32, 2, 6, 2, 64, 24, 8, (16, 32)),
-    "small": Scale("small", None, 2048, 128, 4, 1200, 8, 256, 16_000, 1500, (32, 64, 128)),
+    "tiny": Scale("tiny", 400_000, 512, 32, 2, 6, 2, 64, 384, 128, (16, 32)),
+    "small": Scale("small", None, 2048, 128, 4, 1200, 8, 256, 256_000, 24_000, (32, 64, 128)),
 }
 
 
@@ -70,6 +70,10 @@ class Lab:
     scale: Scale
     seeds: int = 3
 
+    def limit(self, database: Database) -> int:
+        """How many held-out chunks are evaluated."""
+        return self.scale.evaluated_tokens // database.chunk_size
+
     def configs(self, database: Database, d_model: int | None = None) -> tuple[RetroConfig, RetroConfig]:
         """The recipe's baseline and RETRO at this scale, or of another width."""
         scale = self.scale
@@ -88,8 +92,8 @@ class Lab:
         """A database of the recipe's kind. changes: fields of its BuildConfig."""
         scale = self.scale
         settings = {"limit_bytes": scale.limit_bytes, "vocabulary_size": scale.vocabulary_size, **changes}
-        config = replace(recipe.BUILD, **settings)
-        return build_database(corpus, self.folder / "databases" / _named(name, asdict(config)), config, recipe.EMBEDDER)
+        config = recipe.build_config(**settings)
+        return build_database(corpus, self.folder / "databases" / named(name, asdict(config)), config, recipe.EMBEDDER)
 
     def trained(
         self,
@@ -103,7 +107,7 @@ class Lab:
         """Train a model, or read the one that was trained. begin_from, trainable: as in `train`."""
         kind = "retro" if config.retrieves else "baseline"
         facts = [config.to_dict(), asdict(training), database.identity, begin_from and begin_from[1]]
-        name = _named(kind if trainable is every else "retrofit", facts)
+        name = named(kind if trainable is every else "retrofit", facts)
         params = train(
             database, config, training, self.folder / "models" / name, begin_from=begin_from, trainable=trainable,
             description=name,
@@ -123,9 +127,9 @@ class Lab:
     ) -> Losses:
         """What a model pays for held-out chunks; k = 0: retrieval off. label: tells this `retrieval` from others."""
         scale = self.scale
-        limit = limit or scale.evaluated_chunks
+        limit = limit or self.limit(database)
         facts = [model.name, database.identity, k, shuffle_seed, label, limit, scale.sequence_length]
-        path = self.folder / "scores" / f"{_named('scores', facts)}.npz"
+        path = self.folder / "scores" / f"{named('scores', facts)}.npz"
         if not path.exists():
             losses = evaluate(
                 model.params, model.config, database, k=k, sequence_length=scale.sequence_length,
@@ -167,10 +171,11 @@ class Lab:
 
     def leakage(self, database: Database, retrieval: Retrieval | None = None, label: str = "") -> np.ndarray:
         """r(C) of each evaluated chunk."""
-        facts = [database.identity, label, self.scale.evaluated_chunks]
-        path = self.folder / "scores" / f"{_named('leakage', facts)}.npy"
+        limit = self.limit(database)
+        facts = [database.identity, label, limit]
+        path = self.folder / "scores" / f"{named('leakage', facts)}.npy"
         if not path.exists():
-            ratios = chunk_leakage(database, limit=self.scale.evaluated_chunks, retrieval=retrieval)
+            ratios = chunk_leakage(database, limit=limit, retrieval=retrieval)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 np.save(file, ratios)
@@ -186,11 +191,12 @@ def bits(losses: Losses, ratios: np.ndarray) -> dict:
 
 
 def mean_and_spread(values) -> dict:
-    """Mean, and from the least to the greatest: what a figure over seeds is shown as."""
-    values = [float(value) for value in values]
+    """Mean, and from the least to the greatest: what a figure over seeds is shown as. NaN where one is None."""
+    values = [float("nan") if value is None else float(value) for value in values]
     return {"mean": float(np.mean(values)), "from": min(values), "to": max(values), "seeds": values}
 
 
-def _named(kind: str, facts) -> str:
+def named(kind: str, facts) -> str:
+    """A name for what hangs on these facts: `kind` and the beginning of their hash."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return f"{kind}-{digest[:12]}"

@@ -12,17 +12,18 @@ COUNTS = (1, 2, 3, 5, 10, 20, 40, 100)
 def measure(lab):
     """bpb by k of a RETRO of each width."""
     database, scale = lab.database(), lab.scale
+    few = scale.few_tokens // database.chunk_size
     retrieval = retrieve_from(database, database, max(COUNTS))
-    ratios = lab.leakage(database)[: scale.few_chunks]
+    ratios = lab.leakage(database)[:few]
     models = {}
     for width in scale.widths:
         _, retro = lab.pair(database, 0, d_model=width)
-        settings = {"limit": scale.few_chunks, "retrieval": retrieval, "label": f"{max(COUNTS)} candidates"}
+        settings = {"limit": few, "retrieval": retrieval, "label": f"{max(COUNTS)} candidates"}
         models[str(width)] = {
-            OFF: bits(lab.scored(database, retro, k=0, limit=scale.few_chunks), ratios),
+            OFF: bits(lab.scored(database, retro, k=0, limit=few), ratios),
             ON: [bits(lab.scored(database, retro, k=k, **settings), ratios) for k in COUNTS],
         }
-    return {"counts": COUNTS, "chunks": scale.few_chunks, "models": models}
+    return {"counts": COUNTS, "chunks": few, "models": models}
 
 
 def draw(figures, path):

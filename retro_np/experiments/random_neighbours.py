@@ -25,8 +25,9 @@ def measure(lab):
         for name in LINES
     }
     gains = [1 - one[ON]["bpb"] / one["baseline"]["bpb"] for one in by_seed]
+    baseline, _ = lab.pair(database, 0)
     bound = copy_bound(
-        lab.pair(database, 0)[0].params, lab.pair(database, 0)[0].config, database, limit=lab.scale.evaluated_chunks
+        baseline.params, baseline.config, database, sequence_length=lab.scale.sequence_length, limit=lab.limit(database)
     )
     return {"lines": lines, "gain": mean_and_spread(gains), "copy_bound": bound, "mean_r": float(np.mean(ratios))}
 

@@ -25,7 +25,7 @@ def measure(lab):
     baseline, retro = lab.pair(database, 0)
     retrofitted = lab.retrofitted(database, baseline, retro.config, RETROFIT_SHARE)
     window = {"sequence_length": scale.sequence_length}
-    held_out = window | {"limit": scale.evaluated_chunks}
+    held_out = window | {"limit": lab.limit(database)}
     model = baseline.params, baseline.config, database
 
     size = TINY_DATASTORE if scale.name == "tiny" else DATASTORE
@@ -38,7 +38,7 @@ def measure(lab):
         "baseline": plain, CACHE: with_cache, KNN: with_neighbours,
         PREPENDED: prepended(*model, k=k, **held_out),
     }  # fmt: skip
-    losses = {name: tokens.losses(database, limit=scale.evaluated_chunks) for name, tokens in scored.items()}
+    losses = {name: tokens.losses(database, limit=lab.limit(database)) for name, tokens in scored.items()}
     losses |= {RETROFIT: lab.scored(database, retrofitted), RETRO: lab.scored(database, retro)}
     ratios = lab.leakage(database)
     return {
