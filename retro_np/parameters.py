@@ -70,7 +70,9 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
 
     Matrices are normal with variance 1 / d_in; those that write to the residual stream (w_o, w_out) are divided by
     √(2 L) more, so that the stream's variance does not grow with depth (Radford et al. 2019). Embeddings have standard
-    deviation 0.02, where they are read out again too; gains are 1, the biases u and v are 0.
+    deviation 0.02 where they are read out again, for small logits; else 0.3, about what a layer adds to the stream, so
+    that a token can still be told in the encoder's output when training begins: copying is learned much sooner. Gains
+    are 1, the biases u and v are 0.
 
     `config.copying_start`: CCA begins with w_k = w_q and w_o = w_vᵀ, so that a query finds keys like itself and hands
     on what they hold. Where encoder and decoder share embeddings, that is half of copying; the rest is soon learned.
@@ -82,7 +84,9 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
             return np.ones(shape, np.float32)
         if last in ("u", "v"):
             return np.zeros(shape, np.float32)
-        deviation = 0.02 if last == "embedding" else shape[0] ** -0.5
+        deviation = shape[0] ** -0.5
+        if last == "embedding":
+            deviation = 0.02 if config.tie_readout and name == last else 0.3
         if last in ("w_o", "w_out"):
             depth = config.encoder.n_layers if name.startswith("encoder.") else config.n_layers
             deviation /= math.sqrt(2 * depth)

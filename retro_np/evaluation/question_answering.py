@@ -8,7 +8,6 @@ The question's last token is the first that reads the passages (eq. 3), and it i
 is predicted from: this is why the question is padded on its left.
 """
 
-import math
 import re
 import string
 from collections.abc import Iterable
@@ -21,10 +20,10 @@ from retro_np.generation import sample_token
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.progress import progress_bar
 from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING, decode, encode_batch
-from retro_np.training.adamw import adamw_init, adamw_update, clip_by_global_norm, learning_rate
+from retro_np.training.adamw import adamw_init
 from retro_np.training.batches import sequence_rows
 from retro_np.training.checkpoint import TrainingConfig
-from retro_np.training.loop import loss_and_gradients
+from retro_np.training.loop import take_step
 from retro_np.tree import Tree, map_tree
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -86,16 +85,9 @@ def fine_tune(
         for step in range(training.steps):
             rows = sequence_rows(len(questions), 1, training.batch_size, training.seed, step)[:, 0]
             neighbours = None if passages is None else passages[found[rows]][:, None]
-            loss, grads = loss_and_gradients(
-                params, config, *qa_batch(questions[rows], answers[rows]), neighbours,
-                micro_batches=training.micro_batches, dropout_key=(training.seed, step),
-            )  # fmt: skip
-            norm = clip_by_global_norm(grads, training.clip)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise UserError(f"step {step}: the loss is {loss}, its gradient's norm {norm}: lower the learning rate")
-            rate = learning_rate(step, peak=training.learning_rate, warmup=training.warmup, steps=training.steps)
-            adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay)
-            advance(note=f"loss {loss:.3f}")
+            batch = (*qa_batch(questions[rows], answers[rows]), neighbours)
+            line = take_step(params, state, config, batch, training, step, advice="lower the learning rate")
+            advance(note=f"loss {line['loss']:.3f}")
     return params
 
 

@@ -15,7 +15,6 @@ from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
 from retro_np.experiments.lab import mean_and_spread
 from retro_np.nn.model import retro
-from retro_np.parameters import init_params
 from retro_np.report.plots import COLOURS, figure_and_axes, finish
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import SMALLEST_VOCABULARY
@@ -26,9 +25,6 @@ STEPS = 600  # of 512 tokens
 D_MODEL, LAYERS = 64, 2
 D_KEY = 512  # of chunks that differ in a name alone, 256 columns of hashed pairs of bytes find 95 % and not 99 %
 K = 1  # the nearest chunk names the same, or none does
-# Embeddings begin 15 times as large as elsewhere, about as large as what a layer adds to them: a token can then be told
-# in the encoder's output from the first step on, and copying is learned in hundreds of steps, not in thousands.
-LARGER = 15
 SWAPPED, KEPT, REMOVED = "other codes in the database", "half removed: those kept", "half removed: those removed"
 MOSTLY, SELDOM = 0.9, 0.01  # shares of right answers of a model that knows, and of one that guesses
 LINES = (ON, OFF, SHUFFLED, SWAPPED, KEPT, REMOVED)
@@ -73,13 +69,11 @@ def _database(lab, name, facts, ways) -> Database:
 def train_model(lab, database: Database, seed: int):
     """The recipe's RETRO, small, trained on the documents of other names than those asked for."""
     config = recipe.retro_config(database.vocabulary_size, CHUNK, d_model=D_MODEL, n_layers=LAYERS)
-    params = init_params(config, np.random.default_rng(seed))
-    params["embedding"] *= LARGER
     training = lab.training(
         config, seed, steps=min(STEPS, lab.scale.steps), batch_size=4, sequence_length=8 * CHUNK, neighbours=K,
         learning_rate=4e-3,
     )  # fmt: skip
-    return lab.trained(database, config, training, begin_from=(params, f"seed {seed}, embeddings × {LARGER}"))
+    return lab.trained(database, config, training)
 
 
 def other_codes(facts: list[Fact], seed: int) -> list[Fact]:

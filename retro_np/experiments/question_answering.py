@@ -112,9 +112,9 @@ def asked(functions: list[Function]) -> np.ndarray:
     """Which functions, (N,) bool, a question can be about: of a name that no other has, with 1 to 4 arguments, whose
     first line says them all.
     """
-    named = Counter(f.name for f in functions)
+    count = Counter(f.name for f in functions)
     return np.array(
-        [named[f.name] == 1 and 1 <= f.arguments <= MOST_ARGUMENTS and f.answer.endswith(":") for f in functions], bool
+        [count[f.name] == 1 and 1 <= f.arguments <= MOST_ARGUMENTS and f.answer.endswith(":") for f in functions], bool
     )
 
 

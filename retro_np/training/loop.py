@@ -130,25 +130,33 @@ def _take_steps(database, config, training, out, params, state, identity, traina
             )  # fmt: skip
             if neighbours is not None:
                 neighbours = with_curriculum(neighbours, tokens, training, step)
-            loss, grads = loss_and_gradients(
-                params, config, tokens, targets, neighbours, micro_batches=training.micro_batches,
-                dropout_key=(training.seed, step), trainable=trainable,
+            line = take_step(
+                params, state, config, (tokens, targets, neighbours), training, step, trainable,
+                f"{checkpoint} is of an earlier step. Try a lower learning rate in another folder",
             )  # fmt: skip
-            norm = clip_by_global_norm(grads, training.clip)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise UserError(
-                    f"step {step}: the loss is {loss} and the gradient's norm {norm}; training stopped, "
-                    f"{checkpoint} is of an earlier step. Try a lower learning rate in another folder"
-                )
-            rate = learning_rate(step, peak=training.learning_rate, warmup=training.warmup, steps=training.steps)
-            adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay)
-            speed = tokens_a_step / (time.perf_counter() - began)
-            line = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens_per_s": speed}
+            line["tokens_per_s"] = speed = tokens_a_step / (time.perf_counter() - began)
             log.write(json.dumps(line) + "\n")
-            advance(note=f"loss {loss:.3f}, {speed:.0f} tokens/s")
+            advance(note=f"loss {line['loss']:.3f}, {speed:.0f} tokens/s")
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
                 log.flush()
                 save_checkpoint(checkpoint, params, state, config, identity)
+
+
+def take_step(params, state, config, batch, training: TrainingConfig, step: int, trainable=every, advice="") -> dict:
+    """One step of AdamW on a batch (tokens, targets, neighbours), in place. Returns step, loss, rate and norm.
+
+    Raises UserError with the step's number and the advice where loss or gradient is not finite; nothing has changed.
+    """
+    loss, grads = loss_and_gradients(
+        params, config, *batch, micro_batches=training.micro_batches, dropout_key=(training.seed, step),
+        trainable=trainable,
+    )  # fmt: skip
+    norm = clip_by_global_norm(grads, training.clip)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(f"step {step}: the loss is {loss} and the gradient's norm {norm}; training stopped, {advice}")
+    rate = learning_rate(step, peak=training.learning_rate, warmup=training.warmup, steps=training.steps)
+    adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay)
+    return {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
 
 
 def read_log(out) -> list[dict]:

@@ -1,0 +1,128 @@
+"""Ground truth: the rules of lending, checked token by token; the matches by plain loops; the sums by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_training import small_config
+
+from retro_np import EncoderConfig, RetroConfig, init_params, retro
+from retro_np.errors import UserError
+from retro_np.evaluation.bits_per_byte import evaluate
+from retro_np.evaluation.copying import LONGEST, copy_bound, longest_matches
+from retro_np.training.checkpoint import TrainingConfig
+from retro_np.training.curriculum import MOST_NOISE, lend, with_curriculum
+
+LENT = TrainingConfig(steps=10, lent=0.5, lent_steps=8, retrieval_off=0.3, seed=3)
+
+
+def batch(rng, sequences=4, chunks=6, k=2, m=8):
+    tokens = rng.integers(1, 1000, (sequences, chunks * m))
+    return tokens, rng.integers(1000, 2000, (sequences, chunks, k, 2 * m))
+
+
+def test_what_is_lent_is_the_chunk_and_what_follows_noised_and_shifted():
+    rng = np.random.default_rng(0)
+    m, agreements = 32, []
+    tokens, neighbours = batch(rng, m=m)
+    before = neighbours.copy()
+    lend(neighbours, tokens, 1.0, rng)
+    changed = (neighbours != before).any(axis=-1)
+    assert (changed.sum(axis=2) == 1).all()  # one neighbour of each chunk
+    for b, u, j in zip(*np.nonzero(changed), strict=True):
+        agreement = []
+        for shift in range(-m // 2, m // 2 + 1):
+            place = u * m + shift + np.arange(2 * m)
+            inside = (place >= 0) & (place < tokens.shape[1])
+            same = neighbours[b, u, j][inside] == tokens[b, place[inside]]
+            beyond = neighbours[b, u, j][~inside] == 0
+            agreement.append(np.mean(same) if beyond.all() else 0)
+        agreements.append(max(agreement))
+        assert np.isin(neighbours[b, u, j], [0, *tokens.reshape(-1)]).all()
+    assert min(agreements) > 1 - MOST_NOISE - 0.35  # noise is drawn token by token
+    assert np.mean(agreements) == pytest.approx(1 - MOST_NOISE / 2, abs=0.1)
+
+
+def test_the_share_falls_to_none_and_some_sequences_have_no_neighbours():
+    rng = np.random.default_rng(1)
+    tokens, neighbours = batch(rng, sequences=64)
+    lent, off = [], []
+    for step in range(10):
+        seen = with_curriculum(neighbours, tokens, LENT, step)
+        empty = (seen == 0).all(axis=(1, 2, 3))
+        off.append(empty.mean())
+        lent.append((seen != neighbours).any(axis=(2, 3))[~empty].mean())
+    assert lent[8] == lent[9] == 0
+    assert lent[0] == pytest.approx(0.5, abs=0.12)
+    assert lent[4] == pytest.approx(0.25, abs=0.12)
+    assert np.mean(off) == pytest.approx(0.3, abs=0.08)
+    assert np.array_equal(with_curriculum(neighbours, tokens, LENT, 2), with_curriculum(neighbours, tokens, LENT, 2))
+    assert with_curriculum(neighbours, tokens, TrainingConfig(), 0) is neighbours  # the paper's training
+
+
+@pytest.mark.parametrize("wrong", [{"retrieval_off": 1.5}, {"lent": -0.1}, {"lent_steps": -1}, {"lent": float("nan")}])
+def test_a_share_is_from_0_to_1(wrong):
+    with pytest.raises(UserError, match="shares from 0 to 1"):
+        TrainingConfig(**wrong)
+
+
+def test_cca_begins_by_matching_equal_tokens_where_that_is_asked_for():
+    encoder = EncoderConfig(16, 32, 2, 8, 1, (1,))
+    config = RetroConfig(60, 16, 32, 2, 8, 2, (2,), 4, encoder, share_embeddings=True, copying_start=True)
+    cca = init_params(config, np.random.default_rng(0))["layers"][1]["cca"]
+    assert np.array_equal(cca["w_k"], cca["w_q"])
+    direction = cca["w_v"].T * (cca["w_o"] / cca["w_v"].T).mean()
+    np.testing.assert_allclose(cca["w_o"], direction, rtol=1e-5)
+    plain = init_params(replace(config, copying_start=False), np.random.default_rng(0))["layers"][1]["cca"]
+    assert not np.array_equal(plain["w_k"], plain["w_q"])
+    with pytest.raises(UserError, match="copying_start needs"):
+        replace(config, share_embeddings=False, encoder=replace(encoder, d_model=8))
+
+
+@given(seed=st.integers(0, 2**32 - 1), m=st.integers(1, 5), chunks=st.integers(1, 4), k=st.integers(1, 3))
+def test_the_longest_match_is_the_one_that_loops_find(seed, m, chunks, k):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 4, (1, m * chunks))
+    neighbours = rng.integers(0, 4, (1, chunks, k, 2 * m))
+    lengths, copied = longest_matches(tokens, neighbours)
+    for t in range(m * chunks):
+        u = (t + 1) // m - 1  # the chunk whose neighbours position t reads
+        best = 0
+        behind = {0}
+        for j in range(k if u >= 0 else 0):
+            value = neighbours[0, u, j]
+            for end in range(2 * m - 1):
+                run = 0
+                while (
+                    run < LONGEST and run <= min(end, t) and value[end - run] != 0
+                    and value[end - run] == tokens[0, t - run]
+                ):  # fmt: skip
+                    run += 1
+                if value[end + 1] != 0 and run >= best and run > 0:
+                    behind = {int(value[end + 1])} | (behind if run == best else set())
+                    best = run
+        assert lengths[0, t] == best
+        assert copied[0, t] in behind
+
+
+def test_the_copy_bound_starts_from_the_baselines_bits_and_weights_save_some(database):
+    config = small_config(database, cca_layers=(), encoder=None)
+    params = init_params(config, np.random.default_rng(0))
+    found = copy_bound(params, config, database, sequence_length=32)
+    plain = evaluate(params, config, database, k=0, sequence_length=32, stride=16)
+    assert found["bpb"] == pytest.approx(plain.bits_per_byte(), rel=1e-6)
+    assert sum(found["positions"]) == pytest.approx(1)
+    # an untrained model knows nothing, and a tenth of the tokens behind a match is right
+    assert 0 < found["gain"] <= found["gain_by_length"] + 0.02 < 1
+    assert found["right"][0] == 0
+
+
+def test_a_model_without_copying_start_is_the_papers_to_the_bit():
+    encoder = EncoderConfig(16, 32, 2, 8, 1, (1,))
+    config = RetroConfig(60, 16, 32, 2, 8, 2, (2,), 4, encoder)
+    tokens = np.arange(1, 13)[None]
+    params = init_params(config, np.random.default_rng(0))
+    named = retro(params, replace(config, copying_start=True), tokens, None)[0]
+    assert np.array_equal(named, retro(params, config, tokens, None)[0])  # an option of the start alone
