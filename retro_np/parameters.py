@@ -15,6 +15,11 @@ from retro_np.tree import Tree, leaves, map_tree
 
 _EMBEDDINGS = ("embedding", "encoder.embedding", "readout")
 
+# of `_begin_copying`; found by trial on the standard library
+SHARP, STEEP = 20, 3.4  # sinusoids that find the next token, and how surely
+SHADOW, QUIET = 1.2, 0.3  # how much of the next token is added, and how little of all else
+LIKENESS, COPIED = 1.2, 0.1  # how surely equal tokens are found, and how much of what was found goes to the stream
+
 
 def parameter_shapes(config: RetroConfig) -> Tree:
     """The tree with a shape at each leaf: the one place that says which parameters there are."""
@@ -70,12 +75,11 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
 
     Matrices are normal with variance 1 / d_in; those that write to the residual stream (w_o, w_out) are divided by
     √(2 L) more, so that the stream's variance does not grow with depth (Radford et al. 2019). Embeddings have standard
-    deviation 0.02 where they are read out again, for small logits; else 0.3, about what a layer adds to the stream, so
-    that a token can still be told in the encoder's output when training begins: copying is learned much sooner. Gains
-    are 1, the biases u and v are 0.
+    deviation 0.02 where they are read out again, for small logits; else 1, somewhat more than what layers add to the
+    stream, so that a token can still be told in the encoder's output when training begins. Gains are 1, the biases u
+    and v are 0.
 
-    `config.copying_start`: CCA begins with w_k = w_q and w_o = w_vᵀ, so that a query finds keys like itself and hands
-    on what they hold. Where encoder and decoder share embeddings, that is half of copying; the rest is soon learned.
+    `config.copying_start`: encoder and CCA begin as a rough copying machine, see `_begin_copying`.
     """
 
     def leaf(name, shape):
@@ -86,18 +90,44 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
             return np.zeros(shape, np.float32)
         deviation = shape[0] ** -0.5
         if last == "embedding":
-            deviation = 0.02 if config.tie_readout and name == last else 0.3
+            deviation = 0.02 if config.tie_readout and name == last else 1.0
         if last in ("w_o", "w_out"):
             depth = config.encoder.n_layers if name.startswith("encoder.") else config.n_layers
             deviation /= math.sqrt(2 * depth)
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
 
     params = map_tree(leaf, parameter_shapes(config))
-    if config.copying_start:
-        for p in config.cca_layers:
-            cca = params["layers"][p - 1]["cca"]
-            cca["w_k"], cca["w_o"] = cca["w_q"].copy(), cca["w_v"].T.copy()
+    if config.copying_start and config.retrieves:
+        _begin_copying(params, config)
     return params
+
+
+def _begin_copying(params: Tree, config: RetroConfig) -> None:
+    """Let CCA find the token at hand among the neighbours' and hand on the one behind it. In place; not the paper's.
+
+    In the encoder's first layer the first head looks at the next token, by position alone (the sinusoids of distance δ,
+    turned by one, peak at δ = −1), and adds a shadow of it to each token; what else the encoder adds is small. In CCA
+    w_k = w_q, so that a query finds the keys of tokens like its own, and w_o is a part of w_vᵀ, which adds the token
+    found, with its shadow, to the stream. The decoder's own input and readout learn what to make of it.
+    """
+    first = params["encoder"]["layers"][0]
+    attention, c, width = first["attention"], config.encoder.d_head, config.encoder.d_model
+    half, sharp = width // 2, min(width // 2, SHARP)
+    frequencies = 10000.0 ** (-2 * np.arange(sharp) / width)
+    peak = np.zeros(width, np.float32)
+    peak[:sharp], peak[half : half + sharp] = -np.sin(frequencies), np.cos(frequencies)
+    for name in ("w_q", "w_k", "w_r"):
+        attention[name][:, :c] = 0
+    attention["w_r"][:, 0], attention["v"][0, 0] = STEEP * peak, STEEP
+    attention["w_o"][c:] *= QUIET
+    attention["w_o"][:c] = SHADOW * attention["w_v"][:, :c].T
+    for name, matrix in (("ffw", "w_out"), ("cross_attention", "w_o")):
+        if name in first:
+            first[name][matrix] *= QUIET
+    for p in config.cca_layers:
+        cca = params["layers"][p - 1]["cca"]
+        cca["w_q"] *= LIKENESS
+        cca["w_k"], cca["w_o"] = cca["w_q"].copy(), COPIED * cca["w_v"].T
 
 
 def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True) -> None:

@@ -46,7 +46,20 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["build"], ["search"], ["train"], ["evaluate"], ["sample"], ["gradcheck"], ["info"], ["demo"]]
+    "command",
+    [
+        [],
+        ["build"],
+        ["search"],
+        ["train"],
+        ["evaluate"],
+        ["sample"],
+        ["experiment"],
+        ["pretrain"],
+        ["gradcheck"],
+        ["info"],
+        ["demo"],
+    ],
 )
 def test_every_command_has_a_help_that_teaches(command):
     status, out, _ = run(*command, "--help")
@@ -253,19 +266,36 @@ def test_the_gradcheck_command_shows_every_operator_below_1e_6():
 
 
 @pytest.mark.slow
-def test_the_demo_makes_what_it_says_and_a_second_start_reuses_it(tmp_path):
-    status, out, err = run("demo", "--minutes", "0.5", "-o", tmp_path / "demo")
+@pytest.mark.parametrize("trained", ["in the box", "here"])
+def test_the_demo_makes_what_it_says_and_a_second_start_reuses_it(tmp_path, trained):
+    scratch = ["--from-scratch"] if trained == "here" else []
+    status, out, err = run("demo", "--minutes", "0.5", "-o", tmp_path / "demo", *scratch)
     assert status == 0, err
     assert "RETRO needs" in out
+    assert ("trained here" if scratch else "those in the box") in out
     made = [
-        "plan.json", "results.json", "losses.npz", "loss.png", "bpb_alpha.png", "samples.html",
-        "baseline/checkpoint.safetensors", "retro/checkpoint.safetensors", "db/manifest.json",
+        "plan.json", "results.json", "losses.npz", "bpb_alpha.png", "samples.html", "baseline/checkpoint.safetensors",
+        "retro/checkpoint.safetensors", "db/manifest.json",
     ]  # fmt: skip
-    stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in made if name != "loss.png"}
-    status, again, err = run("demo", "-o", tmp_path / "demo")
+    assert (tmp_path / "demo" / "loss.png").exists() == bool(scratch)
+    stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in made}
+    status, again, err = run("demo", "-o", tmp_path / "demo", *scratch)
     assert status == 0, err
     assert {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in stamps} == stamps
     assert out.splitlines()[-8:] == again.splitlines()[-8:]
-    line = refused("demo", "--minutes", "3", "-o", tmp_path / "demo")
-    assert "holds a demo of minutes 0.5" in line
+    assert "holds a demo of minutes 0.5" in refused("demo", "--minutes", "3", "-o", tmp_path / "demo", *scratch)
+    other = [] if scratch else ["--from-scratch"]
+    assert "holds a demo of from_scratch" in refused("demo", "-o", tmp_path / "demo", *other)
     assert Path(tmp_path / "demo" / "samples.html").read_text().count("<section") > 3
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_checkpoint_in_the_box_needs_nothing_but_a_prompt(tmp_path):
+    status, out, err = run("sample", "--pretrained", "--prompt", "import json\n", "--length", "40", cwd=tmp_path)
+    assert status == 0, err
+    assert (tmp_path / "runs" / "pretrained" / "db" / "manifest.json").exists()
+    assert len(out.splitlines()) > 5
+    database = tmp_path / "runs" / "pretrained" / "db"
+    status, again, err = run("sample", "--pretrained", database, "--prompt", "import json\n", "--length", "40")
+    assert status == 0, err
+    assert again == out

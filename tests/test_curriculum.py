@@ -12,6 +12,7 @@ from retro_np import EncoderConfig, RetroConfig, init_params, retro
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import evaluate
 from retro_np.evaluation.copying import LONGEST, copy_bound, longest_matches
+from retro_np.parameters import COPIED
 from retro_np.training.checkpoint import TrainingConfig
 from retro_np.training.curriculum import MOST_NOISE, lend, with_curriculum
 
@@ -71,14 +72,39 @@ def test_a_share_is_from_0_to_1(wrong):
 def test_cca_begins_by_matching_equal_tokens_where_that_is_asked_for():
     encoder = EncoderConfig(16, 32, 2, 8, 1, (1,))
     config = RetroConfig(60, 16, 32, 2, 8, 2, (2,), 4, encoder, share_embeddings=True, copying_start=True)
-    cca = init_params(config, np.random.default_rng(0))["layers"][1]["cca"]
+    params = init_params(config, np.random.default_rng(0))
+    cca, attention = params["layers"][1]["cca"], params["encoder"]["layers"][0]["attention"]
     assert np.array_equal(cca["w_k"], cca["w_q"])
-    direction = cca["w_v"].T * (cca["w_o"] / cca["w_v"].T).mean()
-    np.testing.assert_allclose(cca["w_o"], direction, rtol=1e-5)
+    np.testing.assert_allclose(cca["w_o"], COPIED * cca["w_v"].T, rtol=1e-6)
+    distances = np.arange(-20, 21)
+    logits = sinusoids(distances, 16) @ attention["w_r"][:, :8] @ attention["v"][0]
+    assert distances[np.argmax(logits)] == -1  # i − j: the next token
+    assert not attention["w_q"][:, :8].any()  # by position alone
     plain = init_params(replace(config, copying_start=False), np.random.default_rng(0))["layers"][1]["cca"]
     assert not np.array_equal(plain["w_k"], plain["w_q"])
     with pytest.raises(UserError, match="copying_start needs"):
         replace(config, share_embeddings=False, encoder=replace(encoder, d_model=8))
+
+
+def sinusoids(distances, width):
+    """R_δ as the paper's appendix B has it, here by its formula."""
+    angles = distances[:, None] * 10000.0 ** (-2 * np.arange(width // 2) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def test_a_fresh_model_that_begins_by_copying_reads_most_where_its_token_stands():
+    encoder = EncoderConfig(64, 128, 2, 32, 1, (1,))
+    config = RetroConfig(500, 64, 128, 2, 32, 1, (1,), 8, encoder, share_embeddings=True, copying_start=True)
+    rng = np.random.default_rng(0)
+    params = init_params(config, rng)
+    params["readout"] = params["embedding"].T.copy()  # shows which tokens are in the stream
+    added = np.zeros(16)
+    for _ in range(40):  # one draw's sum is noisy: each token looks a little like others
+        tokens, value = rng.integers(2, 500, (1, 16)), rng.permutation(np.arange(2, 500))[:16]
+        value[5] = tokens[0, 10]  # position 10 reads this neighbour
+        on = retro(params, config, tokens, value[None, None, None].repeat(2, axis=1))[0][0, 10]
+        added += (on - retro(params, config, tokens, None)[0][0, 10])[value]
+    assert set(np.argsort(-added)[:2]) == {5, 6}  # the token itself, and its shadow: the one behind it
 
 
 @given(seed=st.integers(0, 2**32 - 1), m=st.integers(1, 5), chunks=st.integers(1, 4), k=st.integers(1, 3))

@@ -5,7 +5,8 @@ Where it departs from the paper, and why (EXPERIMENTS.md has the figures):
 - chunks of 16 tokens, not 64: the decoder then looks for what to copy among 2 · 32 retrieved tokens, not 2 · 128, which
   it learns sooner, and it asks anew four times as often;
 - keys are hashed token uni- and bigrams, not BERT's: at this scale the gain is that of tokens in common;
-- one embedding table for decoder, encoder and readout, and CCA that begins by matching equal tokens (`copying_start`);
+- one embedding table for decoder and encoder, and encoder and CCA that begin as a rough copying machine
+  (`copying_start`);
 - at first some chunks are lent their own continuation, noised, and a tenth of all sequences are given no neighbours
   (`retro_np/training/curriculum.py`).
 """
@@ -36,7 +37,7 @@ def retro_config(vocabulary_size: int, chunk_size: int, *, d_model: int = 128, n
         vocabulary_size, d_model, 4 * d_model, HEADS, d_head, n_layers,
         cca_layers=tuple(range(2, n_layers + 1, 2)), chunk_size=chunk_size,
         encoder=EncoderConfig(d_model, 4 * d_model, HEADS, d_head, n_layers=1, ca_layers=(1,)),
-        share_embeddings=True, tie_readout=True, copying_start=True,
+        share_embeddings=True, copying_start=True,
     )  # fmt: skip
 
 
@@ -53,4 +54,4 @@ def training_config(config: RetroConfig, steps: int, seed: int) -> TrainingConfi
     )  # fmt: skip
     if not config.retrieves:
         return training
-    return replace(training, retrieval_off=0.1, lent=0.5, lent_steps=steps // 2)
+    return replace(training, retrieval_off=0.1, lent=0.5, lent_steps=steps // 3)
