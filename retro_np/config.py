@@ -49,7 +49,7 @@ class RetroConfig:
     tie_readout: bool = False  # the readout is the embedding's transpose
     cca_positions: bool = True
     retrieved_part: str = field(default="NF")
-    copying_start: bool = False  # not the paper's: CCA begins by matching equal tokens, see `init_params`
+    copying_start: bool = False  # not the paper's: encoder and CCA begin by copying, see `init_params`
 
     def __post_init__(self):
         sizes = ("vocabulary_size", "d_model", "d_ffw", "n_heads", "d_head", "n_layers", "chunk_size")

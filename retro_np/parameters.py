@@ -105,11 +105,14 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
 def _begin_copying(params: Tree, config: RetroConfig) -> None:
     """Let CCA find the token at hand among the neighbours' and hand on the one behind it. In place; not the paper's.
 
-    In the encoder's first layer the first head looks at the next token, by position alone (the sinusoids of distance δ,
-    turned by one, peak at δ = −1), and adds a shadow of it to each token; what else the encoder adds is small. In CCA
-    w_k = w_q, so that a query finds the keys of tokens like its own, and w_o is a part of w_vᵀ, which adds the token
-    found, with its shadow, to the stream. The decoder's own input and readout learn what to make of it.
+    The encoder's embeddings begin as a copy of the decoder's: shared ones would be pulled from both sides, and the
+    decoder would learn its language later. In the encoder's first layer the first head looks at the next token, by
+    position alone (the sinusoids of distance δ, turned by one, peak at δ = −1), and adds a shadow of it to each token;
+    what else the encoder adds is small. In CCA w_k = w_q, so that a query finds the keys of tokens like its own, and
+    w_o is a part of w_vᵀ, which adds the token found, with its shadow, to the stream. The rest is soon learned.
     """
+    if "embedding" in params["encoder"]:
+        params["encoder"]["embedding"] = params["embedding"].copy()
     first = params["encoder"]["layers"][0]
     attention, c, width = first["attention"], config.encoder.d_head, config.encoder.d_model
     half, sharp = width // 2, min(width // 2, SHARP)

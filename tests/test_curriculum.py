@@ -71,7 +71,7 @@ def test_a_share_is_from_0_to_1(wrong):
 
 def test_cca_begins_by_matching_equal_tokens_where_that_is_asked_for():
     encoder = EncoderConfig(16, 32, 2, 8, 1, (1,))
-    config = RetroConfig(60, 16, 32, 2, 8, 2, (2,), 4, encoder, share_embeddings=True, copying_start=True)
+    config = RetroConfig(60, 16, 32, 2, 8, 2, (2,), 4, encoder, copying_start=True)
     params = init_params(config, np.random.default_rng(0))
     cca, attention = params["layers"][1]["cca"], params["encoder"]["layers"][0]["attention"]
     assert np.array_equal(cca["w_k"], cca["w_q"])
@@ -80,6 +80,7 @@ def test_cca_begins_by_matching_equal_tokens_where_that_is_asked_for():
     logits = sinusoids(distances, 16) @ attention["w_r"][:, :8] @ attention["v"][0]
     assert distances[np.argmax(logits)] == -1  # i − j: the next token
     assert not attention["w_q"][:, :8].any()  # by position alone
+    assert np.array_equal(params["encoder"]["embedding"], params["embedding"])
     plain = init_params(replace(config, copying_start=False), np.random.default_rng(0))["layers"][1]["cca"]
     assert not np.array_equal(plain["w_k"], plain["w_q"])
     with pytest.raises(UserError, match="copying_start needs"):
@@ -94,7 +95,7 @@ def sinusoids(distances, width):
 
 def test_a_fresh_model_that_begins_by_copying_reads_most_where_its_token_stands():
     encoder = EncoderConfig(64, 128, 2, 32, 1, (1,))
-    config = RetroConfig(500, 64, 128, 2, 32, 1, (1,), 8, encoder, share_embeddings=True, copying_start=True)
+    config = RetroConfig(500, 64, 128, 2, 32, 1, (1,), 8, encoder, copying_start=True)
     rng = np.random.default_rng(0)
     params = init_params(config, rng)
     params["readout"] = params["embedding"].T.copy()  # shows which tokens are in the stream

@@ -55,7 +55,7 @@ def train(
     share_embeddings: Annotated[bool, typer.Option(help="The encoder reads the decoder's embeddings.")] = False,
     tie_readout: Annotated[bool, typer.Option(help="The readout is the embeddings' transpose.")] = False,
     retrieved_part: Annotated[str, typer.Option(help="NF, N or F: what of a value is read.")] = "NF",
-    copying_start: Annotated[bool, typer.Option(help="CCA begins by matching equal tokens. Not the paper's.")] = False,
+    copying_start: Annotated[bool, typer.Option(help="Encoder and CCA begin by copying. Not the paper's.")] = False,
     retrieval_off: Annotated[float, typer.Option(help="Share of sequences given no neighbours.")] = 0.0,
     lent: Annotated[
         float, typer.Option(help="Share of chunks that at first are lent their own continuation, noised.")

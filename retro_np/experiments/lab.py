@@ -154,7 +154,7 @@ class Lab:
 
     def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, share: float) -> Model:
         """A baseline with the recipe's CCA and encoder, which alone are trained, for a share of its steps."""
-        start = replace(baseline.config, share_embeddings=True, copying_start=True)
+        start = replace(baseline.config, copying_start=True)
         params, config = retrofit(
             baseline.params, start, retro_config.cca_layers, retro_config.encoder, np.random.default_rng(0)
         )

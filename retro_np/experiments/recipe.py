@@ -5,9 +5,8 @@ Where it departs from the paper, and why (EXPERIMENTS.md has the figures):
 - chunks of 16 tokens, not 64: the decoder then looks for what to copy among 2 · 32 retrieved tokens, not 2 · 128, which
   it learns sooner, and it asks anew four times as often;
 - keys are hashed token uni- and bigrams, not BERT's: at this scale the gain is that of tokens in common;
-- one embedding table for decoder and encoder, and encoder and CCA that begin as a rough copying machine
-  (`copying_start`);
-- at first some chunks are lent their own continuation, noised, and a tenth of all sequences are given no neighbours
+- encoder and CCA begin as a rough copying machine (`copying_start`, in `retro_np/parameters.py`);
+- at first some chunks are lent their own continuation, noised, and a fifth of all sequences are given no neighbours
   (`retro_np/training/curriculum.py`).
 """
 
@@ -37,13 +36,13 @@ def retro_config(vocabulary_size: int, chunk_size: int, *, d_model: int = 128, n
         vocabulary_size, d_model, 4 * d_model, HEADS, d_head, n_layers,
         cca_layers=tuple(range(2, n_layers + 1, 2)), chunk_size=chunk_size,
         encoder=EncoderConfig(d_model, 4 * d_model, HEADS, d_head, n_layers=1, ca_layers=(1,)),
-        share_embeddings=True, copying_start=True,
+        copying_start=True,
     )  # fmt: skip
 
 
 def baseline_of(config: RetroConfig) -> RetroConfig:
     """The same decoder without retrieval."""
-    return replace(config, cca_layers=(), encoder=None, share_embeddings=False, copying_start=False)
+    return replace(config, cca_layers=(), encoder=None, copying_start=False)
 
 
 def training_config(config: RetroConfig, steps: int, seed: int) -> TrainingConfig:
@@ -54,4 +53,4 @@ def training_config(config: RetroConfig, steps: int, seed: int) -> TrainingConfi
     )  # fmt: skip
     if not config.retrieves:
         return training
-    return replace(training, retrieval_off=0.1, lent=0.5, lent_steps=steps // 3)
+    return replace(training, retrieval_off=0.2, lent=0.5, lent_steps=steps // 3)

@@ -43,7 +43,10 @@ def retrofit(
         raise UserError("RETROfit trains chunked cross-attention: name at least one layer for it")
     config = replace(baseline_config, cca_layers=tuple(cca_layers), encoder=encoder)
     trained = dict(leaves(baseline))
-    return map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng)), config
+    params = map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng))
+    if config.copying_start and "embedding" in params["encoder"]:
+        params["encoder"]["embedding"] = params["embedding"].copy()
+    return params, config
 
 
 def loss_and_gradients(
