@@ -22,6 +22,10 @@ def test_the_readme_shows_what_the_benchmarks_wrote():
     assert run("report", "--check").returncode == 0, "run python benchmarks/report.py"
 
 
+def test_the_page_of_experiments_shows_what_was_recorded():
+    assert run("experiments", "--check").returncode == 0, "run python benchmarks/experiments.py"
+
+
 @pytest.mark.slow
 @pytest.mark.oracle
 def test_a_step_of_the_pytorch_port_has_our_loss_and_is_timed(tmp_path):
