@@ -5,7 +5,7 @@ from dataclasses import replace
 from retro_np.experiments.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits
-from retro_np.report.plots import COLOURS, figure_and_axes, finish
+from retro_np.report.plots import plot_bars
 
 SHARE_OF_STEPS = 0.25  # of the recipe's: many models, and differences that show early
 PAPER = {
@@ -58,16 +58,10 @@ def measure(lab):
 
 def draw(figures, path):
     """A bar a row: bits against the full model."""
-    figure, axes = figure_and_axes()
     whole = figures["rows"]["RETRO"][ON]["bpb"]
-    lines = sorted(figures["rows"].items(), key=lambda item: item[1][ON]["bpb"])
-    for place, (_, line) in enumerate(lines):
-        axes.barh(place, 100 * (line[ON]["bpb"] / whole - 1), color=COLOURS[ON], alpha=0.5)
-    axes.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(0, color="#666666", linewidth=0.8)
-    axes.set_xlabel(f"% bits against RETRO, after {figures['steps']} steps")
-    finish(figure, axes, path)
+    change = {name: 100 * (line[ON]["bpb"] / whole - 1) for name, line in figures["rows"].items()}
+    label = f"% bits against RETRO, after {figures['steps']} steps"
+    plot_bars(dict(sorted(change.items(), key=lambda item: item[1])), path, label)
 
 
 def verdict(figures):

@@ -15,7 +15,7 @@ from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
 from retro_np.experiments.lab import mean_and_spread
 from retro_np.nn.model import retro
-from retro_np.report.plots import COLOURS, figure_and_axes, finish
+from retro_np.report.plots import plot_bars
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import SMALLEST_VOCABULARY
 
@@ -140,22 +140,14 @@ def _nearest(database, tokens, k):
 
 def draw(figures, path):
     """A bar a line: the share of codes right; dots: seeds."""
-    figure, axes = figure_and_axes()
-    for place, name in enumerate(LINES):
-        line = figures["lines"][name]["right"]
-        colour = COLOURS.get(name, COLOURS[ON])
-        axes.barh(place, 100 * line["mean"], color=colour, alpha=0.5)
-        axes.plot(100 * np.array(line["seeds"]), [place] * len(line["seeds"]), "o", color=colour)
-        axes.annotate(
-            f"{figures['lines'][name]['bits']['mean']:.1f} bits a code", (100 * line["mean"], place),
-            xytext=(8, 0), textcoords="offset points", va="center",
-        )  # fmt: skip
-    axes.set_xlim(0, 140)  # room for the bits
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_yticks(range(len(LINES)), LINES)
-    axes.invert_yaxis()
-    axes.set_xlabel("% of codes answered fully right; dots: seeds")
-    finish(figure, axes, path)
+    lines = {name: figures["lines"][name] for name in LINES}
+    plot_bars(
+        {name: 100 * line["right"]["mean"] for name, line in lines.items()}, path,
+        "% of codes answered fully right; dots: seeds",
+        dots={name: [100 * right for right in line["right"]["seeds"]] for name, line in lines.items()},
+        notes={name: f" {line['bits']['mean']:.1f} bits a code" for name, line in lines.items()},
+        limits=(0, 140),  # room for the notes
+    )  # fmt: skip
 
 
 def verdict(figures):

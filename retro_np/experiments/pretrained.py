@@ -15,7 +15,7 @@ from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import Lab, Model, bits
 from retro_np.files import sha256_of
 from retro_np.parameters import count_parameters, load_params, read_meta, write_tensors
-from retro_np.report.plots import COLOURS, figure_and_axes, finish
+from retro_np.report.plots import plot_bars
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.database import Database
@@ -86,15 +86,9 @@ def measure(lab):
 
 def draw(figures, path):
     """A bar a line."""
-    figure, axes = figure_and_axes()
-    for place, name in enumerate(LINES):
-        value = figures["lines"][name]["bpb"]
-        axes.barh(place, value, color=COLOURS[name], alpha=0.5)
-        axes.annotate(f"{value:.4f} ", (value, place), ha="right", va="center")
-    axes.set_yticks(range(len(LINES)), LINES)
-    axes.invert_yaxis()
-    axes.set_xlabel("bits per byte of held-out modules")
-    finish(figure, axes, path)
+    values = {name: figures["lines"][name]["bpb"] for name in LINES}
+    notes = {name: f"{value:.4f}" for name, value in values.items()}
+    plot_bars(values, path, "bits per byte of held-out modules", notes=notes)
 
 
 def verdict(figures):

@@ -29,7 +29,7 @@ from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import Model, named
 from retro_np.kernels.search import exact_search
 from retro_np.parameters import load_params, save_params
-from retro_np.report.plots import COLOURS, figure_and_axes, finish
+from retro_np.report.plots import plot_bars
 from retro_np.training.checkpoint import TrainingConfig
 from retro_np.tree import Tree
 
@@ -194,18 +194,13 @@ def _fine_tuned(lab, model: Model, train: Questions, passages) -> tuple[Tree, Re
 
 def draw(figures, path):
     """A bar a line; a dot where it can reach by its passages: how often the right one is among them."""
-    figure, axes = figure_and_axes()
-    for place, (name, k) in enumerate(LINES.items()):
-        match, colour = 100 * figures["exact_match"][name], COLOURS[{CLOSED: "baseline", OFF: OFF}.get(name, ON)]
-        axes.barh(place, match, color=colour, alpha=0.5)
-        axes.annotate(f" {match:.1f}", (match, place), va="center")
-        if k:
-            axes.plot(100 * figures["recall"]["test"][str(k)], place, "o", color=colour)
-    axes.set_yticks(range(len(LINES)), LINES)
-    axes.set_xlim(0, 100)
-    axes.invert_yaxis()
-    axes.set_xlabel("exact match, %; dots: questions whose right passage is among the k")
-    finish(figure, axes, path)
+    match, recall = figures["exact_match"], figures["recall"]["test"]
+    plot_bars(
+        {name: 100 * match[name] for name in LINES}, path,
+        "exact match, %; dots: questions whose right passage is among the k",
+        dots={name: [100 * recall[str(k)]] for name, k in LINES.items() if k},
+        notes={name: f" {100 * match[name]:.1f}" for name in LINES}, limits=(0, 110),
+    )  # fmt: skip
 
 
 def verdict(figures):

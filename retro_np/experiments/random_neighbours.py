@@ -6,7 +6,7 @@ from retro_np.evaluation.copying import copy_bound
 from retro_np.experiments.compare import OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits, mean_and_spread
-from retro_np.report.plots import COLOURS, figure_and_axes, finish
+from retro_np.report.plots import plot_bars
 
 LINES = ("baseline", OFF, ON, SHUFFLED)
 
@@ -33,19 +33,15 @@ def measure(lab):
 
 
 def draw(figures, path):
-    """A bar a line, with every seed as a dot."""
-    figure, axes = figure_and_axes()
-    for place, name in enumerate(LINES):
-        line = figures["lines"][name]["bpb"]
-        axes.barh(place, line["mean"], color=COLOURS[name], alpha=0.5)
-        axes.plot(line["seeds"], [place] * len(line["seeds"]), "o", color=COLOURS[name])
-    values = [value for name in LINES for value in figures["lines"][name]["bpb"]["seeds"]]
+    """A bar a line, with every seed as a dot; the axis does not begin at 0."""
+    lines = {name: figures["lines"][name]["bpb"] for name in LINES}
+    seeds = {name: line["seeds"] for name, line in lines.items()}
+    values = [value for each in seeds.values() for value in each]
     room = max(max(values) - min(values), 1e-3)
-    axes.set_xlim(min(values) - room, max(values) + room / 4)
-    axes.set_yticks(range(len(LINES)), LINES)
-    axes.invert_yaxis()
-    axes.set_xlabel("bits per byte of held-out documents; dots: seeds")
-    finish(figure, axes, path)
+    plot_bars(
+        {name: line["mean"] for name, line in lines.items()}, path, "bits per byte of held-out documents; dots: seeds",
+        dots=seeds, limits=(min(values) - room, max(values) + room / 4),
+    )  # fmt: skip
 
 
 def verdict(figures):

@@ -5,7 +5,7 @@ import numpy as np
 from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.experiments.compare import ON
 from retro_np.experiments.experiment import Experiment
-from retro_np.report.plots import COLOURS, figure_and_axes, finish
+from retro_np.report.plots import plot_bars
 
 MODULES, OTHERS = "single modules", "other packages"
 MOST_SUBSETS = 10
@@ -43,16 +43,12 @@ def _package(name: str) -> str:
 
 def draw(figures, path):
     """A bar a subset, the most saved first."""
-    figure, axes = figure_and_axes()
-    lines = sorted(figures["subsets"].items(), key=lambda item: -item[1]["gain"])
-    for place, (_, line) in enumerate(lines):
-        axes.barh(place, 100 * line["gain"], color=COLOURS[ON], alpha=0.5)
-        axes.annotate(f" r = {line['mean_r']:.2f}", (max(0, 100 * line["gain"]), place), va="center", fontsize=8)
-    axes.set_yticks(range(len(lines)), [name for name, _ in lines])
-    axes.invert_yaxis()
-    axes.axvline(0, color="#666666", linewidth=0.8)
-    axes.set_xlabel("% of the baseline's bits that RETRO[ON] saves; r: mean r(C)")
-    finish(figure, axes, path)
+    lines = dict(sorted(figures["subsets"].items(), key=lambda item: -item[1]["gain"]))
+    plot_bars(
+        {name: 100 * line["gain"] for name, line in lines.items()}, path,
+        "% of the baseline's bits that RETRO[ON] saves; r: mean r(C)",
+        notes={name: f"r = {line['mean_r']:.2f}" for name, line in lines.items()},
+    )  # fmt: skip
 
 
 def verdict(figures):

@@ -6,10 +6,9 @@ from retro_np.evaluation.continuous_cache import continuous_cache
 from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
 from retro_np.evaluation.prepending import prepended
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits
-from retro_np.report.plots import COLOURS, figure_and_axes, finish
+from retro_np.report.plots import plot_bars
 
 KNN, CACHE, PREPENDED, RETROFIT, RETRO = "kNN-LM", "continuous cache", "prepended neighbours", "RETROfit", "RETRO"
 LINES = ("baseline", CACHE, KNN, PREPENDED, RETROFIT, RETRO)
@@ -55,18 +54,13 @@ def measure(lab):
 
 def draw(figures, path):
     """A bar a way, all chunks; a dot where only those without leakage are counted."""
-    figure, axes = figure_and_axes()
-    for place, name in enumerate(LINES):
-        line = figures["lines"][name]
-        colour = COLOURS[ON] if name in (RETRO, RETROFIT) else COLOURS["baseline"]
-        axes.barh(place, line["bpb"], color=colour, alpha=0.5)
-        axes.annotate(f"{line['bpb']:.3f} ", (line["bpb"], place), ha="right", va="center")
-        if line["bpb_no_leakage"] is not None:
-            axes.plot(line["bpb_no_leakage"], place, "o", color=colour)
-    axes.set_yticks(range(len(LINES)), LINES)
-    axes.invert_yaxis()
-    axes.set_xlabel("bits per byte of held-out documents; dots: chunks without leakage (α = 12.5 %)")
-    finish(figure, axes, path)
+    lines = {name: figures["lines"][name] for name in LINES}
+    plot_bars(
+        {name: line["bpb"] for name, line in lines.items()}, path,
+        "bits per byte of held-out documents; dots: chunks without leakage (α = 12.5 %)",
+        dots={name: [line["bpb_no_leakage"]] for name, line in lines.items()},
+        notes={name: f"{line['bpb']:.3f}" for name, line in lines.items()},
+    )  # fmt: skip
 
 
 def verdict(figures):

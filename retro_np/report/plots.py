@@ -53,6 +53,27 @@ def plot_leakage(alphas, curves: dict[str, list[float | None]], path) -> None:
     finish(figure, axes, path)
 
 
+def plot_bars(values: dict[str, float], path, label: str, *, dots=None, notes=None, limits=None) -> None:
+    """A bar a name, from the top: a model's or condition's own colour where it has one.
+
+    label: of the axis; dots: name → values to mark on its bar; notes: name → a word behind it; limits: of the axis.
+    """
+    figure, axes = figure_and_axes()
+    for place, (name, value) in enumerate(values.items()):
+        colour = COLOURS.get(name, COLOURS["RETRO[ON]"])
+        axes.barh(place, value, color=colour, alpha=0.5)
+        marked = [dot for dot in (dots or {}).get(name, ()) if dot is not None]
+        axes.plot(marked, [place] * len(marked), "o", color=colour)
+        if notes:
+            axes.annotate(f" {notes[name]}", (max([0, value, *marked]), place), va="center", fontsize=8)
+    axes.axvline(0, color="#666666", linewidth=0.8)
+    axes.set_yticks(range(len(values)), list(values), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(limits)
+    axes.set_xlabel(label)
+    finish(figure, axes, path)
+
+
 def figure_and_axes():
     """A figure of the size that ours have, and its axes."""
     return plt.subplots(figsize=(7, 4), layout="constrained")
