@@ -60,6 +60,7 @@ def result(folder):
     return run_experiment("samples", folder, "tiny", 1)
 
 
+@pytest.mark.slow
 def test_the_experiment_leaves_figures_texts_and_a_page(result, folder):
     figures = result["figures"]
     assert figures["prompts"] == TINY_PROMPTS == len(figures["texts"])
@@ -73,6 +74,7 @@ def test_the_experiment_leaves_figures_texts_and_a_page(result, folder):
         assert f"{text['document']}, {ON}" in page
 
 
+@pytest.mark.slow
 def test_the_verdict_follows_the_difference(result):
     figures = json.loads(json.dumps(result["figures"]))
     for gain in (0.01, 0.0, -0.01):

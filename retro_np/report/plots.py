@@ -65,7 +65,9 @@ def plot_bars(values: dict[str, float], path, label: str, *, dots=None, notes=No
         marked = [dot for dot in (dots or {}).get(name, ()) if dot is not None]
         axes.plot(marked, [place] * len(marked), "o", color=colour)
         if notes:
-            axes.annotate(f" {notes[name]}", (max([0, value, *marked]), place), va="center", fontsize=8)
+            axes.annotate(
+                notes[name], (max(0, value), place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
+            )
     axes.axvline(0, color="#666666", linewidth=0.8)
     axes.set_yticks(range(len(values)), list(values), fontsize=8)
     axes.invert_yaxis()
