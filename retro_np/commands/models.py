@@ -26,7 +26,7 @@ RETRIEVAL_OPTIONS = {
     "copying_start", "retrieval_off", "lent", "lent_steps",
 }  # fmt: skip
 SETTLED_BY_BASELINE = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
-PRETRAINED_DATABASE = Path("runs/pretrained/db")
+PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # a slice: built in half a minute
 SETTLED_BY_PRESET = (
     SETTLED_BY_BASELINE | RETRIEVAL_OPTIONS - {"neighbours", "retrieval_off", "lent", "lent_steps"} | {"dropout"}
 )
@@ -176,8 +176,8 @@ def sample(
     ] = None,
     pretrained: Annotated[
         bool,
-        typer.Option("--pretrained", help="The checkpoint in the box, instead of CHECKPOINT; without DB, one of the "
-                     "standard library is built in runs/pretrained."),
+        typer.Option("--pretrained", help="The checkpoint in the box, instead of CHECKPOINT; without DB, one of a "
+                     "part of the standard library is built in runs/pretrained."),
     ] = False,
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "def read_json(path):\n    ",
     length: Annotated[int, typer.Option(min=1, help="Tokens to sample.")] = 128,
@@ -202,7 +202,10 @@ def sample(
         from retro_np.experiments.pretrained import RETRO, box_file, pretrained_database
 
         checkpoint, db = box_file(RETRO), db or checkpoint  # the one place that may be named is the database
-        database = pretrained_database(PRETRAINED_DATABASE) if db is None else open_database(db, embedder)
+        if db is None:
+            database = pretrained_database(PRETRAINED_DATABASE, PRETRAINED_BYTES)
+        else:
+            database = open_database(db, embedder)
         db = database.path
     elif checkpoint is None or db is None:
         raise UserError("a sample takes a CHECKPOINT and a DB, or --pretrained")
