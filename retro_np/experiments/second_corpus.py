@@ -63,9 +63,7 @@ def draw(figures, path):
     edges = np.linspace(0, 1, len(counts) + 1)
     axes.bar(edges[:-1], counts / counts.sum(), width=np.diff(edges), align="edge", color=COLOURS[ON], alpha=0.5)
     axes.axvline(0.125, color="#666666", linewidth=0.8)
-    axes.set_xlabel(
-        "r(C): longest run of tokens that a held-out chunk has in common with a neighbour, share of the chunk"
-    )
+    axes.set_xlabel("r(C): longest run that a chunk shares with a neighbour, over its length")
     axes.set_ylabel("share of chunks")
     gain = figures["gains"]
     axes.set_title(
