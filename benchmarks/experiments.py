@@ -27,13 +27,14 @@ def record(name):
     found = json.loads(path.read_text(encoding="utf-8"))
     machine = found["machine"]
     seeds = f"{found['seeds']} seeds" if found["seeds"] > 1 else "one seed"
+    minutes = f"{found['seconds'] / 60:.0f} minutes" if found["seconds"] >= 90 else f"{found['seconds']:.0f} s"
     return [
         f"### {name}: {found['title'][0].lower()}{found['title'][1:]}",
         f"*The paper.* {found['paper']}",
         f"*Here.* {found['verdict']} **{AGREEMENT[found['agrees']].replace('**', '')}**",
         f"![{found['title']}](docs/experiments/{name}.png)",
         f"`{found['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), "
-        f"{found['seconds'] / 60:.0f} minutes beyond what it found in the lab. "
+        f"{minutes} beyond what it found in the lab. "
         f"All figures: [docs/experiments/{name}.json](docs/experiments/{name}.json).",
     ]
 

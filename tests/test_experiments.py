@@ -113,15 +113,20 @@ def test_a_baseline_that_equals_a_retro_lies_between_its_neighbours_on_a_logarit
 
 
 def line(*seeds):
-    return {"bpb": mean_and_spread(seeds)}
+    return {"bpb": mean_and_spread(seeds), "bpb_no_leakage": mean_and_spread(seeds)}
 
 
 @pytest.mark.parametrize(
-    ("on", "shuffled", "agrees"), [((1.9, 1.91), (2.01, 2.02), True), ((1.9, 2.0), (2.01, 2.02), False),
-                                   ((1.9, 1.91), (1.96, 1.97), False)],
+    ("on", "off", "shuffled", "agrees"),
+    [
+        ((1.9, 1.91), 2.0, 2.02, True), ((1.9, 2.0), 2.0, 2.02, False), ((1.9, 1.91), 2.0, 1.97, False),
+        ((1.9, 1.91), 2.1, 2.2, False),
+    ],
 )  # fmt: skip
-def test_the_control_wants_a_gain_beyond_the_spread_and_none_from_others_neighbours(on, shuffled, agrees):
-    lines = {"baseline": line(1.98, 1.99), OFF: line(2.0, 2.0), ON: line(*on), SHUFFLED: line(*shuffled)}
+def test_the_control_wants_a_gain_beyond_the_spread_none_from_others_and_off_like_the_baseline(
+    on, off, shuffled, agrees
+):
+    lines = {"baseline": line(1.98, 1.99), OFF: line(off, off), ON: line(*on), SHUFFLED: line(shuffled, shuffled)}
     figures = {"lines": lines, "gain": mean_and_spread([0.01, 0.02]), "copy_bound": {"gain": 0.005}}
     assert random_neighbours.verdict(figures)[0] is agrees
 
