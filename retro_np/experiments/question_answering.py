@@ -206,9 +206,11 @@ def draw(figures, path):
 def verdict(figures):
     """RETRO with passages above the closed book."""
     match, counts, recall = figures["exact_match"], figures["questions"], figures["recall"]["test"]
+    given = [f"{_share(match[name])} with {k}" for name, k in LINES.items() if k]
+    with_passages = f"{', '.join(given)} passages"
     return match[OPEN] > match[CLOSED], (
-        f"Of {counts['test']:,} questions about functions of held-out modules RETRO answers {_share(match[OPEN])} with "
-        f"{PASSAGES} passages and {_share(match[OFF])} without; the baseline, whose book is closed, "
+        f"Of {counts['test']:,} questions about functions of held-out modules RETRO answers {with_passages} "
+        f"and {_share(match[OFF])} with none; the baseline, whose book is closed, "
         f"{_share(match[CLOSED])}. Each learned from {counts['train']:,} questions about other modules; the right "
         f"passage is among the {PASSAGES} found for {_share(recall[str(PASSAGES)])}."
     )
