@@ -4,17 +4,16 @@ python benchmarks/experiments.py          rewrite the section
 python benchmarks/experiments.py --check  exit with 1 where the section is not what the results say
 """
 
-import argparse
 import json
 
-from report import ROOT, settle
+from report import ROOT, main
 
 from retro_np.experiments.experiment import NAMES
 
 RECORDS = ROOT / "docs" / "experiments"
 AGREEMENT = {
     True: "The shape agrees.",
-    False: "The shape does **not** agree.",
+    False: "The shape does not agree.",
     None: "There is no shape to agree with.",
 }
 
@@ -31,7 +30,7 @@ def record(name):
     return [
         f"### {name}: {found['title'][0].lower()}{found['title'][1:]}",
         f"*The paper.* {found['paper']}",
-        f"*Here.* {found['verdict']} **{AGREEMENT[found['agrees']].replace('**', '')}**",
+        f"*Here.* {found['verdict']} **{AGREEMENT[found['agrees']]}**",
         f"![{found['title']}](docs/experiments/{name}.png)",
         f"`{found['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), "
         f"{minutes} beyond what it found in the lab. "
@@ -44,12 +43,5 @@ def section():
     return "\n\n".join(part for name in NAMES for part in record(name))
 
 
-def main():
-    """Rewrite or check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    settle(ROOT / "EXPERIMENTS.md", "experiments.py", {"results": section()}, parser.parse_args().check)
-
-
 if __name__ == "__main__":
-    main()
+    main(ROOT / "EXPERIMENTS.md", "experiments.py", {"results": section()}, __doc__)

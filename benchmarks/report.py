@@ -171,12 +171,12 @@ def settle(path, program, sections, check):
     path.write_text(fresh, encoding="utf-8")
 
 
-def main():
-    """Rewrite or check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(path, program, sections, description):
+    """Rewrite a file's sections, or with --check hold it against them."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    settle(ROOT / "README.md", "report.py", {"performance": section()}, parser.parse_args().check)
+    settle(path, program, sections, parser.parse_args().check)
 
 
 if __name__ == "__main__":
-    main()
+    main(ROOT / "README.md", "report.py", {"performance": section()}, __doc__)

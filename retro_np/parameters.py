@@ -167,6 +167,11 @@ def load_params(path) -> tuple[Tree, RetroConfig]:
     return tree_from(tensors, config, path), config
 
 
+def in_single_precision(params: Tree) -> Tree:
+    """Half precision made single: halves are for storage, as in the box, and nothing computes with them."""
+    return map_tree(lambda _, array: array.astype(np.float32) if array.dtype == np.float16 else array, params)
+
+
 def config_from(meta: dict, path) -> RetroConfig:
     """The configuration in a checkpoint's metadata."""
     try:

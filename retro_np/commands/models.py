@@ -21,15 +21,14 @@ from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 
 # options of `train` that say what a model is; the retrieval's own, and those that another choice has settled already
-RETRIEVAL_OPTIONS = {
-    "cca_layers", "encoder_layers", "conditioning", "cca_positions", "share_embeddings", "retrieved_part", "neighbours",
-    "copying_start", "retrieval_off", "lent", "lent_steps",
+RETRIEVED_IN_TRAINING = {"neighbours", "retrieval_off", "lent", "lent_steps"}
+RETRIEVAL_OPTIONS = RETRIEVED_IN_TRAINING | {
+    "cca_layers", "encoder_layers", "conditioning", "cca_positions", "share_embeddings", "retrieved_part",
+    "copying_start",
 }  # fmt: skip
 SETTLED_BY_BASELINE = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
+SETTLED_BY_PRESET = SETTLED_BY_BASELINE | RETRIEVAL_OPTIONS - RETRIEVED_IN_TRAINING | {"dropout"}
 PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # a slice: built in half a minute
-SETTLED_BY_PRESET = (
-    SETTLED_BY_BASELINE | RETRIEVAL_OPTIONS - {"neighbours", "retrieval_off", "lent", "lent_steps"} | {"dropout"}
-)
 
 
 def train(
@@ -202,15 +201,10 @@ def sample(
         from retro_np.experiments.pretrained import RETRO, box_file, pretrained_database
 
         checkpoint, db = box_file(RETRO), db or checkpoint  # the one place that may be named is the database
-        if db is None:
-            database = pretrained_database(PRETRAINED_DATABASE, PRETRAINED_BYTES)
-        else:
-            database = open_database(db, embedder)
-        db = database.path
     elif checkpoint is None or db is None:
         raise UserError("a sample takes a CHECKPOINT and a DB, or --pretrained")
-    else:
-        database = open_database(db, embedder)
+    part = PRETRAINED_DATABASE, PRETRAINED_BYTES
+    database = pretrained_database(*part) if db is None else open_database(db, embedder)
     params, config = load_model(checkpoint, database)
     if page is not None:
         check_folder(page.parent)
@@ -221,7 +215,8 @@ def sample(
     chunks = sample_chunks(params, config, database, prompt, length, k if retrieval else 0, **settings)
     print_sample(console, chunks)
     if page is not None:
-        facts = {"checkpoint": str(checkpoint), "database": str(db)} | {n: str(v) for n, v in settings.items()}
+        facts = {"checkpoint": str(checkpoint), "database": str(database.path)}
+        facts |= {name: str(value) for name, value in settings.items()}
         write_page(page, "A sample, and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
         console.print(f"The page is {page}.")
 

@@ -11,6 +11,7 @@ from retro_np.nn.model import retro
 from retro_np.nn.operators import log_softmax
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database, Split
+from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.neighbours import sequence_neighbours
 from retro_np.retrieval.tokenizer import END_OF_TEXT, token_byte_lengths
@@ -63,10 +64,9 @@ def evaluation_windows(split: Split, length: int, stride: int, limit: int | None
     which a window scores. limit: only the first so many chunks of the split.
     """
     documents = split.documents[:limit]
-    starts = np.flatnonzero(np.diff(documents, prepend=-1))
     rows, first = [], []
     m = split.tokens.shape[1]
-    for begin, end in zip(starts, [*starts[1:], len(documents)], strict=True):
+    for begin, end in document_runs(documents):
         for window in range(begin, max(begin + 1, end - length + stride), stride):
             row = np.arange(window, window + length)
             rows.append(np.where(row < end, row, -1))

@@ -7,6 +7,7 @@ p = λ p_cache + (1 − λ) p_LM. θ and λ are tuned as in `knn_lm.py`.
 import numpy as np
 
 from retro_np.evaluation.knn_lm import ScoredTokens, tuned
+from retro_np.retrieval.documents import document_runs
 
 WINDOW = 1000  # positions
 THETAS = 3.0 ** np.arange(-7, 1)
@@ -36,7 +37,7 @@ def cache_probability(
     hidden: (N, d), tokens: (N,) behind them, documents: (N,), ascending.
     """
     out = np.full(len(tokens), np.nan)
-    for begin, end in _runs(documents):
+    for begin, end in document_runs(documents):
         for start in range(begin, end, BLOCK):
             stop, oldest = min(start + BLOCK, end), max(begin, start - window)
             back = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
@@ -49,9 +50,3 @@ def cache_probability(
             total = weights.sum(axis=1, dtype=np.float64)
             np.divide(hits.sum(axis=1, dtype=np.float64), total, out=out[start:stop], where=total > 0)
     return out
-
-
-def _runs(documents):
-    """(begin, end) of each document's tokens."""
-    edges = np.flatnonzero(np.diff(documents)) + 1
-    return zip([0, *edges], [*edges, len(documents)], strict=True)

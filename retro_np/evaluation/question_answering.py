@@ -26,18 +26,19 @@ from retro_np.training.checkpoint import TrainingConfig
 from retro_np.training.loop import take_step
 from retro_np.tree import Tree, map_tree
 
+QUESTION, ANSWER = "question: {} \n answer:", " {}"
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def question_chunks(tokenizer, questions: list[str], m: int) -> np.ndarray:
     """Questions as whole first chunks, (N, m), padding on the left. Raises UserError for one that does not fit."""
-    return _padded(tokenizer, [f"question: {q} \n answer:" for q in questions], m, left=True)
+    return _padded(tokenizer, map(QUESTION.format, questions), m, left=True)
 
 
 def answer_chunks(tokenizer, answers: list[str], m: int) -> np.ndarray:
     """Answers with their end-of-text as second chunks, (N, m). Raises UserError for one that does not fit."""
-    return _padded(tokenizer, [f" {a}" for a in answers], m, end=[END_OF_TEXT])
+    return _padded(tokenizer, map(ANSWER.format, answers), m, end=[END_OF_TEXT])
 
 
 def passage_values(tokenizer, passages: list[tuple[str, str]], m: int) -> np.ndarray:
@@ -47,8 +48,10 @@ def passage_values(tokenizer, passages: list[tuple[str, str]], m: int) -> np.nda
 
 def fits(tokenizer, questions: list[str], answers: list[str], m: int) -> np.ndarray:
     """Which questions and answers, (N,) bool, have room in a chunk each: those that the functions above take."""
-    lengths = [_lengths(tokenizer, [f"question: {q} \n answer:" for q in questions])]
-    lengths.append(_lengths(tokenizer, [f" {a}" for a in answers]) + 1)
+    lengths = [
+        _lengths(tokenizer, map(QUESTION.format, questions)),
+        _lengths(tokenizer, map(ANSWER.format, answers)) + 1,
+    ]
     return np.max(lengths, axis=0) <= m
 
 
@@ -140,11 +143,12 @@ def normalised(text: str) -> str:
 
 
 def _lengths(tokenizer, texts) -> np.ndarray:
-    return np.array([len(tokens) for tokens in encode_batch(tokenizer, texts)], np.int64)
+    return np.array([len(tokens) for tokens in encode_batch(tokenizer, list(texts))], np.int64)
 
 
 def _padded(tokenizer, texts, width, *, left=False, cut=False, end=()) -> np.ndarray:
     """Tokens of texts, each followed by `end`, as rows of a width."""
+    texts = list(texts)
     rows = np.full((len(texts), width), PADDING, np.int64)
     for row, text, tokens in zip(rows, texts, encode_batch(tokenizer, texts), strict=True):
         tokens = [*tokens, *end][: width if cut else None]

@@ -13,6 +13,7 @@ from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
 
 OFF, ON, SHUFFLED = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of others"
+LINES = ("baseline", OFF, ON, SHUFFLED)
 SHUFFLE_SEED = 0
 
 

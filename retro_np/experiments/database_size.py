@@ -4,7 +4,7 @@ import itertools
 
 from retro_np.experiments.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment
-from retro_np.experiments.lab import bits, mean_and_spread
+from retro_np.experiments.lab import bits, spreads
 from retro_np.report.plots import COLOURS, figure_and_axes, finish
 from retro_np.retrieval.join import retrieve_from
 
@@ -20,8 +20,8 @@ def measure(lab):
     retrievals = [retrieve_from(database, database.fraction(share)) for share in SHARES]
     ratios = lab.leakage(database, retrievals[-1], "all")
     lines = {"baseline": [], OFF: [], **{str(share): [] for share in SHARES}}
+    _, config = lab.configs(database)
     for seed in range(lab.seeds):
-        _, config = lab.configs(database)
         retro = lab.trained(training_set, config, lab.training(config, seed))
         lines[OFF].append(bits(lab.scored(database, retro, k=0), ratios))
         for share, retrieval in zip(SHARES, retrievals, strict=True):
@@ -33,13 +33,7 @@ def measure(lab):
         "trained_on": TRAINED_ON,
         "shares": SHARES,
         "tokens_of_database": [round(share * tokens) for share in SHARES],  # about: shares are of documents
-        "lines": {
-            name: {
-                "bpb": mean_and_spread(line["bpb"] for line in rows),
-                "bpb_no_leakage": mean_and_spread(line["bpb_no_leakage"] for line in rows),
-            }
-            for name, rows in lines.items()
-        },
+        "lines": {name: spreads(rows) for name, rows in lines.items()},
     }
 
 

@@ -6,7 +6,7 @@ machine's own standard library, evaluation and samples follow.
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,9 @@ from retro_np.report.samples import sample_chunks, write_page
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB, find_corpus
 from retro_np.retrieval.database import Database
-from retro_np.training.adamw import adamw_init, adamw_update
+from retro_np.training.adamw import adamw_init
 from retro_np.training.batches import training_batch
-from retro_np.training.loop import CHECKPOINT, loss_and_gradients, read_log, train
+from retro_np.training.loop import CHECKPOINT, read_log, take_step, train
 
 DEFAULT_MINUTES = 10.0
 MOST_MINUTES = 10_000.0
@@ -51,7 +51,7 @@ def run_demo(minutes: float | None, out: Path, seed: int | None, from_scratch: b
         plan = _plan(out, minutes, seed, from_scratch)
         console.rule("1 · the database", align="left")
         if from_scratch:
-            config = recipe.build_config(limit_bytes=plan["limit_bytes"])
+            config = replace(recipe.BUILD, limit_bytes=plan["limit_bytes"])
             database = build_database(STDLIB, out / "db", config, recipe.EMBEDDER)
         else:
             database = pretrained_database(out / "db", plan["limit_bytes"])
@@ -150,8 +150,7 @@ def _plan_training(out, plan, database, configs) -> dict:
                 database, database.split("train"), k, sequence_length=training.sequence_length,
                 batch_size=training.batch_size, seed=0, step=step,
             )  # fmt: skip
-            _, grads = loss_and_gradients(params, config, *batch)
-            adamw_update(params, grads, state, lr=1e-4)
+            take_step(params, state, config, batch, training, step)
             times.append(time.perf_counter() - began)
         seconds += sorted(times)[1]
     steps = max(20, int(TRAINING * 60 * plan["minutes"] / seconds))

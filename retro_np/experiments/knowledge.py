@@ -13,7 +13,7 @@ from retro_np.experiments import recipe
 from retro_np.experiments.compare import OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
-from retro_np.experiments.lab import mean_and_spread
+from retro_np.experiments.lab import mean_and_spread, spreads
 from retro_np.nn.model import retro
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.database import Database
@@ -35,10 +35,7 @@ def measure(lab):
     database, asked, changed = setting(lab)
     by_seed = [conditions(train_model(lab, database, seed), asked, changed) for seed in range(lab.seeds)]
     return {
-        "lines": {
-            name: {figure: mean_and_spread(one[name][figure] for one in by_seed) for figure in ("right", "bits")}
-            for name in LINES
-        },
+        "lines": {name: spreads([one[name] for one in by_seed]) for name in LINES},
         "old_codes_after_swap": mean_and_spread(one["old codes"]["right"] for one in by_seed),
         "chance": CHANCE, "chance_bits": -np.log2(CHANCE), "found": found_share(*asked), "asked": len(asked[0]),
     }  # fmt: skip

@@ -14,10 +14,11 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.evaluation.bits_per_byte import Losses, evaluate
+from retro_np.evaluation.copying import copy_bound
 from retro_np.evaluation.leakage import ALPHAS, chunk_leakage, filtered_bits_per_byte
 from retro_np.experiments import recipe
 from retro_np.experiments.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
-from retro_np.files import replacing
+from retro_np.files import replacing, write_array
 from retro_np.nn.scope import every
 from retro_np.parameters import is_retrieval
 from retro_np.report.plots import NO_LEAKAGE
@@ -92,7 +93,7 @@ class Lab:
         """A database of the recipe's kind. changes: fields of its BuildConfig."""
         scale = self.scale
         settings = {"limit_bytes": scale.limit_bytes, "vocabulary_size": scale.vocabulary_size, **changes}
-        config = recipe.build_config(**settings)
+        config = replace(recipe.BUILD, **settings)
         return build_database(corpus, self.folder / "databases" / named(name, asdict(config)), config, recipe.EMBEDDER)
 
     def trained(
@@ -136,7 +137,6 @@ class Lab:
                 stride=scale.sequence_length // 2, limit=limit, shuffle_seed=shuffle_seed,
                 retrieval=retrieval, description=f"evaluating {model.name}",
             )  # fmt: skip
-            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 np.savez(file, nats=losses.nats, bytes=losses.bytes, documents=losses.documents)
         with np.load(path, allow_pickle=False) as found:
@@ -169,16 +169,29 @@ class Lab:
         lines[SHUFFLED] = self.scored(database, retro, shuffle_seed=SHUFFLE_SEED)
         return lines
 
+    def over_seeds(self, database: Database, ratios: np.ndarray) -> tuple[list[dict], dict]:
+        """`bits` of each line of the usual table by seed; and the copy bound of the first seed's baseline.
+
+        ratios: of `leakage`.
+        """
+        pairs = [self.pair(database, seed) for seed in range(self.seeds)]
+        by_seed = [
+            {name: bits(losses, ratios) for name, losses in self.conditions(database, *pair).items()} for pair in pairs
+        ]
+        baseline, _ = pairs[0]
+        bound = copy_bound(
+            baseline.params, baseline.config, database, sequence_length=self.scale.sequence_length,
+            limit=self.limit(database),
+        )  # fmt: skip
+        return by_seed, bound
+
     def leakage(self, database: Database, retrieval: Retrieval | None = None, label: str = "") -> np.ndarray:
         """r(C) of each evaluated chunk."""
         limit = self.limit(database)
         facts = [database.identity, label, limit]
         path = self.folder / "scores" / f"{named('leakage', facts)}.npy"
         if not path.exists():
-            ratios = chunk_leakage(database, limit=limit, retrieval=retrieval)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                np.save(file, ratios)
+            write_array(path, chunk_leakage(database, limit=limit, retrieval=retrieval))
         return np.load(path, allow_pickle=False)
 
 
@@ -194,6 +207,11 @@ def mean_and_spread(values) -> dict:
     """Mean, and from the least to the greatest: what a figure over seeds is shown as. NaN where one is None."""
     values = [float("nan") if value is None else float(value) for value in values]
     return {"mean": float(np.mean(values)), "from": min(values), "to": max(values), "seeds": values}
+
+
+def spreads(rows: list[dict]) -> dict:
+    """`mean_and_spread` of each figure of rows that have the same figures, a row a seed."""
+    return {figure: mean_and_spread(row[figure] for row in rows) for figure in rows[0]}
 
 
 def named(kind: str, facts) -> str:

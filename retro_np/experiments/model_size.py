@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from retro_np.experiments.compare import OFF, ON, SHUFFLED
+from retro_np.experiments.compare import LINES, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits
 from retro_np.parameters import count_parameters
 from retro_np.report.plots import COLOURS, figure_and_axes, finish
-
-LINES = ("baseline", OFF, ON, SHUFFLED)
 
 
 def measure(lab):

@@ -4,34 +4,35 @@
 Held-out modules, chosen by a hash of the name, were seen by neither tokenizer nor training; nor was one like them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import OFF, ON, SHUFFLED
+from retro_np.experiments.compare import LINES
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import Lab, Model, bits
 from retro_np.files import sha256_of
-from retro_np.parameters import count_parameters, load_params, read_meta, write_tensors
+from retro_np.parameters import count_parameters, in_single_precision, load_params, read_meta, write_tensors
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.manifest import TOKENIZER
 from retro_np.training.loop import CHECKPOINT
-from retro_np.tree import Tree, leaves, map_tree
+from retro_np.tree import Tree, leaves
 
 BOX = Path(__file__).parents[1] / "pretrained"
+BOX_BUILD = {"tokenizer": str(BOX / TOKENIZER), "training_neighbours": False}
 BASELINE, RETRO = "baseline", "retro"
-LINES = ("baseline", OFF, ON, SHUFFLED)
 
 
 def load_pretrained(name: str = RETRO) -> tuple[Tree, RetroConfig]:
     """Parameters in single precision, and configuration, of "retro" or "baseline". Raises UserError where absent."""
     params, config = load_params(box_file(name))
-    return map_tree(lambda _, array: array.astype(np.float32), params), config
+    return in_single_precision(params), config
 
 
 def box_file(name: str) -> Path:
@@ -44,7 +45,7 @@ def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
 
     limit_bytes: only a slice of it, about so many bytes. Built, or opened where it is there.
     """
-    config = recipe.build_config(tokenizer=BOX / TOKENIZER, training_neighbours=False, limit_bytes=limit_bytes)
+    config = replace(recipe.BUILD, **BOX_BUILD, limit_bytes=limit_bytes)
     return build_database(STDLIB, out, config, recipe.EMBEDDER)
 
 
@@ -68,10 +69,7 @@ def make_pretrained(lab: Lab, out: Path) -> list[Path]:
 
 def measure(lab):
     """bpb of both models with retrieval on, off and shuffled; and what the box holds."""
-    database = lab.database(
-        name="stdlib-box", tokenizer=BOX / TOKENIZER, vocabulary_size=recipe.BUILD.vocabulary_size,
-        training_neighbours=False,
-    )  # fmt: skip
+    database = lab.database(name="stdlib-box", vocabulary_size=recipe.BUILD.vocabulary_size, **BOX_BUILD)
     models = [Model(*load_pretrained(name), sha256_of(box_file(name))) for name in (BASELINE, RETRO)]
     losses = lab.conditions(database, *models)
     ratios = lab.leakage(database)

@@ -30,6 +30,7 @@ from retro_np.experiments.lab import Model, named
 from retro_np.kernels.search import exact_search
 from retro_np.parameters import load_params, save_params
 from retro_np.report.plots import plot_bars
+from retro_np.retrieval.documents import document_runs
 from retro_np.training.checkpoint import TrainingConfig
 from retro_np.tree import Tree
 
@@ -100,8 +101,7 @@ def functions_of(database) -> list[Function]:
     for name in ("train", "valid"):
         split = database.split(name)
         numbers = split.documents[:]
-        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        for begin, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        for begin, end in document_runs(numbers):
             text = database.text(split.tokens[begin:end].reshape(-1))
             module = database.documents[numbers[begin]]["name"]
             found += [Function(module, name, *function) for function in functions_in(text)]

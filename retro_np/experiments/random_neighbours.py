@@ -2,33 +2,19 @@
 
 import numpy as np
 
-from retro_np.evaluation.copying import copy_bound
-from retro_np.experiments.compare import OFF, ON, SHUFFLED
+from retro_np.experiments.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
-from retro_np.experiments.lab import bits, mean_and_spread
+from retro_np.experiments.lab import mean_and_spread, spreads
 from retro_np.report.plots import plot_bars
-
-LINES = ("baseline", OFF, ON, SHUFFLED)
 
 
 def measure(lab):
     """Each line's bpb by seed, and the copy bound of the first seed's baseline."""
     database = lab.database()
     ratios = lab.leakage(database)
-    by_seed = []
-    for seed in range(lab.seeds):
-        models = lab.pair(database, seed)
-        losses = lab.conditions(database, *models)
-        by_seed.append({name: bits(loss, ratios) for name, loss in losses.items()})
-    lines = {
-        name: {figure: mean_and_spread(one[name][figure] for one in by_seed) for figure in ("bpb", "bpb_no_leakage")}
-        for name in LINES
-    }
+    by_seed, bound = lab.over_seeds(database, ratios)
+    lines = {name: spreads([one[name] for one in by_seed]) for name in LINES}
     gains = [1 - one[ON]["bpb"] / one["baseline"]["bpb"] for one in by_seed]
-    baseline, _ = lab.pair(database, 0)
-    bound = copy_bound(
-        baseline.params, baseline.config, database, sequence_length=lab.scale.sequence_length, limit=lab.limit(database)
-    )
     return {"lines": lines, "gain": mean_and_spread(gains), "copy_bound": bound, "mean_r": float(np.mean(ratios))}
 
 

@@ -22,13 +22,6 @@ NEIGHBOURS = 2  # k
 HEADS = 4
 
 
-def build_config(**changes) -> BuildConfig:
-    """The recipe's database. changes: fields of BuildConfig; a tokenizer may be a path."""
-    if changes.get("tokenizer") is not None:
-        changes["tokenizer"] = str(changes["tokenizer"])
-    return replace(BUILD, **changes)
-
-
 def retro_config(vocabulary_size: int, chunk_size: int, *, d_model: int = 128, n_layers: int = 4) -> RetroConfig:
     """The recipe's RETRO: CCA in every second layer, one layer of encoder as wide as the decoder."""
     d_head = d_model // HEADS

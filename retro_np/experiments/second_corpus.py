@@ -8,10 +8,9 @@ and because one command brings it to any machine.
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.evaluation.copying import copy_bound
-from retro_np.experiments.compare import OFF, ON, SHUFFLED
+from retro_np.experiments.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
-from retro_np.experiments.lab import Lab, bits, mean_and_spread
+from retro_np.experiments.lab import Lab, spreads
 from retro_np.report.plots import COLOURS, figure_and_axes, finish
 from retro_np.retrieval.database import Database
 
@@ -20,7 +19,6 @@ FILES = {
     "include": ("*/modeling_*.py",), "exclude": ("*/modeling_tf_*.py", "*/modeling_flax_*.py"),
 }  # fmt: skip
 CHUNK = 64  # the paper's: there is enough in common that reading is learned without shorter ones
-LINES = ("baseline", OFF, ON, SHUFFLED)
 BINS = 16
 
 
@@ -37,21 +35,14 @@ def measure(lab):
     """Each line's bpb by seed, the copy bound, and how r(C) is spread."""
     database = second_database(lab)
     ratios = lab.leakage(database)
-    by_seed = []
-    for seed in range(lab.seeds):
-        losses = lab.conditions(database, *lab.pair(database, seed))
-        by_seed.append({name: bits(loss, ratios) for name, loss in losses.items()})
-    figures = ("bpb", "bpb_no_leakage")
-    lines = {name: {f: mean_and_spread(one[name][f] for one in by_seed) for f in figures} for name in LINES}
-    gains = {f: mean_and_spread(1 - one[ON][f] / one["baseline"][f] for one in by_seed) for f in figures}
-    baseline, _ = lab.pair(database, 0)
-    settings = {"sequence_length": lab.scale.sequence_length, "limit": lab.limit(database)}
+    by_seed, bound = lab.over_seeds(database, ratios)
+    gains = [{f: 1 - one[ON][f] / one["baseline"][f] for f in one[ON]} for one in by_seed]
     return {
         "corpus": RELEASE,
         "documents": {split: facts["documents"] for split, facts in database.manifest["splits"].items()},
-        "lines": lines,
-        "gains": gains,
-        "copy_bound": copy_bound(baseline.params, baseline.config, database, **settings),
+        "lines": {name: spreads([one[name] for one in by_seed]) for name in LINES},
+        "gains": spreads(gains),
+        "copy_bound": bound,
         "r_histogram": np.histogram(ratios, bins=BINS, range=(0, 1))[0],
     }
 

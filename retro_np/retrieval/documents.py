@@ -1,9 +1,12 @@
 """documents.jsonl read a line at a time: the records of all documents, without holding them."""
 
 import heapq
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from retro_np.files import replacing
 from retro_np.retrieval.texts import Lines
@@ -50,6 +53,11 @@ def chained(paths: Iterable[Path]) -> Iterator[dict]:
     """The records of several files, one file open at a time."""
     for path in paths:
         yield from read_records(path)
+
+
+def document_runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the rows of each document. numbers: (N,), the document of each row, ≥ 0, its rows together."""
+    return itertools.pairwise(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist())
 
 
 def survey(records: Iterable[dict], splits: Iterable[str]) -> tuple[dict, dict[str, list[list[int]]]]:

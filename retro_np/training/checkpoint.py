@@ -4,11 +4,17 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.parameters import config_from, load_params, read_meta, read_tensors, tree_from, write_tensors
+from retro_np.parameters import (
+    config_from,
+    in_single_precision,
+    load_params,
+    read_meta,
+    read_tensors,
+    tree_from,
+    write_tensors,
+)
 from retro_np.retrieval.database import Database
 from retro_np.tree import Tree, leaves, map_tree
 
@@ -81,8 +87,6 @@ def load_model(path, database: Database) -> tuple[Tree, RetroConfig]:
     training run's checkpoint was made with another tokenizer: the same ids would be other tokens.
     """
     params, config = load_params(path)
-    # halves are for storage, as in the checkpoint in the box: nothing computes with them
-    params = map_tree(lambda _, array: array.astype(np.float32) if array.dtype == np.float16 else array, params)
     check_fit(config, database)
     trained = read_meta(path).get("run", {}).get("data", {}).get("tokenizer")
     ours = database.identity["tokenizer"]
@@ -91,7 +95,7 @@ def load_model(path, database: Database) -> tuple[Tree, RetroConfig]:
             f"{path} was trained with another tokenizer ({trained[:6]}…) than {database.path} has ({ours[:6]}…): use "
             "the database that it was trained with, or build this one with --tokenizer"
         )
-    return params, config
+    return in_single_precision(params), config
 
 
 def check_fit(config: RetroConfig, database: Database) -> None:

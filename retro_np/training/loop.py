@@ -43,10 +43,9 @@ def retrofit(
         raise UserError("RETROfit trains chunked cross-attention: name at least one layer for it")
     config = replace(baseline_config, cca_layers=tuple(cca_layers), encoder=encoder)
     trained = dict(leaves(baseline))
-    params = map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng))
-    if config.copying_start and "embedding" in params["encoder"]:
-        params["encoder"]["embedding"] = params["embedding"].copy()
-    return params, config
+    if config.copying_start:  # the encoder's table begins as the decoder's; where both share one, there is none
+        trained["encoder.embedding"] = baseline["embedding"].copy()
+    return map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng)), config
 
 
 def loss_and_gradients(
