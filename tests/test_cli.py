@@ -160,6 +160,7 @@ def test_what_is_not_there_is_one_line_and_status_2(work, tmp_path):
     assert "so is a RETRO" in refused("evaluate", checkpoint, db, "--baseline", checkpoint, "-o", tmp_path / "out")
     assert "is a folder" in refused("sample", checkpoint, db, "--prompt", "x", "--page", tmp_path / "empty")
     assert "is finite" in refused("sample", checkpoint, db, "--prompt", "x", "--temperature", "inf")
+    assert "the one or the other" in refused("sample", "--pretrained", checkpoint, db, "--prompt", "x")
     assert "learning_rate is" in refused("train", db, "-o", tmp_path / "run", "--learning-rate", "nan")
     assert "10,000 minutes" in refused("demo", "--minutes", "inf", "-o", tmp_path / "demo")
     assert "holds other files" in refused("demo", "-o", work)

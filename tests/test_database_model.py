@@ -7,7 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from database_model import Model, add, assert_equal, build, compacted, plans, remove
+from database_claims import assert_equal
+from database_model import Model, add, build, compacted, plans, remove
 from hypothesis import HealthCheck, Phase, given, settings
 
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import EMBEDDER, SHARDS, SMALL, CountingEmbedder, all_bytes, json_lines
+from edited import assert_lists_are_exact, numbers_of, rows_of
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import _permutation
 from retro_np.files import locked
-from retro_np.kernels.search import exact_search
 from retro_np.retrieval import edit as editing
 from retro_np.retrieval import journal
 from retro_np.retrieval.build import build_database
@@ -27,35 +27,6 @@ from retro_np.training.checkpoint import TrainingConfig
 from retro_np.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_flushing")
-
-
-def lists_by_exact_search(database, split):
-    """What the neighbours of every chunk of a split should be: a sort of all distances, its own document left out."""
-    stored, keys = database.split(split), np.asarray(database.keys("train")[:], np.float32)
-    documents, width = database.split("train").documents[:], stored.neighbours.shape[1]
-    ids, distances = exact_search(np.asarray(database.keys(split)[:], np.float32), keys, len(keys))
-    found = np.full((len(ids), width), -1), np.full((len(ids), width), np.inf, np.float32)
-    for row, own in enumerate(stored.documents[:]):
-        kept = [i for i, near in enumerate(ids[row]) if split == "valid" or documents[near] != own][:width]
-        found[0][row, : len(kept)], found[1][row, : len(kept)] = ids[row, kept], distances[row, kept]
-    return found
-
-
-def assert_lists_are_exact(database):
-    for split in ("train", "valid"):
-        ids, distances = lists_by_exact_search(database, split)
-        assert np.array_equal(database.split(split).neighbours[:], ids)
-        assert np.array_equal(database.split(split).distances[:], distances)
-
-
-def rows_of(database, split="train"):
-    """Tokens, documents, neighbours and distances of a split, read into memory."""
-    stored = database.split(split)
-    return [np.asarray(part) for part in (stored.tokens, stored.documents, stored.neighbours, stored.distances)]
-
-
-def numbers_of(database, split):
-    return [r["id"] for r in database.documents if r["split"] == split and not r.get("removed")]
 
 
 def test_after_an_add_all_lists_are_as_if_all_shards_had_been_there_from_the_start(db, more):
@@ -157,18 +128,6 @@ def test_what_was_left_out_is_added_once_its_held_out_document_is_removed(db, bu
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_compacting_forgets_what_was_left_out_for_a_document_that_is_gone(db, built, tmp_path):
-    database = Database.open(db)
-    first, second = (database.documents[number] for number in numbers_of(database, "valid")[:2])
-    texts = {f"like {r['name']}": (built.parent / "docs" / r["name"]).read_text() for r in (first, second)}
-    add_documents(db, json_lines(tmp_path / "c.jsonl", texts), embedder=EMBEDDER)
-    remove_documents(db, [first["id"]])
-    compact(db)
-    listed = (db / "duplicates.jsonl").read_text()
-    assert first["name"] not in listed
-    assert second["name"] in listed
-
-
 def test_what_was_removed_can_be_added_again(db, built):
     database = Database.open(db)
     record = database.documents[numbers_of(database, "train")[2]]
@@ -260,85 +219,6 @@ def test_removing_twice_changes_nothing(db, capsys):
     assert "removed from" in capsys.readouterr().err
     assert remove_documents(db, []).n_removed
     assert all_bytes(db) == before
-
-
-def test_all_can_be_removed_compacted_and_added_to_again(db, more):
-    database = Database.open(db)
-    everything = list(range(len(database.documents)))
-    gone = remove_documents(db, everything)
-    assert (gone.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
-    assert verify_database(db, EMBEDDER).broken == []
-    empty = compact(db)
-    assert (empty.n_chunks, empty.n_removed, len(empty.documents)) == (0, 0, 0)
-    assert (empty.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
-    assert empty.value([-1]).shape == (1, 16)
-    assert verify_database(db, EMBEDDER).broken == []
-    full = add_documents(db, more, embedder=EMBEDDER)
-    assert len(full.documents) == 12
-    assert_lists_are_exact(full)
-    assert verify_database(db, EMBEDDER).broken == []
-
-
-def test_compacting_where_there_is_nothing_to_do_changes_nothing(db, capsys):
-    compact(db)
-    before = all_bytes(db)
-    compact(db)
-    assert all_bytes(db) == before
-    assert "nothing to compact" in capsys.readouterr().err
-
-
-def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
-    for number in range(4):
-        corpus = json_lines(tmp_path / f"{number}.jsonl", {f"few {number}": f"value {number} index token"})
-        before = add_documents(db, corpus, embedder=EMBEDDER)
-    rows = rows_of(before)
-    after = compact(db)
-    assert len(after.folders("shards")) <= len(before.folders("shards")) - 3
-    for one, other in zip(rows, rows_of(after), strict=True):
-        assert np.array_equal(one, other)
-    assert_lists_are_exact(after)
-    assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in after.folders("shards")]
-
-
-def test_compacting_gives_numbers_anew_and_lists_of_what_is_left(db, more):
-    add_documents(db, more, embedder=EMBEDDER)
-    before = remove_documents(db, [*range(0, 30, 3), 31, 40])
-    rows = np.flatnonzero(~before.removed(np.arange(before.n_chunks)))
-    values = before.value(rows)
-    after = compact(db)
-    kept = [record for record in before.documents if not record.get("removed")]
-    assert [r | {"id": 0} for r in after.documents] == [r | {"id": 0} for r in kept]
-    assert [r["id"] for r in after.documents] == list(range(len(kept)))
-    assert np.array_equal(after.value(np.arange(after.n_chunks)), values)
-    assert after.n_removed == 0
-    assert_lists_are_exact(after)
-    assert verify_database(db, EMBEDDER).broken == []
-
-
-def test_a_shard_whose_only_document_goes_is_gone_after_compacting(tmp_path):
-    corpus = json_lines(tmp_path / "c.jsonl", {name: f"{name} is a text of some length " * 20 for name in "abcd"})
-    config = replace(SMALL, held_out=0.0, shard_bytes=300)
-    assert len(build_database(corpus, tmp_path / "db", config, EMBEDDER).folders("shards")) == 4
-    remove_documents(tmp_path / "db", ["b"])
-    after = compact(tmp_path / "db")
-    assert [r["name"] for r in after.documents] == ["a", "c", "d"]
-    assert len(after.folders("shards")) == 3
-    assert sorted(p.name for p in (tmp_path / "db" / "shards").iterdir()) == ["00000", "00001", "00002"]
-    assert_lists_are_exact(after)
-
-
-def test_a_source_that_lost_all_its_documents_does_not_keep_others_from_training(tmp_path):
-    places = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
-    sources = sources_of(f"{name}={place}:1" for name, place in places.items())
-    build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
-    options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
-    for edit in (lambda: remove_documents(tmp_path / "db", ["b"]), lambda: compact(tmp_path / "db")):
-        database = edit()
-        tokens, _, _ = training_batch(database, database.split("train"), 2, **options)
-        assert tokens.any()
-
-
-# Stopped edits: a small database, each edit stopped everywhere.
 
 
 def test_another_embedder_or_none_is_refused_before_an_edit_is_begun(db, more, monkeypatch):

@@ -200,7 +200,9 @@ def sample(
     if pretrained:
         from retro_np.experiments.pretrained import RETRO, box_file, pretrained_database
 
-        checkpoint, db = box_file(RETRO), db or checkpoint  # the one place that may be named is the database
+        if db is not None:
+            raise UserError("--pretrained stands for a CHECKPOINT: give the one or the other, and at most a DB")
+        checkpoint, db = box_file(RETRO), checkpoint  # the one place that may be named is the database
     elif checkpoint is None or db is None:
         raise UserError("a sample takes a CHECKPOINT and a DB, or --pretrained")
     part = PRETRAINED_DATABASE, PRETRAINED_BYTES
