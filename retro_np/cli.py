@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from retro_np.commands import checks, databases, experiments, models
+from retro_np.commands import checks, databases, experiments, inspection, models
 from retro_np.errors import UserError
 
 INTERRUPTED = 130
@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
-    models.train, models.evaluate, models.sample, experiments.experiment, experiments.pretrain, checks.gradcheck,
-    checks.info, checks.demo,
+    models.train, models.evaluate, models.sample, inspection.inspect, experiments.experiment, experiments.pretrain,
+    checks.gradcheck, checks.info, checks.demo,
 ):  # fmt: skip
     app.command()(command)
 

@@ -10,6 +10,8 @@ from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.operators import log_softmax
 from retro_np.training.checkpoint import check_fit
 
+MOST_NEIGHBOURS = 1024  # of a chunk; the paper goes to 100
+
 
 @dataclass(frozen=True)
 class Retrieved:
@@ -96,5 +98,7 @@ def _check_request(prompt, config, length, k, temperature, top_k, top_p):
         raise UserError(f"the prompt holds tokens outside the vocabulary of {config.vocabulary_size}")
     if length < 0 or k < 0 or not 0 <= temperature < np.inf:
         raise UserError("length, k and temperature are at least 0, and the temperature is finite")
+    if k > MOST_NEIGHBOURS:
+        raise UserError(f"k is {k:,}: a chunk reads at most {MOST_NEIGHBOURS:,} neighbours, more take all memory")
     if not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
         raise UserError("top_p is above 0 and at most 1, top_k at least 1")

@@ -54,6 +54,7 @@ def work(tmp_path_factory):
         ["train"],
         ["evaluate"],
         ["sample"],
+        ["inspect"],
         ["experiment"],
         ["pretrain"],
         ["gradcheck"],
@@ -275,8 +276,8 @@ def test_the_demo_makes_what_it_says_and_a_second_start_reuses_it(tmp_path, trai
     assert "RETRO needs" in out
     assert ("trained here" if scratch else "those in the box") in out
     made = [
-        "plan.json", "results.json", "losses.npz", "bpb_alpha.png", "samples.html", "baseline/checkpoint.safetensors",
-        "retro/checkpoint.safetensors", "db/manifest.json",
+        "plan.json", "results.json", "losses.npz", "bpb_alpha.png", "samples.html", "inspect.html",
+        "baseline/checkpoint.safetensors", "retro/checkpoint.safetensors", "db/manifest.json",
     ]  # fmt: skip
     assert (tmp_path / "demo" / "loss.png").exists() == bool(scratch)
     stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in made}

@@ -13,16 +13,19 @@ import numpy as np
 from rich.console import Console
 
 from retro_np.errors import UserError
+from retro_np.evaluation.leakage import chunk_leakage
 from retro_np.experiments import recipe
 from retro_np.experiments.compare import compare
 from retro_np.experiments.pretrained import BASELINE, RETRO, load_pretrained, pretrained_database
 from retro_np.files import locked, remove_partial, visible, write_json
 from retro_np.parameters import count_parameters, init_params, save_params
+from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.plots import plot_losses
 from retro_np.report.samples import sample_chunks, write_page
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB, find_corpus
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.documents import document_runs
 from retro_np.training.adamw import adamw_init
 from retro_np.training.batches import training_batch
 from retro_np.training.loop import CHECKPOINT, read_log, take_step, train
@@ -37,6 +40,7 @@ SMALLEST_SLICE = 300_000  # bytes: below that there is nothing to learn, nor to 
 WINDOW = {"sequence_length": 256, "stride": 128}
 PROMPT = 'def read_json(path):\n    """Read a JSON file and return the object in it."""\n'
 SAMPLES = 3
+INSPECTED, LOOKED_THROUGH = 32, 4000  # chunks: of a page, and of those that it is chosen from
 
 
 def run_demo(minutes: float | None, out: Path, seed: int | None, from_scratch: bool, console: Console) -> dict:
@@ -62,6 +66,8 @@ def run_demo(minutes: float | None, out: Path, seed: int | None, from_scratch: b
         console.rule("4 · samples", align="left")
         if not (out / "samples.html").exists():
             _write_samples(out, *models["RETRO"], database, results, plan)
+        if not (out / "inspect.html").exists():
+            _write_inspection(out, *models["RETRO"], database)
         return results
 
 
@@ -194,3 +200,15 @@ def _write_samples(out, params, config, database, results, plan) -> None:
     ]
     figures = {name: f"{line['bpb']:.4f} bits per byte" for name, line in results["models"].items()}
     write_page(out / "samples.html", "RETRO's samples, and what they retrieved", samples, figures)
+
+
+def _write_inspection(out, params, config, database) -> None:
+    """The beginning of a held-out module, taken apart: of the one that has most in common with what it retrieved."""
+    split = database.split("valid")
+    leakage = chunk_leakage(database, limit=LOOKED_THROUGH)
+    long = [run for run in document_runs(split.documents[: len(leakage)]) if run[1] - run[0] >= INSPECTED]
+    begin, _ = max(long, key=lambda run: leakage[run[0] : run[0] + INSPECTED].mean(), default=(0, 0))
+    tokens = split.tokens[begin : begin + INSPECTED].reshape(-1)
+    facts = {"held-out module": database.documents[int(split.documents[begin])]["name"]}
+    inspection = inspect(params, config, database, tokens[tokens != 0], k=recipe.NEIGHBOURS)
+    write_inspection(out / "inspect.html", "A held-out module under RETRO", facts, inspection)

@@ -41,16 +41,28 @@ def _forward_numpy(q, keys, values, table=None, u=None, v=None, *, causal_offset
     logits' exponentials, +inf where no key is left.
     """
     batch, g, n, h, _ = q.shape
-    logits = _logits(q, keys, table, u, v, causal_offset, key_mask)
+    weights, lse = _softmax(_logits(q, keys, table, u, v, causal_offset, key_mask))
+    return _groups_first(weights @ _heads_first(values), q), lse.reshape(batch, h, g, n)
+
+
+def attention_weights(q, keys, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):
+    """What attention_forward weighs the values by, to be looked at. Arguments as there.
+
+    Returns (B, h, g, n, k, r): each query's weights of all k·r keys sum to 1, or are 0 where no key is left.
+    """
+    weights, _ = _softmax(_logits(q, keys, table, u, v, causal_offset, key_mask))
+    return weights.reshape(q.shape[0], q.shape[3], *q.shape[1:3], *keys.shape[1:3])
+
+
+def _softmax(logits):
+    """Weights, in the place of the logits, and their log-sum-exp: 0 and +inf where no key is left."""
     peak = logits.max(axis=-1, keepdims=True, initial=-np.inf)
     logits -= np.where(np.isneginf(peak), 0, peak)
     np.exp(logits, out=logits)
     total = logits.sum(axis=-1, keepdims=True)
     nothing = total == 0
     logits /= np.where(nothing, 1, total)
-    out = logits @ _heads_first(values)
-    lse = np.where(nothing, np.inf, peak + np.log(np.where(nothing, 1, total)))
-    return _groups_first(out, q), lse.reshape(batch, h, g, n)
+    return logits, np.where(nothing, np.inf, peak + np.log(np.where(nothing, 1, total)))
 
 
 def _backward_numpy(dout, lse, q, keys, values, table=None, u=None, v=None, *, causal_offset=None, key_mask=None):

@@ -1,6 +1,6 @@
 """Relative attention as blocks of the model: projections around the kernel, and self-attention."""
 
-from retro_np.kernels.attention import attention_backward, attention_forward
+from retro_np.kernels.attention import attention_backward, attention_forward, attention_weights
 from retro_np.nn.operators import linear, rms_norm
 from retro_np.nn.positions import sinusoids
 from retro_np.nn.scope import ROOT
@@ -42,9 +42,10 @@ def attend(params, queries, context, n_heads, *, offset=0, causal=False, key_mas
         count = farthest + 1 if causal else n + r - 1  # a causal query sees no distance below zero
         rows = sinusoids(farthest, count, queries.shape[-1], queries.dtype.name)
         positions = (heads(rows @ params["w_r"]), params["u"], params["v"])
-    out, attention_vjp = relative_attention(
-        heads(q), heads(keys), heads(values), *positions, causal_offset=offset if causal else None, key_mask=key_mask
-    )
+    masks = {"causal_offset": offset if causal else None, "key_mask": key_mask}
+    out, attention_vjp = relative_attention(heads(q), heads(keys), heads(values), *positions, **masks)
+    if scope.watch is not None:
+        scope.watch(scope.path, attention_weights(heads(q), heads(keys), *positions, **masks))
     update, o_vjp = linear(flat(out), params["w_o"], scope.trains("w_o"))
 
     def vjp(dy):

@@ -53,6 +53,29 @@ def hidden_states(params, config: RetroConfig, tokens, neighbours) -> np.ndarray
     return _hidden(params, config, tokens, neighbours, ROOT)[0]
 
 
+def attention_maps(params, config: RetroConfig, tokens, neighbours) -> dict[str, np.ndarray]:
+    """The weights of every attention, by the block's dotted name, to be looked at. Arguments as in `retro`.
+
+    `layers.P.attention` (B, h, n, n): of query and key. `layers.P.cca` (B, l, h, m, k, r): of the i-th token of the
+    attending chunk H_u^+, which is token u·m − 1 + i for u and i from 1 and from 0, and the j-th neighbour's token.
+    `encoder.layers.P.attention` (B, l, k, h, r, r) and `encoder.layers.P.cross_attention` (B, l, h, k, r, m).
+    Each query's weights sum to 1, or are 0 where no key is left.
+    """
+    seen: dict[str, np.ndarray] = {}
+    _hidden(params, config, tokens, neighbours, Scope(watch=seen.__setitem__))
+    batch, k = len(tokens), 0 if neighbours is None else np.shape(neighbours)[2]
+
+    def shaped(name, weights):  # (B', h, g, n, k', r'), B' the sequences, their chunks, or their chunks' neighbours
+        if name.endswith("cca"):
+            return weights[:, :, 0].reshape(batch, -1, *weights.shape[1:2], *weights.shape[3:])
+        if name.endswith("cross_attention"):
+            return weights[..., 0, :].reshape(batch, -1, *weights.shape[1:4], weights.shape[-1])
+        square = weights[:, :, 0, :, 0]
+        return square.reshape(batch, -1, k, *square.shape[1:]) if name.startswith("encoder") else square
+
+    return {name: shaped(name, weights) for name, weights in seen.items()}
+
+
 def readout(params, config: RetroConfig) -> np.ndarray:
     """The matrix (d, V) that makes logits of hidden states."""
     return params["embedding"].T if config.tie_readout else params["readout"]

@@ -1,7 +1,9 @@
-"""Where in the model a block stands: which of its weights train, and which random numbers drop its activations."""
+"""Where in the model a block stands: which of its weights train, what drops its activations, and who looks on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from retro_np.nn.operators import dropout
 
@@ -19,6 +21,7 @@ class Scope:
     trainable: Callable[[str], bool] = every  # of a parameter's dotted name
     rate: float = 0.0
     key: int | tuple[int, ...] | None = None  # of dropout; None: nothing is dropped
+    watch: Callable[[str, np.ndarray], None] | None = None  # is told the path and the weights of every attention
 
     def at(self, name: str) -> "Scope":
         """The place called `name` below this one."""

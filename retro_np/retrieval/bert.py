@@ -4,13 +4,14 @@ A key is the mean over time of the last layer's hidden states. Post-norm, GELU, 
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels.attention import attention_forward
+from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.kernels.panels import Frozen, freeze, frozen_product
 from retro_np.kernels.rows import add_gelu_erf, add_layer_norm, gelu_forward
 from retro_np.progress import progress_bar
@@ -76,8 +77,18 @@ class Bert:
         longest = self.max_length
         return [ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in pieces]
 
-    def encode(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Last hidden states, (B, t, d). ids: (B, t) word pieces; mask: (B, t), false at padding."""
+    def attention_maps(self, text: str) -> tuple[list[str], np.ndarray]:
+        """A text's word pieces, t of them, and the weights of each layer and head: (layers, heads, t, t)."""
+        ids = np.array(self.word_pieces(checked_texts([text])))
+        maps = []
+        self.encode(ids, np.ones(ids.shape, bool), watch=lambda weights: maps.append(weights[0, :, 0, :, 0]))
+        return [self.files.tokenizer.id_to_token(piece) for piece in ids[0]], np.array(maps)
+
+    def encode(self, ids: np.ndarray, mask: np.ndarray, watch: Callable | None = None) -> np.ndarray:
+        """Last hidden states, (B, t, d). ids: (B, t) word pieces; mask: (B, t), false at padding.
+
+        watch: is told each layer's attention weights, as of `attention_weights`.
+        """
         tensors, config = self.files.tensors, self.files.config
         eps, activation = config.get("layer_norm_eps", 1e-12), ACTIVATIONS[config.get("hidden_act", "gelu")]
         (batch, length), heads = ids.shape, config["num_attention_heads"]
@@ -95,7 +106,10 @@ class Bert:
             q = frozen_product(x, w["query"])
             q += w["query_bias"]
             keys, values = frozen_product(x, w["key"]), frozen_product(x, w["value"])
-            attended, _ = attention_forward(heads_of(q), heads_of(keys), heads_of(values), key_mask=mask[:, None])
+            parts = heads_of(q), heads_of(keys)
+            if watch is not None:
+                watch(attention_weights(*parts, key_mask=mask[:, None]))
+            attended, _ = attention_forward(*parts, heads_of(values), key_mask=mask[:, None])
             attended = frozen_product(attended.reshape(x.shape), w["attention_out"])
             add_layer_norm(attended, w["attention_out_bias"], x, w["attention_gain"], w["attention_shift"], eps)
             hidden = frozen_product(attended, w["in"])

@@ -1,0 +1,84 @@
+// Points at a token: its place in the text, what it cost, and what was read to predict it.
+"use strict";
+const WHOLE = Number(document.getElementById("read").dataset.whole); // the weight of all
+const reads = JSON.parse(document.getElementById("read").textContent);
+const chunks = [...document.querySelectorAll(".chunk")];
+const tokens = [...document.querySelectorAll(".t")];
+const told = document.getElementById("told");
+const greeting = told.textContent;
+let lit = [];
+let picked = null;
+
+function shown(text) {
+  return "‘" + text.replaceAll("\n", "⏎") + "’";
+}
+
+function clear() {
+  for (const value of lit) {
+    value.classList.remove("lit", "most");
+    value.style.removeProperty("--w");
+  }
+  lit = [];
+  if (picked) picked.classList.remove("picked");
+  picked = null;
+  told.textContent = greeting;
+}
+
+function point(token) {
+  clear();
+  picked = token;
+  token.classList.add("picked");
+  const chunk = Number(token.dataset.chunk);
+  const weights = reads[chunk][Number(token.dataset.place)];
+  let line = shown(token.textContent) + ": ";
+  line += token.dataset.on
+    ? `${token.dataset.on} nats with retrieval, ${token.dataset.off} without`
+    : "the first token, which nothing predicts";
+  if (weights.length) {
+    const values = [...chunks[chunk - 1].querySelectorAll(".v")];
+    const order = weights.map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]);
+    const most = order[0][0];
+    for (const [weight, i] of order) {
+      if (weight === 0) break;
+      values[i].classList.add("lit");
+      values[i].style.setProperty("--w", `${Math.round((100 * weight) / most)}%`);
+      lit.push(values[i]);
+    }
+    if (most > 0) values[order[0][1]].classList.add("most");
+    const first = order.slice(0, 3).filter(([weight]) => weight > 0);
+    line += "; read " + first.map(([w, i]) => `${shown(values[i].textContent)} ${(w / WHOLE * 100).toFixed(0)} %`).join(", ");
+  } else if (chunk > 0) {
+    line += "; nothing was read";
+  } else {
+    line += "; the first chunk reads nothing";
+  }
+  told.textContent = line;
+}
+
+function step(token, key) {
+  const at = tokens.indexOf(token);
+  const chunk = Number(token.dataset.chunk);
+  const first = (number) => tokens.findIndex((other) => Number(other.dataset.chunk) === number);
+  const places = {
+    ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: first(chunk + 1), ArrowUp: first(chunk - 1),
+    Home: 0, End: tokens.length - 1,
+  };
+  return tokens[places[key]];
+}
+
+for (const token of tokens) {
+  token.addEventListener("mouseenter", () => point(token));
+  token.addEventListener("mouseleave", () => (token === document.activeElement ? null : clear()));
+  token.addEventListener("focus", () => point(token));
+  token.addEventListener("blur", clear);
+  token.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") token.blur();
+    const next = step(token, event.key);
+    if (!next) return;
+    event.preventDefault();
+    token.tabIndex = -1; // one stop for Tab, the arrows do the rest
+    next.tabIndex = 0;
+    next.focus();
+  });
+}
+if (tokens.length) tokens[0].tabIndex = 0;
