@@ -43,16 +43,18 @@ def variants(retro, training):
 def measure(lab):
     """bpb of each row with retrieval on and off, and of the baseline trained as long."""
     database, steps = lab.database(), max(2, int(SHARE_OF_STEPS * lab.scale.steps))
-    ratios = lab.leakage(database)
+    limit = lab.limit(database) // 4
+    ratios = lab.leakage(database)[:limit]
     baseline_config, retro_config = lab.configs(database)
     rows = {}
     for name, (config, training) in variants(retro_config, lab.training(retro_config, 0, steps=steps)).items():
         model = lab.trained(database, config, training)
         rows[name] = {
-            ON: bits(lab.scored(database, model), ratios), OFF: bits(lab.scored(database, model, k=0), ratios),
-        }  # fmt: skip
+            ON: bits(lab.scored(database, model, limit=limit), ratios),
+            OFF: bits(lab.scored(database, model, k=0, limit=limit), ratios),
+        }
     baseline = lab.trained(database, baseline_config, lab.training(baseline_config, 0, steps=steps))
-    rows["no retrieval"] = {ON: bits(lab.scored(database, baseline, k=0), ratios)}
+    rows["no retrieval"] = {ON: bits(lab.scored(database, baseline, k=0, limit=limit), ratios)}
     return {"steps": steps, "rows": rows, "paper": PAPER}
 
 

@@ -19,7 +19,7 @@ from retro_np.files import check_folder, locked, remove_partial, write_json
 
 NAMES = (
     "random-neighbours", "leakage", "database-size", "neighbours", "model-size", "retrofit", "ablations", "subsets",
-    "second-corpus", "wikitext-style", "knowledge", "question-answering", "samples", "pretrained",
+    "chunk-size", "second-corpus", "wikitext-style", "knowledge", "question-answering", "samples", "pretrained",
 )  # fmt: skip
 
 

@@ -203,6 +203,12 @@ def bits(losses: Losses, ratios: np.ndarray) -> dict:
     }
 
 
+def savings(lines: dict[str, dict]) -> dict:
+    """The share of its baseline's bits that RETRO[ON] saves, by figure of `bits`; None where a figure is missing."""
+    on, baseline = lines[ON], lines["baseline"]
+    return {figure: None if on[figure] is None else 1 - on[figure] / baseline[figure] for figure in on}
+
+
 def mean_and_spread(values) -> dict:
     """Mean, and from the least to the greatest: what a figure over seeds is shown as. NaN where one is None."""
     values = [float("nan") if value is None else float(value) for value in values]

@@ -4,7 +4,7 @@ import numpy as np
 
 from retro_np.experiments.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
-from retro_np.experiments.lab import mean_and_spread, spreads
+from retro_np.experiments.lab import mean_and_spread, savings, spreads
 from retro_np.report.plots import plot_bars
 
 
@@ -14,8 +14,8 @@ def measure(lab):
     ratios = lab.leakage(database)
     by_seed, bound = lab.over_seeds(database, ratios)
     lines = {name: spreads([one[name] for one in by_seed]) for name in LINES}
-    gains = [1 - one[ON]["bpb"] / one["baseline"]["bpb"] for one in by_seed]
-    return {"lines": lines, "gain": mean_and_spread(gains), "copy_bound": bound, "mean_r": float(np.mean(ratios))}
+    gain = mean_and_spread(savings(one)["bpb"] for one in by_seed)
+    return {"lines": lines, "gain": gain, "copy_bound": bound, "mean_r": float(np.mean(ratios))}
 
 
 def draw(figures, path):

@@ -10,7 +10,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.experiments.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
-from retro_np.experiments.lab import Lab, spreads
+from retro_np.experiments.lab import Lab, savings, spreads
 from retro_np.report.plots import COLOURS, figure_and_axes, finish
 from retro_np.retrieval.database import Database
 
@@ -36,12 +36,11 @@ def measure(lab):
     database = second_database(lab)
     ratios = lab.leakage(database)
     by_seed, bound = lab.over_seeds(database, ratios)
-    gains = [{f: 1 - one[ON][f] / one["baseline"][f] for f in one[ON]} for one in by_seed]
     return {
         "corpus": RELEASE,
         "documents": {split: facts["documents"] for split, facts in database.manifest["splits"].items()},
         "lines": {name: spreads([one[name] for one in by_seed]) for name in LINES},
-        "gains": spreads(gains),
+        "gains": spreads([savings(one) for one in by_seed]),
         "copy_bound": bound,
         "r_histogram": np.histogram(ratios, bins=BINS, range=(0, 1))[0],
     }
