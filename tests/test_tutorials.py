@@ -1,0 +1,75 @@
+"""Ground truth: what a run of a tutorial's source printed, and mistakes that its exercises' checks must notice.
+
+RETRO_NP_NOTEBOOKS names a folder of notebooks that were executed just now, beside the committed ones.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext") if not os.environ.get("CI") else __import__("jupytext")
+
+HOME = Path(__file__).parent.parent / "tutorials"
+SOURCES = sorted(HOME.glob("[0-9][0-9]_*.py"))
+FIGURE = re.compile(r"\*\*([^*\n]*\d[^*\n]*)\*\*")
+EXERCISE = re.compile(r"\d+\.")  # a bold number that begins an exercise
+FRESH = os.environ.get("RETRO_NP_NOTEBOOKS")
+FOLDERS = [HOME, Path(FRESH)] if FRESH else [HOME]
+
+
+def cells_of(path):
+    return [cell for cell in jupytext.read(path).cells if cell.source.strip()]
+
+
+def printed(notebook):
+    """All that the cells of an executed notebook wrote, white space as single blanks."""
+    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    text = "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs)
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_is_that_of_its_source(source):
+    notebook = jupytext.read(source.with_suffix(".ipynb"))
+    assert [c.source for c in notebook.cells] == [c.source for c in jupytext.read(source).cells]
+    assert [c.cell_type for c in notebook.cells] == [c.cell_type for c in jupytext.read(source).cells]
+
+
+@pytest.mark.parametrize(
+    "folder", [HOME] + ([Path(FRESH)] if FRESH else []), ids=["committed", "fresh"][: 1 + bool(FRESH)]
+)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_each_figure_of_a_text_is_one_that_a_cell_printed(source, folder):
+    seen = printed(json.loads((folder / f"{source.stem}.ipynb").read_text()))
+    prose = [cell.source for cell in cells_of(source) if cell.cell_type == "markdown"]
+    stated = [f for text in prose for f in FIGURE.findall(text) if not EXERCISE.fullmatch(f)]
+    assert [figure for figure in stated if re.sub(r"\s+", " ", figure) not in seen] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_check_of_each_exercise_takes_our_answer_and_fails_for_a_mistake(source, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(HOME)
+    mistakes = iter(json.loads((HOME / "mistakes" / f"{source.stem[:2]}.json").read_text()))
+    place, answer, checked = {"__name__": "__main__"}, None, 0
+    for cell in cells_of(source):
+        if cell.cell_type != "code":
+            continue
+        run = compile(cell.source, f"{source.name}: {cell.source[:40]!r}", "exec")
+        exec(run, place)
+        tags = cell.metadata.get("tags", [])
+        if "answer" in tags:
+            answer = cell.source
+        if "check" in tags:
+            mistake, checked = next(mistakes), checked + 1
+            assert answer.count(mistake["old"]) == 1, mistake
+            exec(answer.replace(mistake["old"], mistake["new"]), place)
+            with pytest.raises((AssertionError, ValueError, IndexError, TypeError)):
+                exec(run, place)
+            exec(answer, place)
+    assert checked >= 2
+    assert next(mistakes, None) is None
