@@ -1,6 +1,7 @@
 """Ground truth: the rules of lending, checked token by token; the matches by plain loops; the sums by hand."""
 
 from dataclasses import replace
+from statistics import mode
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_training import small_config
 from retro_np import EncoderConfig, RetroConfig, init_params, retro
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import evaluate
-from retro_np.evaluation.copying import LONGEST, copy_bound, longest_matches
+from retro_np.evaluation.copying import LONGEST, WEIGHTS, _tuned, copy_bound, longest_matches
 from retro_np.parameters import COPIED
 from retro_np.training.checkpoint import TrainingConfig
 from retro_np.training.curriculum import MOST_NOISE, lend, with_curriculum
@@ -56,6 +57,8 @@ def test_the_share_falls_to_none_and_some_sequences_have_no_neighbours():
         off.append(empty.mean())
         lent.append((seen != neighbours).any(axis=(2, 3))[~empty].mean())
     assert lent[8] == lent[9] == 0
+    once = with_curriculum(neighbours, tokens, TrainingConfig(lent=1.0, lent_steps=1), 0)
+    assert (once != neighbours).any(axis=(2, 3)).all()  # the first step has the whole share
     assert lent[0] == pytest.approx(0.5, abs=0.12)
     assert lent[4] == pytest.approx(0.25, abs=0.12)
     assert np.mean(off) == pytest.approx(0.3, abs=0.08)
@@ -65,8 +68,36 @@ def test_the_share_falls_to_none_and_some_sequences_have_no_neighbours():
 
 @pytest.mark.parametrize("wrong", [{"retrieval_off": 1.5}, {"lent": -0.1}, {"lent_steps": -1}, {"lent": float("nan")}])
 def test_a_share_is_from_0_to_1(wrong):
-    with pytest.raises(UserError, match="shares from 0 to 1"):
+    with pytest.raises(UserError, match="one from 0 to 1"):
         TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"lent": 0.5}, "go together"), ({"lent_steps": 5}, "go together"), ({"retrieval_off": 1.0}, "below 1"),
+        ({"neighbours": 0, "retrieval_off": 0.5}, "none to lend or to leave out"),
+        ({"neighbours": 0, "lent": 0.5, "lent_steps": 3}, "none to lend or to leave out"),
+    ],
+)  # fmt: skip
+def test_options_of_training_that_would_do_nothing_are_refused(wrong, complaint):
+    with pytest.raises(UserError, match=complaint):
+        TrainingConfig(**wrong)
+
+
+def test_what_is_lent_begins_before_and_behind_the_chunk_and_at_another_place_under_another_seed():
+    m = 8
+    tokens = np.arange(1, 1 + 40 * 12 * m).reshape(40, -1)  # a token says where it stands
+    neighbours = np.zeros((40, 12, 2, 2 * m), np.int64)
+    seen = [with_curriculum(neighbours, tokens, replace(LENT, seed=seed), 0) for seed in (3, 4)]
+    assert not np.array_equal(*seen)
+    starts = []
+    inner = seen[0][:, 1:9]  # chunks that no copy of leaves the sequence
+    for b, u, j in zip(*np.nonzero(inner.any(axis=-1)), strict=True):
+        begin = inner[b, u, j] - 1 - b * 12 * m - np.arange(2 * m)  # where the copy would begin, token by token
+        starts.append(mode(begin.tolist()) - (u + 1) * m)
+    assert set(starts) <= set(range(-m // 2, m // 2 + 1))
+    assert len(set(starts)) > m // 2
 
 
 def test_cca_begins_by_matching_equal_tokens_where_that_is_asked_for():
@@ -132,6 +163,32 @@ def test_the_longest_match_is_the_one_that_loops_find(seed, m, chunks, k):
                     best = run
         assert lengths[0, t] == best
         assert copied[0, t] in behind
+
+
+def test_a_copys_weight_is_tuned_on_the_other_half_of_the_documents():
+    nats, half = np.full(40, 2.0), np.repeat([0, 1], 20)
+    hit = half == 0  # copying is always right in one half, and never in the other
+    found = _tuned(nats, hit, np.ones(40, np.int64), half)
+    assert (found[half == 0] == nats[half == 0]).all()  # the other half says: never copy
+    np.testing.assert_allclose(found[half == 1], 2.0 - np.log(1 - WEIGHTS[-1]))  # and this one: always
+
+
+def test_the_copy_bound_is_what_a_weight_on_the_copied_token_saves(database, monkeypatch):
+    encoder = EncoderConfig(16, 16, 2, 8, 1)
+    config = RetroConfig(database.vocabulary_size, 16, 16, 2, 8, 2, (2,), database.chunk_size, encoder)
+    params = init_params(config, np.random.default_rng(0))
+    monkeypatch.setattr("retro_np.evaluation.copying.WEIGHTS", np.array([0.0]))
+    nothing = copy_bound(params, config, database, sequence_length=32)
+    assert nothing["gain"] == nothing["gain_by_length"] == pytest.approx(0)
+    monkeypatch.setattr("retro_np.evaluation.copying.WEIGHTS", np.array([0.2]))
+    some = copy_bound(params, config, database, sequence_length=32)
+    # a model that knows nothing pays log2 V a token; where the copy is right it pays for 0.2 + 0.8 / V instead
+    assert 0 < some["gain"] < 1
+    right = sum(s * r for s, r in zip(some["positions"][1:], some["right"][1:], strict=True))
+    matched = sum(some["positions"][1:])
+    chance = np.exp(-np.log(database.vocabulary_size))
+    saved = right * np.log((0.2 + 0.8 * chance) / chance) + (matched - right) * np.log(0.8)
+    assert some["gain"] == pytest.approx(saved / np.log(database.vocabulary_size), abs=0.02)
 
 
 def test_the_copy_bound_starts_from_the_baselines_bits_and_weights_save_some(database):

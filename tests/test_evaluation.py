@@ -1,16 +1,18 @@
 """Ground truth: scoring a document token by token, each with the window that is due to it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from retro_np import RetroConfig, init_params, retro
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses, bits_per_byte, evaluate
+from retro_np.evaluation.bits_per_byte import Losses, _permutation, bits_per_byte, evaluate
 from retro_np.evaluation.leakage import chunk_leakage, filtered_bits_per_byte
 from retro_np.experiments.compare import OFF, ON, SHUFFLED, compare, verdict
 from retro_np.nn.operators import log_softmax
+from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.neighbours import sequence_neighbours
 from retro_np.retrieval.tokenizer import token_byte_lengths
 
@@ -51,6 +53,18 @@ def test_a_sliding_window_scores_each_token_once_with_its_due_context(model, dat
     nats, n_bytes = plain_losses(*model, database, n, stride, k)
     np.testing.assert_allclose(losses.nats, nats, rtol=1e-4, atol=1e-4)
     assert np.array_equal(losses.bytes, n_bytes)
+
+
+def test_shuffled_neighbours_are_those_of_the_chunk_that_lends_and_of_no_chunk_itself(model, database):
+    params, config = model
+    own = Retrieval.own(database, "valid")
+    lent = _permutation(len(own.split.tokens), own.split.removed, 5)
+    assert (lent != np.arange(len(lent))).all()
+    by_hand = replace(own, split=replace(own.split, neighbours=np.asarray(own.split.neighbours)[lent]))
+    window = {"k": 2, "sequence_length": 32, "stride": 16}
+    found = evaluate(params, config, database, shuffle_seed=5, **window)
+    assert np.array_equal(found.nats, evaluate(params, config, database, retrieval=by_hand, **window).nats)
+    assert not np.array_equal(found.nats, evaluate(params, config, database, **window).nats)
 
 
 def test_bytes_are_those_of_the_text_without_each_documents_first_token(model, database):

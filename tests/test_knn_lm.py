@@ -11,6 +11,7 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import evaluate
 from retro_np.evaluation.continuous_cache import cache_probability, continuous_cache
 from retro_np.evaluation.knn_lm import (
+    WEIGHTS,
     ScoredTokens,
     datastore,
     frozen_model,
@@ -195,6 +196,19 @@ def test_the_cache_is_the_plain_loops_and_sums_to_one(window):
         tokens[t] = w
         sums += cache_probability(hidden, tokens, documents, 0.7, window)[t]
     assert sums == pytest.approx(1)
+
+
+def test_the_caches_weight_is_tuned_on_other_documents():
+    """In documents of one half the last token comes again, in those of the other never: each half fits the other."""
+    documents = np.repeat([0, 1], 30)
+    tokens = np.where(documents == 0, 7, np.arange(60))
+    hidden = np.zeros((60, 4), np.float32)
+    scored = ScoredTokens(np.arange(60), tokens, np.full(60, 3.0))
+    mixed_in, settings = continuous_cache(scored, hidden, documents)
+    assert settings[0][1] == 0  # tuned where nothing comes again
+    assert settings[1][1] == max(WEIGHTS)
+    assert (mixed_in.nats[documents == 0] == 3).all()
+    assert mixed_in.nats[documents == 1].mean() > 3
 
 
 def test_an_empty_cache_leaves_the_models_own_prediction(frozen):

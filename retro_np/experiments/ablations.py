@@ -36,7 +36,9 @@ def variants(retro, training):
     rows["1 neighbour in training"] = retro, replace(training, neighbours=1)
     rows["4 neighbours in training"] = retro, replace(training, neighbours=4)
     rows["ours: nothing lent"] = retro, replace(training, lent=0.0, lent_steps=0)
-    rows["ours: neither of the two"] = models["ours: ordinary start"], replace(training, lent=0.0, lent_steps=0)
+    rows["ours: a fifth without neighbours"] = retro, replace(training, retrieval_off=0.2)
+    rows["ours: none without neighbours"] = retro, replace(training, retrieval_off=0.0)
+    rows["ours: neither start nor loan"] = models["ours: ordinary start"], replace(training, lent=0.0, lent_steps=0)
     return rows
 
 
@@ -89,4 +91,5 @@ EXPERIMENT = Experiment(
     measure,
     draw,
     verdict,
+    over_seeds=False,
 )

@@ -179,7 +179,13 @@ def _describe_slice(database, console) -> None:
 def _evaluate(out, models, database, plan) -> dict:
     path = out / "results.json"
     if path.exists():
-        return json.loads(path.read_text())
+        try:
+            results = json.loads(path.read_bytes())
+            if results["models"] and results["sentence"]:
+                return results
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"{path} is damaged: remove it, and the demo evaluates again")
     return compare(models, database, out, k=recipe.NEIGHBOURS, limit=plan["evaluated_chunks"], **WINDOW)
 
 

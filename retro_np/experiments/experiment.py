@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -21,6 +22,7 @@ NAMES = (
     "random-neighbours", "leakage", "database-size", "neighbours", "model-size", "retrofit", "ablations", "subsets",
     "chunk-size", "second-corpus", "wikitext-style", "knowledge", "question-answering", "samples", "pretrained",
 )  # fmt: skip
+SEEDS = 3  # where a claim hangs on their spread
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Experiment:
 
     paper: what the paper shows, and where. measure(lab) → figures, plain values for JSON. draw(figures, path) → a
     picture. verdict(figures) → whether the shape agrees (None: there is nothing to agree with), and one sentence on it
-    with figures.
+    with figures. over_seeds: whether it trains models of `lab.seeds` seeds, or of one.
     """
 
     title: str
@@ -37,6 +39,7 @@ class Experiment:
     measure: Callable[[Lab], dict]
     draw: Callable[[dict, Path], None]
     verdict: Callable[[dict], tuple[bool | None, str]]
+    over_seeds: bool = True
 
 
 def find_experiment(name: str) -> Experiment:
@@ -46,13 +49,21 @@ def find_experiment(name: str) -> Experiment:
     return importlib.import_module(f"retro_np.experiments.{name.replace('-', '_')}").EXPERIMENT
 
 
-def run_experiment(name: str, out: Path, scale: str = "small", seeds: int = 3) -> dict:
-    """Measure, or go on measuring; write OUT/NAME.json and OUT/NAME.png. Returns what the JSON holds.
+def run_experiment(name: str, out: Path, scale: str = "small", seeds: int | None = None) -> dict:
+    """Measure, or go on measuring; write NAME.json and NAME.png. Returns what the JSON holds.
 
-    Models and databases lie in OUT/SCALE and are used again by other experiments.
+    The two lie in OUT, those of another scale than small in OUT/SCALE, where models and databases are which other
+    experiments use again. seeds: None: three, or one where the experiment is of one. Raises UserError for more there.
     """
     experiment = find_experiment(name)
+    if seeds not in (None, 1) and not experiment.over_seeds:
+        raise UserError(f"{name} is measured with models of one seed: leave --seeds out")
+    seeds = seeds or (SEEDS if experiment.over_seeds else 1)
     out = Path(out)
+    place = result_folder(out, scale)
+    for file in (place / f"{name}.json", place / f"{name}.png"):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, and a result is to be written there: give another folder with -o")
     with open_lab(out, scale, seeds) as lab:
         began = time.perf_counter()
         figures = json.loads(json.dumps(experiment.measure(lab), default=_plain))
@@ -62,7 +73,7 @@ def run_experiment(name: str, out: Path, scale: str = "small", seeds: int = 3) -
         "experiment": name,
         "title": experiment.title,
         "paper": experiment.paper,
-        "command": f"retro-np experiment {name}" + _options(scale, seeds),
+        "command": f"retro-np experiment {name}" + _options(scale, seeds if experiment.over_seeds else SEEDS),
         "scale": asdict(SCALES[scale]),
         "seeds": seeds,
         "machine": {
@@ -74,9 +85,14 @@ def run_experiment(name: str, out: Path, scale: str = "small", seeds: int = 3) -
         "verdict": sentence,
         "figures": figures,
     }  # fmt: skip
-    experiment.draw(figures, out / f"{name}.png")
-    write_json(out / f"{name}.json", result)
+    experiment.draw(figures, place / f"{name}.png")
+    write_json(place / f"{name}.json", _finite(result))
     return result
+
+
+def result_folder(out: Path, scale: str) -> Path:
+    """Where results of a scale are written: those of a tiny run do not replace a large one's."""
+    return out if scale == "small" else out / scale
 
 
 @contextlib.contextmanager
@@ -92,7 +108,16 @@ def open_lab(out: Path, scale: str, seeds: int = 3) -> Iterator[Lab]:
 
 
 def _options(scale, seeds):
-    return ("" if scale == "small" else f" --scale {scale}") + ("" if seeds == 3 else f" --seeds {seeds}")
+    return ("" if scale == "small" else f" --scale {scale}") + ("" if seeds == SEEDS else f" --seeds {seeds}")
+
+
+def _finite(value):
+    """The same without NaN and infinities, which JSON does not have: null in their place."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value):

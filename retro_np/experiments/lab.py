@@ -1,11 +1,14 @@
 """Where experiments work: databases, trained models and scores, each made once, kept, and found again.
 
-A lab is a folder. What is asked of it is named by a hash of everything that it hangs on, so an experiment that was
-stopped goes on where it was, and two experiments that want the same model train it once.
+A lab is a folder. What is asked of it is named by a hash of everything that it hangs on but this package's version, so
+an experiment that was stopped goes on where it was, and two experiments that want the same model train it once. After
+an upgrade take another folder.
 """
 
+import contextlib
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.config import RetroConfig
+from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, evaluate
 from retro_np.evaluation.copying import copy_bound
 from retro_np.evaluation.leakage import ALPHAS, chunk_leakage, filtered_bits_per_byte
@@ -29,6 +33,8 @@ from retro_np.retrieval.join import Retrieval
 from retro_np.training.checkpoint import TrainingConfig
 from retro_np.training.loop import retrofit, train
 from retro_np.tree import Tree
+
+DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile)  # what NumPy raises for a file that is cut short
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,8 @@ class Lab:
         """What a model pays for held-out chunks; k = 0: retrieval off. label: tells this `retrieval` from others."""
         scale = self.scale
         limit = limit or self.limit(database)
-        facts = [model.name, database.identity, k, shuffle_seed, label, limit, scale.sequence_length]
+        source = [label, retrieval.database.identity] if retrieval else ""
+        facts = [model.name, database.identity, k, shuffle_seed, source, limit, scale.sequence_length]
         path = self.folder / "scores" / f"{named('scores', facts)}.npz"
         if not path.exists():
             losses = evaluate(
@@ -139,7 +146,7 @@ class Lab:
             )  # fmt: skip
             with replacing(path) as file:
                 np.savez(file, nats=losses.nats, bytes=losses.bytes, documents=losses.documents)
-        with np.load(path, allow_pickle=False) as found:
+        with readable(path), np.load(path, allow_pickle=False) as found:
             return Losses(found["nats"], found["bytes"], found["documents"])
 
     def pair(self, database: Database, seed: int, d_model: int | None = None) -> tuple[Model, Model]:
@@ -188,11 +195,22 @@ class Lab:
     def leakage(self, database: Database, retrieval: Retrieval | None = None, label: str = "") -> np.ndarray:
         """r(C) of each evaluated chunk."""
         limit = self.limit(database)
-        facts = [database.identity, label, limit]
+        source = [label, retrieval.database.identity] if retrieval else ""
+        facts = [database.identity, source, limit]
         path = self.folder / "scores" / f"{named('leakage', facts)}.npy"
         if not path.exists():
             write_array(path, chunk_leakage(database, limit=limit, retrieval=retrieval))
-        return np.load(path, allow_pickle=False)
+        with readable(path):
+            return np.load(path, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def readable(path: Path):
+    """Around the reading of a file of the lab: where it is damaged, UserError says which."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise UserError(f"{path} is damaged: remove it, and the same command makes it again") from error
 
 
 def bits(losses: Losses, ratios: np.ndarray) -> dict:

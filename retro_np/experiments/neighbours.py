@@ -59,4 +59,5 @@ EXPERIMENT = Experiment(
     measure,
     draw,
     verdict,
+    over_seeds=False,
 )

@@ -105,4 +105,5 @@ EXPERIMENT = Experiment(
     measure,
     draw,
     verdict,
+    over_seeds=False,
 )

@@ -22,7 +22,7 @@ from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING
 
 N = 4  # tokens of a run that counts as shared
 PROMPT_CHUNKS = 4
-PROMPTS, LENGTH = 24, 128
+PROMPTS, LENGTH, DRAWS = 24, 128, 3
 TINY_PROMPTS, TINY_LENGTH = 3, 32
 NUCLEUS = 0.9  # top-p, Holtzman et al. 2020
 SHOWN = 4  # prompts whose texts are kept
@@ -33,7 +33,7 @@ MEASURES = (REMAINDER, OTHER, RETRIEVED, REPEATED)
 def measure(lab):
     """Shares by measure and line (`seeds` holds a value a prompt), the paired difference, and a few texts.
 
-    Each prompt is continued under `lab.seeds` seeds, and its shares are means over them. Leaves samples.html, too.
+    Each prompt is continued DRAWS times, and its shares are means over them. Leaves samples.html, too.
     """
     database = lab.database()
     retro = lab.pair(database, 0)[1]
@@ -41,11 +41,11 @@ def measure(lab):
     parts = prompts_and_rests(database, wanted)
     shares = {name: {line: [] for line in (ON, OFF)} for name in MEASURES}
     texts, pages = [], []
-    with progress_bar("sampling", len(parts) * lab.seeds) as advance:
+    with progress_bar("sampling", len(parts) * DRAWS) as advance:
         for number, (document, prompt, rest) in enumerate(parts):
             other = parts[number - 1][2]
             runs = []
-            for seed in range(lab.seeds):
+            for seed in range(DRAWS):
                 runs.append(_continuations(retro, database, prompt, length, seed))
                 advance()
             for line in (ON, OFF):
@@ -156,7 +156,7 @@ def draw(figures, path):
 
 
 def verdict(figures):
-    """Whether the continuation with retrieval has more of the document's rest than the one without."""
+    """Whether continuations with retrieval have more of the document's rest than those without, by two errors."""
     shares, gain = figures["shares"], figures["gain"]
     percent = {(name, line): 100 * shares[name][line]["mean"] for name in MEASURES for line in (ON, OFF)}
     pairs = list(zip(shares[REMAINDER][ON]["seeds"], shares[REMAINDER][OFF]["seeds"], strict=True))
@@ -165,7 +165,7 @@ def verdict(figures):
     def both(name):
         return f"{percent[name, ON]:.1f} % with retrieval, {percent[name, OFF]:.1f} % without"
 
-    return gain["mean"] > 0, (
+    return gain["mean"] > 2 * gain["standard_error"], (
         f"Of a continuation's token {N}-grams there stand in the rest of the prompt's document {both(REMAINDER)} "
         f"(difference {100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f} points, one standard error; more "
         f"in {more} and fewer in {fewer} of {figures['prompts']} prompts); in another document's rest {both(OTHER)}; "
@@ -180,4 +180,5 @@ EXPERIMENT = Experiment(
     measure,
     draw,
     verdict,
+    over_seeds=False,
 )

@@ -84,4 +84,5 @@ EXPERIMENT = Experiment(
     measure,
     draw,
     verdict,
+    over_seeds=False,
 )

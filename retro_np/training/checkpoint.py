@@ -46,8 +46,14 @@ class TrainingConfig:
             raise UserError("neighbours, warmup and seed are at least 0")
         if not 0 < self.learning_rate <= 1 or not self.clip > 0 or not 0 <= self.weight_decay < math.inf:
             raise UserError("learning_rate is above 0 and at most 1, clip above 0, weight_decay at least 0")
-        if not 0 <= self.retrieval_off <= 1 or not 0 <= self.lent <= 1 or self.lent_steps < 0:
-            raise UserError("retrieval_off and lent are shares from 0 to 1, lent_steps at least 0")
+        if not 0 <= self.retrieval_off < 1 or not 0 <= self.lent <= 1 or self.lent_steps < 0:
+            raise UserError("retrieval_off is a share below 1, lent one from 0 to 1, lent_steps at least 0")
+        if (self.lent > 0) != (self.lent_steps > 0):
+            raise UserError("lent and lent_steps go together: how many chunks are lent, and for how many steps")
+        if not self.neighbours and (self.lent or self.retrieval_off):
+            raise UserError(
+                "without neighbours (k = 0) there are none to lend or to leave out: leave those options out"
+            )
         if self.batch_size % self.micro_batches:
             raise UserError(
                 f"a batch of {self.batch_size} sequences does not split into {self.micro_batches} equal parts"
