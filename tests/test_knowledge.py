@@ -81,7 +81,7 @@ def test_the_experiment_runs_and_a_model_of_six_steps_knows_nothing(tmp_path):
         assert 0 <= lines[name]["right"]["mean"] <= 1
         assert lines[name]["bits"]["mean"] > 0
     assert result["agrees"] is False
-    assert (tmp_path / "knowledge.png").stat().st_size > 0
+    assert (tmp_path / "tiny" / "knowledge.png").stat().st_size > 0
 
 
 def test_the_verdict_asks_for_every_line():
