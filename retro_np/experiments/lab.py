@@ -160,12 +160,15 @@ class Lab:
         return max(1, round(share * self.scale.steps))
 
     def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, share: float) -> Model:
-        """A baseline with the recipe's CCA and encoder, which alone are trained, for a share of its steps."""
+        """A baseline with the recipe's CCA and encoder, which alone are trained, for a share of its steps.
+
+        No sequence goes without neighbours: it would teach nothing, since the decoder is frozen.
+        """
         start = replace(baseline.config, copying_start=True)
         params, config = retrofit(
             baseline.params, start, retro_config.cca_layers, retro_config.encoder, np.random.default_rng(0)
         )
-        training = self.training(config, 0, steps=self.retrofit_steps(share))
+        training = replace(self.training(config, 0, steps=self.retrofit_steps(share)), retrieval_off=0.0)
         return self.trained(database, config, training, begin_from=(params, baseline.name), trainable=is_retrieval)
 
     def conditions(self, database: Database, baseline: Model | None, retro: Model) -> dict[str, Losses]:
