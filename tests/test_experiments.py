@@ -214,6 +214,13 @@ def test_verdicts_follow_the_figures():
     assert retrofit.verdict(fitted)[0] is False
     runs[0][ON]["bpb"], runs[1][ON]["bpb"] = 2.1, 1.9
     assert retrofit.verdict(fitted)[0] is False
+    size = {"width": 8, "parameters": {"baseline": 100, "RETRO": 150}, "equal_baseline": 1000.0}
+    sizes = [size | {"lines": {"baseline": {"bpb": 2.0}, OFF: {"bpb": 2.01}, ON: {"bpb": on}}} for on in (1.9, 1.85)]
+    assert model_size.verdict({"sizes": sizes})[0] is True
+    assert model_size.verdict({"sizes": sizes[::-1]})[0] is False  # the gain shrinks
+    assert model_size.verdict({"sizes": [sizes[0], sizes[1] | {"equal_baseline": 300.0}]})[0] is False
+    sizes[0]["lines"][OFF]["bpb"] = 2.03
+    assert model_size.verdict({"sizes": sizes})[0] is False
     rows = {name: {ON: {"bpb": bpb}} for name, bpb in ablations.PAPER.items()}
     assert ablations.verdict({"rows": rows, "paper": ablations.PAPER})[0] is True
     curves = {"baseline": [2.1] * 16 + [2.0], OFF: [2.1] * 16 + [2.0], ON: [2.05] * 16 + [1.9]}
