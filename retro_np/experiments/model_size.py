@@ -58,7 +58,7 @@ def draw(figures, path):
 
 
 def verdict(figures):
-    """Whether at every size OFF is within 1 % of the baseline and ON worth a baseline of WORTH times RETRO's parameters,
+    """Whether at every size OFF is within 1 % of the baseline and ON like a baseline of WORTH times RETRO's size,
     and whether the gain stays or grows with size.
     """
     sizes = figures["sizes"]
