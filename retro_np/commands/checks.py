@@ -74,6 +74,6 @@ def demo(
     print_results(run_demo(minutes, out, seed, from_scratch, console))
     loss = "loss.png, " if from_scratch else ""
     console.print(
-        f"In {out}: results.json, losses.npz, {loss}bpb_alpha.png, samples.html, inspect.html, db/, and a checkpoint in baseline/ "
-        f"and retro/, {'trained here' if from_scratch else 'those in the box'}"
+        f"In {out}: results.json, losses.npz, {loss}bpb_alpha.png, samples.html, inspect.html, db/, and a checkpoint "
+        f"in baseline/ and retro/, {'trained here' if from_scratch else 'those in the box'}"
     )

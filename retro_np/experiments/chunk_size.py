@@ -44,12 +44,11 @@ def verdict(figures):
     """What each size gains. The paper has but one."""
     said = []
     for size in figures["sizes"]:
-        gain = {figure: f"{100 * share['mean']:.2f} %" for figure, share in size["gains"].items()}
+        change = {figure: f"{-100 * share['mean']:+.2f} %" for figure, share in size["gains"].items()}
         said.append(
-            f"with chunks of {size['chunk_size']} RETRO[ON] needs {gain['bpb']} fewer bits than its baseline (copy "
-            f"bound {100 * size['copy_bound']['gain']:.2f} %), at α = 12.5 %, which holds "
-            f"{100 * size['chunks_without_leakage']:.0f} % of chunks, {gain['bpb_no_leakage']} fewer, and OFF "
-            f"{100 * size['off']['mean']:+.2f} %"
+            f"with chunks of {size['chunk_size']} RETRO[ON] needs {change['bpb']} bits against its baseline (copy "
+            f"bound {-100 * size['copy_bound']['gain']:+.2f} %), {change['bpb_no_leakage']} at α = 12.5 %, which holds "
+            f"{100 * size['chunks_without_leakage']:.0f} % of chunks, and OFF {100 * size['off']['mean']:+.2f} %"
         )
     sentence = "; ".join(said) + "."
     return None, sentence[0].upper() + sentence[1:]
