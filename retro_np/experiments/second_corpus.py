@@ -72,8 +72,8 @@ def verdict(figures):
     bpb = {name: f"{line[name]['bpb']['mean']:.4f}" for name in LINES}
     return agrees, (
         f"RETRO[ON] needs {bpb[ON]} bits per byte, its baseline {bpb['baseline']}: {100 * gains['bpb']['mean']:.2f} % "
-        f"fewer ({spread} over seeds), and {-100 * gains['bpb_no_leakage']['mean']:+.2f} % bits at α = 12.5 %. The copy "
-        f"bound is {100 * figures['copy_bound']['gain']:.2f} %; with the neighbours of others RETRO needs "
+        f"fewer ({spread} over seeds), and {-100 * gains['bpb_no_leakage']['mean']:+.2f} % bits at α = 12.5 %. The "
+        f"copy bound is {100 * figures['copy_bound']['gain']:.2f} %; with the neighbours of others RETRO needs "
         f"{bpb[SHUFFLED]}, with none {bpb[OFF]}."
     )
 
