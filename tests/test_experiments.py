@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import refused, write_corpus
+from conftest import fresh_python, refused, write_corpus
 
 from retro_np import load_params
 from retro_np.errors import UserError
@@ -109,6 +109,14 @@ def test_a_result_is_of_as_many_seeds_as_it_says_and_never_written_onto_a_folder
     with pytest.raises(UserError, match="is a folder"):
         run_experiment("leakage", tmp_path, "tiny")
     assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == ["leakage.png"]
+
+
+def test_a_plot_is_drawn_without_a_window_and_leaves_anybodys_alone(tmp_path):
+    code = "import sys; from retro_np.report.plots import plot_bars; plot_bars({'a': 1}, sys.argv[1], 'share'); "
+    code = code.replace("sys.argv[1]", repr(str(tmp_path / "bars.png"))) + "print('matplotlib.pyplot' in sys.modules)"
+    out, err, status = fresh_python(code, MPLBACKEND="TkAgg")
+    assert (out, status) == ("False", 0), err
+    assert (tmp_path / "bars.png").stat().st_size > 1000
 
 
 def test_nan_is_no_json(tmp_path, monkeypatch):

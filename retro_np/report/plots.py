@@ -1,12 +1,9 @@
-"""Plots as PNG files."""
+"""Plots as PNG files: figures of their own, without pyplot, so that no window is asked for and nobody's is touched."""
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # files alone: no window is needed, and none may be there
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 # Okabe & Ito's colours, told apart by the colour-blind too
@@ -78,7 +75,8 @@ def plot_bars(values: dict[str, float], path, label: str, *, dots=None, notes=No
 
 def figure_and_axes():
     """A figure of the size that ours have, and its axes."""
-    return plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    return figure, figure.subplots()
 
 
 def finish(figure, axes, path) -> None:
@@ -86,4 +84,3 @@ def finish(figure, axes, path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
