@@ -1,0 +1,517 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3 · Backward passes by hand
+#
+# Nothing in this library differentiates by itself. Each function of `retro_np/nn` returns two things, its value and
+# its **pullback**, which takes the gradient of the loss with respect to the value, and returns the gradients with
+# respect to the arguments. This tutorial derives a few, from a matrix product to attention, and then turns to what
+# tells right ones from wrong ones: finite differences, which can be wrong themselves.
+#
+# Afterwards you can
+#
+# - derive a pullback from a small change and an inner product, without writing a Jacobian;
+# - write an operator as value and pullback, and compose pullbacks in reverse;
+# - write the backward pass of attention;
+# - say four ways in which a finite difference lies, and put an operator of your own through `gradcheck`.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from retro_np import gradcheck
+from retro_np.gradcheck import GradientError
+from retro_np.kernels.attention import attention_backward, attention_forward
+from retro_np.kernels.rows import add_layer_norm
+from retro_np.nn.attention import relative_attention
+from retro_np.nn.checks import checks
+from retro_np.nn.operators import gelu, linear, rms_norm
+
+rng = np.random.default_rng(0)
+
+
+def tried(name, f, *arrays, **options):
+    """What gradcheck says, as one line, whether it raises or not."""
+    try:
+        print(f"{name}: right within {gradcheck(f, *arrays, **options):.0e}")
+    except GradientError as error:
+        print(f"{name}: {error}")
+
+
+# %% [markdown]
+# ## A small change and an inner product
+#
+# Let y = f(x) and let L be a number computed from y. The chain rule says dx = Jᵀ dy, where dy = ∂L/∂y and J is the
+# Jacobian of f at x. J itself is never wanted, and often could not be stored. For the product of 2,048 tokens with a
+# matrix of the smallest model of the paper, d = 896:
+
+# %%
+n, d = 2048, 896
+print(f"x has {n * d / 1e6:.1f} million entries, the Jacobian of x ↦ x W {(n * d) ** 2 / 1e12:.1f} million million")
+
+# %% [markdown]
+# What is wanted is how Jᵀ acts on dy. A recipe finds it for anything made of products and sums. Change the arguments
+# a little, by ẋ and Ẇ; to first order y = x W changes by
+#
+# ẏ = ẋ W + x Ẇ,
+#
+# and the loss by the inner product of dy with that. Move everything but the change to the other side:
+#
+# ⟨dy, ẏ⟩ = ⟨dy, ẋ W⟩ + ⟨dy, x Ẇ⟩ = ⟨dy Wᵀ, ẋ⟩ + ⟨xᵀ dy, Ẇ⟩.
+#
+# What stands beside ẋ is dx, what stands beside Ẇ is dW. That is `linear`, and the identity can be tried at once:
+
+# %%
+x, w = rng.standard_normal((5, 3)), rng.standard_normal((3, 4))
+xdot, wdot = rng.standard_normal(x.shape), rng.standard_normal(w.shape)
+y, vjp = linear(x, w)
+dy = rng.standard_normal(y.shape)
+dx, dw = vjp(dy)
+left, right = np.sum(dy * (xdot @ w + x @ wdot)), np.sum(dx * xdot) + np.sum(dw * wdot)
+print(f"⟨dy, ẏ⟩ = {left:.6f}, ⟨dx, ẋ⟩ + ⟨dW, Ẇ⟩ = {right:.6f}")
+assert np.isclose(left, right)
+
+# %% [markdown]
+# The identity uses our own ẏ. `gradcheck` needs none: it moves each entry of each argument by ±ε, takes
+# (f(x + ε) − f(x − ε)) / 2ε, and compares. Here it judges `linear`, and then a version whose author remembered that
+# shapes show the way, but had a square matrix, where Wᵀ and W fit equally well.
+
+
+# %%
+def linear_untransposed(x, w):
+    y, vjp = linear(x, w)
+    return y, lambda dy: (dy @ w, vjp(dy)[1])
+
+
+tried("linear", linear, x, w)
+tried("without the transpose", linear_untransposed, rng.standard_normal((2, 3)), rng.standard_normal((3, 3)))
+
+# %% [markdown]
+# ## Down, then up
+#
+# Where f is a composition, J is a product of Jacobians, Jᵀ the product of their transposes in reverse order: the
+# pullbacks are called in the reverse order of the values, each with what the one after it returned. What is used
+# twice gets two gradients, and they add. A residual block uses its input twice:
+
+
+# %%
+def block(h, w_in, w_out):
+    """h + gelu(h W_in) W_out."""
+    hidden, in_vjp = linear(h, w_in)
+    active, gelu_vjp = gelu(hidden)
+    update, out_vjp = linear(active, w_out)
+
+    def vjp(dy):
+        dactive, dw_out = out_vjp(dy)
+        (dhidden,) = gelu_vjp(dactive)
+        dh, dw_in = in_vjp(dhidden)
+        return dy + dh, dw_in, dw_out
+
+    return h + update, vjp
+
+
+arguments = rng.standard_normal((2, 3)), rng.standard_normal((3, 4)), rng.standard_normal((4, 3))
+tried("block", block, *arguments)
+
+
+# %% [markdown]
+# Read the value down and the pullback up, and the same names come in reverse order with a d before them. The blocks of
+# the model are all written so. The classic slip is to lose one of the two ways to h:
+
+
+# %%
+def block_without_the_residual(h, w_in, w_out):
+    y, vjp = block(h, w_in, w_out)
+    return y, lambda dy: (vjp(dy)[0] - dy, *vjp(dy)[1:])
+
+
+tried("one way lost", block_without_the_residual, *arguments)
+
+# %% [markdown]
+# ## RMSNorm
+#
+# y = g ∘ x s with s = (mean(x²) + ε)^(−1/2), for one row x of d numbers (∘ is entry by entry; Zhang & Sennrich 2019).
+# The change of s is ṡ = −s³ mean(x ∘ ẋ), so ẏ = g ∘ (ẋ s − x s³ mean(x ∘ ẋ)). With unit = x s and dunit = g ∘ dy,
+#
+# ⟨dy, ẏ⟩ = ⟨s dunit, ẋ⟩ − s² ⟨dunit, unit⟩ mean(x ∘ ẋ), so **dx = s (dunit − unit · mean(dunit ∘ unit))**.
+#
+# The second term has a meaning: a longer x gives the same y, so the gradient must have no part along x. It takes away
+# just that part. Up to ε, dx is orthogonal to x:
+
+# %%
+x, gain, dy = rng.standard_normal((4, 6)), rng.standard_normal(6), rng.standard_normal((4, 6))
+y, vjp = rms_norm(x, gain, eps=0)
+dx, dgain = vjp(dy)
+s = 1 / np.sqrt(np.mean(x**2, axis=-1, keepdims=True))
+unit, dunit = x * s, gain * dy
+assert np.allclose(dx, s * (dunit - unit * np.mean(dunit * unit, axis=-1, keepdims=True)))
+assert np.allclose(dgain, np.sum(dy * unit, axis=0))
+assert np.allclose(y, rms_norm(7 * x, gain, eps=0)[0])
+print("⟨dx, x⟩ of each row:", np.abs(np.sum(dx * x, axis=-1)).round(12))
+
+# %% [markdown]
+# ## Softmax
+#
+# p_i = exp(x_i) / Σ exp(x_j). Its Jacobian is small enough to look at once: ∂p_i/∂x_j = p_i (δ_ij − p_j). Hence
+#
+# dx_j = Σ_i dp_i p_i (δ_ij − p_j) = **p_j (dp_j − Σ_i dp_i p_i)**.
+#
+# As in RMSNorm, a mean is subtracted, here one weighted by p, and for the same reason: a constant added to all x_i
+# changes nothing, so Σ_j dx_j must be 0. In the picture, rows and columns sum to 0.
+
+
+# %%
+def softmax(x):
+    p = np.exp(x - x.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+
+    def vjp(dp):
+        return (p * (dp - np.sum(dp * p, axis=-1, keepdims=True)),)
+
+    return p, vjp
+
+
+tried("softmax", softmax, rng.standard_normal((3, 5)))
+p, vjp = softmax(np.array([0.0, 1.0, 2.0, 0.5, -1.0]))
+jacobian = np.array([vjp(row)[0] for row in np.eye(5)])  # the pullback of each unit vector is a row of J
+assert np.allclose(jacobian, np.diag(p) - np.outer(p, p))
+figure, axes = plt.subplots(figsize=(3.6, 3))
+image = axes.imshow(jacobian, cmap="PuOr", vmin=-0.5, vmax=0.5)
+for (i, j), slope in np.ndenumerate(jacobian):
+    axes.text(j, i, f"{slope:.2f}", ha="center", va="center", fontsize=8)
+axes.set(xlabel="x_j", ylabel="p_i", title="∂p_i / ∂x_j")
+plt.show()
+
+# %% [markdown]
+# ## Attention
+#
+# One head: logits a = q kᵀ / √c, weights p = softmax of each row, out = p v. All its pieces are above: three products
+# and a softmax. Down, then up:
+
+
+# %%
+def attention(q, keys, values):
+    """q: (n, c); keys, values: (r, c) → (n, c)."""
+    scale = q.shape[-1] ** -0.5
+    weights, softmax_vjp = softmax(q @ keys.T * scale)
+
+    def vjp(dout):
+        dweights, dvalues = dout @ values.T, weights.T @ dout
+        (dlogits,) = softmax_vjp(dweights)
+        dlogits = dlogits * scale
+        return dlogits @ keys, dlogits.T @ q, dvalues
+
+    return weights @ values, vjp
+
+
+parts = rng.standard_normal((3, 4)), rng.standard_normal((5, 4)), rng.standard_normal((5, 4))
+tried("attention", attention, *parts)
+
+# %% [markdown]
+# The library's kernel takes batches, groups and heads, (B, g, n, h, c), and has masks and positions beside (tutorials
+# 4 and 5). With one of each and no mask it is the function above, value and gradients:
+
+
+# %%
+def as_one_head(x):
+    return x[None, None, :, None, :]
+
+
+out, vjp = attention(*parts)
+dout = rng.standard_normal(out.shape)
+library_out, library_vjp = relative_attention(*(as_one_head(part) for part in parts))
+assert np.allclose(as_one_head(out), library_out)
+for name, ours, theirs in zip(("dq", "dkeys", "dvalues"), vjp(dout), library_vjp(as_one_head(dout)), strict=True):
+    assert np.allclose(as_one_head(ours), theirs)
+    print(f"{name:8} equal to the kernel's")
+
+# %% [markdown]
+# ## First lie: the step
+#
+# A Taylor series says how far a difference is off: (f(x + ε) − f(x)) / ε by a multiple of ε, the central one by a
+# multiple of ε². So ε should be small. But both values are rounded, each by a share u of itself, and their difference
+# is divided by ε: an error of about u/ε, which grows as ε shrinks. Below, the slope of the softmax in 30 random
+# directions, by differences, against the pullback.
+
+
+# %%
+def slope_errors(eps, dtype, central):
+    """Root mean square of (difference − pullback), relative to the slopes, over random directions."""
+    rng = np.random.default_rng(1)
+    x, cotangent = rng.standard_normal(8), rng.standard_normal(8)
+    directions = rng.standard_normal((30, 8))
+    true = directions @ softmax(x)[1](cotangent)[0]
+    ahead = softmax((x + eps * directions).astype(dtype))[0] @ cotangent
+    behind = softmax((x - (eps if central else 0) * directions).astype(dtype))[0] @ cotangent
+    found = (ahead - behind) / (eps * (2 if central else 1))
+    return np.sqrt(np.mean((found - true) ** 2) / np.mean(true**2))
+
+
+# %%
+steps = 10.0 ** np.arange(-12, 0.1, 0.25)
+lines = (
+    ("float64, central", np.float64, True, "#2b7bba", "-"),
+    ("float64, one-sided", np.float64, False, "#2b7bba", "--"),
+    ("float32, central", np.float32, True, "#e07b1f", "-"),
+    ("float32, one-sided", np.float32, False, "#e07b1f", "--"),
+)
+figure, axes = plt.subplots(figsize=(5.5, 3.6))
+least = {}
+for name, dtype, central, colour, style in lines:
+    errors = np.array([slope_errors(eps, dtype, central) for eps in steps])
+    axes.loglog(steps, np.maximum(errors, 1e-13), style, color=colour, label=name)
+    least[name] = errors.min()
+    lowest = np.log10([errors.min(), steps[errors.argmin()]])
+    print("{:20} least error about 1e{:.0f}, at ε about 1e{:.0f}".format(name, *lowest))
+axes.axvline(1e-6, color="#8c8c8c", linewidth=1)
+axes.text(1.3e-6, 3, "gradcheck", color="#8c8c8c", fontsize=8)
+axes.set(xlabel="ε", ylabel="relative error of the slope", ylim=(1e-12, 1e2))
+axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+plt.show()
+assert least["float64, central"] < 1e-8 < least["float64, one-sided"] * 10
+assert least["float32, central"] > 1e-6
+
+# %% [markdown]
+# To the right of the lowest point the formula is wrong, to the left the arithmetic. Setting ε² = u/ε puts the
+# lowest point of a central difference near u^(1/3): 5 · 10⁻⁶ in float64 (u = 1.1 · 10⁻¹⁶), 4 · 10⁻³ in float32
+# (u = 6 · 10⁻⁸), and the error there is u^(2/3). That is why `gradcheck` takes central differences, makes float64 of
+# its arguments whatever they were, and uses 10⁻⁶.
+#
+# ## Second lie: float32 on the way
+#
+# It cannot make float64 of what happens inside. A pullback that is right, in a function that rounds to float32 on its
+# way, looks wrong:
+
+
+# %%
+def softmax_in_single(x):
+    p, vjp = softmax(x.astype(np.float32))
+    return p, vjp
+
+
+logits = rng.standard_normal((2, 4))
+tried("float32 inside", softmax_in_single, logits)
+tried("with another step", softmax_in_single, logits, eps=1e-2, tolerance=1e-3)
+
+# %% [markdown]
+# With the step that suits float32 it is right, as far as float32 can tell; a mistake of one part in ten thousand would
+# pass. Better to let the function run in the type of its arguments. What rounds on the way is usually a buffer that was
+# made as float32, whatever came in.
+#
+# ## Third lie: ties
+#
+# A maximum has a kink where two entries are equal, and there a central difference takes the mean of two slopes. For
+# max(x, 0) it says 1/2 at 0, where the pullback says 0 or 1: the step becomes a ramp of width 2ε.
+
+
+# %%
+def maximum(x):
+    """The largest entry of each row; its gradient goes to the first of them."""
+    first = x.argmax(axis=-1)[..., None]
+
+    def vjp(dy):
+        dx = np.zeros_like(x)
+        np.put_along_axis(dx, first, dy[..., None], axis=-1)
+        return (dx,)
+
+    return x.max(axis=-1), vjp
+
+
+tried("no ties", maximum, np.array([[3.0, 2.0, 1.0], [0.0, 4.0, 1.0]]))
+tried("a tie   ", maximum, np.array([[3.0, 3.0, 1.0], [0.0, 4.0, 1.0]]))
+eps, points = 0.3, np.linspace(-1, 1, 401)
+figure, axes = plt.subplots(figsize=(4.5, 2.4))
+axes.plot(points, points > 0, color="#2b7bba", label="slope of max(x, 0)")
+difference = (np.maximum(points + eps, 0) - np.maximum(points - eps, 0)) / (2 * eps)
+axes.plot(points, difference, "--", color="#e07b1f", label="central difference, ε = 0.3")
+axes.set(xlabel="x")
+axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+plt.show()
+
+# %% [markdown]
+# Neither is wrong: at a kink there is no gradient, and any slope between the two sides' will do for descent. Random
+# numbers hardly ever tie, but integers, zeros and padding do. Check at a point without ties, and decide what happens at
+# ties by yourself.
+#
+# ## Fourth lie: a point at which everything is right
+#
+# Worse than a right pullback that fails is a wrong one that passes. Three ways to get there.
+#
+# **The cotangent of ones.** Who checks the gradient of `y.sum()` sets dy = 1. For a softmax that sum is 1 whatever x
+# is; its gradient is 0, and so is that of many a mistake. `gradcheck` draws a random dy.
+
+
+# %%
+def softmax_without_p(x):
+    p, _ = softmax(x)
+    return p, lambda dp: (dp - np.sum(dp * p, axis=-1, keepdims=True),)  # the factor p forgotten
+
+
+def summed(f):
+    """f, and then the sum of all: what a check of y.sum() sees."""
+
+    def total(x):
+        y, vjp = f(x)
+        return y.sum(), lambda dtotal: vjp(np.full(y.shape, dtotal))
+
+    return total
+
+
+tried("dy = 1   ", summed(softmax_without_p), logits)
+tried("random dy", softmax_without_p, logits)
+
+# %% [markdown]
+# **Convenient arguments.** A gain begins at 1, and much else at 0. At gain 1 nobody sees that the gain was
+# forgotten. So check away from where training begins.
+
+
+# %%
+def rms_norm_forgets_gain(x, gain):
+    y, vjp = rms_norm(x, gain)
+    _, plain_vjp = rms_norm(x, np.ones_like(gain))
+    return y, lambda dy: (plain_vjp(dy)[0], vjp(dy)[1])
+
+
+x = rng.standard_normal((2, 3))
+tried("gain 1     ", rms_norm_forgets_gain, x, np.ones(3))
+tried("random gain", rms_norm_forgets_gain, x, rng.standard_normal(3))
+
+# %% [markdown]
+# **Size.** Checking every entry of a large array takes long, so `gradcheck` moves arrays of more than 256 entries
+# along random directions, all entries at once. One wrong entry of N then shows as about 1/√N of its error. Below, one
+# entry of dW is off by as much as the largest of them, in matrices of growing size, and the error is printed instead
+# of raised:
+
+
+# %%
+def linear_with_a_slip(x, w):
+    y, vjp = linear(x, w)
+
+    def slipped(dy):
+        dx, dw = vjp(dy)
+        dw[0, 0] += np.abs(dw).max()
+        return dx, dw
+
+    return y, slipped
+
+
+for size in (4, 16, 64, 256):
+    arrays = rng.standard_normal((2, size)), rng.standard_normal((size, size))
+    how = "entry by entry" if size * size <= 256 else "8 random directions"
+    print(f"{size:3} × {size:3}: error {gradcheck(linear_with_a_slip, *arrays, tolerance=np.inf):.3f}, {how}")
+
+# %% [markdown]
+# Even the last is far above the tolerance of 10⁻⁶, because a right pullback is right to many digits: rounding, not
+# taste, sets the tolerance. But where the wrong entry is small itself there is little to see, so check a small case,
+# with odd sizes that all differ.
+#
+# ## The library's own
+#
+# `retro-np gradcheck` puts every operator through this, up to the whole model with masked and missing neighbours.
+# Here, the small ones:
+
+# %%
+for check in checks():
+    if check.name in {"linear", "rms_norm", "gelu", "cross_entropy", "attention, causal", "FFW"}:
+        assert gradcheck(check.f, *check.arrays) < 1e-6
+        print(f"{check.name:18} right within 1e-6")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Your first operator: y = x σ(x), with σ(x) = 1 / (1 + exp(−x)). Return the value and the pullback, which
+# returns a tuple of one gradient.
+
+
+# %% tags=["exercise"]
+def swish(x): ...
+
+
+# %% jupyter={"source_hidden": true} tags=["answer"]
+def swish(x):
+    gate = 1 / (1 + np.exp(-x))
+
+    def vjp(dy):
+        return (dy * (gate + x * gate * (1 - gate)),)
+
+    return x * gate, vjp
+
+
+# %% tags=["check"]
+x = rng.standard_normal((3, 4))
+assert np.allclose(swish(x)[0], x / (1 + np.exp(-x)))
+print(f"right: within {gradcheck(swish, x):.0e}")
+
+# %% [markdown]
+# **2.** LayerNorm, which BERT has where RETRO has RMSNorm: y = g ∘ (x − mean(x)) / √(variance(x) + eps) + b, over the
+# last axis. The pullback returns dx, dgain and dshift. Along which two directions has dx no part this time? The value
+# is held against the library's kernel for BERT.
+
+
+# %% tags=["exercise"]
+def layer_norm(x, gain, shift, eps=1e-12): ...
+
+
+# %% jupyter={"source_hidden": true} tags=["answer"]
+def layer_norm(x, gain, shift, eps=1e-12):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + eps)
+    unit = centred * scale
+
+    def vjp(dy):
+        dunit = dy * gain
+        along = unit * np.mean(dunit * unit, axis=-1, keepdims=True)  # neither along x, nor along (1, …, 1)
+        return scale * (dunit - dunit.mean(axis=-1, keepdims=True) - along), np.sum(dy * unit, axis=0), dy.sum(axis=0)
+
+    return gain * unit + shift, vjp
+
+
+# %% tags=["check"]
+x, gain, shift = rng.standard_normal((3, 5)), rng.standard_normal(5), rng.standard_normal(5)
+expected = x.copy()
+add_layer_norm(expected, np.zeros(5), np.zeros_like(x), gain, shift, 1e-12)  # in place
+assert np.allclose(layer_norm(x, gain, shift)[0], expected)
+print(f"right: within {gradcheck(layer_norm, x, gain, shift):.0e}")
+
+# %% [markdown]
+# **3.** The kernel keeps no weights for the backward pass: of each query it keeps `lse`, the logarithm of the sum of
+# the logits' exponentials, and makes the weights again from it. Nor does it need a whole row of dweights before it can
+# subtract the softmax's mean: Σ_j dweights_ij weights_ij is an inner product of two rows that are at hand. Which?
+# Write attention's pullback with out, lse, and the arguments. q, out, dout: (n, c); keys, values: (r, c); lse: (n,).
+# Return dq, dkeys, dvalues.
+
+
+# %% tags=["exercise"]
+def attention_pullback(dout, out, lse, q, keys, values): ...
+
+
+# %% jupyter={"source_hidden": true} tags=["answer"]
+def attention_pullback(dout, out, lse, q, keys, values):
+    scale = q.shape[-1] ** -0.5
+    weights = np.exp(q @ keys.T * scale - lse[:, None])
+    # dweights = dout valuesᵀ, and out = weights values: the sum over j is that over c
+    mean = np.sum(dout * out, axis=-1, keepdims=True)
+    dlogits = scale * weights * (dout @ values.T - mean)
+    return dlogits @ keys, dlogits.T @ q, weights.T @ dout
+
+
+# %% tags=["check"]
+heads = [as_one_head(part) for part in parts]
+out, lse = attention_forward(*heads)
+dout = rng.standard_normal(out.shape)
+expected = attention_backward(dout, lse, *heads)[:3]
+made = attention_pullback(dout[0, 0, :, 0], out[0, 0, :, 0], lse[0, 0, 0], *parts)
+for name, ours, theirs in zip(("dq", "dkeys", "dvalues"), made, expected, strict=True):
+    assert np.allclose(as_one_head(ours), theirs), name
+print("right: as the kernel has them")
