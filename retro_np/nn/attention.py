@@ -19,7 +19,7 @@ def relative_attention(q, keys, values, table=None, u=None, v=None, *, causal_of
     return out, vjp
 
 
-def attend(params, queries, context, n_heads, *, offset=0, causal=False, key_mask=None, scope):
+def attend(params, queries, context, n_heads, *, offset=0, causal=False, key_mask=None, scope=ROOT):
     """W_o · attention(W_q queries, W_k context, W_v context), before the residual.
 
     queries: (B, g, n, d), normalised; context: (B, k, r, d_context); distance of query i and key j: i − j + offset.
