@@ -56,9 +56,11 @@ def hidden_states(params, config: RetroConfig, tokens, neighbours) -> np.ndarray
 def attention_maps(params, config: RetroConfig, tokens, neighbours) -> dict[str, np.ndarray]:
     """The weights of every attention, by the block's dotted name, to be looked at. Arguments as in `retro`.
 
-    P counts from 0, as in a checkpoint's names. `layers.P.attention` (B, h, n, n): of query and key. `layers.P.cca` (B, l, h, m, k, r): of the i-th token of the
-    attending chunk H_u^+, which is token u·m − 1 + i for u and i from 1 and from 0, and the j-th neighbour's token.
-    `encoder.layers.P.attention` (B, l, k, h, r, r) and `encoder.layers.P.cross_attention` (B, l, h, k, r, m).
+    Layers P count from 0, as in a checkpoint's names.
+    `layers.P.attention` (B, h, n, n): of query and key.
+    `layers.P.cca` (B, l, h, m, k, r): of query i, from 0, of the attending chunk H_u^+ and the j-th neighbour's token;
+    it is the sequence's token u·m − 1 + i, from 0, for u from 1.
+    `encoder.layers.P.attention` (B, l, k, h, r, r), `encoder.layers.P.cross_attention` (B, l, h, k, r, m).
     Each query's weights sum to 1, or are 0 where no key is left.
     """
     seen: dict[str, np.ndarray] = {}
