@@ -137,6 +137,7 @@ def test_info_names_kernels_blas_and_weights():
     assert ("missing" in out) == (not EXPECT_C)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_one_line_and_status_2(work, tmp_path):
     checkpoint, db = work / "retro" / "checkpoint.safetensors", work / "db"
     (tmp_path / "empty").mkdir()

@@ -14,6 +14,7 @@ from retro_np.retrieval.tokenizer import train_tokenizer
 RNG = np.random.default_rng(0)
 
 
+@pytest.mark.slow
 def test_hnsw_finds_what_exact_search_finds_among_real_keys():
     texts = []
     for document in find_corpus("stdlib").documents():

@@ -113,6 +113,7 @@ def checkpoint(tmp_path_factory, params):
     return path
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_text_a_file_or_a_prompt_and_one_of_them(tmp_path, corpus, checkpoint):
     status, _, err = run("build", corpus, "-o", tmp_path / "db", "--embedder", "hashing", "--chunk-size", M,
                          "--vocabulary-size", V)  # fmt: skip
@@ -214,6 +215,7 @@ def test_the_arrow_keys_step_through_tokens(browser, page):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.slow
 def test_each_way_of_colouring_colours_and_text_stands_out_from_it_in_both_themes(browser, page, theme):
     browser.get(page.as_uri())
     browser.find_element("id", theme).click()
