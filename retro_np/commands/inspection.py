@@ -31,8 +31,8 @@ def inspect(
     from retro_np.generation import generate
     from retro_np.report.inspection import MOST_TOKENS, write_inspection
     from retro_np.report.inspection import inspect as inspected
-    from retro_np.retrieval.corpus import LONE_SURROGATE
-    from retro_np.retrieval.tokenizer import END_OF_TEXT, encode
+    from retro_np.report.samples import prompt_tokens
+    from retro_np.retrieval.tokenizer import END_OF_TEXT
     from retro_np.training.checkpoint import load_model
 
     if sum(given is not None for given in (text, file, prompt)) != 1:
@@ -45,7 +45,7 @@ def inspect(
     if file is not None:
         text = read_text(file)
     given = prompt if text is None else text
-    tokens = encode(database.tokenizer, LONE_SURROGATE.sub("\ufffd", given)) or [END_OF_TEXT]
+    tokens = prompt_tokens(database, given)
     facts = {"checkpoint": str(checkpoint), "database": str(database.path), "neighbours": str(k)}
     k, n_prompt = min(k, database.n_chunks), 0
     if prompt is not None:

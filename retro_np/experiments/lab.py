@@ -135,7 +135,7 @@ class Lab:
         """What a model pays for held-out chunks; k = 0: retrieval off. label: tells this `retrieval` from others."""
         scale = self.scale
         limit = limit or self.limit(database)
-        source = [label, retrieval.database.identity] if retrieval else ""
+        source = identity_of(retrieval, label)
         facts = [model.name, database.identity, k, shuffle_seed, source, limit, scale.sequence_length]
         path = self.folder / "scores" / f"{named('scores', facts)}.npz"
         if not path.exists():
@@ -168,7 +168,7 @@ class Lab:
         params, config = retrofit(
             baseline.params, start, retro_config.cca_layers, retro_config.encoder, np.random.default_rng(0)
         )
-        training = replace(self.training(config, 0, steps=self.retrofit_steps(share)), retrieval_off=0.0)
+        training = self.training(config, 0, steps=self.retrofit_steps(share), retrieval_off=0.0)
         return self.trained(database, config, training, begin_from=(params, baseline.name), trainable=is_retrieval)
 
     def conditions(self, database: Database, baseline: Model | None, retro: Model) -> dict[str, Losses]:
@@ -198,13 +198,17 @@ class Lab:
     def leakage(self, database: Database, retrieval: Retrieval | None = None, label: str = "") -> np.ndarray:
         """r(C) of each evaluated chunk."""
         limit = self.limit(database)
-        source = [label, retrieval.database.identity] if retrieval else ""
-        facts = [database.identity, source, limit]
+        facts = [database.identity, identity_of(retrieval, label), limit]
         path = self.folder / "scores" / f"{named('leakage', facts)}.npy"
         if not path.exists():
             write_array(path, chunk_leakage(database, limit=limit, retrieval=retrieval))
         with readable(path):
             return np.load(path, allow_pickle=False)
+
+
+def identity_of(retrieval: Retrieval | None, label: str):
+    """What tells neighbours from elsewhere: the label and the other database's identity; nothing for its own."""
+    return [label, retrieval.database.identity] if retrieval else ""
 
 
 @contextlib.contextmanager

@@ -57,12 +57,17 @@ def sample_chunks(params, config, database: Database, prompt: str, length: int, 
     An empty prompt begins a document: its one token is end-of-text.
     """
     check_fit(config, database)
-    tokens = encode(database.tokenizer, LONE_SURROGATE.sub("\ufffd", prompt)) or [END_OF_TEXT]
+    tokens = prompt_tokens(database, prompt)
     source = database if k else None
     sample, retrieved = generate(
         params, config, tokens, length, database=source, k=k, stop_token=END_OF_TEXT, **settings
     )
     return show_chunks(tokens, sample, retrieved, database)
+
+
+def prompt_tokens(database: Database, text: str) -> list[int]:
+    """The tokens of a text that somebody typed; of an empty one end-of-text, as before a document."""
+    return encode(database.tokenizer, LONE_SURROGATE.sub("\ufffd", text)) or [END_OF_TEXT]
 
 
 def show_chunks(prompt, sample, retrieved: list[Retrieved], database: Database) -> list[ShownChunk]:
