@@ -15,6 +15,8 @@ import pytest
 from conftest import SMALL, all_bytes, write_corpus
 
 from retro_np.errors import UserError
+from retro_np.files import beside_of
+from retro_np.retrieval import stages
 from retro_np.retrieval.bert import load_bert
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
@@ -106,6 +108,18 @@ def test_a_cluster_of_which_one_worker_is_killed_builds_the_same_bytes(corpus, a
             remove_documents(folder, [2, "new_module_03.py"])
             compact(folder, dask=dask)
         assert all_bytes(out) == all_bytes(tmp_path / "same")
+
+
+def test_what_a_killed_worker_had_begun_to_write_is_not_left_in_the_database(corpus, alone, tmp_path, monkeypatch):
+    out, index = tmp_path / "db", stages.write_indexes
+
+    def write_indexes(run, folders):
+        beside_of(folders[1] / "documents.npy").write_bytes(b"begun by a worker that died")
+        index(run, folders)
+
+    monkeypatch.setattr(stages, "write_indexes", write_indexes)
+    build_database(corpus, out, CONFIG, "hashing")
+    assert all_bytes(out) == alone
 
 
 @pytest.mark.slow

@@ -182,6 +182,7 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, embedder
     queries = stages.all_queries(training, folders[len(training) :])
     candidates = config.neighbours + config.spares
     stages.write_neighbours(run, out, work, queries, candidates, margin_of(embedder), config.training_neighbours)
+    remove_partial(out)  # of a worker that was killed, whose task another has done
     write_atomically(out / MANIFEST, manifest_bytes(_manifest(out, config, corpus, facts, tokenizer, embedder)))
     remove_folder(work)
 
