@@ -263,6 +263,8 @@ colours = {
 saved = {
     name: [(plain.nats - ways[name].nats)[which].mean() / np.log(2) for which in kinds.values()] for name in colours
 }
+
+# %%
 figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 for number, (name, colour) in enumerate(colours.items()):
     axis.bar(np.arange(3) + 0.2 * (number - 1.5), saved[name], 0.18, color=colour, label=name)

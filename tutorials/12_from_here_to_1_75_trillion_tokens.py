@@ -127,6 +127,7 @@ def said(number):
     return f"{number / 1000**power:.3g} " + ["", "thousand", "million", "billion", "trillion"][power]
 
 
+# %%
 sizes = np.geomspace(1e4, 1e13, 10)
 lines = {
     "tokens": (parts["tokens"] / m, "#8c8c8c", "-"),
