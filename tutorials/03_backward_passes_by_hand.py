@@ -15,9 +15,10 @@
 # # 3 · Backward passes by hand
 #
 # Nothing in this library differentiates by itself. Each function of `retro_np/nn` returns two things, its value and
-# its **pullback**, which takes the gradient of the loss with respect to the value, and returns the gradients with
-# respect to the arguments. This tutorial derives a few, from a matrix product to attention, and then turns to what
-# tells right ones from wrong ones: finite differences, which can be wrong themselves.
+# its **pullback**, in code `vjp` (vector–Jacobian product). The pullback takes the gradient of the loss with respect to
+# the value, the **cotangent**, and returns the gradients with respect to the arguments. This tutorial derives a few,
+# from a matrix product to attention, and then turns to what tells right ones from wrong ones: finite differences,
+# which can be wrong themselves.
 #
 # Afterwards you can
 #
@@ -66,11 +67,14 @@ print(f"x has {n * d / 1e6:.1f} million entries, the Jacobian of x ↦ x W {(n *
 #
 # ẏ = ẋ W + x Ẇ,
 #
-# and the loss by the inner product of dy with that. Move everything but the change to the other side:
+# and the loss by the inner product ⟨dy, ẏ⟩, the sum of all dy_ij ẏ_ij. Move everything but the change to the other
+# side:
 #
 # ⟨dy, ẏ⟩ = ⟨dy, ẋ W⟩ + ⟨dy, x Ẇ⟩ = ⟨dy Wᵀ, ẋ⟩ + ⟨xᵀ dy, Ẇ⟩.
 #
-# What stands beside ẋ is dx, what stands beside Ẇ is dW. That is `linear`, and the identity can be tried at once:
+# (The step in indices: Σ_ij dy_ij Σ_k ẋ_ik W_kj, summed over *j* first, is Σ_ik (dy Wᵀ)_ik ẋ_ik. A factor changes sides
+# and is transposed.) The loss changes by ⟨dx, ẋ⟩ + ⟨dW, Ẇ⟩, whatever the changes are. So what stands beside ẋ is dx,
+# and what stands beside Ẇ is dW. That is `linear`, and the identity can be tried at once:
 
 # %%
 x, w = rng.standard_normal((5, 3)), rng.standard_normal((3, 4))
@@ -83,9 +87,10 @@ print(f"⟨dy, ẏ⟩ = {left:.6f}, ⟨dx, ẋ⟩ + ⟨dW, Ẇ⟩ = {right:.6f}"
 assert np.isclose(left, right)
 
 # %% [markdown]
-# The identity uses our own ẏ. `gradcheck` needs none: it moves each entry of each argument by ±ε, takes
-# (f(x + ε) − f(x − ε)) / 2ε, and compares. Here it judges `linear`, and then a version whose author remembered that
-# shapes show the way, but had a square matrix, where Wᵀ and W fit equally well.
+# The identity uses our own ẏ. `gradcheck` needs none: it draws a random dy, moves each entry of each argument by ±ε,
+# takes ⟨dy, f(x + ε) − f(x − ε)⟩ / 2ε, and compares that with the pullback's entry. Its error is the difference of the
+# two over the largest entry of that argument's gradient. Here it judges `linear`, and then a version without the
+# transpose. Mostly the shapes would not fit then; with a square matrix W and Wᵀ fit equally well.
 
 
 # %%
@@ -141,13 +146,20 @@ tried("one way lost", block_without_the_residual, *arguments)
 # %% [markdown]
 # ## RMSNorm
 #
-# y = g ∘ x s with s = (mean(x²) + ε)^(−1/2), for one row x of d numbers (∘ is entry by entry; Zhang & Sennrich 2019).
-# The change of s is ṡ = −s³ mean(x ∘ ẋ), so ẏ = g ∘ (ẋ s − x s³ mean(x ∘ ẋ)). With unit = x s and dunit = g ∘ dy,
+# y = g ∘ x s with s = (mean(x²) + eps)^(−1/2), for one row x of *d* numbers and the gain g (∘ is entry by entry, and
+# eps keeps a row of zeros from being divided by zero; Zhang & Sennrich 2019). Call unit = x s the row brought to length
+# √d, so that y = g ∘ unit. By the last product dg = dy ∘ unit, summed over the rows, and dunit = g ∘ dy.
 #
-# ⟨dy, ẏ⟩ = ⟨s dunit, ẋ⟩ − s² ⟨dunit, unit⟩ mean(x ∘ ẋ), so **dx = s (dunit − unit · mean(dunit ∘ unit))**.
+# From unit on to x: the change of s is ṡ = −s³ mean(x ∘ ẋ), so that of unit is ẋ s − x s³ mean(x ∘ ẋ), and
 #
-# The second term has a meaning: a longer x gives the same y, so the gradient must have no part along x. It takes away
-# just that part. Up to ε, dx is orthogonal to x:
+# ⟨dunit, change of unit⟩ = ⟨s dunit, ẋ⟩ − s² ⟨dunit, unit⟩ mean(x ∘ ẋ).
+#
+# In the second term mean(x ∘ ẋ) = ⟨x, ẋ⟩ / d = ⟨unit, ẋ⟩ / (s d). So it is ⟨s unit ⟨dunit, unit⟩ / d, ẋ⟩, and
+#
+# **dx = s (dunit − unit · mean(dunit ∘ unit))**.
+#
+# What is subtracted has a meaning: a longer x gives the same y, so the gradient must have no part along x. It takes
+# away just that part. Up to eps, dx is orthogonal to x:
 
 # %%
 x, gain, dy = rng.standard_normal((4, 6)), rng.standard_normal(6), rng.standard_normal((4, 6))
@@ -196,8 +208,8 @@ plt.show()
 # %% [markdown]
 # ## Attention
 #
-# One head: logits a = q kᵀ / √c, weights p = softmax of each row, out = p v. All its pieces are above: three products
-# and a softmax. Down, then up:
+# One head of *c* columns: logits = queries keysᵀ / √c, weights = softmax of each row of them, out = weights values. All
+# its pieces are above: two products and a softmax. (Down, `weights @ values` is the last product; up, the first.)
 
 
 # %%
@@ -240,9 +252,9 @@ for name, ours, theirs in zip(("dq", "dkeys", "dvalues"), vjp(dout), library_vjp
 # ## First lie: the step
 #
 # A Taylor series says how far a difference is off: (f(x + ε) − f(x)) / ε by a multiple of ε, the central one by a
-# multiple of ε². So ε should be small. But both values are rounded, each by a share u of itself, and their difference
-# is divided by ε: an error of about u/ε, which grows as ε shrinks. Below, the slope of the softmax in 30 random
-# directions, by differences, against the pullback.
+# multiple of ε². So ε should be small. But both values are rounded, each by a share η of itself (1.1 · 10⁻¹⁶ in
+# float64, 6 · 10⁻⁸ in float32), and their difference is divided by ε: an error of about η/ε, which grows as ε shrinks.
+# Below, the slope of the softmax in 30 random directions, by differences, against the pullback.
 
 
 # %%
@@ -283,10 +295,10 @@ assert least["float64, central"] < 1e-8 < least["float64, one-sided"] * 10
 assert least["float32, central"] > 1e-6
 
 # %% [markdown]
-# To the right of the lowest point the formula is wrong, to the left the arithmetic. Setting ε² = u/ε puts the
-# lowest point of a central difference near u^(1/3): 5 · 10⁻⁶ in float64 (u = 1.1 · 10⁻¹⁶), 4 · 10⁻³ in float32
-# (u = 6 · 10⁻⁸), and the error there is u^(2/3). That is why `gradcheck` takes central differences, makes float64 of
-# its arguments whatever they were, and uses 10⁻⁶.
+# To the right of the lowest point the formula is wrong, to the left the arithmetic. (At the far left, where x + ε
+# rounds to x, the difference is 0 and the error 1: all of the slope.) Setting ε² = η/ε puts the lowest point of a
+# central difference near η^(1/3), 5 · 10⁻⁶ in float64 and 4 · 10⁻³ in float32, and the error there is η^(2/3). That is
+# why `gradcheck` takes central differences, makes float64 of its arguments whatever they were, and uses 10⁻⁶.
 #
 # ## Second lie: float32 on the way
 #
@@ -312,7 +324,8 @@ tried("with another step", softmax_in_single, logits, eps=1e-2, tolerance=1e-3)
 # ## Third lie: ties
 #
 # A maximum has a kink where two entries are equal, and there a central difference takes the mean of two slopes. For
-# max(x, 0) it says 1/2 at 0, where the pullback says 0 or 1: the step becomes a ramp of width 2ε.
+# max(x, 0) it says 1/2 at 0, where the pullback says 0 or 1: the step becomes a ramp of width 2ε. (The numbers printed
+# are times the random dy.)
 
 
 # %%
@@ -389,9 +402,9 @@ tried("random gain", rms_norm_forgets_gain, x, rng.standard_normal(3))
 
 # %% [markdown]
 # **Size.** Checking every entry of a large array takes long, so `gradcheck` moves arrays of more than 256 entries
-# along random directions, all entries at once. One wrong entry of N then shows as about 1/√N of its error. Below, one
-# entry of dW is off by as much as the largest of them, in matrices of growing size, and the error is printed instead
-# of raised:
+# along eight random directions, all entries at once. In one direction a single wrong entry of N shows as about 1/√N of
+# its error; in the worst of eight, as about twice that. Below, one entry of dW is off by as much as the largest of
+# them, in matrices of growing size, and the error is printed instead of raised:
 
 
 # %%
@@ -455,8 +468,8 @@ print(f"right: within {gradcheck(swish, x):.0e}")
 
 # %% [markdown]
 # **2.** LayerNorm, which BERT has where RETRO has RMSNorm: y = g ∘ (x − mean(x)) / √(variance(x) + eps) + b, over the
-# last axis. The pullback returns dx, dgain and dshift. Along which two directions has dx no part this time? The value
-# is held against the library's kernel for BERT.
+# last axis of *d* numbers (the variance: squares summed, over *d*). The pullback returns dx, dgain and dshift. Along
+# which two directions has dx no part this time? The value is held against the library's kernel for BERT.
 
 
 # %% tags=["exercise"]
@@ -480,16 +493,16 @@ def layer_norm(x, gain, shift, eps=1e-12):
 # %% tags=["check"]
 x, gain, shift = rng.standard_normal((3, 5)), rng.standard_normal(5), rng.standard_normal(5)
 expected = x.copy()
-add_layer_norm(expected, np.zeros(5), np.zeros_like(x), gain, shift, 1e-12)  # in place
+add_layer_norm(expected, np.zeros(5), np.zeros_like(x), gain, shift, 1e-12)  # in place, of x + 0 + 0
 assert np.allclose(layer_norm(x, gain, shift)[0], expected)
 print(f"right: within {gradcheck(layer_norm, x, gain, shift):.0e}")
 
 # %% [markdown]
 # **3.** The kernel keeps no weights for the backward pass: of each query it keeps `lse`, the logarithm of the sum of
-# the logits' exponentials, and makes the weights again from it. Nor does it need a whole row of dweights before it can
-# subtract the softmax's mean: Σ_j dweights_ij weights_ij is an inner product of two rows that are at hand. Which?
-# Write attention's pullback with out, lse, and the arguments. q, out, dout: (n, c); keys, values: (r, c); lse: (n,).
-# Return dq, dkeys, dvalues.
+# its logits' exponentials (1/√c is in the logits), and makes the weights again from it. Nor does it need a whole row of
+# dweights before it can subtract the softmax's mean: Σ_j dweights_ij weights_ij is an inner product of two rows that
+# are at hand. Which? Write attention's pullback with out, lse, and the arguments. q, out, dout: (n, c); keys, values:
+# (r, c); lse: (n,). Return dq, dkeys, dvalues.
 
 
 # %% tags=["exercise"]

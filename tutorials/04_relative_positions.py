@@ -46,26 +46,25 @@ print("keys and values in another order:", order, "and what is read is the same"
 # %% [markdown]
 # ## Four terms
 #
-# With absolute positions a vector p_i is added to each x_i before the projections. The logit of query i and key j is
-# then a product of two sums, and falls into four (W_q and W_k are left out of the names below: q and k are what was
-# projected).
+# With absolute positions a vector z_i is added to each x_i before the projections. The logit of query i and key j is
+# then a product of two sums, and falls into four. Write q(x) for x W_q, k(x) for x W_k:
 #
 # | | absolute | asks |
 # | --- | --- | --- |
 # | (a) | q(x_i) · k(x_j) | does this content go with that? |
-# | (b) | q(x_i) · k(p_j) | does this content want that place? |
-# | (c) | q(p_i) · k(x_j) | does this place want that content? |
-# | (d) | q(p_i) · k(p_j) | does this place want that place? |
+# | (b) | q(x_i) · k(z_j) | does this content want that place? |
+# | (c) | q(z_i) · k(x_j) | does this place want that content? |
+# | (d) | q(z_i) · k(z_j) | does this place want that place? |
 
 # %%
-n, d, c = 8, 16, 6
+n, d, c = 16, 16, 6
 x, w_q, w_k = rng.standard_normal((n, d)), rng.standard_normal((d, c)) / 4, rng.standard_normal((d, c)) / 4
 
 
-def absolute_terms(x, p):
-    """The four terms, (n, n) each, of content x and places p."""
-    q_x, q_p, k_x, k_p = x @ w_q, p @ w_q, x @ w_k, p @ w_k
-    return q_x @ k_x.T, q_x @ k_p.T, q_p @ k_x.T, q_p @ k_p.T
+def absolute_terms(x, z):
+    """The four terms, (n, n) each, of content x and places z."""
+    q_x, q_z, k_x, k_z = x @ w_q, z @ w_q, x @ w_k, z @ w_k
+    return q_x @ k_x.T, q_x @ k_z.T, q_z @ k_x.T, q_z @ k_z.T
 
 
 places = sinusoids(n - 1, n, d)[::-1]  # `sinusoids` counts down: the rows of 0, 1, …, n − 1
@@ -85,10 +84,12 @@ assert moved.max() > 0.5
 # %% [markdown]
 # Transformer-XL replaces what depends on a place of its own:
 #
-# 1. k(p_j) becomes W_R R_{i−j}: a vector for the distance, with a matrix of its own, as where something stands and
+# 1. k(z_j) becomes W_R R_{i−j}: a vector for the distance, with a matrix of its own, as where something stands and
 #    what it is are different things to ask for;
-# 2. q(p_i) becomes u in (c) and v in (d): with places gone, all that is left for a query's place to say is the
-#    same for each i.
+# 2. q(z_i) becomes a vector u in (c) and a vector v in (d), both learned: with places gone, all that is left for a
+#    query's place to say is the same for each i.
+#
+# From here on q_i and k_j are what content is projected to, q(x_i) and k(x_j).
 #
 # | | relative | asks | seen as |
 # | --- | --- | --- | --- |
@@ -97,7 +98,9 @@ assert moved.max() > 0.5
 # | (c) | u · k_j | is this key worth reading at all? | equal down each column |
 # | (d) | v · W_R R_{i−j} | is this distance worth reading at all? | equal along each diagonal |
 #
-# Taken together: (q_i + u) · k_j + (q_i + v) · W_R R_{i−j}. And nothing in it knows where the sequence begins.
+# Taken together: (q_i + u) · k_j + (q_i + v) · W_R R_{i−j}, and over √c, as in any attention with *c* columns. Nothing
+# in it knows where the sequence begins. In the pictures, each with a scale of its own, orange is below 0 and purple
+# above.
 
 # %%
 w_r, u, v = rng.standard_normal((d, c)) / 2, rng.standard_normal(c), rng.standard_normal(c)
@@ -105,8 +108,8 @@ q, keys = x @ w_q, x @ w_k
 terms = np.zeros((4, n, n))
 for i in range(n):
     for j in range(n):
-        r = reference.position(i - j, d) @ w_r
-        terms[:, i, j] = q[i] @ keys[j], q[i] @ r, u @ keys[j], v @ r
+        position = reference.position(i - j, d) @ w_r
+        terms[:, i, j] = q[i] @ keys[j], q[i] @ position, u @ keys[j], v @ position
 assert np.allclose(terms[2], terms[2][:1])  # (c): each row the same
 assert np.allclose(terms[3][1:, 1:], terms[3][:-1, :-1])  # (d): one down and one right is the same
 figure, grid = plt.subplots(1, 4, figsize=(11, 2.9), sharey=True)
@@ -128,7 +131,8 @@ plt.show()
 # %%
 rows = sinusoids(24, 49, 32)  # distances 24, 23, …, −24
 figure, axes = plt.subplots(figsize=(5, 3))
-axes.imshow(rows, aspect="auto", cmap="PuOr", extent=(0, 32, -24.5, 24.5), vmin=-1, vmax=1)
+image = axes.imshow(rows, aspect="auto", cmap="PuOr", extent=(0, 32, -24.5, 24.5), vmin=-1, vmax=1)
+figure.colorbar(image)
 axes.axvline(16, color="black", linewidth=1)
 axes.set(
     xlabel="sines, fast to slow | cosines, fast to slow", ylabel="distance δ", title="R_δ, a row for each distance"
@@ -138,12 +142,12 @@ assert np.allclose(rows[24], [0] * 16 + [1] * 16)  # δ = 0
 assert np.allclose(rows[::-1], rows * ([-1] * 16 + [1] * 16))
 
 # %% [markdown]
-# Why sines? Because a step is a rotation: R_{δ+s} is R_δ times a matrix that depends on s alone. Whatever W_R reads
-# at one distance, another W_R can read at any other. And R_δ · R_δ′ depends on δ − δ′ alone, so choosing W_R to
+# Why sines? Because a step is a rotation: R_{δ+τ} is R_δ times a matrix that depends on the step τ alone. Whatever W_R
+# reads at one distance, another W_R can read at any other. And R_δ · R_δ′ depends on δ − δ′ alone, so choosing W_R to
 # point along R_δ makes a head that looks δ back:
 
 # %%
-sine, cosine = np.split(sinusoids(3, 1, 32)[0], 2)  # of s = 3; three rows further up, δ is greater by 3
+sine, cosine = np.split(sinusoids(3, 1, 32)[0], 2)  # of τ = 3; three rows further up, δ is greater by 3
 assert np.allclose(rows[:-3, :16], rows[3:, :16] * cosine + rows[3:, 16:] * sine)
 assert np.allclose(rows[:-3, 16:], rows[3:, 16:] * cosine - rows[3:, :16] * sine)
 likeness = rows @ rows.T
@@ -222,9 +226,11 @@ print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB"
 #
 # ## All of it
 #
-# `relative_attention` is the kernel as value and pullback. It takes the projected table, u and v; shapes are (B, g,
-# n, h, c) for queries and (B, k, r, h, c) for keys, where g and k, groups of queries and of keys, are 1 here. Against
-# two loops that know nothing of tables:
+# `relative_attention` is the kernel as value and pullback. It takes the projected table, u and v. Queries are (B, g, n,
+# h, c): a batch, *g* groups of *n* queries, *h* heads of *c* columns. Keys are (B, k, r, h, c): *k* groups of *r*. Each
+# query attends to the keys of all groups at once; groups are only laid over one another, so that all of them stand at
+# the same positions. (Chunked cross-attention makes a group of each neighbour.) Here both are 1. Against two loops that
+# know nothing of tables:
 
 
 # %%
@@ -266,35 +272,41 @@ print("ATTN equals the reference")
 # %% [markdown]
 # ## Break it: the table the wrong way round
 #
-# The shift relies on the table falling. Give it rising, and what was asked of distance δ is done at distance
-# n − r − δ; for n = r, at −δ: before and after are exchanged. Here a head is told to read one token back, by a
-# table that is large at distance 1 and nothing else.
+# The shift relies on the table falling. Give it rising: column e, meant for distance e − (r − 1), is read as distance n
+# − 1 − e. So what was asked of distance δ is done at distance n − r − δ; for n = r, at −δ: before and after are
+# exchanged. Here a head is told to read one token back, by a table that is large at distance 1 and 0 elsewhere. q is 0
+# and v is 1, so that a logit is the table's entry. Two of the pictures are under the causal mask (`causal_offset=0`:
+# query i sees no key after i).
 
 # %%
 n = 8
 one_back = np.zeros((2 * n - 1, 1, 1))
 one_back[n - 1 - 1] = 8  # column e of distance 1: n − 1 − e = 1
 nothing, ones = np.zeros((1, 1, n, 1, 1)), np.ones((1, 1))
-tables = {"falling": one_back, "rising": one_back[::-1]}
-masks = {"": None, ", causal": 0}
+cases = {
+    "falling": (one_back, None),
+    "falling, causal": (one_back, 0),
+    "rising": (one_back[::-1], None),
+    "rising, causal": (one_back[::-1], 0),
+}
 figure, grid = plt.subplots(1, 4, figsize=(11, 3), sharey=True)
-for axes, (name, table), (mask, offset) in zip(
-    grid, [i for i in tables.items() for _ in masks], [*masks.items()] * 2, strict=True
-):
-    weights = attention_weights(nothing, nothing, table, ones, ones, causal_offset=offset)[0, 0, 0, :, 0]
+for axes, (name, (table, offset)) in zip(grid, cases.items(), strict=True):
+    weights = attention_weights(nothing, nothing, table, ones, ones, causal_offset=offset)  # (B, h, g, n, k, r)
+    weights = weights[0, 0, 0, :, 0]
     axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=name + mask, xlabel="key j")
-    print(f"{name + mask:16} query 4 reads key {weights[4].argmax()} with weight {weights[4].max():.2f}")
+    axes.set(title=name, xlabel="key j")
+    print(f"{name:16} query 4 reads key {weights[4].argmax()} with weight {weights[4].max():.2f}")
 grid[0].set_ylabel("query i")
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Without a mask the fault is plain. Under the causal mask it hides: what the head wanted is masked, the rest is
-# equally unwanted, and it reads everything a little. Shapes are right, nothing is seen too early, and gradients are
-# right: `gradcheck` knows whether the pullback is that of the function, and not whether the function is the one that
-# was meant. Training would even learn to live with it, since n − r − δ names a distance as well as δ does, until
-# n − r changes, as it does in sampling, a query at a time. Only the loops tell.
+# (A row that is pale all along has no key at the distance that is asked for: query 0 when it should look back, query 7
+# when it looks ahead.) Without a mask the fault is plain. Under the causal mask it hides: what the head wanted is
+# masked, the rest is equally unwanted, and it reads everything a little. Shapes are right, nothing is seen too early,
+# and gradients are right: `gradcheck` knows whether the pullback is that of the function, and not whether the function
+# is the one that was meant. Training would even learn to live with it, since n − r − δ names a distance as well as δ
+# does, until n − r changes, as it does in sampling: one query at a time, and ever more keys. Only the loops tell.
 #
 # ## The pullback of the shift
 #
@@ -358,16 +370,21 @@ print("dtable and du equal the kernel's")
 #
 # ## Three kinds of distance
 #
+# RETRO has three attentions. The decoder's self-attention is ATTN; chunked cross-attention, CCA, is the next tutorial,
+# and CA_enc, by which a neighbour looks at the chunk that retrieved it, the one after. A chunk C_u has *m* tokens; a
+# neighbour has 2 *m*, a chunk N of another document and its continuation F. Counted from 0:
+#
 # | | query | key | distance |
 # | --- | --- | --- | --- |
 # | ATTN | token i | token j | i − j |
 # | CA_enc | token i′ of a neighbour | token i of the chunk | i′ − i |
 # | CCA | token i of the attending chunk | token i′ of a neighbour | i − i′ + m − 1 |
 #
-# The last needs a reason. The attending chunk H_u⁺ begins with the *last* token of C_u (the next tutorial says why),
-# which stands m − 1 tokens after that chunk's beginning. The neighbour is laid beside C_u from its beginning: its
-# first half N beside C_u, its second half F beside C_{u+1}. So token i of H_u⁺ stands at m − 1 + i, token i′ at i′, and
-# the distance is the difference. In the kernel this is an offset on where the table begins, and nothing else.
+# In the last two the neighbour is laid beside C_u from its beginning: its first half N beside C_u, its second half F
+# beside C_{u+1}. For CA_enc that is all. CCA's queries are the attending chunk H_u⁺, which begins with the *last* token
+# of C_u (the next tutorial says why), m − 1 tokens after that chunk's beginning. So token i of H_u⁺ stands at m − 1 +
+# i, token i′ at i′, and the distance is the difference. In the kernel this is an offset on where the table begins, and
+# nothing else.
 
 # %%
 m = 4
@@ -446,9 +463,9 @@ print("right: value as by loops, pullback within 1e-6")
 
 # %% [markdown]
 # **3.** A head that copies. Make a table (3 m − 1, 1, 1) for chunked cross-attention, queries i = 0 … m − 1 of the
-# attending chunk and keys i′ = 0 … 2 m − 1 of a neighbour, with which each query i puts nearly all its weight on key
-# m + i where there is one, whatever the contents. With q = 0 and v = 1, the logit is the table's entry. What does
-# the last row of the table stand for?
+# attending chunk and keys i′ = 0 … 2 m − 1 of a neighbour, with which each query i puts nearly all its weight on key m
+# + i, whatever the contents. With q = 0 and v = 1, the logit is the table's entry. Which distance has the table's first
+# row, and which its last?
 
 
 # %% tags=["exercise"]
