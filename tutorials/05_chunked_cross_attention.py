@@ -16,7 +16,7 @@
 #
 # A decoder reads its neighbours through one operator, CCA (Borgeaud et al. 2022, §2.4, eq. 3). Seen from afar it is
 # the attention of tutorials 3 and 4, with keys and values taken from retrieved text. What is new is who reads what: a
-# token may read what was retrieved by the last chunk that is *complete* when the token is, and by no later one.
+# token may read what was retrieved by the last chunk that ends at it or before it, and by no later one.
 #
 # Afterwards you can
 #
@@ -46,26 +46,33 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # %% [markdown]
 # ## Who may read what
 #
-# The sequence has *n* tokens, in chunks C_1 … C_l of *m*. Here *n* = 12 and *m* = 4. Text and figures count tokens
-# from 1, as the paper does; code counts from 0.
+# The sequence has *n* tokens, in chunks C_1 … C_l of *m*. Here *n* = 12 and *m* = 4. Each chunk retrieves *k*
+# neighbours of *r* = 2 *m* tokens, RET(C_u), of which vectors E_u are made, one for each token. Text and figures count
+# tokens and chunks from 1, as the paper does; code counts from 0.
 #
-# C_u can be looked up once its last token, token *um*, is there. The output at token *um* predicts token *um* + 1,
-# the first of C_{u+1}, so the earliest place that may use RET(C_u) is token *um* itself. It serves until RET(C_{u+1})
-# is there, which is *m* tokens later. These *m* tokens, the last of C_u and the first *m* − 1 of C_{u+1}, are the
-# **attending chunk** H_u⁺. `attending_chunks` cuts a sequence so. Give it the tokens' numbers:
+# What may be read is said by the paper's eq. 1: token *t* of chunk C_u is predicted from the tokens before it, and from
+# RET(C_1) … RET(C_{u−1}), those of the chunks *before its own*. C_u can be looked up once its last token, token *um*,
+# is there. The output at token *um* predicts token *um* + 1, the first of C_{u+1}, so the earliest place that may use
+# RET(C_u) is token *um* itself. It serves until RET(C_{u+1}) is there, which is *m* tokens later. These *m* tokens, the
+# last of C_u and the first *m* − 1 of C_{u+1}, are the **attending chunk** H_u⁺. `attending_chunks` cuts a sequence so.
+# Give it the tokens' numbers, of 12 tokens, and of 14, where two are left over that form no whole chunk:
 
 # %%
 n, m, k = 12, 4, 2
-n_chunks, r = n // m, 2 * m  # chunks; tokens in a value [N, F]
-numbers = np.arange(1.0, n + 1).reshape(1, n, 1)
-attending = attending_chunks(numbers, n_chunks, m)
-for u in range(n_chunks):
-    chunk = numbers[0, u * m : (u + 1) * m, 0].astype(int)
-    print(f"C_{u + 1} {chunk!s:15} is looked up; E_{u + 1} is read by tokens {attending[0, u, :, 0].astype(int)}")
+n_chunks, r = n // m, 2 * m  # chunks; tokens of a neighbour [N, F]
+for length in (n, n + 2):
+    numbers = np.arange(1.0, length + 1).reshape(1, length, 1)
+    attending = attending_chunks(numbers, n_chunks, m)
+    print(f"{length} tokens")
+    for u in range(n_chunks):
+        chunk = numbers[0, u * m : (u + 1) * m, 0].astype(int)
+        print(f"  C_{u + 1} {chunk!s:15} is looked up; E_{u + 1} is read by tokens {attending[0, u, :, 0].astype(int)}")
 
 # %% [markdown]
 # The last attending chunk is cut short by the end of the sequence; its zeros stand for tokens that are not there.
-# And tokens 1 … *m* − 1 are in no attending chunk: nothing has been looked up yet.
+# And tokens 1 … *m* − 1 are in no attending chunk: nothing has been looked up yet. The *l* attending chunks reach from
+# token *m* to token *lm* + *m* − 1, and no sequence of *l* whole chunks is longer. So all that is ever to be done is to
+# leave out the first *m* − 1 tokens, and to fill up with zeros at the end.
 
 
 # %%
@@ -93,16 +100,16 @@ axes.set_title("each token, and what it reads (shade: the chunk)", fontsize=9)
 plt.show()
 
 # %% [markdown]
-# `attended_sequence` is the way back: it lays attending chunks where they came from, and zeros in the first *m* − 1
-# places. Both only move numbers and fill up with zeros, so both are linear, and each is the other's transpose:
-# ⟨S x, c⟩ = ⟨x, Sᵀ c⟩ for all x and c. The pullback of a linear map is its transpose, so each is the other's pullback
-# too. That is half of CCA's backward pass.
+# `attended_sequence` is the way back: it lays attending chunks where they came from, zeros in the first *m* − 1 places,
+# and cuts off what is beyond the end. Both only move numbers and fill up with zeros, so both are linear. Call the first
+# S; then the second is its transpose: ⟨S x, y⟩ = ⟨x, Sᵀ y⟩ for all x and y. The pullback of a linear map is its
+# transpose (tutorial 3), so each is the other's pullback too. That is half of CCA's backward pass.
 
 # %%
 rng = np.random.default_rng(0)
-x, c = rng.standard_normal((1, n, 3)), rng.standard_normal((1, n_chunks, m, 3))
-one, other = np.sum(attending_chunks(x, n_chunks, m) * c), np.sum(x * attended_sequence(c, n))
-print(f"⟨S x, c⟩ = {one:.6f}   ⟨x, Sᵀ c⟩ = {other:.6f}")
+x, y = rng.standard_normal((1, n, 3)), rng.standard_normal((1, n_chunks, m, 3))
+one, other = np.sum(attending_chunks(x, n_chunks, m) * y), np.sum(x * attended_sequence(y, n))
+print(f"⟨S x, y⟩ = {one:.6f}   ⟨x, Sᵀ y⟩ = {other:.6f}")
 assert np.isclose(one, other)
 
 # %% [markdown]
@@ -114,7 +121,7 @@ assert np.isclose(one, other)
 # looks at the chunk.)
 #
 # RET is a database's answer to a chunk. For a test it suffices that it depends on each token of the chunk, and on
-# nothing else: here the chunk's tokens seed a generator, which draws the values.
+# nothing else: here the chunk's tokens seed a generator, which draws the neighbours' tokens.
 
 # %%
 encoder = EncoderConfig(d_model=6, d_ffw=12, n_heads=2, d_head=3, n_layers=1, ca_layers=())
@@ -164,10 +171,14 @@ plt.show()
 #
 # In words: norm; cut into attending chunks; let chunk *u* attend to E_u, all *k r* vectors of it at once; lay the
 # result back; add. (In training the library drops some of it out before it adds.) As chunks do not see one another,
-# they are simply more rows of the batch. `attend` is A; it is what self-attention uses, too. Only the distance is
-# CCA's own (B.1.2). Query *i* of an attending chunk (0 … m − 1) and key *i′* of a neighbour (0 … r − 1) are *i* −
-# *i′* + *m* − 1 apart: N lies beside C_u and F beside C_{u+1}, and query 0 stands on C_u's last token, *m* − 1 places
-# from its first. All *k* neighbours have the same positions.
+# they are simply more rows of the batch: (B, l, …) is reshaped to (B l, …).
+#
+# `attend` is A, with the projections and without norm and residual; self-attention uses it, too. It takes queries (B,
+# g, n, d) and a context (B, k, r, d′), in groups as `relative_attention` has them (tutorial 4): the queries of an
+# attending chunk are one group, hence the `None` below, and each neighbour is a group of keys. Only the distance is
+# CCA's own (B.1.2). Query *i* of an attending chunk (0 … m − 1) and key *i′* of a neighbour (0 … r − 1) are *i* − *i′*
+# + *m* − 1 apart: N lies beside C_u and F beside C_{u+1}, and query 0 stands on C_u's last token, *m* − 1 places from
+# its first. All *k* neighbours have the same positions.
 
 # %%
 h = rng.standard_normal((1, n, 8))
@@ -193,20 +204,22 @@ assert np.allclose(value, by_loops)
 # %% [markdown]
 # ## The off-by-one
 #
-# Now leave the first *s* tokens out instead of *m* − 1. There is no need to write CCA anew: move the sequence under
-# it. With *e* zeros put before h, every token reads *e* places sooner, *s* = *m* − 1 − *e*; without its first token,
-# one place later, *s* = *m*.
+# CCA leaves out the first *m* − 1 tokens; call that number its **shift**. Now take another. There is no need to write
+# CCA anew: move the sequence under it. With a row of zeros in front, what CCA leaves out is that row and *m* − 2 of our
+# tokens: the shift is *m* − 2, and each token reads one place too soon. Two rows make it *m* − 3. The other way round,
+# without the first token, that one and the next *m* − 1 are left out: the shift is *m*.
 
 
 # %%
 def cca_at(shift, params, h, encoded, key_mask, n_heads, m):
     """The library's CCA with another shift, at most m, and its pullback."""
-    early, late = max(m - 1 - shift, 0), max(shift - (m - 1), 0)
+    early, late = max(m - 1 - shift, 0), max(shift - (m - 1), 0)  # rows of zeros in front; tokens taken away there
 
     def moved(x):
         return np.pad(x, [(0, 0), (early, 0), (0, 0)])[:, late:]
 
     def back(x, first):
+        """Our tokens again: those taken away as they were, in `first`, then what was moved."""
         return np.concatenate([first[:, :late], x[:, early:]], axis=1)
 
     y, cca_vjp = cca(params, moved(h), encoded, key_mask, n_heads, m)
@@ -236,9 +249,11 @@ print("with shift m − 1: the library's model")
 
 # %% [markdown]
 # A language model's output at token *t* predicts token *t* + 1, and may depend on tokens 1 … *t* alone. Whether it
-# does can be tried from outside: change token *s*, *look up its chunk's neighbours again*, and see which outputs
-# move. Any that stands before *s* knows what it should predict. The second step is what such tests forget: with the
-# neighbours held fixed, every one of the shifts below passes.
+# does can be tried from outside: change one token, *look up its chunk's neighbours again*, and see which outputs move.
+# Any that stands before the token knows what it should not. The second step is what such tests forget: in this model,
+# whose encoder does not look at the chunk, every one of the shifts below passes if the neighbours are held fixed. (With
+# the whole encoder, tutorial 6, part of the leak shows even so.) A real database may answer a changed chunk as before;
+# the retrieval of a test must hang on each token, as ours does.
 
 
 # %%
@@ -284,12 +299,12 @@ plt.show()
 assert not leaks(reach(lambda x: logits_of(x, retrieve(x)), tokens)).any()
 
 # %% [markdown]
-# With shift *m* − 2, token *um* − 1 reads what C_u retrieved, and its output is to predict token *um*, the last of
-# C_u: one place a chunk, orange, three in all. With *m* − 3 there are three places a chunk. With shift *m* there
-# are none, but RET(C_1) first helps with token *m* + 2: the first token of each chunk has to be predicted with what
-# the chunk before the last one retrieved.
+# With shift *m* − 2, token *um* − 1 reads what C_u retrieved, and its output is to predict token *um*, the last of C_u:
+# one orange cell a chunk, three in all. With *m* − 3 there are three a chunk, since the output at *um* − 2 knows two
+# tokens too many and that at *um* − 1 one. With shift *m* there are none, but RET(C_1) first helps with token *m* + 2:
+# the first token of each chunk has to be predicted with what the chunk before the last one retrieved.
 #
-# Shift *m* − 1 is the only one that uses all that eq. 1 of the paper allows, and no more.
+# Shift *m* − 1 is the only one that uses all that eq. 1 allows, and no more.
 #
 # ## What a leak is worth
 #
@@ -325,7 +340,9 @@ def one_step(params, tokens, targets, neighbours, shift, m):
 def learned(shift, continued, steps=150, chunks=6):
     """Nats by a token's place in its chunk, the mean of the last 20 steps. Chunks 2 … l."""
     rng, seen, d = np.random.default_rng(1), [], 32
-    fresh = init_params(RetroConfig(16, d, d, 2, 16, 1, (1,), m, EncoderConfig(d, d, 2, 16, 1)), rng)
+    narrow = {"d_model": d, "d_ffw": d, "n_heads": 2, "d_head": 16, "n_layers": 1}
+    small = RetroConfig(16, **narrow, cca_layers=(1,), chunk_size=m, encoder=EncoderConfig(**narrow))
+    fresh = init_params(small, rng)
     params = {"embedding": fresh["embedding"], "values": fresh["encoder"]["embedding"], "readout": fresh["readout"]}
     params["cca"] = fresh["layers"][0]["cca"]
     state = adamw_init(params)
@@ -370,23 +387,25 @@ assert max(leak[-1], *worse[-2:], *right_f) < 0.5
 assert wasteful_f[0] > 2.5
 
 # %% [markdown]
-# Left: random text cannot be predicted (**2.71** nats, dashed), and yet with shift *m* − 2 the last token of each
-# chunk costs next to nothing: it stands in N, and N is read before it is predicted. With *m* − 3 two tokens. A loss
+# Left: random text cannot be predicted (**2.71** nats, dashed), and yet with shift *m* − 2 the last token of each chunk
+# costs next to nothing: it stands in N, and N is read before it is predicted. With *m* − 3 the last two. A loss
 # averaged over all tokens shows it as a fine success of retrieval. With *m* − 1, mended, nothing is below the line.
+# (Some bars stand above it: a model that has seen little text believes in chance, and pays for it on the next batch.)
 #
-# Right: where the continuation is to be had, *m* − 1 has all of it, and *m* none of it for each chunk's first token.
+# Right: where the continuation is to be had, *m* − 1 has all of it, and *m* none of it for each chunk's first token. The
+# leaky shifts look like the honest one here, so a database that holds the text hides this leak behind the other.
 #
 # ## Masks, and neighbours that are missing
 #
-# Values are padded: at a document's end there is no F, and where a database has too few chunks there is no neighbour.
-# Padding, token 0, must not be a key. `key_mask` sets such logits to −∞, so that they get no weight, and no gradient.
-# What the vectors there hold is of no consequence:
+# Neighbours are padded: at a document's end there is no F, and where a database has too few chunks there are fewer than
+# *k*. Padding, token 0, must not be a key. `key_mask` sets such logits to −∞, so that they get no weight, and no
+# gradient. What the vectors there hold is of no consequence:
 
 # %%
-values = retrieve(tokens)
-values[0, 0, 0, 5:] = 0  # a value that ends early
-values[0, 1] = 0  # C_2 found nothing at all
-mask = values != 0
+found = retrieve(tokens)
+found[0, 0, 0, 5:] = 0  # a neighbour that ends early
+found[0, 1] = 0  # C_2 found nothing at all
+mask = found != 0
 rubbish = np.where(mask[..., None], encoded, 1e6)
 y, vjp = cca(layer["cca"], h, encoded, mask, 2, m)
 dy = rng.standard_normal(y.shape)
@@ -422,8 +441,8 @@ print("tokens whose output is wrong without the mask:", np.flatnonzero(wrong > 1
 # ## The order of the neighbours
 #
 # All *k* neighbours stand under one softmax and at the same positions, so their order says nothing. The order of
-# tokens within each does. And a neighbour that is given twice, all others too, changes nothing: weights are halved,
-# and there are two of each. More neighbours are no louder.
+# tokens within each does. And if each neighbour is given twice, nothing changes either: weights are halved, and there
+# are two of each. More neighbours are no louder. (One alone that is given twice does count for more.)
 
 
 # %%
@@ -469,7 +488,8 @@ assert all(np.allclose(grads[name], expected_grads[name]) for name in expected_g
 print("gradients:", ", ".join(f"{name} {grad.shape}" for name, grad in sorted(grads.items())))
 
 # %% [markdown]
-# Inside A, for each head, with p the projected positions and c the head's width:
+# Inside A, with p the projected positions and c a head's width. Projections act on all heads side by side, the second
+# line on each head alone:
 #
 # | forward | pullback |
 # | --- | --- |
@@ -480,8 +500,8 @@ print("gradients:", ", ".join(f"{name} {grad.shape}" for name, grad in sorted(gr
 # | v̂ = E W_v | dE = dE + dv̂ W_vᵀ, dW_v = Eᵀ dv̂ |
 # | p = R W_r | dW_r = Rᵀ dp; R, the sinusoids, are constants |
 #
-# Two sums are easily lost. E is used twice, as keys and as values, so dE has two terms. And what all chunks share,
-# the weights, u, v and p, sums over all chunks (`linear` does it by treating them as more rows).
+# Two sums are easily lost. E is used twice, as keys and as values, so dE has two terms. And what all chunks share, the
+# weights, the biases u and v, and p, sums over all chunks (`linear` does it by treating them as more rows).
 #
 # Which retrieved vectors get a gradient from the output at one token? Those that it reads: the staircase again.
 
@@ -541,8 +561,8 @@ for how in ("nothing", "no residual", "laid back one late", "last neighbour only
 # %% [markdown]
 # ## Exercises
 #
-# Four steps, at the end of which the whole of CCA is yours. Leave the folded cells folded, and the library's
-# `nn/attention.py` and `nn/cca.py` closed.
+# Five steps, at the end of which the whole of CCA is yours, made of `linear`, `rms_norm`, `sinusoids` and
+# `relative_attention`. Leave the folded cells folded, and the library's `nn/attention.py` and `nn/cca.py` closed.
 #
 # **1.** The (0-based) chunk whose neighbours token *t* (0-based) reads; −1 for none. It is one line; let it take
 # arrays, too.
@@ -565,7 +585,43 @@ for length in range(1, 6):
 print("right: as the library lays chunks out")
 
 # %% [markdown]
-# **2.** Relative cross-attention with its projections and its pullback, out of `linear` and `relative_attention`.
+# **2.** S and Sᵀ. `cut` makes attending chunks (B, l, m, d) of a sequence (B, n, d), and `lay_back` a sequence of *n*
+# tokens of them. *n* need not be a multiple of *m*.
+
+
+# %% tags=["exercise"]
+def cut(h, n_chunks, m): ...
+
+
+def lay_back(chunks, n): ...
+
+
+# %% jupyter={"source_hidden": true} tags=["answer"]
+def cut(h, n_chunks, m):
+    b, n, d = h.shape
+    out = np.zeros((b, n_chunks * m, d))
+    out[:, : n - (m - 1)] = h[:, m - 1 :]
+    return out.reshape(b, n_chunks, m, d)
+
+
+def lay_back(chunks, n):
+    b, n_chunks, m, d = chunks.shape
+    out = np.zeros((b, n, d))
+    out[:, m - 1 :] = chunks.reshape(b, n_chunks * m, d)[:, : n - (m - 1)]
+    return out
+
+
+# %% tags=["check"]
+for length in (12, 14, 15, 4, 5):
+    whole = length // m
+    x, y = rng.standard_normal((2, length, 3)), rng.standard_normal((2, whole, m, 3))
+    assert np.array_equal(cut(x, whole, m), attending_chunks(x, whole, m)), f"S, n = {length}"
+    assert np.array_equal(lay_back(y, length), attended_sequence(y, length)), f"the way back, n = {length}"
+    assert np.isclose(np.sum(cut(x, whole, m) * y), np.sum(x * lay_back(y, length)))
+print("right: as the library moves them, and each the other's transpose")
+
+# %% [markdown]
+# **3.** Relative cross-attention with its projections and its pullback, out of `linear` and `relative_attention`.
 #
 # - `queries` (C, m, d) of C attending chunks; `context` (C, k, r, d′); `key_mask` (C, k, r).
 # - Heads are cut off the last axis: `x.reshape(*x.shape[:-1], n_heads, -1)`. `relative_attention` takes q as
@@ -617,8 +673,8 @@ error = gradcheck(lambda p, q, e: cross(p, q, e, mask[0], 2), inner, queries, co
 print("right: the library's value, and a pullback that finite differences agree with")
 
 # %% [markdown]
-# **3.** CCA's value, with your `cross`: h (B, n, d), encoded (B, l, k, r, d′), key_mask (B, l, k, r). *n* need not be
-# a multiple of *m*: what is left over at the end is no whole chunk and looks nothing up, but it reads.
+# **4.** CCA's value, with your `cut`, `cross` and `lay_back`: h (B, n, d), encoded (B, l, k, r, d′), key_mask (B, l, k,
+# r). What is left over at the end is no whole chunk and looks nothing up, but it reads.
 
 
 # %% tags=["exercise"]
@@ -629,10 +685,10 @@ def cca_value(params, h, encoded, key_mask, n_heads, m): ...
 def cca_value(params, h, encoded, key_mask, n_heads, m):
     b, n_chunks = encoded.shape[:2]
     normed, _ = rms_norm(h, params["norm"])
-    queries = attending_chunks(normed, n_chunks, m).reshape(b * n_chunks, m, -1)
+    queries = cut(normed, n_chunks, m).reshape(b * n_chunks, m, -1)
     context, mask = (x.reshape(b * n_chunks, *x.shape[2:]) for x in (encoded, key_mask))
     update, _ = cross(params, queries, context, mask, n_heads)
-    return h + attended_sequence(update.reshape(b, n_chunks, m, -1), h.shape[1])
+    return h + lay_back(update.reshape(b, n_chunks, m, -1), h.shape[1])
 
 
 # %% tags=["check"]
@@ -648,7 +704,7 @@ for length in (12, 14, 15):  # three whole chunks each
 print("right: as the paper's equation by loops")
 
 # %% [markdown]
-# **4.** The whole of it: value, and vjp(dy) → (gradients of params, dh, dencoded).
+# **5.** The whole of it: value, and vjp(dy) → (gradients of params, dh, dencoded).
 
 
 # %% tags=["exercise"]
@@ -660,15 +716,15 @@ def my_cca(params, h, encoded, key_mask, n_heads, m):
     b, n_chunks = encoded.shape[:2]
     n = h.shape[1]
     normed, norm_vjp = rms_norm(h, params["norm"])
-    queries = attending_chunks(normed, n_chunks, m)
+    queries = cut(normed, n_chunks, m)
     given = (x.reshape(b * n_chunks, *x.shape[2:]) for x in (queries, encoded, key_mask))
     update, cross_vjp = cross(params, *given, n_heads)
-    y = h + attended_sequence(update.reshape(queries.shape), n)
+    y = h + lay_back(update.reshape(queries.shape), n)
 
     def vjp(dy):
-        dupdate = attending_chunks(dy, n_chunks, m)
+        dupdate = cut(dy, n_chunks, m)
         grads, dqueries, dencoded = cross_vjp(dupdate.reshape(update.shape))
-        dnormed = attended_sequence(dqueries.reshape(queries.shape), n)
+        dnormed = lay_back(dqueries.reshape(queries.shape), n)
         dh, dnorm = norm_vjp(dnormed)
         return grads | {"norm": dnorm}, dy + dh, dencoded.reshape(encoded.shape)
 
