@@ -72,9 +72,9 @@ print(f"x has {n * d / 1e6:.1f} million entries, the Jacobian of x ↦ x W {(n *
 #
 # ⟨dy, ẏ⟩ = ⟨dy, ẋ W⟩ + ⟨dy, x Ẇ⟩ = ⟨dy Wᵀ, ẋ⟩ + ⟨xᵀ dy, Ẇ⟩.
 #
-# (The step in indices: Σ_ij dy_ij Σ_k ẋ_ik W_kj, summed over *j* first, is Σ_ik (dy Wᵀ)_ik ẋ_ik. A factor changes sides
-# and is transposed.) The loss changes by ⟨dx, ẋ⟩ + ⟨dW, Ẇ⟩, whatever the changes are. So what stands beside ẋ is dx,
-# and what stands beside Ẇ is dW. That is `linear`, and the identity can be tried at once:
+# (The step in indices: Σ_ij dy_ij Σ_k ẋ_ik W_kj, summed over *j* first, is Σ_ik (dy Wᵀ)_ik ẋ_ik. A factor that changes
+# sides is transposed, and stays first or last.) The loss changes by ⟨dx, ẋ⟩ + ⟨dW, Ẇ⟩, whatever the changes are. So
+# what stands beside ẋ is dx, and what stands beside Ẇ is dW. That is `linear`, and the identity can be tried at once:
 
 # %%
 x, w = rng.standard_normal((5, 3)), rng.standard_normal((3, 4))
@@ -317,7 +317,7 @@ tried("float32 inside", softmax_in_single, logits)
 tried("with another step", softmax_in_single, logits, eps=1e-2, tolerance=1e-3)
 
 # %% [markdown]
-# With the step that suits float32 it is right, as far as float32 can tell; a mistake of one part in ten thousand would
+# With the step that suits float32 it is right, as far as float32 can tell; a mistake of one part in two thousand would
 # pass. Better to let the function run in the type of its arguments. What rounds on the way is usually a buffer that was
 # made as float32, whatever came in.
 #

@@ -27,6 +27,8 @@
 # - say which distances occur in self-attention, in CCA and in CA_enc, and why m − 1 is among them.
 
 # %%
+import inspect
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -89,7 +91,8 @@ assert moved.max() > 0.5
 # 2. q(z_i) becomes a vector u in (c) and a vector v in (d), both learned: with places gone, all that is left for a
 #    query's place to say is the same for each i.
 #
-# From here on q_i and k_j are what content is projected to, q(x_i) and k(x_j).
+# From here on q_i and k_j are what content is projected to, q(x_i) and k(x_j). (In code vectors are rows, so that W_R
+# R_δ is `sinusoids(δ, 1, d) @ w_r`. R is as wide as the vectors that ask.)
 #
 # | | relative | asks | seen as |
 # | --- | --- | --- | --- |
@@ -124,9 +127,10 @@ plt.show()
 # %% [markdown]
 # ## A vector for each distance
 #
-# R_δ holds sines and cosines of δ at frequencies from 1 down to almost 1/10,000. Distances need no table that is
-# learned, and one that never occurred in training still has its vector. A distance and its negative have the same
-# cosines and opposite sines, so W_R can tell before from after.
+# R_δ = [sin(ω_0 δ) … sin(ω_{d/2−1} δ), cos(ω_0 δ) … cos(ω_{d/2−1} δ)] with ω_t = 10,000^(−2t/d): *d* numbers, at
+# frequencies from 1 down to 1/10,000, or nearly. Distances need no table that is learned, and one that never occurred
+# in training still has its vector. A distance and its negative have the same cosines and opposite sines, so W_R can
+# tell before from after.
 
 # %%
 rows = sinusoids(24, 49, 32)  # distances 24, 23, …, −24
@@ -201,9 +205,11 @@ print(skewed(distances, r))
 # `skewed` copies nothing. An array is memory with strides: how many bytes on the next row is, and the next column. In
 # the memory of the left picture, begin at column n − 1 of row 0. One column on is one element on. One row down *and
 # one column back* is one row less one element on. So the right picture is the left one's memory, read with a row's
-# stride that is one element short.
+# stride that is one element short. NumPy's `as_strided(array, shape, strides)` makes such a view of any memory, and
+# `skewed` is one call of it:
 
 # %%
+print(inspect.getsource(skewed))
 view = skewed(distances, r)
 element = distances.itemsize
 print("by distance: strides of", [stride // element for stride in distances.strides], "elements")
@@ -226,11 +232,19 @@ print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB"
 #
 # ## All of it
 #
-# `relative_attention` is the kernel as value and pullback. It takes the projected table, u and v. Queries are (B, g, n,
-# h, c): a batch, *g* groups of *n* queries, *h* heads of *c* columns. Keys are (B, k, r, h, c): *k* groups of *r*. Each
-# query attends to the keys of all groups at once; groups are only laid over one another, so that all of them stand at
-# the same positions. (Chunked cross-attention makes a group of each neighbour.) Here both are 1. Against two loops that
-# know nothing of tables:
+# `relative_attention(q, keys, values, table, u, v)` is the kernel as value and pullback, division by √c included:
+#
+# | | shape | |
+# | --- | --- | --- |
+# | q, and what is returned | (B, g, n, h, c) | a batch, *g* groups of *n* queries, *h* heads of *c* columns |
+# | keys, values | (B, k, r, h, c) | *k* groups of *r* |
+# | table | (n + r − 1, h, c) | projected, falling from n − 1 |
+# | u, v | (h, c) | |
+#
+# Each query attends to the keys of all groups at once, under one softmax. Groups only say where things stand: they are
+# laid over one another, so that all begin at the same place and share the table. (Chunked cross-attention makes a group
+# of each neighbour.) The pullback returns a gradient for each of the six arguments. Here g and k are 1. Against two
+# loops that know nothing of tables:
 
 
 # %%
@@ -342,8 +356,9 @@ assert np.isclose(np.sum(b * skewed(a, r)), np.sum(back * a))
 # - dtable = (d by_distance)ᵀ · (q + v).
 #
 # A column of the right picture holds one distance: a **diagonal** of the left one. dtable sums along diagonals, each
-# query's share weighted by q_i + v; du, by the same reading of (q + u) · k, sums over queries what came from content.
-# By loops over diagonals, and by the kernel:
+# query's share weighted by q_i + v (and where there are several groups of keys, over these, too, since they share the
+# table); du, by the same reading of (q + u) · k, sums over queries what came from content. By loops over diagonals, and
+# by the kernel:
 
 # %%
 q, keys, values = (rng.standard_normal((count, c)) for count in (n, r, r))
@@ -372,7 +387,7 @@ print("dtable and du equal the kernel's")
 #
 # RETRO has three attentions. The decoder's self-attention is ATTN; chunked cross-attention, CCA, is the next tutorial,
 # and CA_enc, by which a neighbour looks at the chunk that retrieved it, the one after. A chunk C_u has *m* tokens; a
-# neighbour has 2 *m*, a chunk N of another document and its continuation F. Counted from 0:
+# neighbour has 2 *m*, a chunk N of another document that was found and F, what follows it there. Counted from 0:
 #
 # | | query | key | distance |
 # | --- | --- | --- | --- |

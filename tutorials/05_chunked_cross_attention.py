@@ -198,7 +198,7 @@ library, library_vjp = cca(layer["cca"], h, encoded, key_mask, 2, m)
 pairs = [[(np.ones(r), e) for e in encoded[0, u]] for u in range(n_chunks)]  # for the loops
 by_loops = reference.chunked_cross_attention(layer["cca"], h[0], pairs, 2, m)
 print(f"from the library {np.max(np.abs(value - library)):.0e}, from the loops {np.max(np.abs(value - by_loops)):.0e}")
-assert np.array_equal(value, library)
+assert np.allclose(value, library)
 assert np.allclose(value, by_loops)
 
 # %% [markdown]
@@ -207,7 +207,8 @@ assert np.allclose(value, by_loops)
 # CCA leaves out the first *m* − 1 tokens; call that number its **shift**. Now take another. There is no need to write
 # CCA anew: move the sequence under it. With a row of zeros in front, what CCA leaves out is that row and *m* − 2 of our
 # tokens: the shift is *m* − 2, and each token reads one place too soon. Two rows make it *m* − 3. The other way round,
-# without the first token, that one and the next *m* − 1 are left out: the shift is *m*.
+# without the first token, that one and the next *m* − 1 are left out: the shift is *m*. (E then has a chunk more than
+# there are whole ones in what CCA is given; it goes by E.)
 
 
 # %%
@@ -248,12 +249,12 @@ assert np.allclose(logits_of(tokens, retrieve(tokens)), retro(params, config, to
 print("with shift m − 1: the library's model")
 
 # %% [markdown]
-# A language model's output at token *t* predicts token *t* + 1, and may depend on tokens 1 … *t* alone. Whether it
-# does can be tried from outside: change one token, *look up its chunk's neighbours again*, and see which outputs move.
-# Any that stands before the token knows what it should not. The second step is what such tests forget: in this model,
-# whose encoder does not look at the chunk, every one of the shifts below passes if the neighbours are held fixed. (With
-# the whole encoder, tutorial 6, part of the leak shows even so.) A real database may answer a changed chunk as before;
-# the retrieval of a test must hang on each token, as ours does.
+# A language model's output at token *t* predicts token *t* + 1, and may depend on tokens 1 … *t* alone. Whether it does
+# can be tried from outside: change one token, *look up its chunk's neighbours again*, and see which outputs move. Any
+# that stands before the token knows something of what is still to come. The second step is what such tests forget: in
+# this model, whose encoder does not look at the chunk, every one of the shifts below passes if the neighbours are held
+# fixed. (With the whole encoder, tutorial 6, part of the leak shows even so.) A real database may answer a changed
+# chunk as before; the retrieval of a test must hang on each token, as ours does.
 
 
 # %%
@@ -390,10 +391,10 @@ assert wasteful_f[0] > 2.5
 # Left: random text cannot be predicted (**2.71** nats, dashed), and yet with shift *m* − 2 the last token of each chunk
 # costs next to nothing: it stands in N, and N is read before it is predicted. With *m* − 3 the last two. A loss
 # averaged over all tokens shows it as a fine success of retrieval. With *m* − 1, mended, nothing is below the line.
-# (Some bars stand above it: a model that has seen little text believes in chance, and pays for it on the next batch.)
+# (Some bars stand above it: a model that has seen little text believes in chance, and pays in the next batch.)
 #
-# Right: where the continuation is to be had, *m* − 1 has all of it, and *m* none of it for each chunk's first token. The
-# leaky shifts look like the honest one here, so a database that holds the text hides this leak behind the other.
+# Right: where the continuation is to be had, *m* − 1 has all of it, and *m* none of it for each chunk's first token.
+# The leaky shifts look like the honest one here, so a database that holds the text hides this leak behind the other.
 #
 # ## Masks, and neighbours that are missing
 #
@@ -429,8 +430,10 @@ q, keys = rng.standard_normal((1, 1, 1, 1, 3)), rng.standard_normal((1, 1, 4, 1,
 print("library:  ", relative_attention(q, keys, keys, key_mask=np.zeros((1, 1, 4), bool))[0].ravel())
 
 # %% [markdown]
-# −∞ − (−∞) is not a number, and what it is added to is none either. The other mistake, no mask at all, is silent:
-# padding's embedding is a vector like any other, and takes its share of the weight.
+# −∞ − (−∞) is not a number, and what it is added to is none either. The cure: subtract 0 where the maximum is −∞, so
+# that all exponentials are 0, and divide by 1 where their sum is 0. The pullback p (dp − Σ dp p) is right as it stands,
+# since p is 0. The other mistake, no mask at all, is silent: padding's embedding is a vector like any other, and takes
+# its share of the weight.
 
 # %%
 unmasked = cca(layer["cca"], h, encoded, np.ones_like(mask), 2, m)[0]
@@ -500,8 +503,9 @@ print("gradients:", ", ".join(f"{name} {grad.shape}" for name, grad in sorted(gr
 # | v̂ = E W_v | dE = dE + dv̂ W_vᵀ, dW_v = Eᵀ dv̂ |
 # | p = R W_r | dW_r = Rᵀ dp; R, the sinusoids, are constants |
 #
-# Two sums are easily lost. E is used twice, as keys and as values, so dE has two terms. And what all chunks share, the
-# weights, the biases u and v, and p, sums over all chunks (`linear` does it by treating them as more rows).
+# Three sums are easily lost. E is used twice, as keys and as values, so dE has two terms. What all chunks share, the
+# weights, the biases u and v, and p, sums over all chunks (`linear` does it by treating them as more rows). And p is
+# shared by the *k* neighbours of a chunk, which stand at the same positions: dp sums over them, too.
 #
 # Which retrieved vectors get a gradient from the output at one token? Those that it reads: the staircase again.
 
@@ -623,14 +627,15 @@ print("right: as the library moves them, and each the other's transpose")
 # %% [markdown]
 # **3.** Relative cross-attention with its projections and its pullback, out of `linear` and `relative_attention`.
 #
-# - `queries` (C, m, d) of C attending chunks; `context` (C, k, r, d′); `key_mask` (C, k, r).
+# - `queries` (b, m, d) of *b* attending chunks; `context` (b, k, r, d′); `key_mask` (b, k, r).
 # - Heads are cut off the last axis: `x.reshape(*x.shape[:-1], n_heads, -1)`. `relative_attention` takes q as
-#   (C, 1, m, heads, c), keys and values as (C, k, r, heads, c); its pullback returns dq, dkeys, dvalues, dtable, du
+#   (b, 1, m, heads, c), keys and values as (b, k, r, heads, c); its pullback returns dq, dkeys, dvalues, dtable, du
 #   and dv.
 # - `sinusoids(first, count, d)` has the rows of distances first, first − 1, …; `relative_attention` wants
-#   m + r − 1 of them, projected by `w_r` and cut into heads, from the largest distance that occurs. Which is it?
+#   m + r − 1 of them, as wide as the queries' d, projected by `w_r` and cut into heads, from the largest distance that
+#   occurs. Which is it?
 #
-# Return the value (C, m, d), and vjp(dy) → (a dict of gradients, dqueries, dcontext).
+# Return the value (b, m, d), and vjp(dy) → (a dict of gradients, dqueries, dcontext).
 
 
 # %% tags=["exercise"]

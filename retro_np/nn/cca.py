@@ -29,7 +29,8 @@ def attended_sequence(chunks, n):
 def cca(params, h, encoded, key_mask, n_heads, chunk_size, scope=ROOT):
     """Residual block h + CCA(norm(h), E). Paper §2.4, eq. 3; positions B.1.2.
 
-    h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1.
+    h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1. With more
+    chunks than that, what would read the last of them is not there, and they change nothing.
     key_mask: (B, l, k, r), False at padding. A chunk with no key left leaves h as it is.
     vjp(dy) -> (gradients of params, dh, dencoded).
     """
