@@ -9,7 +9,7 @@ import resource
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ import numpy as np
 from retro_np.errors import UserError
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
+LONGEST_STEM = 40
 
 
 @contextmanager
@@ -42,7 +43,8 @@ def replacing(path) -> Iterator[BinaryIO]:
 
 def beside_of(path: Path) -> Path:
     """Where to write what will be renamed to `path`: a name that no other thread, process or machine writes under."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}{PARTIAL}")
+    name = path.name[:LONGEST_STEM]  # with what is added it must be no longer than names may be
+    return path.with_name(f"{name}.{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}{PARTIAL}")
 
 
 def remove_partial(folder) -> None:
@@ -99,6 +101,24 @@ def check_folder(path) -> None:
         raise UserError(f"{nearest} is a file: give the name of a folder, new or begun before")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"nothing can be written in {nearest}: give another folder")
+
+
+def check_output(path, option: str, kept: Iterable = ()) -> Path:
+    """Where a file is to be written, links followed; checked before the work.
+
+    option: what names it on the command line. kept: files and folders that the command reads. Raises UserError where
+    the file can't be written, where it is none (a folder, a device), and where it would take the place of what is kept.
+    """
+    path = Path(path).resolve()
+    check_folder(path.parent)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give {option} the name of a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no ordinary file: give {option} the name of one")
+    for place in (Path(one).resolve() for one in kept):
+        if path == place or place in path.parents:
+            raise UserError(f"{path} would take the place of what the command reads: give {option} another name")
+    return path
 
 
 def write_atomically(path, data: bytes) -> None:

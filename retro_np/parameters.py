@@ -183,13 +183,17 @@ def config_from(meta: dict, path) -> RetroConfig:
 
 
 def tree_from(tensors: dict[str, np.ndarray], config: RetroConfig, path, prefix: str = "") -> Tree:
-    """Arrange named tensors as the tree of `config`, checking that each is there and of its shape."""
+    """Arrange named tensors as the tree of `config`, checking that each is there, of its shape, and finite."""
 
     def leaf(name, shape):
         tensor = tensors.get(prefix + name)
         if tensor is None or tensor.shape != tuple(shape):
             found = "absent" if tensor is None else f"of shape {tensor.shape}"
             raise UserError(f"{path}: {prefix}{name} is {found}, and its configuration wants {tuple(shape)}")
+        if not np.issubdtype(tensor.dtype, np.floating):
+            raise UserError(f"{path}: {prefix}{name} holds {tensor.dtype} and no floating-point numbers")
+        if not np.all(np.isfinite(tensor)):
+            raise UserError(f"{path}: {prefix}{name} is not finite everywhere: it is damaged, take another checkpoint")
         return tensor
 
     return map_tree(leaf, parameter_shapes(config))
@@ -213,6 +217,8 @@ def read_tensors(path, wanted=lambda name: True) -> tuple[dict[str, np.ndarray],
             tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): take another checkpoint") from error
+    except TypeError as error:  # bfloat16, say
+        raise UserError(f"{path} has tensors that NumPy can't hold ({error}): convert them to float32") from error
     if not isinstance(meta, dict):
         raise UserError(f"{path} was not written by retro_np: its metadata has no configuration")
     return tensors, meta

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import nats_of
+from retro_np.generation import Retrieved
 from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.nn.model import attention_maps, retro
 from retro_np.parameters import init_params, save_params
-from retro_np.report.inspection import WHOLE, inspect, write_inspection
+from retro_np.report.inspection import WHOLE, inspect, visible, write_inspection
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.tokenizer import encode, token_byte_lengths
 
@@ -97,8 +98,10 @@ def test_a_page_says_what_the_model_pays_and_each_token_what_the_one_before_it_r
 
 
 def test_what_a_page_cannot_show_is_refused(database, params):
-    with pytest.raises(UserError, match="a page shows from 2"):
+    with pytest.raises(UserError, match="too short"):
         inspect(params, CONFIG, database, [5])
+    with pytest.raises(UserError, match="at most 2,048"):
+        inspect(params, CONFIG, database, [5] * 2049)
     with pytest.raises(UserError, match="from 1 to 100 neighbours"):
         inspect(params, CONFIG, database, [5, 6], k=101)
     baseline = RetroConfig(V, 16, 24, n_heads=2, d_head=8, n_layers=2, cca_layers=(), chunk_size=M)
@@ -130,7 +133,33 @@ def test_the_command_takes_a_text_a_file_or_a_prompt_and_one_of_them(tmp_path, c
     assert "takes one of" in refused("inspect", *given, "text", "--prompt", "x")
     assert "no file" in refused("inspect", *given, "--file", tmp_path / "nowhere")
     assert "is a folder" in refused("inspect", *given, "some text", "-o", tmp_path)
-    assert "from 2 to" in refused("inspect", *given, "")
+    assert "too short" in refused("inspect", *given, "")
+    assert "in all" in refused("inspect", *given, "--prompt", "value index " * 3000)
+    assert "k is 101" in refused("inspect", *given, "--prompt", "value", "-k", "101")
+    assert "is no file" in refused("inspect", *given, "--file", tmp_path)
+    held = {path: path.read_bytes() for path in (checkpoint, tmp_path / "db" / "manifest.json", tmp_path / "long.txt")}
+    for path in held:
+        assert "take the place" in refused("inspect", *given, "--file", tmp_path / "long.txt", "-o", path)
+    assert "no ordinary file" in refused("inspect", *given, "some text", "-o", "/dev/null")
+    assert held == {path: path.read_bytes() for path in held}
+
+
+def test_a_sample_is_shown_with_what_it_read_and_not_with_what_is_found_anew(database, params):
+    tokens = np.array(encode(database.tokenizer, "return value index chunk neighbour self " * 6))[: 2 * M + 3]
+    ids, distances = np.array([7, 5]), np.array([0.25, 0.5])
+    read = Retrieved(0, ids, distances, database.value(ids))
+    sample = inspect(params, CONFIG, database, tokens, k=2, retrieved=[read])
+    assert [value.distance for value in sample.chunks[0].values] == [0.25, 0.5]
+    assert ["".join(value.texts) for value in sample.chunks[0].values] == [database.text(v) for v in read.values]
+    anew = inspect(params, CONFIG, database, tokens, k=2)
+    assert sample.chunks[1].values == anew.chunks[1].values
+    assert [c.leakage for c in sample.chunks] == [c.leakage for c in anew.chunks]
+    assert sample.bits_on != anew.bits_on
+    assert sample.bits_off == anew.bits_off
+
+
+def test_what_has_no_shape_or_turns_the_writing_is_seen():
+    assert visible("a\x00b\u202ec\x7f\n\td\r\n") == "a␀b[U+202E]c[U+007F]\n\td\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +239,12 @@ def test_the_arrow_keys_step_through_tokens(browser, page):
             browser.switch_to.active_element.send_keys(key)
         assert browser.switch_to.active_element == tokens[place]
         assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[place]]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tokens[4])
+    tokens[4].click()  # a click moves the one stop, too
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[5]]
+    browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.HOME)  # the browser's own
+    assert browser.switch_to.active_element == tokens[5]
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert browser.find_elements("css selector", ".picked, .lit") == []
 
@@ -227,9 +262,51 @@ def test_each_way_of_colouring_colours_and_text_stands_out_from_it_in_both_theme
         coloured = [t for t in browser.find_elements("css selector", ".t") if background(t) != "rgba(0, 0, 0, 0)"]
         assert coloured, mode
         seen.add(frozenset(background(t) for t in coloured))
-        for token in coloured:
+        legend = [s for s in browser.find_elements("css selector", ".key span") if s.is_displayed()]
+        assert legend  # in full colour
+        for token in coloured + legend:
             assert contrast(token.value_of_css_property("color"), background(token), canvas) > 4.5  # WCAG 2, AA
     assert len(seen) == 3
+
+
+@pytest.mark.slow
+def test_a_token_that_is_stepped_to_is_not_covered(browser, page):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.set_window_size(1300, 700)
+    try:
+        browser.get(page.as_uri())
+        tokens = browser.find_elements("css selector", ".t")
+        browser.execute_script("arguments[0].focus()", tokens[0])
+        for key in [Keys.ARROW_DOWN] * 8 + [Keys.ARROW_UP] * 8:
+            browser.switch_to.active_element.send_keys(key)
+            token, above, below = (
+                browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", element)
+                for element in (
+                    browser.switch_to.active_element,
+                    browser.find_element("css selector", ".controls"),
+                    browser.find_element("id", "told"),
+                )
+            )
+            assert above["bottom"] <= token["top"]
+            assert token["bottom"] <= below["top"]
+    finally:
+        browser.set_window_size(1300, 1000)
+
+
+@pytest.mark.slow
+def test_pointing_elsewhere_leaves_the_focus_what_it_had(browser, page):
+    from selenium.webdriver import ActionChains
+
+    browser.get(page.as_uri())
+    tokens = browser.find_elements("css selector", ".t")
+    browser.execute_script("arguments[0].focus({preventScroll: true})", tokens[M + 2])
+    before = browser.find_element("id", "told").text
+    ActionChains(browser).move_to_element(tokens[1]).perform()
+    assert browser.find_element("id", "told").text != before
+    ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
+    assert browser.find_element("id", "told").text == before
+    assert browser.find_elements("css selector", ".picked") == [tokens[M + 2]]
 
 
 def contrast(ink, paint, canvas):

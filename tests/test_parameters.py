@@ -1,11 +1,15 @@
 """Ground truth: table 2 of the paper, and what was saved."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from retro_np import EncoderConfig, RetroConfig, count_parameters, init_params, load_params, save_params
 from retro_np.errors import UserError
 from retro_np.nn.checks import CONFIG
+from retro_np.parameters import write_tensors
+from retro_np.training.checkpoint import load_model
 from retro_np.tree import leaves
 
 TABLE_2 = {
@@ -63,6 +67,40 @@ def test_a_checkpoint_that_is_missing_cut_short_or_of_another_kind_is_refused_by
         path.write_bytes(broken)
         with pytest.raises(UserError, match=r"a\.safetensors"):
             load_params(path)
+
+
+def saved(path, change):
+    """A checkpoint of which one tensor was changed."""
+    params = init_params(CONFIG, np.random.default_rng(0))
+    tensors = dict(leaves(params))
+    tensors["readout"] = change(tensors["readout"])
+    write_tensors(path, tensors, {"config": CONFIG.to_dict()})
+    return path
+
+
+def test_tensors_that_are_no_finite_floating_point_numbers_are_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"readout holds int32"):
+        load_params(saved(tmp_path / "whole", lambda array: array.astype(np.int32)))
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match=r"readout is not finite everywhere"):
+            load_params(saved(tmp_path / "broken", lambda array, value=value: np.full_like(array, value)))
+
+
+def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path):
+    header = b'{"x":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(UserError, match="convert them to float32"):
+        load_params(tmp_path / "x")
+
+
+@pytest.mark.parametrize("run", [5, [], {"data": 3}, {"data": {"tokenizer": 5}}])
+def test_metadata_of_another_form_are_refused(tmp_path, run):
+    tensors = dict(leaves(init_params(CONFIG, np.random.default_rng(0))))
+    write_tensors(tmp_path / "x", tensors, {"config": CONFIG.to_dict(), "run": run})
+    sizes = {"vocabulary_size": CONFIG.vocabulary_size, "chunk_size": CONFIG.chunk_size}
+    database = SimpleNamespace(**sizes, path="db", identity={"tokenizer": "abcdefgh"})
+    with pytest.raises(UserError, match=r"metadata hold no|another tokenizer"):
+        load_model(tmp_path / "x", database)
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def inspect(
 
     One HTML file that needs no network. Of a long text its beginning is shown, and the page says so.
     """
-    from retro_np.files import check_folder
+    from retro_np.files import check_output
     from retro_np.generation import generate
-    from retro_np.report.inspection import MOST_TOKENS, write_inspection
+    from retro_np.report.inspection import MOST_TOKENS, check_request, write_inspection
     from retro_np.report.inspection import inspect as inspected
     from retro_np.report.samples import prompt_tokens
     from retro_np.retrieval.tokenizer import END_OF_TEXT
@@ -37,21 +37,24 @@ def inspect(
 
     if sum(given is not None for given in (text, file, prompt)) != 1:
         raise UserError("inspect takes one of TEXT, --file PATH and --prompt TEXT")
-    check_folder(out.parent)
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: give -o the name of a file")
+    place = check_output(out, "-o", [checkpoint, db, *([file] if file else [])])
     database = open_database(db, embedder)
     params, config = load_model(checkpoint, database)
     if file is not None:
         text = read_text(file)
-    given = prompt if text is None else text
-    tokens = prompt_tokens(database, given)
-    facts = {"checkpoint": str(checkpoint), "database": str(database.path), "neighbours": str(k)}
-    k, n_prompt = min(k, database.n_chunks), 0
+    tokens = prompt_tokens(database, prompt if text is None else text)
+    n_prompt, retrieved = 0, []
     if prompt is not None:
         n_prompt = len(tokens)
+        if n_prompt >= MOST_TOKENS:
+            raise UserError(f"the prompt has {n_prompt:,} tokens, and a page shows {MOST_TOKENS:,} in all: cut it")
+    shown = min(len(tokens) + (length if prompt is not None else 0), MOST_TOKENS)
+    check_request(config, shown, k)
+    k = min(k, database.n_chunks)
+    facts = {"checkpoint": str(checkpoint), "database": str(database.path), "neighbours": str(k)}
+    if prompt is not None:
         settings = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        sample, _ = generate(
+        sample, retrieved = generate(
             params, config, tokens, length, database=database, k=k, stop_token=END_OF_TEXT, **settings
         )  # fmt: skip
         tokens = [*tokens, *sample]
@@ -59,13 +62,16 @@ def inspect(
     if len(tokens) > MOST_TOKENS:
         facts["shown"] = f"the first {MOST_TOKENS:,} of {len(tokens):,} tokens"
         console.print(f"The page shows {facts['shown']}.")
-    found = inspected(params, config, database, tokens[:MOST_TOKENS], k=k, n_prompt=n_prompt)
-    write_inspection(out, "A text under RETRO" if prompt is None else "A sample of RETRO", facts, found)
+    found = inspected(
+        params, config, database, tokens[:MOST_TOKENS], k=k, n_prompt=n_prompt, retrieved=retrieved
+    )  # fmt: skip
+    write_inspection(place, "A text under RETRO" if prompt is None else "A sample of RETRO", facts, found)
     console.print(f"{found.bits_on:.4f} bits per byte with retrieval, {found.bits_off:.4f} without. The page is {out}.")
 
 
 def read_text(path: Path) -> str:
     """A file's text; bytes that are not UTF-8 are replaced. Raises UserError where there is no such file."""
-    if not path.exists() or path.is_dir():
-        raise UserError(f"there is no file {path}: name one with --file, or give the text itself")
+    if not path.is_file():
+        what = f"{path} is no file" if path.exists() else f"there is no file {path}"
+        raise UserError(f"{what}: name one with --file, or give the text itself")
     return path.read_bytes().decode("utf-8", "replace")

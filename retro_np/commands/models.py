@@ -193,7 +193,7 @@ def sample(
 
     retro-np sample --pretrained --prompt "import json" works right after installation.
     """
-    from retro_np.files import check_folder
+    from retro_np.files import check_output
     from retro_np.report.samples import print_sample, sample_chunks, write_page
     from retro_np.training.checkpoint import load_model
 
@@ -209,9 +209,7 @@ def sample(
     database = pretrained_database(*part) if db is None else open_database(db, embedder)
     params, config = load_model(checkpoint, database)
     if page is not None:
-        check_folder(page.parent)
-        if page.is_dir():
-            raise UserError(f"{page} is a folder: give --page the name of a file")
+        place = check_output(page, "--page", [checkpoint, database.path])
     k = min(k, database.n_chunks)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     chunks = sample_chunks(params, config, database, prompt, length, k if retrieval else 0, **settings)
@@ -219,7 +217,7 @@ def sample(
     if page is not None:
         facts = {"checkpoint": str(checkpoint), "database": str(database.path)}
         facts |= {name: str(value) for name, value in settings.items()}
-        write_page(page, "A sample, and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
+        write_page(place, "A sample, and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
         console.print(f"The page is {page}.")
 
 

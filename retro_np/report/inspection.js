@@ -6,11 +6,13 @@ const chunks = [...document.querySelectorAll(".chunk")];
 const tokens = [...document.querySelectorAll(".t")];
 const told = document.getElementById("told");
 const greeting = told.textContent;
+const controls = document.querySelector(".controls");
 let lit = [];
 let picked = null;
+let stop = tokens[0]; // where Tab goes: one place, the arrows do the rest
 
 function shown(text) {
-  return "‘" + text.replaceAll("\n", "⏎") + "’";
+  return text ? "‘" + text.replaceAll("\n", "⏎") + "’" : "part of a character";
 }
 
 function clear() {
@@ -66,19 +68,34 @@ function step(token, key) {
   return tokens[places[key]];
 }
 
+// What is focused is scrolled to where neither the controls nor the line at the bottom lie over it.
+function leaveRoom() {
+  const above = getComputedStyle(controls).position === "sticky" ? controls.offsetHeight : 0;
+  document.documentElement.style.scrollPadding = `${above + 16}px 0 ${told.offsetHeight + 48}px`;
+}
+
 for (const token of tokens) {
   token.addEventListener("mouseenter", () => point(token));
-  token.addEventListener("mouseleave", () => (token === document.activeElement ? null : clear()));
-  token.addEventListener("focus", () => point(token));
+  token.addEventListener("mouseleave", () => {
+    clear();
+    if (tokens.includes(document.activeElement)) point(document.activeElement);
+  });
+  token.addEventListener("focus", () => {
+    stop.tabIndex = -1;
+    stop = token;
+    stop.tabIndex = 0;
+    point(token);
+  });
   token.addEventListener("blur", clear);
   token.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's own
     if (event.key === "Escape") token.blur();
     const next = step(token, event.key);
     if (!next) return;
     event.preventDefault();
-    token.tabIndex = -1; // one stop for Tab, the arrows do the rest
-    next.tabIndex = 0;
+    leaveRoom();
     next.focus();
   });
 }
-if (tokens.length) tokens[0].tabIndex = 0;
+if (stop) stop.tabIndex = 0;
+leaveRoom();

@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+import re
 from base64 import b64encode
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -13,6 +15,7 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import bits_per_byte, nats_of
 from retro_np.evaluation.leakage import NEIGHBOURS
 from retro_np.files import write_atomically
+from retro_np.generation import Retrieved
 from retro_np.kernels.substring import common_prefix_lengths, longest_common_substring
 from retro_np.nn.model import attention_maps, read_part, retro
 from retro_np.report.samples import BACKGROUNDS, FOREGROUNDS, LONGEST
@@ -22,6 +25,8 @@ from retro_np.training.checkpoint import check_fit
 
 MOST_TOKENS, MOST_NEIGHBOURS = 2048, 100  # on a page, and of a chunk
 WHOLE = 999  # what a weight of 1 is on the page, which holds integers
+# control characters, but for tab and line ends, and those that turn the direction of writing
+UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -66,32 +71,48 @@ class Inspection:
     bits_off: float
 
 
-def inspect(params, config, database: Database, tokens, *, k: int = 2, n_prompt: int = 0) -> Inspection:
+def check_request(config, n_tokens: int, k: int) -> None:
+    """Raise UserError for what no page can show; see `inspect`."""
+    if not config.retrieves:
+        raise UserError("the checkpoint is a baseline, which reads no neighbours: inspect a RETRO")
+    if n_tokens < 2:
+        raise UserError("the text is too short: the first token is predicted by nothing, so give at least two")
+    if n_tokens > MOST_TOKENS:
+        raise UserError(f"the text has {n_tokens:,} tokens, and a page shows at most {MOST_TOKENS:,}: cut it")
+    if not 1 <= k <= MOST_NEIGHBOURS:
+        raise UserError(f"k is {k:,}: a page shows from 1 to {MOST_NEIGHBOURS} neighbours of a chunk")
+
+
+def inspect(
+    params, config, database: Database, tokens, *, k: int = 2, n_prompt: int = 0, retrieved: Iterable[Retrieved] = ()
+) -> Inspection:
     """Run a text through a RETRO with retrieval on and off, and keep what each token cost and read.
 
     tokens: (n,), at least two; each whole chunk retrieves its k nearest values from the database. The weights of a
     token are those of the position that predicts it, the one before, averaged over heads and CCA layers: all of what a
-    chunk reads was thus retrieved by the chunk before. n_prompt: so many of the tokens were given, the rest sampled.
+    chunk reads was thus retrieved by the chunk before. Of a sample: n_prompt, so many of the tokens were given;
+    retrieved, what `generate` found for k, which is then not looked for again (a graph that is asked for one chunk, and
+    not for all, may answer otherwise).
     Raises UserError for a baseline, which reads nothing, for fewer than two tokens or more than MOST_TOKENS, and for
     more than MOST_NEIGHBOURS neighbours.
     """
     tokens = np.asarray(tokens, np.int64)
     check_fit(config, database)
-    if not config.retrieves:
-        raise UserError("the checkpoint is a baseline, which reads no neighbours: inspect a RETRO")
-    if not 2 <= len(tokens) <= MOST_TOKENS:
-        raise UserError(f"the text has {len(tokens):,} tokens: a page shows from 2 to {MOST_TOKENS:,}, cut it")
-    if not 1 <= k <= MOST_NEIGHBOURS:
-        raise UserError(f"k is {k:,}: a page shows from 1 to {MOST_NEIGHBOURS} neighbours of a chunk")
+    check_request(config, len(tokens), k)
     m, n = config.chunk_size, len(tokens)
     whole = tokens[: n // m * m].reshape(-1, m)
     ids, distances, leakage = _retrieved(database, whole, max(k, NEIGHBOURS))
     ids, distances = ids[:, :k], distances[:, :k]
+    for item in retrieved:
+        if item.chunk < len(whole):
+            ids[item.chunk], distances[item.chunk] = item.ids, item.distances
     values = database.value(ids)  # (l, k, 2m)
     neighbours = values[None] if len(whole) else None
 
     targets = np.append(tokens[1:], 0)[None]
     on, off = (nats_of(retro(params, config, tokens[None], given)[0], targets)[0] for given in (neighbours, None))
+    if not (np.all(np.isfinite(on)) and np.all(np.isfinite(off))):
+        raise UserError("the model's losses are not finite: its weights are damaged, take another checkpoint")
     reads = _reads(params, config, tokens, neighbours)
     lengths = token_byte_lengths(database.tokenizer)
     texts = token_texts(database.tokenizer, tokens)
@@ -157,11 +178,18 @@ def _values(database, ids, distances, values, reader):
     return shown
 
 
+def visible(text: str) -> str:
+    """A text whose control characters are seen: what has no shape, and what turns the direction of writing."""
+    return UNSEEN.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else f"[U+{ord(found[0]):04X}]", text)
+
+
 def write_inspection(path, title: str, facts: dict[str, str], inspection: Inspection) -> None:
-    """One self-contained HTML page, without network. All text in it is escaped."""
+    """One self-contained HTML page, without network. All text in it is escaped, and control characters are shown."""
     folder = files("retro_np.report")
     template, script = (folder.joinpath(f"inspection.{kind}").read_text(encoding="utf-8") for kind in ("html", "js"))
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["visible"] = visible
+    page = environment.from_string(template)
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     spread = max([abs(t.off - t.on) for c in inspection.chunks for t in c.tokens if t.on is not None] or [0])
     rendered = page.render(

@@ -94,11 +94,15 @@ def load_model(path, database: Database) -> tuple[Tree, RetroConfig]:
     """
     params, config = load_params(path)
     check_fit(config, database)
-    trained = read_meta(path).get("run", {}).get("data", {}).get("tokenizer")
+    trained = read_meta(path)
+    for name in ("run", "data", "tokenizer"):
+        if trained is not None and not isinstance(trained, dict):
+            raise UserError(f"{path}: its metadata hold no {name!r} of a training run: take another checkpoint")
+        trained = None if trained is None else trained.get(name)
     ours = database.identity["tokenizer"]
     if trained not in (None, ours):  # None: parameters alone, which know of no tokenizer
         raise UserError(
-            f"{path} was trained with another tokenizer ({trained[:6]}…) than {database.path} has ({ours[:6]}…): use "
+            f"{path} was trained with another tokenizer ({trained!s:.6}…) than {database.path} has ({ours[:6]}…): use "
             "the database that it was trained with, or build this one with --tokenizer"
         )
     return in_single_precision(params), config
