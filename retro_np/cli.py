@@ -41,5 +41,7 @@ def main() -> None:
             line = f"not enough memory ({line}): ask for smaller sizes"
         elif isinstance(error, OverflowError):
             line = f"a number is too large ({line}): give a smaller one"
+        elif isinstance(error, OSError) and error.strerror:
+            line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         print(f"retro-np: {line}", file=sys.stderr)
         sys.exit(2)

@@ -55,7 +55,8 @@ documents = {
     )
     for dish, first in dishes.items()
 }
-corpus = Path(tempfile.mkdtemp()) / "recipes"
+temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
+corpus = Path(temporary.name) / "recipes"
 corpus.mkdir()
 for name, text in documents.items():
     (corpus / name).write_text(text)
@@ -223,6 +224,11 @@ for name, text in documents.items():
     which = next(d for d in database.documents if d["name"] == name)["id"]
     stored = split.tokens[np.flatnonzero(np.asarray(split.documents) == which)]
     assert np.array_equal(chunked(database.tokenizer.encode(text).ids, m), stored), name
+for length in range(3 * m):
+    cut = chunked([7] * length, m)
+    expected = [7] * length + [1] + [0] * (m - 1 - length % m)
+    assert cut.shape == (length // m + 1, m), f"{length} tokens: {cut.shape}"
+    assert cut.reshape(-1).tolist() == expected, f"{length} tokens"
 print("right: as the database cut them")
 
 # %% [markdown]
@@ -265,5 +271,7 @@ stored = np.asarray(database.keys("train")[:], np.float32)
 asked = database.embedder.embed(["Stir the flour with an egg", "eat them warm", "heat the oven"], show_progress=False)
 expected, _ = database.search_keys(asked, 5, exact=True)
 for row, question in enumerate(asked):
-    assert np.array_equal(nearest(question, stored, 5), expected[row])
+    assert np.array_equal(nearest(question, stored, 5), expected[row]), f"question {row}, the five nearest"
+tied = nearest(np.zeros(2), np.array([[1.0, 0], [0, 2], [0, 1], [-1, 0]]), 3)
+assert np.array_equal(tied, [0, 2, 3]), f"three at the same distance, in the order of their ids: {tied}"
 print("right: as the database finds them")

@@ -87,7 +87,8 @@ assert 1 / codes == world.CHANCE
 # nearest of them is wanted, *k = 1*; no other has anything to say.
 
 # %%
-home = Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
+home = Path(temporary.name)
 build = BuildConfig(chunk_size=m, vocabulary_size=258, held_out=0.1, neighbours=4, spares=8, d_key=512)
 corpus = world.write_facts(home / "known.jsonl", known, ("told", "asked"))
 database = build_database(corpus, home / "known", build, "hashing")
@@ -370,8 +371,9 @@ for n in (2, 3, 10, len(unseen)):
         lent = lenders(n, seed)
         assert np.array_equal(np.sort(lent), np.arange(n)), (n, seed)
         assert not np.any(lent == np.arange(n)), (n, seed)
-assert not np.array_equal(lenders(100, 0), lenders(100, 1))
-assert np.array_equal(lenders(100, 0), lenders(100, 0))
+assert not np.array_equal(lenders(100, 0), lenders(100, 1)), "another seed, another permutation"
+assert np.array_equal(lenders(100, 0), lenders(100, 0)), "the same seed, the same permutation"
+assert len(np.unique((lenders(100, 0) - np.arange(100)) % 100)) > 30, "a permutation with a pattern is not at random"
 logits = retro(model.params, model.config, tokens, retrieved[lenders(len(tokens), 0)])[0]
 nats = nats_of(logits[np.arange(len(tokens))[:, None], places - 1], tokens[np.arange(len(tokens))[:, None], places])
 assert nats.sum(axis=1).mean() / np.log(2) > guess

@@ -112,7 +112,8 @@ library = Path(sysconfig.get_paths()["stdlib"])
 text = {name: (library / f"{name}.py").read_text(encoding="utf-8") for name in HELD + OTHERS}
 plain = {f"{name}.py": text[name] for name in HELD + OTHERS}
 copies = {f"copies/{name}.py": text[name] for name in HELD}
-home = Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
+home = Path(temporary.name)
 
 
 def built(name, documents, **changes):
@@ -373,10 +374,13 @@ def leakage(chunk, values):
 
 
 # %% tags=["check"]
-for _ in range(50):
-    some_chunk, some_values = rng.integers(0, 3, 8), rng.integers(0, 3, (3, 16))
-    expected = longest_common_substring(some_chunk[None], some_values[None])[0] / 8
-    assert leakage(some_chunk, some_values) == expected, (some_chunk, some_values)
+apart = leakage(np.array([1, 2, 3, 4]), np.array([[9, 9, 1, 2], [3, 4, 9, 9]]))
+assert apart == 0.5, f"a run ends where a value ends: 0.5, not {apart}"
+for words in (3, 8):
+    for _ in range(50):
+        some_chunk, some_values = rng.integers(0, words, 8), rng.integers(0, words, (3, 16))
+        expected = longest_common_substring(some_chunk[None], some_values[None])[0] / 8
+        assert leakage(some_chunk, some_values) == expected, (some_chunk, some_values)
 print("right: as the kernel computes it")
 
 # %% [markdown]

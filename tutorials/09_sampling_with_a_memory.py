@@ -50,7 +50,8 @@ from retro_np.training.loop import train
 # %%
 facts = world.invent(700, seed=7)
 known, unseen = facts[:600], facts[600:]
-m, home = world.CHUNK, Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
+m, home = world.CHUNK, Path(temporary.name)
 build = BuildConfig(chunk_size=m, vocabulary_size=258, held_out=0.0, neighbours=4, spares=8, d_key=512)
 corpus = world.write_facts(home / "known.jsonl", known, ("told", "asked"))
 training_database = build_database(corpus, home / "known", build, "hashing")
@@ -315,7 +316,7 @@ def searches(n_prompt, length, m):
 # %% tags=["check"]
 for n_prompt, length in ((3, 5), (15, 1), (16, 1), (16, 16), (17, 16), (1, 48), (20, 29)):
     _, retrieved = generate(params, config, [65] * n_prompt, length, database=memory, k=1)
-    assert searches(n_prompt, length, m) == [item.chunk for item in retrieved], (n_prompt, length)
+    assert list(searches(n_prompt, length, m)) == [item.chunk for item in retrieved], (n_prompt, length)
 print("right: as generate does")
 
 # %% [markdown]
@@ -363,11 +364,12 @@ def forget(path, fact):
 
 
 # %% tags=["check"]
-trial = Path(tempfile.mkdtemp()) / "memory"
+another = tempfile.TemporaryDirectory()
+trial = Path(another.name) / "memory"
 build_database(home / "told.jsonl", trial, replace(build, neighbours=2), "hashing")
 left = forget(trial, unseen[7])
-assert traces(trial, unseen[7]) == []
-assert ask(unseen[7], left)[0] != unseen[7].code
-assert traces(trial, unseen[8])
-assert len(left.documents) == 39
+assert traces(trial, unseen[7]) == [], f"it still stands in {traces(trial, unseen[7])}"
+assert ask(unseen[7], left)[0] != unseen[7].code, "it is still answered"
+assert traces(trial, unseen[8]), "another document has gone, too"
+assert len(left.documents) == 39, f"{len(left.documents)} documents are left, of 40"
 print("right: gone, and nothing else with it")

@@ -58,7 +58,8 @@ from retro_np.tree import leaves
 
 # %%
 facts = invent(600, seed=0)
-folder = Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
+folder = Path(temporary.name)
 corpus = write_facts(folder / "facts.jsonl", facts, ("told", "asked"))
 build = BuildConfig(
     chunk_size=CHUNK, vocabulary_size=258, held_out=0.1, neighbours=4, spares=12, d_key=512, duplicates=None
@@ -372,10 +373,12 @@ some = slice(0, 200)
 ids, far = knn_lm.nearest_keys(hidden[some], keys)
 for alpha in (0.1, 1.0):
     answer = knn_distribution(hidden[some], keys, values, alpha, database.vocabulary_size)
-    assert np.allclose(answer.sum(axis=1), 1)
-    expected = knn_lm.knn_probability(far, values[ids] == plain.tokens[some, None], alpha)
-    assert np.allclose(answer[np.arange(200), plain.tokens[some]], expected)
-print("right: rows sum to one, and agree with the library at the tokens that came")
+    assert answer.shape == (200, database.vocabulary_size), answer.shape
+    assert np.allclose(answer.sum(axis=1), 1), "a row is a distribution"
+    for token in range(database.vocabulary_size):
+        expected = knn_lm.knn_probability(far, values[ids] == token, alpha)
+        assert np.allclose(answer[:, token], expected), f"token {token}, α = {alpha}"
+print("right: rows sum to one, and agree with the library at every token")
 
 # %% [markdown]
 # **2.** SPALM's gate chooses a weight for each token. How good could a gate be at best? Given the model's `nats` (N,)
@@ -396,11 +399,11 @@ def hindsight(nats, p):
 ids, far = knn_lm.nearest_keys(hidden, keys)
 probability = knn_lm.knn_probability(far, values[ids] == plain.tokens[:, None], 1.0)
 best = hindsight(plain.nats, probability)
-assert best.shape == plain.nats.shape
-assert np.all(np.isfinite(best))
+assert best.shape == plain.nats.shape, best.shape
+assert np.all(np.isfinite(best)), "a token of which p is 0 still has the model's nats"
 for weight in np.linspace(0, 0.98, 8):
-    assert np.all(best <= knn_lm.mixed(plain.nats, probability, weight) + 1e-9)
-assert np.all((best == plain.nats) | np.isclose(np.exp(-best), probability))
+    assert np.all(best <= knn_lm.mixed(plain.nats, probability, weight) + 1e-9), f"λ = {weight:.2f} is better somewhere"
+assert np.all(np.isclose(best, plain.nats) | np.isclose(np.exp(-best), probability)), "neither the one nor the other"
 print("right: no fixed weight is better at any token, and each is one of the two")
 
 # %% [markdown]
@@ -423,6 +426,6 @@ for plain_name, name in (("baseline-132m", "retro-172m"), ("baseline-7b", "retro
     shapes = [(name, shape) for name, shape in leaves(parameter_shapes(preset)) if not name.endswith("embedding")]
     added = sum(int(np.prod(shape)) for name, shape in shapes if is_retrieval(name))
     share = share_trained(RetroConfig.preset(plain_name), preset)
-    assert np.isclose(share, added / count_parameters(preset))
+    assert np.isclose(share, added / count_parameters(preset)), f"{name}: {share}"
     print(f"{name}: {100 * share:.1f} %")
 print("right: the larger the model, the smaller the share")

@@ -45,6 +45,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="tutorials, by the beginning of their names; none: all")
     parser.add_argument("--to", type=Path, help="write notebooks there, not executed")
     options = parser.parse_args()
+    unknown = [name for name in options.names if not sources([name])]
+    if unknown:
+        parser.error(f"there is no tutorial {', '.join(unknown)}: give the beginning of a name, as 05")
+    if options.to:
+        options.to.mkdir(parents=True, exist_ok=True)
     for source in sources(options.names):
         made = notebook(source) if options.to else executed(notebook(source))
         nbformat.write(made, (options.to or HERE) / f"{source.stem}.ipynb")
