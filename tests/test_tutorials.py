@@ -59,6 +59,12 @@ def test_each_figure_of_a_text_is_one_that_a_cell_beside_it_printed(source, fold
     assert missing == []
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_no_line_that_goes_on_a_formula_is_taken_for_a_list(source):
+    prose = [cell.source for cell in cells_of(source) if cell.cell_type == "markdown"]
+    assert [line for text in prose for line in text.splitlines() if re.match(r"[+*] ", line)] == []
+
+
 def stands_in(text, figure):
     """Whether a figure is there by itself, not as a part of another number."""
     return re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d|[.,]\d)", text) is not None

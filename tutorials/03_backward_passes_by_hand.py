@@ -14,11 +14,11 @@
 # %% [markdown]
 # # 3 · Backward passes by hand
 #
-# Nothing in this library differentiates by itself. Each function of `retro_np/nn` returns two things, its value and
-# its **pullback**, in code `vjp` (vector–Jacobian product). The pullback takes the gradient of the loss with respect to
-# the value, the **cotangent**, and returns the gradients with respect to the arguments. This tutorial derives a few,
-# from a matrix product to attention, and then turns to what tells right ones from wrong ones: finite differences,
-# which can be wrong themselves.
+# Nothing in this library differentiates by itself. Each operator and each block of the model, in `retro_np/nn`, returns
+# two things, its value and its **pullback**, in code `vjp` (vector–Jacobian product). The pullback takes the gradient
+# of the loss with respect to the value, the **cotangent**, and returns the gradients with respect to the arguments.
+# This tutorial derives a few, from a matrix product to attention, and then turns to what tells right ones from wrong
+# ones: finite differences, which can be wrong themselves.
 #
 # Afterwards you can
 #
@@ -89,8 +89,9 @@ assert np.isclose(left, right)
 # %% [markdown]
 # The identity uses our own ẏ. `gradcheck` needs none: it draws a random dy, moves each entry of each argument by ±ε,
 # takes ⟨dy, f(x + ε) − f(x − ε)⟩ / 2ε, and compares that with the pullback's entry. Its error is the difference of the
-# two over the largest entry of that argument's gradient. Here it judges `linear`, and then a version without the
-# transpose. Mostly the shapes would not fit then; with a square matrix W and Wᵀ fit equally well.
+# two over the largest entry of that argument's gradient, or over 0.01 where all are smaller. Here it judges `linear`,
+# and then a version without the transpose. Mostly the shapes would not fit then; with a square matrix, W and Wᵀ fit
+# equally well.
 
 
 # %%
@@ -131,8 +132,8 @@ tried("block", block, *arguments)
 
 
 # %% [markdown]
-# Read the value down and the pullback up, and the same names come in reverse order with a d before them. The blocks of
-# the model are all written so. The classic slip is to lose one of the two ways to h:
+# Read both from top to bottom: in the pullback the same names come in reverse order, with a d before them. The blocks
+# of the model are all written so. The classic slip is to lose one of the two ways to h:
 
 
 # %%
@@ -175,7 +176,8 @@ print("⟨dx, x⟩ of each row:", np.abs(np.sum(dx * x, axis=-1)).round(12))
 # %% [markdown]
 # ## Softmax
 #
-# p_i = exp(x_i) / Σ exp(x_j). Its Jacobian is small enough to look at once: ∂p_i/∂x_j = p_i (δ_ij − p_j). Hence
+# p_i = exp(x_i) / Σ exp(x_j). Its Jacobian is small enough to look at once: ∂p_i/∂x_j = p_i (δ_ij − p_j), where δ_ij is
+# 1 for i = j, else 0. Hence
 #
 # dx_j = Σ_i dp_i p_i (δ_ij − p_j) = **p_j (dp_j − Σ_i dp_i p_i)**.
 #
@@ -231,8 +233,9 @@ parts = rng.standard_normal((3, 4)), rng.standard_normal((5, 4)), rng.standard_n
 tried("attention", attention, *parts)
 
 # %% [markdown]
-# The library's kernel takes batches, groups and heads, (B, g, n, h, c), and has masks and positions beside (tutorials
-# 4 and 5). With one of each and no mask it is the function above, value and gradients:
+# The library's kernel takes a batch B of g groups of n queries, with h heads of c columns, (B, g, n, h, c), and has
+# masks and positions beside (tutorials 4 and 5). With one of each, no mask and no positions it is the function above,
+# value and gradients:
 
 
 # %%
@@ -251,10 +254,10 @@ for name, ours, theirs in zip(("dq", "dkeys", "dvalues"), vjp(dout), library_vjp
 # %% [markdown]
 # ## First lie: the step
 #
-# A Taylor series says how far a difference is off: (f(x + ε) − f(x)) / ε by a multiple of ε, the central one by a
-# multiple of ε². So ε should be small. But both values are rounded, each by a share η of itself (1.1 · 10⁻¹⁶ in
-# float64, 6 · 10⁻⁸ in float32), and their difference is divided by ε: an error of about η/ε, which grows as ε shrinks.
-# Below, the slope of the softmax in 30 random directions, by differences, against the pullback.
+# A Taylor series says how far a difference is off: (f(x + ε) − f(x)) / ε by a multiple of ε, the central one, (f(x + ε)
+# − f(x − ε)) / 2ε, by a multiple of ε². So ε should be small. But both values are rounded, each by a share η of itself
+# (1.1 · 10⁻¹⁶ in float64, 6 · 10⁻⁸ in float32), and their difference is divided by ε: an error of about η/ε, which
+# grows as ε shrinks. Below, the slope of the softmax in 30 random directions, by differences, against the pullback.
 
 
 # %%
@@ -295,15 +298,16 @@ assert least["float64, central"] < 1e-8 < least["float64, one-sided"] * 10
 assert least["float32, central"] > 1e-6
 
 # %% [markdown]
-# To the right of the lowest point the formula is wrong, to the left the arithmetic. (At the far left, where x + ε
-# rounds to x, the difference is 0 and the error 1: all of the slope.) Setting ε² = η/ε puts the lowest point of a
-# central difference near η^(1/3), 5 · 10⁻⁶ in float64 and 4 · 10⁻³ in float32, and the error there is η^(2/3). That is
-# why `gradcheck` takes central differences, makes float64 of its arguments whatever they were, and uses 10⁻⁶.
+# To the right of the lowest point the formula is wrong, to the left the arithmetic. (At the far left of the float32
+# lines, where x + ε rounds to x, the difference is 0 and the error 1: all of the slope.) Setting ε² = η/ε puts the
+# lowest point of a central difference near η^(1/3), 5 · 10⁻⁶ in float64 and 4 · 10⁻³ in float32, and the error there is
+# η^(2/3). That is why `gradcheck` takes central differences, makes float64 of its arguments whatever they were, and
+# uses 10⁻⁶.
 #
 # ## Second lie: float32 on the way
 #
-# It cannot make float64 of what happens inside. A pullback that is right, in a function that rounds to float32 on its
-# way, looks wrong:
+# `gradcheck` cannot make float64 of what happens inside. A pullback that is right, in a function that rounds to float32
+# on its way, looks wrong:
 
 
 # %%
@@ -401,10 +405,10 @@ tried("gain 1     ", rms_norm_forgets_gain, x, np.ones(3))
 tried("random gain", rms_norm_forgets_gain, x, rng.standard_normal(3))
 
 # %% [markdown]
-# **Size.** Checking every entry of a large array takes long, so `gradcheck` moves arrays of more than 256 entries
-# along eight random directions, all entries at once. In one direction a single wrong entry of N shows as about 1/√N of
-# its error; in the worst of eight, as about twice that. Below, one entry of dW is off by as much as the largest of
-# them, in matrices of growing size, and the error is printed instead of raised:
+# **Size.** Checking every entry of a large array takes long, so `gradcheck` moves arrays of more than 256 entries along
+# eight random directions, all entries at once. In one direction a single wrong entry of N shows as about 1/√N of its
+# error; in the worst of eight as about twice that, give or take chance. Below, one entry of dW is off by as much as the
+# largest of them, in matrices of growing size, and the error is printed instead of raised:
 
 
 # %%
@@ -467,9 +471,9 @@ assert np.allclose(swish(x)[0], x / (1 + np.exp(-x)))
 print(f"right: within {gradcheck(swish, x):.0e}")
 
 # %% [markdown]
-# **2.** LayerNorm, which BERT has where RETRO has RMSNorm: y = g ∘ (x − mean(x)) / √(variance(x) + eps) + b, over the
-# last axis of *d* numbers (the variance: squares summed, over *d*). The pullback returns dx, dgain and dshift. Along
-# which two directions has dx no part this time? The value is held against the library's kernel for BERT.
+# **2.** LayerNorm, which BERT has where RETRO has RMSNorm: y = g ∘ (x − mean(x)) / √(variance(x) + eps) + shift, over
+# the last axis (the variance is the mean of (x − mean(x))²). The pullback returns dx, dgain and dshift. Along which two
+# directions has dx no part this time? The value is held against the library's kernel for BERT.
 
 
 # %% tags=["exercise"]
@@ -499,10 +503,10 @@ print(f"right: within {gradcheck(layer_norm, x, gain, shift):.0e}")
 
 # %% [markdown]
 # **3.** The kernel keeps no weights for the backward pass: of each query it keeps `lse`, the logarithm of the sum of
-# its logits' exponentials (1/√c is in the logits), and makes the weights again from it. Nor does it need a whole row of
-# dweights before it can subtract the softmax's mean: Σ_j dweights_ij weights_ij is an inner product of two rows that
-# are at hand. Which? Write attention's pullback with out, lse, and the arguments. q, out, dout: (n, c); keys, values:
-# (r, c); lse: (n,). Return dq, dkeys, dvalues.
+# its logits' exponentials (1/√c is in the logits), and makes the weights again from it. Nor is a whole row of dweights
+# needed to find the mean that the softmax subtracts (the kernel, which is not given out, does sum the row): Σ_j
+# dweights_ij weights_ij is an inner product of two rows that are at hand. Which? Write attention's pullback with out,
+# lse, and the arguments. q, out, dout: (n, c); keys, values: (r, c); lse: (n,). Return dq, dkeys, dvalues.
 
 
 # %% tags=["exercise"]

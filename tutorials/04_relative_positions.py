@@ -24,7 +24,7 @@
 # - derive Transformer-XL's logit, (q_i + u)·k_j + (q_i + v)·W_R R_{i−j}, from absolute positions, term by term;
 # - draw the shift trick cell by cell, and say why walking one row down means one column back;
 # - write its pullback, and say what sums along which diagonals;
-# - say which distances occur in self-attention, in CCA and in CA_enc, and why m − 1 is among them.
+# - say which distances occur in self-attention, in CCA and in CA_enc, and where the m − 1 in CCA's comes from.
 
 # %%
 import inspect
@@ -170,9 +170,9 @@ for back in (1, 5):
 # different vectors. Multiply all queries with all distances, in one product, and the number for (i, j) stands in
 # row i, somewhere. Where?
 #
-# The table of distances is made falling: n − 1 first, −(r − 1) last. Column e then holds distance n − 1 − e, and
-# i − j = n − 1 − e says e = (n − 1 − i) + j. In row i the r keys stand side by side, and one row further down they
-# begin one column further left.
+# The table of distances is made falling: its first row is that of n − 1, its last that of −(r − 1). Column e of the
+# product then belongs to distance n − 1 − e, and i − j = n − 1 − e says e = (n − 1 − i) + j. In row i the r keys stand
+# side by side, and one row further down they begin one column further left.
 
 # %%
 n, r = 4, 5
@@ -286,7 +286,7 @@ print("ATTN equals the reference")
 # %% [markdown]
 # ## Break it: the table the wrong way round
 #
-# The shift relies on the table falling. Give it rising: column e, meant for distance e − (r − 1), is read as distance n
+# The shift relies on the table falling. Give it rising: row e, made for distance e − (r − 1), is read as distance n
 # − 1 − e. So what was asked of distance δ is done at distance n − r − δ; for n = r, at −δ: before and after are
 # exchanged. Here a head is told to read one token back, by a table that is large at distance 1 and 0 elsewhere. q is 0
 # and v is 1, so that a logit is the table's entry. Two of the pictures are under the causal mask (`causal_offset=0`:
@@ -295,7 +295,7 @@ print("ATTN equals the reference")
 # %%
 n = 8
 one_back = np.zeros((2 * n - 1, 1, 1))
-one_back[n - 1 - 1] = 8  # column e of distance 1: n − 1 − e = 1
+one_back[n - 1 - 1] = 8  # row e of distance 1: n − 1 − e = 1
 nothing, ones = np.zeros((1, 1, n, 1, 1)), np.ones((1, 1))
 cases = {
     "falling": (one_back, None),
@@ -316,11 +316,12 @@ plt.show()
 
 # %% [markdown]
 # (A row that is pale all along has no key at the distance that is asked for: query 0 when it should look back, query 7
-# when it looks ahead.) Without a mask the fault is plain. Under the causal mask it hides: what the head wanted is
-# masked, the rest is equally unwanted, and it reads everything a little. Shapes are right, nothing is seen too early,
-# and gradients are right: `gradcheck` knows whether the pullback is that of the function, and not whether the function
-# is the one that was meant. Training would even learn to live with it, since n − r − δ names a distance as well as δ
-# does, until n − r changes, as it does in sampling: one query at a time, and ever more keys. Only the loops tell.
+# when it looks ahead. Under the causal mask query 0 sees itself alone, and so gives itself all the weight.) Without a
+# mask the fault is plain. Under the causal mask it hides: what the head wanted is masked, the rest is equally unwanted,
+# and it reads everything a little. Shapes are right, nothing is seen too early, and gradients are right: `gradcheck`
+# knows whether the pullback is that of the function, and not whether the function is the one that was meant. Training
+# would even learn to live with it, since n − r − δ names a distance as well as δ does, until n − r changes, as it does
+# in sampling: one query at a time, and ever more keys. Only the loops tell.
 #
 # ## The pullback of the shift
 #
@@ -348,7 +349,8 @@ assert np.isclose(np.sum(b * skewed(a, r)), np.sum(back * a))
 
 # %% [markdown]
 # Writing is enough because no cell of memory is seen twice by the view; where views overlap themselves, a pullback
-# would have to add. The identity below the picture, ⟨b, S a⟩ = ⟨Sᵀ b, a⟩, is what being a pullback means (tutorial 3).
+# would have to add. The identity below the picture, ⟨b, shift a⟩ = ⟨shiftᵀ b, a⟩, is what being a pullback means
+# (tutorial 3).
 #
 # From there on it is a product like any other. by_distance = (q + v) tableᵀ, so
 #
@@ -398,8 +400,8 @@ print("dtable and du equal the kernel's")
 # In the last two the neighbour is laid beside C_u from its beginning: its first half N beside C_u, its second half F
 # beside C_{u+1}. For CA_enc that is all. CCA's queries are the attending chunk H_u⁺, which begins with the *last* token
 # of C_u (the next tutorial says why), m − 1 tokens after that chunk's beginning. So token i of H_u⁺ stands at m − 1 +
-# i, token i′ at i′, and the distance is the difference. In the kernel this is an offset on where the table begins, and
-# nothing else.
+# i, token i′ at i′, and the distance is the difference. The kernel knows nothing of it: the table that it is given
+# begins at n − 1 + m − 1 = 2 m − 2 instead of n − 1.
 
 # %%
 m = 4
@@ -422,8 +424,9 @@ for i in range(m):
 #
 # ## Exercises
 #
-# **1.** Dai et al. shift without strides, by reshaping alone. Do so: logits is (n, n + r − 1) with n ≥ 2; return
-# (n, r). Hint: how far apart in the flat array are the beginnings of two rows of what you want, and where is the first?
+# **1.** Dai et al. shift without strides, by reshaping alone. Do so: logits is (n, n + r − 1) with n ≥ 2; return (n,
+# r). Hint: how far apart in the flat array are the beginnings of two successive rows of what you want, and where is the
+# first?
 
 
 # %% tags=["exercise"]
@@ -478,9 +481,9 @@ print("right: value as by loops, pullback within 1e-6")
 
 # %% [markdown]
 # **3.** A head that copies. Make a table (3 m − 1, 1, 1) for chunked cross-attention, queries i = 0 … m − 1 of the
-# attending chunk and keys i′ = 0 … 2 m − 1 of a neighbour, with which each query i puts nearly all its weight on key m
-# + i, whatever the contents. With q = 0 and v = 1, the logit is the table's entry. Which distance has the table's first
-# row, and which its last?
+# attending chunk and keys i′ = 0 … 2 m − 1 of a neighbour, with which each query i puts nearly all its weight on key
+# m + i, whatever the contents. With q = 0 and v = 1, the logit is the table's entry. Which distance has the table's
+# first row, and which its last?
 
 
 # %% tags=["exercise"]

@@ -115,10 +115,10 @@ assert np.isclose(one, other)
 # %% [markdown]
 # ## One layer of RETRO
 #
-# A small model for what follows. `perturbed_params` moves parameters away from their first values, where gains are
-# one and the position biases u and v zero, so that a forgotten one shows. The neighbour encoder is next tutorial's;
-# here it only makes vectors E (B, l, k, r, d′) of retrieved tokens. (`ca_layers=()` takes the part away in which it
-# looks at the chunk.)
+# A small model for what follows. `perturbed_params` moves parameters away from their first values, where gains are one
+# and the position biases u and v zero, so that a forgotten one shows. The neighbour encoder is next tutorial's; here it
+# only makes vectors E (B, l, k, r, d′) of retrieved tokens, d′ its width. (`ca_layers=()` takes the part away in which
+# it looks at the chunk.)
 #
 # RET is a database's answer to a chunk. For a test it suffices that it depends on each token of the chunk, and on
 # nothing else: here the chunk's tokens seed a generator, which draws the neighbours' tokens.
@@ -165,7 +165,8 @@ plt.show()
 # %% [markdown]
 # ## Forward
 #
-# With x = norm(h), S for `attending_chunks` and A for relative attention with its four projections,
+# The sequence's activations are h (B, n, d). With x = norm(h), S for `attending_chunks` and A for relative attention
+# with its five projections (that of the positions, W_r, among them),
 #
 # y = h + Sᵀ A(S x, E)
 #
@@ -174,11 +175,11 @@ plt.show()
 # they are simply more rows of the batch: (B, l, …) is reshaped to (B l, …).
 #
 # `attend` is A, with the projections and without norm and residual; self-attention uses it, too. It takes queries (B,
-# g, n, d) and a context (B, k, r, d′), in groups as `relative_attention` has them (tutorial 4): the queries of an
-# attending chunk are one group, hence the `None` below, and each neighbour is a group of keys. Only the distance is
-# CCA's own (B.1.2). Query *i* of an attending chunk (0 … m − 1) and key *i′* of a neighbour (0 … r − 1) are *i* − *i′*
-# + *m* − 1 apart: N lies beside C_u and F beside C_{u+1}, and query 0 stands on C_u's last token, *m* − 1 places from
-# its first. All *k* neighbours have the same positions.
+# g, n, d), here (B l, 1, *m*, d), and a context (B, k, r, d′), in groups as `relative_attention` has them (tutorial 4):
+# the queries of an attending chunk are one group, hence the `None` below, and each neighbour is a group of keys. Only
+# the distance is CCA's own (B.1.2). Query *i* of an attending chunk (0 … m − 1) and key *i′* of a neighbour (0 … r − 1)
+# are at distance *i* − *i′* + *m* − 1: N lies beside C_u and F beside C_{u+1}, and query 0 stands on C_u's last token,
+# *m* − 1 places from its first. All *k* neighbours have the same positions.
 
 # %%
 h = rng.standard_normal((1, n, 8))
@@ -253,8 +254,9 @@ print("with shift m − 1: the library's model")
 # can be tried from outside: change one token, *look up its chunk's neighbours again*, and see which outputs move. Any
 # that stands before the token knows something of what is still to come. The second step is what such tests forget: in
 # this model, whose encoder does not look at the chunk, every one of the shifts below passes if the neighbours are held
-# fixed. (With the whole encoder, tutorial 6, part of the leak shows even so.) A real database may answer a changed
-# chunk as before; the retrieval of a test must hang on each token, as ours does.
+# fixed. (The whole encoder looks at the chunk, and hands the leak on by a second way, which shows even with neighbours
+# held fixed: tutorial 6.) A real database may answer a changed chunk as before; the retrieval of a test must hang on
+# each token, as ours does.
 
 
 # %%
@@ -303,15 +305,15 @@ assert not leaks(reach(lambda x: logits_of(x, retrieve(x)), tokens)).any()
 # With shift *m* − 2, token *um* − 1 reads what C_u retrieved, and its output is to predict token *um*, the last of C_u:
 # one orange cell a chunk, three in all. With *m* − 3 there are three a chunk, since the output at *um* − 2 knows two
 # tokens too many and that at *um* − 1 one. With shift *m* there are none, but RET(C_1) first helps with token *m* + 2:
-# the first token of each chunk has to be predicted with what the chunk before the last one retrieved.
+# the first token of C_{u+1} has to be predicted with RET(C_{u−1}).
 #
-# Shift *m* − 1 is the only one that uses all that eq. 1 allows, and no more.
+# Shift *m* − 1 is the only one by which RET(C_u) is read as soon as eq. 1 allows, and no sooner.
 #
 # ## What a leak is worth
 #
 # A leak is not a blemish in a diagram; a model learns to use it. Let the text be random, each token one of 15, with
-# nothing to be learned about it: no honest model can need less than ln 15 nats a token. Give it a database in two
-# ways:
+# nothing to be learned about it: no honest model can need less than ln 15 nats a token, unless a copy of the text is to
+# be had. Give it a database in two ways:
 #
 # - *what was asked*: RET(C_u) = [C_u, padding]. It says what the decoder has read, and nothing more.
 # - *the text with its continuation*: RET(C_u) = [C_u, C_{u+1}], as if each document had a copy in the database. All
@@ -431,9 +433,9 @@ print("library:  ", relative_attention(q, keys, keys, key_mask=np.zeros((1, 1, 4
 
 # %% [markdown]
 # −∞ − (−∞) is not a number, and what it is added to is none either. The cure: subtract 0 where the maximum is −∞, so
-# that all exponentials are 0, and divide by 1 where their sum is 0. The pullback p (dp − Σ dp p) is right as it stands,
-# since p is 0. The other mistake, no mask at all, is silent: padding's embedding is a vector like any other, and takes
-# its share of the weight.
+# that all exponentials are 0, and divide by 1 where their sum is 0. The softmax's pullback (tutorial 3) is right as it
+# stands, since all weights are 0. The other mistake, no mask at all, is silent: padding's embedding is a vector like
+# any other, and takes its share of the weight.
 
 # %%
 unmasked = cca(layer["cca"], h, encoded, np.ones_like(mask), 2, m)[0]
@@ -445,7 +447,7 @@ print("tokens whose output is wrong without the mask:", np.flatnonzero(wrong > 1
 #
 # All *k* neighbours stand under one softmax and at the same positions, so their order says nothing. The order of
 # tokens within each does. And if each neighbour is given twice, nothing changes either: weights are halved, and there
-# are two of each. More neighbours are no louder. (One alone that is given twice does count for more.)
+# are two of each. More neighbours are no louder. (If only one of several is given twice, it does count for more.)
 
 
 # %%
@@ -457,6 +459,7 @@ def change(other_encoded):
 
 print(f"neighbours exchanged       {change(encoded[:, :, ::-1]):.1f}")
 print(f"each neighbour given twice {change(np.repeat(encoded, 2, axis=2)):.1f}")
+print(f"one of two given twice     {change(encoded[:, :, [0, 0, 1]]):.1f}")
 print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 
 # %% [markdown]
@@ -468,8 +471,8 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # | forward | pullback | why |
 # | --- | --- | --- |
 # | y = h + z | dh = dy, dz = dy | a sum hands its gradient to both |
-# | z = Sᵀ a | da = S dz | transpose of the transpose: cut dy as h was cut |
-# | a = A(q, E) | dq, dE, d(weights) = A's pullback of da | tutorials 3 and 4 |
+# | z = Sᵀ a | da = S dz | transpose of the transpose: cut dz as x was cut |
+# | a = A(q, E) | dq, dE, d(parameters) = A's pullback of da | tutorials 3 and 4 |
 # | q = S x | dx = Sᵀ dq | lay it back where it came from |
 # | x = norm(h) | dh = dh + norm's pullback of dx | h was used twice: in the sum, and here |
 #
@@ -504,7 +507,7 @@ print("gradients:", ", ".join(f"{name} {grad.shape}" for name, grad in sorted(gr
 # | p = R W_r | dW_r = Rᵀ dp; R, the sinusoids, are constants |
 #
 # Three sums are easily lost. E is used twice, as keys and as values, so dE has two terms. What all chunks share, the
-# weights, the biases u and v, and p, sums over all chunks (`linear` does it by treating them as more rows). And p is
+# matrices, the biases u and v, and p, sums over all chunks (`linear` does it by treating them as more rows). And p is
 # shared by the *k* neighbours of a chunk, which stand at the same positions: dp sums over them, too.
 #
 # Which retrieved vectors get a gradient from the output at one token? Those that it reads: the staircase again.

@@ -128,10 +128,10 @@ plt.show()
 # For each neighbour RET(C_u)_j of *r* tokens by itself, with the same weights for all *u* and *j*:
 #
 # - E ← EMB_enc: vectors of its tokens;
-# - E ← ATTN_enc(E): self-attention, **not** causal. Nothing is predicted from a neighbour's tokens, so each may look
-#   ahead, and N can be read in the light of F. Padding is no key;
-# - E ← CA_enc(E, H_u): the neighbour asks, the chunk answers. Queries are the *r* vectors of the neighbour, keys and
-#   values the *m* activations of the chunk that retrieved it;
+# - then, in each layer, E ← ATTN_enc(E): self-attention, **not** causal. Nothing is predicted from a neighbour's
+#   tokens, so each may look ahead, and N can be read in the light of F. Padding is no key;
+# - in the layers of P_enc, E ← CA_enc(E, H_u): the neighbour asks, the chunk answers. Queries are the *r* vectors of
+#   the neighbour, keys and values the *m* activations of the chunk that retrieved it;
 # - E ← FFW_enc(E); and after the last layer a norm.
 #
 # `encode` does all chunks and neighbours at once. (It takes its embedding table as an argument of its own, since the
@@ -228,8 +228,8 @@ for early, name in ((0, "m − 1"), (1, "m − 2")):
     assert bool(leaks) == bool(early)
 
 # %% [markdown]
-# With shift *m* − 2 the output at token 3 knows token 4, and so on, though no neighbour was looked up again. A whole
-# model, with the shift as it is, has none:
+# With shift *m* − 2 the output at token 3 knows token 4, and so on, though no neighbour was looked up again. The whole
+# model, with the shift as it is, lets nothing through by this way (the way through retrieval was tried in tutorial 5):
 
 # %%
 before = retro(params, config, tokens, neighbours)[0]
@@ -371,8 +371,8 @@ assert not np.triu(through, 1).any()
 # chunk *u* how to make its activations such that the encoder brings out what matters. Nothing lies above the diagonal,
 # where it would say that an output depends on a later token.
 #
-# Forget the third term. The pullback below is right for CCA and right for a constant E, and wrong for the two
-# together:
+# Forget the third term. The pullback below is CCA's, and right as long as E is a constant. Here E is made of H, and it
+# is wrong:
 
 
 # %%
@@ -428,7 +428,7 @@ for name, stated in (("retro-1.5b", 1451), ("retro-7.5b", 7532)):
 
 # %% [markdown]
 # What retrieval adds is a CCA in every third layer, and the encoder, the same for all four but for the matrices that
-# read H. It is a third of the smallest decoder, and a twelfth of the largest:
+# read H. Together they are nearly a third of the smallest decoder, and a twelfth of the largest:
 
 # %%
 sums = np.zeros((4, 3))
@@ -458,11 +458,11 @@ plt.show()
 # ## Exercises
 #
 # **1.** CA_enc and its pullback, out of `rms_norm` and `attend`. e (C, k, r, d′), the neighbours of C chunks; chunks
-# (C, m, d). params has, beside attend's, `norm` for e and `norm_context` for the chunks. To `attend`, queries are
-# groups (C, g, n, d′), here the *k* neighbours; the context is one group, (C, 1, m, d). Distances are *i′* − *i*,
-# `offset` 0; `attend(params, queries, context, n_heads, scope=ROOT)` gives the update and a pullback that returns
-# (gradients, dqueries, dcontext). Like CCA, CA_enc adds its update to what came in, here e. Return the value and
-# vjp(dy) → (gradients, de, dchunks).
+# (C, m, d). params has, beside attend's, `norm` for e and `norm_context` for the chunks. To `attend`, queries are (C,
+# k, r, d′), each neighbour a group; the context is one group, (C, 1, m, d). Distances are *i′* − *i*, `offset` 0;
+# `attend(params, queries, context, n_heads, scope=ROOT)` gives the update and a pullback that returns (gradients,
+# dqueries, dcontext). Like CCA, CA_enc adds its update to what came in, here e. Return the value and vjp(dy) →
+# (gradients, de, dchunks).
 
 
 # %% tags=["exercise"]
@@ -560,10 +560,11 @@ assert not wrong, f"other than the library's: {wrong}"
 print(f"right: all {len(theirs)} gradients of the model")
 
 # %% [markdown]
-# **4.** Table 2 by hand: how many parameters has a RETRO (embeddings and readout left out)? `d`, `d_ffw`, `heads`,
-# `c` (head size), `layers` and `P` are the decoder's, `e` is an EncoderConfig. No biases; each attention has a norm,
-# five matrices and the vectors u and v of each head; CA_enc has a norm more; an FFW a norm and two matrices; decoder
-# and encoder end in a norm. W_Q, W_O and W_R are as wide as what asks, W_K and W_V as what is read.
+# **4.** Table 2 by hand: how many parameters has a RETRO (embeddings and readout left out)? `d`, `d_ffw`, `heads`, `c`
+# (head size), `layers` and `P` are the decoder's, `e` is an EncoderConfig. No biases; each attention has a norm, five
+# matrices and the vectors u and v of each head; CA_enc has a norm more; an FFW a norm and two matrices; decoder and
+# encoder end in a norm. W_Q, W_O and W_R are as wide as what asks, W_K and W_V as what is read. The check asks for the
+# baselines, too: there P is empty and e is None.
 
 
 # %% tags=["exercise"]
