@@ -7,12 +7,12 @@ import typer
 from retro_np.commands import checks, databases, experiments, inspection, models
 from retro_np.errors import UserError
 
-INTERRUPTED = 130
+PROGRAM, INTERRUPTED = "retro-np", 130
+UsageError = typer.BadParameter.__base__  # of every mistake on the command line itself
 
 app = typer.Typer(
-    name="retro-np",
+    name=PROGRAM,
     help="RETRO, the retrieval-enhanced transformer, in NumPy. Start with `retro-np demo`, which does all of them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -30,11 +30,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     try:
-        app()
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer's answer to Ctrl-C, which it takes before we see it
-            print("retro-np: stopped; the same command goes on from what is there", file=sys.stderr)
-        raise
+        status = app(sys.argv[1:] or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+    except UsageError as error:
+        asked = error.ctx.command_path if error.ctx else PROGRAM
+        line = " ".join(error.format_message().split()).rstrip(".")
+        print(f"{PROGRAM}: {line}; see {asked} --help", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:  # how typer, which takes Ctrl-C before we see it, says so in some versions; in others by 130
+        status = INTERRUPTED
     except (UserError, OSError, MemoryError, OverflowError) as error:
         line = " ".join(str(error).split())
         if isinstance(error, MemoryError):
@@ -43,5 +46,8 @@ def main() -> None:
             line = f"a number is too large ({line}): give a smaller one"
         elif isinstance(error, OSError) and error.strerror:
             line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        print(f"retro-np: {line}", file=sys.stderr)
+        print(f"{PROGRAM}: {line}", file=sys.stderr)
         sys.exit(2)
+    if status == INTERRUPTED:
+        print(f"{PROGRAM}: stopped; the same command goes on from what is there", file=sys.stderr)
+    sys.exit(status)  # of a command that returned: None

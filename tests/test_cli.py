@@ -245,6 +245,27 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):
     assert "vocabulary_size 300, and the database" in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspekt"], "No such command 'inspekt'"),
+        (["inspect"], "Missing argument 'CHECKPOINT'; see retro-np inspect --help"),
+        (["inspect", "a", "b", "--foo"], "No such option: --foo"),
+        (["sample", "-k", "many", "a", "b"], "Invalid value for '-k'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_on_the_command_line_is_one_line_too(arguments, said):
+    assert said in refused(*arguments)
+
+
+def test_without_arguments_the_commands_are_listed():
+    status, out, err = run()
+    assert status == 0, err
+    assert "retro-np demo" in out
+    assert "inspect" in out
+
+
 def test_the_gradcheck_command_fails_where_the_tolerance_is_out_of_reach():
     status, out, err = run("gradcheck", "rms_norm", "--tolerance", "1e-30")
     assert status == 2
