@@ -192,7 +192,7 @@ def memory_rows(folder, sizes):
     """Builds of growing corpora, with all threads and with one."""
     corpora, rows = {size: copied(folder, size) for size in sizes}, []
     part = int(min(sizes) * 1e6)
-    settings = {"shard_bytes": part, "tokenizer_bytes": part, "neighbours": 2, "spares": 6}
+    settings = {"shard_bytes": part, "tokenizer_bytes": part, "neighbours": 2, "extra_candidates": 6}
     for number, (one, size) in enumerate(itertools.product((False, True), sizes)):
         found = alone(measured, corpora[size], folder / f"memory{number}", "hashing", settings, one_thread=one)
         row = {"threads": 1 if one else threads.cores(), "megabytes": found["megabytes"], "shards": found["shards"]}

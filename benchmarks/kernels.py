@@ -21,7 +21,7 @@ from torch_peer import positions_as_bias
 from turns import machine, save
 
 from retro_np import kernels
-from retro_np.kernels import attention, panels, rows, search, substring
+from retro_np.kernels import attention, panels, rowwise, search, substring
 
 PAUSE = 0.3
 KINDS = ("numpy", "numba", "c")
@@ -59,21 +59,21 @@ def cases():
             backward,
         )
     x, dy, gain = normal(8192, 256), normal(8192, 256), normal(256)
-    _, scale = rows.rms_norm_forward(x, gain)
+    _, scale = rowwise.rms_norm_forward(x, gain)
     tx, tgain = torch.tensor(x, requires_grad=True), torch.tensor(gain, requires_grad=True)
     norm = lambda: torch.nn.functional.rms_norm(tx, (256,), tgain, 1e-6)  # noqa: E731
-    yield "rms_norm_forward: 8192 × 256", lambda: rows.rms_norm_forward(x, gain), no_grad(norm)
-    yield "rms_norm_backward", lambda: rows.rms_norm_backward(dy, x, gain, scale), pullback(norm, (tx, tgain), dy)
+    yield "rms_norm_forward: 8192 × 256", lambda: rowwise.rms_norm_forward(x, gain), no_grad(norm)
+    yield "rms_norm_backward", lambda: rowwise.rms_norm_backward(dy, x, gain, scale), pullback(norm, (tx, tgain), dy)
     h, dh = normal(8192 * 1024), normal(8192 * 1024)
     th = torch.tensor(h, requires_grad=True)
     gelu = lambda: torch.nn.functional.gelu(th, approximate="tanh")  # noqa: E731
-    yield "gelu_forward: 8192 × 1024", lambda: rows.gelu_forward(h), no_grad(gelu)
-    yield "gelu_backward", lambda: rows.gelu_backward(dh, h), pullback(gelu, (th,), dh)
+    yield "gelu_forward: 8192 × 1024", lambda: rowwise.gelu_forward(h), no_grad(gelu)
+    yield "gelu_backward", lambda: rowwise.gelu_backward(dh, h), pullback(gelu, (th,), dh)
     places = np.random.default_rng(0).integers(0, 4096, 8192)
     tplaces, tdy = torch.tensor(places), torch.tensor(dy)
     yield (
-        "sum_rows: 8192 × 256 into 4096",
-        lambda: rows.sum_rows(dy, places, 4096),
+        "scatter_add: 8192 × 256 into 4096",
+        lambda: rowwise.scatter_add(dy, places, 4096),
         lambda: torch.zeros(4096, 256).index_add_(0, tplaces, tdy),
     )
     p, g, m, v = normal(8_000_000), normal(8_000_000), np.zeros(8_000_000, "f"), np.zeros(8_000_000, "f")
@@ -81,17 +81,17 @@ def cases():
     tp = torch.tensor(p, requires_grad=True)
     tp.grad = torch.tensor(g)
     optimiser = torch.optim.AdamW([tp], lr=1e-9, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    yield "adamw_step: 8 million", lambda: rows.adamw_step(p, g, m, v, **options), optimiser.step
+    yield "adamw_step: 8 million", lambda: rowwise.adamw_step(p, g, m, v, **options), optimiser.step
     x, hidden, bias, shift, wide = normal(1536, 384), normal(1536, 1536), normal(384), normal(384), normal(1536)
     tx, thidden, tbias, twide = map(torch.tensor, (x, hidden, bias, wide))
     yield (
         "add_layer_norm: 1536 × 384",
-        lambda: rows.add_layer_norm(x.copy(), bias, x, bias, shift, 1e-12),
+        lambda: rowwise.add_layer_norm(x.copy(), bias, x, bias, shift, 1e-12),
         no_grad(lambda: torch.nn.functional.layer_norm(tx + tbias + tx, (384,), tbias, tbias, 1e-12)),
     )
     yield (
         "add_gelu_erf: 1536 × 1536",
-        lambda: rows.add_gelu_erf(hidden.copy(), wide),
+        lambda: rowwise.add_gelu_erf(hidden.copy(), wide),
         no_grad(lambda: torch.nn.functional.gelu(thidden + twide)),
     )
     few, frozen = normal(51, 384), panels.freeze(normal(384, 1536))

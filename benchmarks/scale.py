@@ -78,7 +78,7 @@ def sizes():
         "product-quantised in 48 bytes, and an id": costs.code_bytes(48),
         f"index.hnsw, the links: {links:.1f} measured, M = {LINKS}": links,
         f"index.hnsw, whole: 4 × {width} + links": costs.node_bytes(),
-        f"neighbours: ({BuildConfig.neighbours} + {BuildConfig.spares}) × 12": costs.list_bytes(),
+        f"neighbours: ({BuildConfig.neighbours} + {BuildConfig.extra_candidates}) × 12": costs.list_bytes(),
         "documents.jsonl: its bytes over all chunks, measured": costs.document_bytes(),
         "**a database, MiniLM, float32**": costs.database_bytes(),
         "**a database, MiniLM, float16**": costs.database_bytes(dtype="float16"),

@@ -68,8 +68,8 @@ def node_memory(width=MINILM):
 
 
 def list_bytes():
-    """Of a chunk's list of neighbours, spares included."""
-    return (BuildConfig.neighbours + BuildConfig.spares) * NEIGHBOUR.itemsize
+    """Of a chunk's list of neighbours, extra_candidates included."""
+    return (BuildConfig.neighbours + BuildConfig.extra_candidates) * NEIGHBOUR.itemsize
 
 
 def document_bytes():
@@ -151,11 +151,11 @@ def stage_seconds():
 
 
 def neighbours_seconds(tokens, shard=BuildConfig.shard_bytes):
-    """Seconds of a worker to ask every shard for the neighbours and spares of every chunk.
+    """Seconds of a worker to ask every shard for the neighbours and extra_candidates of every chunk.
 
     What a build's stage took for a chunk and a shard is scaled as a query is, from its graphs to these.
     """
-    found, k = results("build")["builds"]["hashing"], BuildConfig.neighbours + BuildConfig.spares
+    found, k = results("build")["builds"]["hashing"], BuildConfig.neighbours + BuildConfig.extra_candidates
     measured = found["stages"]["neighbours"] / found["chunks"] / found["shards"]
     shards = shards_of(tokens, shard)
     grown = query_seconds(chunks_of(tokens) / shards, k) / query_seconds(found["retrievable"] / found["shards"], k)

@@ -6,6 +6,7 @@ import typer
 
 from retro_np.commands import checks, databases, experiments, inspection, models
 from retro_np.errors import UserError
+from retro_np.renamed import replace_old_options
 
 PROGRAM, INTERRUPTED = "retro-np", 130
 UsageError = typer.BadParameter.__base__  # of every mistake on the command line itself
@@ -30,7 +31,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     try:
-        status = app(sys.argv[1:] or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        status = app(replace_old_options(sys.argv[1:]) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except UsageError as error:
         asked = error.ctx.command_path if error.ctx else PROGRAM
         line = " ".join(error.format_message().split()).rstrip(".")

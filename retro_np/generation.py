@@ -8,7 +8,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.operators import log_softmax
-from retro_np.training.checkpoint import check_fit
+from retro_np.sequences import check_fit
 
 MOST_NEIGHBOURS = 1024  # of a chunk; the paper goes to 100
 

@@ -1,16 +1,11 @@
 """The tree of parameters: its shapes, its first values, its count, its file."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.files import write_atomically
 from retro_np.tree import Tree, leaves, map_tree
 
 _EMBEDDINGS = ("embedding", "encoder.embedding", "readout")
@@ -149,81 +144,3 @@ def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True) -> No
 def is_retrieval(name: str) -> bool:
     """Whether a parameter belongs to what RETRO adds to a baseline: CCA and the encoder. What RETROfit trains."""
     return name.startswith("encoder.") or ".cca." in name
-
-
-def save_params(path, params: Tree, config: RetroConfig) -> None:
-    """Write parameters and configuration as one safetensors file, named by dotted path; whole or not at all."""
-    check_tree(params, config)
-    write_tensors(path, dict(leaves(params)), {"config": config.to_dict()})
-
-
-def load_params(path) -> tuple[Tree, RetroConfig]:
-    """Read what `save_params` or a training run wrote. Returns (params, config).
-
-    Raises UserError where the file is missing, broken, of another kind, or does not hold what its configuration says.
-    """
-    tensors, meta = read_tensors(path, wanted=lambda name: not name.startswith("adamw."))
-    config = config_from(meta, path)
-    return tree_from(tensors, config, path), config
-
-
-def in_single_precision(params: Tree) -> Tree:
-    """Half precision made single: halves are for storage, as in the box, and nothing computes with them."""
-    return map_tree(lambda _, array: array.astype(np.float32) if array.dtype == np.float16 else array, params)
-
-
-def config_from(meta: dict, path) -> RetroConfig:
-    """The configuration in a checkpoint's metadata."""
-    try:
-        return RetroConfig(**meta["config"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} holds no configuration of retro_np ({error}): was it written by save_params?"
-        ) from error
-
-
-def tree_from(tensors: dict[str, np.ndarray], config: RetroConfig, path, prefix: str = "") -> Tree:
-    """Arrange named tensors as the tree of `config`, checking that each is there, of its shape, and finite."""
-
-    def leaf(name, shape):
-        tensor = tensors.get(prefix + name)
-        if tensor is None or tensor.shape != tuple(shape):
-            found = "absent" if tensor is None else f"of shape {tensor.shape}"
-            raise UserError(f"{path}: {prefix}{name} is {found}, and its configuration wants {tuple(shape)}")
-        if not np.issubdtype(tensor.dtype, np.floating):
-            raise UserError(f"{path}: {prefix}{name} holds {tensor.dtype} and no floating-point numbers")
-        if not np.all(np.isfinite(tensor)):
-            raise UserError(f"{path}: {prefix}{name} is not finite everywhere: it is damaged, take another checkpoint")
-        return tensor
-
-    return map_tree(leaf, parameter_shapes(config))
-
-
-def write_tensors(path, tensors: dict[str, np.ndarray], meta: dict) -> None:
-    """Write tensors and one JSON value beside them; the same input gives the same bytes."""
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    # one metadata entry alone: with several, safetensors writes them in no fixed order
-    write_atomically(path, save(contiguous, {"retro_np": json.dumps(meta, sort_keys=True)}))
-
-
-def read_tensors(path, wanted=lambda name: True) -> tuple[dict[str, np.ndarray], dict]:
-    """Read the tensors whose name is wanted, and the JSON value beside them."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: give the path of a .safetensors file that a training run wrote")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = json.loads((file.metadata() or {}).get("retro_np", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}): take another checkpoint") from error
-    except TypeError as error:  # bfloat16, say
-        raise UserError(f"{path} has tensors that NumPy can't hold ({error}): convert them to float32") from error
-    if not isinstance(meta, dict):
-        raise UserError(f"{path} was not written by retro_np: its metadata has no configuration")
-    return tensors, meta
-
-
-def read_meta(path) -> dict:
-    """The JSON value beside a file's tensors, without reading them."""
-    return read_tensors(path, wanted=lambda name: False)[1]

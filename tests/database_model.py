@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from conftest import CountingEmbedder, all_bytes
 from hypothesis import strategies as st
+from support import CountingEmbedder, all_bytes
 
 from retro_np.errors import UserError
 from retro_np.retrieval.build import HASHED, BuildConfig, build_database
@@ -155,7 +155,7 @@ def plans(draw):
         held_out=share,
         key_dtype=draw(st.sampled_from(["float32", "float16"])),
         neighbours=draw(st.integers(1, 3)),
-        spares=draw(st.integers(0, 4)),
+        extra_candidates=draw(st.integers(0, 4)),
         shard_bytes=draw(st.sampled_from([1, 150, 600, 10**6])),
         duplicates=draw(st.sampled_from([None, DedupConfig()])),
         d_key=D_KEY,

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from retro_np import EncoderConfig, RetroConfig, count_parameters, init_params, load_params, save_params
+from retro_np.checkpoint import load_model, write_tensors
 from retro_np.errors import UserError
 from retro_np.nn.checks import CONFIG
-from retro_np.parameters import write_tensors
-from retro_np.training.checkpoint import load_model
 from retro_np.tree import leaves
 
 TABLE_2 = {

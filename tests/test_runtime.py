@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from conftest import fresh_python
+from support import fresh_python
 
 SHOW = "import os; from retro_np import runtime; print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'), runtime.settled)"
 FAULTS = """

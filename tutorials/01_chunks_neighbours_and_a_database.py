@@ -36,7 +36,7 @@ import numpy as np
 
 from retro_np.kernels.substring import common_prefix_lengths
 from retro_np.retrieval.build import BuildConfig, build_database
-from retro_np.retrieval.neighbours import sequence_neighbours
+from retro_np.sequences import sequence_neighbours
 
 # %% [markdown]
 # ## Twenty lines of text
@@ -69,12 +69,15 @@ print(documents["scones.txt"])
 # columns, the rarer the heavier, with columns and signs that a hash draws. The next tutorial makes keys as the paper
 # does, with BERT.
 #
-# Of each chunk's nearest, `neighbours` are used in training, and `spares` more are kept for when some of these fall
+# Of each chunk's nearest, `neighbours` are used in training, and `extra_candidates` more are kept for when some of
+# these fall
 # away, being of the very document that is read. Two of the settings are for so small a corpus: nothing is held out, and
 # no document is left out for being like another.
 
 # %%
-config = BuildConfig(chunk_size=8, vocabulary_size=400, held_out=0.0, neighbours=2, spares=4, d_key=64, duplicates=None)
+config = BuildConfig(
+    chunk_size=8, vocabulary_size=400, held_out=0.0, neighbours=2, extra_candidates=4, d_key=64, duplicates=None
+)
 database = build_database(corpus, corpus.parent / "db", config, "hashing")
 m = database.chunk_size
 print(f"{len(database.documents)} documents, {database.n_chunks} chunks of {m} tokens")

@@ -40,17 +40,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from retro_np import EncoderConfig, RetroConfig
-from retro_np.evaluation.bits_per_byte import evaluate, nats_of
+from retro_np.evaluation.bits_per_byte import nats_of, score
 from retro_np.experiments import facts as world
 from retro_np.experiments.knowledge import answers, found_share
 from retro_np.experiments.lab import Model
 from retro_np.nn.model import attention_maps, retro
+from retro_np.optim import learning_rate
 from retro_np.parameters import count_parameters
 from retro_np.retrieval.build import BuildConfig, build_database
-from retro_np.retrieval.neighbours import sequence_neighbours
 from retro_np.retrieval.tokenizer import token_texts
-from retro_np.training.adamw import learning_rate
-from retro_np.training.checkpoint import TrainingConfig
+from retro_np.sequences import sequence_neighbours
+from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import read_log, train
 
 # %% [markdown]
@@ -89,7 +89,7 @@ assert 1 / codes == world.CHANCE
 # %%
 temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
 home = Path(temporary.name)
-build = BuildConfig(chunk_size=m, vocabulary_size=258, held_out=0.1, neighbours=4, spares=8, d_key=512)
+build = BuildConfig(chunk_size=m, vocabulary_size=258, held_out=0.1, neighbours=4, extra_candidates=8, d_key=512)
 corpus = world.write_facts(home / "known.jsonl", known, ("told", "asked"))
 database = build_database(corpus, home / "known", build, "hashing")
 held = database.split("valid")
@@ -125,7 +125,7 @@ config = RetroConfig(
 )  # fmt: skip
 training = TrainingConfig(
     steps=200, sequence_length=8 * m, batch_size=4, neighbours=1, learning_rate=4e-3, warmup=20,
-    retrieval_off=0.2, lent=0.5, lent_steps=100,
+    retrieval_off=0.2, oracle_share=0.5, oracle_steps=100,
 )  # fmt: skip
 print(f"{count_parameters(config, embeddings=True):,} parameters")
 
@@ -138,9 +138,9 @@ print(f"{count_parameters(config, embeddings=True):,} parameters")
 # - `copying_start`: encoder and CCA begin as a rough copying machine. The encoder adds to each retrieved token a
 #   shadow of the one after it; queries and keys of CCA begin equal, so that a token finds itself among the retrieved
 #   ones, and brings home the shadow of what came next.
-# - `lent`: in the first hundred steps some chunks are lent, as a neighbour, a noised copy of themselves and their own
-#   continuation, from half of them falling to none. That is cheating, of a kind that only training sees: copying then
-#   pays on every token, not only on codes.
+# - `oracle_share`: in the first hundred steps some chunks are lent, as a neighbour, a noised copy of themselves and
+#   their own continuation, from half of them falling to none. That is cheating, of a kind that only training sees:
+#   copying then pays on every token, not only on codes.
 # - the task itself: chunks of 16 bytes, one neighbour, five digits that never repeat within a code.
 #
 # `retrieval_off` is there for a fair comparison: a fifth of all sequences get no neighbours, so that the model without
@@ -163,7 +163,7 @@ model, losses = trained("aided", config, training)
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 2.8))
-axes.axvspan(0, training.lent_steps, color="#dddddd")
+axes.axvspan(0, training.oracle_steps, color="#dddddd")
 axes.text(4, 0.2, "some chunks are lent\ntheir own continuation", fontsize=9)
 axes.plot(losses, color="#2b7bba", linewidth=1)
 axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(0, 4))
@@ -181,7 +181,7 @@ print(read_log(home / "aided")[-1].keys())
 # %%
 def bits_of_chunks(model, **settings):
     """Mean bits of a chunk that names, and of one that holds a code."""
-    losses = evaluate(model.params, model.config, database, sequence_length=2 * m, stride=2 * m, **settings)
+    losses = score(model.params, model.config, database, sequence_length=2 * m, stride=2 * m, **settings)
     return losses.nats.reshape(-1, 2).mean(axis=0) / np.log(2)
 
 
@@ -305,7 +305,7 @@ assert one_further > 0.6
 
 # %%
 without_aids, plain_losses = trained(
-    "plain", replace(config, copying_start=False), replace(training, lent=0.0, lent_steps=0)
+    "plain", replace(config, copying_start=False), replace(training, oracle_share=0.0, oracle_steps=0)
 )
 figure, axes = plt.subplots(figsize=(6, 2.8))
 axes.plot(losses, color="#2b7bba", linewidth=1, label="with aids")

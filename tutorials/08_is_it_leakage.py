@@ -40,11 +40,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from retro_np.evaluation.bits_per_byte import evaluate
+from retro_np.evaluation.bits_per_byte import score
 from retro_np.evaluation.copying import copy_bound
 from retro_np.evaluation.leakage import ALPHAS, chunk_leakage, filtered_bits_per_byte
-from retro_np.experiments.pretrained import BOX_BUILD, load_pretrained
+from retro_np.experiments.pretrained import BUNDLED_BUILD
 from retro_np.kernels.substring import longest_common_substring
+from retro_np.pretrained.bundled import load_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.deduplicate import DedupConfig, caught, grams, jaccard, signatures
 from retro_np.retrieval.documents import read_records
@@ -122,7 +123,7 @@ def built(name, documents, **changes):
     """A database of these documents, cut as the model in the package wants it."""
     corpus = home / f"{name}.jsonl"
     corpus.write_text("".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in documents.items()))
-    build = BuildConfig(chunk_size=16, d_key=256, neighbours=16, spares=16, **BOX_BUILD)
+    build = BuildConfig(chunk_size=16, d_key=256, neighbours=16, extra_candidates=16, **BUNDLED_BUILD)
     return build_database(corpus, home / name, replace(build, **changes), "hashing")
 
 
@@ -132,11 +133,11 @@ for name, facts in leaky.manifest["splits"].items():
 assert leaky.manifest["splits"]["valid"]["documents"] == len(HELD)
 
 # %%
-params, config = load_pretrained()
+params, config, _ = load_pretrained()
 
 
 def scored(database, k=2, **settings):
-    return evaluate(params, config, database, k=k, sequence_length=256, stride=128, **settings)
+    return score(params, config, database, k=k, sequence_length=256, stride=128, **settings)
 
 
 off = scored(leaky, k=0)

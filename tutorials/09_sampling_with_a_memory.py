@@ -44,7 +44,7 @@ from retro_np.report.samples import BACKGROUNDS, FOREGROUNDS, LONGEST, show_chun
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.tokenizer import encode
-from retro_np.training.checkpoint import TrainingConfig
+from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import train
 
 # %%
@@ -52,7 +52,7 @@ facts = world.invent(700, seed=7)
 known, unseen = facts[:600], facts[600:]
 temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
 m, home = world.CHUNK, Path(temporary.name)
-build = BuildConfig(chunk_size=m, vocabulary_size=258, held_out=0.0, neighbours=4, spares=8, d_key=512)
+build = BuildConfig(chunk_size=m, vocabulary_size=258, held_out=0.0, neighbours=4, extra_candidates=8, d_key=512)
 corpus = world.write_facts(home / "known.jsonl", known, ("told", "asked"))
 training_database = build_database(corpus, home / "known", build, "hashing")
 config = RetroConfig(
@@ -61,7 +61,7 @@ config = RetroConfig(
 )  # fmt: skip
 training = TrainingConfig(
     steps=200, sequence_length=8 * m, batch_size=4, neighbours=1, learning_rate=4e-3, warmup=20,
-    retrieval_off=0.2, lent=0.5, lent_steps=100,
+    retrieval_off=0.2, oracle_share=0.5, oracle_steps=100,
 )  # fmt: skip
 params = train(training_database, config, training, home / "run")
 

@@ -44,8 +44,8 @@ from retro_np.experiments.facts import CHANCE, CHUNK, DIGITS, invent, write_fact
 from retro_np.nn.model import hidden_states
 from retro_np.parameters import is_retrieval, parameter_shapes
 from retro_np.retrieval.build import BuildConfig, build_database
-from retro_np.retrieval.neighbours import sequence_neighbours
-from retro_np.training.checkpoint import TrainingConfig
+from retro_np.sequences import sequence_neighbours
+from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import retrofit, train
 from retro_np.tree import leaves
 
@@ -62,7 +62,7 @@ temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
 folder = Path(temporary.name)
 corpus = write_facts(folder / "facts.jsonl", facts, ("told", "asked"))
 build = BuildConfig(
-    chunk_size=CHUNK, vocabulary_size=258, held_out=0.1, neighbours=4, spares=12, d_key=512, duplicates=None
+    chunk_size=CHUNK, vocabulary_size=258, held_out=0.1, neighbours=4, extra_candidates=12, d_key=512, duplicates=None
 )
 database = build_database(corpus, folder / "db", build, "hashing")
 m, valid = database.chunk_size, database.split("valid")

@@ -277,7 +277,7 @@ def lasting(seconds):
 
 
 text_a_chunk = sum(record["bytes"] for record in database.documents) / n
-a_list = (config.neighbours + config.spares) * NEIGHBOUR.itemsize
+a_list = (config.neighbours + config.extra_candidates) * NEIGHBOUR.itemsize
 sizes = [10.0**power for power in range(4, 13)] + [1.75e12]
 print(f"{'tokens':>9} {'chunks':>9} {'shards':>8} {'chunk × shard':>14} {'lists, bytes':>13} {'one core':>14}")
 for tokens in sizes:
@@ -424,7 +424,7 @@ def bytes_a_chunk(config, vocabulary, d_key): ...
 def bytes_a_chunk(config, vocabulary, d_key):
     tokens = config.chunk_size * (2 if vocabulary <= 65_536 else 4)
     key = d_key * {"float32": 4, "float16": 2}[config.key_dtype]
-    return tokens + key + (config.neighbours + config.spares) * (8 + 4)
+    return tokens + key + (config.neighbours + config.extra_candidates) * (8 + 4)
 
 
 # %% tags=["check"]
@@ -432,7 +432,7 @@ on_disk = sum(weight for name, weight in weights.items() if name != "document's 
 for given, expected in (
     ((config, database.vocabulary_size, database.d_key), on_disk),
     ((BuildConfig(key_dtype="float16"), 128_000, MINILM), 256 + 768 + 384),
-    ((BuildConfig(chunk_size=16, neighbours=2, spares=0), 65_536, 64), 32 + 256 + 24),
+    ((BuildConfig(chunk_size=16, neighbours=2, extra_candidates=0), 65_536, 64), 32 + 256 + 24),
 ):
     assert bytes_a_chunk(*given) == expected, f"{given}: {bytes_a_chunk(*given)}, not {expected}"
 print("right: as the files have it")

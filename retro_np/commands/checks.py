@@ -19,8 +19,8 @@ def gradcheck(
 
     About a minute for all of them.
     """
-    from retro_np.gradcheck import GradientError
-    from retro_np.gradcheck import gradcheck as check_gradients
+    from retro_np.checking import GradientError
+    from retro_np.checking import gradcheck as check_gradients
     from retro_np.nn.checks import checks
     from retro_np.progress import progress_bar
 

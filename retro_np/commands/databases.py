@@ -45,7 +45,7 @@ def build(
     ] = 0.8,
     keys: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     neighbours: Annotated[int, typer.Option(min=1, help="Neighbours kept for each chunk.")] = 10,
-    spares: Annotated[int, typer.Option(min=0, help="More, for those that a sequence excludes.")] = 22,
+    extra_candidates: Annotated[int, typer.Option(min=0, help="More, for those that a sequence excludes.")] = 22,
     training_neighbours: Annotated[
         bool, typer.Option(help="Of training chunks too; without: built sooner, to evaluate and to sample with.")
     ] = True,
@@ -88,7 +88,7 @@ def build(
         held_out=held_out,
         key_dtype=keys,
         neighbours=neighbours,
-        spares=spares,
+        extra_candidates=extra_candidates,
         limit_bytes=None if limit_mb is None else int(finite("--limit-mb", limit_mb) * 1e6),
         shard_bytes=int(finite("--shard-mb", shard_mb) * 1e6),
         duplicates=DedupConfig(threshold=deduplicate) if deduplicate else None,

@@ -27,13 +27,13 @@ def inspect(
 
     One HTML file that needs no network. Of a long text its beginning is shown, and the page says so.
     """
+    from retro_np.checkpoint import load_model
     from retro_np.files import check_output
     from retro_np.generation import generate
     from retro_np.report.inspection import MOST_TOKENS, check_request, write_inspection
     from retro_np.report.inspection import inspect as inspected
     from retro_np.report.samples import prompt_tokens
     from retro_np.retrieval.tokenizer import END_OF_TEXT
-    from retro_np.training.checkpoint import load_model
 
     if sum(given is not None for given in (text, file, prompt)) != 1:
         raise UserError("inspect takes one of TEXT, --file PATH and --prompt TEXT")

@@ -21,7 +21,7 @@ from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 
 # options of `train` that say what a model is; the retrieval's own, and those that another choice has settled already
-RETRIEVED_IN_TRAINING = {"neighbours", "retrieval_off", "lent", "lent_steps"}
+RETRIEVED_IN_TRAINING = {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"}
 RETRIEVAL_OPTIONS = RETRIEVED_IN_TRAINING | {
     "cca_layers", "encoder_layers", "conditioning", "cca_positions", "share_embeddings", "retrieved_part",
     "copying_start",
@@ -56,10 +56,10 @@ def train(
     retrieved_part: Annotated[str, typer.Option(help="NF, N or F: what of a value is read.")] = "NF",
     copying_start: Annotated[bool, typer.Option(help="Encoder and CCA begin by copying. Not the paper's.")] = False,
     retrieval_off: Annotated[float, typer.Option(help="Share of sequences given no neighbours.")] = 0.0,
-    lent: Annotated[
-        float, typer.Option(help="Share of chunks that at first are lent their own continuation, noised.")
+    oracle_share: Annotated[
+        float, typer.Option(help="Share of chunks that first get an oracle neighbour: their own continuation, noised.")
     ] = 0.0,
-    lent_steps: Annotated[int, typer.Option(min=0, help="After which none is.")] = 0,
+    oracle_steps: Annotated[int, typer.Option(min=0, help="Steps over which that share falls to 0.")] = 0,
     dropout: float = 0.0,
     steps: Annotated[int, typer.Option(min=1)] = 1000,
     sequence_length: Annotated[int, typer.Option(min=1, help="n, tokens; whole chunks.")] = 512,
@@ -78,10 +78,11 @@ def train(
     """
     import numpy as np
 
+    from retro_np.checkpoint import load_model
     from retro_np.files import sha256_of
     from retro_np.nn.scope import every
     from retro_np.parameters import count_parameters, is_retrieval
-    from retro_np.training.checkpoint import TrainingConfig, load_model
+    from retro_np.training.config import TrainingConfig
     from retro_np.training.loop import retrofit as make_retrofit
     from retro_np.training.loop import train as run_training
 
@@ -91,7 +92,8 @@ def train(
     encoder = EncoderConfig(d_model, d_ffw, n_heads, d_head, encoder_layers, (1,) if conditioning else ())
     training = TrainingConfig(
         steps, sequence_length, batch_size, micro_batches, neighbours, learning_rate, warmup, weight_decay,
-        seed=seed, checkpoint_every=checkpoint_every, retrieval_off=retrieval_off, lent=lent, lent_steps=lent_steps,
+        seed=seed, checkpoint_every=checkpoint_every, retrieval_off=retrieval_off,
+        oracle_share=oracle_share, oracle_steps=oracle_steps,
     )  # fmt: skip
     begin_from, trainable = None, every
     if retrofit is not None:
@@ -136,11 +138,12 @@ def evaluate(
     fraction_seed: Annotated[int, typer.Option(min=0, help="Which share.")] = 0,
 ) -> None:
     """Bits per byte of held-out documents: RETRO with retrieval on, off, and with the neighbours of others; bpb(α)."""
+    from retro_np.checkpoint import load_model
+    from retro_np.evaluation.compare import evaluate as evaluate_models
     from retro_np.evaluation.leakage import NEIGHBOURS
-    from retro_np.experiments.compare import compare
+    from retro_np.report.plots import plot_leakage
     from retro_np.retrieval.join import Union
     from retro_np.retrieval.join import retrieve_from as retrieve_elsewhere
-    from retro_np.training.checkpoint import load_model
 
     database = open_database(db)
     models = {"RETRO": load_model(checkpoint, database)}
@@ -158,10 +161,11 @@ def evaluate(
         joined = parts[0] if len(parts) == 1 else Union(parts)
         k = min(k, max(1, joined.n_chunks))
         retrieval = retrieve_elsewhere(database, joined, max(k, NEIGHBOURS))
-    results = compare(
+    results = evaluate_models(
         models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
         retrieval=retrieval,
     )  # fmt: skip
+    plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
     print_results(results)
     console.print(f"Everything is in {out}: results.json, losses.npz, bpb_alpha.png")
 
@@ -193,16 +197,17 @@ def sample(
 
     retro-np sample --pretrained --prompt "import json" works right after installation.
     """
+    from retro_np.checkpoint import load_model
     from retro_np.files import check_output
     from retro_np.report.samples import print_sample, sample_chunks, write_page
-    from retro_np.training.checkpoint import load_model
 
     if pretrained:
-        from retro_np.experiments.pretrained import RETRO, box_file, pretrained_database
+        from retro_np.experiments.pretrained import pretrained_database
+        from retro_np.pretrained.bundled import RETRO, bundled_file
 
         if db is not None:
             raise UserError("--pretrained stands for a CHECKPOINT: give the one or the other, and at most a DB")
-        checkpoint, db = box_file(RETRO), checkpoint  # the one place that may be named is the database
+        checkpoint, db = bundled_file(RETRO), checkpoint  # the one place that may be named is the database
     elif checkpoint is None or db is None:
         raise UserError("a sample takes a CHECKPOINT and a DB, or --pretrained")
     part = PRETRAINED_DATABASE, PRETRAINED_BYTES

@@ -10,15 +10,10 @@ from retro_np.errors import UserError
 from retro_np.nn.model import retro
 from retro_np.nn.operators import log_softmax
 from retro_np.progress import progress_bar
-from retro_np.retrieval.database import Database, Split
-from retro_np.retrieval.documents import document_runs
+from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
-from retro_np.retrieval.neighbours import sequence_neighbours
-from retro_np.retrieval.tokenizer import END_OF_TEXT, token_byte_lengths
-from retro_np.training.batches import sequence_chunks, tokens_and_targets
-from retro_np.training.checkpoint import check_fit
-
-WINDOWS_A_BATCH = 8
+from retro_np.retrieval.tokenizer import token_byte_lengths
+from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
 
 
 @dataclass(frozen=True)
@@ -56,41 +51,7 @@ def bits_per_byte(nats, n_bytes) -> float:
     return float(np.sum(nats, dtype=np.float64)) / (math.log(2) * total)
 
 
-def evaluation_windows(split: Split, length: int, stride: int, limit: int | None = None):
-    """Windows over each document, on its own grid of chunks, so that each token is scored once.
-
-    length, stride: in chunks; the first window of a document scores all of its tokens, each later one its last
-    stride · m. Returns rows (windows, length), −1 beyond a document's end, and first (windows,), the position from
-    which a window scores. limit: only the first so many chunks of the split.
-    """
-    documents = split.documents[:limit]
-    rows, first = [], []
-    m = split.tokens.shape[1]
-    for begin, end in document_runs(documents):
-        for window in range(begin, max(begin + 1, end - length + stride), stride):
-            row = np.arange(window, window + length)
-            rows.append(np.where(row < end, row, -1))
-            first.append(0 if window == begin else (length - stride) * m)
-    return np.array(rows).reshape(-1, length), np.array(first, dtype=np.int64)
-
-
-def scored_windows(split: Split, rows: np.ndarray, first: np.ndarray):
-    """Go through evaluation windows in batches: yields rows (B, l), tokens and targets (B, n).
-
-    rows, first: of `evaluation_windows`. Windows of one length come together: little padding. A target that is not
-    scored is 0.
-    """
-    lengths = (rows >= 0).sum(axis=1)
-    order = np.argsort(-lengths, kind="stable")
-    for batch in np.split(order, range(WINDOWS_A_BATCH, len(order), WINDOWS_A_BATCH)):
-        window = rows[batch, : lengths[batch].max(initial=0)]
-        tokens, targets = tokens_and_targets(split, window)
-        targets[targets == END_OF_TEXT] = 0
-        targets[np.arange(tokens.shape[1]) < first[batch][:, None]] = 0
-        yield window, tokens, targets
-
-
-def evaluate(
+def score(
     params,
     config: RetroConfig,
     database: Database,
@@ -122,9 +83,9 @@ def evaluate(
         raise UserError(f"{database.path} has no chunk in its split {split_name!r}: build it with --held-out above 0")
     if shuffle_seed is not None and split_name == "train":
         raise UserError(
-            "neighbours lent from another chunk of the training split may be of the document itself: use valid"
+            "in the training split, another chunk's neighbours may come from the document itself: use the split valid"
         )
-    lent = _permutation(len(split.tokens), split.removed, shuffle_seed)
+    shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
     rows, first = evaluation_windows(split, length, step, limit)
     lengths = token_byte_lengths(database.tokenizer)
     chunks = len(split.tokens[:limit])
@@ -133,8 +94,8 @@ def evaluate(
         for window, tokens, targets in scored_windows(split, rows, first):
             neighbours = None
             if k and config.retrieves:
-                lender = window if lent is None else np.where(window >= 0, lent[window], -1)
-                neighbours = sequence_neighbours(retrieval.database, split, lender, k)
+                neighbour_rows = window if shuffled is None else np.where(window >= 0, shuffled[window], -1)
+                neighbours = sequence_neighbours(retrieval.database, split, neighbour_rows, k)
             token_nats = nats_of(retro(params, config, tokens, neighbours)[0], targets)
             # a target belongs to the chunk it stands in, which for a chunk's last position is the one after
             b, t = np.nonzero(targets)
@@ -163,6 +124,6 @@ def _permutation(n: int, removed, seed: int | None):
     if seed is None:
         return None
     order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n), removed))
-    lent = np.arange(n)
-    lent[order] = np.roll(order, 1)
-    return lent
+    shuffled = np.arange(n)
+    shuffled[order] = np.roll(order, 1)
+    return shuffled

@@ -9,15 +9,14 @@ way round.
 import numpy as np
 
 from retro_np.config import RetroConfig
-from retro_np.evaluation.bits_per_byte import bits_per_byte, evaluation_windows, nats_of, scored_windows
+from retro_np.evaluation.bits_per_byte import bits_per_byte, nats_of
 from retro_np.kernels.substring import extend_runs
 from retro_np.nn.model import retro
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
-from retro_np.retrieval.neighbours import sequence_neighbours
 from retro_np.retrieval.tokenizer import token_byte_lengths
-from retro_np.training.batches import sequence_chunks
+from retro_np.sequences import evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
 
 LONGEST = 8  # matches of so many tokens and more count as one length
 WEIGHTS = np.linspace(0, 0.98, 50)
@@ -35,7 +34,7 @@ def copy_bound(
 ) -> dict:
     """The share of its bits that a baseline (or RETRO[OFF]) saves by copying from the k neighbours of held-out chunks.
 
-    The rest as in `evaluate`. Returns bpb, gain, gain_by_length (shares), and per match length its share of positions
+    The rest as in `score`. Returns bpb, gain, gain_by_length (shares), and per match length its share of positions
     and how often the token behind the match is the right one.
     """
     retrieval = retrieval or Retrieval.own(database, "valid")

@@ -13,15 +13,14 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses, evaluation_windows, nats_of, scored_windows
+from retro_np.evaluation.bits_per_byte import Losses, nats_of
 from retro_np.kernels.search import exact_search
 from retro_np.nn.model import hidden_states, readout
 from retro_np.nn.operators import linear
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import token_byte_lengths
-from retro_np.training.batches import sequence_chunks
-from retro_np.training.checkpoint import check_fit
+from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks
 
 NEIGHBOURS = 10  # paper, Wikitext103
 ALPHAS = 2.0 ** np.arange(-10, 3)
@@ -41,7 +40,7 @@ class ScoredTokens:
     nats: np.ndarray
 
     def losses(self, database: Database, split_name: str = "valid", limit: int | None = None) -> Losses:
-        """The same by chunk, as `evaluate` has it; limit: only the first so many chunks of the split."""
+        """The same by chunk, as `score` has it; limit: only the first so many chunks of the split."""
         documents = np.array(database.split(split_name).documents[:limit])
         chunks = self.places // database.chunk_size
         n_bytes = token_byte_lengths(database.tokenizer)[self.tokens]
@@ -102,7 +101,7 @@ def datastore(
 def frozen_model(
     params, config: RetroConfig, database: Database, *, sequence_length: int = 512, limit: int | None = None
 ) -> tuple[ScoredTokens, np.ndarray, np.ndarray]:
-    """A model without retrieval at the held-out tokens that `evaluate` scores, in windows half of which overlap.
+    """A model without retrieval at the held-out tokens that `score` scores, in windows half of which overlap.
 
     limit: chunks of the split to score, from its start. Returns the tokens, the hidden state (N, d) that each is
     predicted from, and the document (N,) of each.

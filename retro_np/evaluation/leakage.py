@@ -9,7 +9,8 @@ from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
 
 NEIGHBOURS = 10
-ALPHAS = tuple(i / 16 for i in range(17))  # 2/16 = 12.5 % is the paper's «no local leakage»
+ALPHAS = tuple(i / 16 for i in range(17))
+NO_LEAKAGE = 2 / 16  # at most this share of a chunk in one run counts as no local leakage (paper §2.6)
 BATCH = 256
 
 

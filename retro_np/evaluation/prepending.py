@@ -8,15 +8,13 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import evaluation_windows, nats_of, scored_windows
+from retro_np.evaluation.bits_per_byte import nats_of
 from retro_np.evaluation.knn_lm import ScoredTokens, in_order, places_of
 from retro_np.nn.model import hidden_states, readout
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
-from retro_np.retrieval.neighbours import sequence_neighbours
-from retro_np.training.batches import sequence_chunks
-from retro_np.training.checkpoint import check_fit
+from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
 
 PROMPTS_A_BATCH = 16
 
@@ -31,7 +29,7 @@ def prepended(
     limit: int | None = None,
     retrieval: Retrieval | None = None,
 ) -> ScoredTokens:
-    """A model with k neighbours in its context, at the held-out tokens that `evaluate` scores; retrieval as there.
+    """A model with k neighbours in its context, at the held-out tokens that `score` scores; retrieval as there.
 
     Windows are `frozen_model`'s. Where neighbours and context are more than sequence_length together, the context's
     beginning gives way. Raises UserError where that would leave less context than a chunk.

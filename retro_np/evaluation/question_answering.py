@@ -18,12 +18,12 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.generation import sample_token
 from retro_np.nn.incremental import Cache, extend, segments
+from retro_np.optim import adamw_init
 from retro_np.progress import progress_bar
 from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING, decode, encode_batch
-from retro_np.training.adamw import adamw_init
 from retro_np.training.batches import sequence_rows
-from retro_np.training.checkpoint import TrainingConfig
-from retro_np.training.loop import take_step
+from retro_np.training.config import TrainingConfig
+from retro_np.training.loop import train_step
 from retro_np.tree import Tree, map_tree
 
 QUESTION, ANSWER = "question: {} \n answer:", " {}"
@@ -89,7 +89,7 @@ def fine_tune(
             rows = sequence_rows(len(questions), 1, training.batch_size, training.seed, step)[:, 0]
             neighbours = None if passages is None else passages[found[rows]][:, None]
             batch = (*qa_batch(questions[rows], answers[rows]), neighbours)
-            line = take_step(params, state, config, batch, training, step, advice="lower the learning rate")
+            line = train_step(params, state, config, batch, training, step, advice="lower the learning rate")
             advance(note=f"loss {line['loss']:.3f}")
     return params
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from retro_np.experiments.compare import OFF, ON
+from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits
 from retro_np.report.plots import plot_bars
@@ -35,10 +35,13 @@ def variants(retro, training):
     rows = {name: (config, training) for name, config in models.items()}
     rows["1 neighbour in training"] = retro, replace(training, neighbours=1)
     rows["4 neighbours in training"] = retro, replace(training, neighbours=4)
-    rows["ours: nothing lent"] = retro, replace(training, lent=0.0, lent_steps=0)
+    rows["ours: nothing lent"] = retro, replace(training, oracle_share=0.0, oracle_steps=0)
     rows["ours: a fifth without neighbours"] = retro, replace(training, retrieval_off=0.2)
     rows["ours: none without neighbours"] = retro, replace(training, retrieval_off=0.0)
-    rows["ours: neither start nor loan"] = models["ours: ordinary start"], replace(training, lent=0.0, lent_steps=0)
+    rows["ours: neither start nor loan"] = (
+        models["ours: ordinary start"],
+        replace(training, oracle_share=0.0, oracle_steps=0),
+    )
     return rows
 
 

@@ -1,10 +1,11 @@
 """Our chunks of 16 tokens against the paper's of 64: what is gained, and how much of it without leakage."""
 
+from retro_np.evaluation.compare import LINES, OFF
+from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import LINES, OFF
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import Lab, mean_and_spread, savings, spreads
-from retro_np.report.plots import NO_LEAKAGE, plot_bars
+from retro_np.report.plots import plot_bars
 
 SIZES = (recipe.BUILD.chunk_size, 64)
 

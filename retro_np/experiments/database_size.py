@@ -2,7 +2,7 @@
 
 import itertools
 
-from retro_np.experiments.compare import OFF, ON
+from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits, spreads
 from retro_np.report.plots import COLOURS, figure_and_axes, finish

@@ -12,23 +12,25 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from retro_np.checkpoint import save_params
 from retro_np.errors import UserError
+from retro_np.evaluation.compare import evaluate
 from retro_np.evaluation.leakage import chunk_leakage
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import compare
-from retro_np.experiments.pretrained import BASELINE, RETRO, load_pretrained, pretrained_database
+from retro_np.experiments.pretrained import pretrained_database
 from retro_np.files import locked, remove_partial, visible, write_json
-from retro_np.parameters import count_parameters, init_params, save_params
+from retro_np.optim import adamw_init
+from retro_np.parameters import count_parameters, init_params
+from retro_np.pretrained.bundled import BASELINE, RETRO, load_pretrained
 from retro_np.report.inspection import inspect, write_inspection
-from retro_np.report.plots import plot_losses
+from retro_np.report.plots import plot_leakage, plot_losses
 from retro_np.report.samples import sample_chunks, write_page
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import document_runs
-from retro_np.training.adamw import adamw_init
 from retro_np.training.batches import training_batch
-from retro_np.training.loop import CHECKPOINT, read_log, take_step, train
+from retro_np.training.loop import CHECKPOINT, read_log, train, train_step
 
 DEFAULT_MINUTES = 10.0
 MOST_MINUTES = 10_000.0
@@ -112,7 +114,7 @@ def _read_plan(path) -> dict:
 def _from_the_box(out, database, console) -> dict:
     """The models in the box, written where training would have left them."""
     console.rule("2 · two models from the box; --from-scratch trains them here", align="left")
-    models = {"baseline": load_pretrained(BASELINE), "RETRO": load_pretrained(RETRO)}
+    models = {"baseline": load_pretrained(BASELINE)[:2], "RETRO": load_pretrained(RETRO)[:2]}
     for name, (params, config) in models.items():
         path = out / name.lower() / CHECKPOINT
         if not path.exists():
@@ -156,7 +158,7 @@ def _plan_training(out, plan, database, configs) -> dict:
                 database, database.split("train"), k, sequence_length=training.sequence_length,
                 batch_size=training.batch_size, seed=0, step=step,
             )  # fmt: skip
-            take_step(params, state, config, batch, training, step)
+            train_step(params, state, config, batch, training, step)
             times.append(time.perf_counter() - began)
         seconds += sorted(times)[1]
     steps = max(20, int(TRAINING * 60 * plan["minutes"] / seconds))
@@ -186,7 +188,9 @@ def _evaluate(out, models, database, plan) -> dict:
         except (ValueError, KeyError, TypeError):
             pass
         raise UserError(f"{path} is damaged: remove it, and the demo evaluates again")
-    return compare(models, database, out, k=recipe.NEIGHBOURS, limit=plan["evaluated_chunks"], **WINDOW)
+    results = evaluate(models, database, out, k=recipe.NEIGHBOURS, limit=plan["evaluated_chunks"], **WINDOW)
+    plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
+    return results
 
 
 def _write_samples(out, params, config, database, results, plan) -> None:

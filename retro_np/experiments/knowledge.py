@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import nats_of
+from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
 from retro_np.experiments.lab import mean_and_spread, spreads

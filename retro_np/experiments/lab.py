@@ -17,20 +17,19 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses, evaluate
+from retro_np.evaluation.bits_per_byte import Losses, score
+from retro_np.evaluation.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
 from retro_np.evaluation.copying import copy_bound
-from retro_np.evaluation.leakage import ALPHAS, chunk_leakage, filtered_bits_per_byte
+from retro_np.evaluation.leakage import ALPHAS, NO_LEAKAGE, chunk_leakage, filtered_bits_per_byte
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
 from retro_np.files import replacing, write_array
 from retro_np.nn.scope import every
 from retro_np.parameters import is_retrieval
-from retro_np.report.plots import NO_LEAKAGE
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
-from retro_np.training.checkpoint import TrainingConfig
+from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import retrofit, train
 from retro_np.tree import Tree
 
@@ -139,7 +138,7 @@ class Lab:
         facts = [model.name, database.identity, k, shuffle_seed, source, limit, scale.sequence_length]
         path = self.folder / "scores" / f"{named('scores', facts)}.npz"
         if not path.exists():
-            losses = evaluate(
+            losses = score(
                 model.params, model.config, database, k=k, sequence_length=scale.sequence_length,
                 stride=scale.sequence_length // 2, limit=limit, shuffle_seed=shuffle_seed,
                 retrieval=retrieval, description=f"evaluating {model.name}",

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from retro_np.evaluation.leakage import ALPHAS, filtered_bits_per_byte
-from retro_np.experiments.compare import OFF, ON
+from retro_np.evaluation.compare import OFF, ON
+from retro_np.evaluation.leakage import ALPHAS, NO_LEAKAGE, filtered_bits_per_byte
 from retro_np.experiments.experiment import Experiment
-from retro_np.report.plots import NO_LEAKAGE, plot_leakage
+from retro_np.report.plots import plot_leakage
 
 LINES = ("baseline", OFF, ON)
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from retro_np.experiments.compare import LINES, OFF, ON
+from retro_np.evaluation.compare import LINES, OFF, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits, savings
 from retro_np.parameters import count_parameters

@@ -1,6 +1,6 @@
 """How many neighbours to read at evaluation, for models trained with two. The paper tunes k to the model."""
 
-from retro_np.experiments.compare import OFF, ON
+from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import bits
 from retro_np.report.plots import figure_and_axes, finish

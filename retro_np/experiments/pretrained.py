@@ -9,35 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_np.config import RetroConfig
+from retro_np.checkpoint import read_meta, write_tensors
+from retro_np.evaluation.compare import LINES
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import LINES
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import Lab, Model, bits
 from retro_np.files import sha256_of
-from retro_np.parameters import count_parameters, in_single_precision, load_params, read_meta, write_tensors
+from retro_np.parameters import count_parameters
+from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file, load_pretrained
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.manifest import TOKENIZER
 from retro_np.training.loop import CHECKPOINT
-from retro_np.tree import Tree, leaves
+from retro_np.tree import leaves
 
-BOX = Path(__file__).parents[1] / "pretrained"
-BOX_BUILD = {"tokenizer": str(BOX / TOKENIZER), "training_neighbours": False}
-BASELINE, RETRO = "baseline", "retro"
-
-
-def load_pretrained(name: str = RETRO) -> tuple[Tree, RetroConfig]:
-    """Parameters in single precision, and configuration, of "retro" or "baseline". Raises UserError where absent."""
-    params, config = load_params(box_file(name))
-    return in_single_precision(params), config
-
-
-def box_file(name: str) -> Path:
-    """The file of "retro" or "baseline"."""
-    return BOX / f"{name}.safetensors"
+BUNDLED_BUILD = {"tokenizer": str(BUNDLED / TOKENIZER), "training_neighbours": False}
 
 
 def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
@@ -45,7 +33,7 @@ def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
 
     limit_bytes: only a slice of it, about so many bytes. Built, or opened where it is there.
     """
-    config = replace(recipe.BUILD, **BOX_BUILD, limit_bytes=limit_bytes)
+    config = replace(recipe.BUILD, **BUNDLED_BUILD, limit_bytes=limit_bytes)
     return build_database(STDLIB, out, config, recipe.EMBEDDER)
 
 
@@ -69,16 +57,16 @@ def make_pretrained(lab: Lab, out: Path) -> list[Path]:
 
 def measure(lab):
     """bpb of both models with retrieval on, off and shuffled; and what the box holds."""
-    database = lab.database(name="stdlib-box", vocabulary_size=recipe.BUILD.vocabulary_size, **BOX_BUILD)
-    models = [Model(*load_pretrained(name), sha256_of(box_file(name))) for name in (BASELINE, RETRO)]
+    database = lab.database(name="stdlib-box", vocabulary_size=recipe.BUILD.vocabulary_size, **BUNDLED_BUILD)
+    models = [Model(*load_pretrained(name)[:2], sha256_of(bundled_file(name))) for name in (BASELINE, RETRO)]
     losses = lab.conditions(database, *models)
     ratios = lab.leakage(database)
     return {
         "lines": {name: bits(losses[name], ratios) for name in LINES},
         "parameters": [count_parameters(model.config, True) for model in models],
-        "bytes_of_files": sum(path.stat().st_size for path in BOX.iterdir()),
+        "bytes_of_files": sum(path.stat().st_size for path in BUNDLED.iterdir() if path.suffix != ".md"),
         "held_out": database.manifest["splits"]["valid"],
-        "run": read_meta(box_file(RETRO))["run"]["training"],
+        "run": read_meta(bundled_file(RETRO))["run"]["training"],
     }
 
 

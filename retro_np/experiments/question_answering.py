@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from retro_np.checkpoint import load_params, save_params
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
+from retro_np.evaluation.compare import OFF, ON
 from retro_np.evaluation.question_answering import (
     answer_chunks,
     answers_of,
@@ -24,14 +26,12 @@ from retro_np.evaluation.question_answering import (
     passage_values,
     question_chunks,
 )
-from retro_np.experiments.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import Model, named
 from retro_np.kernels.search import exact_search
-from retro_np.parameters import load_params, save_params
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.documents import document_runs
-from retro_np.training.checkpoint import TrainingConfig
+from retro_np.training.config import TrainingConfig
 from retro_np.tree import Tree
 
 M = 32  # tokens of a chunk, twice the recipe's, since a question has to fit in one; no weight hangs on it

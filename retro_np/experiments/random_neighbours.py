@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retro_np.experiments.compare import LINES, OFF, ON, SHUFFLED
+from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import mean_and_spread, savings, spreads
 from retro_np.report.plots import plot_bars

@@ -6,7 +6,7 @@ Where it departs from the paper, and why (EXPERIMENTS.md has the figures):
   it learns sooner, and it asks anew four times as often;
 - keys are hashed token uni- and bigrams, not BERT's: at this scale the gain is that of tokens in common;
 - encoder and CCA begin as a rough copying machine (`copying_start`, in `retro_np/parameters.py`);
-- at first some chunks are lent their own continuation, noised (`retro_np/training/curriculum.py`);
+- early in training some chunks get an oracle neighbour (`retro_np/training/curriculum.py`);
 - three of five sequences are given no neighbours, so that the decoder alone is about as good as the baseline; where
   fewer are, retrieval saves more, and the model without it is worse.
 """
@@ -15,9 +15,9 @@ from dataclasses import replace
 
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.retrieval.build import HASHED, BuildConfig
-from retro_np.training.checkpoint import TrainingConfig
+from retro_np.training.config import TrainingConfig
 
-BUILD = BuildConfig(chunk_size=16, vocabulary_size=2048, d_key=256, neighbours=16, spares=16)
+BUILD = BuildConfig(chunk_size=16, vocabulary_size=2048, d_key=256, neighbours=16, extra_candidates=16)
 EMBEDDER = HASHED
 NEIGHBOURS = 2  # k
 HEADS = 4
@@ -48,4 +48,4 @@ def training_config(config: RetroConfig, steps: int, seed: int) -> TrainingConfi
     )  # fmt: skip
     if not config.retrieves:
         return training
-    return replace(training, retrieval_off=RETRIEVAL_OFF, lent=0.5, lent_steps=max(1, steps // 3))
+    return replace(training, retrieval_off=RETRIEVAL_OFF, oracle_share=0.5, oracle_steps=max(1, steps // 3))

@@ -9,8 +9,8 @@ retrieval is held against the same retrieved values: what it shares with them it
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments import recipe
-from retro_np.experiments.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import mean_and_spread
 from retro_np.generation import generate

@@ -8,7 +8,7 @@ and because one command brings it to any machine.
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.experiments.compare import LINES, OFF, ON, SHUFFLED
+from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment
 from retro_np.experiments.lab import Lab, savings, spreads
 from retro_np.report.plots import COLOURS, figure_and_axes, finish

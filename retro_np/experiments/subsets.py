@@ -3,7 +3,7 @@
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import bits_per_byte
-from retro_np.experiments.compare import ON
+from retro_np.evaluation.compare import ON
 from retro_np.experiments.experiment import Experiment
 from retro_np.report.plots import plot_bars
 

@@ -16,7 +16,7 @@ from retro_np.errors import UserError
 COMPILED_TYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 CHOICES = ("numpy", "numba", "c", "auto")
 VARIABLE = "RETRO_NP_KERNELS"
-MODULES = ("attention", "hashing", "minhash", "panels", "rows", "search", "substring")  # those that register kernels
+MODULES = ("attention", "hashing", "minhash", "panels", "rowwise", "search", "substring")  # those that register kernels
 
 _kernels = {}  # name: {"numpy": function, ...}, in order of preference
 _choice = None  # None: the environment has not been read

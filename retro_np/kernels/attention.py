@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from retro_np.kernels import c_extension, check_shapes, kernel
-from retro_np.kernels.threads import blocks, count, spread
+from retro_np.kernels.threads import blocks, count, parallel_for
 
 PARTS = 8  # of a batch, at most, in the backward: each has its own sums for positions' gradients
 SMALL = 1 << 20  # products of two numbers in a job that is not worth a second thread
@@ -119,7 +119,9 @@ def _forward_c(q, keys, values, table=None, u=None, v=None, *, causal_offset=Non
     out, lse = np.empty(q.shape, q.dtype), np.empty((batch, h, g, n), q.dtype)
     given = _contiguous(q, keys, values, table, u, v, key_mask)
     run = c_extension().attention_forward
-    spread(lambda tasks: run(*given, causal_offset, out, lse, tasks.start, tasks.stop), _shares(h * batch, q, keys))
+    parallel_for(
+        lambda tasks: run(*given, causal_offset, out, lse, tasks.start, tasks.stop), _shares(h * batch, q, keys)
+    )
     return out, lse
 
 
@@ -132,7 +134,7 @@ def _backward_c(dout, lse, q, keys, values, table=None, u=None, v=None, *, causa
         parts = min(PARTS, batch)
         dpositions = [np.empty((parts, *shape), q.dtype) for shape in (table.shape, (h, c), (h, c))]
     run = c_extension().attention_backward
-    spread(
+    parallel_for(
         lambda tasks: run(dout, lse, *given, causal_offset, *out, *dpositions, tasks.start, tasks.stop),
         _shares(h * parts, q, keys),
     )
@@ -151,7 +153,7 @@ def _forward_numba(q, keys, values, table=None, u=None, v=None, *, causal_offset
         loop(*given, *head(t), seen, np.array(mask[item]), head_out, lse[item, t])
         out[item, ..., t, :] = head_out
 
-    spread(job, range(h * batch))
+    parallel_for(job, range(h * batch))
     return out, lse
 
 
@@ -176,7 +178,7 @@ def _backward_numba(dout, lse, q, keys, values, table=None, u=None, v=None, *, c
             for array, of_head in zip(outs, written, strict=True):
                 array[item, ..., t, :] = of_head
 
-    spread(job, range(h * len(parts)))
+    parallel_for(job, range(h * len(parts)))
     if table is None:
         return *outs, None, None, None
     dtable, du, dv = (array.sum(axis=0) for array in dpositions)

@@ -12,7 +12,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.kernels import kernel
-from retro_np.kernels.threads import blocks, spread
+from retro_np.kernels.threads import blocks, parallel_for
 
 BITS = 18  # of a bucket's number; quality no longer grew with 20
 BUCKETS = 1 << BITS
@@ -76,7 +76,7 @@ def _project_numba(tokens, weights, d_key):
         loop(np.ascontiguousarray(tokens[rows], np.int64), weights, sums)
         keys[rows] = _unit(sums, d_key)
 
-    spread(job, blocks(len(tokens), ROWS))
+    parallel_for(job, blocks(len(tokens), ROWS))
     return keys
 
 

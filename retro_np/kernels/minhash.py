@@ -18,7 +18,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.kernels import check_shapes, kernel
-from retro_np.kernels.threads import blocks, spread
+from retro_np.kernels.threads import blocks, parallel_for
 
 SPACE, PART, ALONE = 0, 1, 2  # kinds of byte: between words, of a word, a word by itself
 WORD_BASE, GRAM_BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd
@@ -125,7 +125,7 @@ def _minhash_numba(data, offsets, words, factors):
     begins = starts[row] + SPAN * (np.arange(len(row)) - first[row])
     spans = np.stack([starts[row], ends[row], begins, np.minimum(begins + SPAN, ends[row])], axis=1)
     out, loop = np.full((len(spans), len(factors)), NO_GRAM, np.uint32), _compiled("minhash")
-    spread(lambda some: loop(data, spans[some], words, factors, out[some]), blocks(len(spans), TEXTS))
+    parallel_for(lambda some: loop(data, spans[some], words, factors, out[some]), blocks(len(spans), TEXTS))
     return np.minimum.reduceat(out, first) if len(first) < len(out) else out
 
 
@@ -162,7 +162,7 @@ def _matches_numba(signatures, held, order, lows, highs, least, limit):
     def job(some):
         loop(signatures[some], held, order, lows[some], highs[some], least, rows[some], equal[some])
 
-    spread(job, blocks(len(signatures), ROWS))
+    parallel_for(job, blocks(len(signatures), ROWS))
     return rows, equal
 
 

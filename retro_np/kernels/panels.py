@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from retro_np.kernels import c_extension, kernel
-from retro_np.kernels.threads import blocks, count, spread
+from retro_np.kernels.threads import blocks, count, parallel_for
 
 PANEL = 64  # columns, as in csrc/panels.c
 FEW = 160  # rows: beyond, BLAS is as fast
@@ -42,7 +42,7 @@ def _product_c(x, frozen):
     x = np.ascontiguousarray(x)
     out = np.empty((len(x), frozen.matrix.shape[1]), x.dtype)
     run, panels = c_extension().multiply_panels, len(frozen.panels)
-    spread(lambda some: run(x, frozen.panels, out, some.start, some.stop), blocks(panels, -(-panels // count())))
+    parallel_for(lambda some: run(x, frozen.panels, out, some.start, some.stop), blocks(panels, -(-panels // count())))
     return out
 
 

@@ -87,7 +87,7 @@ def listed_distances(queries, keys, ids) -> np.ndarray:
         listed = np.asarray(keys[ids[rows]], queries.dtype)
         distances[rows] = _distances(queries[rows, None], listed)
 
-    threads.spread(measure, threads.blocks(len(queries), QUERY_BLOCK))
+    threads.parallel_for(measure, threads.blocks(len(queries), QUERY_BLOCK))
     return distances
 
 
@@ -164,7 +164,7 @@ def _update_screened(queries, keys, start, ids, distances):
 
 
 def _spread(function, parts):
-    threads.spread(lambda part: function(*part), parts)
+    threads.parallel_for(lambda part: function(*part), parts)
 
 
 def _norms_from_below(x):

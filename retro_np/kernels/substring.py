@@ -6,7 +6,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.kernels import kernel
-from retro_np.kernels.threads import blocks, spread
+from retro_np.kernels.threads import blocks, parallel_for
 
 CHUNKS = 64  # that a thread takes at once
 
@@ -30,7 +30,7 @@ def _longest_numpy(chunks, values):
 def _longest_numba(chunks, values):
     chunks, values = _checked(chunks, values)
     longest, loop = np.zeros(len(chunks), np.int64), _compiled()
-    spread(lambda some: loop(chunks[some], values[some], longest[some]), blocks(len(chunks), CHUNKS))
+    parallel_for(lambda some: loop(chunks[some], values[some], longest[some]), blocks(len(chunks), CHUNKS))
     return longest
 
 

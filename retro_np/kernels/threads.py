@@ -42,10 +42,10 @@ def use_threads(number: int) -> None:
     _forget_pool()
 
 
-def spread(job: Callable, parts: Iterable) -> None:
+def parallel_for(job: Callable, parts: Iterable) -> None:
     """Call job(part) for each part, on all threads, the caller's among them; return when all are done.
 
-    The first exception is raised, and parts not begun by then are left. A job that calls `spread` itself runs its
+    The first exception is raised, and parts not begun by then are left. A job that calls `parallel_for` itself runs its
     parts one after another.
     """
     parts = list(parts)

@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels.rows import gelu_backward, gelu_forward, rms_norm_backward, rms_norm_forward, sum_rows
-from retro_np.kernels.threads import blocks, spread
+from retro_np.kernels.rowwise import gelu_backward, gelu_forward, rms_norm_backward, rms_norm_forward, scatter_add
+from retro_np.kernels.threads import blocks, parallel_for
 
 ROWS = 16  # of logits, at a time: V numbers each
 
@@ -51,7 +51,7 @@ def embedding(table, tokens, trainable=True):
     """y = table[tokens]. table: (V, d); tokens: integers of any shape. Returns (*tokens.shape, d)."""
 
     def vjp(dy):
-        return (sum_rows(dy.reshape(-1, table.shape[1]), tokens.reshape(-1), len(table)) if trainable else None,)
+        return (scatter_add(dy.reshape(-1, table.shape[1]), tokens.reshape(-1), len(table)) if trainable else None,)
 
     return table[tokens], vjp
 
@@ -77,7 +77,7 @@ def cross_entropy(logits, targets):
         peak = flat[rows].max(axis=-1)
         lse[rows] = peak + np.log(np.exp(flat[rows] - peak[:, None]).sum(axis=-1))
 
-    spread(sum_up, blocks(len(flat), ROWS))
+    parallel_for(sum_up, blocks(len(flat), ROWS))
 
     def vjp(dloss):
         dflat = np.empty_like(flat)
@@ -90,7 +90,7 @@ def cross_entropy(logits, targets):
             some[np.arange(len(some)), chosen[rows]] -= 1
             some *= factor[rows, None]
 
-        spread(subtract, blocks(len(flat), ROWS))
+        parallel_for(subtract, blocks(len(flat), ROWS))
         return (dflat.reshape(logits.shape),)
 
     nats = lse - flat[np.arange(len(flat)), chosen]

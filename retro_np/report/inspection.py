@@ -21,7 +21,7 @@ from retro_np.nn.model import attention_maps, read_part, retro
 from retro_np.report.samples import BACKGROUNDS, FOREGROUNDS, LONGEST
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import token_byte_lengths, token_texts
-from retro_np.training.checkpoint import check_fit
+from retro_np.sequences import check_fit
 
 MOST_TOKENS, MOST_NEIGHBOURS = 2048, 100  # on a page, and of a chunk
 WHOLE = 999  # what a weight of 1 is on the page, which holds integers

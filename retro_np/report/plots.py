@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from retro_np.evaluation.leakage import NO_LEAKAGE
+
 # Okabe & Ito's colours, told apart by the colour-blind too
 COLOURS = {
     "baseline": "#555555",
@@ -13,7 +15,6 @@ COLOURS = {
     "RETRO[ON]": "#0072B2",
     "RETRO[ON], neighbours of others": "#CC79A7",
 }
-NO_LEAKAGE = 0.125  # paper §2.6
 
 
 def plot_losses(runs: dict[str, list[dict]], path) -> None:

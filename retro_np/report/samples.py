@@ -15,7 +15,7 @@ from retro_np.kernels.substring import common_prefix_lengths
 from retro_np.retrieval.corpus import LONE_SURROGATE
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import END_OF_TEXT, encode, token_texts
-from retro_np.training.checkpoint import check_fit
+from retro_np.sequences import check_fit
 
 LONGEST = 5  # runs of five tokens and more have one colour
 # background of 0, 1, … ≥ 5 tokens in common: one hue, lighter to darker, so that lightness alone tells them apart

@@ -13,7 +13,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.kernels.panels import Frozen, freeze, frozen_product
-from retro_np.kernels.rows import add_gelu_erf, add_layer_norm, gelu_forward
+from retro_np.kernels.rowwise import add_gelu_erf, add_layer_norm, gelu_forward
 from retro_np.progress import progress_bar
 from retro_np.retrieval.sources import checked_texts
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert

@@ -34,6 +34,7 @@ from retro_np.files import (
     write_json,
 )
 from retro_np.progress import progress_bar
+from retro_np.renamed import accept_old_names, new_names
 from retro_np.retrieval import stages
 from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, held_out, limited, place_of
 from retro_np.retrieval.database import Database
@@ -71,12 +72,14 @@ from retro_np.retrieval.workers import Runner, workers
 
 NEAR_DUPLICATE = DedupConfig()
 WHOLE_NUMBERS = (
-    "chunk_size", "vocabulary_size", "neighbours", "spares", "limit_bytes", "shard_bytes", "tokenizer_bytes", "d_key",
+    "chunk_size", "vocabulary_size", "neighbours", "extra_candidates", "limit_bytes", "shard_bytes", "tokenizer_bytes",
+    "d_key",
 )  # fmt: skip
 HASHED = "hashing"  # as embedder: hashed unigrams and bigrams of tokens, weighted by what the build counts
 LONGEST_CHUNK, MOST_NEIGHBOURS = 65_536, 10_000  # far beyond use: a mistake is refused before anything is made
 
 
+@accept_old_names
 @dataclass(frozen=True)
 class BuildConfig:
     """How to cut and index a corpus."""
@@ -87,7 +90,7 @@ class BuildConfig:
     held_out: float = 0.1  # share of documents, chosen by a hash of the name
     key_dtype: str = "float32"
     neighbours: int = 10  # k kept for each chunk
-    spares: int = 22  # more candidates, for those that a training sequence's documents exclude
+    extra_candidates: int = 22  # more candidates, for those that a training sequence's documents exclude
     limit_bytes: int | None = None  # a slice of the corpus, about so many bytes of text
     shard_bytes: int = 32_000_000  # of text, about; what memory holds
     tokenizer_bytes: int = 16_000_000  # of text that a tokenizer is trained on, about
@@ -105,11 +108,11 @@ class BuildConfig:
                 raise UserError(f"{name} is a whole number, not {value!r}")
         if not isinstance(self.held_out, int | float) or not isinstance(self.duplicates, DedupConfig | None):
             raise UserError("held_out is a number, and duplicates are a DedupConfig or None")
-        if self.chunk_size < 1 or self.neighbours < 1 or self.spares < 0:
-            raise UserError("chunk_size and neighbours are at least 1, spares at least 0")
-        if self.chunk_size > LONGEST_CHUNK or self.neighbours + self.spares > MOST_NEIGHBOURS:
+        if self.chunk_size < 1 or self.neighbours < 1 or self.extra_candidates < 0:
+            raise UserError("chunk_size and neighbours are at least 1, extra_candidates at least 0")
+        if self.chunk_size > LONGEST_CHUNK or self.neighbours + self.extra_candidates > MOST_NEIGHBOURS:
             raise UserError(
-                f"a chunk has at most {LONGEST_CHUNK:,} tokens, and at most {MOST_NEIGHBOURS:,} neighbours and spares"
+                f"chunk_size is at most {LONGEST_CHUNK:,}; neighbours + extra_candidates at most {MOST_NEIGHBOURS:,}"
             )
         if not 0 <= self.held_out < 1:
             raise UserError(f"held_out is a share of at least 0 and below 1, not {self.held_out}")
@@ -180,7 +183,7 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, embedder
     stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
     stages.write_indexes(run, training)
     queries = stages.all_queries(training, folders[len(training) :])
-    candidates = config.neighbours + config.spares
+    candidates = config.neighbours + config.extra_candidates
     stages.write_neighbours(run, out, work, queries, candidates, margin_of(embedder), config.training_neighbours)
     remove_partial(out)  # of a worker that was killed, whose task another has done
     write_atomically(out / MANIFEST, manifest_bytes(_manifest(out, config, corpus, facts, tokenizer, embedder)))
@@ -271,7 +274,7 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict:
         | {"margin": margin_of(embedder)},
         "key_dtype": config.key_dtype,
         "neighbours": config.neighbours,
-        "spares": config.spares,
+        "extra_candidates": config.extra_candidates,
         "training_neighbours": config.training_neighbours,
         "shard_bytes": config.shard_bytes,
         "duplicates": None if config.duplicates is None else asdict(config.duplicates),
@@ -308,8 +311,8 @@ def _settle_request(out: Path, request: dict) -> None:
         write_json(path, request)
         return
     try:
-        begun = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+        begun = new_names(json.loads(path.read_bytes()))
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove {out}, or give another folder") from error
     for name, value in request.items():
         if begun.get(name) != value:

@@ -20,8 +20,8 @@ from retro_np.retrieval.manifest import (
     HASHING,
     TOKENIZER,
     broken_files,
-    home_of,
     read_manifest,
+    shard_dir,
     tombstones_of,
 )
 from retro_np.retrieval.neighbours import Shard, is_in, merge_lists, search_shard
@@ -72,8 +72,8 @@ class Database:
         self.tokenizer = load_tokenizer(path / TOKENIZER)
         self.documents = Documents(path / DOCUMENTS)
         self._hidden = np.load(path / tombstones_of("train"), allow_pickle=False)  # sorted ids that nothing finds
-        self._tokens = self._sharded(home_of("train"), "tokens.npy", self._hidden)
-        self._documents = self._sharded(home_of("train"), "documents.npy")
+        self._tokens = self._sharded(shard_dir("train"), "tokens.npy", self._hidden)
+        self._documents = self._sharded(shard_dir("train"), "documents.npy")
 
     @classmethod
     def open(cls, path, embedder=None, index: str = "hnsw") -> "Database":
@@ -235,7 +235,7 @@ class Database:
         dropped = np.array([not kept(record) for record in self.documents], bool)
         part = copy.copy(self)
         part._hidden = np.union1d(self._hidden, np.flatnonzero(dropped[np.asarray(self._documents)]))
-        part._tokens = self._sharded(home_of("train"), "tokens.npy", part._hidden)
+        part._tokens = self._sharded(shard_dir("train"), "tokens.npy", part._hidden)
         for name in ("_shards", "hidden_rows"):
             part.__dict__.pop(name, None)
         return part
@@ -244,7 +244,7 @@ class Database:
         """The chunks of "train" or "valid" with their precomputed neighbours. Raises UserError for another name."""
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.path} has no split {name!r}: it has {', '.join(self.manifest['splits'])}")
-        home = home_of(name)
+        home = shard_dir(name)
         removed = self._hidden if name == "train" else np.load(self.path / tombstones_of(name), allow_pickle=False)
         sources = _present(self.manifest["sources"], removed) if name == "train" else ()
         if self.part and all(weight is None for weight, _ in sources):
@@ -263,7 +263,7 @@ class Database:
     def keys(self, split: str) -> Sharded:
         """The keys of a split's chunks, (N, d_key), as they were stored; zeros for removed ones."""
         removed = np.load(self.path / tombstones_of(split), allow_pickle=False)
-        return self._sharded(home_of(split), "keys.npy", removed)
+        return self._sharded(shard_dir(split), "keys.npy", removed)
 
     def text(self, tokens) -> str:
         """The text of a row of tokens."""
@@ -284,7 +284,7 @@ class Database:
     @cached_property
     def _shards(self) -> list[Shard]:
         margin = None if self._index_kind == "exact" else self.margin
-        return [Shard.open(folder, margin) for folder in self.folders(home_of("train"))]
+        return [Shard.open(folder, margin) for folder in self.folders(shard_dir("train"))]
 
     @cached_property
     def hidden_rows(self) -> list[np.ndarray]:

@@ -37,9 +37,9 @@ from retro_np.retrieval.manifest import (
     WORK,
     file_facts,
     file_names,
-    home_of,
     manifest_bytes,
     sealed,
+    shard_dir,
     shard_name,
     tombstones_of,
 )
@@ -170,7 +170,7 @@ def _mark(name: str, sha256: str) -> np.uint64:
 def _add(run, database, edit, facts, weights) -> None:
     work, path, tokenizer = edit / WORK, database.path, database.path / TOKENIZER
     left_out = _left_out(run, database, edit, facts)
-    base = [database.folders(home_of(split)) for split in SPLITS]
+    base = [database.folders(shard_dir(split)) for split in SPLITS]
     numbering = len(database.documents), left_out
     folders = stages.write_tokens(
         run, edit, work, tokenizer, {"train": facts}, database.chunk_size, len(base[0]), numbering
@@ -187,7 +187,7 @@ def _add(run, database, edit, facts, weights) -> None:
         for folder in those:
             name = f"{split}/{folder.name}"
             queries.append(stages.Queries(name, folder, new, path / "neighbours" / name))
-    candidates = database.manifest["neighbours"] + database.manifest["spares"]
+    candidates = database.manifest["neighbours"] + database.manifest["extra_candidates"]
     stages.write_neighbours(run, edit, work, queries, candidates, database.margin, database.training_neighbours)
     _make(database, edit, weights)
 
@@ -271,17 +271,17 @@ def _compact(run, database, edit, groups) -> None:
     folders = {}
     for split in SPLITS:
         write_array(edit / tombstones_of(split), np.empty(0, np.int64))
-        rows, old = _kept_rows(database, split), database.folders(home_of(split))
+        rows, old = _kept_rows(database, split), database.folders(shard_dir(split))
         folders[split] = []
         for number, group in enumerate(groups[split]):
-            folder = edit / home_of(split) / shard_name(number)
+            folder = edit / shard_dir(split) / shard_name(number)
             folders[split].append(folder)
             join = functools.partial(_joined, [old[i] for i in group], [rows[i] for i in group])
             for name in ("documents", "keys", "tokens"):
                 if not (folder / f"{name}.npy").exists():
                     write_array(folder / f"{name}.npy", join(name, numbers))
     stages.write_indexes(run, folders["train"])
-    candidates = database.manifest["neighbours"] + database.manifest["spares"]
+    candidates = database.manifest["neighbours"] + database.manifest["extra_candidates"]
     queries = stages.all_queries(folders["train"], folders["valid"])
     stages.write_neighbours(run, edit, edit / WORK, queries, candidates, database.margin, database.training_neighbours)
     unchanged = [name for name in database.manifest["files"] if name in (TOKENIZER, REQUEST, HASHING)]

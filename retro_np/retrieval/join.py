@@ -116,7 +116,7 @@ def retrieve_from(database: Database, source: Database | Union, candidates: int 
     """
     check_values_fit(database, source)
     manifest = database.manifest
-    candidates = candidates or manifest["neighbours"] + manifest["spares"]
+    candidates = candidates or manifest["neighbours"] + manifest["extra_candidates"]
     split, keys = database.split("valid"), database.keys("valid")
     held = {record["sha256"] for record in database.documents if record["split"] == "valid"}
     source = source.without(held)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from retro_np.errors import UserError
 from retro_np.files import PARTIAL, sha256_of
 from retro_np.kernels import threads
+from retro_np.renamed import new_names
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -22,7 +23,7 @@ WORK, EDIT = "work", "edit"  # folders of an unfinished build, and of an unfinis
 SPLITS = {"train": "shards", "valid": "splits/valid"}  # where the shards of each split lie
 
 
-def home_of(split: str) -> str:
+def shard_dir(split: str) -> str:
     """The folder of a split's shards: "shards" of the training documents, which alone can be retrieved."""
     return SPLITS[split]
 
@@ -52,6 +53,7 @@ def read_manifest(path: Path) -> dict:
         intact = False
     if not intact:
         raise UserError(f"{file} has been changed or damaged (its own SHA-256 differs): build the database anew")
+    manifest = new_names(manifest)
     if manifest.get("format") != FORMAT:
         raise UserError(f"{file} is of format {manifest.get('format')}, and this version reads {FORMAT}: build it anew")
     try:
@@ -67,7 +69,8 @@ def _is_whole(manifest: dict) -> bool:
     """Whether all entries are there, of their types, and every file lies in the database's folder."""
     embedder, files = manifest["embedder"], manifest["files"]
     numbers = [
-        manifest[n] for n in ("generation", "chunk_size", "vocabulary_size", "neighbours", "spares", "shard_bytes")
+        manifest[n]
+        for n in ("generation", "chunk_size", "vocabulary_size", "neighbours", "extra_candidates", "shard_bytes")
     ]
     numbers += [embedder["d_key"], embedder["margin"], *(known["bytes"] for known in files.values())]
     texts = [manifest["tokenizer"], manifest["key_dtype"], manifest["corpus"], embedder["name"], embedder["sha256"]]
@@ -119,7 +122,7 @@ def file_facts(folders: Iterable[Path], names: list[str]) -> dict[str, dict]:
         file = next(folder / name for folder in folders if (folder / name).is_file())
         facts[name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
-    threads.spread(measure, names)
+    threads.parallel_for(measure, names)
     return {name: facts[name] for name in sorted(names)}
 
 
@@ -134,5 +137,5 @@ def broken_files(path: Path, manifest: dict) -> list[str]:
         elif file.stat().st_size != known["bytes"] or sha256_of(file) != known["sha256"]:
             found[name] = f"{file} is not what the manifest says (its SHA-256 differs)"
 
-    threads.spread(examine, manifest["files"])
+    threads.parallel_for(examine, manifest["files"])
     return [found[name] for name in sorted(found)]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_np.errors import UserError
 from retro_np.files import mapped
 from retro_np.kernels.search import exact_search
 from retro_np.retrieval.index import EF_MARGIN, ExactIndex, HnswIndex, load_hnsw
@@ -153,31 +152,3 @@ def packed(ids, distances) -> np.ndarray:
     entries = np.empty(ids.shape, NEIGHBOUR)
     entries["id"], entries["distance"] = ids, distances
     return entries
-
-
-def sequence_neighbours(database, split, rows: np.ndarray, k: int) -> np.ndarray:
-    """Tokens of the k neighbours of each chunk of each sequence: (B, l, k, 2m), padding where there is none.
-
-    rows: (B, l) row numbers of the split, −1 for padding. In the training split no neighbour comes from a document
-    that any chunk of the sequence is of: a chunk of A that retrieved from B would leak into B's tokens behind it.
-    Raises UserError for training chunks whose neighbours were not looked for.
-    """
-    if split.name == "train" and not database.training_neighbours:
-        raise UserError(f"{database.path} was built without the neighbours of training chunks: build one that has them")
-    present = rows >= 0
-    ids = np.where(present[..., None], split.neighbours[np.maximum(rows, 0)], -1)
-    ids = np.where(database.removed(ids), -1, ids)
-    if split.name == "train":
-        documents = np.where(present, split.documents[np.maximum(rows, 0)], -1)
-        return database.value(choose_neighbours(ids, database.document_of(ids), documents[:, None, :], k))
-    return database.value(choose_neighbours(ids, database.document_of(ids), np.empty(0, np.int64), k))
-
-
-def choose_neighbours(candidates, candidate_documents, excluded_documents, k: int) -> np.ndarray:
-    """The first k candidates of each row that come from none of its excluded documents; −1 where fewer remain.
-
-    candidates, candidate_documents: (..., K), nearest first, −1 missing; excluded_documents: (..., E), its leading
-    axes broadcast against theirs. Returns ids (..., k).
-    """
-    allowed = (candidate_documents[..., :, None] != excluded_documents[..., None, :]).all(axis=-1)
-    return keep_first(candidates, np.zeros(candidates.shape, np.float32), allowed, k)[0]

@@ -11,7 +11,7 @@ import numpy as np
 from retro_np.files import mapped, remove_folder, write_array
 from retro_np.retrieval import shards
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.manifest import home_of, shard_name
+from retro_np.retrieval.manifest import shard_dir, shard_name
 from retro_np.retrieval.workers import Runner, Task
 
 GROUP = 16  # index shards whose lists wait to be merged
@@ -66,7 +66,7 @@ def write_tokens(
     for split, facts in splits.items():
         for number in range(facts["shards"]):
             shift = first_shard if split == "train" else 0
-            folder = out / home_of(split) / shard_name(shift + number)
+            folder = out / shard_dir(split) / shard_name(shift + number)
             folders.append(folder)
             if not (folder / "tokens.npy").exists():
                 texts, records = _texts(work, split, number), record_file(work, split, number)

@@ -19,7 +19,7 @@ from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import survey
 from retro_np.retrieval.index import EQUAL
 from retro_np.retrieval.journal import settle_edit
-from retro_np.retrieval.manifest import SPLITS, broken_files, file_names, home_of, read_manifest, tombstones_of
+from retro_np.retrieval.manifest import SPLITS, broken_files, file_names, read_manifest, shard_dir, tombstones_of
 from retro_np.retrieval.neighbours import Shard
 from retro_np.retrieval.sharded import Sharded
 from retro_np.retrieval.tokenizer import END_OF_TEXT
@@ -99,7 +99,7 @@ def _documents(database) -> Iterator[str]:
 
 def _chunks(database, split) -> Iterator[str]:
     records = iter(record for record in database.documents if record["split"] == split)
-    for folder in database.folders(home_of(split)):
+    for folder in database.folders(shard_dir(split)):
         tokens, documents = _map(folder, "tokens"), _map(folder, "documents")
         if tokens.shape != (len(documents), database.chunk_size):
             yield f"{folder}: tokens are {tokens.shape} for {len(documents)} chunks of {database.chunk_size}"
@@ -118,7 +118,7 @@ def _chunks(database, split) -> Iterator[str]:
                 yield f"{folder}: chunk {start + wrong[0]} holds a token that there is not, or an end out of place"
                 return
     if next(records, None) is not None:
-        yield f"{database.path / home_of(split)}: documents.jsonl lists documents that have no chunk"
+        yield f"{database.path / shard_dir(split)}: documents.jsonl lists documents that have no chunk"
 
 
 def _well_ended(tokens, last) -> np.ndarray:
@@ -131,7 +131,7 @@ def _well_ended(tokens, last) -> np.ndarray:
 
 def _keys(database, split) -> Iterator[str]:
     dtype = np.dtype(database.manifest["key_dtype"])
-    for folder in database.folders(home_of(split)):
+    for folder in database.folders(shard_dir(split)):
         keys, rows = _map(folder, "keys"), len(_map(folder, "tokens"))
         if keys.shape != (rows, database.d_key) or keys.dtype != dtype:
             yield f"{folder}: keys are {keys.shape} {keys.dtype}, not {(rows, database.d_key)} {dtype}"
@@ -153,7 +153,7 @@ def _tombstones(database, split) -> Iterator[str]:
 
 def _neighbours(database, split) -> Iterator[str]:
     stored, keys, all_keys = database.split(split), _all_keys(database, split), _all_keys(database, "train")
-    width, rows = database.manifest["neighbours"] + database.manifest["spares"], len(stored.tokens)
+    width, rows = database.manifest["neighbours"] + database.manifest["extra_candidates"], len(stored.tokens)
     if split == "train" and not database.training_neighbours:
         width = 0
     if stored.neighbours.shape != (rows, width) or stored.distances.shape != (rows, width):
@@ -182,7 +182,7 @@ def _neighbours(database, split) -> Iterator[str]:
 
 
 def _indexes(database, report) -> None:
-    folders = database.folders(home_of("train"))
+    folders = database.folders(shard_dir("train"))
     rng, found_share, weights = np.random.default_rng(0), [], []
     with progress_bar("indexes against exact search", len(folders), unit="shards") as advance:
         for folder in folders:
@@ -239,12 +239,12 @@ def _embedder(database, report) -> None:
 
 
 def _all_tokens(database) -> Sharded:
-    return Sharded([_map(folder, "tokens") for folder in database.folders(home_of("train"))])
+    return Sharded([_map(folder, "tokens") for folder in database.folders(shard_dir("train"))])
 
 
 def _all_keys(database, split) -> Sharded:
     """Keys as they lie there, removed ones too."""
-    return Sharded([_map(folder, "keys") for folder in database.folders(home_of(split))])
+    return Sharded([_map(folder, "keys") for folder in database.folders(shard_dir(split))])
 
 
 def _map(folder, name):

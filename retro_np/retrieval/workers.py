@@ -35,7 +35,7 @@ def run_here(description: str, unit: str, tasks: list[Task], side_by_side: bool 
             task.function(*task.arguments, advance=advance)
 
         if side_by_side:
-            threads.spread(do, tasks)
+            threads.parallel_for(do, tasks)
         else:
             for task in tasks:
                 do(task)

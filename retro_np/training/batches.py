@@ -6,7 +6,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.retrieval.database import Database, Split
-from retro_np.retrieval.neighbours import sequence_neighbours
+from retro_np.sequences import batch_of, sequence_chunks
 
 SHARE_BITS = 53  # a share is a whole number of 2⁻⁵³: integers count turns exactly, however many there were
 
@@ -101,24 +101,6 @@ def _turn(tree, turn: int) -> tuple[int, int]:
     return tree, turn
 
 
-def tokens_and_targets(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (B, n) of chunk rows (B, l), and each position's target: the next token of the same document, else 0."""
-    batch, length = rows.shape
-    m = split.tokens.shape[1]
-    # one chunk further than the sequence: its first token is the last position's target
-    following = np.where(rows[:, -1:] >= 0, rows[:, -1:] + 1, -1)
-    following[following == len(split.tokens)] = -1
-    wide = np.concatenate([rows, following], axis=1)
-    present = wide >= 0
-    tokens = np.where(present[..., None], split.tokens[wide], 0).astype(np.int64)
-    documents = np.where(present, split.documents[wide], -1)
-    targets = np.empty_like(tokens[:, :length])
-    targets[..., :-1] = tokens[:, :length, 1:]
-    same = (documents[:, :length] == documents[:, 1:]) & (wide[:, 1:] == wide[:, :length] + 1)
-    targets[..., -1] = np.where(same, tokens[:, 1:, 0], 0)
-    return tokens[:, :length].reshape(batch, length * m), targets.reshape(batch, length * m)
-
-
 def training_batch(database: Database, split: Split, k: int, *, sequence_length, batch_size, seed, step):
     """Tokens (B, n), targets (B, n) and neighbours (B, l, k, 2m), None for k = 0, of a step."""
     length = sequence_chunks(sequence_length, database.chunk_size)
@@ -127,12 +109,4 @@ def training_batch(database: Database, split: Split, k: int, *, sequence_length,
         rows = mixture_rows(ranges, weights, length, batch_size, seed, step)
     else:
         rows = sequence_rows(len(split.tokens), length, batch_size, seed, step)
-    tokens, targets = tokens_and_targets(split, rows)
-    return tokens, targets, sequence_neighbours(database, split, rows, k) if k else None
-
-
-def sequence_chunks(sequence_length: int, chunk_size: int) -> int:
-    """How many chunks a sequence has. Raises UserError where it is not whole chunks."""
-    if sequence_length < chunk_size or sequence_length % chunk_size:
-        raise UserError(f"a sequence of {sequence_length} tokens is not whole chunks of {chunk_size}: take a multiple")
-    return sequence_length // chunk_size
+    return batch_of(database, split, rows, k)

@@ -3,29 +3,25 @@
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from retro_np.checkpoint import load_checkpoint, save_checkpoint
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import locked, remove_partial, write_atomically, write_json
 from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
+from retro_np.optim import adamw_init, adamw_update, clip_by_global_norm, learning_rate
 from retro_np.parameters import init_params, parameter_shapes
 from retro_np.progress import progress_bar
+from retro_np.renamed import new_names
 from retro_np.retrieval.database import Database
-from retro_np.training.adamw import adamw_init, adamw_update, clip_by_global_norm, learning_rate
-from retro_np.training.batches import sequence_chunks, training_batch
-from retro_np.training.checkpoint import (
-    TrainingConfig,
-    check_fit,
-    load_checkpoint,
-    run_identity,
-    same_run,
-    save_checkpoint,
-)
+from retro_np.sequences import check_fit, sequence_chunks
+from retro_np.training.batches import training_batch
+from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import with_curriculum
 from retro_np.tree import Tree, leaves, map_tree
 
@@ -103,7 +99,7 @@ def train(
         remove_partial(out)
         if (out / CHECKPOINT).exists():
             params, state, _, found = load_checkpoint(out / CHECKPOINT)
-            same_run(out / CHECKPOINT, found, identity)
+            same_run(out / CHECKPOINT, {section: new_names(facts) for section, facts in found.items()}, identity)
         else:
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
             params = map_tree(lambda _, array: array.copy(), params)  # the caller's arrays stay as they are
@@ -132,7 +128,7 @@ def _take_steps(database, config, training, out, params, state, identity, traina
             )  # fmt: skip
             if neighbours is not None:
                 neighbours = with_curriculum(neighbours, tokens, training, step)
-            line = take_step(
+            line = train_step(
                 params, state, config, (tokens, targets, neighbours), training, step, trainable,
                 f"{checkpoint} is of an earlier step. Try a lower learning rate in another folder",
             )  # fmt: skip
@@ -144,7 +140,7 @@ def _take_steps(database, config, training, out, params, state, identity, traina
                 save_checkpoint(checkpoint, params, state, config, identity)
 
 
-def take_step(params, state, config, batch, training: TrainingConfig, step: int, trainable=every, advice="") -> dict:
+def train_step(params, state, config, batch, training: TrainingConfig, step: int, trainable=every, advice="") -> dict:
     """One step of AdamW on a batch (tokens, targets, neighbours), in place. Returns step, loss, rate and norm.
 
     Raises UserError with the step's number and the advice where loss or gradient is not finite; nothing has changed.
@@ -179,3 +175,27 @@ def _forget_after(log: Path, step: int) -> None:
         except (ValueError, TypeError, KeyError):  # the line that a kill cut short, or damage: the log is no state
             break
     write_atomically(log, b"".join(kept))
+
+
+def same_run(path, found: dict, wanted: dict) -> None:
+    """Raise UserError, naming the first difference, unless the checkpoint at path is of the run that is wanted."""
+    for section in wanted:
+        for name, value in wanted[section].items():
+            other = found.get(section, {}).get(name)
+            if name != "checkpoint_every" and value != other:
+                raise UserError(
+                    f"{path} was trained with {name} = {other}, and now it is {value}; "
+                    "give the same, or another folder for another run"
+                )
+
+
+def run_identity(
+    config: RetroConfig, training: TrainingConfig, database_identity: dict, begun_from: str | None, frozen: list[str]
+) -> dict:
+    """What makes two runs the same run: model, training, data, the weights it began from, and those it leaves."""
+    identity = {
+        "model": config.to_dict(),
+        "training": asdict(training),
+        "data": {**database_identity, "begun_from": begun_from, "frozen": frozen},
+    }
+    return json.loads(json.dumps(identity))  # as it comes back from a checkpoint: lists for tuples

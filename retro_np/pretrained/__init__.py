@@ -1,0 +1,1 @@
+"""Models that are already trained: those bundled with the package."""

@@ -1,0 +1,68 @@
+"""How to train: one frozen dataclass."""
+
+import math
+from dataclasses import dataclass
+
+from retro_np.errors import UserError
+from retro_np.renamed import accept_old_names
+
+
+@accept_old_names
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. The defaults suit a model of a few million parameters; paper §2.5 and appendix C give the rest.
+
+    Raises UserError (a ValueError) for values that do not fit together.
+
+    steps: updates of the parameters.
+    sequence_length: tokens per sequence (n), a multiple of the chunk size.
+    batch_size: sequences per step.
+    micro_batches: equal parts that a step's batch is split into, to save memory; the gradient is the whole batch's.
+    neighbours: neighbours per chunk (k); 0 trains with retrieval off.
+    learning_rate: the peak of the schedule.
+    warmup: steps of linear warm-up before the cosine decay.
+    weight_decay: decoupled decay of matrices (AdamW).
+    clip: the largest global norm of the gradient.
+    seed: random seed of the initial parameters, the batches and dropout.
+    checkpoint_every: steps between checkpoints; it does not change what is learned.
+    retrieval_off: share of sequences that are trained without neighbours.
+    oracle_share: share of chunks that are given a noisy copy of themselves and their continuation as one neighbour at
+        step 0; it falls linearly to 0. Not in the paper: see `curriculum.py`.
+    oracle_steps: the number of steps after which that share is 0.
+    """
+
+    steps: int = 1000
+    sequence_length: int = 512
+    batch_size: int = 4
+    micro_batches: int = 1
+    neighbours: int = 2
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 50
+    retrieval_off: float = 0.0
+    oracle_share: float = 0.0
+    oracle_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "sequence_length", "batch_size", "micro_batches", "checkpoint_every"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, not {getattr(self, name)}")
+        if self.neighbours < 0 or self.warmup < 0 or self.seed < 0:
+            raise UserError("neighbours, warmup and seed must be at least 0")
+        if not 0 < self.learning_rate <= 1 or not self.clip > 0 or not 0 <= self.weight_decay < math.inf:
+            raise UserError("learning_rate must be in (0, 1], clip above 0, and weight_decay at least 0")
+        if not 0 <= self.retrieval_off < 1:
+            raise UserError(f"retrieval_off must be in [0, 1), not {self.retrieval_off}")
+        if not 0 <= self.oracle_share <= 1 or self.oracle_steps < 0:
+            raise UserError("oracle_share must be in [0, 1], and oracle_steps at least 0")
+        if (self.oracle_share > 0) != (self.oracle_steps > 0):
+            raise UserError("oracle_share and oracle_steps go together: give both, or neither")
+        if not self.neighbours and (self.oracle_share or self.retrieval_off):
+            raise UserError("without neighbours (k = 0), retrieval_off and oracle_share have no effect: leave them out")
+        if self.batch_size % self.micro_batches:
+            raise UserError(
+                f"a batch of {self.batch_size} sequences does not split into {self.micro_batches} equal micro-batches"
+            )

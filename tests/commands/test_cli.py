@@ -1,0 +1,325 @@
+"""The commands as a user runs them, each in a process of its own. Ground truth: what the library itself answers."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import EXPECT_C, refused, run, write_corpus
+
+from retro_np import Database, load_params, save_params
+from retro_np.evaluation.bits_per_byte import score
+
+SIZES = ["--d-model", "16", "--d-ffw", "32", "--n-heads", "2", "--d-head", "8", "--n-layers", "2"]
+RETRIEVAL = ["--cca-layers", "2", "--encoder-layers", "1"]
+STEPS = ["--steps", "6", "--sequence-length", "64", "--batch-size", "2"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A corpus, a database with BERT's keys, a baseline and a RETRO, all made by commands."""
+    folder = tmp_path_factory.mktemp("work")
+    write_corpus(folder / "docs", documents=12)
+    for arguments in (
+        (
+            "build",
+            folder / "docs",
+            "-o",
+            folder / "db",
+            "--chunk-size",
+            "16",
+            "--vocabulary-size",
+            "300",
+            "--held-out",
+            "0.25",
+        ),
+        ("train", folder / "db", "-o", folder / "baseline", "--baseline", *SIZES, *STEPS),
+        ("train", folder / "db", "-o", folder / "retro", *SIZES, *RETRIEVAL, *STEPS),
+    ):
+        status, _, err = run(*arguments)
+        assert status == 0, err
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["build"],
+        ["search"],
+        ["train"],
+        ["evaluate"],
+        ["sample"],
+        ["inspect"],
+        ["experiment"],
+        ["pretrain"],
+        ["gradcheck"],
+        ["info"],
+        ["demo"],
+    ],
+)
+def test_every_command_has_a_help_that_teaches(command):
+    status, out, _ = run(*command, "--help")
+    assert status == 0
+    assert len(out.split()) > 15
+
+
+def test_search_prints_what_the_database_finds(work):
+    status, out, err = run("search", work / "db", "return value index", "-k", "3")
+    assert status == 0, err
+    database = Database.open(work / "db")
+    ids, _ = database.search("return value index", 3)
+    for chunk in ids:
+        assert database.documents[int(database.document_of(chunk))]["name"] in out
+
+
+def test_a_search_for_more_than_there_is_shows_what_there_is(work):
+    status, out, _ = run("search", work / "db", "value", "-k", "1000")
+    assert status == 0
+    assert f"holds {Database.open(work / 'db').n_chunks} chunks" in out
+
+
+def test_evaluate_prints_and_saves_the_librarys_figures(work, tmp_path):
+    status, out, err = run(
+        "evaluate", work / "retro" / "checkpoint.safetensors", work / "db", "--baseline",
+        work / "baseline" / "checkpoint.safetensors", "-o", tmp_path, "--sequence-length", "64", "--stride", "32",
+    )  # fmt: skip
+    assert status == 0, err
+    results = json.loads((tmp_path / "results.json").read_text())
+    params, config = load_params(work / "retro" / "checkpoint.safetensors")
+    losses = score(params, config, Database.open(work / "db"), k=2, sequence_length=64, stride=32)
+    assert results["models"]["RETRO[ON]"]["bpb"] == pytest.approx(losses.bits_per_byte())
+    assert f"{losses.bits_per_byte():.4f}" in out
+    assert next(iter(results["models"])) == "baseline"
+
+
+def test_sample_shows_what_was_retrieved_and_writes_a_page_that_escapes_text(work, tmp_path):
+    prompt = "<script>alert(1)</script> " + "return value " * 12
+    status, out, err = run(
+        "sample", work / "retro" / "checkpoint.safetensors", work / "db", "--prompt", prompt, "--length", "20",
+        "--page", tmp_path / "page.html",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "squared distance" in out
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>" not in page
+    assert "module_" in page
+
+
+@pytest.mark.parametrize("prompt", ["", "x", "value " * 400], ids=["empty", "one token", "longer than n"])
+def test_prompts_of_any_length_work(work, prompt):
+    status, _, err = run(
+        "sample", work / "retro" / "checkpoint.safetensors", work / "db", "--prompt", prompt, "--length", "3"
+    )
+    assert status == 0, err
+
+
+def test_retrofit_leaves_the_baseline_as_it_is(work, tmp_path):
+    baseline = work / "baseline" / "checkpoint.safetensors"
+    status, _, err = run("train", work / "db", "-o", tmp_path, "--retrofit", baseline, *RETRIEVAL, *STEPS)
+    assert status == 0, err
+    fitted, config = load_params(tmp_path / "checkpoint.safetensors")
+    trained, _ = load_params(baseline)
+    assert config.retrieves
+    assert np.array_equal(fitted["readout"], trained["readout"])
+    assert np.array_equal(fitted["layers"][1]["ffw"]["w_in"], trained["layers"][1]["ffw"]["w_in"])
+
+
+def test_info_names_kernels_blas_and_weights():
+    status, out, _ = run("info")
+    assert status == 0
+    for word in ("exact_search", "BLAS", "threads", "all-MiniLM-L6-v2", "C extension"):
+        assert word in out
+    assert ("missing" in out) == (not EXPECT_C)
+
+
+@pytest.mark.slow
+def test_what_is_not_there_is_one_line_and_status_2(work, tmp_path):
+    checkpoint, db = work / "retro" / "checkpoint.safetensors", work / "db"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "binary").write_bytes(b"\0\1\2")
+    (tmp_path / "bad.safetensors").write_bytes(checkpoint.read_bytes()[:1000])
+    assert "holds no text" in refused("build", tmp_path / "empty", "-o", tmp_path / "db")
+    assert "is a binary file" in refused("build", tmp_path / "binary", "-o", tmp_path / "db")
+    assert "no corpus at" in refused("build", tmp_path / "nowhere", "-o", tmp_path / "db")
+    assert "no database at" in refused("search", tmp_path, "text")
+    assert "no checkpoint at" in refused("evaluate", tmp_path / "none.safetensors", db)
+    assert "bad.safetensors" in refused("evaluate", tmp_path / "bad.safetensors", db)
+    assert "not whole chunks" in refused("evaluate", checkpoint, db, "--stride", "17")
+    assert "no split" in refused("evaluate", checkpoint, db, "--split", "test")
+    assert "--cca-layers" in refused("train", db, "-o", tmp_path / "run", "--cca-layers", "two")
+    assert "no preset" in refused("train", db, "-o", tmp_path / "run", "--preset", "gpt")
+    assert "already has chunked" in refused("train", db, "-o", tmp_path / "run", "--retrofit", checkpoint)
+    assert "no folder" in refused("search", db, "text", "--embedder", tmp_path / "nowhere")
+    assert "no corpus is named" in refused("build", "", "-o", tmp_path / "db")
+    assert "--limit-mb is a number" in refused("build", work / "docs", "-o", tmp_path / "db", "--limit-mb", "nan")
+    assert "at most 65,536 tokens" in refused("build", work / "docs", "-o", tmp_path / "db", "--chunk-size", 10**14)
+    assert "is a file" in refused("evaluate", checkpoint, db, "-o", tmp_path / "binary")
+    assert "so is a RETRO" in refused("evaluate", checkpoint, db, "--baseline", checkpoint, "-o", tmp_path / "out")
+    assert "is a folder" in refused("sample", checkpoint, db, "--prompt", "x", "--page", tmp_path / "empty")
+    assert "is finite" in refused("sample", checkpoint, db, "--prompt", "x", "--temperature", "inf")
+    assert "the one or the other" in refused("sample", "--pretrained", checkpoint, db, "--prompt", "x")
+    assert "learning_rate is" in refused("train", db, "-o", tmp_path / "run", "--learning-rate", "nan")
+    assert "10,000 minutes" in refused("demo", "--minutes", "inf", "-o", tmp_path / "demo")
+    assert "holds other files" in refused("demo", "-o", work)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [
+        (["--preset", "retro-172m", "--baseline"], "--preset leaves no room for --baseline"),
+        (["--preset", "retro-172m", "--d-model", "16"], "--preset leaves no room for --d-model"),
+        (["--retrofit", "x", "--n-layers", "2"], "--retrofit leaves no room for --n-layers"),
+        (["--baseline", "--cca-layers", "2"], "--baseline leaves no room for --cca-layers"),
+    ],
+)
+def test_an_option_that_would_be_dropped_is_refused(tmp_path, options, dropped):
+    assert dropped in refused("train", tmp_path / "db", "-o", tmp_path / "run", *options)
+
+
+def test_names_with_brackets_and_a_prompt_of_no_text_just_work(tmp_path, work):
+    write_corpus(tmp_path / "docs", documents=1)
+    (tmp_path / "docs" / "[bold]x[").mkdir()
+    (tmp_path / "docs" / "[bold]x[" / "nope].txt").write_text("value return index\n" * 40)
+    db = tmp_path / "[" / "a]"
+    status, out, err = run("build", tmp_path / "docs", "-o", db, "--held-out", "0", "--vocabulary-size", "270")
+    assert status == 0, err
+    assert str(db) in out.replace("\n", "")
+    status, out, err = run("search", db, "value return", "-k", "2")
+    assert status == 0, err
+    assert "[bold]x[/nope].txt" in out
+    checkpoint = work / "retro" / "checkpoint.safetensors"
+    status, _, err = run("sample", checkpoint, work / "db", "--prompt", b"\xff\xfe".decode("utf-8", "surrogateescape"))
+    assert status == 0, err
+
+
+def test_an_interrupt_says_that_the_run_can_go_on(tmp_path, work):
+    command = [sys.executable, "-c", "from retro_np.cli import main; main()", "train", str(work / "db"), "-o"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "run"), *SIZES, *RETRIEVAL, *STEPS, "--steps", "100000", "--checkpoint-every", "1"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which shells ignore in the background
+    )  # fmt: skip
+    log = tmp_path / "run" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)  # until a step is done: Numba's compiler, in the first one, may swallow an interrupt
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from what is there" in err
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused_though_sizes_agree(work, tmp_path):
+    write_corpus(tmp_path / "docs", documents=12, seed=77)
+    arguments = ("--chunk-size", "16", "--vocabulary-size", "300", "--held-out", "0")
+    status, _, err = run("build", tmp_path / "docs", "-o", tmp_path / "db", *arguments)
+    assert status == 0, err
+    checkpoint = work / "retro" / "checkpoint.safetensors"
+    assert "another tokenizer" in refused("sample", checkpoint, tmp_path / "db", "--prompt", "x")
+    assert "another tokenizer" in refused("evaluate", checkpoint, tmp_path / "db", "-o", tmp_path / "out")
+
+
+def test_weights_that_are_not_finite_are_refused(work, tmp_path):
+    params, config = load_params(work / "retro" / "checkpoint.safetensors")
+    params["readout"][:, 5] = np.nan
+    save_params(tmp_path / "nan.safetensors", params, config)
+    broken, db = tmp_path / "nan.safetensors", work / "db"
+    window = ("--sequence-length", "64", "--stride", "32")
+    assert "not finite" in refused("evaluate", broken, db, "-o", tmp_path / "out", *window)
+    assert "not finite" in refused("sample", broken, db, "--prompt", "x")
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):
+    write_corpus(tmp_path / "docs", documents=6, seed=9)
+    status, _, err = run(
+        "build", tmp_path / "docs", "-o", tmp_path / "db", "--chunk-size", "16", "--vocabulary-size", "280"
+    )
+    assert status == 0, err
+    line = refused("sample", work / "retro" / "checkpoint.safetensors", tmp_path / "db", "--prompt", "x")
+    assert "vocabulary_size 300, and the database" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspekt"], "No such command 'inspekt'"),
+        (["inspect"], "Missing argument 'CHECKPOINT'; see retro-np inspect --help"),
+        (["inspect", "a", "b", "--foo"], "No such option: --foo"),
+        (["sample", "-k", "many", "a", "b"], "Invalid value for '-k'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_on_the_command_line_is_one_line_too(arguments, said):
+    assert said in refused(*arguments)
+
+
+def test_without_arguments_the_commands_are_listed():
+    status, out, err = run()
+    assert status == 0, err
+    assert "retro-np demo" in out
+    assert "inspect" in out
+
+
+def test_the_gradcheck_command_fails_where_the_tolerance_is_out_of_reach():
+    status, out, err = run("gradcheck", "rms_norm", "--tolerance", "1e-30")
+    assert status == 2
+    assert "FAILS" in out
+    assert "finite differences" in err
+
+
+def test_the_gradcheck_command_checks_the_operators_that_are_named():
+    status, out, err = run("gradcheck", "attention")
+    assert status == 0, err
+    assert "attention, causal" in out
+    assert "rms_norm" not in out
+    assert "no operator's name holds 'convolution'" in refused("gradcheck", "convolution")
+
+
+@pytest.mark.slow
+def test_the_gradcheck_command_shows_every_operator_below_1e_6():
+    status, out, err = run("gradcheck")
+    assert status == 0, err
+    for name in ("rms_norm", "CCA", "ENCODER", "RETRO[ON], loss"):
+        assert name in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["in the box", "here"])
+def test_the_demo_makes_what_it_says_and_a_second_start_reuses_it(tmp_path, trained):
+    scratch = ["--from-scratch"] if trained == "here" else []
+    status, out, err = run("demo", "--minutes", "0.5", "-o", tmp_path / "demo", *scratch)
+    assert status == 0, err
+    assert "RETRO needs" in out
+    assert ("trained here" if scratch else "those in the box") in out
+    made = [
+        "plan.json", "results.json", "losses.npz", "bpb_alpha.png", "samples.html", "inspect.html",
+        "baseline/checkpoint.safetensors", "retro/checkpoint.safetensors", "db/manifest.json",
+    ]  # fmt: skip
+    assert (tmp_path / "demo" / "loss.png").exists() == bool(scratch)
+    stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in made}
+    status, again, err = run("demo", "-o", tmp_path / "demo", *scratch)
+    assert status == 0, err
+    assert {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert out.splitlines()[-8:] == again.splitlines()[-8:]
+    assert "holds a demo of minutes 0.5" in refused("demo", "--minutes", "3", "-o", tmp_path / "demo", *scratch)
+    other = [] if scratch else ["--from-scratch"]
+    assert "holds a demo of from_scratch" in refused("demo", "-o", tmp_path / "demo", *other)
+    assert Path(tmp_path / "demo" / "samples.html").read_text().count("<section") > 3
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_checkpoint_in_the_box_needs_nothing_but_a_prompt(tmp_path):
+    status, out, err = run("sample", "--pretrained", "--prompt", "import json\n", "--length", "40", cwd=tmp_path)
+    assert status == 0, err
+    assert (tmp_path / "runs" / "pretrained" / "db" / "manifest.json").exists()
+    assert len(out.splitlines()) > 5
+    database = tmp_path / "runs" / "pretrained" / "db"
+    status, again, err = run("sample", "--pretrained", database, "--prompt", "import json\n", "--length", "40")
+    assert status == 0, err
+    assert again == out

@@ -1,0 +1,149 @@
+"""All that a database says and does, held against its model (`database_model.py`)."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from database_model import D_KEY
+
+from retro_np.errors import UserError
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.tokenizer import decode
+from retro_np.retrieval.verify import verify_database
+from retro_np.sequences import sequence_neighbours
+from retro_np.training.batches import sequence_rows, training_batch
+
+
+def assert_equal(path, model, rng):
+    given = None if (path / "hashing.npy").exists() else model.embedder
+    assert verify_database(path, given).broken == []
+    database = Database.open(path, given)
+    assert not (path / "edit").exists()
+    assert not (path / "work").exists()
+    assert database.manifest["generation"] == model.edits
+    assert_records(database, model)
+    for split in ("train", "valid"):
+        assert_rows(database, model, split)
+        assert_neighbours(database, model, split)
+    assert_values(database, model)
+    assert_search(database, model, rng)
+    assert_sequences(database, model, rng)
+
+
+def assert_records(database, model):
+    told = [(r["name"], r["source"], r["split"], r["tokens"], r["chunks"]) for r in database.documents]
+    assert told == [(d.name, d.source, d.split, d.tokens, len(d.chunks)) for d in model.documents]
+    data = [d.text.encode() for d in model.documents]
+    told = [(r["bytes"], r["sha256"]) for r in database.documents]
+    assert told == [(len(each), hashlib.sha256(each).hexdigest()) for each in data]
+    assert [r["id"] for r in database.documents] == list(range(len(model.documents)))
+    assert [bool(r.get("removed")) for r in database.documents] == [d.gone for d in model.documents]
+    for split, counts in database.manifest["splits"].items():
+        left = [d for _, d in model.of_split(split) if not d.gone]
+        assert counts["documents"] == len(left)
+        assert counts["chunks"] == sum(len(d.chunks) for d in left)
+        assert counts["tokens"] == sum(d.tokens for d in left)
+        assert counts["bytes"] == sum(len(d.text.encode()) for d in left)
+    listed = [json.loads(line) for line in (database.path / "duplicates.jsonl").read_text().splitlines()]
+    assert [r["name"] for r in listed] == [name for name, _, _ in model.left_out]
+    assert all(r["held_out"] in held for r, (_, _, held) in zip(listed, model.left_out, strict=True))
+    rows = model.rows("train")
+    of_source = {s["name"]: [i for a, b in s["rows"] for i in range(a, b)] for s in database.manifest["sources"]}
+    for source, those in of_source.items():
+        assert those == [i for i, (_, d, _) in enumerate(rows) if d.source == source]
+    assert sum(map(len, of_source.values())) == len(rows)
+
+
+def assert_rows(database, model, split):
+    stored, rows = database.split(split), model.rows(split)
+    blank = [0] * model.config.chunk_size
+    assert stored.tokens[:].tolist() == [blank if d.gone else d.chunks[place] for _, d, place in rows]
+    assert stored.documents[:].tolist() == [number for number, _, _ in rows]
+    keys = np.asarray(database.keys(split)[:], np.float32)
+    true = [d.keys[place] * (not d.gone) for _, d, place in rows]
+    assert np.array_equal(keys, np.array(true, np.float32).reshape(-1, D_KEY))
+
+
+def assert_neighbours(database, model, split):
+    """A list is of all that was there when it was last made, and of what came since: only an edit renews it."""
+    stored, width, known = database.split(split), model.config.neighbours + model.config.extra_candidates, {}
+    ids, distances = stored.neighbours[:], stored.distances[:]
+    for row, (own, document, place) in enumerate(model.rows(split)):
+        key = document.keys[place]
+        which = (own, key.tobytes())
+        if which not in known:
+            visible = lambda n, d, own=own, born=document.born: n != own and d.removed > born  # noqa: E731
+            known[which] = model.nearest(key, width, visible)
+        assert ids[row].tolist() == known[which][0].tolist()
+        assert np.array_equal(distances[row], known[which][1])
+
+
+def values_of(model):
+    """[N, F] of each chunk, (chunks, 2m) as a list."""
+    blank, values = [0] * model.config.chunk_size, []
+    for _, d, place in model.rows("train"):
+        following = d.chunks[place + 1] if place + 1 < len(d.chunks) else blank
+        values.append(2 * blank if d.gone else d.chunks[place] + following)
+    return values
+
+
+def assert_values(database, model):
+    rows, values = model.rows("train"), values_of(model)
+    ids = np.arange(-1, len(rows))
+    assert database.n_chunks == len(rows)
+    assert database.value(ids).tolist() == [[0] * 2 * model.config.chunk_size, *values]
+    assert database.document_of(ids).tolist() == [-1, *(number for number, _, _ in rows)]
+    assert database.removed(ids).tolist() == [False, *(d.gone for _, d, _ in rows)]
+    assert database.n_removed == sum(d.gone for _, d, _ in rows)
+    for wrong in (-2, len(rows)):
+        with pytest.raises(UserError, match="chunk ids go from 0"):
+            database.value([wrong])
+
+
+def assert_search(database, model, rng):
+    """By text, and by the keys of some chunks, removed ones among them; fewer than there are, as many, and more."""
+    live = sum(not d.gone for _, d, _ in model.rows("train"))
+    rows = model.rows("train")
+    some = [rows[i] for i in rng.choice(len(rows), min(3, len(rows)), replace=False)] if rows else []
+    removed = [row for row in rows if row[1].gone][:2]
+    texts = ["", "value"] + [decode(model.tokenizer, d.chunks[place]) for _, d, place in some + removed]
+    queries = model.embedder.embed(texts, show_progress=False).astype(np.float32)
+    for k in {1, max(1, live), live + 3}:
+        expected = [model.nearest(query, k, lambda _, d: not d.gone) for query in queries]
+        for ids, distances in (
+            database.search(texts, k),
+            database.search_keys(queries, k),
+            database.search_keys(queries, k, exact=True),
+        ):
+            assert ids.tolist() == [found.tolist() for found, _ in expected]
+            assert np.array_equal(distances, np.array([far for _, far in expected]))
+
+
+def assert_sequences(database, model, rng):
+    """Chunks in a row as training sees them: no neighbour of any of their documents, none that was removed."""
+    k, length, values, sources = model.config.neighbours, 3, values_of(model), model.rows("train")
+    for split in ("train", "valid"):
+        stored, rows = database.split(split), model.rows(split)
+        if not rows:
+            continue
+        starts = rng.integers(-1, len(rows), 4)
+        picked = starts[:, None] + np.arange(length)
+        picked = np.where((picked < len(rows)) & (picked >= 0), picked, -1)
+        expected = []
+        for sequence in picked:
+            own = {rows[row][0] for row in sequence if row >= 0 and split == "train"}
+            for row in sequence:
+                listed = stored.neighbours[[row]][0] if row >= 0 else []
+                found = [i for i in listed if i >= 0 and not sources[i][1].gone and sources[i][0] not in own]
+                found = [values[i] for i in found[:k]]
+                expected.append(found + [[0] * 2 * model.config.chunk_size] * (k - len(found)))
+        made = sequence_neighbours(database, stored, picked, k)
+        assert made.reshape(len(expected), k, -1).tolist() == expected
+    if not model.rows("train"):
+        return
+    m, split = model.config.chunk_size, database.split("train")
+    tokens, _, _ = training_batch(database, split, k, sequence_length=2 * m, batch_size=3, seed=1, step=0)
+    drawn = sequence_rows(len(split.tokens), 2, 3, 1, 0)
+    chunks = [value[:m] for value in values]
+    assert tokens.tolist() == [[t for row in rows for t in (chunks[row] if row >= 0 else [0] * m)] for rows in drawn]

@@ -1,0 +1,57 @@
+"""Ground truth: the benchmarks, run; and the README, which shows what they wrote."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import needs_c
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(name, *options):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def test_the_readme_shows_what_the_benchmarks_wrote():
+    assert run("report", "--check").returncode == 0, "run python benchmarks/report.py"
+
+
+def test_the_page_of_experiments_shows_what_was_recorded():
+    assert run("experiments", "--check").returncode == 0, "run python benchmarks/experiments.py"
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_a_step_of_the_pytorch_port_has_our_loss_and_is_timed(tmp_path):
+    done = run("train_step", "--rounds", 1, "--without", "compile,retro-pytorch", "-o", tmp_path / "step.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert set(rows) == {"retro_np", "PyTorch, eager"}
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_the_kernels_are_timed_in_each_kind_that_they_have(tmp_path):
+    done = run("kernels", "--rounds", 1, "--only", "rms_norm", "-o", tmp_path / "kernels.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "kernels.json").read_text())["milliseconds"]
+    assert all({"numpy", "numba", "PyTorch"} <= set(row) for row in rows.values())
+
+
+@needs_c
+def test_every_step_from_the_plain_loop_to_the_kernel_computes_the_same(tmp_path):
+    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
+    source, out = BENCHMARKS / "product_steps.c", tmp_path / "product_steps"
+    include = BENCHMARKS.parent / "csrc"
+    flags = ["-O3", "-std=c11", "-ffp-contract=fast", f"-I{include}"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(out), "-lm"], check=True)
+    printed = subprocess.run([str(out)], capture_output=True, text=True, check=True).stdout
+    assert printed.count("GFLOP/s") >= 3
+    assert "WRONG" not in printed

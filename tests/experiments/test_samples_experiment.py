@@ -1,0 +1,84 @@
+"""Ground truth: counts of shared runs by hand, and texts of the database itself."""
+
+import json
+
+import numpy as np
+import pytest
+
+from retro_np.evaluation.compare import OFF, ON
+from retro_np.experiments.experiment import run_experiment
+from retro_np.experiments.samples import (
+    MEASURES,
+    PROMPT_CHUNKS,
+    TINY_PROMPTS,
+    prompts_and_rests,
+    repeated,
+    runs_of,
+    shared,
+    verdict,
+)
+
+
+def test_runs_are_those_that_a_slice_at_each_place_gives_without_padding():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 5, (3, 2, 11))
+    slices = [tuple(row[i : i + 4].tolist()) for row in rows.reshape(-1, 11) for i in range(8)]
+    assert runs_of(rows) == [run for run in slices if 0 not in run]
+
+
+def test_shares_are_those_counted_by_hand():
+    text = np.array([5, 6, 7, 8, 9])
+    sample = np.array([1, 5, 6, 7, 8, 2, 5, 6, 7, 8])  # seven runs, 5 6 7 8 twice
+    assert shared(sample, text) == pytest.approx(2 / 7)
+    assert repeated(sample) == pytest.approx(1 / 7)
+    assert shared(sample, text[None, ::-1]) == 0
+    assert shared(text, np.stack([text, text])) == 1
+
+
+def test_a_sample_that_ends_at_once_shares_and_repeats_nothing():
+    assert shared(np.array([1, 2, 3]), np.array([1, 2, 3, 4])) == repeated(np.array([1, 2, 3])) == 0
+
+
+def test_prompt_and_rest_are_the_text_of_a_held_out_document(database):
+    parts = prompts_and_rests(database, 3)
+    assert len({number for number, _, _ in parts}) == len(parts) == 3
+    split = database.split("valid")
+    for number, prompt, rest in parts:
+        assert database.documents[number]["split"] == "valid"
+        assert len(prompt) == PROMPT_CHUNKS * database.chunk_size
+        whole = database.text(split.tokens[np.flatnonzero(split.documents[:] == number)].reshape(-1))
+        assert database.text([*prompt, *rest]) == whole
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("samples")
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    return run_experiment("samples", folder, "tiny", 1)
+
+
+@pytest.mark.slow
+def test_the_experiment_leaves_figures_texts_and_a_page(result, folder):
+    figures = result["figures"]
+    assert figures["prompts"] == TINY_PROMPTS == len(figures["texts"])
+    for name in MEASURES:
+        for line in (ON, OFF):
+            assert all(0 <= share <= 1 for share in figures["shares"][name][line]["seeds"])
+    page = (folder / figures["page"]).read_text(encoding="utf-8")
+    for text in figures["texts"]:
+        assert text["prompt"]
+        assert text[ON] != text[OFF]
+        assert f"{text['document']}, {ON}" in page
+
+
+@pytest.mark.slow
+def test_the_verdict_follows_the_difference(result):
+    figures = json.loads(json.dumps(result["figures"]))
+    for gain in (0.01, 0.0, -0.01):
+        figures["gain"]["mean"] = gain
+        agrees, sentence = verdict(figures)
+        assert agrees is (gain > 0)
+        assert f"{100 * gain:+.1f}" in sentence

@@ -1,0 +1,281 @@
+"""Attention three ways: Numba and C against the NumPy oracle, which the reference and PyTorch hold; their refusals."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import MANY
+from support import EXPECT_C, VECTOR_UNITS, needs_c
+
+from retro_np import gradcheck, kernels
+from retro_np.kernels import attention
+from retro_np.kernels.attention import attention_backward, attention_forward
+from retro_np.kernels.threads import use_threads
+from retro_np.nn.checks import checks
+
+KINDS = ["numba", "c"] if EXPECT_C else ["numba"]
+
+
+@st.composite
+def problems(draw, dtype=None):
+    """(arrays, masks): n = 1, one head, head sizes that fill no vector, masked keys, items without any, tiles."""
+    sizes = st.one_of(st.integers(1, 5), st.sampled_from([16, 17, 31, 32, 33, 40, 70]))
+    batch, g, n = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(sizes)
+    k, r = draw(st.integers(0, 3)), draw(sizes)
+    h, c = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17, 20]))
+    dtype = dtype or draw(st.sampled_from([np.float32, np.float64]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    masks = {"causal_offset": draw(st.sampled_from([None, None, 0, 1, r - 1, -2])), "key_mask": None}
+    if draw(st.booleans()):
+        masks["key_mask"] = rng.random((batch, k, r)) < 0.6
+        masks["key_mask"][0] &= draw(st.booleans())  # an item without any key
+    positions = ()
+    if draw(st.booleans()):
+        count = n + r - 1 if masks["causal_offset"] is None else min(n + r - 1, n + max(0, masks["causal_offset"]))
+        positions = normal(count, h, c), normal(h, c), normal(h, c)
+    return (normal(batch, g, n, h, c), normal(batch, k, r, h, c), normal(batch, k, r, h, c), *positions), masks
+
+
+def results(kind, arrays, masks, dout):
+    """out, lse and the gradients."""
+    kernels.use(kind)
+    out, lse = attention_forward(*arrays, **masks)
+    return [out, lse, *(g for g in attention_backward(dout, lse, *arrays, **masks) if g is not None)]
+
+
+def cotangent(arrays):
+    return np.random.default_rng(1).standard_normal(arrays[0].shape).astype(arrays[0].dtype)
+
+
+def assert_close(found, expected):
+    """Within rounding: sums of up to some hundred terms are taken in another order."""
+    assert len(found) == len(expected)
+    for mine, oracle in zip(found, expected, strict=True):
+        assert mine.dtype == oracle.dtype
+        eps = np.finfo(oracle.dtype).eps
+        scale = max(1.0, np.abs(oracle[np.isfinite(oracle)]).max(initial=0))
+        np.testing.assert_allclose(mine, oracle, rtol=0, atol=400 * eps * scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@MANY
+@given(problem=problems())
+def test_each_kind_equals_the_numpy_oracle(kind, problem):
+    arrays, masks = problem
+    dout = cotangent(arrays)
+    assert_close(results(kind, arrays, masks, dout), results("numpy", arrays, masks, dout))
+
+
+@needs_c
+@pytest.mark.parametrize("unit", VECTOR_UNITS)
+@MANY
+@given(problem=problems())
+def test_each_vector_unit_equals_the_numpy_oracle(unit, problem):
+    extension = kernels.c_extension()
+    best = extension.vector_unit()
+    if unit in VECTOR_UNITS[VECTOR_UNITS.index(best) + 1 :]:
+        with pytest.raises(ValueError, match=f"no vector unit {unit} here"):
+            extension.vector_unit(unit)
+        return
+    arrays, masks = problem
+    try:
+        extension.vector_unit(unit)
+        found = results("c", arrays, masks, cotangent(arrays))
+    finally:
+        extension.vector_unit(best)
+    assert_close(found, results("numpy", arrays, masks, cotangent(arrays)))
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+@MANY
+@given(problem=problems())
+def test_one_thread_and_three_give_the_same_bits(kind, problem):
+    arrays, masks = problem
+    use_threads(1)
+    alone = results(kind, arrays, masks, cotangent(arrays))
+    use_threads(3)
+    together = results(kind, arrays, masks, cotangent(arrays))
+    assert all(one.tobytes() == other.tobytes() for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+def test_gradcheck_passes_with_each_kind_set(kind):
+    kernels.use(kind)
+    for check in checks():
+        if "attention" in check.name or check.name in ("ATTN", "ATTN_enc", "CCA", "CA_enc", "FFW", "rms_norm", "gelu"):
+            assert gradcheck(check.f, *check.arrays) < 1e-6, check.name
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+def test_a_query_without_keys_gives_zero_and_takes_no_part(kind):
+    arrays = tuple(np.ones((1, 1, 2, 1, 3), np.float32) for _ in range(3))
+    out, lse, *grads = results(kind, arrays, {"key_mask": np.zeros((1, 1, 2), bool)}, arrays[0])
+    assert not out.any()
+    assert np.isposinf(lse).all()
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+def test_logits_of_hundreds_do_not_overflow(kind):
+    q = np.full((1, 1, 1, 1, 4), 40.0, np.float32)
+    keys = np.stack([q[0], -q[0], q[0] * 0.99], axis=2).reshape(1, 1, 3, 1, 4)
+    values = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 1, 4)
+    out, lse = results(kind, (q, keys, values), {}, q)[:2]
+    np.testing.assert_allclose(out.reshape(-1), values[0, 0, 0, 0], atol=1e-4)
+    np.testing.assert_allclose(lse, 3200.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+@pytest.mark.parametrize("payload", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF])
+def test_nan_in_a_query_or_a_key_comes_out_as_nan(kind, payload):
+    nan = np.array(payload, np.uint32).view(np.float32)
+    for place in (0, 1):
+        arrays = [np.ones((1, 1, 3, 1, 5), np.float32) for _ in range(3)]
+        arrays[place][0, 0, 1] = nan
+        out, lse = results(kind, tuple(arrays), {}, arrays[2])[:2]
+        assert np.isnan(out[0, 0, 1]).all()
+        assert np.isnan(lse[0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+def test_what_a_masked_key_holds_makes_no_difference_to_the_logits(kind):
+    arrays, mask = [np.ones((1, 1, 3, 1, 5), np.float32) for _ in range(3)], np.array([[[True, True, False]]])
+    expected = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
+    for value in (3e38, -3e38, np.inf, np.nan):
+        arrays[1][0, 0, 2] = value
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+def test_no_item_and_no_group_give_empty_results(kind):
+    positions = np.ones((5, 2, 4)), np.ones((2, 4)), np.ones((2, 4))
+    for batch, g in ((0, 1), (1, 0)):
+        arrays = np.ones((batch, g, 3, 2, 4)), np.ones((batch, 1, 3, 2, 4)), np.ones((batch, 1, 3, 2, 4)), *positions
+        out, _, dq, *_, dtable, _, _ = results(kind, arrays, {}, arrays[0])
+        assert out.shape == dq.shape == arrays[0].shape
+        assert not dtable.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_that_are_not_aligned_give_what_their_copies_give(kind):
+    arrays = [np.random.default_rng(i).standard_normal((1, 1, 3, 1, 4)) for i in range(3)]
+    shifted = []
+    for array in arrays:
+        room = np.empty(array.nbytes + 1, np.uint8)[1:].view(np.float64)
+        room[:] = array.reshape(-1)
+        shifted.append(room.reshape(array.shape))
+    assert_close(results(kind, tuple(shifted), {}, arrays[0]), results("numpy", tuple(arrays), {}, arrays[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_that_are_not_contiguous_give_what_their_copies_give(kind):
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((2, 1, 6, 2, 8))
+    q, keys, values = wide[..., ::2], wide[:, :, ::-1, :, :4], wide[:, :, :, ::-1, 4:]
+    dout = rng.standard_normal((4, 2, 6, 1, 2)).T
+    found = results(kind, (q, keys, values), {"causal_offset": 0}, dout)
+    copies = [array.copy() for array in (q, keys, values)]
+    assert_close(found, results(kind, copies, {"causal_offset": 0}, dout.copy()))
+
+
+def call(**changes):
+    """A call of the C function with one argument changed."""
+    f = np.zeros
+    arguments = {
+        "q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)), "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4)),
+        "u": f((2, 4)), "v": f((2, 4)), "key_mask": np.ones((2, 1, 5), bool), "causal_offset": None,
+        "out": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3)), "first": 0, "last": 4,
+    }  # fmt: skip
+    kernels.c_extension().attention_forward(*(arguments | changes).values())
+
+
+def call_backward(**changes):
+    f = np.zeros
+    arguments = {
+        "dout": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3)), "q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)),
+        "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4)), "u": f((2, 4)), "v": f((2, 4)), "key_mask": None,
+        "causal_offset": 0, "dq": f((2, 1, 3, 2, 4)), "dkeys": f((2, 1, 5, 2, 4)), "dvalues": f((2, 1, 5, 2, 4)),
+        "dtable": f((2, 7, 2, 4)), "du": f((2, 2, 4)), "dv": f((2, 2, 4)), "first": 0, "last": 4,
+    }  # fmt: skip
+    kernels.c_extension().attention_backward(*(arguments | changes).values())
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+REFUSED = [
+    ({"q": [1.0]}, TypeError, "q must be an array"),
+    ({"q": np.zeros((2, 1, 3, 2, 4), int)}, TypeError, "q must be float32 or float64"),
+    ({"q": np.zeros((2, 1, 3, 2, 4), ">f8")}, TypeError, "q must be float32 or float64"),
+    ({"q": np.zeros((2, 3, 2, 4))}, ValueError, "q must have five dimensions"),
+    ({"q": np.zeros((2, 1, 3, 2, 0))}, ValueError, "q has heads of size 0"),
+    ({"keys": np.zeros((2, 1, 5, 2, 4), np.float32)}, TypeError, "keys must have the type of q"),
+    ({"values": np.zeros((2, 1, 4, 2, 4))}, ValueError, "values has 4 along axis 2, not 5"),
+    ({"keys": np.zeros((2, 1, 5, 2, 8))[..., ::2]}, ValueError, "keys must be C-contiguous"),
+    ({"values": np.zeros(8 * 80 + 1, np.uint8)[1:].view(np.float64).reshape(2, 1, 5, 2, 4)}, ValueError, "aligned"),
+    ({"table": np.zeros((8, 2, 4))}, ValueError, "table has 8 distances, more than n \\+ r - 1 = 7"),
+    ({"u": None}, TypeError, "come together"),
+    ({"u": np.zeros((2, 3))}, ValueError, "u has 3 along axis 1, not 4"),
+    ({"key_mask": np.ones((2, 1, 5))}, TypeError, "key_mask must be bool"),
+    ({"key_mask": np.ones((2, 1, 4), bool)}, ValueError, "key_mask has 4 along axis 2, not 5"),
+    ({"causal_offset": 0.5}, TypeError, "causal_offset must be an integer"),
+    ({"causal_offset": 10**30}, OverflowError, ""),
+    ({"first": 3, "last": 2}, ValueError, "tasks 3 to 2 of 4"),
+    ({"last": 5}, ValueError, "tasks 0 to 5 of 4"),
+    ({"first": -1}, ValueError, "tasks -1"),
+]
+FORWARD_ONLY = [
+    ({"out": read_only(np.zeros((2, 1, 3, 2, 4)))}, ValueError, "out is read-only"),
+    ({"out": np.zeros((2, 1, 3, 2, 4), np.float32)}, TypeError, "out must have the type of q"),
+    ({"lse": np.zeros((2, 2, 1, 4))}, ValueError, "lse has 4 along axis 3, not 3"),
+]
+BACKWARD_ONLY = [
+    ({"dq": read_only(np.zeros((2, 1, 3, 2, 4)))}, ValueError, "dq is read-only"),
+    ({"dout": np.zeros((2, 1, 3, 2, 5))}, ValueError, "dout has 5 along axis 4, not 4"),
+    ({"dkeys": np.zeros((2, 1, 5, 2, 4), np.float32)}, TypeError, "dkeys must have the type of q"),
+    ({"dtable": np.zeros((2, 6, 2, 4))}, ValueError, "dtable has 6 along axis 1, not 7"),
+    ({"dtable": np.zeros((0, 7, 2, 4)), "last": 0}, ValueError, "dtable needs at least one part"),
+    ({"dtable": None}, TypeError, "dtable, du and dv are there when table is"),
+    ({"du": np.zeros((1, 2, 4))}, ValueError, "du has 1 along axis 0, not 2"),
+    ({"table": None, "u": None, "v": None}, TypeError, "dtable, du and dv are there when table is"),
+]
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("function", "changes", "error", "words"),
+    [(call, *case) for case in REFUSED + FORWARD_ONLY] + [(call_backward, *case) for case in REFUSED + BACKWARD_ONLY],
+)
+def test_the_c_functions_refuse_what_does_not_fit_by_name(function, changes, error, words):
+    function()
+    with pytest.raises(error, match=words or None):
+        function(**changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("short", ["keys", "values", "table", "u", "v", "key_mask", "dout", "lse"])
+def test_no_kind_reads_behind_the_end_of_an_array(kind, short):
+    f = np.ones
+    arrays = {"q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)), "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4))}
+    arrays |= {"u": f((2, 4)), "v": f((2, 4)), "key_mask": f((2, 1, 5), bool)}
+    arrays |= {"dout": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3))}
+    arrays[short] = arrays[short][..., :-1] if short != "table" else f((8, 2, 4))
+    kernels.use(kind)
+    with pytest.raises(ValueError, match=r"table|must be|axis"):
+        attention_backward(arrays.pop("dout"), arrays.pop("lse"), **arrays)
+
+
+@pytest.mark.parametrize("length", [1, 300])
+def test_the_shares_of_the_threads_cover_every_task_once(length):
+    q = np.zeros((1, 1, length, 2, 8))
+    for tasks in range(40):
+        shares = attention._shares(tasks, q, q)
+        assert [task for share in shares for task in range(share.start, share.stop)] == list(range(tasks))

@@ -1,0 +1,332 @@
+"""Ground truth: the model itself, a sequence at a time; the kernel's own weighted sum; a browser."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import SMALL, json_lines, refused, run
+
+from retro_np.checkpoint import save_params
+from retro_np.config import EncoderConfig, RetroConfig
+from retro_np.errors import UserError
+from retro_np.evaluation.bits_per_byte import nats_of
+from retro_np.generation import Retrieved
+from retro_np.kernels.attention import attention_forward, attention_weights
+from retro_np.nn.model import attention_maps, retro
+from retro_np.parameters import init_params
+from retro_np.report.inspection import WHOLE, inspect, visible, write_inspection
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.tokenizer import encode, token_byte_lengths
+
+M, V = 8, 300
+ENCODER = EncoderConfig(16, 24, 2, 8, n_layers=1, ca_layers=(1,))
+CONFIG = RetroConfig(V, 16, 24, n_heads=2, d_head=8, n_layers=2, cca_layers=(1, 2), chunk_size=M, encoder=ENCODER)
+EVIL = "<script>document.title = 'taken'</script> <b>bold</b> \"quoted\" & value index token "
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, np.random.default_rng(0))
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.booleans(), st.integers(0, 2**16))
+def test_weights_are_those_by_which_the_kernel_sums_values(g, n, k, r, positions, seed):
+    rng = np.random.default_rng(seed)
+    q, keys, values = (rng.standard_normal((2, *shape, 2, 4)) for shape in ((g, n), (k, r), (k, r)))
+    mask = rng.random((2, k, r)) < 0.7
+    placed = [rng.standard_normal(shape) for shape in ((n + r - 1, 2, 4), (2, 4), (2, 4))] if positions else []
+    weights = attention_weights(q, keys, *placed, key_mask=mask)
+    out, _ = attention_forward(q, keys, values, *placed, key_mask=mask)
+    assert np.allclose(np.einsum("bhgnkr,bkrhc->bgnhc", weights, values), out, atol=1e-12)
+
+
+def test_maps_of_a_batch_are_those_of_each_sequence_and_keep_to_their_masks(params):
+    rng = np.random.default_rng(1)
+    tokens, neighbours = rng.integers(1, V, (2, 21)), rng.integers(1, V, (2, 2, 3, 2 * M))
+    neighbours[1, 0, 2, M:] = 0
+    maps = attention_maps(params, CONFIG, tokens, neighbours)
+    assert {name: found.shape for name, found in maps.items()} == {
+        "layers.0.attention": (2, 2, 21, 21),
+        "layers.0.cca": (2, 2, 2, M, 3, 2 * M),
+        "layers.1.attention": (2, 2, 21, 21),
+        "layers.1.cca": (2, 2, 2, M, 3, 2 * M),
+        "encoder.layers.0.attention": (2, 2, 3, 2, 2 * M, 2 * M),
+        "encoder.layers.0.cross_attention": (2, 2, 2, 3, 2 * M, M),
+    }
+    for row in range(2):
+        alone = attention_maps(params, CONFIG, tokens[row : row + 1], neighbours[row : row + 1])
+        for name, found in maps.items():
+            assert np.allclose(found[row], alone[name][0], atol=1e-6), name
+    other = attention_maps(params, CONFIG, tokens, neighbours[:, :, [2, 0, 1]])["layers.0.cca"]
+    assert np.allclose(other, maps["layers.0.cca"][..., [2, 0, 1], :], atol=1e-5)
+    assert (np.triu(maps["layers.0.attention"], 1) == 0).all()
+    assert (maps["layers.1.cca"][1, 0, :, :, 2, M:] == 0).all()
+    assert (maps["encoder.layers.0.attention"][1, 0, 2, ..., M:] == 0).all()
+    assert np.allclose(maps["layers.1.cca"].sum(axis=(-1, -2)), 1, atol=1e-5)
+    assert set(attention_maps(params, CONFIG, tokens, None)) == {"layers.0.attention", "layers.1.attention"}
+
+
+def test_a_page_says_what_the_model_pays_and_each_token_what_the_one_before_it_read(database, params):
+    tokens = np.array(encode(database.tokenizer, "return value index chunk neighbour self " * 6))[: 3 * M + 3]
+    found = inspect(params, CONFIG, database, tokens, k=2, n_prompt=5)
+    ids, distances = database.search_keys(database.embed_chunks(tokens[: 3 * M].reshape(3, M)), 2)
+    values = database.value(ids)[None]
+    for read, total, name in ((values, found.bits_on, "on"), (None, found.bits_off, "off")):
+        logits, _ = retro(params, CONFIG, tokens[None, :-1], None if read is None else values[:, :3])
+        nats = nats_of(logits, tokens[None, 1:])[0]
+        said = [getattr(token, name) for chunk in found.chunks for token in chunk.tokens]
+        assert said[0] is None
+        assert np.allclose(said[1:], nats, atol=1e-5)
+        lengths = token_byte_lengths(database.tokenizer)[tokens[1:]]
+        assert total == pytest.approx(nats.sum() / np.log(2) / lengths.sum(), rel=1e-5)
+    assert "".join(token.text for chunk in found.chunks for token in chunk.tokens) == database.text(tokens)
+    assert [token.prompt for chunk in found.chunks for token in chunk.tokens].count(True) == 5
+    assert [value.distance for value in found.chunks[1].values] == distances[1].tolist()
+    assert found.chunks[3].values == []
+    assert found.chunks[3].leakage is None
+    maps = attention_maps(params, CONFIG, tokens[None], values)
+    mean = sum(maps[f"layers.{p}.cca"][0].mean(axis=1) for p in (0, 1)) / 2  # (l, m, k, 2m)
+    for number, chunk in enumerate(found.chunks):
+        for place, token in enumerate(chunk.tokens):
+            if number == 0:
+                assert token.reads == []
+            else:
+                assert np.allclose(np.array(token.reads) / WHOLE, mean[number - 1, place].reshape(-1), atol=1 / WHOLE)
+
+
+def test_what_a_page_cannot_show_is_refused(database, params):
+    with pytest.raises(UserError, match="too short"):
+        inspect(params, CONFIG, database, [5])
+    with pytest.raises(UserError, match="at most 2,048"):
+        inspect(params, CONFIG, database, [5] * 2049)
+    with pytest.raises(UserError, match="from 1 to 100 neighbours"):
+        inspect(params, CONFIG, database, [5, 6], k=101)
+    baseline = RetroConfig(V, 16, 24, n_heads=2, d_head=8, n_layers=2, cca_layers=(), chunk_size=M)
+    with pytest.raises(UserError, match="is a baseline"):
+        inspect(params, baseline, database, [5, 6])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, params):
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.safetensors"
+    save_params(path, params, CONFIG)
+    return path
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_text_a_file_or_a_prompt_and_one_of_them(tmp_path, corpus, checkpoint):
+    status, _, err = run("build", corpus, "-o", tmp_path / "db", "--embedder", "hashing", "--chunk-size", M,
+                         "--vocabulary-size", V)  # fmt: skip
+    assert status == 0, err
+    given = checkpoint, tmp_path / "db"
+    (tmp_path / "long.txt").write_text("value index " * 3000)
+    for what in (["return value index token"], ["--file", tmp_path / "long.txt"], ["--prompt", "", "--length", "20"]):
+        status, out, err = run("inspect", *given, *what, "-o", tmp_path / "page.html")
+        assert status == 0, err
+        assert "bits per byte with retrieval" in out
+        assert not re.search(r"https?:|src=|url\(|@import", (tmp_path / "page.html").read_text())  # nothing is fetched
+        assert ("the first 2,048 of" in out) == ("--file" in what)
+    assert "takes one of" in refused("inspect", *given)
+    assert "takes one of" in refused("inspect", *given, "text", "--prompt", "x")
+    assert "no file" in refused("inspect", *given, "--file", tmp_path / "nowhere")
+    assert "is a folder" in refused("inspect", *given, "some text", "-o", tmp_path)
+    assert "too short" in refused("inspect", *given, "")
+    assert "in all" in refused("inspect", *given, "--prompt", "value index " * 3000)
+    assert "k is 101" in refused("inspect", *given, "--prompt", "value", "-k", "101")
+    assert "is no file" in refused("inspect", *given, "--file", tmp_path)
+    held = {path: path.read_bytes() for path in (checkpoint, tmp_path / "db" / "manifest.json", tmp_path / "long.txt")}
+    for path in held:
+        assert "take the place" in refused("inspect", *given, "--file", tmp_path / "long.txt", "-o", path)
+    assert "no ordinary file" in refused("inspect", *given, "some text", "-o", "/dev/null")
+    assert held == {path: path.read_bytes() for path in held}
+
+
+def test_a_sample_is_shown_with_what_it_read_and_not_with_what_is_found_anew(database, params):
+    tokens = np.array(encode(database.tokenizer, "return value index chunk neighbour self " * 6))[: 2 * M + 3]
+    ids, distances = np.array([7, 5]), np.array([0.25, 0.5])
+    read = Retrieved(0, ids, distances, database.value(ids))
+    sample = inspect(params, CONFIG, database, tokens, k=2, retrieved=[read])
+    assert [value.distance for value in sample.chunks[0].values] == [0.25, 0.5]
+    assert ["".join(value.texts) for value in sample.chunks[0].values] == [database.text(v) for v in read.values]
+    anew = inspect(params, CONFIG, database, tokens, k=2)
+    assert sample.chunks[1].values == anew.chunks[1].values
+    assert [c.leakage for c in sample.chunks] == [c.leakage for c in anew.chunks]
+    assert sample.bits_on != anew.bits_on
+    assert sample.bits_off == anew.bits_off
+
+
+def test_what_has_no_shape_or_turns_the_writing_is_seen():
+    assert visible("a\x00b\u202ec\x7f\n\td\r\n") == "a␀b[U+202E]c[U+007F]\n\td\r\n"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, embedder, params):
+    """A page whose database, and text, hold a script."""
+    folder = tmp_path_factory.mktemp("page")
+    corpus = json_lines(folder / "c.jsonl", {f"<i>{n}</i>.py": EVIL * 3 + f"number {n} " * 9 for n in range(6)})
+    database = build_database(corpus, folder / "db", SMALL, embedder)
+    tokens = encode(database.tokenizer, EVIL * 2)
+    facts = {"a <u>fact</u>": "</script><script>document.title = 'taken'</script>"}
+    write_inspection(folder / "page.html", "A page", facts, inspect(params, CONFIG, database, tokens))
+    return folder / "page.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        if os.environ.get("CI"):
+            pytest.fail("Chromium is missing: apt-get install chromium chromium-driver")
+        pytest.skip("Chromium is missing")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
+                 "disable-component-update", "disable-sync", "window-size=1300,1000"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def background(element):
+    return element.value_of_css_property("background-color")
+
+
+def test_text_in_a_page_stays_text(browser, page):
+    browser.get(page.as_uri())
+    assert browser.title == "A page"
+    assert browser.find_elements("css selector", "main script, .text b, .value b, main i, dl script, dl u") == []
+    shown = "".join(token.get_property("textContent") for token in browser.find_elements("css selector", ".t"))
+    assert shown == EVIL * 2
+    assert "</script><script>" in browser.find_element("css selector", "dl").text
+    assert browser.get_log("browser") == []
+
+
+def test_pointing_at_a_token_lights_up_what_it_read_in_the_chunk_above(browser, page):
+    from selenium.webdriver import ActionChains
+
+    browser.get(page.as_uri())
+    third = browser.find_elements("css selector", ".chunk")[2]
+    token = next(t for t in third.find_elements("css selector", ".t") if t.text.strip())
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
+    ActionChains(browser).move_to_element(token).perform()
+    second = browser.find_elements("css selector", ".chunk")[1]
+    lit = browser.find_elements("css selector", ".v.lit")
+    assert lit
+    assert len(lit) == len(second.find_elements("css selector", ".v.lit"))
+    assert background(second.find_element("css selector", ".v.most")) != "rgba(0, 0, 0, 0)"
+    told = browser.find_element("id", "told").text
+    assert told.startswith(f"‘{token.get_property('textContent')}’: {token.get_attribute('data-on')} nats")
+    ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
+    assert browser.find_elements("css selector", ".lit") == []
+
+
+def test_the_arrow_keys_step_through_tokens(browser, page):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(page.as_uri())
+    tokens = browser.find_elements("css selector", ".t")
+    browser.execute_script("arguments[0].focus()", tokens[0])
+    for keys, place in (([Keys.ARROW_RIGHT] * 3, 3), ([Keys.ARROW_LEFT], 2), ([Keys.ARROW_DOWN], M), ([Keys.HOME], 0),
+                        ([Keys.END], len(tokens) - 1), ([Keys.ARROW_RIGHT], len(tokens) - 1)):  # fmt: skip
+        for key in keys:
+            browser.switch_to.active_element.send_keys(key)
+        assert browser.switch_to.active_element == tokens[place]
+        assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[place]]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tokens[4])
+    tokens[4].click()  # a click moves the one stop, too
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[5]]
+    browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.HOME)  # the browser's own
+    assert browser.switch_to.active_element == tokens[5]
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert browser.find_elements("css selector", ".picked, .lit") == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.slow
+def test_each_way_of_colouring_colours_and_text_stands_out_from_it_in_both_themes(browser, page, theme):
+    browser.get(page.as_uri())
+    browser.find_element("id", theme).click()
+    canvas = browser.find_element("css selector", "body")
+    assert contrast(canvas.value_of_css_property("color"), background(canvas), canvas) > 7
+    seen = set()
+    for mode in ("gain", "run", "reads"):
+        browser.find_element("id", mode).click()
+        coloured = [t for t in browser.find_elements("css selector", ".t") if background(t) != "rgba(0, 0, 0, 0)"]
+        assert coloured, mode
+        seen.add(frozenset(background(t) for t in coloured))
+        legend = [s for s in browser.find_elements("css selector", ".key span") if s.is_displayed()]
+        assert legend  # in full colour
+        for token in coloured + legend:
+            assert contrast(token.value_of_css_property("color"), background(token), canvas) > 4.5  # WCAG 2, AA
+    assert len(seen) == 3
+
+
+@pytest.mark.slow
+def test_a_token_that_is_stepped_to_is_not_covered(browser, page):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.set_window_size(1300, 700)
+    try:
+        browser.get(page.as_uri())
+        tokens = browser.find_elements("css selector", ".t")
+        browser.execute_script("arguments[0].focus()", tokens[0])
+        for key in [Keys.ARROW_DOWN] * 8 + [Keys.ARROW_UP] * 8:
+            browser.switch_to.active_element.send_keys(key)
+            token, above, below = (
+                browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", element)
+                for element in (
+                    browser.switch_to.active_element,
+                    browser.find_element("css selector", ".controls"),
+                    browser.find_element("id", "told"),
+                )
+            )
+            assert above["bottom"] <= token["top"]
+            assert token["bottom"] <= below["top"]
+    finally:
+        browser.set_window_size(1300, 1000)
+
+
+@pytest.mark.slow
+def test_pointing_elsewhere_leaves_the_focus_what_it_had(browser, page):
+    from selenium.webdriver import ActionChains
+
+    browser.get(page.as_uri())
+    tokens = browser.find_elements("css selector", ".t")
+    browser.execute_script("arguments[0].focus({preventScroll: true})", tokens[M + 2])
+    before = browser.find_element("id", "told").text
+    ActionChains(browser).move_to_element(tokens[1]).perform()
+    assert browser.find_element("id", "told").text != before
+    ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
+    assert browser.find_element("id", "told").text == before
+    assert browser.find_elements("css selector", ".picked") == [tokens[M + 2]]
+
+
+def contrast(ink, paint, canvas):
+    """WCAG 2's ratio of luminances, of ink on a paint that may let the canvas through."""
+    base = channels(background(canvas))[:3]
+    r, g, b, alpha = channels(paint)
+    mixed = [alpha * c + (1 - alpha) * d for c, d in zip((r, g, b), base, strict=True)]
+    light, dark = sorted((luminance(channels(ink)[:3]), luminance(mixed)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def channels(colour):
+    """Red, green, blue and alpha in 0 … 1, of `rgb()`, `rgba()` and `color(srgb …)`."""
+    kind, inside = colour.rstrip(")").split("(")
+    numbers = [float(part) for part in inside.replace("srgb", "").replace("/", " ").replace(",", " ").split()]
+    scale = 1 if kind == "color" else 255
+    return [*(c / scale for c in numbers[:3]), *(numbers[3:] or [1.0])]
+
+
+def luminance(colour):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))

@@ -1,0 +1,261 @@
+"""Ground truth: the bytes of a build that nobody killed."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import hnswlib
+import numpy as np
+import pytest
+from support import SMALL, CountingEmbedder, Stops, all_bytes, write_corpus
+
+from retro_np import files
+from retro_np.errors import UserError
+from retro_np.retrieval import index, shards, texts
+from retro_np.retrieval.build import build_database
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from support import SMALL, CountingEmbedder
+from retro_np.retrieval import build, shards
+shards.BLOCK = 16
+class Slow(CountingEmbedder):
+    def embed(self, texts, show_progress=False):
+        time.sleep(0.02)
+        return super().embed(texts)
+build.build_database({corpus!r}, {out!r}, SMALL, Slow())
+"""
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch, embedder):
+    """A corpus, and the bytes of its database."""
+    monkeypatch.setattr(shards, "BLOCK", 16)
+    corpus = write_corpus(tmp_path / "docs", documents=40, seed=3)
+    build_database(corpus, tmp_path / "whole", SMALL, embedder)
+    return corpus, all_bytes(tmp_path / "whole")
+
+
+def start(corpus, out):
+    script = SCRIPT.format(tests=str(Path(__file__).parents[2]), corpus=str(corpus), out=str(out))
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("files", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 20))])
+def test_a_killed_build_ends_in_the_same_bytes(tmp_path, whole, files):
+    corpus, expected = whole
+    out = tmp_path / "killed"
+    process = start(corpus, out)
+    # killed as soon as so many files are there: at another moment of another stage each time
+    while process.poll() is None and sum(1 for p in out.rglob("*") if p.is_file()) < files:
+        time.sleep(0.002)
+    assert process.poll() is None, process.stderr.read().decode()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "manifest.json").exists()
+    again = start(corpus, out)
+    assert again.wait(timeout=120) == 0, again.stderr.read().decode()
+    assert all_bytes(out) == expected
+
+
+@pytest.mark.slow
+def test_a_build_stopped_before_or_after_any_change_to_the_folder_ends_in_the_same_bytes(
+    tmp_path, monkeypatch, embedder
+):
+    """Every rename and every removal, one after the other; KeyboardInterrupt is what Ctrl-C raises."""
+    monkeypatch.setattr(shards, "BLOCK", 128)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and of use only where the machine itself stops
+    corpus = write_corpus(tmp_path / "docs", documents=4, seed=4)
+    stops = Stops(monkeypatch)
+    total = stops.total(lambda: build_database(corpus, tmp_path / "whole", SMALL, embedder))
+    expected = all_bytes(tmp_path / "whole")
+    assert total >= 15
+    for stop in [(place, way) for place in range(1, total + 1) for way in ("before", "after")]:
+        stops.stopped(lambda: build_database(corpus, tmp_path / "stopped", SMALL, embedder), *stop)
+        build_database(corpus, tmp_path / "stopped", SMALL, embedder)
+        assert all_bytes(tmp_path / "stopped") == expected, stop
+        shutil.rmtree(tmp_path / "stopped")
+
+
+def test_an_index_that_the_full_disk_cut_short_is_written_again(tmp_path, whole, embedder, monkeypatch):
+    corpus, expected = whole
+
+    class CutShort(hnswlib.Index):  # as hnswlib leaves it on a full disk, without a word
+        def save_index(self, path):
+            super().save_index(path)
+            os.truncate(path, 1000)
+
+    monkeypatch.setattr(index, "hnswlib", SimpleNamespace(Index=CutShort))
+    with pytest.raises(UserError, match="the disk is full"):
+        build_database(corpus, tmp_path / "db", SMALL, embedder)
+    monkeypatch.setattr(index, "hnswlib", hnswlib)
+    build_database(corpus, tmp_path / "db", SMALL, embedder)
+    assert all_bytes(tmp_path / "db") == expected
+
+
+def test_of_two_builds_at_once_in_one_folder_the_second_is_told_so(tmp_path, whole):
+    corpus, expected = whole
+    first = start(corpus, tmp_path / "db")
+    while not (tmp_path / "db" / "build.json").exists():
+        assert first.poll() is None, first.stderr.read().decode()
+        time.sleep(0.002)
+    with pytest.raises(UserError, match="in use by another build"):
+        build_database(corpus, tmp_path / "db", SMALL, CountingEmbedder())
+    assert first.wait(timeout=120) == 0, first.stderr.read().decode()
+    assert all_bytes(tmp_path / "db") == expected
+
+
+def test_a_full_disk_is_one_line_and_the_build_goes_on_later(tmp_path, whole, embedder, monkeypatch):
+    corpus, expected = whole
+    written = []
+
+    def full(path, array):
+        if len(written) == 8:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        return write_array(path, array)
+
+    write_array = shards.write_array
+    monkeypatch.setattr(shards, "write_array", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        build_database(corpus, tmp_path / "db", SMALL, embedder)
+    monkeypatch.setattr(shards, "write_array", write_array)
+    build_database(corpus, tmp_path / "db", SMALL, embedder)
+    assert all_bytes(tmp_path / "db") == expected
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    corpus = write_corpus(tmp_path / "docs", documents=5)
+    with pytest.raises(UserError, match="holds other files"):
+        build_database(corpus, tmp_path / "out", SMALL, CountingEmbedder())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"chunk_size": 4}, {"key_dtype": "float16"}, {"held_out": 0.3}, {"extra_candidates": 1}]
+)
+def test_a_begun_build_is_not_mixed_with_another_request(tmp_path, embedder, monkeypatch, change):
+    corpus = write_corpus(tmp_path / "docs", documents=8)
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "embed_shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_database(corpus, tmp_path / "db", SMALL, embedder)
+    before = all_bytes(tmp_path / "db")
+    with pytest.raises(UserError, match=f"another {next(iter(change))} "):
+        build_database(corpus, tmp_path / "db", replace(SMALL, **change), embedder)
+    (corpus / "module_00.py").write_text("changed")
+    with pytest.raises(UserError, match="another corpus "):
+        build_database(corpus, tmp_path / "db", SMALL, embedder)
+    assert all_bytes(tmp_path / "db") == before
+    (tmp_path / "db" / "build.json").write_text("[")
+    with pytest.raises(UserError, match=r"build\.json is damaged"):
+        build_database(corpus, tmp_path / "db", SMALL, embedder)
+
+
+def test_a_request_that_cannot_be_met_leaves_no_folder_behind(tmp_path, embedder):
+    corpus = write_corpus(tmp_path / "docs", documents=3)
+    with pytest.raises(UserError, match="every document of"):
+        build_database(corpus, tmp_path / "db", replace(SMALL, held_out=0.9999999), embedder)
+    with pytest.raises(UserError, match="a vocabulary of 100 is too small"):
+        replace(SMALL, vocabulary_size=100)
+    assert not (tmp_path / "db").exists()
+
+
+def test_a_database_inside_its_own_corpus_is_no_part_of_it(tmp_path, embedder):
+    corpus = write_corpus(tmp_path / "docs", documents=6)
+    first = build_database(corpus, corpus / "db", SMALL, embedder)
+    again = build_database(corpus, corpus / "db", SMALL, embedder)
+    assert len(first.documents) == len(again.documents) == 6
+
+
+def test_a_corpus_that_changed_while_reading_was_stopped_is_refused(tmp_path, embedder, monkeypatch):
+    corpus = write_corpus(tmp_path / "docs", documents=12)
+    config = replace(SMALL, shard_bytes=2000)
+    opened = texts._Shards._open
+
+    def stopped(shards):
+        opened(shards)
+        if shards.number == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(texts._Shards, "_open", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_database(corpus, tmp_path / "db", config, embedder)
+    monkeypatch.setattr(texts._Shards, "_open", opened)
+    assert list((tmp_path / "db" / "work").rglob("*.jsonl"))
+    for path in corpus.iterdir():
+        path.write_text("changed")
+    with pytest.raises(UserError, match="begun with another corpus"):
+        build_database(corpus, tmp_path / "db", config, embedder)
+
+
+def test_a_tokenizer_is_reused_as_it_is(tmp_path, embedder, database):
+    corpus = write_corpus(tmp_path / "docs", documents=6, seed=9)
+    config = replace(SMALL, tokenizer=str(database.path / "tokenizer.json"))
+    other = build_database(corpus, tmp_path / "db", config, embedder)
+    assert (other.path / "tokenizer.json").read_bytes() == (database.path / "tokenizer.json").read_bytes()
+    assert other.manifest["tokenizer"] == database.manifest["tokenizer"]
+
+
+class Scaled(CountingEmbedder):
+    """Keys that are wrong in one way or another."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+
+    def embed(self, texts, show_progress=False):
+        return self.wrong(super().embed(texts))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (lambda keys: np.where(np.arange(len(keys))[:, None] == 3, np.nan, keys), "not finite in float16, number 3 "),
+        (lambda keys: keys * 1e6, "not finite in float16, number 0 "),
+        (lambda keys: keys[:, :5], r"shape \(\d+, 5\), not \(\d+, 16\)"),
+        (lambda keys: keys[1:], "made keys of shape"),
+    ],
+)
+def test_keys_that_are_wrong_are_refused_with_their_chunk(tmp_path, wrong, complaint):
+    corpus = write_corpus(tmp_path / "docs", documents=6)
+    with pytest.raises(UserError, match=complaint):
+        build_database(corpus, tmp_path / "db", replace(SMALL, key_dtype="float16"), Scaled(wrong))
+
+
+def test_a_full_disk_is_said_where_an_array_is_written(tmp_path, monkeypatch):
+    """NumPy's own error for it has no number by which it could be told from others."""
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "_Written", lambda file: SimpleNamespace(write=functools.partial(full, file)))
+    with pytest.raises(UserError, match="the disk is full"):
+        files.write_array(tmp_path / "a.npy", np.zeros(10))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"chunk_size": 1.5}, {"neighbours": "16"}, {"limit_bytes": float("nan")}, {"d_key": True},
+        {"extra_candidates": None}, {"held_out": "a"}, {"held_out": float("nan")}, {"duplicates": 0.8},
+        {"shard_bytes": 0}, {"d_key": 0},
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_one_line(wrong):
+    with pytest.raises(UserError):
+        replace(SMALL, **wrong)

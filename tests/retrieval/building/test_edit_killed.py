@@ -1,0 +1,235 @@
+"""Ground truth: the bytes of a database before an edit, and after one that nobody stopped."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import EMBEDDER, SMALL, Stops, all_bytes, json_lines, write_corpus
+
+from retro_np.errors import UserError
+from retro_np.retrieval import edit as editing
+from retro_np.retrieval import manifest
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.edit import add_documents, compact, remove_documents
+from retro_np.retrieval.journal import finish_edit
+from retro_np.retrieval.manifest import FORMAT, manifest_bytes, read_manifest, sealed
+
+pytestmark = pytest.mark.usefixtures("no_flushing")
+
+
+EDITS = {
+    "add": lambda db, corpus: add_documents(db, corpus, embedder=EMBEDDER),
+    "remove": lambda db, corpus: remove_documents(db, [0, "held", 2]),
+    "compact": lambda db, corpus: compact(db),
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A database of three shards with a removed document, and a corpus to add, one of its documents a duplicate."""
+    texts = {name: f"{name} is a text of some length, " * 5 for name in ("a", "held", "c", "d", "e")}
+    corpus = json_lines(tmp_path / "c.jsonl", texts)
+    config = replace(SMALL, held_out=0.2, shard_bytes=200, neighbours=2, extra_candidates=1)
+    database = build_database(corpus, tmp_path / "small", config, EMBEDDER)
+    assert len(database.folders("shards")) > 1
+    remove_documents(tmp_path / "small", ["d", "e"])
+    held = [r["name"] for r in database.documents if r["split"] == "valid"]
+    added = {"copy": texts[held[0]], "x": "a new document that says little", "y": "and another " * 9}
+    return tmp_path / "small", json_lines(tmp_path / "new.jsonl", added)
+
+
+def outside_the_edit(db):
+    """The bytes of a database, whatever an edit has begun."""
+    found = all_bytes(db)
+    return {name: value for name, value in found.items() if not name.startswith("edit/") and ".partial" not in name}
+
+
+STEP = 3  # one in so many changes is stopped: all of them take minutes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EDITS)
+def test_an_edit_stopped_at_any_change_to_the_folder_is_made_or_not_and_ends_in_the_same_bytes(
+    tmp_path, monkeypatch, small, kind
+):
+    base, corpus = small
+    old, work, stops = outside_the_edit(base), tmp_path / "stopped", Stops(monkeypatch)
+    shutil.copytree(base, work)
+    total = stops.total(lambda: EDITS[kind](work, corpus))
+    new, seen = all_bytes(work), set()
+    assert total >= 10
+    assert new != old
+    for number, place in enumerate(range(1, total + 1, STEP)):
+        way = ("before", "after")[number % 2]
+        shutil.rmtree(work)
+        shutil.copytree(base, work)
+        stops.stopped(lambda: EDITS[kind](work, corpus), place, way)
+        Database.open(work)
+        found = outside_the_edit(work)
+        assert found in (old, new), (place, way)
+        seen.add(found == new)
+        EDITS[kind](work, corpus)
+        assert all_bytes(work) == new, (place, way)
+    assert seen == {False, True}
+
+
+def test_files_that_are_moved_into_place_may_be_stopped_at_any_move(tmp_path, monkeypatch):
+    """The journal alone: files that stay, change, come, and go with their folders."""
+    monkeypatch.setattr(manifest, "_is_whole", lambda manifest: True)  # these hold nothing else
+    stays, goes = ["a", "shards/00000/x"], ["shards/00001/x", "shards/00001/y", "neighbours/valid/00000/z"]
+    comes = ["b", "shards/00000/y", "neighbours/train/00000/z"]
+
+    def write(folder, names, text, manifest_names):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        listed = {"format": FORMAT, "note": text, "files": dict.fromkeys(manifest_names)}
+        (folder / "manifest.json").write_bytes(manifest_bytes(sealed(listed)))
+
+    def begin(path):
+        shutil.rmtree(path, ignore_errors=True)
+        write(path, [*stays, *goes], "old", [*stays, *goes])
+        write(path / "edit", ["shards/00000/x", *comes], "new", [*stays, *comes])
+        (path / "edit" / "request.json").write_text(json.dumps({"base": read_manifest(path)["sha256"]}))
+        return path
+
+    path, stops = begin(tmp_path / "db"), Stops(monkeypatch)
+    total = stops.total(lambda: finish_edit(path))
+    expected = all_bytes(path)
+    assert sorted(expected) == sorted(["manifest.json", *stays, *comes])
+    assert sorted(p.name for p in path.rglob("*") if p.is_dir()) == ["00000", "00000", "neighbours", "shards", "train"]
+    folders = sorted(p for p in path.rglob("*") if p.is_dir())
+    for place in range(1, total + 1):
+        for way in ("before", "after"):
+            begin(path)
+            stops.stopped(lambda: finish_edit(path), place, way)
+            finish_edit(path)
+            assert all_bytes(path) == expected, (place, way)
+            assert sorted(p for p in path.rglob("*") if p.is_dir()) == folders, (place, way)
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from support import CountingEmbedder
+from retro_np.retrieval import edit, journal, shards
+shards.BLOCK = 4
+class Slow(CountingEmbedder):
+    def embed(self, texts, show_progress=False):
+        time.sleep(0.01)
+        return super().embed(texts)
+flush = journal.flush_folder
+def slow(folder):
+    time.sleep(0.005)
+    flush(folder)
+journal.flush_folder = slow
+print("begun", flush=True)
+{call}
+"""
+CALLS = {
+    "add": "edit.add_documents({db!r}, {corpus!r}, embedder=Slow())",
+    "remove": "edit.remove_documents({db!r}, list(range(20)))",
+    "compact": "edit.compact({db!r})",
+}
+
+
+def start(kind, db, corpus):
+    call = CALLS[kind].format(db=str(db), corpus=str(corpus))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[2]), call=call)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n", process.stderr.read().decode()
+    return process
+
+
+@pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow) for seed in range(6)])
+def test_a_killed_edit_is_made_or_not_and_ends_in_the_same_bytes(tmp_path, db, more, kind, seed, monkeypatch):
+    monkeypatch.setattr(editing.stages.shards, "BLOCK", 4)
+    calls = {
+        "add": lambda path: add_documents(path, more, embedder=EMBEDDER),
+        "remove": lambda path: remove_documents(path, list(range(20))),
+        "compact": compact,
+    }
+    remove_documents(db, [20, 21])
+    old = outside_the_edit(db)
+    whole = shutil.copytree(db, tmp_path / "whole")
+    begun = time.monotonic()
+    calls[kind](whole)
+    took, new = time.monotonic() - begun, all_bytes(whole)
+    process = start(kind, db, more)
+    while process.poll() is None and not (db / "edit").exists():
+        time.sleep(0.0005)
+    time.sleep(random.Random(seed).random() * took)  # at another moment of another stage each time
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    Database.open(db)
+    assert outside_the_edit(db) in (old, new)
+    calls[kind](db)
+    assert all_bytes(db) == new
+
+
+def test_of_two_edits_at_once_the_second_is_told_so(db, more):
+    first = start("add", db, more)
+    while not (db / "edit").exists():
+        assert first.poll() is None, first.stderr.read().decode()
+        time.sleep(0.0005)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        for another in (lambda: compact(db), lambda: remove_documents(db, [0])):
+            with pytest.raises(UserError, match="in use by another"):
+                another()
+        assert Database.open(db).manifest["generation"] == 0  # who only reads is not kept waiting
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert first.wait(timeout=120) == 0, first.stderr.read().decode()
+    assert Database.open(db).manifest["generation"] == 1
+
+
+def test_a_begun_edit_is_not_mixed_with_another_and_can_be_given_up(db, more, monkeypatch):
+    before = all_bytes(db)
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editing.stages, "write_indexes", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            add_documents(db, more, embedder=EMBEDDER)
+    half = all_bytes(db)
+    assert outside_the_edit(db) == before
+    for another in (
+        lambda: remove_documents(db, [0]),
+        lambda: add_documents(db, more / "added_module_00.py", embedder=EMBEDDER),
+        lambda: add_documents(db, more, embedder=EMBEDDER, exclude=("*_00.py",)),
+    ):
+        with pytest.raises(UserError, match=r"another edit of .* was stopped half-way \(add\)"):
+            another()
+        assert all_bytes(db) == half
+    shutil.rmtree(db / "edit")
+    assert all_bytes(db) == before
+    assert remove_documents(db, [0]).manifest["generation"] == 1
+
+
+def test_a_corpus_that_changed_while_an_add_was_stopped_is_refused(db, tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "more", 3, seed=8)
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editing.stages, "write_indexes", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            add_documents(db, corpus, embedder=EMBEDDER)
+    (corpus / "module_01.py").write_text("changed")
+    with pytest.raises(UserError, match="the corpus changed while it was added"):
+        add_documents(db, corpus, embedder=EMBEDDER)
+    assert Database.open(db).manifest["generation"] == 0

@@ -1,0 +1,154 @@
+"""Ground truth: the bytes of a build in one process. A real scheduler and real workers, on loopback."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support import SMALL, all_bytes, write_corpus
+
+from retro_np.errors import UserError
+from retro_np.files import beside_of
+from retro_np.retrieval import stages
+from retro_np.retrieval.bert import load_bert
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.edit import add_documents, compact, remove_documents
+from retro_np.retrieval.shards import index_shard
+from retro_np.retrieval.workers import Task, workers
+
+CONFIG = replace(SMALL, shard_bytes=1500, d_key=32)
+
+
+@contextmanager
+def process(*command):
+    """A process that is ended at the end, if it has not been before."""
+    running = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
+
+
+@contextmanager
+def cluster(folder, n_workers):
+    """The address of a scheduler, and its workers' processes."""
+    listed = folder / "scheduler.json"
+    options = ["--scheduler-file", listed, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    with ExitStack() as stack:
+        scheduler = stack.enter_context(process("-m", "distributed.cli.dask_scheduler", *options))
+        wait_until(listed.exists, scheduler)
+        options = ["--scheduler-file", listed, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        options += ["--local-directory", folder, "--host", "127.0.0.1"]
+        started = [
+            stack.enter_context(process("-m", "distributed.cli.dask_worker", *options, "--name", f"worker-{number}"))
+            for number in range(n_workers)
+        ]
+        from distributed import Client
+
+        with Client(scheduler_file=str(listed)) as client:
+            client.wait_for_workers(n_workers, timeout=60)
+            yield client.scheduler.address, started
+
+
+def wait_until(holds, running, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert running.poll() is None, running.stderr.read().decode()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("dask") / "docs", documents=40, seed=8)
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    """The bytes of the database that one process builds."""
+    out = tmp_path_factory.mktemp("alone") / "db"
+    build_database(corpus, out, CONFIG, "hashing")
+    return all_bytes(out)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_which_one_worker_is_killed_builds_the_same_bytes(corpus, alone, tmp_path):
+    out = tmp_path / "db"
+    with cluster(tmp_path, 2) as (address, started):
+        seen = []
+
+        def kill_half_way():
+            wait_until(lambda: (out / "shards" / "00003" / "tokens.npy").exists(), started[0])
+            os.kill(started[0].pid, signal.SIGKILL)
+            seen.append((out / "manifest.json").exists())
+
+        killer = threading.Thread(target=kill_half_way)
+        killer.start()
+        build_database(corpus, out, CONFIG, "hashing", dask=address)
+        killer.join()
+        assert seen == [False]  # it was killed while the build went on
+        assert started[0].poll() == -signal.SIGKILL
+        assert started[1].poll() is None
+        assert all_bytes(out) == alone
+        # edits by the one that is left, against edits in this process
+        more = write_corpus(tmp_path / "more", documents=6, seed=9)
+        for path in list(more.iterdir()):
+            path.rename(path.with_name("new_" + path.name))
+        build_database(corpus, tmp_path / "same", CONFIG, "hashing")
+        for folder, dask in ((out, address), (tmp_path / "same", None)):
+            add_documents(folder, more, dask=dask)
+            remove_documents(folder, [2, "new_module_03.py"])
+            compact(folder, dask=dask)
+        assert all_bytes(out) == all_bytes(tmp_path / "same")
+
+
+def test_what_a_killed_worker_had_begun_to_write_is_not_left_in_the_database(corpus, alone, tmp_path, monkeypatch):
+    out, index = tmp_path / "db", stages.write_indexes
+
+    def write_indexes(run, folders):
+        beside_of(folders[1] / "documents.npy").write_bytes(b"begun by a worker that died")
+        index(run, folders)
+
+    monkeypatch.setattr(stages, "write_indexes", write_indexes)
+    build_database(corpus, out, CONFIG, "hashing")
+    assert all_bytes(out) == alone
+
+
+@pytest.mark.slow
+def test_a_local_cluster_with_bert_builds_the_same_bytes(corpus, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(corpus.iterdir())[:6]:
+        (few / path.name).write_text(path.read_text())
+    config, bert = replace(CONFIG, chunk_size=32), load_bert()
+    build_database(few, tmp_path / "one", config, bert)
+    build_database(few, tmp_path / "many", config, bert, dask="local")
+    assert all_bytes(tmp_path / "one") == all_bytes(tmp_path / "many")
+
+
+def test_what_a_task_raises_on_a_worker_is_raised_here(tmp_path):
+    with workers("local") as run, pytest.raises(FileNotFoundError, match="nowhere"):
+        run("failing", "", [Task(index_shard, (tmp_path / "nowhere",), 1)])
+
+
+def test_a_pickled_bert_is_a_few_bytes_and_gives_the_same_keys():
+    bert, pickled = load_bert(), pickle.dumps(load_bert())
+    assert len(pickled) < 1000
+    assert np.array_equal(pickle.loads(pickled).embed(["a text"], False), bert.embed(["a text"], False))
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr("retro_np.retrieval.workers.PATIENCE", "1s")
+    with (
+        pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+        workers("tcp://127.0.0.1:9"),
+    ):
+        pass

@@ -1,0 +1,105 @@
+"""Ground truth: lists by exact search over what is left, and the records that stay."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from exact_lists import assert_lists_are_exact, numbers_of, rows_of
+from support import EMBEDDER, SMALL, all_bytes, json_lines
+
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.corpus import sources_of
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.edit import add_documents, compact, remove_documents
+from retro_np.retrieval.verify import verify_database
+from retro_np.training.batches import training_batch
+
+pytestmark = pytest.mark.usefixtures("no_flushing")
+
+
+def test_compacting_forgets_what_was_left_out_for_a_document_that_is_gone(db, built, tmp_path):
+    database = Database.open(db)
+    first, second = (database.documents[number] for number in numbers_of(database, "valid")[:2])
+    texts = {f"like {r['name']}": (built.parent / "docs" / r["name"]).read_text() for r in (first, second)}
+    add_documents(db, json_lines(tmp_path / "c.jsonl", texts), embedder=EMBEDDER)
+    remove_documents(db, [first["id"]])
+    compact(db)
+    listed = (db / "duplicates.jsonl").read_text()
+    assert first["name"] not in listed
+    assert second["name"] in listed
+
+
+def test_all_can_be_removed_compacted_and_added_to_again(db, more):
+    database = Database.open(db)
+    everything = list(range(len(database.documents)))
+    gone = remove_documents(db, everything)
+    assert (gone.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
+    assert verify_database(db, EMBEDDER).broken == []
+    empty = compact(db)
+    assert (empty.n_chunks, empty.n_removed, len(empty.documents)) == (0, 0, 0)
+    assert (empty.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
+    assert empty.value([-1]).shape == (1, 16)
+    assert verify_database(db, EMBEDDER).broken == []
+    full = add_documents(db, more, embedder=EMBEDDER)
+    assert len(full.documents) == 12
+    assert_lists_are_exact(full)
+    assert verify_database(db, EMBEDDER).broken == []
+
+
+def test_compacting_where_there_is_nothing_to_do_changes_nothing(db, capsys):
+    compact(db)
+    before = all_bytes(db)
+    compact(db)
+    assert all_bytes(db) == before
+    assert "nothing to compact" in capsys.readouterr().err
+
+
+def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
+    for number in range(4):
+        corpus = json_lines(tmp_path / f"{number}.jsonl", {f"few {number}": f"value {number} index token"})
+        before = add_documents(db, corpus, embedder=EMBEDDER)
+    rows = rows_of(before)
+    after = compact(db)
+    assert len(after.folders("shards")) <= len(before.folders("shards")) - 3
+    for one, other in zip(rows, rows_of(after), strict=True):
+        assert np.array_equal(one, other)
+    assert_lists_are_exact(after)
+    assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in after.folders("shards")]
+
+
+def test_compacting_gives_numbers_anew_and_lists_of_what_is_left(db, more):
+    add_documents(db, more, embedder=EMBEDDER)
+    before = remove_documents(db, [*range(0, 30, 3), 31, 40])
+    rows = np.flatnonzero(~before.removed(np.arange(before.n_chunks)))
+    values = before.value(rows)
+    after = compact(db)
+    kept = [record for record in before.documents if not record.get("removed")]
+    assert [r | {"id": 0} for r in after.documents] == [r | {"id": 0} for r in kept]
+    assert [r["id"] for r in after.documents] == list(range(len(kept)))
+    assert np.array_equal(after.value(np.arange(after.n_chunks)), values)
+    assert after.n_removed == 0
+    assert_lists_are_exact(after)
+    assert verify_database(db, EMBEDDER).broken == []
+
+
+def test_a_shard_whose_only_document_goes_is_gone_after_compacting(tmp_path):
+    corpus = json_lines(tmp_path / "c.jsonl", {name: f"{name} is a text of some length " * 20 for name in "abcd"})
+    config = replace(SMALL, held_out=0.0, shard_bytes=300)
+    assert len(build_database(corpus, tmp_path / "db", config, EMBEDDER).folders("shards")) == 4
+    remove_documents(tmp_path / "db", ["b"])
+    after = compact(tmp_path / "db")
+    assert [r["name"] for r in after.documents] == ["a", "c", "d"]
+    assert len(after.folders("shards")) == 3
+    assert sorted(p.name for p in (tmp_path / "db" / "shards").iterdir()) == ["00000", "00001", "00002"]
+    assert_lists_are_exact(after)
+
+
+def test_a_source_that_lost_all_its_documents_does_not_keep_others_from_training(tmp_path):
+    places = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
+    sources = sources_of(f"{name}={place}:1" for name, place in places.items())
+    build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
+    options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
+    for edit in (lambda: remove_documents(tmp_path / "db", ["b"]), lambda: compact(tmp_path / "db")):
+        database = edit()
+        tokens, _, _ = training_batch(database, database.split("train"), 2, **options)
+        assert tokens.any()

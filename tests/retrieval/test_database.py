@@ -1,0 +1,233 @@
+"""Ground truth: chunks, values and distances made again in plain Python from the documents."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from support import SMALL, CountingEmbedder, all_bytes
+
+from retro_np.errors import UserError
+from retro_np.retrieval.build import BuildConfig, build_database
+from retro_np.retrieval.corpus import find_corpus, held_out
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.tokenizer import encode
+from retro_np.sequences import sequence_neighbours
+
+
+def plain_chunks(database, corpus, split, share):
+    """[(document number, tokens)] of a split, by lists alone."""
+    m, found = database.chunk_size, []
+    for number, document in enumerate(corpus.documents()):
+        if held_out(document.name, share) == (split == "valid"):
+            tokens = [*encode(database.tokenizer, document.text), 1]
+            tokens += [0] * (-len(tokens) % m)
+            found += [(number, tokens[i : i + m]) for i in range(0, len(tokens), m)]
+    return found
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_chunks_are_the_documents_cut_on_their_own_grids(database, corpus, split):
+    plain = plain_chunks(database, find_corpus(corpus), split, SMALL.held_out)
+    stored = database.split(split)
+    assert stored.tokens[:].tolist() == [tokens for _, tokens in plain]
+    assert stored.documents[:].tolist() == [number for number, _ in plain]
+
+
+def test_a_value_is_a_chunk_and_its_continuation_in_the_same_document(database, corpus):
+    plain = plain_chunks(database, find_corpus(corpus), "train", SMALL.held_out)
+    for i, (number, tokens) in enumerate(plain):
+        follows = i + 1 < len(plain) and plain[i + 1][0] == number
+        assert database.value(i).tolist() == tokens + (plain[i + 1][1] if follows else [0] * database.chunk_size)
+
+
+def test_values_come_in_the_shape_of_their_ids_and_padding_for_missing_ones(database):
+    ids = np.array([[0, -1], [3, 1]])
+    values = database.value(ids)
+    assert values.shape == (2, 2, 2 * database.chunk_size)
+    assert not values[0, 1].any()
+    assert values[1, 0].tolist() == database.value(3).tolist()
+    for wrong in (-2, database.n_chunks):
+        with pytest.raises(UserError, match="chunk ids go from 0"):
+            database.value([wrong])
+
+
+def test_neighbours_of_a_training_chunk_are_the_nearest_of_other_documents(database, embedder):
+    split = database.split("train")
+    documents = split.documents[:]
+    keys = embedder.embed([database.text(tokens) for tokens in split.tokens[:]])
+    for row in range(0, len(split.tokens), 7):
+        distances = ((keys - keys[row]) ** 2).sum(axis=1)
+        distances[documents == documents[row]] = np.inf
+        nearest = np.sort(distances)[: split.neighbours.shape[1]]
+        np.testing.assert_allclose(split.distances[[row]][0], nearest, rtol=1e-4, atol=1e-4)
+        assert documents[row] not in documents[split.neighbours[[row]][0]]
+
+
+def test_more_neighbours_than_there_are_is_padding(database):
+    split = database.split("valid")
+    values = sequence_neighbours(database, split, np.array([[0, 1, -1]]), 40)
+    kept = SMALL.neighbours + SMALL.extra_candidates
+    assert values.shape == (1, 3, 40, 2 * database.chunk_size)
+    assert values[0, :2, :kept].any(axis=-1).all()
+    assert not values[0, :2, kept:].any()
+    assert not values[0, 2].any()  # a row of padding retrieves nothing
+
+
+def test_search_finds_a_chunk_by_its_own_text_at_distance_zero(database):
+    text = database.text(database.value(5)[: database.chunk_size])
+    ids, distances = database.search(text, 3)
+    assert distances[0] == 0
+    assert database.text(database.value(ids[0])[: database.chunk_size]) == text
+    ids, distances = database.search([text, "other"], 3)
+    assert ids.shape == distances.shape == (2, 3)
+
+
+def test_a_search_for_more_than_there_is_gives_all_and_then_nothing(database):
+    ids, distances = database.search("value", 10 * database.n_chunks)
+    assert sorted(ids[: database.n_chunks]) == list(range(database.n_chunks))
+    assert (ids[database.n_chunks :] == -1).all()
+    assert np.isinf(distances[database.n_chunks :]).all()
+    with pytest.raises(UserError, match="at least one neighbour"):
+        database.search("value", 0)
+
+
+def test_tombstones_are_never_found(database, tmp_path):
+    copy = shutil.copytree(database.path, tmp_path / "db")
+    gone, _ = database.search("value", 5)
+    buried = Database.open(copy, CountingEmbedder())
+    buried._hidden = np.sort(gone)
+    ids, _ = buried.search("value", database.n_chunks)
+    assert not set(gone) & set(ids)
+    assert (ids >= 0).sum() == database.n_chunks - 5
+
+
+def test_many_shards_hold_the_same_as_one(corpus, database, tmp_path, embedder):
+    many = build_database(corpus, tmp_path / "db", BuildConfig(**vars(SMALL) | {"shard_bytes": 3000}), embedder)
+    assert len(list((tmp_path / "db" / "shards").iterdir())) > 3
+    assert many.n_chunks == database.n_chunks
+    ids = np.arange(database.n_chunks)
+    assert np.array_equal(many.value(ids), database.value(ids))
+    for split in ("train", "valid"):
+        one, other = database.split(split), many.split(split)
+        np.testing.assert_allclose(one.distances[:], other.distances[:], rtol=1e-5)
+    exact = [
+        Database.open(d.path, embedder, index="exact").search(["value index", "class"], 9) for d in (many, database)
+    ]
+    assert np.array_equal(exact[0][0], exact[1][0])
+
+
+def test_the_same_corpus_gives_the_same_bytes(corpus, database, tmp_path, embedder):
+    build_database(corpus, tmp_path / "db", SMALL, embedder)
+    assert all_bytes(tmp_path / "db") == all_bytes(database.path)
+
+
+def test_a_finished_database_is_reused_and_another_request_refused(corpus, database, embedder):
+    before = all_bytes(database.path)
+    build_database(corpus, database.path, SMALL, embedder)
+    assert all_bytes(database.path) == before
+    with pytest.raises(UserError, match="another chunk_size"):
+        build_database(corpus, database.path, BuildConfig(**vars(SMALL) | {"chunk_size": 4}), embedder)
+
+
+def test_any_flipped_byte_is_refused_by_the_name_of_its_file(database, tmp_path):
+    copy = shutil.copytree(database.path, tmp_path / "db")
+    rng = np.random.default_rng(0)
+    for path in sorted(p for p in copy.rglob("*") if p.is_file() and p.name != ".lock"):
+        whole = path.read_bytes()
+        for place in {0, len(whole) - 1, int(rng.integers(len(whole)))} if whole else {None}:
+            broken = bytearray(whole or b"!")
+            if place is not None:
+                broken[place] ^= 1
+            path.write_bytes(broken)
+            with pytest.raises(UserError, match=path.name):
+                Database.open(copy)
+        path.write_bytes(whole)
+    Database.open(copy)
+
+
+def test_what_is_no_database_is_refused(tmp_path, database):
+    with pytest.raises(UserError, match="no database at"):
+        Database.open(tmp_path)
+    (tmp_path / "build.json").write_text("{}")
+    with pytest.raises(UserError, match="not finished"):
+        Database.open(tmp_path)
+
+
+def test_another_embedder_is_refused(database):
+    other = CountingEmbedder()
+    other.sha256 = "ab" * 32
+    with pytest.raises(UserError, match="was built with embedder counting"):
+        Database.open(database.path, other)
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda db: db.search("a", 0), "at least one neighbour"),
+        (lambda db: db.search("a", 1.5), "whole number"),
+        (lambda db: db.search_keys(np.zeros((1, 3)), 1), r"keys are \(N, 16\)"),
+        (lambda db: db.search_keys(np.full((1, 16), np.nan), 1), "NaN or infinite"),
+        (lambda db: db.value([0.0]), "are integers"),
+        (lambda db: db.document_of(-2), "chunk ids go from 0"),
+        (lambda db: db.split("test"), "has no split 'test'"),
+        (lambda db: Database.open(db.path, index="flat"), "hnsw or exact"),
+    ],
+)
+def test_a_wrong_call_is_answered_with_what_is_right(database, call, complaint):
+    with pytest.raises(UserError, match=complaint):
+        call(database)
+
+
+def test_odd_queries_just_work(database):
+    ids, distances = database.search(["", "lone \ud800", "x" * 10_000], 2)
+    assert (ids >= 0).all()
+    assert np.isfinite(distances).all()
+    assert database.search([], 2)[0].shape == (0, 2)
+    assert database.value([]).shape == (0, 2 * database.chunk_size)
+
+
+def test_files_that_no_manifest_knows_are_not_read(database, tmp_path):
+    copy = shutil.copytree(database.path, tmp_path / "db")
+    (copy / "shards" / "00001").mkdir()
+    (copy / "shards" / "00001" / "tokens.npy").write_bytes(b"whatever")
+    (copy / "shards" / "notes.txt").write_text("mine")
+    assert Database.open(copy).n_chunks == database.n_chunks
+
+
+@pytest.mark.parametrize("index", ["hnsw", "exact"])
+def test_found_neighbours_are_those_of_a_sort_of_all_distances(database, embedder, index):
+    keys = np.load(database.path / "shards" / "00000" / "keys.npy").astype(np.float64)
+    texts = [f"class value {i} return" * (1 + i % 3) for i in range(12)]
+    distances = ((embedder.embed(texts)[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
+    found, nearest = Database.open(database.path, embedder, index=index).search(texts, 5)
+    np.testing.assert_allclose(nearest, np.sort(distances)[:, :5], rtol=1e-4)  # float32 keys and sums
+    np.testing.assert_allclose(np.take_along_axis(distances, found, 1), nearest, rtol=1e-4)
+
+
+odd_texts = st.text(max_size=30) | st.sampled_from(
+    ["", "a", "\0", "line\n" * 200, "<padding token><end of text>", "\ud800 lone", "x" * 500]
+)
+
+
+@given(st.lists(odd_texts, min_size=1, max_size=8), st.integers(1, 5), st.sampled_from([50, 1000]))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_odd_documents_build_and_every_neighbour_is_of_another_document(tmp_path_factory, texts, m, shard_bytes):
+    assume(any(texts))  # a corpus without a single byte is refused
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "c.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    config = BuildConfig(m, 300, None, 0.0, "float16", 2, 3, None, shard_bytes)
+    database = build_database(folder / "c.jsonl", folder / "db", config, CountingEmbedder())
+    split = database.split("train")
+    sources = database.document_of(split.neighbours[:])
+    assert not (sources == split.documents[:][:, None]).any()
+    others = len(split.tokens) - np.bincount(split.documents[:])[split.documents[:]]
+    assert ((split.neighbours[:] >= 0).sum(axis=1) == np.minimum(others, 5)).all()
+
+
+def test_ids_of_any_integer_type_give_the_same_values(database):
+    for dtype in (np.int8, np.uint8, np.uint64):
+        ids = np.array([3, 0], dtype)
+        assert np.array_equal(database.value(ids), database.value([3, 0]))

@@ -1,0 +1,145 @@
+"""What several tests share: an embedder that needs no weights, small corpora and models, processes, interruptions."""
+
+import hashlib
+import json
+import keyword
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retro_np import EncoderConfig, RetroConfig, kernels
+from retro_np.kernels import threads
+from retro_np.retrieval.build import BuildConfig
+from retro_np.training.config import TrainingConfig
+
+EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
+needs_c = pytest.mark.skipif(not EXPECT_C, reason="no C compiler, as the environment says")
+VECTOR_UNITS = ["plain", "avx2", "avx512"]  # as the C extension names them, best last
+OURS = (kernels.VARIABLE, threads.VARIABLE, "RETRO_NP_TUNE", "OPENBLAS_THREAD_TIMEOUT")  # variables that are heeded
+WORDS = [*keyword.kwlist, "self", "value", "index", "token", "chunk", "neighbour"]
+
+
+class CountingEmbedder:
+    """A stand-in for BERT: counts of hashed pairs of bytes, turned by a fixed matrix. Deterministic and quick."""
+
+    name = "counting"
+    sha256 = "c0" * 32
+    d_key = 16
+
+    def __init__(self):
+        self.matrix = np.random.default_rng(5).standard_normal((64, self.d_key)).astype(np.float32)
+
+    def embed(self, texts, show_progress=False):
+        counts = np.zeros((len(texts), 64), np.float32)
+        for row, text in enumerate(texts):
+            data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+            np.add.at(counts[row], (data[:-1] * 31 + data[1:]) % 64, 1)
+        # one row at a time: a key's bits then do not depend on its batch
+        return np.stack([row @ self.matrix for row in counts]) if texts else np.empty((0, self.d_key), np.float32)
+
+
+def write_corpus(folder: Path, documents: int = 30, seed: int = 0) -> Path:
+    """Documents of invented code, of lengths from a few to a few hundred words."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(documents):
+        words = rng.choice(WORDS, size=int(rng.integers(3, 300)))
+        lines = [" ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
+        (folder / f"module_{number:02d}.py").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def all_bytes(folder: Path) -> dict[str, str]:
+    """The hash of every file below a folder but locks and logs, whose lines hold times."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in (".lock", "log.jsonl"))
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def fresh_python(code: str, **environment: str) -> tuple[str, str, int]:
+    """Standard output, standard error and exit status of a new interpreter; of the variables heeded, those given."""
+    clean = {name: value for name, value in os.environ.items() if name not in OURS}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
+    return done.stdout.strip(), done.stderr, done.returncode
+
+
+def run(*arguments, cwd=None):
+    """Run retro-np in a process of its own; return its status, standard output and standard error."""
+    command = [sys.executable, "-c", "from retro_np.cli import main; main()", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(*arguments):
+    """Run retro-np with something wrong; return the one line that it must print."""
+    status, _, err = run(*arguments)
+    assert status == 2, err
+    assert "Traceback" not in err
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("retro-np: ")
+    return lines[0]
+
+
+SMALL = BuildConfig(chunk_size=8, vocabulary_size=300, held_out=0.2, neighbours=4, extra_candidates=6)
+
+
+class Stops:
+    """Counts every rename and removal, those of whole folders included, and raises at one what Ctrl-C raises."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.at = 0, None
+        for name in ("replace", "unlink", "rmdir"):
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, change):
+        def counted(*args, **options):
+            self.count += 1
+            here = self.count
+            if self.at == (here, "before"):
+                raise KeyboardInterrupt
+            change(*args, **options)
+            if self.at == (here, "after"):
+                raise KeyboardInterrupt
+
+        return counted
+
+    def total(self, act) -> int:
+        """How many changes an action makes."""
+        self.count, self.at = 0, None
+        act()
+        return self.count
+
+    def stopped(self, act, place: int, way: str):
+        """Do what is stopped before or after its change of this number, from 1."""
+        self.count, self.at = 0, (place, way)
+        with pytest.raises(KeyboardInterrupt):
+            act()
+        self.at = None
+
+
+EMBEDDER = CountingEmbedder()
+SHARDS = replace(SMALL, shard_bytes=4000)
+
+
+def json_lines(path: Path, texts: dict[str, str]) -> Path:
+    """A .jsonl file of named documents."""
+    path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in texts.items()))
+    return path
+
+
+TRAINING = TrainingConfig(
+    steps=8, sequence_length=32, batch_size=2, learning_rate=1e-2, warmup=2, checkpoint_every=3, neighbours=2
+)
+
+
+def small_config(database, **change):
+    config = RetroConfig(
+        database.vocabulary_size, 16, 32, 2, 8, 3, (2, 3), database.chunk_size, EncoderConfig(8, 16, 2, 4, 1, (1,))
+    )
+    return replace(config, **change)
