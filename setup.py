@@ -1,5 +1,5 @@
-"""Builds the C extension retro_np._c from csrc/; pyproject.toml holds the rest. Without a compiler the
-install goes on."""
+"""Builds the C extension retro_np._c from csrc/; pyproject.toml holds the rest. Without a C compiler the installation
+continues without the extension."""
 
 import warnings
 from glob import glob
@@ -8,34 +8,37 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, CompileError, ExecError, LinkError, PlatformError
 
-# no -march=native: a wheel runs elsewhere too; what is hot is compiled for several processors and chosen when called
+# Without -march=native a wheel also runs elsewhere. The hot loops are compiled for several processors; the first call
+# chooses among them.
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FUSED = "-ffp-contract=fast"  # a product and a sum in one instruction, where the processor has it
-APART = {"csrc/search.c": "-ffp-contract=off"}  # one result, to the bit, on every machine
+SEPARATE = {"csrc/search.c": "-ffp-contract=off"}  # the same bits on every machine
 
 
 class BuildOrWarn(build_ext):
-    """Compile with our flags; where that fails, say what is lost before setuptools goes on without the extension."""
+    """Compile with our flags. If that fails, say what is lost, and let setuptools continue without the extension."""
 
     def build_extension(self, ext):
         sources = list(ext.sources)
         try:
-            for source, flag in APART.items():
+            if self.compiler.compiler_type == "msvc":
+                raise CompileError("csrc/ uses vector types of GCC and clang, which MSVC does not have")
+            for source, flag in SEPARATE.items():
                 ext.extra_objects += self.compiler.compile(
                     [source], output_dir=self.build_temp, extra_postargs=[*FLAGS, flag], depends=ext.depends
                 )
-            ext.sources = [source for source in sources if source not in APART]
+            ext.sources = [source for source in sources if source not in SEPARATE]
             ext.extra_compile_args = [*FLAGS, FUSED]
             super().build_extension(ext)
         except (CCompilerError, CompileError, ExecError, LinkError, PlatformError) as error:
             warnings.warn(
-                f"{ext.name} was not built ({error}). retro_np works without it: its kernels run on NumPy and Numba, "
-                "slower. For the C kernels install a C compiler (gcc or clang) and Python's headers, and reinstall.",
+                f"{ext.name} was not built ({error}). retro_np works without it, slower, on NumPy and Numba. "
+                "For the C kernels install GCC or clang and Python's headers, and reinstall.",
                 stacklevel=1,
             )
-            raise  # Extension(optional=True) turns it into a message
+            raise  # Extension(optional=True) turns it into a message.
         finally:
-            ext.sources = sources  # all of them, for the source distribution
+            ext.sources = sources  # the source distribution needs all of them
 
 
 setup(

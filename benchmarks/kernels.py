@@ -1,18 +1,18 @@
-"""Each kernel in NumPy, Numba, C and PyTorch: milliseconds, at the sizes that a training step of train_step.py has.
+"""Milliseconds of each kernel in NumPy, Numba, C and PyTorch, at the sizes of a training step of train_step.py.
 
     python benchmarks/kernels.py [--rounds 9] [--only NAME] [-o results.json]
 
-All kinds run in one process, in turn, with all cores and a pause before each, in which the threads of the one before
-fall asleep; the median counts. A kind that does not exist is left blank. PyTorch computes the same; its attention makes
-the positions' logits with a product and a shift and hands them to scaled_dot_product_attention as a bias, as
-torch_peer.py does, and its backward is autograd's, timed without the forward.
+All kinds take turns in one process, on all cores. Before each turn there is a pause, in which the threads of the
+previous kind fall asleep. A figure is a median; it is left blank where a kernel lacks a kind. PyTorch computes the
+same. Its attention makes the logits of the positions with a product and a shift and passes them to
+scaled_dot_product_attention as a bias, as in torch_peer.py. Its backward pass is autograd's, without the forward pass.
 """
 
 import argparse
 import statistics
 import time
 
-import retro_np  # noqa: F401 — first, so that BLAS threads sleep as they do in the commands
+import retro_np  # noqa: F401 — imported first, so that BLAS threads sleep as they do in the commands
 
 # isort: split
 import numpy as np
@@ -21,9 +21,9 @@ from torch_peer import positions_as_bias
 from turns import machine, save
 
 from retro_np import kernels
-from retro_np.kernels import attention, panels, rowwise, search, substring
+from retro_np.kernels import attention, bert, panels, rowwise, search, substring
 
-PAUSE = 0.3
+PAUSE_SECONDS = 0.3
 KINDS = ("numpy", "numba", "c")
 NORMAL = np.random.default_rng(0).standard_normal
 
@@ -33,7 +33,7 @@ def normal(*shape):
 
 
 def attention_cases():
-    """(name, arrays, masks): the four forms of a training step, B × h = items × heads of 64."""
+    """(name, arrays, masks): the four forms of attention in a training step, with heads of 64."""
     forms = {
         "causal self-attention, n 512": ((4, 1, 512, 4, 64), (4, 1, 512, 4, 64), 512, 0),
         "encoder's self-attention, r 128": ((64, 1, 128, 4, 64), (64, 1, 128, 4, 64), 255, None),
@@ -47,7 +47,7 @@ def attention_cases():
 
 
 def cases():
-    """(name, function of no argument that calls the kernel, the same in PyTorch or None)."""
+    """(name, function that calls the kernel, the same in PyTorch or None)."""
     for name, arrays, masks in attention_cases():
         _, lse = attention.attention_forward(*arrays, **masks)
         dout = normal(*arrays[0].shape)
@@ -69,12 +69,12 @@ def cases():
     gelu = lambda: torch.nn.functional.gelu(th, approximate="tanh")  # noqa: E731
     yield "gelu_forward: 8192 × 1024", lambda: rowwise.gelu_forward(h), no_grad(gelu)
     yield "gelu_backward", lambda: rowwise.gelu_backward(dh, h), pullback(gelu, (th,), dh)
-    places = np.random.default_rng(0).integers(0, 4096, 8192)
-    tplaces, tdy = torch.tensor(places), torch.tensor(dy)
+    indices = np.random.default_rng(0).integers(0, 4096, 8192)
+    tindices, tdy = torch.tensor(indices), torch.tensor(dy)
     yield (
         "scatter_add: 8192 × 256 into 4096",
-        lambda: rowwise.scatter_add(dy, places, 4096),
-        lambda: torch.zeros(4096, 256).index_add_(0, tplaces, tdy),
+        lambda: rowwise.scatter_add(dy, indices, 4096),
+        lambda: torch.zeros(4096, 256).index_add_(0, tindices, tdy),
     )
     p, g, m, v = normal(8_000_000), normal(8_000_000), np.zeros(8_000_000, "f"), np.zeros(8_000_000, "f")
     options = {"lr": 1e-9, "betas": (0.9, 0.95), "eps": 1e-8, "decay": 0.1, "step": 1}
@@ -86,20 +86,20 @@ def cases():
     tx, thidden, tbias, twide = map(torch.tensor, (x, hidden, bias, wide))
     yield (
         "add_layer_norm: 1536 × 384",
-        lambda: rowwise.add_layer_norm(x.copy(), bias, x, bias, shift, 1e-12),
+        lambda: bert.add_layer_norm(x.copy(), bias, x, bias, shift, 1e-12),
         no_grad(lambda: torch.nn.functional.layer_norm(tx + tbias + tx, (384,), tbias, tbias, 1e-12)),
     )
     yield (
         "add_gelu_erf: 1536 × 1536",
-        lambda: rowwise.add_gelu_erf(hidden.copy(), wide),
+        lambda: bert.add_gelu_erf(hidden.copy(), wide),
         no_grad(lambda: torch.nn.functional.gelu(thidden + twide)),
     )
-    few, frozen = normal(51, 384), panels.freeze(normal(384, 1536))
-    tfew, tmatrix = torch.tensor(few), torch.tensor(frozen.matrix)
+    pieces, packed = normal(32, 384), panels.prepack(normal(384, 1536))  # one text in MiniLM's feed-forward layer
+    tpieces, tmatrix = torch.tensor(pieces), torch.tensor(packed.matrix)
     yield (
-        "frozen_product: 51 × 384 × 1536",
-        lambda: panels.frozen_product(few, frozen),
-        no_grad(lambda: tfew @ tmatrix),
+        "prepacked_matmul: 32 × 384 × 1536",
+        lambda: panels.prepacked_matmul(pieces, packed),
+        no_grad(lambda: tpieces @ tmatrix),
     )
     queries, keys = normal(200, 384), normal(20_000, 384)
     tqueries, tkeys = torch.tensor(queries), torch.tensor(keys)
@@ -118,7 +118,7 @@ def cases():
 
 
 def no_grad(function):
-    """The function without autograd's records."""
+    """The function without autograd."""
 
     def call():
         with torch.no_grad():
@@ -128,7 +128,7 @@ def no_grad(function):
 
 
 def pullback(function, inputs, dy):
-    """Autograd's backward of what the function returned once."""
+    """Autograd's backward pass of a forward pass that ran once."""
     y = function()
     cotangent = torch.tensor(dy).reshape(y.shape)
     return lambda: torch.autograd.grad(y, inputs, cotangent, retain_graph=True)
@@ -151,29 +151,29 @@ def torch_attention(arrays, masks, dout):
 
 
 def main():
-    """Print a row a kernel, and save them all."""
+    """Print one row per kernel, and save them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--only", default="", help="only kernels whose name contains this")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
-    there = {name: kinds for name, _, kinds in kernels.table()}
+    installed = {name: kinds for name, _, kinds in kernels.table()}
     results = {}
     print(f"{'milliseconds':52}" + "".join(f"{kind:>9}" for kind in (*KINDS, "PyTorch")))
     for name, call, in_torch in cases():
         if options.only not in name:
             continue
         kernel = name.split(":")[0]
-        runs = {kind: chosen(kind, call) for kind in KINDS if kind in there[kernel]}
+        runs = {kind: chosen(kind, call) for kind in KINDS if kind in installed[kernel]}
         if in_torch is not None:
             runs["PyTorch"] = in_torch
         row = results[name] = median_times(runs, options.rounds)
-        print(f"{name:52}" + "".join(f"{row[kind]:9.1f}" if kind in row else " " * 9 for kind in (*KINDS, "PyTorch")))
+        print(f"{name:52}" + "".join(f"{row[kind]:9.2f}" if kind in row else " " * 9 for kind in (*KINDS, "PyTorch")))
     save(options.out, {"milliseconds": results, "machine": machine()})
 
 
 def chosen(kind, call):
-    """The call with the kernels of a kind."""
+    """The call, with the kernels of one kind."""
 
     def run():
         kernels.use(kind)
@@ -183,16 +183,16 @@ def chosen(kind, call):
 
 
 def median_times(runs, rounds):
-    """Milliseconds of each, in turn."""
+    """The median milliseconds of each call, taken in turns."""
     times = {kind: [] for kind in runs}
     for _ in range(rounds):
         for kind, run in runs.items():
-            time.sleep(PAUSE)
+            time.sleep(PAUSE_SECONDS)
             run()
-            began = time.perf_counter()
+            start = time.perf_counter()
             run()
-            times[kind].append(1e3 * (time.perf_counter() - began))
-    return {kind: statistics.median(found) for kind, found in times.items()}
+            times[kind].append(1e3 * (time.perf_counter() - start))
+    return {kind: statistics.median(values) for kind, values in times.items()}
 
 
 if __name__ == "__main__":

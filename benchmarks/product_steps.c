@@ -2,8 +2,8 @@
  *
  *   cc -O3 -std=c11 -ffp-contract=fast -Icsrc benchmarks/product_steps.c -o product_steps -lm && ./product_steps
  *
- * The sizes are those of the logits of a tile: 32 queries, 512 keys, heads of 64, and b is the keys turned.
- * csrc/README.md tells what each step changes, and shows what this prints.
+ * The sizes are those of the logits of a tile: 32 queries, 512 keys, heads of 64. b is the transposed keys.
+ * csrc/README.md explains each step and shows what this prints.
  */
 
 #define _POSIX_C_SOURCE 200809L
@@ -52,21 +52,21 @@
 
 enum { M = 32, N = 512, T = 64 };
 
-static float a[M * T], b[T * N], turned[N * T], c[M * N], truth[M * N];
+static float a[M * T], b[T * N], transposed[N * T], c[M * N], truth[M * N];
 
-/* A sum at a time: each addition waits for the one before it. */
+/* One sum at a time: each addition waits for the previous one. */
 static void plain(void)
 {
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) {
             float sum = 0;
             for (int t = 0; t < T; t++)
-                sum += a[i * T + t] * turned[j * T + t];
+                sum += a[i * T + t] * transposed[j * T + t];
             c[i * N + j] = sum;
         }
 }
 
-/* The same with the loops exchanged: the innermost runs along b and c, and the compiler takes a vector at a time. */
+/* The same with the loops exchanged: the innermost runs along b and c, and the compiler vectorises it. */
 static void along_memory(void)
 {
     memset(c, 0, sizeof c);
@@ -113,10 +113,10 @@ static void measure(const char *name, void (*step)(void))
 {
     double best = INFINITY;
     for (int round = 0; round < 30; round++) {
-        double began = now();
+        double start = now();
         for (int repeat = 0; repeat < 40; repeat++)
             step();
-        double seconds = (now() - began) / 40;
+        double seconds = (now() - start) / 40;
         best = seconds < best ? seconds : best;
     }
     double wrong = 0;
@@ -131,10 +131,10 @@ int main(void)
         a[i] = (float)(i % 17) / 17 - 0.5f;
     for (int t = 0; t < T; t++)
         for (int j = 0; j < N; j++)
-            turned[j * T + t] = b[t * N + j] = (float)((t * 31 + j * 7) % 23) / 23 - 0.5f;
+            transposed[j * T + t] = b[t * N + j] = (float)((t * 31 + j * 7) % 23) / 23 - 0.5f;
     plain();
     memcpy(truth, c, sizeof c);
-    measure("a sum at a time", plain);
+    measure("one sum at a time", plain);
     measure("along memory", along_memory);
     measure("in registers, 16-byte vectors", in_registers);
 #if defined(__x86_64__)

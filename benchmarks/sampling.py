@@ -1,12 +1,12 @@
-"""Sampling: tokens a second with the cache and without, and the share of retrieval.
+"""Sampling: tokens per second with the cache and without, and the share of retrieval.
 
     python benchmarks/sampling.py [--length 512] [--rounds 3] [-o results.json]
 
-The model is that of train_step.py with weights as drawn; the database is made of some modules of the standard library,
-its keys by MiniLM. Without a cache every token costs a forward pass over all tokens so far, neighbours of all chunks
-included (already retrieved: no retrieval is timed there); it is timed at 16 lengths, evenly spaced, and the rest
-interpolated. What such a model samples is no language, and costs BERT more word pieces than text does; so retrieving
-for one chunk of real text is timed on its own, too.
+The model is that of train_step.py with its initial weights. The database holds some modules of the standard library,
+with keys by MiniLM. Without a cache every token costs a forward pass over all tokens so far and the neighbours of all
+chunks. These are already retrieved, so no retrieval is timed there. That pass is timed at 16 evenly spaced lengths and
+interpolated. An untrained model does not sample language, and its text has more word pieces than real text. So
+retrieval for one chunk of real text is also timed separately.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import retro_np  # first, so that BLAS threads sleep as they do in the commands
+import retro_np  # imported first, so that BLAS threads sleep as they do in the commands
 
 # isort: split
 import numpy as np
@@ -31,20 +31,20 @@ MODULES = ("argparse.py", "ast.py", "datetime.py", "decimal.py", "inspect.py", "
 
 
 class Timed:
-    """A database that counts the seconds spent on retrieving."""
+    """A database that counts the seconds spent on retrieval."""
 
     def __init__(self, database):
         self.database, self.seconds = database, 0.0
 
     def __getattr__(self, name):
-        found = getattr(self.database, name)
+        attribute = getattr(self.database, name)
         if name not in ("embed_chunks", "search_keys", "value"):
-            return found
+            return attribute
 
         def timed(*args, **kwargs):
-            began = time.perf_counter()
-            result = found(*args, **kwargs)
-            self.seconds += time.perf_counter() - began
+            start = time.perf_counter()
+            result = attribute(*args, **kwargs)
+            self.seconds += time.perf_counter() - start
             return result
 
         return timed
@@ -62,35 +62,35 @@ def small_database(folder):
 
 
 def with_cache(params, config, database, length):
-    """(seconds for all tokens, seconds of them spent on retrieving)."""
+    """The seconds for all tokens, and those of them spent on retrieval."""
     timed = Timed(database)
-    began = time.perf_counter()
+    start = time.perf_counter()
     retro_np.generate(params, config, [1], length, database=timed)
-    return time.perf_counter() - began, timed.seconds
+    return time.perf_counter() - start, timed.seconds
 
 
 def retrieval_seconds(database, count=50):
-    """Median seconds that it takes to retrieve for one chunk of real text: BERT, the index, the values."""
-    found = []
+    """The median seconds of retrieval for one chunk of real text: BERT, the index, the values."""
+    seconds = []
     for tokens in database.value(np.arange(count))[:, :64]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         ids, _ = database.search_keys(database.embed_chunks(tokens[None]), 2)
         database.value(ids[0])
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
-def without_cache(params, config, length, places=16):
-    """Seconds for all tokens, from those of some."""
+def without_cache(params, config, length, lengths=16):
+    """The seconds for all tokens, from those at some lengths."""
     rng = np.random.default_rng(0)
     seconds = 0.0
-    for n in np.linspace(1, length, places).astype(int):
+    for n in np.linspace(1, length, lengths).astype(int):
         tokens = rng.integers(1, config.vocabulary_size, (1, n))
         neighbours = rng.integers(1, config.vocabulary_size, (1, n // config.chunk_size, 2, 2 * config.chunk_size))
-        began = time.perf_counter()
+        start = time.perf_counter()
         retro_np.retro(params, config, tokens, neighbours)
-        seconds += time.perf_counter() - began
-    return seconds / places * length
+        seconds += time.perf_counter() - start
+    return seconds / lengths * length
 
 
 def main():
@@ -102,10 +102,10 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         database = small_database(Path(folder))
-        config = replace(setting()[0], vocabulary_size=database.vocabulary_size)  # which a small text may not fill
+        config = replace(setting()[0], vocabulary_size=database.vocabulary_size)  # a small corpus may have fewer
         params = retro_np.init_params(config, np.random.default_rng(0))
-        with_cache(params, config, database, 70)  # compiles, and makes the tables
-        without_cache(params, config, 70, places=2)
+        with_cache(params, config, database, 70)  # compiles, and computes the tables
+        without_cache(params, config, 70, lengths=2)
         rounds = []
         for _ in range(options.rounds):
             cached, retrieving = with_cache(params, config, database, options.length)
@@ -115,7 +115,7 @@ def main():
     share = statistics.median(retrieving / fast for fast, _, retrieving in rounds)
     fast, slow, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"{options.length} tokens: {options.length / fast:.0f} tokens/s with the cache, {options.length / slow:.1f} "
-          f"without: {ratio:.1f} × faster")  # fmt: skip
+          f"without: {ratio:.1f} times faster")  # fmt: skip
     print(f"retrieval takes {share:.1%} of it; for a chunk of real text {1e3 * one:.1f} ms, BERT included, "
           f"from {chunks} chunks")  # fmt: skip
     figures = {"length": options.length, "cached_s": fast, "uncached_s": slow, "times": ratio}

@@ -1,10 +1,10 @@
-"""What a training step costs against k·r, the keys that a chunk attends to, and against n, the sequence: a drawing.
+"""The cost of a training step against k·r, the keys of a chunk, and against n, the sequence length, as a plot.
 
     python benchmarks/scaling.py [--rounds 5] [-o results.json] [--plot scaling.png]
 
-Paper §2.4: cross-attention costs n · k · r, linear in all three. One sequence; k from 1 to 16 at r 128 and n 512, and n
-from 512 to 4096 at k 2. Causal self-attention grows with n² and is timed on its own. Each figure is the median of
-forward and backward; a line is fitted by least squares through each series, and R² says how straight it is.
+Paper §2.4: cross-attention costs n · k · r, linear in all three. A batch has one sequence; k goes from 1 to 16 at r 128
+and n 512, and n from 512 to 4096 at k 2. Causal self-attention grows with n² and is timed separately. Each figure is
+the median of forward and backward. A line is fitted to each series by least squares, and R² says how straight it is.
 """
 
 import argparse
@@ -25,13 +25,13 @@ _causal = [0.0]  # seconds in causal self-attention
 
 
 def counted(kernel):
-    """The kernel, its time added up where it is causal self-attention's."""
+    """The kernel, with its time added to _causal if it is causal self-attention."""
 
     def call(*args, causal_offset=None, **masks):
-        began = time.perf_counter()
+        start = time.perf_counter()
         out = kernel(*args, causal_offset=causal_offset, **masks)
         if causal_offset is not None:
-            _causal[0] += time.perf_counter() - began
+            _causal[0] += time.perf_counter() - start
         return out
 
     return call
@@ -43,15 +43,15 @@ def step_seconds(config, params, n, k, rounds):
     tokens, targets = rng.integers(1, config.vocabulary_size, (2, 1, n))
     m = config.chunk_size
     neighbours = rng.integers(1, config.vocabulary_size, (1, n // m, k, 2 * m))
-    found = []
+    steps = []
     for number in range(rounds + 1):
-        _causal[0], began = 0.0, time.perf_counter()
+        _causal[0], start = 0.0, time.perf_counter()
         _, vjp = retro_np.retro_loss(params, config, tokens, targets, neighbours)
         vjp(1.0)
-        total = time.perf_counter() - began
-        if number:  # the first warms up
-            found.append((total - _causal[0], _causal[0]))
-    return tuple(statistics.median(column) for column in zip(*found, strict=True))
+        total = time.perf_counter() - start
+        if number:  # the first step warms up
+            steps.append((total - _causal[0], _causal[0]))
+    return tuple(statistics.median(column) for column in zip(*steps, strict=True))
 
 
 def line(x, y):
@@ -62,7 +62,7 @@ def line(x, y):
 
 
 def draw(series, path):
-    """Both series as points, with their lines."""
+    """Plot both series as points, with their lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,10 +82,10 @@ def draw(series, path):
 
 
 def main():
-    """Print the two series, draw and save them."""
+    """Print, plot and save the two series."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--plot", help="write the drawing")
+    parser.add_argument("--plot", help="write the plot")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
     blocks.attention_forward, blocks.attention_backward = map(
@@ -103,9 +103,9 @@ def main():
     }
     for name, (x, y, causal) in series.items():
         print(name)
-        for place, seconds, own in zip(x, y, causal, strict=True):
-            print(f"  {place:5} {1e3 * seconds:8.0f} ms, and {1e3 * own:.0f} in causal self-attention")
-        print(f"  a line through them: R² {line(x, y)[2]:.4f}")
+        for size, seconds, own in zip(x, y, causal, strict=True):
+            print(f"  {size:5} {1e3 * seconds:8.0f} ms, and {1e3 * own:.0f} in causal self-attention")
+        print(f"  least-squares line: R² {line(x, y)[2]:.4f}")
     if options.plot:
         draw(series, options.plot)
     save(options.out, {"series": series, "machine": machine()})

@@ -1,7 +1,7 @@
-"""The opponent: RETRO in PyTorch, as fast as its eager mode gets on a CPU, with the package's parameters and meaning.
+"""RETRO in PyTorch, as fast as its eager mode gets on a CPU, with the package's parameters and results.
 
-Transformer-XL positions through one product and a shift by reshaping, scaled_dot_product_attention with the
-positions as its bias, fused AdamW. Written for training steps: padding masked, no dropout, no ablations.
+Transformer-XL positions take one product and a shift by reshaping. They are the bias of scaled_dot_product_attention.
+It is written for training steps, with fused AdamW and masked padding, without dropout and ablations.
 """
 
 import math
@@ -28,7 +28,7 @@ def leaves(tree):
 
 
 def loss(params, config, tokens, targets, neighbours):
-    """Mean nats a target that is not padding, as `retro_np.retro_loss`; tokens, targets, neighbours: long tensors."""
+    """Mean nats per target that is not padding, as `retro_np.retro_loss`. tokens, targets, neighbours: long tensors."""
     h = embedding(tokens, params["embedding"])
     encoded = None
     for p, layer in enumerate(params["layers"], start=1):
@@ -96,10 +96,10 @@ def _attend(a, queries, context, offset, mask, n_heads, causal=False):
 def positions_as_bias(q, table, queries, keys):
     """The positions' part of the logits, (B, h, g·n, k·r). q: (B, h, g·n, c), v added; table: (h, c, n + r − 1)."""
     (g, n), (k, r) = queries, keys
-    if table.shape[-1] < n + r - 1:  # the distances that nobody sees
+    if table.shape[-1] < n + r - 1:  # the distances that no query sees
         table = pad(table, (0, n + r - 1 - table.shape[-1]))
     by_distance = q @ table / math.sqrt(q.shape[-1])
-    # row i begins n − 1 − i columns in: drop n − 1 numbers, and read rows that are one shorter
+    # Row i starts at column n − 1 − i: drop n − 1 numbers, and read rows that are one shorter.
     flat = by_distance.unflatten(2, (g, n)).flatten(-2)[..., n - 1 : n - 1 + n * (n + r - 2)]
     bias = flat.unflatten(-1, (n, n + r - 2))[..., :r]
     return bias.unsqueeze(4).expand(-1, -1, -1, -1, k, -1).reshape(*q.shape[:3], k * r)
@@ -109,7 +109,7 @@ _constants = {}
 
 
 def sinusoids(first, count, d):
-    """R of falling distances, made once."""
+    """R of falling distances, computed once."""
     if (first, count, d) not in _constants:
         angles = torch.arange(first, first - count, -1, dtype=torch.float64)[:, None]
         angles = angles * 10000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
@@ -118,7 +118,7 @@ def sinusoids(first, count, d):
 
 
 def causal_mask(n):
-    """−∞ above the diagonal, made once."""
+    """−∞ above the diagonal, computed once."""
     if n not in _constants:
         _constants[n] = torch.full((n, n), -math.inf).triu(1)
     return _constants[n]

@@ -1,21 +1,21 @@
-"""A training step (forward, backward, AdamW, float32) of ours and of PyTorch's, in turn, as ratios.
+"""A training step (forward, backward, AdamW, float32) in retro_np and in PyTorch, timed in turns, as ratios.
 
     python benchmarks/train_step.py [--rounds 7] [--without compile,retro-pytorch] [-o results.json]
 
 The model: V 4096, d 256, 6 layers, 4 heads × 64, d_ffw 1024, CCA in layers 3 and 6, an encoder of 2 layers, n 512,
 m 64, k 2, r 128, 4 sequences. Peers: a port to PyTorch (torch_peer.py), the same compiled by torch.compile, and
-RETRO-pytorch as its users run it, of the same sizes but for its heads, which are 8 whatever it is told. It is another
-model (rotary positions, for one), so that only its time is compared. Each runs in a process of its own and takes one
-step when its turn comes.
+RETRO-pytorch as its users run it. Its sizes are the same except for its heads, which are always 8. It is another model,
+for example with rotary positions, so only its time is compared. Each peer runs in its own process and takes one step
+per turn.
 
-The model's FLOPs are those of its products, a multiplication and an addition each, three times the forward's; attention
-counts all pairs of query and key, masked or not, and one distance a pair. Their share of what sgemm reaches in the same
-minute says how far a step is from what the cores can do.
+The model's FLOPs are those of its products, with a multiplication and an addition each: three times those of the
+forward pass. Attention counts all pairs of query and key, masked or not, and one distance per pair. Their share of the
+rate that sgemm reaches in the same minute says how far a step is from what the cores can do.
 """
 
 import argparse
 
-import retro_np  # first, so that BLAS threads sleep as they do in the commands
+import retro_np  # imported first, so that BLAS threads sleep as they do in the commands
 
 # isort: split
 import numpy as np
@@ -49,7 +49,7 @@ def ours():
 
 
 def eager(compiled=False):
-    """The same in PyTorch."""
+    """A function that takes the same step in PyTorch."""
     import torch
     import torch_peer
 
@@ -78,7 +78,7 @@ def compiled():
 
 
 def retro_pytorch():
-    """The RETRO-pytorch package: its model, its loss, its AdamW. A step returns no loss, being of another model."""
+    """The RETRO-pytorch package: its model, loss and AdamW. A step returns no loss because the model is another one."""
     import torch
     from retro_pytorch import RETRO
     from retro_pytorch.optimizer import get_optimizer
@@ -105,7 +105,7 @@ def retro_pytorch():
 
 
 def sgemm():
-    """What the cores can do at that moment: a product of square float32 matrices."""
+    """A product of square float32 matrices: what the cores can do at that moment."""
     a = np.random.default_rng(SEED).standard_normal((SGEMM, SGEMM), dtype=np.float32)
 
     def step():
@@ -115,12 +115,12 @@ def sgemm():
 
 
 def flops():
-    """(linear layers', attention's) floating-point operations of a step."""
+    """The floating-point operations of a step, in linear layers and in attention."""
     config, params, *_ = setting()
     e, tokens, keys = config.encoder, BATCH * N, BATCH * (N // config.chunk_size) * K * R
 
-    def weights(tree, but=()):
-        return sum(leaf.size for name, leaf in tree.items() if leaf.ndim == 2 and name not in (*but, "u", "v"))
+    def weights(tree, without=()):
+        return sum(leaf.size for name, leaf in tree.items() if leaf.ndim == 2 and name not in (*without, "u", "v"))
 
     def pairs(block, queries, seen, distances):  # keys and values by pair, positions by distance
         return 2 * block["w_q"].shape[1] * queries * (2 * seen + distances)
@@ -152,11 +152,11 @@ PEERS = {
 
 
 def main():
-    """Print a row a peer, and save them all."""
+    """Print one row per peer, and save them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--without", default="", help="peers to leave out: compile, retro-pytorch")
-    parser.add_argument("--tuned", default="", help="peers that get our settings of the process, too")
+    parser.add_argument("--tuned", default="", help="peers that also get our process settings")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
     left_out = [name for name in options.without.lower().split(",") if name]
@@ -171,7 +171,7 @@ def main():
     product = rows.pop("sgemm")
     linear, attention = flops()
     reached = (linear + attention) / rows["retro_np"]["seconds"] / 1e9
-    share = (linear + attention) * product["times_ours"] / (2 * SGEMM**3)  # of the same rounds
+    share = (linear + attention) * product["times_ours"] / (2 * SGEMM**3)  # in the same rounds
     for name, row in rows.items():
         print(f"{name:18} {row['seconds']:6.2f} s   {row['times_ours']:5.2f} × ours "
               f"({row['from']:.2f} … {row['to']:.2f})   peak {row['peak_mb']:.0f} MB")  # fmt: skip

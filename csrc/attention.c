@@ -1,10 +1,9 @@
-/* Relative attention for Python: the checks.
+/* Relative attention for Python: the argument checks.
  *
- * attention.h says what is computed, and computes it; product.h and tile.h have what it is computed with. Here the
- * arguments are checked, before any pointer is followed: contiguous, aligned, native byte order, one type, matching
- * shapes, outputs writable. TypeError or ValueError names the argument. The GIL is released around the work. A call
- * does the tasks that it is asked for and no others, so that several threads may share them; no number depends on who
- * does what.
+ * attention.h has the computation, with the operations of product.h and tile.h. Here the arguments are checked before
+ * any pointer is followed: contiguous, aligned, native byte order, one type, matching shapes, outputs writable. The
+ * exception names the argument (TypeError, ValueError). The GIL is released around the work. A call does only the tasks
+ * that it is asked for, so several threads can share the tasks. The results do not depend on how they share them.
  */
 
 #include "module.h"
@@ -17,9 +16,9 @@
 
 #include "settings.h"
 
-#define TILE 32 /* queries that meet the keys together */
+#define TILE 32 /* queries of a tile */
 
-/* One call: sizes, arrays (of float or of double), and how many parts the items are in. NULL: absent. */
+/* One call: sizes, arrays of float or of double, and the number of parts of the batch. NULL: absent. */
 typedef struct {
     ptrdiff_t batch, g, n, k, r, h, c, n_table, causal_offset, parts;
     int causal;
@@ -46,7 +45,7 @@ static int has_shape(const Py_buffer *view, const char *name, const ptrdiff_t *s
     return 1;
 }
 
-/* An optional integer; *given says whether it is there. */
+/* Take an optional integer; *given says whether it is there. */
 static int take_integer(PyObject *object, const char *name, ptrdiff_t *value, int *given)
 {
     *given = object != Py_None;
@@ -60,7 +59,7 @@ static int take_integer(PyObject *object, const char *name, ptrdiff_t *value, in
     return *value == -1 && PyErr_Occurred() ? -1 : 0;
 }
 
-/* Sizes and pointers from q, keys, values, table, u, v and key_mask, once they fit one another. Returns the type. */
+/* Sizes and pointers from q, keys, values, table, u, v and key_mask, if they match. Returns the type, or 0. */
 static char check_inputs(attention_t *a, const Py_buffer *views, const argument_t *arguments)
 {
     const Py_buffer *q = &views[0], *keys = &views[1], *table = &views[3], *key_mask = &views[6];
@@ -119,7 +118,7 @@ static int check_outputs(const Py_buffer *views, const argument_t *arguments, co
     return 1;
 }
 
-/* Do the tasks, without the GIL. */
+/* Run the tasks without the GIL. */
 static int run_tasks(const attention_t *a, char type, Py_ssize_t first, Py_ssize_t last, int backward)
 {
     if (first < 0 || last < first || last > a->h * a->parts) {

@@ -4,17 +4,18 @@
  *   logits[i][j] = ((q[i] + u) . k[j] + (q[i] + v) . p[(n - 1 - i) + j]) / sqrt(c)       paper B.1.2; Dai et al. 2019
  *   out[i]       = sum_j exp(logits[i][j] - lse[i]) * values[j],   lse[i] = log sum_j exp(logits[i][j])
  *
- * Queries stand in g groups of n, keys in k groups of r; j runs over all k * r keys, and the distance counts within the
- * groups. A key that is masked, or comes after its query by causality, has logit -inf; lse is +inf where all have.
+ * Queries come in g groups of n, keys in k groups of r. j runs over all k * r keys, and the distance counts within the
+ * groups. A key that is masked, or that causality hides from the query, has logit -inf. If all logits are -inf, lse is
+ * +inf.
  *
- * Naively (retro_np/kernels/attention.py): all logits, all products with positions, all probabilities, each an array of
- * its own, kept for the backward. Here TILE queries at a time meet all their keys. Their logits lie in a scratch of
- * (TILE, k * r) that stays in the cache; nothing of that size is kept, and the backward makes the logits again: with
- * lse, exp(logits - lse) are the probabilities at once. A tile meets TILE + r - 1 distances, no more: its positions'
- * products are (TILE, TILE + r - 1), and row i's key j is found TILE - 1 - i columns in.
+ * The naive version (retro_np/kernels/attention.py) stores all logits, all products with positions and all
+ * probabilities. Here TILE queries at a time meet all their keys. Their logits are in a scratch of (TILE, k * r) that
+ * stays in the cache. Nothing of that size is kept: the backward pass recomputes the logits, and exp(logits - lse) are
+ * the probabilities. A tile meets only TILE + r - 1 distances, so its products with positions are
+ * (TILE, TILE + r - 1), and row i has its key j in column TILE - 1 - i + j.
  *
- * Rows of scratch are padded to whole vectors: k groups of r keys become k * width columns, c becomes c_wide. The
- * padding of keys and values is zero, that of logits -inf.
+ * Rows of scratch are padded to whole vectors: k groups of r keys become k * width columns, and c becomes c_wide. The
+ * padding of keys and values is zero, and that of logits is -inf.
  */
 
 #include "product.h"
@@ -22,14 +23,14 @@
 
 /* Sizes of the scratch, in numbers, and pointers into it. */
 typedef struct {
-    ptrdiff_t width, keys_wide, c_wide, distances; /* padded r, k * r, c; columns of a row of positions' products */
+    ptrdiff_t width, keys_wide, c_wide, distances; /* padded r, k * r, c; columns of the products with positions */
     real *keys, *keys_t, *values, *values_t;       /* (keys_wide, c_wide) and transposed, (c, keys_wide) */
     real *table, *table_t;                         /* (distances, c_wide), (c, distances) */
     real *bias;                                    /* (keys_wide): 0, or -inf for what is masked or padding */
     real *content, *position;                      /* (TILE, c_wide): (q + u) / sqrt(c), (q + v) / sqrt(c) */
     real *logits, *by_distance, *out;              /* (TILE, keys_wide), (TILE, distances), (TILE, c_wide) */
-    real *dout, *dlogits, *dcontent, *dposition;   /* the backward's */
-    real *dkeys, *dvalues, *dtable;                /* its sums, shaped as what they belong to */
+    real *dout, *dlogits, *dcontent, *dposition;   /* of the backward pass */
+    real *dkeys, *dvalues, *dtable;                /* its sums, of the shapes of keys, values and table */
 } NAME(scratch);
 
 ALWAYS_INLINE ptrdiff_t NAME(whole)(ptrdiff_t n)
@@ -37,7 +38,7 @@ ALWAYS_INLINE ptrdiff_t NAME(whole)(ptrdiff_t n)
     return (n + LANES - 1) / LANES * LANES;
 }
 
-/* Lay the scratch out from `memory`; return how many numbers it takes. memory NULL: only count. */
+/* Lay out the scratch in `memory`, and return its size in numbers. memory NULL: only count. */
 static ptrdiff_t NAME(lay_out)(const attention_t *a, NAME(scratch) *s, real *memory, int backward)
 {
     ptrdiff_t used = 0;
@@ -71,7 +72,7 @@ static ptrdiff_t NAME(lay_out)(const attention_t *a, NAME(scratch) *s, real *mem
     return used;
 }
 
-/* Bring one head of an array (rows, h, c) together: out (rows, c_wide), (x + bias) * scale, padded with zeros. */
+/* Gather one head of an array (rows, h, c): out (rows, c_wide) = (x + bias) * scale, padded with zeros. */
 TARGET static void NAME(gather)(const attention_t *a, const real *restrict x, ptrdiff_t rows, const real *restrict bias,
                                 real scale, real *restrict out, ptrdiff_t c_wide)
 {
@@ -88,7 +89,7 @@ TARGET static void NAME(gather)(const attention_t *a, const real *restrict x, pt
     }
 }
 
-/* The way back: one head of an array (rows, h, c) = x (rows, c_wide) * scale. */
+/* The inverse: one head of an array (rows, h, c) = x (rows, c_wide) * scale. */
 TARGET static void NAME(scatter)(const attention_t *a, const real *restrict x, ptrdiff_t rows, real scale, real *out,
                                  ptrdiff_t c_wide)
 {
@@ -97,7 +98,7 @@ TARGET static void NAME(scatter)(const attention_t *a, const real *restrict x, p
             out[i * a->h * a->c + t] = x[i * c_wide + t] * scale;
 }
 
-/* The positions of a head. */
+/* Load one head of the table. */
 TARGET static void NAME(load_table)(const attention_t *a, NAME(scratch) *s, ptrdiff_t head)
 {
     if (!a->table)
@@ -107,7 +108,7 @@ TARGET static void NAME(load_table)(const attention_t *a, NAME(scratch) *s, ptrd
     NAME(transpose)(s->distances, a->c, s->table, s->c_wide, s->table_t, s->distances);
 }
 
-/* Keys, values and mask of an item, a head of them. */
+/* Load one head of an item's keys, values and mask. */
 TARGET static void NAME(load_keys)(const attention_t *a, NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head, int backward)
 {
     const real infinity = (real)INFINITY;
@@ -126,20 +127,20 @@ TARGET static void NAME(load_keys)(const attention_t *a, NAME(scratch) *s, ptrdi
         NAME(transpose)(s->keys_wide, a->c, s->values, s->c_wide, s->values_t, s->keys_wide);
 }
 
-/* The keys that a tile of queries i < end can see, of each group: all r, or fewer by causality. */
+/* The number of keys per group that queries i < end can see: r, or fewer by causality. */
 ALWAYS_INLINE ptrdiff_t NAME(seen)(const attention_t *a, ptrdiff_t end)
 {
     ptrdiff_t last = a->causal ? end + a->causal_offset : a->r;
     return last < 0 ? 0 : last > a->r ? a->r : last;
 }
 
-/* A tile: its queries, where they lie, and how much of the scratch they use. */
+/* A tile: its queries, their positions in the arrays, and how much of the scratch they use. */
 typedef struct {
     ptrdiff_t first, rows; /* queries first <= i < first + rows of the group */
-    ptrdiff_t query;       /* the first one's number in the batch, in rows of (h, c) */
-    ptrdiff_t row;         /* its place in lse */
-    ptrdiff_t seen, keys;  /* keys of a group that they see; columns of logits in use, padded */
-    ptrdiff_t distance;    /* the first distance that they meet, as a row of the table */
+    ptrdiff_t query;       /* the index of the first one in the batch, in rows of (h, c) */
+    ptrdiff_t row;         /* its index in lse */
+    ptrdiff_t seen, keys;  /* keys per group that they see; columns of logits in use, padded */
+    ptrdiff_t distance;    /* the first row of the table that they use */
 } NAME(tile_t);
 
 TARGET static NAME(tile_t) NAME(tile)(const attention_t *a, const NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head,
@@ -154,7 +155,7 @@ TARGET static NAME(tile_t) NAME(tile)(const attention_t *a, const NAME(scratch) 
     return tile;
 }
 
-/* logits (rows, keys) of a tile, with -inf where a key is not seen. Leaves content and position loaded. */
+/* logits (rows, keys) of a tile, with -inf where a key is not seen. Also loads content and position. */
 TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, const NAME(tile_t) *tile, ptrdiff_t head)
 {
     const real infinity = (real)INFINITY, scale = (real)(1 / sqrt((double)a->c));
@@ -179,7 +180,7 @@ TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, con
             row[j] = s->bias[j] < 0 ? s->bias[j] : row[j];
         if (!a->causal)
             continue;
-        const ptrdiff_t hidden = NAME(seen)(a, tile->first + i + 1); /* from this key on, of each group */
+        const ptrdiff_t hidden = NAME(seen)(a, tile->first + i + 1); /* the first hidden key of each group */
         for (ptrdiff_t group = 0; group < a->k; group++)
             for (ptrdiff_t j = hidden; j < a->r && group * s->width + j < tile->keys; j++)
                 row[group * s->width + j] = -infinity;
@@ -214,7 +215,7 @@ TARGET static void NAME(forward_head)(const attention_t *a, NAME(scratch) *s, pt
 
 /* Backward of one tile: dq, and its part of dkeys, dvalues, dtable, du and dv.
  *   dvalues += P^T dout;  dP = dout values^T;  dlogits = P * (dP - sum_j P dP);
- *   dcontent = dlogits keys;  dkeys += dlogits^T content;  so with positions, once dlogits are summed by distance. */
+ *   dcontent = dlogits keys;  dkeys += dlogits^T content;  the same for positions, with dlogits summed by distance. */
 TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, const NAME(tile_t) *tile, ptrdiff_t head,
                                        real *du, real *dv)
 {
@@ -224,7 +225,7 @@ TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, c
     NAME(make_logits)(a, s, tile, head);
     NAME(gather)(a, (const real *)a->dout + (tile->query * a->h + head) * a->c, rows, NULL, 1, s->dout, c_wide);
     for (ptrdiff_t i = 0; i < rows; i++)
-        NAME(exponentials)(s->logits + i * wide, tile->keys, lse[i]); /* now probabilities */
+        NAME(exponentials)(s->logits + i * wide, tile->keys, lse[i]); /* these are probabilities now */
     NAME(product)(tile->keys, c_wide, rows, s->logits, 1, wide, s->dout, c_wide, s->dvalues, c_wide, 1);
     NAME(product)(rows, tile->keys, a->c, s->dout, c_wide, 1, s->values_t, wide, s->dlogits, wide, 0);
     for (ptrdiff_t i = 0; i < rows; i++) {
@@ -260,7 +261,7 @@ TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, c
     NAME(scatter)(a, s->dcontent, rows, scale, (real *)a->dq + (tile->query * a->h + head) * a->c, c_wide);
 }
 
-/* Backward of one head of the items first <= b < last, whose sums go to the part's own dtable, du and dv. */
+/* Backward of one head of the items first <= b < last. Their sums go to the part's own dtable, du and dv. */
 TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, ptrdiff_t part, ptrdiff_t first,
                                        ptrdiff_t last, ptrdiff_t head)
 {
@@ -289,7 +290,7 @@ TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, p
                       s->c_wide);
 }
 
-/* Whether the scratch is of a size that memory may have; what shapes of empty arrays say is not bounded by it. */
+/* Whether the size of the scratch fits memory at all. The shapes of empty arrays are not bounded by their memory. */
 static int NAME(fits)(const attention_t *a)
 {
     double keys = (double)a->k * ((double)a->r + LANES), c = (double)a->c + LANES;
@@ -297,7 +298,7 @@ static int NAME(fits)(const attention_t *a)
     return (keys + distances + TILE) * (8 * c + 3 * TILE) < (double)PTRDIFF_MAX / 16;
 }
 
-/* The tasks first <= t < last: t is head t / parts of part t % parts. Returns -1 where memory does not suffice. */
+/* The tasks first <= t < last: t is head t / parts of part t % parts. Returns -1 if memory does not suffice. */
 static int NAME(run)(const attention_t *a, ptrdiff_t first, ptrdiff_t last, int backward)
 {
     NAME(scratch) s;

@@ -23,7 +23,7 @@ char item_type(const Py_buffer *view)
     return 0;
 }
 
-/* What is wrong with a buffer's shape and bytes; NULL where nothing is. */
+/* What is wrong with a buffer's shape and bytes, or NULL. */
 static const char *fault_of(const Py_buffer *view, int ndim, int written)
 {
     static const char *const axes[] = {"must have no axis", "must have one dimension", "must have two dimensions",

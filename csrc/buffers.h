@@ -1,4 +1,4 @@
-/* Arrays as they come from Python, by the buffer protocol: taken with checks, before any pointer is followed. */
+/* Arrays from Python by the buffer protocol. They are checked before any pointer is followed. */
 
 #ifndef RETRO_NP_BUFFERS_H
 #define RETRO_NP_BUFFERS_H
@@ -9,22 +9,22 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-/* The type of a buffer's items as one letter: 'f' float32, 'd' float64, 'i' int64, '?' bool; 0 for any other, or for a
- * foreign byte order. */
+/* The type of a buffer's items as one letter: 'f' float32, 'd' float64, 'i' int64, '?' bool; 0 for any other type and
+ * for a foreign byte order. */
 char item_type(const Py_buffer *view);
 
-/* Take the buffer of a C-contiguous, aligned array of `ndim` axes. written: it must not be read-only. On failure
- * TypeError or ValueError names the argument, nothing is held, and -1 is returned. */
+/* Take the buffer of a C-contiguous, aligned array of `ndim` axes. written: it must not be read-only. On failure the
+ * exception names the argument (TypeError, ValueError), no buffer is held, and -1 is returned. */
 int take_array(PyObject *object, Py_buffer *view, const char *name, int ndim, int written);
 
-/* An array that a function takes: what it is called, its axes, whether it is written, and whether it may be None. */
+/* An array argument: its name, its number of axes, whether it is written, and whether it may be None. */
 typedef struct {
     const char *name;
     int ndim, written, optional;
 } argument_t;
 
-/* Take `count` arrays. One that is absent, None where it may be or NULL, leaves a view without obj. Returns how many
- * were taken, to be released in any case; fewer than count: the exception is set. */
+/* Take `count` arrays. An absent one, which is NULL or an allowed None, gives a view without obj. Returns the number of
+ * arrays taken, which the caller must release. If it is less than `count`, the exception is set. */
 int take_arrays(PyObject *const *objects, const argument_t *arguments, int count, Py_buffer *views);
 
 /* Release the first `count` views. */

@@ -1,31 +1,31 @@
-/* retro_np._c: the module. Each kernel's file has its function, its checks and, in a header, what it computes. */
+/* The module retro_np._c. Each kernel has a .c file with its checks, and a header with the computation. */
 
 #include "module.h"
 
 static PyMethodDef methods[] = {
     {"nearest", nearest, METH_VARARGS,
      "nearest(queries, keys, first_id, ids, distances)\n--\n\n"
-     "Bring the lists of each query's k nearest keys, by squared L2, up to date with more keys.\n\n"
+     "Update the lists of each query's k nearest keys, by squared L2, with more keys.\n\n"
      "queries (N, d) and keys (M, d): float32 or float64; ids (N, k) int64; distances (N, k) of the queries' type.\n"
-     "A list is ascending by (distance, id), filled up with -1 and inf. Key j has the id first_id + j.\n"
-     "Raises TypeError or ValueError, naming the argument, for anything else and for entries that are not finite; the\n"
-     "lists are then of no use."},
+     "A list is ascending by (distance, id), with -1 and inf in the rest. Key j has the id first_id + j.\n"
+     "Raises TypeError or ValueError, naming the argument, for anything else and for entries that are not finite. The\n"
+     "lists are then undefined."},
     {"nearest_screened", nearest_screened, METH_VARARGS,
      "nearest_screened(queries, keys, products, query_norms, key_norms, first_id, ids, distances)\n--\n\n"
-     "The same of finite keys, measuring only those that their products and norms do not exclude.\n\n"
-     "products (N, M): q.k, approximately; query_norms (N), key_norms (M): |q|^2 and |k|^2 from below, as\n"
-     "csrc/search.h defines them. Raises TypeError or ValueError, naming the argument."},
+     "The same for finite keys, measuring only those that their products and norms do not exclude.\n\n"
+     "products (N, M): q.k, approximately; query_norms (N), key_norms (M): lower bounds of |q|^2 and |k|^2, by\n"
+     "csrc/search.h. Raises TypeError or ValueError, naming the argument."},
     {"attention_forward", attention_forward, METH_VARARGS,
      "attention_forward(q, keys, values, table, u, v, key_mask, causal_offset, out, lse, first, last)\n--\n\n"
      "Relative attention: write out and lse for the tasks first <= t < last; task t is head t // B of item t % B.\n\n"
-     "q and out (B, g, n, h, c); keys and values (B, k, r, h, c); table (T, h, c), u and v (h, c), all three None for\n"
-     "no positions; key_mask (B, k, r) bool or None; causal_offset an integer or None; lse (B, h, g, n): float32 or\n"
-     "float64, all the same. Raises TypeError or ValueError, naming the argument."},
+     "q and out (B, g, n, h, c); keys and values (B, k, r, h, c); table (T, h, c), u and v (h, c), all three None\n"
+     "without positions; key_mask (B, k, r) bool or None; causal_offset an integer or None; lse (B, h, g, n): float32\n"
+     "or float64, all the same. Raises TypeError or ValueError, naming the argument."},
     {"attention_backward", attention_backward, METH_VARARGS,
      "attention_backward(dout, lse, q, keys, values, table, u, v, key_mask, causal_offset, dq, dkeys, dvalues,\n"
      "    dtable, du, dv, first, last)\n--\n\n"
      "The pullback: write the gradients for the tasks first <= t < last; task t is head t // P of part t % P.\n\n"
-     "Part p holds the items p * B / P <= b < (p + 1) * B / P, and has its own sums: dtable (P, T, h, c), du and dv\n"
+     "Part p holds the items p * B / P <= b < (p + 1) * B / P and has its own sums: dtable (P, T, h, c), du and dv\n"
      "(P, h, c). Without positions the three are None, and each item is a part."},
     {"multiply_panels", multiply_panels, METH_VARARGS,
      "multiply_panels(x, panels, out, first, last)\n--\n\n"
@@ -34,16 +34,15 @@ static PyMethodDef methods[] = {
      "same. Raises TypeError or ValueError, naming the argument."},
     {"vector_unit", vector_unit, METH_VARARGS,
      "vector_unit(name=None)\n--\n\n"
-     "The vector unit that attention and products run on: 'avx512', 'avx2' or 'plain'; with a name, change to\n"
-     "that one.\n"
-     "Raises ValueError for one that the processor does not have."},
+     "The vector unit that attention and products run on: 'avx512', 'avx2' or 'plain'. With a name, change to that\n"
+     "one. Raises ValueError if the processor does not have it."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {{0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "retro_np._c", "The kernels of retro_np that are written in C.", 0, methods, slots, NULL,
+    PyModuleDef_HEAD_INIT, "retro_np._c", "The kernels of retro_np in C.", 0, methods, slots, NULL,
     NULL, NULL,
 };
 

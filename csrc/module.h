@@ -1,4 +1,4 @@
-/* The functions that Python sees; module.c says what they take. */
+/* The functions that Python sees. module.c documents their arguments. */
 
 #ifndef RETRO_NP_MODULE_H
 #define RETRO_NP_MODULE_H
@@ -12,7 +12,7 @@ PyObject *attention_backward(PyObject *module, PyObject *args); /* attention.c *
 PyObject *multiply_panels(PyObject *module, PyObject *args);    /* panels.c */
 PyObject *vector_unit(PyObject *module, PyObject *args);        /* units.c */
 
-/* The vector unit in use, as a place in FOR_UNITS (units.h). */
+/* The index in FOR_UNITS (units.h) of the vector unit in use. */
 int current_unit(void);
 
 #endif

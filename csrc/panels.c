@@ -1,4 +1,4 @@
-/* A product of few rows, for Python: the checks. panels.h says what is computed. */
+/* A product of a few rows, for Python: the argument checks. panels.h has the computation. */
 
 #include "module.h"
 
@@ -7,7 +7,7 @@
 
 #include "settings.h"
 
-#define PANEL 64 /* columns of a panel: whole vectors of any unit, in float and double */
+#define PANEL 64 /* columns of a panel: a multiple of every unit's vectors, in float and double */
 
 #define TEMPLATES "panels.h"
 #include "units.h"
@@ -15,7 +15,7 @@
 typedef void (*multiply_t)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
 static const multiply_t MULTIPLY[][2] = FOR_UNITS(multiply);
 
-/* Whether the arrays fit one another; if not, the exception is set. */
+/* Whether the arrays match; if not, the exception is set. */
 static int check_together(const Py_buffer *x, const Py_buffer *panels, const Py_buffer *out, Py_ssize_t first,
                           Py_ssize_t last)
 {

@@ -1,8 +1,7 @@
-/* A product of few rows with a matrix that stays: out (m, width) = x (m, depth) w (depth, width). A template.
+/* A product of a few rows with a constant matrix: out (m, width) = x (m, depth) w (depth, width). A template.
  *
- * For a handful of rows a BLAS spends its time on bringing w into the order in which it reads it. Here w has been
- * brought into that order once, in panels of PANEL columns, each (depth, PANEL) and contiguous: it is read straight
- * through.
+ * For a few rows a BLAS spends its time on copying w into the order in which it reads it. Here w was copied once, into
+ * panels of PANEL columns, each (depth, PANEL) and contiguous, and is read sequentially.
  */
 
 #include "product.h"

@@ -2,14 +2,15 @@
  *
  *   c[i][j] (+)= sum_t a[i][t] * b[t][j]
  *
- * Naively, for each i and j a sum over t, every step of which waits for the one before it. Here ROWS rows and VECTORS
- * vectors of columns are summed at once, in registers: each vector of b that is loaded serves ROWS rows, each number of
- * a VECTORS vectors, and no sum waits. csrc/README.md draws it; benchmarks/product_steps.c measures it step by step.
+ * In the naive loop there is one sum over t for each i and j, and every step waits for the previous one. Here ROWS rows
+ * and VECTORS vectors of columns are summed together, in registers: a loaded vector of b serves ROWS rows, a loaded
+ * number of a serves VECTORS vectors, and no sum waits. csrc/README.md draws this; benchmarks/product_steps.c measures
+ * it step by step.
  */
 
 typedef real NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-/* c (rows, vectors * LANES) (+)= a (rows, depth) b (depth, vectors * LANES), rows and vectors known when compiled.
+/* c (rows, vectors * LANES) (+)= a (rows, depth) b (depth, vectors * LANES); rows and vectors are constants.
  * a[i][t] is at a[i * a_row + t * a_column], so that a may be read transposed. */
 TARGET ALWAYS_INLINE void NAME(block)(int rows, int vectors, ptrdiff_t depth, const real *a, ptrdiff_t a_row,
                                       ptrdiff_t a_column, const real *b, ptrdiff_t b_row, real *c, ptrdiff_t c_row,

@@ -3,14 +3,14 @@
  *   nearest(queries, keys, first_id, ids, distances)
  *   nearest_screened(queries, keys, products, query_norms, key_norms, first_id, ids, distances)
  *     queries (N, d), keys (M, d): float32 or float64, both the same; key j has the id first_id + j
- *     products (N, M), query_norms (N), key_norms (M) of that type: what excludes keys unmeasured, see search.h
- *     ids (N, k) int64, distances (N, k) of that type, k >= 1: lists of the nearest so far, ascending, filled up with
- *     (-1, inf); read and written
+ *     products (N, M), query_norms (N), key_norms (M) of that type: they exclude keys, see search.h
+ *     ids (N, k) int64, distances (N, k) of that type, k >= 1: lists of the nearest so far, ascending, with (-1, inf)
+ *     in the rest; read and written
  *
- * search.h says what is computed, and computes it. Here the arguments are checked, before any pointer is followed:
- * contiguous, aligned, native byte order, of matching types and shapes, outputs writable. TypeError or ValueError names
- * the argument. `nearest` also refuses entries that are not finite. The GIL is released around each block of queries,
- * and Ctrl-C is heard between two blocks.
+ * search.h has the computation. Here the arguments are checked before any pointer is followed: contiguous, aligned,
+ * native byte order, of matching types and shapes, outputs writable. The exception names the argument (TypeError,
+ * ValueError). `nearest` also refuses entries that are not finite. The GIL is released around each block of queries,
+ * and signals such as Ctrl-C are handled between two blocks.
  */
 
 #include "module.h"
@@ -21,18 +21,18 @@
 
 #define LANES 16       /* partial sums of a distance */
 #define KEY_BLOCK 64   /* keys that stay in the cache while a block of queries meets them */
-#define QUERY_BLOCK 64 /* queries between two looks at the signals */
+#define QUERY_BLOCK 64 /* queries between two checks for signals */
 
 #define INLINE inline
 
-/* The same source for newer vector units, chosen when the module is loaded; the results are the same bits. */
+/* The same source for newer vector units, chosen when the module is loaded. The results have the same bits. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define VECTOR_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
 #else
 #define VECTOR_CLONES
 #endif
 
-/* What search.h reads and writes; the pointers are to the type real, n_queries rows of which it is given a part. */
+/* The arrays that search.h reads and writes. The pointers are to the type real. A call handles some of the queries. */
 typedef struct {
     const void *queries, *keys, *products, *query_norms, *key_norms;
     int64_t *ids;
@@ -64,7 +64,7 @@ static const argument_t arrays[ARRAYS] = {
     {"key_norms", 1, 0, 0}, {"ids", 2, 1, 0},  {"distances", 2, 1, 0},
 };
 
-/* What the arrays must be to one another; those not taken have no object. Returns the queries' type, or 0 with the
+/* Whether types and shapes match; arrays that were not taken have no object. Returns the queries' type, or 0 with the
  * exception set. */
 static char check_together(const Py_buffer views[ARRAYS])
 {
@@ -103,7 +103,7 @@ static char check_together(const Py_buffer views[ARRAYS])
     return type;
 }
 
-/* -1 with the exception set where a row holds an entry that is not finite. */
+/* Returns -1 with the exception set if a row holds an entry that is not finite. */
 static int check_finite(const Py_buffer *view, char type, const char *name)
 {
     ptrdiff_t row;
@@ -134,7 +134,7 @@ static int search_all(const Search *all, ptrdiff_t (*search)(const Search *, ptr
     return 0;
 }
 
-/* Check what was taken, and search. -1 with the exception set where that fails. */
+/* Check the arrays and search. Returns -1 with the exception set on failure. */
 static int search_arrays(const Py_buffer views[ARRAYS], int64_t first_id)
 {
     char type = check_together(views);
@@ -162,19 +162,19 @@ static int search_arrays(const Py_buffer views[ARRAYS], int64_t first_id)
         return search_all(&all, type == 'f' ? search_screened_float : search_screened_double);
     if (check_finite(&views[QUERIES], type, "queries") < 0)
         return -1;
-    if (all.n_queries == 0) /* else the search looks at them in passing */
+    if (all.n_queries == 0) /* otherwise the search checks them in passing */
         return check_finite(&views[KEYS], type, "keys");
     return search_all(&all, type == 'f' ? search_float : search_double);
 }
 
-/* Take the arrays, NULL for those that this search does without, and the number. */
+/* Take the number and the arrays, NULL for those that this search does not use. */
 static PyObject *search_objects(PyObject *const objects[ARRAYS], PyObject *number)
 {
     if (!PyIndex_Check(number)) {
         PyErr_SetString(PyExc_TypeError, "first_id must be an integer");
         return NULL;
     }
-    Py_ssize_t first_id = PyNumber_AsSsize_t(number, NULL); /* clipped, so too large a one leaves the keys no ids */
+    Py_ssize_t first_id = PyNumber_AsSsize_t(number, NULL); /* clipped: if too large, the keys have no ids */
     if (first_id == -1 && PyErr_Occurred())
         return NULL;
     Py_buffer views[ARRAYS];

@@ -1,19 +1,19 @@
 /* Exact nearest neighbours of a block of queries, by squared L2.
  *
  *   distance[i][j] = sum_t (queries[i][t] - keys[j][t])^2
- *   ids[i], distances[i] = the k first by (distance, id) of what they held and of (distance[i][j], first_id + j)
+ *   ids[i], distances[i] = the first k by (distance, id) of their old entries and of (distance[i][j], first_id + j)
  *
  * A template: search.c includes it once with `real` float and once with double, NAME(x) giving each its own names.
  * queries (n_queries, d), keys (n_keys, d), ids and distances (n_queries, k): contiguous, in a Search; k >= 1.
- * A list, one row of ids and distances, is ascending before and after; (-1, inf) where there are fewer than k.
+ * A list, one row of ids and distances, is ascending before and after, with (-1, inf) for missing entries.
  *
- * Two orders are fixed, so that neither the blocks nor a key's position nor the machine can change a bit:
+ * Two orders are fixed, so that no bit depends on the blocks, on a key's position or on the machine:
  * - column t is added to lane t % LANES, columns ascending, and the lanes are folded in half until one is left.
  *   The lanes are what the compiler vectorises. The products must not be fused with the sums (-ffp-contract=off).
  * - lists are ordered by (distance, id), so equal distances keep the lowest ids.
  */
 
-/* The distance of a query to a key. One at a time, keys are read straight through, as fast as memory gives them. */
+/* The distance of a query to a key. Keys are read sequentially, at the speed of memory. */
 static INLINE real NAME(distance)(const real *restrict query, const real *restrict key, ptrdiff_t d)
 {
     real lanes[LANES] = {0};
@@ -42,13 +42,13 @@ static void NAME(distances)(const real *restrict query, const real *restrict key
         out[j] = NAME(distance)(query, keys + j * d, d);
 }
 
-/* Whether (distance a, id i) comes after (distance b, id j). Without a sign -1, the missing id, is the last of all. */
+/* Whether (distance a, id i) comes after (distance b, id j). As an unsigned number -1, the missing id, comes last. */
 static INLINE int NAME(after)(real a, int64_t i, real b, int64_t j)
 {
     return a > b || (a == b && (uint64_t)i > (uint64_t)j);
 }
 
-/* Let (distance, id) sink from the root of a max-heap of `count` entries; what stood at the root is lost. */
+/* Let (distance, id) sink from the root of a max-heap of `count` entries. The old root is lost. */
 static void NAME(sink)(int64_t *ids, real *distances, ptrdiff_t count, real distance, int64_t id)
 {
     ptrdiff_t slot = 0;
@@ -66,7 +66,7 @@ static void NAME(sink)(int64_t *ids, real *distances, ptrdiff_t count, real dist
     ids[slot] = id;
 }
 
-/* A list to a max-heap: backwards, it is one. */
+/* Turn a list into a max-heap by reversing it. */
 static void NAME(open_list)(int64_t *ids, real *distances, ptrdiff_t k)
 {
     for (ptrdiff_t low = 0, high = k - 1; low < high; low++, high--) {
@@ -79,7 +79,7 @@ static void NAME(open_list)(int64_t *ids, real *distances, ptrdiff_t k)
     }
 }
 
-/* A max-heap to a list: sorted where it stands. */
+/* Turn a max-heap into a list, sorted in place. */
 static void NAME(close_list)(int64_t *ids, real *distances, ptrdiff_t k)
 {
     for (ptrdiff_t last = k - 1; last > 0; last--) {
@@ -105,7 +105,7 @@ static ptrdiff_t NAME(row_not_finite)(const real *x, ptrdiff_t rows, ptrdiff_t d
     return -1;
 }
 
-/* Every key is measured. Returns the first row of keys found with an entry that is not finite, or -1. */
+/* Measure every key. Returns the first row of keys with an entry that is not finite, or -1. */
 static ptrdiff_t NAME(search)(const Search *all, ptrdiff_t first_query, ptrdiff_t n_queries)
 {
     ptrdiff_t n_keys = all->n_keys, d = all->d, k = all->k;
@@ -121,7 +121,7 @@ static ptrdiff_t NAME(search)(const Search *all, ptrdiff_t first_query, ptrdiff_
             int64_t *heap_ids = ids + i * k;
             real *heap = distances + i * k;
             NAME(distances)(queries + i * d, keys + first * d, block, d, tile);
-            /* a key that is not finite is at no finite distance; one at such a distance may be finite */
+            /* A key that is not finite has no finite distance. A finite key may have an infinite one. */
             if (i == 0 && NAME(row_not_finite)(tile, 1, block) == 0) {
                 ptrdiff_t row = NAME(row_not_finite)(keys + first * d, block, d);
                 if (row >= 0)
@@ -137,27 +137,27 @@ static ptrdiff_t NAME(search)(const Search *all, ptrdiff_t first_query, ptrdiff_
     return -1;
 }
 
-/* What a key's norm less twice its product may not exceed: the list's last distance less the query's norm. The distance
- * is raised first, as it may be larger than N below, and its rounding so too. */
+/* The largest value of a key's norm less twice its product that does not exclude the key: the list's last distance less
+ * the query's norm. The distance is raised first, because it, and so its rounding, may exceed N below. */
 static INLINE real NAME(limit)(real last, real query_norm)
 {
     return last + 4 * EPSILON * last - query_norm;
 }
 
-/* The same by screening, of finite keys: one is measured only where a bound from below does not put it after the list's
- * last entry. Returns -1.
+/* The same by screening, for finite keys: a key is measured only if a lower bound of its distance does not put it after
+ * the list's last entry. Returns -1.
  *
  * products[i][j] is q.k, by any matrix product that adds d products in some order, fused or not. query_norms and
- * key_norms are |q|^2 and |k|^2 from below: each computed in type real, less a share c of itself and less a slack,
+ * key_norms are lower bounds of |q|^2 and |k|^2: each is computed in type real, less a share c of itself and a slack,
  *   c = (4 d + 64) u,  slack = 8 (d + 8) times the smallest normal number,  where u is half of EPSILON and c < 1/8.
- * Then, for distance as it is computed here,
+ * Then, for the distance that is computed here,
  *   distance >= key_norms[j] - 2 products[i][j] + query_norms[i]
  * Proof. Let N = |q|^2 + |k|^2, so that |2 q.k| <= N and |q - k|^2 <= 2 N. The roundings are, in units of u N and to
  * first order, at most d of the product, d of the two norms, 2 (d / LANES + 8) of the distance, whose terms go through
- * so many each, and 6 of the sums with c, the slack and the limit: together 2.125 d + 22. That is hardly more than half
- * of c, which leaves room for what is beyond first order. What underflows, or is flushed to zero, is less than the
- * smallest normal number in each of some 8 d operations, together less than the two slacks. Where a product could
- * overflow the caller gives a norm of -inf: no comparison with it, or with a NaN that comes of it, excludes a key. */
+ * so many each, and 6 of the sums with c, the slack and the limit: together 2.125 d + 22. That is little more than half
+ * of c, which leaves room for the higher orders. Underflow, or flushing to zero, loses less than the smallest normal
+ * number in each of about 8 d operations, together less than the two slacks. If a product could overflow, the caller
+ * gives a norm of -inf: a comparison with it, or with a NaN that results from it, excludes no key. */
 VECTOR_CLONES
 static ptrdiff_t NAME(search_screened)(const Search *all, ptrdiff_t first_query, ptrdiff_t n_queries)
 {
@@ -171,7 +171,7 @@ static ptrdiff_t NAME(search_screened)(const Search *all, ptrdiff_t first_query,
         for (ptrdiff_t first = 0; first < n_keys; first += KEY_BLOCK) {
             ptrdiff_t block = n_keys - first < KEY_BLOCK ? n_keys - first : KEY_BLOCK;
             const real *product = products + first, *norms = key_norms + first;
-            int within = 0; /* counted first, as a loop without branches is vectorised */
+            int within = 0; /* counted first, because a loop without branches is vectorised */
             for (ptrdiff_t j = 0; j < block; j++)
                 within += !(norms[j] - 2 * product[j] > limit);
             if (within == 0)

@@ -1,11 +1,11 @@
-/* What product.h and tile.h are written with: how much is summed at once, and the words for it. */
+/* Block sizes and macros for product.h and tile.h. */
 
 #if !defined(__GNUC__)
 #error "the vector types need GCC or clang"
 #endif
 
-#define SQUARE 16 /* rows of a square that is transposed */
-#define ROWS 4    /* rows that a product sums at once, in registers */
+#define SQUARE 16 /* rows of the squares in which a matrix is transposed */
+#define ROWS 4    /* rows of a product that are summed together, in registers */
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")

@@ -1,4 +1,4 @@
-/* What else a tile in the cache is worked on with: transposition, exponential, sums along a row. A template, as
+/* The other operations on a tile in the cache: transposition, exponential, sums along a row. A template like
  * attention.h.
  */
 
@@ -17,8 +17,8 @@ TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real
 }
 
 /* exp(x) for x in about [-87, 88] (float) or [-708, 709] (double); 0 below, exp(-inf) = 0.
- * exp(x) = 2^n exp(x - n ln 2), |x - n ln 2| <= ln 2 / 2: a Taylor polynomial does, and 2^n is added to the exponent's
- * bits. Adding and taking away ROUNDER leaves the nearest integer, and that integer in the last bits of the sum. */
+ * exp(x) = 2^n exp(x - n ln 2) with |x - n ln 2| <= ln 2 / 2, where a Taylor polynomial suffices; n is added to the
+ * exponent's bits. Adding and subtracting ROUNDER gives the nearest integer, also found in the last bits of the sum. */
 TARGET ALWAYS_INLINE real NAME(exponential)(real x)
 {
     real clamped = x < EXP_LOWEST ? EXP_LOWEST : x;
@@ -33,10 +33,10 @@ TARGET ALWAYS_INLINE real NAME(exponential)(real x)
     memcpy(&result, &sum, sizeof result);
     result += exponent << MANTISSA_BITS;
     memcpy(&sum, &result, sizeof sum);
-    return x < EXP_LOWEST ? 0 : x == x ? sum : x; /* a NaN stays one, whatever its bits */
+    return x < EXP_LOWEST ? 0 : x == x ? sum : x; /* NaN stays NaN, whatever its bits */
 }
 
-/* x = exp(x - shift), n of them. */
+/* x = exp(x - shift) for n numbers. */
 TARGET static void NAME(exponentials)(real *restrict x, ptrdiff_t n, real shift)
 {
     for (ptrdiff_t j = 0; j < n; j++)
@@ -56,7 +56,7 @@ TARGET static real NAME(largest)(const real *restrict x, ptrdiff_t n)
     return lanes[0];
 }
 
-/* sum_j x[j] * y[j], or of x alone where y is NULL; n a multiple of LANES. */
+/* sum_j x[j] * y[j], or sum_j x[j] if y is NULL; n a multiple of LANES. */
 TARGET ALWAYS_INLINE real NAME(dot)(const real *restrict x, const real *restrict y, ptrdiff_t n)
 {
     real lanes[LANES] = {0};

@@ -1,4 +1,4 @@
-/* TEMPLATES, written for a type `real`, for float and for double, on the vector unit that units.h names. */
+/* Includes TEMPLATES, which is written for a type `real`, for float and for double on one vector unit of units.h. */
 
 #define real float
 #define bits uint32_t

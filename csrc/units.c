@@ -1,13 +1,13 @@
-/* Which vector unit the kernels run on: the best that the processor has, or the one that was asked for. */
+/* The vector unit that the kernels run on: the best one of the processor, or the one that was asked for. */
 
 #include "module.h"
 
 #include <string.h>
 
-/* In the order of FOR_UNITS (units.h), best last. */
+/* In the order of FOR_UNITS (units.h): the best is last. */
 static const char *const NAMES[] = {"plain", "avx2", "avx512"};
 
-/* How many of them the processor has. */
+/* The number of these units that the processor has. */
 static int units_here(void)
 {
 #if defined(__x86_64__)
@@ -23,7 +23,7 @@ static int units_here(void)
 #endif
 }
 
-static int unit = -1; /* -1: not chosen yet */
+static int unit = -1; /* -1 until the first call */
 
 int current_unit(void)
 {

@@ -1,5 +1,5 @@
-/* TEMPLATES, a header that is written for a type `real`, for float and double on each vector unit. A name NAME(x) of it
- * becomes x_float_plain, x_double_plain, x_float_avx2, and so on: FOR_UNITS(x) lists them.
+/* Includes TEMPLATES, a header that is written for a type `real`, for float and double on each vector unit. Its names
+ * NAME(x) become x_float_plain, x_double_plain, x_float_avx2 and so on; FOR_UNITS(x) lists them.
  */
 
 #define TARGET

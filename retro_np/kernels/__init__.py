@@ -1,116 +1,148 @@
-"""The hot loops, and the switch that says which implementation of them runs.
+"""The hot loops, and the switch that chooses which implementation of each one runs.
 
-A kernel has one meaning, its NumPy function, and may have faster implementations in Numba or in C. By default each
-runs the best that is there; `RETRO_NP_KERNELS=numpy|numba|c`, or `use(name)` in a program, chooses for all of them.
-A kernel that has no implementation of the chosen kind runs its NumPy one.
+A kernel's meaning is its NumPy function. It may also have faster implementations, in Numba or in C. By default the
+fastest one that is installed runs. `RETRO_NP_KERNELS=numpy|numba|c`, or `use(name)` in a program, makes one choice for
+all kernels; a kernel that lacks the chosen kind runs in NumPy.
 """
 
 import functools
 import importlib
 import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.tree import Array as Array  # for the modules of this package
 
 COMPILED_TYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 CHOICES = ("numpy", "numba", "c", "auto")
-VARIABLE = "RETRO_NP_KERNELS"
-MODULES = ("attention", "hashing", "minhash", "panels", "rowwise", "search", "substring")  # those that register kernels
+KERNELS_VARIABLE = "RETRO_NP_KERNELS"
+# the modules that register kernels
+MODULES = ("attention", "bert", "hashing", "minhash", "panels", "rowwise", "search", "substring")
 
-_kernels = {}  # name: {"numpy": function, ...}, in order of preference
-_choice = None  # None: the environment has not been read
+_kernels: dict[str, dict[str, Any]] = {}  # name: {"numpy": function, ...}, in order of preference
+_choice: str | None = None  # None until the environment is read
 
 
-def kernel(name, *, numpy, numba=None, c=None, best=("c", "numba", "numpy"), one_type=False):
-    """Register a kernel's implementations; return the function that calls the one chosen.
+def kernel(
+    name: str, *, numpy: Callable[..., Any], numba: str | None = None, c: Callable[..., Any] | None = None,
+    one_type: bool = False,
+) -> Callable[..., Any]:  # fmt: skip
+    """Register a kernel's implementations, and return the function that calls the chosen one.
 
-    numpy, numba, c: functions of one signature, None where there is none. That in Numba must import numba when it is
-    first called, not before; that in C must find its function through `c_extension`. best: the kinds, best first.
-    one_type: Numba and C take arrays of one type, float32 or float64; where a call mixes types or has another, NumPy's
-    function runs, whose rules of promotion say what comes out.
-    The function returned has the NumPy function's signature and docstring.
+    numpy, c: functions of one signature. c gets its compiled function from `c_extension`.
+    numba: "module:function", imported at the first call, so that Numba is imported only if it is used.
+    one_type: Numba and C need all arrays in one type, float32 or float64. Calls with other or mixed types run in NumPy,
+      whose promotion rules then determine the result's type.
+    The returned function has the NumPy function's signature and docstring.
     """
-    given = {"numpy": numpy, "numba": numba, "c": c}
-    _kernels[name] = {kind: given[kind] for kind in best if given[kind] is not None}
+    given = {"c": c, "numba": numba, "numpy": numpy}  # fastest first
+    _kernels[name] = {kind: function for kind, function in given.items() if function is not None}
 
     @functools.wraps(numpy)
-    def dispatch(*args, **kwargs):
+    def dispatch(*args: Any, **kwargs: Any) -> Any:
         kind = _running(name)
-        if one_type and not _of_one_type((*args, *kwargs.values())):
+        if one_type and not _have_one_type((*args, *kwargs.values())):
             kind = "numpy"
-        return _kernels[name][kind](*args, **kwargs)
+        function = _kernels[name][kind]
+        return (_imported(function) if kind == "numba" else function)(*args, **kwargs)
 
     dispatch.__name__ = dispatch.__qualname__ = name
     return dispatch
 
 
 def use(name: str) -> None:
-    """Choose the kernels from here on: "numpy", "numba", "c", or "auto", the best there is for each.
+    """Choose the kernels from now on: "numpy", "numba", "c", or "auto" for the fastest kind of each.
 
-    Raises UserError for another name, and for "c" where the extension was not built; the choice then stays as it was.
+    Raises UserError for another name, and for a kind that is not installed; the previous choice then stays.
     """
     global _choice
     _choice = _checked(name, "kernels.use")
 
 
 def using() -> str:
-    """What is chosen, by `use` or by RETRO_NP_KERNELS: "numpy", "numba", "c" or "auto". Raises UserError as `use`."""
+    """The choice made by `use` or RETRO_NP_KERNELS: "numpy", "numba", "c" or "auto". Raises UserError like `use`."""
     global _choice
     if _choice is None:
-        _choice = _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+        _choice = _checked(os.environ.get(KERNELS_VARIABLE) or "auto", KERNELS_VARIABLE)
     return _choice
 
 
 def table() -> list[tuple[str, str, tuple[str, ...]]]:
-    """A row a kernel: its name, the kind that runs now, and the kinds that could, best first. Raises as `using`."""
+    """One row per kernel: its name, the kind that runs now, and the installed kinds, fastest first.
+
+    Raises UserError like `using`.
+    """
     for module in MODULES:
         importlib.import_module(f"{__name__}.{module}")
-    return [(name, _running(name), _available(name)) for name in sorted(_kernels)]
+    return [(name, _running(name), tuple(filter(_is_installed, _kernels[name]))) for name in sorted(_kernels)]
 
 
 @functools.cache
-def c_extension():
-    """The compiled module retro_np._c, or None where it was not built."""
+def c_extension() -> Any:
+    """The compiled module retro_np._c, or None if it was not built."""
     try:
         return importlib.import_module("retro_np._c")
     except ImportError:
         return None
 
 
-def check_shapes(name: str, **arrays) -> None:
-    """Raise UserError unless each array has its shape: Numba would read on behind the end of a shorter one.
+@functools.cache
+def numba_error() -> Exception | None:
+    """The exception that importing Numba raises, or None if Numba works."""
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # for example a NumPy that this Numba does not support
+        return error
+    return None
 
-    arrays: name=(array, shape), an array that is None being passed over.
+
+def check_shapes(name: str, **arrays: tuple[Any, Iterable[int]]) -> None:
+    """Raise UserError unless each array has its shape: Numba would read beyond the end of a shorter one.
+
+    arrays: name=(array, shape). An array that is None is skipped.
     """
-    for which, (array, shape) in arrays.items():
+    for argument, (array, shape) in arrays.items():
         if array is not None and array.shape != tuple(shape):
-            raise UserError(f"{name}: {which} is {array.shape}, and must be {tuple(shape)}")
+            raise UserError(f"{name}: {argument} has shape {array.shape}; it must be {tuple(shape)}")
 
 
-def _of_one_type(arguments) -> bool:
-    """Whether all arrays of floating-point numbers among them are float32, or all float64, in native byte order."""
+@functools.cache
+def _imported(path: str) -> Any:
+    module, function = path.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _have_one_type(arguments: Iterable[Any]) -> bool:
+    """Whether all floating-point arrays are float32, or all are float64, in native byte order."""
     types = {a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind not in "biu"}
     return len(types) == 1 and types <= COMPILED_TYPES
 
 
-def _available(name):
-    return tuple(kind for kind in _kernels[name] if kind != "c" or c_extension() is not None)
+def _is_installed(kind: str) -> bool:
+    return kind == "numpy" or (numba_error() is None if kind == "numba" else c_extension() is not None)
 
 
-def _running(name):
-    choice, available = using(), _available(name)
+def _running(name: str) -> str:
+    choice, kinds = using(), _kernels[name]
     if choice == "auto":
-        return available[0]
-    return choice if choice in available else "numpy"
+        return next(filter(_is_installed, kinds))
+    return choice if choice in kinds else "numpy"
 
 
-def _checked(name, where):
+def _checked(name: str, where: str) -> str:
     if name not in CHOICES:
-        raise UserError(f"{where}: no kernels {name!r}; choose one of {', '.join(CHOICES)}")
-    if name == "c" and c_extension() is None:
+        raise UserError(f"{where}: unknown kernels {name!r}; choose one of {', '.join(CHOICES)}")
+    if name == "c" and not _is_installed(name):
         raise UserError(
             f"{where}: the C kernels are not built; install a C compiler and Python's headers and reinstall "
             "(pip install --force-reinstall --no-deps .), or choose numpy, numba or auto"
+        )
+    if name == "numba" and not _is_installed(name):
+        reason = str(numba_error()).partition("\n")[0]
+        raise UserError(
+            f"{where}: Numba cannot be imported ({reason}); pip install -U numba, or choose numpy, c or auto"
         )
     return name

@@ -1,147 +1,277 @@
-"""The attention of attention.py as loops, for Numba: one head of one item, a query at a time.
+"""Attention in Numba: one head of one item, a tile of queries at a time. csrc/attention.h does the same in C.
 
-The same in C, a tile of queries at a time and its sums in registers, is csrc/attention.h. Here a query's logits are a
-row that stays in the cache. Rows are added up key by key, so that the innermost loop runs along memory: keys, values
-and positions are turned for it where needed.
+The logits of a tile stay in the cache: nothing of their size is kept, and the backward pass recomputes them. Nearly all
+of the work is in `_add_product`. Scratch rows and columns are padded with zeros to multiples of 4 for it.
 """
 
+import math
+from typing import Any
+
+import numba
 import numpy as np
 
+from retro_np.kernels import Array, check_shapes
+from retro_np.kernels.attention import Maybe, backward_by_tasks, contiguous, forward_by_tasks, in_order
 from retro_np.kernels.jit import jit
+from retro_np.kernels.rowwise_numba import polynomial
+
+TILE = 32  # queries
+
+# exp(x) = 2ⁿ exp(x − n ln 2) for float32, the second factor by its Taylor polynomial, highest power first
+LOG2_E, LN2, HALF, EXP_MIN = (np.float32(number) for number in (1 / math.log(2), math.log(2), 0.5, -87))
+EXP_TAYLOR = tuple(np.float32(1 / math.factorial(degree)) for degree in range(7, -1, -1))
+
+
+def attention_forward(*arrays: Any, **masks: Any) -> tuple[Array, Array]:
+    """As retro_np.kernels.attention.attention_forward. Raises UserError for shapes that do not match."""
+    return forward_by_tasks(_forward, *_for_loops(*in_order(*arrays, **masks)))
+
+
+def attention_backward(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Maybe, ...]:
+    """As retro_np.kernels.attention.attention_backward. Raises UserError for shapes that do not match."""
+    q, keys, values, table, *others = in_order(*arrays, **masks)
+    batch, g, n, h, _ = q.shape
+    check_shapes("attention_backward", dout=(dout, q.shape), lse=(lse, (batch, h, g, n)))
+    arguments = _for_loops(q, keys, values, table, *others)
+    gradients = backward_by_tasks(_backward, *contiguous(dout, lse), *arguments)
+    return (*gradients[:3], None, None, None) if table is None else gradients
+
+
+def _for_loops(
+    q: Array, keys: Array, values: Array, table: Maybe, u: Maybe, v: Maybe, mask: Maybe, causal_offset: int | None
+) -> tuple[Any, ...]:
+    """The arguments in the one form for which the loops are compiled."""
+    (batch, _, n, h, c), (k, r), dtype = q.shape, keys.shape[1:3], q.dtype
+    shape, distances = (batch, k, r, h, c), 0 if table is None else min(len(table), n + r - 1)
+    shapes = {"keys": (keys, shape), "values": (values, shape), "table": (table, (distances, h, c))}
+    check_shapes("attention", **shapes, u=(u, (h, c)), v=(v, (h, c)), key_mask=(mask, shape[:3]))
+    if table is None:
+        table, u, v = np.empty((0, h, c), dtype), np.zeros((h, c), dtype), np.zeros((h, c), dtype)
+    mask = np.ones(shape[:3], bool) if mask is None else mask.astype(bool, copy=False)
+    return q, keys, values, table, u, v, mask, r if causal_offset is None else causal_offset
 
 
 @jit
-def _add_product(out, numbers, rows):
-    """out[j] += Σ_t numbers[t] · rows[t, j]: four rows at a time, so that out is fetched a quarter as often."""
-    depth = len(numbers)
-    whole = depth - depth % 4
-    for t in range(0, whole, 4):
-        a, b, c, d = numbers[t], numbers[t + 1], numbers[t + 2], numbers[t + 3]
-        for j in range(len(out)):
-            out[j] += (a * rows[t, j] + b * rows[t + 1, j]) + (c * rows[t + 2, j] + d * rows[t + 3, j])
-    for t in range(whole, depth):
-        for j in range(len(out)):
-            out[j] += numbers[t] * rows[t, j]
+def _padded(n: int) -> int:
+    return (n + 3) // 4 * 4
 
 
 @jit
-def _add_outer(out, numbers, row):
-    """out[j, t] += numbers[j] · row[t]."""
-    for j in range(len(numbers)):
-        if numbers[j] != 0:
-            for t in range(len(row)):
-                out[j, t] += numbers[j] * row[t]
+def _add_product(out: Array, a: Array, b: Array, rows: int, columns: int, depth: int, first: int) -> None:
+    """out[i, j] += Σ_t a[i, t] · b[t, first + j] for i < rows, j < columns, t < depth. rows and depth: multiples of 4.
 
-
-@jit
-def _biased(query, bias, scale):
-    """(query + bias) · scale; an empty bias is none."""
-    out = query * scale
-    for t in range(len(bias)):
-        out[t] += bias[t] * scale
-    return out
-
-
-@jit
-def _logits(logits, content, position, by_distance, i, n, keys_t, table_t, seen, mask):
-    """The logits (k, r) of query i, −inf where it does not see a key. content, position: (q + u) / √c, (q + v) / √c."""
-    k, r = logits.shape
-    logits[:] = 0
-    _add_product(logits.reshape(-1), content, keys_t)
-    if len(position):
-        first, last = n - 1 - i, min(n - 1 - i + r, table_t.shape[1])
-        by_distance[:] = 0
-        _add_product(by_distance[: max(0, last - first)], position, table_t[:, first:last])
-        for group in range(k):
-            for j in range(r):
-                logits[group, j] += by_distance[j]
-    for group in range(k):
-        for j in range(r):
-            if j >= seen or not mask[group, j]:
-                logits[group, j] = -np.inf
-
-
-@jit
-def forward(q, keys, values, table, u, v, seen, mask, out, lse):
-    """One head of one item. q, out: (g, n, c). keys, values: (k, r, c). table: (T, c), u, v: (c,), or all empty.
-
-    seen: (n,) how many keys of a group a query sees. mask: (k, r). lse: (g, n).
+    Each row of b that is loaded serves four rows of out, and each row of out takes four rows of b at a time.
     """
-    g, n, c = q.shape
-    k, r, _ = keys.shape
-    scale = q.dtype.type(1 / np.sqrt(c))
-    keys_t = np.ascontiguousarray(np.ascontiguousarray(keys).reshape(-1, c).T)
-    table_t, flat = np.ascontiguousarray(table.T), np.ascontiguousarray(values).reshape(-1, c)
-    logits, by_distance = np.empty((k, r), q.dtype), np.empty(r, q.dtype)
-    for group in range(g):
-        for i in range(n):
-            query = q[group, i]
-            content, position = _biased(query, u, scale), _biased(query, v, scale)[: len(v)]
-            _logits(logits, content, position, by_distance, i, n, keys_t, table_t, seen[i], mask)
-            row = logits.reshape(-1)
-            peak = q.dtype.type(-np.inf)
-            for j in range(k * r):
-                peak = max(peak, row[j])
-            total = q.dtype.type(0)
-            shift = peak if peak != -np.inf else q.dtype.type(0)  # max passes over NaN: the sum must not
-            for j in range(k * r):
-                row[j] = np.exp(row[j] - shift)
-                total += row[j]
-            out[group, i, :] = 0
-            if total == 0:
-                lse[group, i] = np.inf
-                continue
-            lse[group, i] = peak + np.log(total)
-            row /= total
-            _add_product(out[group, i], row, flat)
+    for i in range(0, rows, 4):
+        out0, out1, out2, out3 = out[i], out[i + 1], out[i + 2], out[i + 3]
+        for t in range(0, depth, 4):
+            b0, b1, b2, b3 = b[t][first:], b[t + 1][first:], b[t + 2][first:], b[t + 3][first:]
+            a00, a01, a02, a03 = a[i, t], a[i, t + 1], a[i, t + 2], a[i, t + 3]
+            a10, a11, a12, a13 = a[i + 1, t], a[i + 1, t + 1], a[i + 1, t + 2], a[i + 1, t + 3]
+            a20, a21, a22, a23 = a[i + 2, t], a[i + 2, t + 1], a[i + 2, t + 2], a[i + 2, t + 3]
+            a30, a31, a32, a33 = a[i + 3, t], a[i + 3, t + 1], a[i + 3, t + 2], a[i + 3, t + 3]
+            for j in range(columns):  # along memory, so that the compiler vectorises this loop
+                x0, x1, x2, x3 = b0[j], b1[j], b2[j], b3[j]
+                out0[j] += a00 * x0 + a01 * x1 + a02 * x2 + a03 * x3
+                out1[j] += a10 * x0 + a11 * x1 + a12 * x2 + a13 * x3
+                out2[j] += a20 * x0 + a21 * x1 + a22 * x2 + a23 * x3
+                out3[j] += a30 * x0 + a31 * x1 + a32 * x2 + a33 * x3
+
+
+def _exp(x: float) -> float:
+    """exp(x) for x ≤ 0; in float32 within 5e-7 of it, 0 below −87, and vectorised."""
+    return math.exp(x)
+
+
+@numba.extending.overload(_exp, strict=False)
+def _exp_of_type(x: Any) -> Any:
+    return (lambda x: _exp32(x)) if x is numba.float32 else (lambda x: math.exp(x))
 
 
 @jit
-def backward(dout, lse, q, keys, values, table, u, v, seen, mask, dq, dkeys, dvalues, dtable, du, dv):
-    """The pullback; shapes as forward's. dkeys and dvalues are written, dtable, du and dv added to."""
-    g, n, c = q.shape
-    k, r, _ = keys.shape
-    scale = q.dtype.type(1 / np.sqrt(c))
-    flat_keys, rows_of_table = np.ascontiguousarray(keys).reshape(-1, c), np.ascontiguousarray(table)
-    keys_t, table_t = np.ascontiguousarray(flat_keys.T), np.ascontiguousarray(table.T)
-    values_t = np.ascontiguousarray(np.ascontiguousarray(values).reshape(-1, c).T)
-    dflat_keys, dflat_values = np.zeros((k * r, c), q.dtype), np.zeros((k * r, c), q.dtype)
-    logits, dlogits = np.empty((k, r), q.dtype), np.empty(k * r, q.dtype)
-    by_distance, dposition = np.empty(r, q.dtype), np.empty(c, q.dtype)
-    for group in range(g):
-        for i in range(n):
-            query, drow = q[group, i], np.ascontiguousarray(dout[group, i])
-            content, position = _biased(query, u, scale), _biased(query, v, scale)[: len(v)]
-            _logits(logits, content, position, by_distance, i, n, keys_t, table_t, seen[i], mask)
-            probabilities = logits.reshape(-1)
-            for j in range(k * r):
-                probabilities[j] = np.exp(probabilities[j] - lse[group, i])
-            _add_outer(dflat_values, probabilities, drow)
-            dlogits[:] = 0
-            _add_product(dlogits, drow, values_t)
-            mean = q.dtype.type(0)
-            for j in range(k * r):
-                mean += probabilities[j] * dlogits[j]
-            for j in range(k * r):
-                dlogits[j] = probabilities[j] * (dlogits[j] - mean)
-            dcontent = np.zeros(c, q.dtype)
-            _add_product(dcontent, dlogits, flat_keys)
-            _add_outer(dflat_keys, dlogits, content)
-            dcontent *= scale
-            dq[group, i, :] = dcontent
-            if not len(u):
-                continue
-            by_distance[:] = 0
-            for j in range(k * r):
-                by_distance[j % r] += dlogits[j]
-            first, last = n - 1 - i, min(n - 1 - i + r, len(table))
-            some = by_distance[: max(0, last - first)]
-            dposition[:] = 0
-            _add_product(dposition, some, rows_of_table[first:last])
-            _add_outer(dtable[first:last], some, position)
-            dposition *= scale
-            dq[group, i, :] += dposition
-            du += dcontent
-            dv += dposition
-    dkeys[:] = dflat_keys.reshape(k, r, c)
-    dvalues[:] = dflat_values.reshape(k, r, c)
+def _exp32(x: np.float32) -> np.float32:
+    clipped = EXP_MIN if x < EXP_MIN else x  # NaN stays NaN
+    n = np.floor(clipped * LOG2_E + HALF)
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2ⁿ by its exponent bits
+    return np.float32(0) if x < EXP_MIN else polynomial(EXP_TAYLOR, clipped - n * LN2) * power
+
+
+@jit
+def _load(x: Array, bias: Array, scale: float, out: Array) -> None:
+    """out = (x + bias) · scale, and zero in the padding. x: (rows, c), a slice of a larger array; bias: (c,)."""
+    out[: len(x), : len(bias)] = (x + bias) * scale
+    out[len(x) :] = 0
+
+
+@jit
+def _n_seen(query: int, causal_offset: int, r: int) -> int:
+    """How many keys of a group a query sees."""
+    return min(max(query + causal_offset + 1, 0), r)
+
+
+@jit
+def _tile_logits(
+    logits: Array, by_distance: Array, content: Array, position: Array, keys_t: Array, table_t: Array, mask: Array,
+    first: int, n: int, rows: int, causal_offset: int,
+) -> int:  # fmt: skip
+    """Write the logits of queries first ≤ i < first + rows, −inf where a key is not seen.
+
+    Returns the number of columns in use: fewer than all where causality hides the rest. The padding rows are zero.
+    """
+    (k, r), padded, seen = mask.shape, _padded(rows), _n_seen(first + rows - 1, causal_offset, mask.shape[1])
+    used: int = _padded(seen) if k == 1 else logits.shape[1]
+    logits[:padded, :used] = 0
+    _add_product(logits, content, keys_t, padded, used, len(keys_t), 0)
+    logits[rows:padded, :used] = 0
+    has_positions = table_t.shape[1] > 0
+    if has_positions and seen > 0:  # column rows − 1 − i + j is the distance of the tile's query i and key j
+        by_distance[:padded, : seen + rows - 1] = 0
+        _add_product(by_distance, position, table_t, padded, seen + rows - 1, len(table_t), n - first - rows)
+    hidden = logits.dtype.type(-np.inf)
+    for i in range(rows):
+        seen = _n_seen(first + i, causal_offset, r)
+        for group in range(k):
+            row, present = logits[i][group * r :], mask[group]
+            if has_positions:
+                skewed = by_distance[i][rows - 1 - i :]
+                for j in range(seen):
+                    row[j] += skewed[j]
+            for j in range(seen):
+                row[j] = row[j] if present[j] else hidden
+            row[seen : min(r, used)] = hidden
+        logits[i, k * r : used] = hidden
+    return used
+
+
+@jit
+def _forward(
+    q: Array, keys: Array, values: Array, table: Array, u: Array, v: Array, mask: Array, causal_offset: int,
+    out: Array, lse: Array, first_task: int, last_task: int,
+) -> None:  # fmt: skip
+    """out and lse of the tasks first_task ≤ t < last_task: head t // B of item t % B."""
+    batch, g, n, h, c = q.shape
+    (k, r), kind = mask.shape[1:], q.dtype.type
+    all_keys, all_values = keys.reshape((batch, k * r, h, c)), values.reshape((batch, k * r, h, c))
+    deep, wide, distances, scale = _padded(c), _padded(k * r), n + r if len(table) else 0, kind(1 / np.sqrt(c))
+    head_keys, head_values = np.zeros((wide, deep), q.dtype), np.zeros((wide, deep), q.dtype)
+    tiles = np.zeros((3, TILE, deep), q.dtype)  # indexed, because unpacked arrays would not be vectorised
+    content, position, tile_out = tiles[0], tiles[1], tiles[2]
+    keys_t, logits = np.empty((deep, wide), q.dtype), np.empty((TILE, wide), q.dtype)
+    rows_of_table, table_t = np.zeros((distances, deep), q.dtype), np.empty((deep, distances), q.dtype)
+    by_distance = np.empty((TILE, TILE + r), q.dtype)
+    for task in range(first_task, last_task):
+        head, item = task // batch, task % batch
+        if len(table) and (task == first_task or item == 0):
+            rows_of_table[: len(table), :c] = table[:, head]
+            table_t[:] = rows_of_table.T
+        head_keys[: k * r, :c], head_values[: k * r, :c] = all_keys[item, :, head], all_values[item, :, head]
+        keys_t[:] = head_keys.T
+        for group in range(g):
+            for first in range(0, n, TILE):
+                rows = min(TILE, n - first)
+                tile = q[item, group, first : first + rows, head]
+                _load(tile, u[head], scale, content)
+                _load(tile, v[head], scale, position)
+                used = _tile_logits(
+                    logits, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows, causal_offset
+                )
+                factors = content[:, 0]  # content has done its work
+                for i in range(rows):
+                    row = logits[i][:used]
+                    peak = peak1 = peak2 = peak3 = kind(-np.inf)
+                    for j in range(0, used, 4):  # four maxima, as each waits for the one before it
+                        peak, peak1 = max(peak, row[j]), max(peak1, row[j + 1])
+                        peak2, peak3 = max(peak2, row[j + 2]), max(peak3, row[j + 3])
+                    peak = max(max(peak, peak1), max(peak2, peak3))
+                    shift, total = peak if peak != -np.inf else kind(0), kind(0)
+                    for j in range(used):
+                        row[j] = _exp(row[j] - shift)
+                        total += row[j]
+                    lse[item, head, group, first + i] = peak + np.log(total) if total != 0 else kind(np.inf)
+                    factors[i] = kind(1) / total if total != 0 else kind(0)
+                tile_out[:] = 0
+                _add_product(tile_out, logits, head_values, _padded(rows), deep, used, 0)
+                for i in range(rows):
+                    for t in range(c):
+                        out[item, group, first + i, head, t] = tile_out[i, t] * factors[i]
+
+
+@jit
+def _backward(
+    dout: Array, lse: Array, q: Array, keys: Array, values: Array, table: Array, u: Array, v: Array, mask: Array,
+    causal_offset: int, dq: Array, dkeys: Array, dvalues: Array, dtable: Array, du: Array, dv: Array,
+    first_task: int, last_task: int,
+) -> None:  # fmt: skip
+    """The gradients of the tasks first_task ≤ t < last_task: head t // P of part t % P of the batch."""
+    batch, g, n, h, c = q.shape
+    (k, r), kind, parts = mask.shape[1:], q.dtype.type, len(dtable)
+    all_keys, all_values = keys.reshape((batch, k * r, h, c)), values.reshape((batch, k * r, h, c))
+    all_dkeys, all_dvalues = dkeys.reshape((batch, k * r, h, c)), dvalues.reshape((batch, k * r, h, c))
+    deep, wide, distances, scale = _padded(c), _padded(k * r), n + r + 4 if len(table) else 0, kind(1 / np.sqrt(c))
+    head_keys, head_values = np.zeros((wide, deep), q.dtype), np.zeros((wide, deep), q.dtype)
+    head_dkeys, head_dvalues = np.empty((wide, deep), q.dtype), np.empty((wide, deep), q.dtype)
+    tiles = np.zeros((5, TILE, deep), q.dtype)  # indexed, because unpacked arrays would not be vectorised
+    content, position, tile_dout, dcontent, dposition = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
+    keys_t, values_t = np.empty((deep, wide), q.dtype), np.empty((deep, wide), q.dtype)
+    probabilities, dlogits = np.empty((TILE, wide), q.dtype), np.empty((TILE, wide), q.dtype)
+    rows_of_table, rows_of_dtable = np.zeros((distances, deep), q.dtype), np.zeros((distances, deep), q.dtype)
+    table_t, by_distance = np.empty((deep, distances), q.dtype), np.empty((TILE, TILE + r + 4), q.dtype)
+    no_bias = np.zeros(c, q.dtype)
+    for task in range(first_task, last_task):
+        head, part = task // parts, task % parts
+        if len(table) and (task == first_task or part == 0):
+            rows_of_table[: len(table), :c] = table[:, head]
+            table_t[:] = rows_of_table.T
+        head_du, head_dv = du[part, head], dv[part, head]
+        head_du[:], head_dv[:], rows_of_dtable[:] = 0, 0, 0
+        for item in range(part * batch // parts, (part + 1) * batch // parts):
+            head_keys[: k * r, :c], head_values[: k * r, :c] = all_keys[item, :, head], all_values[item, :, head]
+            keys_t[:] = head_keys.T
+            values_t[:] = head_values.T
+            head_dkeys[:], head_dvalues[:] = 0, 0
+            for group in range(g):
+                for first in range(0, n, TILE):
+                    rows = min(TILE, n - first)
+                    padded, tile = _padded(rows), q[item, group, first : first + rows, head]
+                    _load(tile, u[head], scale, content)
+                    _load(tile, v[head], scale, position)
+                    _load(dout[item, group, first : first + rows, head], no_bias, kind(1), tile_dout)
+                    used = _tile_logits(
+                        probabilities, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows,
+                        causal_offset,
+                    )  # fmt: skip
+                    for i in range(rows):
+                        row, shift = probabilities[i], lse[item, head, group, first + i]
+                        for j in range(used):
+                            row[j] = _exp(row[j] - shift)
+                    _add_product(head_dvalues, probabilities.T, tile_dout, used, deep, padded, 0)
+                    dlogits[:padded, :used] = 0
+                    _add_product(dlogits, tile_dout, values_t, padded, used, deep, 0)
+                    for i in range(padded):
+                        weights, row, mean = probabilities[i], dlogits[i], kind(0)
+                        for j in range(used):
+                            mean += weights[j] * row[j]
+                        for j in range(used):
+                            row[j] = weights[j] * (row[j] - mean)
+                    dcontent[:] = 0
+                    _add_product(dcontent, dlogits, head_keys, padded, deep, used, 0)
+                    _add_product(head_dkeys, dlogits.T, content, used, deep, padded, 0)
+                    if len(table):
+                        columns, start = _padded(min(r, used) + rows - 1), n - first - rows
+                        by_distance[:padded, :columns] = 0
+                        for i in range(rows):
+                            skewed = by_distance[i][rows - 1 - i :]
+                            for key_group in range(k):
+                                row = dlogits[i][key_group * r :]
+                                for j in range(min(r, used)):
+                                    skewed[j] += row[j]
+                        dposition[:] = 0
+                        _add_product(dposition, by_distance, rows_of_table[start:], padded, deep, columns, 0)
+                        _add_product(rows_of_dtable[start:], by_distance.T, position, columns, deep, padded, 0)
+                    for i in range(rows):
+                        for t in range(c):
+                            head_du[t] += dcontent[i, t] * scale
+                            head_dv[t] += dposition[i, t] * scale
+                            dq[item, group, first + i, head, t] = (dcontent[i, t] + dposition[i, t]) * scale
+            all_dkeys[item, :, head], all_dvalues[item, :, head] = head_dkeys[: k * r, :c], head_dvalues[: k * r, :c]
+        dtable[part, :, head] = rows_of_dtable[: len(table), :c]

@@ -1,40 +1,40 @@
-"""Hashed features of chunks: how many chunks hold each, and their weighted sum under random signs.
+"""Hashed features of chunks: in how many chunks each occurs, and their weighted sum under random signs.
 
-A feature is a token, or two tokens that stand side by side; padding and end-of-text, 0 and 1, are none and make none.
-Its hash is one of 2^BITS buckets (Weinberger et al. 2009), and a bucket's row of the projection is bits of a hash of
-its number, as −1 and 1 (Achlioptas 2003), so that no matrix is stored. All is integers until the last division: sums
-have the same bits in any order, in NumPy and in Numba.
+A feature is a token, or two adjacent tokens. Padding and end-of-text, 0 and 1, are not features and break a pair. The
+hash of a feature is one of 2^BUCKET_BITS buckets (Weinberger et al. 2009). A bucket's row of the projection is −1 and 1
+by the bits of a hash of its number (Achlioptas 2003), so that no matrix is stored. All values are integers until the
+last division, so sums have the same bits in any order, in NumPy and in Numba.
 """
 
-import functools
+from typing import Any
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels import kernel
-from retro_np.kernels.threads import blocks, parallel_for
+from retro_np.kernels import Array, kernel
+from retro_np.kernels.substring import checked_tokens
+from retro_np.kernels.threads import blocks
 
-BITS = 18  # of a bucket's number; quality no longer grew with 20
-BUCKETS = 1 << BITS
-NO_TOKEN = 1  # tokens up to this one are no features
-WORD = 64  # signs that one hash gives
-NUMPY_ROWS, NUMPY_SIGNS = 1024, 1 << 19  # rows, signs that the NumPy code takes at once: temporaries stay in the cache
-ROWS = 256  # that a thread takes at once
+BUCKET_BITS = 18  # The quality was no better with 20.
+BUCKETS = 1 << BUCKET_BITS
+MAX_SPECIAL_TOKEN = 1  # tokens up to this one are not features
+SIGNS_PER_HASH = 64
+MAX_NUMPY_ROWS, MAX_NUMPY_SIGNS = 1024, 1 << 19  # per block: the temporaries stay in the cache
 
-# SplitMix64 (Steele, Lea & Flood 2014): its output at a place of the stream is the hash of that place.
-GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-PAIR = 32  # bits that a token has in a pair's place; alone it stands behind 0, which begins no pair
-PLACES = 16  # bits that a word of signs has behind its bucket
+# SplitMix64 (Steele, Lea & Flood 2014): its output number n is the hash of n.
+SPLITMIX_STEP, SPLITMIX_FACTOR, SPLITMIX_FACTOR2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+PAIR_SHIFT = 32  # A pair is hashed as (first << 32) + second, a single token as itself: no pair starts with token 0.
+SIGN_SHIFT = 16  # Word w of a bucket's signs is the hash of (bucket << 16) + w.
 
 
-def _count_numpy(tokens, counts) -> None:
-    """Add to counts, for each bucket, the number of chunks with a feature in it.
+def _count_features(tokens: Array, counts: Array) -> None:
+    """Add to counts, for each bucket, the number of chunks that have a feature in it.
 
-    tokens: (N, m) integers; what is below 2 is no feature. counts: (2^BITS,) uint32, changed in place. A chunk counts
-    once a bucket, however often the bucket occurs in it. Raises UserError for other shapes or dtypes.
+    tokens: (N, m) integers; tokens below 2 are not features. counts: (BUCKETS,) uint32, changed in place. A chunk
+    counts once per bucket, however often the bucket occurs in it. Raises UserError for other shapes or dtypes.
     """
-    tokens, counts = _checked_tokens("count_features", tokens), _checked_counts(counts)
-    for rows in blocks(len(tokens), NUMPY_ROWS):
+    tokens = checked_counting(tokens, counts)
+    for rows in blocks(len(tokens), MAX_NUMPY_ROWS):
         buckets, real = _features(tokens[rows])
         buckets = np.sort(np.where(real, buckets, BUCKETS), axis=1)
         first = buckets < BUCKETS
@@ -42,114 +42,81 @@ def _count_numpy(tokens, counts) -> None:
         counts += np.bincount(buckets[first], minlength=BUCKETS).astype(np.uint32)
 
 
-def _count_numba(tokens, counts) -> None:
-    tokens, counts = _checked_tokens("count_features", tokens), _checked_counts(counts)
-    loop, last = _compiled().count_features, np.full(BUCKETS, -1, np.int64)
-    for rows in blocks(len(tokens), 1 << 16):  # tokens of another type become int64 a part at a time
-        loop(np.ascontiguousarray(tokens[rows], np.int64), rows.start, last, counts)
+def _project_features(tokens: Array, weights: Array, d_key: int) -> Array:
+    """Keys: for each chunk the sum of weight · signs over its features, counting repetitions, scaled to length one.
 
-
-def _project_numpy(tokens, weights, d_key):
-    """Keys: for each chunk Σ weight · signs over its features, each as often as it occurs, scaled to length one.
-
-    tokens: (N, t) integers; what is below 2 is no feature. weights: (2^BITS,) int32. Returns (N, d_key) float32.
-    A key depends on its row alone, and has the same bits from NumPy and Numba. A row whose sum is zero, as one without
-    features, gets the signs of a bucket that no feature has, scaled alike: a key like that of an unrelated chunk.
-    Of d_key columns the first d are those that d_key = d has, but for the length.
+    tokens: (N, t) integers; tokens below 2 are not features. weights: (BUCKETS,) int32. Returns (N, d_key) float32.
+    A key depends only on its row, and has the same bits from NumPy and Numba. If a row's sum is zero, for example
+    because it has no features, the key is the signs of a bucket that no feature has, so it is as far from other keys as
+    an unrelated chunk. With a smaller d_key the columns are the first ones of a larger d_key, except for the scale.
     Raises UserError for other shapes or dtypes.
     """
-    tokens, weights, words = _checked_projection(tokens, weights, d_key)
+    tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
-    for rows in blocks(len(tokens), max(1, NUMPY_SIGNS // max(1, 2 * tokens.shape[1] * words * WORD))):
+    signs_per_row = max(1, 2 * tokens.shape[1] * words * SIGNS_PER_HASH)
+    for rows in blocks(len(tokens), max(1, MAX_NUMPY_SIGNS // signs_per_row)):
         buckets, real = _features(tokens[rows])
         weight = np.where(real, weights[buckets], 0).astype(np.int64)
-        keys[rows] = _unit(np.einsum("nf,nfd->nd", weight, _signs(buckets, words)), d_key)
+        keys[rows] = unit_length(np.einsum("nf,nfd->nd", weight, _signs(buckets, words)), d_key)
     return keys
 
 
-def _project_numba(tokens, weights, d_key):
-    tokens, weights, words = _checked_projection(tokens, weights, d_key)
-    keys, loop = np.empty((len(tokens), d_key), np.float32), _compiled().project_features
-
-    def job(rows):
-        sums = np.zeros((rows.stop - rows.start, words * WORD), np.int64)
-        loop(np.ascontiguousarray(tokens[rows], np.int64), weights, sums)
-        keys[rows] = _unit(sums, d_key)
-
-    parallel_for(job, blocks(len(tokens), ROWS))
-    return keys
+_NUMBA = "retro_np.kernels.hashing_numba:"
+count_features = kernel("count_features", numpy=_count_features, numba=f"{_NUMBA}count_features")
+project_features = kernel("project_features", numpy=_project_features, numba=f"{_NUMBA}project_features")
 
 
-count_features = kernel("count_features", numpy=_count_numpy, numba=_count_numba)
-project_features = kernel("project_features", numpy=_project_numpy, numba=_project_numba)
-
-
-def _features(tokens):
-    """Buckets (N, 2t) int64 of the tokens and of the pairs that end at them, and which are real."""
+def _features(tokens: Array) -> tuple[Array, Array]:
+    """Buckets (N, 2t) int64 of the tokens and of the pairs that end at them, and whether each is a feature."""
     tokens = tokens.astype(np.int64)
     before = np.zeros_like(tokens)
     before[:, 1:] = tokens[:, :-1]
-    alone, second = tokens > NO_TOKEN, before > NO_TOKEN
-    places = np.concatenate([tokens, (before << PAIR) + tokens], axis=1).astype(np.uint64)
-    buckets = (_split_mix(places) >> np.uint64(64 - BITS)).astype(np.int64)
-    return buckets, np.concatenate([alone, alone & second], axis=1)
+    single, second = tokens > MAX_SPECIAL_TOKEN, before > MAX_SPECIAL_TOKEN
+    numbers = np.concatenate([tokens, (before << PAIR_SHIFT) + tokens], axis=1).astype(np.uint64)
+    buckets = (_split_mix(numbers) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+    return buckets, np.concatenate([single, single & second], axis=1)
 
 
-def _signs(buckets, words):
+def _signs(buckets: Array, words: int) -> Array:
     """Rows of the projection, −1 and 1: (…, words · 64) int64."""
-    places = (buckets.astype(np.uint64) << np.uint64(PLACES))[..., None] + np.arange(words, dtype=np.uint64)
-    bits = _split_mix(places)[..., None] >> np.arange(WORD, dtype=np.uint64) & np.uint64(1)
-    return bits.astype(np.int64).reshape(*buckets.shape, words * WORD) * 2 - 1
+    numbers = (buckets.astype(np.uint64) << np.uint64(SIGN_SHIFT))[..., None] + np.arange(words, dtype=np.uint64)
+    bits = _split_mix(numbers)[..., None] >> np.arange(SIGNS_PER_HASH, dtype=np.uint64) & np.uint64(1)
+    return np.where(bits, 1, -1).reshape(*buckets.shape, words * SIGNS_PER_HASH)
 
 
-def _split_mix(places):
-    x = (places + np.uint64(1)) * np.uint64(GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(FIRST)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(SECOND)
+def _split_mix(numbers: Array) -> Any:
+    x = (numbers + np.uint64(1)) * np.uint64(SPLITMIX_STEP)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(SPLITMIX_FACTOR)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(SPLITMIX_FACTOR2)
     return x ^ (x >> np.uint64(31))
 
 
-def _unit(sums, d_key):
+def unit_length(sums: Array, d_key: int) -> Array:
     """The first d_key columns at length one. Below 2^53 a sum of squares of integers is exact in float64."""
     sums = sums[:, :d_key].astype(np.float64)
     norms = np.sqrt((sums * sums).sum(axis=1))
     empty = norms == 0
     if empty.any():
-        # a zero key would be at distance 1 from all, nearer than the 2 of unrelated chunks, and so be found by each
-        sums[empty] = _signs(np.array(BUCKETS), -(-d_key // WORD))[:d_key]
+        # A zero key would be at distance 1 from all keys, nearer than the 2 of unrelated chunks, and match every query.
+        sums[empty] = _signs(np.array(BUCKETS), -(-d_key // SIGNS_PER_HASH))[:d_key]
         norms[empty] = np.sqrt(d_key)
-    return sums / norms[:, None]
+    sums /= norms[:, None]
+    return sums
 
 
-@functools.cache
-def _compiled():
-    from retro_np.kernels import hashing_numba
-
-    return hashing_numba
-
-
-def _checked_tokens(name, tokens):
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 2:
-        raise UserError(f"{name}: tokens have shape {tokens.shape}; they must have 2 dimensions, chunks and places")
-    if tokens.dtype.kind not in "iu" or not np.can_cast(tokens.dtype, np.int64):
-        raise UserError(f"{name}: tokens are {tokens.dtype}; they are integers, up to int64")
-    return tokens
+def checked_counting(tokens: Any, counts: Any) -> Array:
+    """The tokens as an array. Raises UserError for arguments that `count_features` does not take."""
+    fits = isinstance(counts, np.ndarray) and counts.shape == (BUCKETS,) and counts.dtype == np.uint32
+    if not fits or not (counts.flags.writeable and counts.flags.c_contiguous):
+        raise UserError(f"count_features: counts must be a contiguous, writable array of ({BUCKETS},) uint32")
+    return checked_tokens("count_features", "tokens", tokens, 2)
 
 
-def _checked_counts(counts):
-    right = isinstance(counts, np.ndarray) and counts.shape == (BUCKETS,) and counts.dtype == np.uint32
-    if not right or not (counts.flags.writeable and counts.flags.c_contiguous):
-        raise UserError(f"count_features: counts are a contiguous, writable array of ({BUCKETS},) uint32; begin with 0")
-    return counts
-
-
-def _checked_projection(tokens, weights, d_key):
-    tokens, weights = _checked_tokens("project_features", tokens), np.asarray(weights)
+def checked_projection(tokens: Any, weights: Any, d_key: int) -> tuple[Array, Array, int]:
+    """Arrays of tokens and weights, and hashes per row of signs. Raises UserError for other shapes and dtypes."""
+    tokens, weights = checked_tokens("project_features", "tokens", tokens, 2), np.asarray(weights)
     if weights.shape != (BUCKETS,) or weights.dtype != np.int32:
-        raise UserError(
-            f"project_features: weights are {weights.shape} {weights.dtype}, and must be ({BUCKETS},) int32"
-        )
-    if not 1 <= d_key <= WORD << PLACES:
-        raise UserError(f"project_features: a key of {d_key} columns; ask for 1 … {WORD << PLACES}")
-    return tokens, np.ascontiguousarray(weights), -(-d_key // WORD)
+        raise UserError(f"project_features: weights are {weights.shape} {weights.dtype}; give ({BUCKETS},) int32")
+    if not 1 <= d_key <= SIGNS_PER_HASH << SIGN_SHIFT:
+        raise UserError(f"project_features: d_key must be from 1 to {SIGNS_PER_HASH << SIGN_SHIFT}, not {d_key}")
+    return tokens, np.ascontiguousarray(weights), -(-d_key // SIGNS_PER_HASH)

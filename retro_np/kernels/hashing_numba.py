@@ -1,64 +1,90 @@
-"""The loops of hashing.py, for Numba: a pass over a row's tokens for its buckets, then one over the buckets a word."""
+"""The loops of hashing.py in Numba: one pass over a row's tokens for its buckets, then one per word of signs."""
 
 import numpy as np
 
-from retro_np.kernels import hashing as in_numpy
+from retro_np.kernels import Array, hashing
+from retro_np.kernels.hashing import BUCKETS, MAX_SPECIAL_TOKEN, SIGNS_PER_HASH, checked_counting, checked_projection
 from retro_np.kernels.jit import jit
+from retro_np.kernels.threads import blocks, parallel_for
 
-NO_TOKEN, WORD = in_numpy.NO_TOKEN, in_numpy.WORD
-# all of one unsigned type: Numba makes a float of a uint64 and an int64
-ONE, PAIR, PLACES = np.uint64(1), np.uint64(in_numpy.PAIR), np.uint64(in_numpy.PLACES)
-SHIFT = np.uint64(64 - in_numpy.BITS)
-GOLDEN, FIRST, SECOND = np.uint64(in_numpy.GOLDEN), np.uint64(in_numpy.FIRST), np.uint64(in_numpy.SECOND)
+ROWS_PER_JOB = 256
+MAX_COUNTED_ROWS = 1 << 16  # Tokens of another dtype are converted to int64 one block at a time.
+
+# All constants are uint64, because Numba makes a float of a uint64 and an int64.
+ONE, BUCKET_SHIFT = np.uint64(1), np.uint64(64 - hashing.BUCKET_BITS)
+PAIR_SHIFT, SIGN_SHIFT = np.uint64(hashing.PAIR_SHIFT), np.uint64(hashing.SIGN_SHIFT)
+SPLITMIX_STEP = np.uint64(hashing.SPLITMIX_STEP)
+SPLITMIX_FACTOR, SPLITMIX_FACTOR2 = np.uint64(hashing.SPLITMIX_FACTOR), np.uint64(hashing.SPLITMIX_FACTOR2)
+
+
+def count_features(tokens: Array, counts: Array) -> None:
+    """As retro_np.kernels.hashing.count_features."""
+    tokens, last = checked_counting(tokens, counts), np.full(BUCKETS, -1, np.int64)
+    for rows in blocks(len(tokens), MAX_COUNTED_ROWS):
+        _count_features(np.ascontiguousarray(tokens[rows], np.int64), rows.start, last, counts)
+
+
+def project_features(tokens: Array, weights: Array, d_key: int) -> Array:
+    """As retro_np.kernels.hashing.project_features."""
+    tokens, weights, words = checked_projection(tokens, weights, d_key)
+    keys = np.empty((len(tokens), d_key), np.float32)
+
+    def job(rows: slice) -> None:
+        sums = np.zeros((rows.stop - rows.start, words * SIGNS_PER_HASH), np.int64)
+        _project_features(np.ascontiguousarray(tokens[rows], np.int64), weights, sums)
+        keys[rows] = hashing.unit_length(sums, d_key)
+
+    parallel_for(job, blocks(len(tokens), ROWS_PER_JOB))
+    return keys
 
 
 @jit
-def split_mix(place):
-    x = (place + ONE) * GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * FIRST
-    x = (x ^ (x >> np.uint64(27))) * SECOND
+def _split_mix(number: np.uint64) -> np.uint64:
+    x = (number + ONE) * SPLITMIX_STEP
+    x = (x ^ (x >> np.uint64(30))) * SPLITMIX_FACTOR
+    x = (x ^ (x >> np.uint64(27))) * SPLITMIX_FACTOR2
     return x ^ (x >> np.uint64(31))
 
 
 @jit
-def features(tokens, buckets):
-    """Write the buckets of one row's features; return how many they are."""
+def _features(tokens: Array, buckets: Array) -> int:
+    """Write the buckets of one row's features, and return their number."""
     count, before = 0, 0
     for token in tokens:
-        if token > NO_TOKEN:
-            buckets[count] = split_mix(np.uint64(token)) >> SHIFT
+        if token > MAX_SPECIAL_TOKEN:
+            buckets[count] = _split_mix(np.uint64(token)) >> BUCKET_SHIFT
             count += 1
-            if before > NO_TOKEN:
-                buckets[count] = split_mix((np.uint64(before) << PAIR) + np.uint64(token)) >> SHIFT
+            if before > MAX_SPECIAL_TOKEN:
+                buckets[count] = _split_mix((np.uint64(before) << PAIR_SHIFT) + np.uint64(token)) >> BUCKET_SHIFT
                 count += 1
         before = token
     return count
 
 
 @jit
-def count_features(tokens, start, last, counts):
-    """last: the row, counted from `start` on, that was last counted in each bucket."""
+def _count_features(tokens: Array, start: int, last: Array, counts: Array) -> None:
+    """last: for each bucket the row that was counted last. The rows of `tokens` are numbered from `start`."""
     buckets = np.empty(2 * tokens.shape[1], np.uint64)
     for n in range(tokens.shape[0]):
-        for i in range(features(tokens[n], buckets)):
+        for i in range(_features(tokens[n], buckets)):
             if last[buckets[i]] != start + n:
                 last[buckets[i]] = start + n
                 counts[buckets[i]] += np.uint32(1)
 
 
 @jit
-def project_features(tokens, weights, sums):
+def _project_features(tokens: Array, weights: Array, sums: Array) -> None:
     buckets = np.empty(2 * tokens.shape[1], np.uint64)
     for n in range(tokens.shape[0]):
-        count, total = features(tokens[n], buckets), 0
+        count, total = _features(tokens[n], buckets), 0
         for i in range(count):
             total += weights[buckets[i]]
-        for w in range(sums.shape[1] // WORD):
-            part = sums[n, w * WORD : (w + 1) * WORD]
+        for w in range(sums.shape[1] // SIGNS_PER_HASH):
+            part = sums[n, w * SIGNS_PER_HASH : (w + 1) * SIGNS_PER_HASH]
             for i in range(count):
                 weight = np.int64(weights[buckets[i]])
-                bits = split_mix((buckets[i] << PLACES) + np.uint64(w))
-                for j in range(WORD):  # no branch: this loop is vectorised
+                bits = _split_mix((buckets[i] << SIGN_SHIFT) + np.uint64(w))
+                for j in range(SIGNS_PER_HASH):  # without a branch, so that this loop is vectorised
                     part[j] += weight if (bits >> np.uint64(j)) & ONE else 0
-            for j in range(WORD):  # what was not added is to be subtracted
+            for j in range(SIGNS_PER_HASH):  # each weight that was not added is subtracted
                 part[j] = 2 * part[j] - total

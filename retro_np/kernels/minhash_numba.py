@@ -1,85 +1,126 @@
-"""The loops of minhash.py, for Numba."""
+"""The loops of minhash.py in Numba."""
 
 import numpy as np
 
+from retro_np.kernels import Array
 from retro_np.kernels import minhash as in_numpy
 from retro_np.kernels.jit import jit
+from retro_np.kernels.minhash import FOLDED, KIND, NO_GRAM, PART, SPACE, checked_bands, checked_bytes, checked_texts
+from retro_np.kernels.threads import blocks, parallel_for
 
-SPACE, PART = in_numpy.SPACE, in_numpy.PART
-KIND, FOLDED = in_numpy.KIND, in_numpy.FOLDED
-WORD_BASE, GRAM_BASE, ONE = np.uint64(in_numpy.WORD_BASE), np.uint64(in_numpy.GRAM_BASE), np.uint64(1)
-SHIFT, FIRST, SECOND = (np.uint64(number) for number in (in_numpy.MIX[0][0], in_numpy.MIX[0][1], in_numpy.MIX[1][1]))
-HALF = np.uint64(32)
-PIECE = 8192  # bytes: their grams stay in the first-level cache while every hash function goes over them
+SPAN_BYTES = 1 << 20  # Longer texts are cut into spans of this length.
+SPANS_PER_JOB, SIGNATURES_PER_JOB = 16, 64
+PIECE_BYTES = 8192  # The grams of a piece stay in the first-level cache while every hash function goes over them.
+
+ONE, HALF_BITS = np.uint64(1), np.uint64(32)
+WORD_BASE, GRAM_BASE = np.uint64(in_numpy.WORD_BASE), np.uint64(in_numpy.GRAM_BASE)
+MURMUR_SHIFT = np.uint64(in_numpy.MURMUR_SHIFT)
+MURMUR_FACTOR, MURMUR_FACTOR2 = (np.uint64(factor) for factor in in_numpy.MURMUR_FACTORS)
+
+
+def gram_hashes(data: Array, words: int) -> Array:
+    """As retro_np.kernels.minhash.gram_hashes."""
+    data = checked_bytes("gram_hashes", data, words)
+    out = np.empty(max(1, len(data)), np.uint64)
+    count = _scan(data, 0, len(data), 0, len(data), np.empty(words, np.uint64), out)
+    return out[:count].copy()
+
+
+def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
+    """As retro_np.kernels.minhash.minhash."""
+    data, offsets, factors = checked_texts(data, offsets, words, factors)
+    starts, ends = offsets[:-1], offsets[1:]
+    n_spans = np.maximum(1, -(-(ends - starts) // SPAN_BYTES))  # of each text
+    row, first = np.repeat(np.arange(len(starts)), n_spans), np.cumsum(n_spans) - n_spans
+    begins = starts[row] + SPAN_BYTES * (np.arange(len(row)) - first[row])
+    spans = np.stack([starts[row], ends[row], begins, np.minimum(begins + SPAN_BYTES, ends[row])], axis=1)
+    out = np.full((len(spans), len(factors)), NO_GRAM, np.uint32)
+    jobs = blocks(len(spans), SPANS_PER_JOB)
+    parallel_for(lambda rows: _minhash(data, spans[rows], words, factors, out[rows]), jobs)
+    return np.minimum.reduceat(out, first) if len(first) < len(out) else out
+
+
+def band_matches(
+    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, least: int, limit: int
+) -> tuple[Array, Array]:
+    """As retro_np.kernels.minhash.band_matches."""
+    signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs)
+    rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
+
+    def job(block: slice) -> None:
+        _band_matches(signatures[block], held, order, lows[block], highs[block], least, rows[block], equal[block])
+
+    parallel_for(job, blocks(len(signatures), SIGNATURES_PER_JOB))
+    return rows, equal
 
 
 @jit
-def mix(x):
-    x = (x ^ (x >> SHIFT)) * FIRST
-    x = (x ^ (x >> SHIFT)) * SECOND
-    return x ^ (x >> SHIFT)
+def _mix(x: np.uint64) -> np.uint64:
+    x = (x ^ (x >> MURMUR_SHIFT)) * MURMUR_FACTOR
+    x = (x ^ (x >> MURMUR_SHIFT)) * MURMUR_FACTOR2
+    return x ^ (x >> MURMUR_SHIFT)
 
 
 @jit
-def scan(data, start, end, begin, stop, ring, out):
-    """Write the grams of the text data[start:end] whose first word begins in [begin, stop); return how many.
+def _scan(data: Array, start: int, end: int, begin: int, stop: int, ring: Array, out: Array) -> int:
+    """Write the grams of the text data[start:end] whose first word begins in [begin, stop), and return their number.
 
-    ring: (words,) uint64, scratch. out: (stop − begin,) uint64 at least, 1 at least. The scan goes on beyond stop, for
-    the words that the last of these grams still lack; so the parts of a text give what the whole gives.
+    ring: (words,) uint64, scratch. out: (stop − begin,) uint64 or more, and at least 1. The scan continues beyond stop
+    for the words that the last of these grams still need, so the parts of a text give what the whole text gives.
     """
     words = len(ring)
     ring[:] = 0
     leaving = ONE  # GRAM_BASE^words, by which the word that leaves a gram has been multiplied
     for _ in range(words):
         leaving *= GRAM_BASE
-    at, slot, seen, own, count, gram = begin, 0, 0, 0, 0, np.uint64(0)
+    position, slot, seen, own, count, gram = begin, 0, 0, 0, 0, np.uint64(0)
     if begin > start and KIND[data[begin - 1]] == PART:  # inside a word that began before
-        while at < stop and KIND[data[at]] == PART:
-            at += 1
-    while at < end:
-        if at >= stop and (own == 0 or seen >= own + words - 1):
+        while position < stop and KIND[data[position]] == PART:
+            position += 1
+    while position < end:
+        if position >= stop and (own == 0 or seen >= own + words - 1):
             break
-        kind = KIND[data[at]]
+        kind = KIND[data[position]]
         if kind == SPACE:
-            at += 1
+            position += 1
             continue
-        if at < stop:
+        if position < stop:
             own += 1
-        word = np.uint64(FOLDED[data[at]]) + ONE
-        at += 1
+        word = np.uint64(FOLDED[data[position]]) + ONE
+        position += 1
         if kind == PART:
-            while at < end and KIND[data[at]] == PART:
-                word = word * WORD_BASE + (np.uint64(FOLDED[data[at]]) + ONE)
-                at += 1
-        word = mix(word)
+            while position < end and KIND[data[position]] == PART:
+                word = word * WORD_BASE + (np.uint64(FOLDED[data[position]]) + ONE)
+                position += 1
+        word = _mix(word)
         gram = gram * GRAM_BASE + word - ring[slot] * leaving
         ring[slot] = word
         slot = slot + 1 if slot + 1 < words else 0
         seen += 1
         if seen >= words:
-            out[count] = mix(gram)
+            out[count] = _mix(gram)
             count += 1
-    if 0 < seen < words:  # the text ended first: if nothing came before, these are all of its words
+    if 0 < seen < words:  # The text ended first. If nothing came before, these are all of its words.
         while begin > start and KIND[data[begin - 1]] == SPACE:
             begin -= 1
         if begin == start:
-            out[0] = mix(gram)
+            out[0] = _mix(gram)
             count = 1
     return count
 
 
 @jit
-def minhash(data, spans, words, factors, out):
-    """Lower each row of `out` (spans, hashes) to a span's minima. spans: rows of `scan`'s start, end, begin, stop."""
-    ring, grams = np.empty(words, np.uint64), np.empty(PIECE, np.uint64)
-    low, high = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
+def _minhash(data: Array, spans: Array, words: int, factors: Array, out: Array) -> None:
+    """Lower each row of `out` (spans, hashes) to a span's minima. spans: rows of _scan's start, end, begin, stop."""
+    ring, grams = np.empty(words, np.uint64), np.empty(PIECE_BYTES, np.uint64)
+    low, high = np.empty(PIECE_BYTES, np.uint32), np.empty(PIECE_BYTES, np.uint32)
     for s in range(len(spans)):
         start, end, begin, stop = spans[s, 0], spans[s, 1], spans[s, 2], spans[s, 3]
-        for piece in range(begin, stop, PIECE):
-            count = scan(data, start, end, piece, min(piece + PIECE, stop), ring, grams)
+        for piece in range(begin, stop, PIECE_BYTES):
+            count = _scan(data, start, end, piece, min(piece + PIECE_BYTES, stop), ring, grams)
             for g in range(count):
                 low[g] = np.uint32(grams[g])
-                high[g] = np.uint32(grams[g] >> HALF)
+                high[g] = np.uint32(grams[g] >> HALF_BITS)
             for k in range(len(factors)):
                 factor, least = factors[k], out[s, k]
                 for g in range(count):
@@ -88,26 +129,28 @@ def minhash(data, spans, words, factors, out):
 
 
 @jit
-def band_matches(signatures, held, order, lows, highs, least, rows, equal):
-    """A block of signatures, each against the held ones in its bands; a held one is looked at once."""
+def _band_matches(
+    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, least: int, rows: Array, equal: Array
+) -> None:
+    """Compare each signature with the held ones in its bands. A held one is compared only once."""
     hashes, limit = signatures.shape[1], rows.shape[1]
-    looked_at = np.full(len(held), -1, np.int64)
-    found = np.empty(len(held), np.int64)  # unequal entries · H + row: sorted, this is the order wanted
+    compared_with = np.full(len(held), -1, np.int64)
+    matches = np.empty(len(held), np.int64)  # unequal entries · H + row, whose order is the one of the result
     for i in range(len(signatures)):
         count = 0
         for band in range(len(order)):
-            for place in range(lows[i, band], highs[i, band]):
-                row = order[band, place]
-                if looked_at[row] == i:
+            for position in range(lows[i, band], highs[i, band]):
+                row = order[band, position]
+                if compared_with[row] == i:
                     continue
-                looked_at[row] = i
+                compared_with[row] = i
                 same = 0
                 for k in range(hashes):
                     same += signatures[i, k] == held[row, k]
                 if same >= least:
-                    found[count] = (hashes - same) * len(held) + row
+                    matches[count] = (hashes - same) * len(held) + row
                     count += 1
-        found[:count].sort()
-        for place in range(min(count, limit)):
-            rows[i, place] = found[place] % len(held)
-            equal[i, place] = hashes - found[place] // len(held)
+        matches[:count].sort()
+        for rank in range(min(count, limit)):
+            rows[i, rank] = matches[rank] % len(held)
+            equal[i, rank] = hashes - matches[rank] // len(held)

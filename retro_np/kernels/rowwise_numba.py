@@ -1,21 +1,84 @@
-"""The loops of rows.py, for Numba: each does a block of rows."""
+"""The loops of rowwise.py in Numba: each does all its steps in one pass, a block of rows at a time."""
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
 
-from retro_np.kernels import rowwise as in_numpy
+from retro_np.kernels import Array, check_shapes, rowwise
 from retro_np.kernels.jit import jit
+from retro_np.kernels.rowwise import BLOCK_ENTRIES, GELU_CUBIC, GELU_SLOPE, adamw_rates, check_indices, row_blocks
+from retro_np.kernels.threads import blocks, parallel_for
 
-SLOPE, CUBIC = in_numpy.SLOPE, in_numpy.CUBIC
+MAX_PARTIAL_SUMS, MIN_ROWS_PER_SUM = 16, 64  # Sums over rows are taken in parts; a part's rows are summed in order.
+
+
+def rms_norm_forward(x: Array, gain: Array, eps: float = 1e-6) -> tuple[Array, Array]:
+    """As retro_np.kernels.rowwise.rms_norm_forward. Raises UserError for shapes that do not match."""
+    check_shapes("rms_norm_forward", gain=(gain, x.shape[-1:]))
+    y, scale, eps = np.empty(x.shape, x.dtype), np.empty(len(x), x.dtype), x.dtype.type(eps)
+    parallel_for(lambda rows: _rms_norm_forward(x[rows], gain, eps, y[rows], scale[rows]), row_blocks(x))
+    return y, scale
+
+
+def rms_norm_backward(dy: Array, x: Array, gain: Array, scale: Array) -> tuple[Array, Array]:
+    """As retro_np.kernels.rowwise.rms_norm_backward. Raises UserError for shapes that do not match."""
+    check_shapes("rms_norm_backward", dy=(dy, x.shape), gain=(gain, x.shape[-1:]), scale=(scale, x.shape[:1]))
+    parts = blocks(len(x), max(MIN_ROWS_PER_SUM, -(-len(x) // MAX_PARTIAL_SUMS)))
+    dx, dgain = np.empty(x.shape, x.dtype), np.zeros((len(parts), len(gain)), x.dtype)
+
+    def job(part: int) -> None:
+        rows = parts[part]
+        _rms_norm_backward(dy[rows], x[rows], gain, scale[rows], dx[rows], dgain[part])
+
+    parallel_for(job, range(len(parts)))
+    return dx, dgain.sum(axis=0)
+
+
+def gelu_forward(x: Array) -> Array:
+    """As retro_np.kernels.rowwise.gelu_forward."""
+    y = np.empty_like(x)
+    parallel_for(lambda block: _gelu_forward(x[block], y[block]), blocks(len(x), 4 * BLOCK_ENTRIES))
+    return y
+
+
+def gelu_backward(dy: Array, x: Array) -> Array:
+    """As retro_np.kernels.rowwise.gelu_backward. Raises UserError for shapes that do not match."""
+    check_shapes("gelu_backward", dy=(dy, x.shape))
+    dx = np.empty_like(x)
+    parallel_for(lambda block: _gelu_backward(dy[block], x[block], dx[block]), blocks(len(x), 4 * BLOCK_ENTRIES))
+    return dx
+
+
+def scatter_add(rows: Array, indices: Array, count: int) -> Array:
+    """As retro_np.kernels.rowwise.scatter_add."""
+    check_indices(rows, indices, count)
+    indices, out = np.ascontiguousarray(indices, np.int64), np.zeros((count, rows.shape[1]), rows.dtype)
+    # Each job has its own columns, so the rows of one index are added in order.
+    columns = blocks(rows.shape[1], max(16, -(-rows.shape[1] // 8)))
+    parallel_for(lambda block: _scatter_add(rows[:, block], indices, out[:, block]), columns)
+    return out
+
+
+def adamw_step(
+    p: Array, g: Array, m: Array, v: Array, *,
+    lr: float, betas: tuple[float, float], eps: float, decay: float, step: int,
+) -> None:  # fmt: skip
+    """As retro_np.kernels.rowwise.adamw_step. Raises UserError for shapes that do not match."""
+    check_shapes("adamw_step", g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
+    if not all(array.flags.c_contiguous for array in (p, g, m, v)):
+        return rowwise._adamw(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=step)
+    numbers = [p.dtype.type(number) for number in (*betas, *adamw_rates(lr, betas, step), 1 - lr * decay, eps)]
+    flat = [array.reshape(-1) for array in (p, g, m, v)]
+    parallel_for(lambda block: _adamw(*(array[block] for array in flat), *numbers), blocks(p.size, 4 * BLOCK_ENTRIES))
 
 
 @jit
-def rms_norm_forward(x, gain, eps, y, scale):
+def _rms_norm_forward(x: Array, gain: Array, eps: float, y: Array, scale: Array) -> None:
     rows, d = x.shape
     for i in range(rows):
-        square = np.float64(0)  # whatever the type: rows near zero are scaled up a thousandfold, roundings with them
+        square = np.float64(0)  # for any dtype: rows near zero are scaled up a thousandfold, and with them roundings
         for t in range(d):
             square += np.float64(x[i, t]) * x[i, t]
         factor = 1 / np.sqrt(square / d + eps)
@@ -25,7 +88,7 @@ def rms_norm_forward(x, gain, eps, y, scale):
 
 
 @jit
-def rms_norm_backward(dy, x, gain, scale, dx, dgain):
+def _rms_norm_backward(dy: Array, x: Array, gain: Array, scale: Array, dx: Array, dgain: Array) -> None:
     rows, d = x.shape
     width = x.dtype.type(d)
     for i in range(rows):
@@ -39,122 +102,78 @@ def rms_norm_backward(dy, x, gain, scale, dx, dgain):
             dgain[t] += dy[i, t] * (x[i, t] * factor)
 
 
-# tanh(x) ≈ x P(x²) / Q(x²) for |x| ≤ 7.9, where a float32 reaches 1: the rational approximation of the Eigen library,
-# highest power first. It has no branch and no table, so that a vector of numbers goes through it at once.
-TANH_P = (
-    -2.76076847742355e-16,
-    2.00018790482477e-13,
-    -8.60467152213735e-11,
-    5.12229709037114e-08,
-    1.48572235717979e-05,
-    6.37261928875436e-04,
-    4.89352455891786e-03,
+# tanh(x) ≈ x P(x²) / Q(x²) for |x| ≤ 7.9, where tanh reaches 1 in float32: the rational approximation of the Eigen
+# library, highest power first. It has no branch and no table, so the compiler can vectorise it.
+TANH_P = tuple(map(np.float32, (
+    -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05,
+    6.37261928875436e-04, 4.89352455891786e-03,
+)))  # fmt: skip
+TANH_Q = tuple(
+    map(np.float32, (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03))
 )
-TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 TANH_END = np.float32(7.90531110763549805)
-
-TANH_P, TANH_Q, ERF_P, ERF_Q = (
-    tuple(np.float32(coefficient) for coefficient in part) for part in (TANH_P, TANH_Q, in_numpy.ERF_P, in_numpy.ERF_Q)
-)
 
 
 @jit
-def polynomial(coefficients, x):
+def polynomial(coefficients: tuple[float, ...], x: float) -> float:
+    """The polynomial with these coefficients, highest power first, at x."""
     value = coefficients[0]
     for k in range(1, len(coefficients)):
         value = value * x + coefficients[k]
     return value
 
 
-def tanh(x):
-    """The hyperbolic tangent; in float32 within 5e-7."""
+def _tanh(x: float) -> float:
+    """The hyperbolic tangent; in float32 within 5e-7 of it."""
     return math.tanh(x)
 
 
-@numba.extending.overload(tanh, inline="never")
-def _tanh(x):
-    if x is not numba.float32:
-        return lambda x: math.tanh(x)
-
-    def rational(x):
-        square = min(x * x, TANH_END * TANH_END)
-        if x >= TANH_END:  # exactly: the pullback takes 1 − tanh² there
-            return np.float32(1)
-        return np.float32(-1) if x <= -TANH_END else x * polynomial(TANH_P, square) / polynomial(TANH_Q, square)
-
-    return rational
+@numba.extending.overload(_tanh, strict=False)
+def _tanh_of_type(x: Any) -> Any:
+    return (lambda x: _tanh32(x)) if x is numba.float32 else (lambda x: math.tanh(x))
 
 
 @jit
-def tanh_of(x):
-    """The tanh of each entry: for the test of it."""
-    y = np.empty_like(x)
-    for i in range(len(x)):
-        y[i] = tanh(x[i])
-    return y
+def _tanh32(x: np.float32) -> np.float32:
+    square = min(x * x, TANH_END * TANH_END)
+    if x >= TANH_END:  # exactly 1, because the pullback takes 1 − tanh²
+        return np.float32(1)
+    return np.float32(-1) if x <= -TANH_END else x * polynomial(TANH_P, square) / polynomial(TANH_Q, square)
 
 
 @jit
-def gelu_forward(x, y):
+def _gelu_forward(x: Array, y: Array) -> None:
     kind = x.dtype.type
-    half, one, slope, cubic = kind(0.5), kind(1), kind(SLOPE), kind(CUBIC)
+    half, one, slope, cubic = kind(0.5), kind(1), kind(GELU_SLOPE), kind(GELU_CUBIC)
     for i in range(len(x)):
-        y[i] = half * x[i] * (one + tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i])))
+        y[i] = half * x[i] * (one + _tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i])))
 
 
 @jit
-def gelu_backward(dy, x, dx):
+def _gelu_backward(dy: Array, x: Array, dx: Array) -> None:
     kind = x.dtype.type
-    half, one, slope, cubic = kind(0.5), kind(1), kind(SLOPE), kind(CUBIC)
+    half, one, slope, cubic = kind(0.5), kind(1), kind(GELU_SLOPE), kind(GELU_CUBIC)
     for i in range(len(x)):
-        t = tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i]))
+        tanh = _tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i]))
         inner = slope * (one + kind(3) * cubic * x[i] * x[i])
-        dx[i] = dy[i] * (half * (one + t) + half * x[i] * (one - t * t) * inner)
+        dx[i] = dy[i] * (half * (one + tanh) + half * x[i] * (one - tanh * tanh) * inner)
 
 
 @jit
-def add_gelu_erf(x, bias):
-    half, one, root = np.float32(0.5), np.float32(1), np.float32(0.7071067811865476)
-    for i in range(x.shape[0]):
-        for t in range(x.shape[1]):
-            value = x[i, t] + bias[t]
-            clipped = min(max(value * root, np.float32(-4)), np.float32(4))
-            square = clipped * clipped
-            erf = clipped * polynomial(ERF_P, square) / polynomial(ERF_Q, square)
-            x[i, t] = half * value * (one + erf)
-
-
-@jit
-def add_layer_norm(x, bias, residual, gain, shift, eps):
-    rows, d = x.shape
-    one, width = x.dtype.type(1), x.dtype.type(d)
-    for i in range(rows):
-        mean = x.dtype.type(0)
-        for t in range(d):
-            x[i, t] += bias[t] + residual[i, t]
-            mean += x[i, t]
-        mean /= width
-        square = x.dtype.type(0)
-        for t in range(d):
-            x[i, t] -= mean
-            square += x[i, t] * x[i, t]
-        factor = one / np.sqrt(square / width + eps)
-        for t in range(d):
-            x[i, t] = x[i, t] * factor * gain[t] + shift[t]
-
-
-@jit
-def scatter_add(rows, places, out):
+def _scatter_add(rows: Array, indices: Array, out: Array) -> None:
     for i in range(len(rows)):
-        place = places[i]
+        index = indices[i]
         for t in range(rows.shape[1]):
-            out[place, t] += rows[i, t]
+            out[index, t] += rows[i, t]
 
 
 @jit
-def adamw(p, g, m, v, first, second, rate, correction, decay, eps):
+def _adamw(
+    p: Array, g: Array, m: Array, v: Array, beta1: float, beta2: float, rate: float, correction: float, decay: float,
+    eps: float,
+) -> None:  # fmt: skip
     one = p.dtype.type(1)
     for i in range(len(p)):
-        m[i] = first * m[i] + (one - first) * g[i]
-        v[i] = second * v[i] + (one - second) * g[i] * g[i]
+        m[i] = beta1 * m[i] + (one - beta1) * g[i]
+        v[i] = beta2 * v[i] + (one - beta2) * g[i] * g[i]
         p[i] = p[i] * decay - rate * m[i] / (np.sqrt(v[i]) * correction + eps)

@@ -1,97 +1,101 @@
 """Exact nearest neighbours by squared L2: every key is compared with every query."""
 
 import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels import c_extension, kernel, threads
+from retro_np.kernels import Array, c_extension, kernel, threads
 
 LANES = 16  # partial sums of a distance, as in csrc/search.c
-QUERY_BLOCK = 64  # queries that a thread takes at once
-KEY_BLOCK = 512  # keys that the NumPy code compares at once
-CONVERTED_KEYS = 65536  # keys of another type that are converted at once
-# of the C code, found by measuring
-THREAD_KEYS = 8192  # keys that a thread takes at once
-SCREENED_QUERIES = 32  # from so many on, a matrix product saves more than it costs
-SCREENED_SHARE = 16  # where at most one key in so many is asked for
-PRODUCT = 1024 * 2048  # entries of one matrix product, 8 MB in float32
-PRODUCT_QUERIES, PRODUCT_KEYS = 1024, 16384  # no more than so many of either
+QUERIES_PER_JOB = 64
+NUMPY_KEYS = 512  # keys that the NumPy code compares in one operation
+MAX_CONVERTED_KEYS = 65536  # keys of another dtype that are converted in one operation
+# The rest is for the C code and was found by measuring.
+KEYS_PER_JOB = 8192
+MIN_SCREENED_QUERIES = 32  # With fewer queries a matrix product costs more than it saves.
+MIN_KEYS_PER_SCREENED_NEIGHBOUR = 16  # If a larger share of the keys is asked for, screening excludes too few.
+MAX_PRODUCT_ENTRIES = 1024 * 2048  # of one matrix product, 8 MB in float32
+MAX_PRODUCT_QUERIES, MAX_PRODUCT_KEYS = 1024, 16384
 
 
-def _search_numpy(queries, keys, k):
-    """The k nearest keys of each query, by squared L2, compared one by one.
+def _search_numpy(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
+    """The k nearest keys of each query by squared L2, compared one by one.
 
-    queries: (N, d) float32 or float64. keys: (M, d) of a float dtype; where it is not the queries', as with float16
-    keys, they are converted CONVERTED_KEYS at a time, so a memory-mapped array stays on disk. k ≥ 1, also above M.
-    Returns ids (N, k) int64 and distances (N, k) of the queries' dtype, ascending by (distance, id): of equal distances
-    the lowest id comes first. Where there are fewer than k keys, id −1 and distance inf.
-    A distance is Σ (q − k)² summed in one order, so it depends on q and k alone, and NumPy and C give the same bits.
-    Raises UserError for shapes that do not fit, other dtypes, k < 1, and entries that are NaN or infinite.
+    queries: (N, d) float32 or float64. keys: (M, d) of a float dtype. Keys of another dtype than the queries, such as
+    float16, are converted MAX_CONVERTED_KEYS at a time, so a memory-mapped array stays on disk. k ≥ 1, also above M.
+    Returns ids (N, k) int64 and distances (N, k) of the queries' dtype, ascending by (distance, id): among equal
+    distances the lowest id comes first. Entries beyond the M keys have id −1 and distance inf.
+    A distance is Σ (q − k)² summed in one fixed order, so it depends only on q and k: NumPy and C give the same bits.
+    Raises UserError for shapes that do not match, other dtypes, k < 1, and entries that are NaN or infinite.
     """
     return _search(queries, keys, k, _update_numpy)
 
 
-def _search_c(queries, keys, k):
+def _search_c(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
     return _search(queries, keys, k, _update_c)
 
 
 exact_search = kernel("exact_search", numpy=_search_numpy, c=_search_c)
 
 
-def _search(queries, keys, k, update):
-    """Check, convert the keys where they need it, and have `update` bring the lists up to date with each part of them.
+def _search(queries: Array, keys: Array, k: int, update: Callable[..., None]) -> tuple[Array, Array]:
+    """Check the arguments, convert the keys where needed, and let `update` add each part of them to the lists.
 
-    A query's list is a row of ids and one of distances, ascending, filled up with −1 and inf.
+    A query's list is a row of ids and a row of distances, ascending, with −1 and inf in the rest.
     """
     queries, keys, k = _checked(queries, keys, k)
     ids = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, queries.dtype)
     fits = keys.dtype == queries.dtype and keys.flags.c_contiguous and keys.flags.aligned
-    part = max(1, len(keys)) if fits else CONVERTED_KEYS
-    for start in range(0, max(1, len(keys)), part):
-        some_keys = np.require(keys[start : start + part], queries.dtype, ["C", "A"])
-        update(queries, some_keys, start, ids, distances)
+    size = max(1, len(keys)) if fits else MAX_CONVERTED_KEYS
+    for start in range(0, max(1, len(keys)), size):
+        part = np.require(keys[start : start + size], queries.dtype, ["C", "A"])
+        update(queries, part, start, ids, distances)
     return ids, distances
 
 
-def _merge(ids, distances, more_ids, more_distances):
-    """Let lists keep the first by (distance, id) of what they have and more.
+def merge_lists(lists: Sequence[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
+    """The first k entries by (distance, id) of several lists of ids (N, ·) int64 and distances (N, ·).
 
-    Read as unsigned, −1 comes after every id: a missing one is last.
+    A missing entry has id −1 and distance inf, in the lists and in the result. Returns ids (N, k) and distances (N, k).
     """
-    more_ids = np.concatenate([ids, more_ids], axis=1)
-    more_distances = np.concatenate([distances, more_distances], axis=1)
-    order = np.lexsort((more_ids.view(np.uint64), more_distances))[:, : ids.shape[1]]
-    ids[:], distances[:] = np.take_along_axis(more_ids, order, 1), np.take_along_axis(more_distances, order, 1)
+    ids, distances = (np.concatenate(part, axis=1) for part in zip(*lists, strict=True))
+    order = np.lexsort((ids.view(np.uint64), distances))[:, :k]  # as an unsigned integer −1 comes after every id
+    ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+    rest = [(0, 0), (0, k - ids.shape[1])]
+    return np.pad(ids, rest, constant_values=-1), np.pad(distances, rest, constant_values=np.inf)
 
 
-def _update_numpy(queries, keys, start, ids, distances):
+def _update_numpy(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
     _check_finite(queries, keys, start)
-    for rows in threads.blocks(len(queries), QUERY_BLOCK):
-        for some in threads.blocks(len(keys), KEY_BLOCK):
-            block = _distances(queries[rows, None], keys[None, some])
-            block_ids = np.argsort(block, axis=1, kind="stable")[:, : ids.shape[1]]
-            block = np.take_along_axis(block, block_ids, 1)
-            _merge(ids[rows], distances[rows], block_ids + (start + some.start), block)
+    k = ids.shape[1]
+    for rows in threads.blocks(len(queries), QUERIES_PER_JOB):
+        for part in threads.blocks(len(keys), NUMPY_KEYS):
+            block = _distances(queries[rows, None], keys[None, part])
+            nearest = np.argsort(block, axis=1, kind="stable")[:, :k]
+            new = nearest + (start + part.start), np.take_along_axis(block, nearest, 1)
+            ids[rows], distances[rows] = merge_lists([(ids[rows], distances[rows]), new], k)
 
 
-def listed_distances(queries, keys, ids) -> np.ndarray:
-    """The squared distance of each query (N, d) from each of its listed keys: ids (N, k) → (N, k), exact_search's bits.
+def listed_distances(queries: Array, keys: Array, ids: Array) -> Array:
+    """The squared distance of each query (N, d) from its listed keys: ids (N, k) → (N, k), with exact_search's bits.
 
-    keys: (M, d), of any float dtype; only the rows asked for are read, and a part at a time.
+    keys: (M, d) of any float dtype. Only the listed rows are read, one part at a time.
     """
     distances = np.empty(ids.shape, queries.dtype)
 
-    def measure(rows):
+    def measure(rows: slice) -> None:
         listed = np.asarray(keys[ids[rows]], queries.dtype)
         distances[rows] = _distances(queries[rows, None], listed)
 
-    threads.parallel_for(measure, threads.blocks(len(queries), QUERY_BLOCK))
+    threads.parallel_for(measure, threads.blocks(len(queries), QUERIES_PER_JOB))
     return distances
 
 
-def _distances(queries, keys):
+def _distances(queries: Array, keys: Array) -> Array:
     """Σ (q − k)² over the last axis. Column t is added to lane t mod LANES; then the lanes are folded in half."""
     lanes = np.zeros((*np.broadcast_shapes(queries.shape, keys.shape)[:-1], LANES), queries.dtype)
     with np.errstate(over="ignore"):  # the distance of two finite vectors may be inf
@@ -104,73 +108,70 @@ def _distances(queries, keys):
     return lanes[..., 0]
 
 
-def _update_c(queries, keys, start, ids, distances):
-    """Three ways to the same bits, each with all threads."""
-    if len(queries) < SCREENED_QUERIES or 0 in (len(queries), len(keys)):
+def _update_c(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
+    """One of three ways to the same bits, each with all threads."""
+    if len(queries) < MIN_SCREENED_QUERIES or 0 in (len(queries), len(keys)):
         update = _update_few
-    elif ids.shape[1] > len(keys) // SCREENED_SHARE:
+    elif ids.shape[1] > len(keys) // MIN_KEYS_PER_SCREENED_NEIGHBOUR:
         update = _update_crowded
     else:
         update = _update_screened
     try:
         update(queries, keys, start, ids, distances)
     except ValueError:
-        _check_finite(queries, keys, start)  # C looks for NaN in passing; the row's number is made out here
+        _check_finite(queries, keys, start)  # C looks for NaN in passing; this finds the row's number
         raise
 
 
-def _update_few(queries, keys, start, ids, distances):
-    """Few queries: the keys are dealt out, and each part has lists of its own."""
-    if len(keys) <= THREAD_KEYS:
+def _update_few(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
+    """For few queries: the keys are split into jobs, each of which has its own lists."""
+    if len(keys) <= KEYS_PER_JOB:
         c_extension().nearest(queries, keys, start, ids, distances)
         return
-    parts = []
-    for some in threads.blocks(len(keys), THREAD_KEYS):
-        shape = len(queries), min(ids.shape[1], some.stop - some.start)
+    jobs = []
+    for part in threads.blocks(len(keys), KEYS_PER_JOB):
+        shape = len(queries), min(ids.shape[1], part.stop - part.start)
         lists = np.full(shape, -1, np.int64), np.full(shape, np.inf, queries.dtype)
-        parts.append((queries, keys[some], start + some.start, *lists))
-    _spread(c_extension().nearest, parts)
-    *_, part_ids, part_distances = zip(*parts, strict=True)
-    _merge(ids, distances, np.concatenate(part_ids, axis=1), np.concatenate(part_distances, axis=1))
+        jobs.append((queries, keys[part], start + part.start, *lists))
+    _run_jobs(c_extension().nearest, jobs)
+    ids[:], distances[:] = merge_lists([(ids, distances), *(job[3:] for job in jobs)], ids.shape[1])
 
 
-def _update_crowded(queries, keys, start, ids, distances):
-    """Many queries, and a good share of the keys asked for: every pair is measured, the queries dealt out."""
-    for some in threads.blocks(len(keys), THREAD_KEYS):  # a call is short, so that Ctrl-C is heard
-        rows = threads.blocks(len(queries), QUERY_BLOCK)
-        parts = [(queries[i], keys[some], start + some.start, ids[i], distances[i]) for i in rows]
-        _spread(c_extension().nearest, parts)
+def _update_crowded(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
+    """For many queries that ask for a large share of the keys: all pairs are measured, and the queries are split."""
+    for part in threads.blocks(len(keys), KEYS_PER_JOB):  # short calls, so that Ctrl-C is heard
+        rows = threads.blocks(len(queries), QUERIES_PER_JOB)
+        jobs = [(queries[i], keys[part], start + part.start, ids[i], distances[i]) for i in rows]
+        _run_jobs(c_extension().nearest, jobs)
 
 
-def _update_screened(queries, keys, start, ids, distances):
-    """Many queries: a matrix product, on BLAS's threads, says which few pairs are worth measuring."""
-    query_norms = _norms_from_below(queries)
-    height = min(len(queries), PRODUCT_QUERIES)
-    width = min(len(keys), PRODUCT_KEYS, max(1, PRODUCT // height))
-    room = np.empty(height * width, queries.dtype)
-    for some in threads.blocks(len(keys), width):
-        block, first_id = keys[some], start + some.start
-        key_norms = _norms_from_below(block)
+def _update_screened(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
+    """For many queries: a matrix product, on BLAS's threads, finds the few pairs that are worth measuring."""
+    query_norms = _lower_norms(queries)
+    height = min(len(queries), MAX_PRODUCT_QUERIES)
+    width = min(len(keys), MAX_PRODUCT_KEYS, max(1, MAX_PRODUCT_ENTRIES // height))
+    memory = np.empty(height * width, queries.dtype)
+    for part in threads.blocks(len(keys), width):
+        block, first_id = keys[part], start + part.start
+        key_norms = _lower_norms(block)
         for rows in threads.blocks(len(queries), height):
-            products = room[: (rows.stop - rows.start) * len(block)].reshape(-1, len(block))
+            products = memory[: (rows.stop - rows.start) * len(block)].reshape(-1, len(block))
             with np.errstate(over="ignore", invalid="ignore"):  # the norms are −inf where a product may overflow
                 np.matmul(queries[rows], block.T, out=products)
-            those = queries[rows], products, query_norms[rows], ids[rows], distances[rows]
-            parts = [[array[i] for array in those] for i in threads.blocks(len(products), QUERY_BLOCK)]
-            _spread(
-                c_extension().nearest_screened,
-                [(q, block, p, q_norms, key_norms, first_id, *lists) for q, p, q_norms, *lists in parts],
-            )
+            arrays = queries[rows], products, query_norms[rows], ids[rows], distances[rows]
+            parts = [[array[i] for array in arrays] for i in threads.blocks(len(products), QUERIES_PER_JOB)]
+            jobs = [(q, block, p, q_norms, key_norms, first_id, *lists) for q, p, q_norms, *lists in parts]
+            _run_jobs(c_extension().nearest_screened, jobs)
 
 
-def _spread(function, parts):
-    threads.parallel_for(lambda part: function(*part), parts)
+def _run_jobs(function: Callable[..., None], jobs: Sequence[Sequence[Any]]) -> None:
+    threads.parallel_for(lambda job: function(*job), jobs)
 
 
-def _norms_from_below(x):
-    """Σ x² of each row, less what csrc/search.h takes off for rounding; −inf where a product with it might overflow.
+def _lower_norms(x: Array) -> Array:
+    """Σ x² of each row, less what csrc/search.h subtracts for rounding; −inf where a product with it might overflow.
 
-    Raises ValueError where an entry is NaN or infinite.
+    Raises ValueError if an entry is NaN or infinite.
     """
     d, info = x.shape[1], np.finfo(x.dtype)
     share, slack = (4 * d + 64) * float(info.eps) / 2, 8 * (d + 8) * float(info.tiny)
@@ -182,11 +183,12 @@ def _norms_from_below(x):
     return np.where(safe, norms * (1 - share) - slack, -np.inf).astype(x.dtype)
 
 
-def _checked(queries, keys, k):
+def _checked(queries: Any, keys: Any, k: Any) -> tuple[Array, Array, int]:
     queries, keys = np.asarray(queries), np.asarray(keys)
     for name, array in (("queries", queries), ("keys", keys)):
         if array.ndim != 2:
-            raise UserError(f"exact_search: {name} have shape {array.shape}; they must be a matrix, a row a vector")
+            shape = array.shape
+            raise UserError(f"exact_search: {name} have shape {shape}; they must be a matrix with a vector per row")
         if array.dtype.kind != "f":
             raise UserError(f"exact_search: {name} are {array.dtype}; convert them to float32")
     if queries.dtype not in (np.float32, np.float64):
@@ -205,10 +207,10 @@ def _checked(queries, keys, k):
     return np.require(queries, queries.dtype.newbyteorder("="), ["C", "A"]), keys, k
 
 
-def _check_finite(queries, keys, start):
+def _check_finite(queries: Array, keys: Array, start: int) -> None:
     for name, array, offset in (("queries", queries, 0), ("keys", keys, start)):
-        for first in range(0, len(array), CONVERTED_KEYS):
-            bad = ~np.isfinite(array[first : first + CONVERTED_KEYS]).all(axis=1)
+        for first in range(0, len(array), MAX_CONVERTED_KEYS):
+            bad = ~np.isfinite(array[first : first + MAX_CONVERTED_KEYS]).all(axis=1)
             if bad.any():
-                row = offset + first + int(bad.argmax())
-                raise UserError(f"exact_search: {name}: row {row} holds NaN or infinity; mend what made it")
+                where = f"{name}: row {offset + first + int(bad.argmax())}"
+                raise UserError(f"exact_search: {where} holds NaN or infinity; check the embedder that made it")

@@ -1,4 +1,4 @@
-"""Attention three ways: Numba and C against the NumPy oracle, which the reference and PyTorch hold; their refusals."""
+"""Numba and C against the NumPy oracle, which other tests compare with the reference and PyTorch; refused arguments."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ KINDS = ["numba", "c"] if EXPECT_C else ["numba"]
 
 @st.composite
 def problems(draw, dtype=None):
-    """(arrays, masks): n = 1, one head, head sizes that fill no vector, masked keys, items without any, tiles."""
+    """(arrays, masks): n = 1, one head, head sizes that fill no vector, masked keys, items without keys, tiles."""
     sizes = st.one_of(st.integers(1, 5), st.sampled_from([16, 17, 31, 32, 33, 40, 70]))
     batch, g, n = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(sizes)
     k, r = draw(st.integers(0, 3)), draw(sizes)
@@ -32,7 +32,7 @@ def problems(draw, dtype=None):
     masks = {"causal_offset": draw(st.sampled_from([None, None, 0, 1, r - 1, -2])), "key_mask": None}
     if draw(st.booleans()):
         masks["key_mask"] = rng.random((batch, k, r)) < 0.6
-        masks["key_mask"][0] &= draw(st.booleans())  # an item without any key
+        masks["key_mask"][0] &= draw(st.booleans())  # possibly an item without keys
     positions = ()
     if draw(st.booleans()):
         count = n + r - 1 if masks["causal_offset"] is None else min(n + r - 1, n + max(0, masks["causal_offset"]))
@@ -51,14 +51,14 @@ def cotangent(arrays):
     return np.random.default_rng(1).standard_normal(arrays[0].shape).astype(arrays[0].dtype)
 
 
-def assert_close(found, expected):
-    """Within rounding: sums of up to some hundred terms are taken in another order."""
-    assert len(found) == len(expected)
-    for mine, oracle in zip(found, expected, strict=True):
-        assert mine.dtype == oracle.dtype
+def assert_close(actual, expected):
+    """Equal within rounding: sums of up to a few hundred terms are taken in another order."""
+    assert len(actual) == len(expected)
+    for array, oracle in zip(actual, expected, strict=True):
+        assert array.dtype == oracle.dtype
         eps = np.finfo(oracle.dtype).eps
         scale = max(1.0, np.abs(oracle[np.isfinite(oracle)]).max(initial=0))
-        np.testing.assert_allclose(mine, oracle, rtol=0, atol=400 * eps * scale)
+        np.testing.assert_allclose(array, oracle, rtol=0, atol=400 * eps * scale)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,10 +84,10 @@ def test_each_vector_unit_equals_the_numpy_oracle(unit, problem):
     arrays, masks = problem
     try:
         extension.vector_unit(unit)
-        found = results("c", arrays, masks, cotangent(arrays))
+        actual = results("c", arrays, masks, cotangent(arrays))
     finally:
         extension.vector_unit(best)
-    assert_close(found, results("numpy", arrays, masks, cotangent(arrays)))
+    assert_close(actual, results("numpy", arrays, masks, cotangent(arrays)))
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
@@ -111,7 +111,7 @@ def test_gradcheck_passes_with_each_kind_set(kind):
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
-def test_a_query_without_keys_gives_zero_and_takes_no_part(kind):
+def test_a_query_without_keys_gives_zero_and_no_gradient(kind):
     arrays = tuple(np.ones((1, 1, 2, 1, 3), np.float32) for _ in range(3))
     out, lse, *grads = results(kind, arrays, {"key_mask": np.zeros((1, 1, 2), bool)}, arrays[0])
     assert not out.any()
@@ -133,23 +133,23 @@ def test_logits_of_hundreds_do_not_overflow(kind):
 @pytest.mark.parametrize("payload", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF])
 def test_nan_in_a_query_or_a_key_comes_out_as_nan(kind, payload):
     nan = np.array(payload, np.uint32).view(np.float32)
-    for place in (0, 1):
+    for argument in (0, 1):
         arrays = [np.ones((1, 1, 3, 1, 5), np.float32) for _ in range(3)]
-        arrays[place][0, 0, 1] = nan
+        arrays[argument][0, 0, 1] = nan
         out, lse = results(kind, tuple(arrays), {}, arrays[2])[:2]
         assert np.isnan(out[0, 0, 1]).all()
         assert np.isnan(lse[0, 0, 0, 1])
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
-def test_what_a_masked_key_holds_makes_no_difference_to_the_logits(kind):
+def test_the_content_of_a_masked_key_does_not_change_the_logits(kind):
     arrays, mask = [np.ones((1, 1, 3, 1, 5), np.float32) for _ in range(3)], np.array([[[True, True, False]]])
     expected = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
     for value in (3e38, -3e38, np.inf, np.nan):
         arrays[1][0, 0, 2] = value
         with np.errstate(over="ignore", invalid="ignore"):
-            found = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
-        assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+            actual = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
@@ -167,9 +167,9 @@ def test_arrays_that_are_not_aligned_give_what_their_copies_give(kind):
     arrays = [np.random.default_rng(i).standard_normal((1, 1, 3, 1, 4)) for i in range(3)]
     shifted = []
     for array in arrays:
-        room = np.empty(array.nbytes + 1, np.uint8)[1:].view(np.float64)
-        room[:] = array.reshape(-1)
-        shifted.append(room.reshape(array.shape))
+        memory = np.empty(array.nbytes + 1, np.uint8)[1:].view(np.float64)
+        memory[:] = array.reshape(-1)
+        shifted.append(memory.reshape(array.shape))
     assert_close(results(kind, tuple(shifted), {}, arrays[0]), results("numpy", tuple(arrays), {}, arrays[0]))
 
 
@@ -179,13 +179,13 @@ def test_arrays_that_are_not_contiguous_give_what_their_copies_give(kind):
     wide = rng.standard_normal((2, 1, 6, 2, 8))
     q, keys, values = wide[..., ::2], wide[:, :, ::-1, :, :4], wide[:, :, :, ::-1, 4:]
     dout = rng.standard_normal((4, 2, 6, 1, 2)).T
-    found = results(kind, (q, keys, values), {"causal_offset": 0}, dout)
+    actual = results(kind, (q, keys, values), {"causal_offset": 0}, dout)
     copies = [array.copy() for array in (q, keys, values)]
-    assert_close(found, results(kind, copies, {"causal_offset": 0}, dout.copy()))
+    assert_close(actual, results(kind, copies, {"causal_offset": 0}, dout.copy()))
 
 
 def call(**changes):
-    """A call of the C function with one argument changed."""
+    """Call the C function with one argument changed."""
     f = np.zeros
     arguments = {
         "q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)), "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4)),
@@ -254,7 +254,7 @@ BACKWARD_ONLY = [
     ("function", "changes", "error", "words"),
     [(call, *case) for case in REFUSED + FORWARD_ONLY] + [(call_backward, *case) for case in REFUSED + BACKWARD_ONLY],
 )
-def test_the_c_functions_refuse_what_does_not_fit_by_name(function, changes, error, words):
+def test_the_c_functions_refuse_wrong_arguments_by_name(function, changes, error, words):
     function()
     with pytest.raises(error, match=words or None):
         function(**changes)
@@ -262,7 +262,7 @@ def test_the_c_functions_refuse_what_does_not_fit_by_name(function, changes, err
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("short", ["keys", "values", "table", "u", "v", "key_mask", "dout", "lse"])
-def test_no_kind_reads_behind_the_end_of_an_array(kind, short):
+def test_no_kind_reads_beyond_the_end_of_an_array(kind, short):
     f = np.ones
     arrays = {"q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)), "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4))}
     arrays |= {"u": f((2, 4)), "v": f((2, 4)), "key_mask": f((2, 1, 5), bool)}
@@ -274,8 +274,8 @@ def test_no_kind_reads_behind_the_end_of_an_array(kind, short):
 
 
 @pytest.mark.parametrize("length", [1, 300])
-def test_the_shares_of_the_threads_cover_every_task_once(length):
+def test_the_task_blocks_cover_every_task_once(length):
     q = np.zeros((1, 1, length, 2, 8))
     for tasks in range(40):
-        shares = attention._shares(tasks, q, q)
-        assert [task for share in shares for task in range(share.start, share.stop)] == list(range(tasks))
+        blocks = attention._task_blocks(tasks, q, q)
+        assert [task for block in blocks for task in range(block.start, block.stop)] == list(range(tasks))

@@ -1,4 +1,4 @@
-"""Hashed features. Ground truth: Python's integers, one token at a time; Numba is held against NumPy to the bit."""
+"""Hashed features in NumPy and Numba. Ground truth: Python's integers, one token at a time."""
 
 import numpy as np
 import pytest
@@ -8,38 +8,38 @@ from hypothesis import strategies as st
 from retro_np import kernels
 from retro_np.errors import UserError
 from retro_np.kernels import threads
-from retro_np.kernels.hashing import BITS, BUCKETS, count_features, project_features
+from retro_np.kernels.hashing import BUCKET_BITS, BUCKETS, count_features, project_features
 
 MASK = 2**64 - 1
 WEIGHTS = np.random.default_rng(7).integers(1, 300, BUCKETS).astype(np.int32)
 both = pytest.mark.parametrize("kind", ["numpy", "numba"])
-unhurried = settings(deadline=None)  # Numba compiles in the first call
+unhurried = settings(deadline=None)  # the first call compiles
 
 
 @st.composite
 def chunks(draw, top=6):
-    """(N, m) tokens of few or many kinds, padding and end-of-text among them."""
+    """(N, m) tokens with few or many different ones, padding and end-of-text among them."""
     n, m = draw(st.integers(0, top)), draw(st.integers(0, 12))
     dtype = draw(st.sampled_from([np.uint16, np.uint32, np.int64]))
     kinds = draw(st.sampled_from([3, 5, 4096, np.iinfo(dtype).max]))
     return np.random.default_rng(draw(st.integers(0, 2**32))).integers(0, kinds, (n, m)).astype(dtype)
 
 
-def split_mix(place):
-    """Output number `place` of Steele, Lea & Flood's generator, from a state of 0."""
-    x = (place + 1) * 0x9E3779B97F4A7C15 & MASK
+def split_mix(number):
+    """Output `number` of Steele, Lea & Flood's generator, from a state of 0."""
+    x = (number + 1) * 0x9E3779B97F4A7C15 & MASK
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
     return x ^ x >> 31
 
 
 def features(row):
-    """Buckets of one row, a token and then the pair that it ends."""
+    """The buckets of one row: of each token, then of the pair that it ends."""
     for i, token in enumerate(row):
         if token > 1:
-            yield split_mix(token) >> 64 - BITS
+            yield split_mix(token) >> 64 - BUCKET_BITS
             if i and row[i - 1] > 1:
-                yield split_mix((row[i - 1] << 32) + token & MASK) >> 64 - BITS
+                yield split_mix((row[i - 1] << 32) + token & MASK) >> 64 - BUCKET_BITS
 
 
 def signs(bucket, d_key):
@@ -93,22 +93,22 @@ def test_a_key_is_the_weighted_sum_of_signs_at_length_one(kind, tokens, d_key):
     kernels.use(kind)
     keys = project_features(tokens, WEIGHTS, d_key)
     assert (keys.dtype, keys.shape) == (np.float32, (len(tokens), d_key))
-    for found, row in zip(keys, tokens.tolist(), strict=True):
-        np.testing.assert_array_equal(found, key(row, d_key))
+    for actual, row in zip(keys, tokens.tolist(), strict=True):
+        np.testing.assert_array_equal(actual, key(row, d_key))
 
 
 def test_keys_and_counts_have_the_same_bits_for_any_kind_batch_and_number_of_threads():
     tokens = np.random.default_rng(0).zipf(1.3, (700, 64)).clip(0, 4095)  # several blocks of each kind
-    found, counts = [], []
+    keys, counts = [], []
     for kind in ("numpy", "numba"):
         kernels.use(kind)
         for number in (1, 3):
             threads.use_threads(number)
-            found += [project_features(tokens, WEIGHTS, 70)]
-            found += [np.concatenate([project_features(tokens[i : i + 9], WEIGHTS, 70) for i in range(0, 700, 9)])]
+            keys += [project_features(tokens, WEIGHTS, 70)]
+            keys += [np.concatenate([project_features(tokens[i : i + 9], WEIGHTS, 70) for i in range(0, 700, 9)])]
             counts.append(counted(tokens))
-    for other in found[1:]:
-        np.testing.assert_array_equal(other, found[0])
+    for other in keys[1:]:
+        np.testing.assert_array_equal(other, keys[0])
     for other in counts[1:]:
         np.testing.assert_array_equal(other, counts[0])
 
@@ -152,13 +152,13 @@ def test_signs_are_balanced_and_uncorrelated():
         (np.ones(4, int), np.zeros(BUCKETS, np.uint32), "tokens have shape"),
         (np.ones((2, 4)), np.zeros(BUCKETS, np.uint32), "tokens are float64"),
         (np.ones((2, 4), np.uint64), np.zeros(BUCKETS, np.uint32), "tokens are uint64"),
-        (np.ones((2, 4), int), np.zeros(BUCKETS, np.int64), "counts are"),
-        (np.ones((2, 4), int), np.zeros(BUCKETS - 1, np.uint32), "counts are"),
-        (np.ones((2, 4), int), np.zeros(2 * BUCKETS, np.uint32)[::2], "counts are"),
-        (np.ones((2, 4), int), np.broadcast_to(np.uint32(0), BUCKETS), "counts are"),
+        (np.ones((2, 4), int), np.zeros(BUCKETS, np.int64), "counts must be"),
+        (np.ones((2, 4), int), np.zeros(BUCKETS - 1, np.uint32), "counts must be"),
+        (np.ones((2, 4), int), np.zeros(2 * BUCKETS, np.uint32)[::2], "counts must be"),
+        (np.ones((2, 4), int), np.broadcast_to(np.uint32(0), BUCKETS), "counts must be"),
     ],
 )
-def test_what_are_no_tokens_or_counts_is_refused_by_name(kind, tokens, counts, message):
+def test_wrong_tokens_or_counts_are_refused_by_name(kind, tokens, counts, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         count_features(tokens, counts)
@@ -172,10 +172,10 @@ def test_what_are_no_tokens_or_counts_is_refused_by_name(kind, tokens, counts, m
         (np.ones((1, 4)), WEIGHTS, 8, "tokens are float64"),
         (np.ones((1, 4), int), WEIGHTS[1:], 8, "weights are"),
         (np.ones((1, 4), int), WEIGHTS.astype(float), 8, "weights are"),
-        (np.ones((1, 4), int), WEIGHTS, 0, "a key of 0 columns"),
+        (np.ones((1, 4), int), WEIGHTS, 0, "d_key must be from 1"),
     ],
 )
-def test_what_can_not_be_projected_is_refused_by_name(kind, tokens, weights, d_key, message):
+def test_arguments_that_cannot_be_projected_are_refused_by_name(kind, tokens, weights, d_key, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         project_features(tokens, weights, d_key)

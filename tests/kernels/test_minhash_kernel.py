@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from retro_np import kernels
 from retro_np.errors import UserError
-from retro_np.kernels import minhash as module
-from retro_np.kernels import threads
+from retro_np.kernels import minhash_numba, threads
 from retro_np.kernels.minhash import band_matches, gram_hashes, minhash, multipliers
 
 KINDS = pytest.mark.parametrize("kind", ["numpy", "numba"])
@@ -29,9 +28,9 @@ def joined(parts):
 
 
 def grams_as_tuples(data, words):
-    found = [word.lower() for word in WORD.findall(data)]
-    length = min(words, len(found))
-    return [tuple(found[i : i + length]) for i in range(len(found) - length + 1)] if found else []
+    all_words = [word.lower() for word in WORD.findall(data)]
+    length = min(words, len(all_words))
+    return [tuple(all_words[i : i + length]) for i in range(len(all_words) - length + 1)] if all_words else []
 
 
 def random_text(rng, words, longest=12):
@@ -46,21 +45,21 @@ def random_text(rng, words, longest=12):
 @given(data=texts, more=texts, words=st.integers(1, 15))
 def test_grams_have_equal_hashes_just_where_their_tuples_of_words_are_equal(kind, data, more, words):
     kernels.use(kind)
-    found = [hash for text in (data, more) for hash in gram_hashes(as_array(text), words).tolist()]
+    hashes = [hash for text in (data, more) for hash in gram_hashes(as_array(text), words).tolist()]
     expected = grams_as_tuples(data, words) + grams_as_tuples(more, words)
-    assert len(found) == len(expected)
-    assert len(set(zip(found, expected, strict=True))) == len(set(found)) == len(set(expected))
+    assert len(hashes) == len(expected)
+    assert len(set(zip(hashes, expected, strict=True))) == len(set(hashes)) == len(set(expected))
 
 
 @settings(deadline=None)
 @given(data=st.binary(max_size=300), words=st.integers(1, 15))
 def test_numba_and_numpy_give_a_gram_the_same_hash(data, words):
-    found = []
+    results = []
     for kind in ("numpy", "numba"):
         kernels.use(kind)
-        found.append(gram_hashes(as_array(data), words))
-    assert found[0].dtype == found[1].dtype == np.uint64
-    np.testing.assert_array_equal(*found)
+        results.append(gram_hashes(as_array(data), words))
+    assert results[0].dtype == results[1].dtype == np.uint64
+    np.testing.assert_array_equal(*results)
 
 
 @KINDS
@@ -69,10 +68,10 @@ def test_numba_and_numpy_give_a_gram_the_same_hash(data, words):
 def test_a_signature_holds_the_least_value_of_each_hash_function(kind, parts, words, hashes):
     kernels.use(kind)
     factors = multipliers(hashes)
-    found = minhash(*joined(parts), words, factors)
-    assert found.shape == (len(parts), hashes)
-    assert found.dtype == np.uint32
-    for text, signature in zip(parts, found, strict=True):
+    signatures = minhash(*joined(parts), words, factors)
+    assert signatures.shape == (len(parts), hashes)
+    assert signatures.dtype == np.uint32
+    for text, signature in zip(parts, signatures, strict=True):
         grams = [divmod(gram, 2**32) for gram in gram_hashes(as_array(text), words).tolist()]
         for k, factor in enumerate(factors.tolist()):
             values = [(low + factor * high) % 2**32 for high, low in grams]
@@ -90,7 +89,7 @@ def test_a_text_cut_into_spans_has_the_signature_of_the_whole(words, longest, mo
     expected = minhash(*joined(parts), words, factors)
     kernels.use("numba")
     for span in (64, 1000, 1 << 20):
-        monkeypatch.setattr(module, "SPAN", span)
+        monkeypatch.setattr(minhash_numba, "SPAN_BYTES", span)
         for count in (1, 3):
             threads.use_threads(count)
             np.testing.assert_array_equal(minhash(*joined(parts), words, factors), expected)
@@ -145,27 +144,27 @@ def test_band_matches_are_the_best_of_all_pairs_that_agree_in_a_band(kind, drawn
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.zeros(4), [0, 4], 13, multipliers(2)), "minhash: a text is"),
-        ((np.zeros((2, 2), np.uint8), [0, 4], 13, multipliers(2)), "minhash: a text is"),
-        ((np.zeros(4, np.uint8), [0, 5], 13, multipliers(2)), "offsets are"),
-        ((np.zeros(4, np.uint8), [-1, 4], 13, multipliers(2)), "offsets are"),
-        ((np.zeros(4, np.uint8), [0, 3, 2], 13, multipliers(2)), "offsets are"),
+        ((np.zeros(4), [0, 4], 13, multipliers(2)), "minhash: a text must be"),
+        ((np.zeros((2, 2), np.uint8), [0, 4], 13, multipliers(2)), "minhash: a text must be"),
+        ((np.zeros(4, np.uint8), [0, 5], 13, multipliers(2)), "offsets must be"),
+        ((np.zeros(4, np.uint8), [-1, 4], 13, multipliers(2)), "offsets must be"),
+        ((np.zeros(4, np.uint8), [0, 3, 2], 13, multipliers(2)), "offsets must be"),
         ((np.zeros(4, np.uint8), [0, 4], 0, multipliers(2)), "at least one word"),
-        ((np.zeros(4, np.uint8), [0, 4], 13, np.ones(2)), "factors are"),
+        ((np.zeros(4, np.uint8), [0, 4], 13, np.ones(2)), "factors must be"),
     ],
 )
-def test_what_are_no_texts_is_refused_by_name(kind, arguments, message):
+def test_arguments_that_are_not_texts_are_refused_by_name(kind, arguments, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         minhash(*arguments)
 
 
 @KINDS
-def test_places_outside_the_held_signatures_are_refused(kind):
+def test_positions_outside_the_held_signatures_are_refused(kind):
     kernels.use(kind)
     one = np.zeros((1, 4), np.uint32)
     for order, low, high in (([[1]], 0, 1), ([[0]], -1, 1), ([[0]], 0, 2)):
         with pytest.raises(UserError, match="inside the 1 held"):
             band_matches(one, one, order, [[low]], [[high]], 0, 1)
-    with pytest.raises(UserError, match=r"lows is \(1, 2\)"):
+    with pytest.raises(UserError, match=r"lows has shape \(1, 2\)"):
         band_matches(one, one, [[0]], [[0, 0]], [[1]], 0, 1)

@@ -1,4 +1,4 @@
-"""A product with a matrix that stays: C in panels against NumPy's own, on each vector unit; its refusals."""
+"""The product with a prepacked matrix: C against NumPy on each vector unit; refused arguments."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from strategies import MANY
 from support import VECTOR_UNITS, needs_c
 
 from retro_np import kernels
-from retro_np.kernels.panels import freeze, frozen_product
+from retro_np.kernels.panels import prepack, prepacked_matmul
 from retro_np.kernels.threads import use_threads
 
 
@@ -29,19 +29,19 @@ def test_each_vector_unit_equals_numpy_with_any_number_of_threads(unit, rows, de
     rng = np.random.default_rng(0)
     x, matrix = rng.standard_normal((rows, depth)).astype(dtype), rng.standard_normal((depth, width)).astype(dtype)
     kernels.use("numpy")
-    expected = frozen_product(x, freeze(matrix))
+    expected = prepacked_matmul(x, prepack(matrix))
     kernels.use("c")
     try:
         extension.vector_unit(unit)
-        found = []
+        products = []
         for threads in (1, 3):
             use_threads(threads)
-            found.append(frozen_product(x[::1], freeze(np.asfortranarray(matrix))))
+            products.append(prepacked_matmul(x[::1], prepack(np.asfortranarray(matrix))))
     finally:
         extension.vector_unit(best)
-    assert found[0].tobytes() == found[1].tobytes()
-    assert found[0].dtype == dtype
-    np.testing.assert_allclose(found[0], expected, atol=200 * np.finfo(dtype).eps * max(1, depth) ** 0.5)
+    assert products[0].tobytes() == products[1].tobytes()
+    assert products[0].dtype == dtype
+    np.testing.assert_allclose(products[0], expected, atol=200 * np.finfo(dtype).eps * max(1, depth) ** 0.5)
 
 
 def call(**changes):
@@ -72,7 +72,7 @@ def call(**changes):
         ({"first": -1}, ValueError, "panels -1 to 2 of 2"),
     ],
 )
-def test_the_c_function_refuses_what_does_not_fit_by_name(changes, error, words):
+def test_the_c_function_refuses_wrong_arguments_by_name(changes, error, words):
     call()
     with pytest.raises(error, match=words):
         call(**changes)

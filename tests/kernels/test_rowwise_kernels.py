@@ -1,4 +1,4 @@
-"""Loops over rows: Numba against the NumPy oracles, which gradcheck, PyTorch and math.erf hold; threads; extremes."""
+"""Loops over rows: Numba against the NumPy oracles, which other tests compare with PyTorch and math.erf; threads."""
 
 import json
 
@@ -11,7 +11,7 @@ from support import fresh_python
 
 from retro_np import kernels
 from retro_np.errors import UserError
-from retro_np.kernels import rowwise
+from retro_np.kernels import bert, rowwise
 from retro_np.kernels.threads import blocks, parallel_for, use_threads
 
 
@@ -26,7 +26,7 @@ def matrices(draw, how_many):
 
 
 def both(function, *arrays, **options):
-    """What NumPy and Numba return, or leave in copies of the arrays where they return nothing; for 1 thread and 3."""
+    """What NumPy and Numba return, or the changed copies of the arrays if they return nothing; for 1 thread and 3."""
     results = []
     for kind, threads in (("numpy", 1), ("numba", 1), ("numba", 3)):
         kernels.use(kind)
@@ -41,13 +41,13 @@ def both(function, *arrays, **options):
 
 
 def assert_close(function, *arrays, terms=1, least=1e-6, **options):
-    """terms: of the sums that are taken in another order; least: what they are made of, where they cancel."""
-    oracle, found = both(function, *arrays, **options)
-    for expected, mine in zip(oracle, found, strict=True):
-        assert mine.dtype == expected.dtype
+    """terms: of the sums taken in another order. least: the size of the terms, in case they cancel."""
+    oracle, actual = both(function, *arrays, **options)
+    for expected, array in zip(oracle, actual, strict=True):
+        assert array.dtype == expected.dtype
         scale = max(least, np.abs(expected).max(initial=0))
         tolerance = 30 * np.finfo(expected.dtype).eps * max(1, terms) ** 0.5 * scale
-        np.testing.assert_allclose(mine, expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(array, expected, rtol=0, atol=tolerance)
 
 
 @MANY
@@ -66,12 +66,12 @@ def test_rms_norm_and_its_pullback_equal_the_oracle(drawn):
 def test_gelu_and_its_pullback_equal_the_oracle(drawn):
     (x, dy), _ = drawn
     flat, dflat = x.reshape(-1), dy.reshape(-1)
-    # 1 + tanh and 1 − tanh² cancel: what is left has the rounding of what they were made of
+    # 1 + tanh and 1 − tanh² cancel, so the difference has the rounding of its terms
     assert_close(rowwise.gelu_forward, flat, least=float(np.abs(flat).max(initial=1)))
     assert_close(rowwise.gelu_backward, dflat, flat, terms=10, least=float(np.abs(dflat).max(initial=1)))
 
 
-def test_gelu_far_out_is_the_identity_or_zero_and_so_is_its_slope():
+def test_gelu_of_large_inputs_is_the_identity_or_zero_and_so_is_its_slope():
     x = np.array([-1e4, -40, -10, 10, 40, 1e4], np.float32)
     for kind in ("numpy", "numba"):
         kernels.use(kind)
@@ -80,29 +80,32 @@ def test_gelu_far_out_is_the_identity_or_zero_and_so_is_its_slope():
 
 
 def test_tanh_in_float32_is_that_of_numpy_to_5e_7():
-    from retro_np.kernels.rowwise_numba import tanh_of
+    import numba
+
+    from retro_np.kernels.rowwise_numba import _tanh32
 
     x = np.linspace(-12, 12, 100001).astype(np.float32)
-    np.testing.assert_allclose(tanh_of(x), np.tanh(x.astype(np.float64)), atol=5e-7)
+    y = numba.vectorize([numba.float32(numba.float32)])(_tanh32.py_func)(x)
+    np.testing.assert_allclose(y, np.tanh(x.astype(np.float64)), atol=5e-7)
 
 
 @MANY
 @given(drawn=matrices(1), vocabulary=st.integers(1, 60))
-def test_rows_are_summed_as_by_the_oracle(drawn, vocabulary):
+def test_scatter_add_equals_the_oracle(drawn, vocabulary):
     (x,), rng = drawn
-    places = rng.integers(0, vocabulary, len(x))
-    assert_close(rowwise.scatter_add, x, places, terms=len(x), count=vocabulary)
+    indices = rng.integers(0, vocabulary, len(x))
+    assert_close(rowwise.scatter_add, x, indices, terms=len(x), count=vocabulary)
     kernels.use("numba")
     by_loop = np.zeros((vocabulary, x.shape[1]))
-    np.add.at(by_loop, places, x)
+    np.add.at(by_loop, indices, x)
     np.testing.assert_allclose(
-        rowwise.scatter_add(x, places, vocabulary), by_loop, atol=1e-3 * np.abs(x).max(initial=1e-3)
+        rowwise.scatter_add(x, indices, vocabulary), by_loop, atol=1e-3 * np.abs(x).max(initial=1e-3)
     )
 
 
 @MANY
 @given(drawn=matrices(4), step=st.integers(1, 1000), decay=st.sampled_from([0.0, 0.1]))
-def test_adamw_moves_as_the_oracle(drawn, step, decay):
+def test_adamw_equals_the_oracle(drawn, step, decay):
     (p, g, m, v), _ = drawn
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "decay": decay, "step": step}
     assert_close(rowwise.adamw_step, p, g, m, v * v, terms=10, **options)
@@ -121,7 +124,7 @@ def test_adamw_moves_an_array_that_is_not_contiguous():
 def test_layer_norm_equals_the_oracle(drawn):
     (x, residual), rng = drawn
     bias, gain, shift = rng.standard_normal((3, x.shape[1])).astype(x.dtype)
-    assert_close(rowwise.add_layer_norm, x, bias, residual, gain, shift, 1e-3, terms=1000)
+    assert_close(bert.add_layer_norm, x, bias, residual, gain, shift, 1e-3, terms=1000)
 
 
 @MANY
@@ -129,15 +132,15 @@ def test_layer_norm_equals_the_oracle(drawn):
 def test_gelu_by_erf_equals_the_oracle(drawn):
     (x,), rng = drawn
     x = x.astype(np.float32)
-    assert_close(rowwise.add_gelu_erf, x, rng.standard_normal(x.shape[1]).astype(np.float32), least=1.0)
+    assert_close(bert.add_gelu_erf, x, rng.standard_normal(x.shape[1]).astype(np.float32), least=1.0)
 
 
-def test_spread_does_every_part_once_and_raises_what_a_part_raises():
+def test_parallel_for_does_every_part_once_and_raises_what_a_part_raises():
     use_threads(3)
     done = []
     parallel_for(done.append, range(50))
     assert sorted(done) == list(range(50))
-    parallel_for(lambda part: parallel_for(done.append, [part]), range(50, 60))  # a part that spreads runs alone
+    parallel_for(lambda part: parallel_for(done.append, [part]), range(50, 60))  # a job inside a job runs alone
     assert sorted(done) == list(range(60))
     with pytest.raises(ZeroDivisionError):
         parallel_for(lambda part: 1 / part, [1, 2, 0, 3])
@@ -156,7 +159,7 @@ threading.Thread(target=work).start()
 """
 
 
-def test_work_goes_on_in_a_thread_that_outlives_the_main_one():
+def test_work_continues_in_a_thread_that_outlives_the_main_one():
     assert fresh_python(IN_A_THREAD) == (str(list(range(9))), "", 0)
 
 
@@ -168,12 +171,12 @@ def njit(*args, cache=False, **options):
         raise RuntimeError("cannot cache function")
     return real(*args, **options)
 numba.njit = njit
-from retro_np.kernels import rowwise
+from retro_np.kernels import bert, rowwise
 print(rowwise.gelu_forward(np.array([-50.0, 50.0])))
 """
 
 
-def test_where_no_compiled_code_can_be_kept_it_is_compiled_anew():
+def test_if_compiled_code_cannot_be_cached_each_process_compiles_it():
     out, err, status = fresh_python(WITHOUT_A_CACHE, RETRO_NP_KERNELS="numba")
     assert status == 0, err
     assert "50." in out
@@ -187,14 +190,14 @@ def test_blocks_cover_a_length_once():
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", 1.5, None])
-def test_a_number_of_threads_that_is_none_is_refused(number):
-    with pytest.raises(UserError, match="a number of threads"):
+def test_a_number_of_threads_that_is_not_a_positive_integer_is_refused(number):
+    with pytest.raises(UserError, match="the number of threads must be"):
         use_threads(number)
 
 
 STEP = """
 import hashlib, json, retro_np, numpy as np
-from retro_np.tree import leaves
+from retro_np.tree import named_leaves
 encoder = retro_np.EncoderConfig(64, 128, 2, 32, 2, (1,))
 config = retro_np.RetroConfig(300, 128, 256, 2, 64, 3, (2, 3), 16, encoder, dropout=0.1)
 rng = np.random.default_rng(0)
@@ -204,7 +207,7 @@ neighbours = rng.integers(1, 300, (4, 10, 2, 32))
 neighbours[rng.random(neighbours.shape) < 0.1] = 0
 loss, vjp = retro_np.retro_loss(params, config, tokens, targets, neighbours, dropout_key=(0, 1))
 retro_np.adamw_update(params, vjp(1.0), retro_np.adamw_init(params), lr=1e-3)
-print(json.dumps([float(loss), {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in leaves(params)}]))
+print(json.dumps([float(loss), {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in named_leaves(params)}]))
 """
 
 
@@ -227,17 +230,17 @@ SHORT = {
     "dy": lambda: rowwise.rms_norm_backward(X[:4], X, D, X[:, 0]),
     "scale": lambda: rowwise.rms_norm_backward(X, X, D, X[:4, 0]),
     "gelu's dy": lambda: rowwise.gelu_backward(D[:3], D),
-    "places": lambda: rowwise.scatter_add(X, np.zeros(4, int), 3),
-    "a place too high": lambda: rowwise.scatter_add(X, np.array([0, 1, 2, 3, 0]), 3),
-    "a place below zero": lambda: rowwise.scatter_add(X, np.array([0, 1, -1, 2, 0]), 3),
+    "indices": lambda: rowwise.scatter_add(X, np.zeros(4, int), 3),
+    "an index too high": lambda: rowwise.scatter_add(X, np.array([0, 1, 2, 3, 0]), 3),
+    "an index below zero": lambda: rowwise.scatter_add(X, np.array([0, 1, -1, 2, 0]), 3),
     "moments": lambda: rowwise.adamw_step(D, D, D[:3], D, lr=0.1, betas=(0.9, 0.95), eps=1e-8, decay=0, step=1),
-    "residual": lambda: rowwise.add_layer_norm(X.copy(), D, X[:4], D, D, 1e-6),
-    "bias": lambda: rowwise.add_gelu_erf(X.copy(), D[:2]),
+    "residual": lambda: bert.add_layer_norm(X.copy(), D, X[:4], D, D, 1e-6),
+    "bias": lambda: bert.add_gelu_erf(X.copy(), D[:2]),
 }
 
 
 @pytest.mark.parametrize("case", SHORT)
-def test_numba_does_not_read_behind_the_end_of_an_array(case):
+def test_numba_does_not_read_beyond_the_end_of_an_array(case):
     kernels.use("numba")
     with pytest.raises(UserError, match=r"must be|outside"):
         SHORT[case]()

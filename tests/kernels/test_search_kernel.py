@@ -1,4 +1,4 @@
-"""exact_search: NumPy against plain Python with exact arithmetic of small integers, C against NumPy to the bit."""
+"""exact_search: NumPy against plain Python with exact small integers, and C against NumPy to the bit."""
 
 import contextlib
 import signal
@@ -16,15 +16,20 @@ from retro_np.errors import UserError
 from retro_np.kernels import search, threads
 from retro_np.kernels.search import exact_search
 
-WAYS = {  # constants of retro_np/kernels/search.py that send any problem one way through the C code, in small parts
-    "few": {"SCREENED_QUERIES": 10**9, "THREAD_KEYS": 11},
-    "crowded": {"SCREENED_QUERIES": 0, "SCREENED_SHARE": 10**9, "THREAD_KEYS": 50, "QUERY_BLOCK": 2},
+WAYS = {  # constants of retro_np/kernels/search.py that force one way through the C code, in small parts
+    "few": {"MIN_SCREENED_QUERIES": 10**9, "KEYS_PER_JOB": 11},
+    "crowded": {
+        "MIN_SCREENED_QUERIES": 0,
+        "MIN_KEYS_PER_SCREENED_NEIGHBOUR": 10**9,
+        "KEYS_PER_JOB": 50,
+        "QUERIES_PER_JOB": 2,
+    },
     "screened": {
-        "SCREENED_QUERIES": 0,
-        "SCREENED_SHARE": 1e-3,
-        "PRODUCT_QUERIES": 3,
-        "PRODUCT_KEYS": 66,
-        "QUERY_BLOCK": 2,
+        "MIN_SCREENED_QUERIES": 0,
+        "MIN_KEYS_PER_SCREENED_NEIGHBOUR": 1e-3,
+        "MAX_PRODUCT_QUERIES": 3,
+        "MAX_PRODUCT_KEYS": 66,
+        "QUERIES_PER_JOB": 2,
     },
 }
 KINDS = ["numpy", "c"] if EXPECT_C else ["numpy"]
@@ -32,7 +37,7 @@ KINDS = ["numpy", "c"] if EXPECT_C else ["numpy"]
 
 @st.composite
 def problems(draw):
-    """Queries, keys and k. Integers make ties and exact sums; in normal draws the order of a sum shows in its bits."""
+    """Queries, keys and k. Integers give ties and exact sums; with normal draws the order of a sum changes its bits."""
     n, m = draw(st.integers(0, 5)), draw(st.one_of(st.integers(0, 9), st.integers(60, 140)))
     d = draw(st.sampled_from([1, 2, 3, 15, 16, 17, 40]))
     dtype = draw(st.sampled_from([np.float32, np.float64]))
@@ -67,7 +72,7 @@ def needs_c():
 
 
 def by_sorting(queries, keys, k):
-    """Plain Python: measure, sort by (distance, id), cut and fill up. Exact for small integers."""
+    """Plain Python: measure, sort by (distance, id), cut and pad. Exact for small integers."""
     ids, distances = [], []
     for query in queries.tolist():
         pairs = sorted(
@@ -78,6 +83,26 @@ def by_sorting(queries, keys, k):
         ids.append([j for _, j in pairs])
     shape = (len(queries), k)
     return np.array(ids, np.int64).reshape(shape), np.array(distances, queries.dtype).reshape(shape)
+
+
+@settings(deadline=None)
+@given(problem=problems(), cut=st.integers(0, 140))
+def test_merged_lists_of_two_parts_are_the_lists_of_the_whole(problem, cut):
+    queries, keys, k = problem
+    cut = min(cut, len(keys))
+    (ids, distances), rest = run("numpy", queries, keys[cut:], k), run("numpy", queries, keys[:cut], k)
+    merged = search.merge_lists([(np.where(ids >= 0, ids + cut, -1), distances), rest], k)
+    for array, expected in zip(merged, run("numpy", queries, keys, k), strict=True):
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_merged_lists_with_fewer_entries_than_k_end_in_missing_ones():
+    lists = [(np.array([[7, 3]]), np.float32([[1, np.inf]])), (np.array([[5, -1]]), np.float32([[1, np.inf]]))]
+    ids, distances = search.merge_lists(lists, 6)
+    np.testing.assert_array_equal(ids, [[5, 7, 3, -1, -1, -1]])
+    np.testing.assert_array_equal(distances, np.float32([[1, 1] + [np.inf] * 4]))
+    assert distances.dtype == np.float32
 
 
 def test_the_extension_is_built_unless_the_environment_says_otherwise():
@@ -124,7 +149,7 @@ def test_c_equals_the_numpy_oracle_to_the_bit(way, problem):
 
 
 def hard(rng, n, d, dtype):
-    """Vectors with which rounding, overflow and underflow are at their worst, a name each."""
+    """Named sets of vectors for which rounding, overflow and underflow are worst."""
     normal, small = rng.normal(size=(n, d)), rng.integers(-2, 3, (n, d))
     tiny, largest = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
     return {
@@ -161,8 +186,8 @@ def test_c_equals_the_numpy_oracle_to_the_bit_where_rounding_is_at_its_worst(cas
             for number in (1, 2, 3):
                 threads.use_threads(number)
                 with sent(way):
-                    found = run("c", queries, keys, k)
-                for array, wanted in zip(found, expected, strict=True):
+                    actual = run("c", queries, keys, k)
+                for array, wanted in zip(actual, expected, strict=True):
                     assert array.tobytes() == wanted.tobytes()
 
 
@@ -171,7 +196,7 @@ def test_c_equals_the_numpy_oracle_to_the_bit_where_rounding_is_at_its_worst(cas
 def test_no_distance_is_below_its_bound_however_the_product_was_rounded(case, d, seed):
     vectors = hard(np.random.default_rng(seed), 20, d, np.float32)[case].astype(np.float32)
     vectors = vectors[(vectors.astype(np.float64) ** 2).sum(axis=1) < 1e38]
-    norms = search._norms_from_below(vectors).astype(np.float64)
+    norms = search._lower_norms(vectors).astype(np.float64)
     lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1))
     product = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
     product -= d * 2.0**-24 * np.outer(lengths, lengths) + d * float(np.finfo(np.float32).tiny)  # the worst there is
@@ -196,15 +221,15 @@ def test_a_distance_depends_on_neither_the_key_s_position_nor_the_query_s(kind, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
 def test_keys_of_another_dtype_give_what_converted_keys_give(kind, dtype, way, monkeypatch):
-    monkeypatch.setattr(search, "CONVERTED_KEYS", 7)
+    monkeypatch.setattr(search, "MAX_CONVERTED_KEYS", 7)
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(3, 20)).astype(np.float32)
     keys = rng.integers(-2, 3, (50, 20)).astype(dtype)
     for k in (1, 9, 60):
         expected = run(kind, queries, keys.astype("f4"), k)
         with sent(way):
-            found = run(kind, queries, keys, k)
-        for array, wanted in zip(found, expected, strict=True):
+            actual = run(kind, queries, keys, k)
+        for array, wanted in zip(actual, expected, strict=True):
             np.testing.assert_array_equal(array, wanted)
 
 
@@ -222,8 +247,8 @@ def test_arrays_that_are_not_contiguous_give_what_their_copies_give(kind):
     rng = np.random.default_rng(0)
     queries, keys = rng.normal(size=(6, 40)), rng.normal(size=(90, 40))
     expected = run(kind, queries[::2, 1::3].copy(), keys[::-1, 1::3].copy(), 5)
-    for found, wanted in zip(run(kind, queries[::2, 1::3], keys[::-1, 1::3], 5), expected, strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    for actual, wanted in zip(run(kind, queries[::2, 1::3], keys[::-1, 1::3], 5), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -249,7 +274,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_no_search_can_use_is_refused_by_name(kind, case):
+def test_unusable_arguments_are_refused_by_name(kind, case):
     arguments, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
         run(kind, *arguments)
@@ -261,7 +286,7 @@ def test_what_no_search_can_use_is_refused_by_name(kind, case):
 @pytest.mark.parametrize("name", ["queries", "keys"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_an_entry_that_is_not_finite_is_refused_with_array_and_row(kind, bad, name, dtype, way, monkeypatch):
-    monkeypatch.setattr(search, "CONVERTED_KEYS", 8)
+    monkeypatch.setattr(search, "MAX_CONVERTED_KEYS", 8)
     arrays = {"queries": np.zeros((30, 5), np.float32), "keys": np.zeros((30, 5), dtype)}
     arrays[name][[17, 21], 4] = bad
     with sent(way), pytest.raises(UserError, match=f"{name}: row 17 holds NaN or infinity"):
@@ -271,7 +296,7 @@ def test_an_entry_that_is_not_finite_is_refused_with_array_and_row(kind, bad, na
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 60])
 @pytest.mark.parametrize("bad", ["queries", "keys"])
-def test_an_entry_that_is_not_finite_is_refused_where_there_is_nothing_to_compare_it_with(kind, count, bad):
+def test_an_entry_that_is_not_finite_is_refused_even_with_nothing_to_compare_it_with(kind, count, bad):
     arrays = {"queries": np.zeros((0, 5)), "keys": np.zeros((0, 5))} | {bad: np.full((count, 5), np.nan)}
     with pytest.raises(UserError, match=f"{bad}: row 0 holds NaN"):
         run(kind, *arrays.values(), 2)
@@ -282,7 +307,7 @@ def lists(n, k, dtype=np.float32):
 
 
 def call_c(name, **changed):
-    """The C function itself, with good arguments but those changed. Returns the lists."""
+    """Call the C function with good arguments, except for the changed ones. Returns the lists."""
     ids, distances = lists(2, 2)
     given = {"queries": GOOD, "keys": np.zeros((4, 3), np.float32)}
     if name == "nearest_screened":
@@ -364,7 +389,7 @@ def test_keys_that_the_products_exclude_are_not_measured_and_the_others_are():
     if needs_c():
         return
     keys = np.float32([[3, 0, 0], [1, 0, 0], [0, 0, 0], [2, 0, 0]])
-    norms = np.float32([-np.inf, 1, 10, 4])  # that of the third is a lie, by which it shows
+    norms = np.float32([-np.inf, 1, 10, 4])  # the third is wrong on purpose, so its key is excluded
     ids, distances = call_c("nearest_screened", keys=keys, key_norms=norms, first_id=10)
     np.testing.assert_array_equal(ids, [[11, 13]] * 2)
     np.testing.assert_array_equal(distances, np.float32([[1, 4]] * 2))

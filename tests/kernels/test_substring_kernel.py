@@ -1,4 +1,4 @@
-"""Common runs of tokens: NumPy against brute force over Python slices, Numba against NumPy."""
+"""Common runs of tokens, in NumPy and Numba. Ground truth: brute force over Python slices."""
 
 import numpy as np
 import pytest
@@ -12,45 +12,45 @@ from retro_np.kernels.substring import common_prefix_lengths, longest_common_sub
 
 @st.composite
 def tokens_and_values(draw):
-    """chunks (N, m) and values (N, k, r) of few kinds of token, so that runs are long; 0 among them."""
+    """chunks (N, m) and values (N, k, r) with few different tokens, 0 among them, so that runs are long."""
     n, m, k, r = (draw(st.integers(0, top)) for top in (4, 9, 3, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     kinds, dtypes = draw(st.integers(1, 4)), st.sampled_from([np.uint16, np.uint32, np.int64])
     return rng.integers(0, kinds, (n, m)).astype(draw(dtypes)), rng.integers(0, kinds, (n, k, r)).astype(draw(dtypes))
 
 
-def stands_in(run, values):
+def occurs_in(run, values):
     return 0 not in run and any(run == value[j : j + len(run)] for value in values for j in range(len(value)))
 
 
 def run_ending_at(tokens, end, values):
-    """Every slice that ends there, the longest first."""
+    """The length of the longest slice of tokens that ends there and occurs in a value."""
     return max(
-        length for length in range(end + 2) if length == 0 or stands_in(tokens[end + 1 - length : end + 1], values)
+        length for length in range(end + 2) if length == 0 or occurs_in(tokens[end + 1 - length : end + 1], values)
     )
 
 
 @pytest.mark.parametrize("kind", ["numpy", "numba"])
 @settings(deadline=None)  # Numba compiles in the first call
 @given(drawn=tokens_and_values())
-def test_the_longest_common_substring_is_that_of_trying_every_slice(kind, drawn):
+def test_the_longest_common_substring_equals_brute_force_over_all_slices(kind, drawn):
     chunks, values = drawn
     kernels.use(kind)
-    found = longest_common_substring(chunks, values)
-    assert found.dtype == np.int64
+    longest = longest_common_substring(chunks, values)
+    assert longest.dtype == np.int64
     rows = zip(chunks.tolist(), values.tolist(), strict=True)
     expected = [max((run_ending_at(c, i, v) for i in range(len(c))), default=0) for c, v in rows]
-    np.testing.assert_array_equal(found, np.array(expected, np.int64))
+    np.testing.assert_array_equal(longest, np.array(expected, np.int64))
 
 
 @settings(deadline=None)
 @given(drawn=tokens_and_values())
-def test_common_prefix_lengths_are_those_of_trying_every_slice(drawn):
+def test_common_prefix_lengths_equal_brute_force_over_all_slices(drawn):
     for tokens, values in zip(*drawn, strict=True):
         expected = [run_ending_at(tokens.tolist(), i, values.tolist()) for i in range(len(tokens))]
-        found = common_prefix_lengths(tokens, values)
-        assert found.dtype == np.int64
-        np.testing.assert_array_equal(found, np.array(expected, np.int64))
+        lengths = common_prefix_lengths(tokens, values)
+        assert lengths.dtype == np.int64
+        np.testing.assert_array_equal(lengths, np.array(expected, np.int64))
 
 
 @pytest.mark.parametrize("kind", ["numpy", "numba"])
@@ -74,19 +74,19 @@ def test_without_values_nothing_is_common(kind):
     [
         (np.ones(4, int), np.ones((1, 2, 4), int), "chunks have shape"),
         (np.ones((2, 4), int), np.ones((2, 4), int), "values have shape"),
-        (np.ones((2, 4), int), np.ones((3, 1, 4), int), "2 chunks and values for 3"),
+        (np.ones((2, 4), int), np.ones((3, 1, 4), int), "2 chunks but values for 3"),
         (np.ones((2, 4)), np.ones((2, 1, 4), int), "chunks are float64"),
         (np.ones((2, 4), int), np.ones((2, 1, 4), np.uint64), "values are uint64"),
         (np.ones((2, 4), bool), np.ones((2, 1, 4), int), "chunks are bool"),
     ],
 )
-def test_what_are_no_chunks_and_values_is_refused_by_name(kind, chunks, values, message):
+def test_wrong_chunks_and_values_are_refused_by_name(kind, chunks, values, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         longest_common_substring(chunks, values)
 
 
-def test_what_are_no_tokens_and_values_is_refused_by_name():
+def test_wrong_tokens_and_values_are_refused_by_name():
     with pytest.raises(UserError, match="tokens have shape"):
         common_prefix_lengths(np.ones((1, 4), int), np.ones((1, 4), int))
     with pytest.raises(UserError, match="values are float64"):
