@@ -1,16 +1,17 @@
-"""RETRO, the retrieval-enhanced transformer, in NumPy: every forward and every backward pass written by hand.
+"""RETRO, the retrieval-enhanced transformer, in NumPy, with every forward and backward pass written by hand.
 
-The core needs NumPy alone and is imported at once. The data layer, training and evaluation load on first use, with
-the packages that they need.
+Importing this package loads the core, which needs only NumPy. The names of the data layer, training and evaluation load
+on first use, together with the packages that they need.
 """
 
 # ruff: noqa: E402
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from retro_np import runtime
 
-runtime.settle()  # before NumPy is loaded: OpenBLAS reads its settings only once
+runtime.tune()  # This must precede the import of NumPy: OpenBLAS reads its settings only once.
 
 from retro_np import reference
 from retro_np.checking import GradientError, gradcheck
@@ -22,7 +23,7 @@ from retro_np.parameters import count_parameters, init_params
 
 __version__ = "0.2.0"
 
-if TYPE_CHECKING:  # type checkers and editors do not run __getattr__
+if TYPE_CHECKING:  # Type checkers and editors do not run __getattr__.
     from retro_np.checkpoint import load_params, save_params
     from retro_np.evaluation.bits_per_byte import score
     from retro_np.evaluation.compare import evaluate
@@ -35,61 +36,38 @@ if TYPE_CHECKING:  # type checkers and editors do not run __getattr__
     from retro_np.training.loop import retrofit, train
 
 _ON_FIRST_USE = {
-    "BuildConfig": "retrieval.build",
-    "Database": "retrieval.database",
-    "TrainingConfig": "training.config",
-    "build_database": "retrieval.build",
-    "evaluate": "evaluation.compare",
-    "generate": "generation",
-    "load_bert": "retrieval.bert",
-    "load_params": "checkpoint",
-    "load_pretrained": "pretrained.bundled",
-    "retrofit": "training.loop",
-    "save_params": "checkpoint",
-    "score": "evaluation.bits_per_byte",
-    "train": "training.loop",
-}
+    "BuildConfig": "retrieval.build", "build_database": "retrieval.build", "load_pretrained": "pretrained.bundled",
+    "Database": "retrieval.database", "load_bert": "retrieval.bert", "generate": "generation",
+    "TrainingConfig": "training.config", "evaluate": "evaluation.compare", "score": "evaluation.bits_per_byte",
+    "load_params": "checkpoint", "save_params": "checkpoint", "retrofit": "training.loop", "train": "training.loop",
+}  # fmt: skip
 
 __all__ = [
-    "BuildConfig",
-    "Database",
-    "EncoderConfig",
-    "GradientError",
-    "RetroConfig",
-    "TrainingConfig",
-    "UserError",
-    "__version__",
-    "adamw_init",
-    "adamw_update",
-    "attention_maps",
-    "build_database",
-    "count_parameters",
-    "evaluate",
-    "generate",
-    "gradcheck",
-    "hidden_states",
-    "init_params",
-    "load_bert",
-    "load_params",
-    "load_pretrained",
-    "reference",
-    "retro",
-    "retro_loss",
-    "retrofit",
-    "save_params",
-    "score",
-    "train",
-]
+    "BuildConfig", "Database", "EncoderConfig", "GradientError", "RetroConfig", "TrainingConfig", "UserError",
+    "__version__", "adamw_init", "adamw_update", "attention_maps", "build_database", "count_parameters", "evaluate",
+    "generate", "gradcheck", "hidden_states", "init_params", "load_bert", "load_params", "load_pretrained", "reference",
+    "retro", "retro_loss", "retrofit", "save_params", "score", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name of the data layer, training or evaluation when it is first used (PEP 562)."""
+    """Import a public name of the data layer, training or evaluation when it is first used (PEP 562).
+
+    Raises ImportError, which names the package to install, if a package that the name needs is missing.
+    """
     if name not in _ON_FIRST_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
-    globals()[name] = value
-    return value
+    try:
+        globals()[name] = getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
+    except ImportError as error:
+        package = (error.name or __name__).partition(".")[0]
+        if sys.modules.get(package):  # The package is installed, so that something else is wrong.
+            raise
+        line = f"{__name__}.{name} needs {package}, which is not installed: pip install {package}"
+        raise ImportError(line, name=package) from error
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
+    """All public names, the ones not loaded yet included."""
     return sorted({*globals(), *__all__})

@@ -1,109 +1,109 @@
-"""Finite differences against a pullback: for the project's own tests, and for yours."""
+"""The gradient checker: it compares a pullback with finite differences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from retro_np.tree import leaves, map_tree
+from retro_np.tree import Array, Pullback, map_tree, named_leaves
 
-EVERY_ENTRY = 256  # arrays up to this size are checked entry by entry
-DIRECTIONS = 8  # larger ones along so many random directions
+MAX_ENTRIES = 256  # Arrays with at most this many entries are checked entry by entry,
+N_DIRECTIONS = 8  # larger ones along this many random directions.
 
 
 class GradientError(AssertionError):
-    """A pullback disagrees with finite differences; the message names argument, index and both values."""
+    """A pullback disagrees with finite differences. The message names the argument, the index and both values."""
 
 
-def gradcheck(f: Callable, *arrays, eps: float = 1e-6, tolerance: float = 1e-6, seed: int = 0) -> float:
-    """Check f's pullback against central differences in float64. Returns the worst error found.
+def gradcheck(
+    f: Callable[..., tuple[Any, Pullback]], *arrays: Any, eps: float = 1e-6, tolerance: float = 1e-6, seed: int = 0
+) -> float:
+    """Compare the pullback of f with central differences of step `eps` in float64. Returns the worst error.
 
-    f(*arrays) -> (value, vjp), where vjp(dvalue) returns a tuple with one gradient for each array; for a single
-    argument the bare gradient will do. An argument may be an array or a tree (dicts, lists) of arrays; a gradient
-    that is None (frozen) is passed over. The value is an array or a scalar; a random cotangent makes one number of it.
-    Arrays of at most 256 entries are checked entry by entry, larger ones along 8 random directions.
+    f(*arrays) -> (value, vjp), where the value is an array or a scalar and vjp(dvalue) returns a tuple with one
+    gradient per argument. For a single argument it may return the gradient itself. An argument is an array or a tree
+    (dicts and lists) of arrays. A gradient that is None (frozen) is not checked. A random cotangent, drawn with `seed`,
+    reduces the value to one number. Arrays with at most 256 entries are checked entry by entry, larger ones along 8
+    random directions.
 
-    The error of an entry is |analytic − numeric| over the largest entry of that argument's gradient, or over 0.01
-    where all are smaller: below that, what differences can tell is lost in their rounding. Along a random direction
-    of N entries a single wrong one shows as about 1/√N of its error: check a small case of your function too.
-    Raises GradientError (an AssertionError) that names the worst entry if it exceeds `tolerance`, TypeError for
-    arguments that are no floating-point arrays, ValueError where a gradient's form or shape is not its argument's, or
-    where all are None.
+    The error of an entry is |analytic − numeric|, divided by the largest entry of that argument's gradient, or by 0.01
+    if all entries are smaller, because rounding then dominates the differences. Along a random direction of N entries,
+    one wrong entry shows with about 1/√N of its error, so check a small case of your function too.
+    Raises GradientError (an AssertionError), which names the worst entry, if its error is above `tolerance`; TypeError
+    if an argument is not floating-point; ValueError if a gradient does not have the form or shape of its argument, or
+    if all gradients are None.
     """
     rng = np.random.default_rng(seed)
     arguments = [map_tree(_as_float64, argument) for argument in arrays]
     value, vjp = f(*arguments)
     if not np.all(np.isfinite(value)):
-        raise GradientError("the value itself is not finite, so that no difference can be taken")
+        raise GradientError("the value is not finite, so its differences cannot be taken")
     cotangent = rng.standard_normal(np.shape(value))
-    grads = vjp(cotangent.copy() if np.ndim(value) else float(cotangent))  # a copy: a pullback may write into it
-    if not isinstance(grads, tuple):
-        grads = (grads,)
+    grads = vjp(cotangent.copy() if np.ndim(value) else float(cotangent))  # The pullback may overwrite its cotangent.
+    grads = grads if isinstance(grads, tuple) else (grads,)
     if len(grads) != len(arguments):
         raise ValueError(f"the pullback returned {len(grads)} gradients for {len(arguments)} arguments")
 
-    def slope(leaf, direction):
-        """d⟨cotangent, f⟩ along a direction of one leaf, which is changed in place and restored."""
-        kept = leaf.copy()
+    def slope(leaf: Array, direction: Array) -> float:
+        """The derivative of ⟨cotangent, f⟩ along a direction of one leaf, which is changed in place and restored."""
+        original = leaf.copy()
         sides = []
         for sign in (1, -1):
-            leaf[...] = kept + sign * eps * direction
+            leaf[...] = original + sign * eps * direction
             sides.append(np.array(f(*arguments)[0], dtype=np.float64))
-        leaf[...] = kept
+        leaf[...] = original
         return float(np.sum((sides[0] - sides[1]) * cotangent)) / (2 * eps)
 
-    worst, checked = (0.0, ""), 0
+    errors = []
     for position, (argument, grad) in enumerate(zip(arguments, grads, strict=True)):
-        found = dict(leaves(grad))
-        for name, leaf in leaves(argument):
+        by_name = dict(named_leaves(grad))
+        for name, leaf in named_leaves(argument):
             label = f"argument {position}" + (f", {name}" if name else "")
-            if grad is None or (name in found and found[name] is None):
+            if grad is None or (name in by_name and by_name[name] is None):
                 continue
-            if name not in found:
-                raise ValueError(f"{label}: the pullback returned no gradient of that name")
-            checked += 1
-            gradient = np.asarray(found[name], dtype=np.float64)
+            if name not in by_name:
+                raise ValueError(f"{label}: the pullback returned no gradient with that name")
+            gradient = np.asarray(by_name[name], dtype=np.float64)
             if gradient.shape != leaf.shape:
-                raise ValueError(f"{label}: the gradient is {gradient.shape} where the argument is {leaf.shape}")
-            worst = max(worst, _worst_of(leaf, gradient, slope, label, rng), key=lambda pair: pair[0])
-    if not checked:
-        raise ValueError("every gradient is None, so that nothing was checked: does the pullback return what it makes?")
-    error, message = worst
+                raise ValueError(f"{label}: the gradient has shape {gradient.shape}, but the argument {leaf.shape}")
+            error, message = _worst_of(leaf, gradient, slope, rng)
+            errors.append((error, f"{label}, {message}"))
+    if not errors:
+        raise ValueError("every gradient is None, so nothing was checked: return the gradients from the pullback")
+    error, message = max(errors)
     if not error <= tolerance:
         raise GradientError(f"{message}; error {error:.3g} is above {tolerance:.3g}")
     return error
 
 
-def _as_float64(name, array):
+def _as_float64(name: str, array: Any) -> Array:
     array = np.asarray(array)
     if not np.issubdtype(array.dtype, np.floating):
-        what = f"the leaf {name} is" if name else "an argument is"
-        raise TypeError(f"{what} {array.dtype}: gradcheck differentiates floating-point arrays; bind the rest in f")
+        which = f"the leaf {name} is" if name else "an argument is"
+        raise TypeError(f"{which} {array.dtype}, not floating-point: bind it in f, for example with a lambda")
     return np.array(array, dtype=np.float64)
 
 
-def _worst_of(leaf, gradient, slope, label, rng) -> tuple[float, str]:
-    """The largest error in one leaf, and the sentence that says where."""
-    worst = (0.0, "")
+def _worst_of(leaf: Array, gradient: Array, slope: Callable[..., float], rng: np.random.Generator) -> tuple[float, str]:
+    """The largest error in one leaf, and a message that describes it."""
+    errors = [(0.0, "")]
     scale = max(0.01, float(np.max(np.abs(gradient), initial=0)))
-    for where, direction in _directions(leaf.shape, rng):
-        numeric = slope(leaf, direction)
-        analytic = float(np.sum(gradient * direction))
+    for position, direction in _directions(leaf.shape, rng):
+        numeric, analytic = slope(leaf, direction), float(np.sum(gradient * direction))
         error = abs(analytic - numeric) / scale
-        if np.isnan(error):
-            error = np.inf
-        if error >= worst[0]:
-            worst = (error, f"{label}, {where}: the pullback says {analytic:.9g}, finite differences {numeric:.9g}")
-    return worst
+        message = f"{position}: the pullback says {analytic:.9g}, finite differences {numeric:.9g}"
+        errors.append((np.inf if np.isnan(error) else error, message))
+    return max(errors)
 
 
-def _directions(shape, rng):
+def _directions(shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
     size = int(np.prod(shape))
-    if size <= EVERY_ENTRY:
+    if size <= MAX_ENTRIES:
         for index in np.ndindex(*shape):
             direction = np.zeros(shape)
             direction[index] = 1
             yield f"index {index}", direction
     else:
-        for number in range(DIRECTIONS):
+        for number in range(N_DIRECTIONS):
             direction = rng.standard_normal(shape)
             yield f"random direction {number}", direction / np.linalg.norm(direction)

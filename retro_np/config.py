@@ -1,8 +1,9 @@
-"""The shape of a model, and the eight shapes of the paper's table 2."""
+"""The configuration of a model, and the eight models of the paper's table 2."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
+from typing import Any
 
 from retro_np.errors import UserError
 
@@ -11,28 +12,54 @@ RETRIEVED_PARTS = ("NF", "N", "F")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The neighbour encoder (algorithm 1, ENCODER). The defaults are the paper's, for all decoders."""
+    """The neighbour encoder (algorithm 1, ENCODER). The defaults are the paper's, for decoders of every size.
+
+    Raises UserError (a ValueError) for values that no encoder can have.
+
+    d_model: width of the hidden states (d'), even.
+    d_ffw: hidden units of each feed-forward block, at least 1.
+    n_heads: attention heads (h), at least 1.
+    d_head: width of each head (c), at least 1.
+    n_layers: layers (L'), at least 1; 2 in the paper, other numbers in table 13.
+    ca_layers: layers with cross-attention to the retrieving chunk (P_enc), from 1 to n_layers; () removes the
+        conditioning on the query (table 13).
+    """
 
     d_model: int = 896
     d_ffw: int = 3584
     n_heads: int = 16
     d_head: int = 64
     n_layers: int = 2
-    ca_layers: tuple[int, ...] = (1,)  # 1-based; empty: no query conditioning (table 13)
+    ca_layers: tuple[int, ...] = (1,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sizes(self, "encoder.", ("d_model", "d_ffw", "n_heads", "d_head", "n_layers"))
         object.__setattr__(self, "ca_layers", _layer_tuple(self.ca_layers, self.n_layers, "encoder.ca_layers"))
 
 
 @dataclass(frozen=True)
 class RetroConfig:
-    """A decoder, and how it retrieves. With `cca_layers` empty it is the baseline, whatever `encoder` says.
+    """A decoder and how it retrieves. If `cca_layers` is empty it is the baseline, whatever `encoder` says.
 
-    The paper's ablations (table 13) are fields: `encoder.ca_layers=()` (no query conditioning), `cca_positions=False`,
-    `share_embeddings`, `encoder.n_layers`, `retrieved_part` ("N": the neighbour alone, "F": its continuation alone)
-    and `cca_layers`. `copying_start` is ours, for small scale. Raises UserError (a ValueError) for a shape that no
-    model can have.
+    Raises UserError (a ValueError) for values that no model can have.
+
+    vocabulary_size: number of token ids (V), at least 1; 128,000 in the paper.
+    d_model: width of the hidden states (d), even; table 2.
+    d_ffw: hidden units of each feed-forward block, at least 1; table 2.
+    n_heads: attention heads (h), at least 1; table 2.
+    d_head: width of each head (c), at least 1; table 2.
+    n_layers: decoder layers (L), at least 1; table 2.
+    cca_layers: layers with chunked cross-attention (P), from 1 to n_layers; () for a baseline; §2.4.
+    chunk_size: tokens per chunk (m), at least 1; 64 in the paper, §2.1.
+    encoder: the neighbour encoder, required if cca_layers is not empty; algorithm 1.
+    dropout: share of each residual update and of the embeddings that is dropped in training, in [0, 1).
+    share_embeddings: whether the encoder uses the decoder's embedding; needs encoder.d_model = d_model (table 13).
+    tie_readout: whether the readout is the transposed embedding, instead of a matrix of its own.
+    cca_positions: whether chunked cross-attention has relative positions; False in an ablation of table 13.
+    retrieved_part: part of each value [N, F] that the encoder reads: "NF" both, "N" the neighbour alone, "F" its
+        continuation alone (table 13).
+    copying_start: whether `init_params` initialises encoder and CCA to copy tokens; needs encoder.d_model = d_model.
+        Not in the paper; it helps small models.
     """
 
     vocabulary_size: int
@@ -41,40 +68,37 @@ class RetroConfig:
     n_heads: int
     d_head: int
     n_layers: int
-    cca_layers: tuple[int, ...] = ()  # 1-based
+    cca_layers: tuple[int, ...] = ()
     chunk_size: int = 64
     encoder: EncoderConfig | None = None
-    dropout: float = 0.0  # of every residual update and of the embeddings, in training only
-    share_embeddings: bool = False  # the encoder reads the decoder's table
-    tie_readout: bool = False  # the readout is the embedding's transpose
+    dropout: float = 0.0
+    share_embeddings: bool = False
+    tie_readout: bool = False
     cca_positions: bool = True
-    retrieved_part: str = field(default="NF")
-    copying_start: bool = False  # not the paper's: encoder and CCA begin by copying, see `init_params`
+    retrieved_part: str = "NF"
+    copying_start: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = ("vocabulary_size", "d_model", "d_ffw", "n_heads", "d_head", "n_layers", "chunk_size")
         _check_sizes(self, "", sizes)
         object.__setattr__(self, "cca_layers", _layer_tuple(self.cca_layers, self.n_layers, "cca_layers"))
-        if isinstance(self.encoder, dict):  # as it comes back from JSON
+        if isinstance(self.encoder, dict):  # from JSON
             object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))
         if not isinstance(self.encoder, EncoderConfig | None):
-            raise UserError(f"encoder is an EncoderConfig or None, not {self.encoder!r}")
+            raise UserError(f"encoder must be an EncoderConfig or None, not {self.encoder!r}")
         if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is a share of at least 0 and below 1, not {self.dropout}")
+            raise UserError(f"dropout must be in [0, 1), not {self.dropout!r}")
         if self.retrieved_part not in RETRIEVED_PARTS:
-            raise UserError(f"retrieved_part is one of {', '.join(RETRIEVED_PARTS)}, not {self.retrieved_part!r}")
-        if self.cca_layers and self.encoder is None:
-            raise UserError(
-                "cca_layers needs an encoder: pass encoder=EncoderConfig(...), or cca_layers=() for a baseline"
-            )
-        if self.retrieves and self.share_embeddings and self.encoder.d_model != self.d_model:
-            raise UserError(
-                f"shared embeddings need encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
-            )
-        if self.retrieves and self.copying_start and self.encoder.d_model != self.d_model:
-            raise UserError(
-                f"copying_start needs encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
-            )
+            raise UserError(f"retrieved_part must be one of {', '.join(RETRIEVED_PARTS)}, not {self.retrieved_part!r}")
+        if self.encoder is None:
+            if self.cca_layers:
+                raise UserError("cca_layers needs an encoder: pass encoder=EncoderConfig(...), or leave cca_layers out")
+        elif self.retrieves and self.encoder.d_model != self.d_model:
+            for name in ("share_embeddings", "copying_start"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"{name} needs encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
+                    )
 
     @property
     def retrieves(self) -> bool:
@@ -83,21 +107,21 @@ class RetroConfig:
 
     @classmethod
     def preset(cls, name: str, vocabulary_size: int = 128_000) -> "RetroConfig":
-        """One of table 2's models, by name: see PRESETS. Raises UserError for another name."""
+        """A model of table 2 by its name, a key of PRESETS. Raises UserError for any other name."""
         if name not in PRESETS:
-            raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+            raise UserError(f"no preset {name!r}; choose one of {', '.join(PRESETS)}")
         d_model, d_ffw, n_heads, d_head, n_layers = PRESETS[name]
         config = cls(vocabulary_size, d_model, d_ffw, n_heads, d_head, n_layers)
         if name.startswith("baseline"):
             return config
         return replace(config, cca_layers=tuple(range(6, n_layers + 1, 3)), encoder=EncoderConfig())
 
-    def to_dict(self) -> dict:
-        """Plain values for JSON; `RetroConfig(**d)` is the way back."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON. `RetroConfig(**d)` is the inverse."""
         return asdict(self)
 
 
-# d, d_ffw, heads, head size, layers (table 2)
+# d_model, d_ffw, n_heads, d_head and n_layers of table 2
 _SIZES = {
     ("baseline-132m", "retro-172m"): (896, 3584, 16, 64, 12),
     ("baseline-368m", "retro-425m"): (1536, 6144, 12, 128, 12),
@@ -107,20 +131,20 @@ _SIZES = {
 PRESETS = {name: sizes for names, sizes in _SIZES.items() for name in names}
 
 
-def _check_sizes(config, prefix: str, names: tuple[str, ...]) -> None:
+def _check_sizes(config: Any, prefix: str, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{prefix}{name} is a whole number of at least 1, not {value!r}")
-        object.__setattr__(config, name, int(value))  # NumPy's integers too, which JSON does not know
+            raise UserError(f"{prefix}{name} must be a whole number of at least 1, not {value!r}")
+        object.__setattr__(config, name, int(value))  # JSON cannot store NumPy's integers.
     if config.d_model % 2:
         raise UserError(f"{prefix}d_model must be even (positions are pairs of sine and cosine), not {config.d_model}")
 
 
-def _layer_tuple(layers, n_layers: int, name: str) -> tuple[int, ...]:
+def _layer_tuple(layers: Any, n_layers: int, name: str) -> tuple[int, ...]:
     if isinstance(layers, str) or not isinstance(layers, Iterable) or not all(isinstance(p, Integral) for p in layers):
-        raise UserError(f"{name} is a tuple of whole numbers, not {layers!r}")
-    layers = tuple(sorted(int(p) for p in layers))
-    if len(set(layers)) < len(layers) or any(not 1 <= p <= n_layers for p in layers):
-        raise UserError(f"{name} names different layers from 1 to {n_layers}, not {layers}")
-    return layers
+        raise UserError(f"{name} must be a tuple of whole numbers, not {layers!r}")
+    checked = tuple(sorted(int(p) for p in layers))
+    if len(set(checked)) < len(checked) or any(not 1 <= p <= n_layers for p in checked):
+        raise UserError(f"{name} must be different layers from 1 to {n_layers}, not {checked}")
+    return checked

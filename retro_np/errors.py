@@ -2,8 +2,8 @@
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, where and what to do.
+    """A mistake that the user can correct. Its text is one line that says what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with status 2. It is a ValueError, so that a
-    program which calls the library catches it as it would catch NumPy's.
+    The command line prints that line without a traceback and exits with status 2. UserError is a ValueError, so that a
+    program can catch it like NumPy's own.
     """

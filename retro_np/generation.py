@@ -1,6 +1,8 @@
-"""Sampling: token by token, retrieving at the end of each chunk. Paper §2.4."""
+"""Sampling token by token, with retrieval at the end of each chunk. Paper §2.4."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -8,14 +10,17 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.operators import log_softmax
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.join import DatabaseUnion
 from retro_np.sequences import check_fit
+from retro_np.tree import Tree
 
-MOST_NEIGHBOURS = 1024  # of a chunk; the paper goes to 100
+MAX_NEIGHBOURS_PER_CHUNK = 1024  # the paper uses up to 100
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What the chunk number `chunk` of a sequence (prompt included, from 0) retrieved at its end."""
+    """The neighbours that one chunk of a sequence retrieved. chunk counts from 0 and includes the prompt's chunks."""
 
     chunk: int
     ids: np.ndarray  # (k,) chunk ids of the database, −1 missing
@@ -24,81 +29,100 @@ class Retrieved:
 
 
 def generate(
-    params,
-    config: RetroConfig,
-    prompt_tokens,
-    length: int,
-    *,
-    database=None,
-    k: int = 2,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    seed: int = 0,
-    stop_token: int | None = None,
-) -> tuple[np.ndarray, list[Retrieved]]:
-    """Sample `length` tokens after a prompt of at least one.
+    params: Tree, config: RetroConfig, prompt_tokens: np.ndarray | Sequence[int], length: int, *,
+    database: Database | DatabaseUnion | None = None, k: int = 2, temperature: float = 1.0, top_k: int | None = None,
+    top_p: float = 1.0, seed: int = 0, stop_token: int | None = None,
+) -> tuple[np.ndarray, list[Retrieved]]:  # fmt: skip
+    """Sample a continuation of a prompt.
 
-    database: retrieve from it at each chunk's end (its own embedder makes the query's key); None: retrieval off.
-    temperature 0 is greedy; top_k keeps the k most likely tokens, top_p the fewest that hold that probability
-    (Holtzman et al. 2020). Padding is never sampled. stop_token ends the sample early (it is returned last).
-    The prompt may be longer than a training sequence; distances beyond what training saw are then extrapolated.
-    Returns the new tokens, (≤ length,), and what was retrieved, prompt's chunks included.
+    prompt_tokens: (n,) integers, n ≥ 1. A prompt longer than a training sequence works, but its relative positions go
+        beyond those of training.
+    length: the number of tokens to sample.
+    database: where each complete chunk looks for its neighbours. Its own embedder makes the query. None, or a model
+        without chunked cross-attention, samples with retrieval off.
+    k: neighbours per chunk; 0 turns retrieval off.
+    temperature: divides the logits; 0 always takes the most likely token.
+    top_k: sample from the top_k most likely tokens only; None keeps all of them.
+    top_p: sample from the fewest most likely tokens whose probabilities add up to top_p (Holtzman et al. 2020).
+    seed: random seed.
+    stop_token: sampling ends early after this token, which is then the last one returned.
+
+    Padding is never sampled. Returns the new tokens, (≤ length,) int64, and one Retrieved for each chunk that
+    retrieved, the prompt's chunks first. Raises UserError for a prompt or a setting out of range, for logits that are
+    not finite, and if the model and the database have different vocabularies or chunk sizes.
     """
     prompt = np.asarray(prompt_tokens)
     _check_request(prompt, config, length, k, temperature, top_k, top_p)
     if database is not None:
         check_fit(config, database)
     rng = np.random.Generator(np.random.Philox(seed))
-    m, cache = config.chunk_size, Cache()
-    tokens, retrieved = list(map(int, prompt)), []
-    logits = None
-    while len(tokens) < len(prompt) + length:
+    retrieved: list[Retrieved] = []
+
+    def retrieve(number: int, chunk: np.ndarray) -> np.ndarray | None:
+        if database is None or not config.retrieves or not k:
+            return None
+        ids, distances = database.search_keys(database.embed_chunks(chunk[None]), k)
+        retrieved.append(Retrieved(number, ids[0], distances[0], database.value(ids[0])))
+        return retrieved[-1].values
+
+    choose = partial(sample_token, rng=rng, temperature=temperature, top_k=top_k, top_p=top_p)
+    return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token), retrieved
+
+
+def decode_tokens(
+    params: Tree, config: RetroConfig, prompt: np.ndarray, length: int, choose: Callable[[np.ndarray], int],
+    retrieve: Callable[[int, np.ndarray], np.ndarray | None], stop_token: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including stop_token.
+
+    choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
+    neighbours (k, 2m), or None for no neighbours. It is called when a token after a complete chunk is needed.
+    Returns (≤ length,) int64.
+    """
+    m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
+    for _ in range(length):
         for count in segments(cache.length, len(tokens) - cache.length, m):
             begin = cache.length
-            neighbours = None
-            if (begin + 1) % m == 0 and database is not None and config.retrieves and k:
-                retrieved.append(_retrieve(database, tokens[begin + 1 - m : begin + 1], begin // m, k))
-                neighbours = retrieved[-1].values
-            logits = extend(params, config, cache, np.array(tokens[begin : begin + count]), neighbours)[-1]
-        tokens.append(sample_token(logits, rng, temperature, top_k, top_p))
+            neighbours = None if (begin + 1) % m else retrieve(begin // m, tokens[begin + 1 - m : begin + 1])
+            logits = extend(params, config, cache, tokens[begin : begin + count], neighbours)[-1]
+        tokens = np.append(tokens, choose(logits))
         if tokens[-1] == stop_token:
             break
-    return np.array(tokens[len(prompt) :], dtype=np.int64), retrieved
+    return tokens[len(prompt) :]
 
 
-def sample_token(logits, rng, temperature=1.0, top_k=None, top_p=1.0) -> int:
-    """Draw one token from logits (V,), never padding."""
+def sample_token(
+    logits: np.ndarray, rng: np.random.Generator, temperature: float = 1, top_k: int | None = None, top_p: float = 1
+) -> int:
+    """Draw one token from logits (V,), never padding. temperature, top_k, top_p: as in `generate`.
+
+    Raises UserError for logits that are not finite.
+    """
     logits = logits.astype(np.float64)
     if not np.all(np.isfinite(logits)):
-        raise UserError("the model's logits are not finite: its weights are damaged, take another checkpoint")
+        raise UserError("the model's logits are not finite: its weights are damaged; use another checkpoint")
     logits[0] = -np.inf
     if temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")[: top_k or len(logits)]
-    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest token alone
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves only the most likely token
         probabilities = np.exp(log_softmax((logits[order] - logits[order[0]]) / temperature))
     before = np.cumsum(probabilities) - probabilities
-    kept = before < top_p  # the token that crosses top_p is in
-    kept[0] = True
-    cumulative = np.cumsum(probabilities * kept)
+    allowed = before < top_p  # the token that crosses top_p is included
+    allowed[0] = True
+    cumulative = np.cumsum(probabilities * allowed)
     drawn = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
     return int(order[min(drawn, len(order) - 1)])
 
 
-def _retrieve(database, chunk, number, k) -> Retrieved:
-    ids, distances = database.search_keys(database.embed_chunks(np.array([chunk])), k)
-    return Retrieved(number, ids[0], distances[0], database.value(ids[0]))
-
-
 def _check_request(prompt, config, length, k, temperature, top_k, top_p):
     if prompt.ndim != 1 or len(prompt) == 0 or not np.issubdtype(prompt.dtype, np.integer):
-        raise UserError(f"a prompt is a row of at least one token, not {prompt.dtype} of shape {prompt.shape}")
+        raise UserError(f"a prompt must be at least one integer token, not {prompt.dtype} of shape {prompt.shape}")
     if prompt.min() < 0 or prompt.max() >= config.vocabulary_size:
-        raise UserError(f"the prompt holds tokens outside the vocabulary of {config.vocabulary_size}")
+        raise UserError(f"the prompt has tokens outside the vocabulary of {config.vocabulary_size}")
     if length < 0 or k < 0 or not 0 <= temperature < np.inf:
-        raise UserError("length, k and temperature are at least 0, and the temperature is finite")
-    if k > MOST_NEIGHBOURS:
-        raise UserError(f"k is {k:,}: a chunk reads at most {MOST_NEIGHBOURS:,} neighbours, more take all memory")
+        raise UserError("length, k and temperature must be at least 0, and temperature must be finite")
+    if k > MAX_NEIGHBOURS_PER_CHUNK:
+        raise UserError(f"k must be at most {MAX_NEIGHBOURS_PER_CHUNK:,} neighbours per chunk, not {k:,}")
     if not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
-        raise UserError("top_p is above 0 and at most 1, top_k at least 1")
+        raise UserError("top_p must be in (0, 1], and top_k at least 1")

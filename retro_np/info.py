@@ -1,7 +1,6 @@
-"""What is installed here, what runs where, and what is missing: `retro-np info`."""
+"""What is installed and what runs: `retro-np info`."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 
@@ -10,49 +9,60 @@ import numpy as np
 from retro_np import kernels, runtime
 from retro_np.errors import UserError
 from retro_np.kernels import threads
-from retro_np.retrieval.weights import find_bert, read_bert
 
-PACKAGES = ("numpy", "numba", "hnswlib", "tokenizers", "safetensors")
+PACKAGES = (
+    "numpy", "numba", "hnswlib", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "jinja2", "filelock",
+    "huggingface-hub", "datasets", "dask", "distributed", "torch", "transformers",
+)  # fmt: skip
 THREAD_LIMITS = (
-    threads.VARIABLE,
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+    threads.THREADS_VARIABLE, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
 
 
 def facts() -> list[tuple[str, str]]:
-    """Name and value of each line of the table."""
-    lines = [("python", f"{platform.python_version()} on {platform.machine()}")]
-    lines += [(name, importlib.metadata.version(name)) for name in PACKAGES]
-    lines += [("BLAS", _blas()), ("threads", _threads())]
-    settled = [f"{what}: {'yes' if done else 'no'}" for what, done in runtime.settled.items()]
-    lines.append(("process", ", ".join(settled) or "left as it is (RETRO_NP_TUNE=0)"))
-    if kernels.c_extension() is None:
-        missing = "missing: NumPy and Numba serve instead. With a C compiler: pip install --force-reinstall --no-deps ."
-        lines.append(("C extension", missing))
+    """Name and value of each row of the table. A package that is not installed has a row that says so."""
+    rows = [("python", f"{platform.python_version()} on {platform.machine()}")]
+    rows += [(name, _version(name)) for name in PACKAGES]
+    rows += [("BERT weights", _bert()), ("BLAS", _blas()), ("threads", _threads())]
+    tuned = [f"{setting}: {'yes' if done else 'no'}" for setting, done in runtime.tuned.items()]
+    rows.append(("process", ", ".join(tuned) or "unchanged (RETRO_NP_TUNE=0)"))
+    extension = kernels.c_extension()
+    if extension is None:
+        built = "missing, so NumPy and Numba are used; with a C compiler: pip install --force-reinstall --no-deps ."
     else:
-        lines.append(("C extension", f"built; attention on {kernels.c_extension().vector_unit()} vectors"))
-    lines.append(("kernels", kernels.using()))
-    lines += [(f"  {row[0]}", row[1]) for row in kernels.table()]
+        built = f"built; attention uses {extension.vector_unit()} vectors"
+    rows += [("C extension", built), ("kernels", f"{kernels.using()} (set RETRO_NP_KERNELS to choose)")]
+    for name, kind, available in kernels.table():
+        others = ", ".join(other for other in available if other != kind)
+        rows.append((f"  {name}", f"{kind}; also available: {others}" if others else kind))
+    return rows
+
+
+def _version(package: str) -> str:
     try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"not installed: pip install {package}"
+
+
+def _bert() -> str:
+    try:
+        from retro_np.retrieval.weights import find_bert, read_bert
+
         files = read_bert(find_bert())
-        lines.append(("BERT weights", f"{files.name} ({files.sha256[:6]}…), up to {files.max_length} word pieces"))
     except UserError as error:
-        lines.append(("BERT weights", f"missing: {error}"))
-    for name in ("torch", "transformers"):
-        there = importlib.util.find_spec(name) is not None
-        lines.append((f"{name} (oracle of the tests)", importlib.metadata.version(name) if there else "not installed"))
-    return lines
+        return str(error)
+    except ModuleNotFoundError as error:
+        return f"not read, because {error.name} is not installed"
+    return f"{files.name} ({files.sha256[:6]}…), up to {files.max_length} word pieces"
 
 
 def _threads() -> str:
-    limits = [f"{name}={os.environ[name]}" for name in THREAD_LIMITS if name in os.environ]
-    found = f"{threads.cores()} cores; our kernels use {threads.count()} threads, BLAS its own"
-    return f"{found} ({' '.join(limits)})" if limits else found
+    limits = " ".join(f"{name}={os.environ[name]}" for name in THREAD_LIMITS if name in os.environ)
+    counts = f"{threads.cores()} cores; kernels use {threads.count()} threads, and BLAS its own"
+    return f"{counts} ({limits})" if limits else counts
 
 
 def _blas() -> str:
-    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return f"{found['name']} {found.get('version', '')}".strip()
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{blas['name']} {blas.get('version', '')}".strip()

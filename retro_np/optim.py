@@ -1,53 +1,59 @@
-"""AdamW, the learning rate's schedule, and clipping. Paper §2.5, appendix C."""
+"""AdamW, the learning rate schedule, and gradient clipping. Paper §2.5, appendix C."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.kernels.rowwise import adamw_step
 from retro_np.nn.scope import every
-from retro_np.tree import Tree, leaves, map_tree
+from retro_np.tree import Tree, map_tree, named_leaves
 
 
-def adamw_init(params: Tree, trainable=every) -> Tree:
-    """Zero moments for each parameter whose dotted name is trainable, None for the frozen ones."""
+def adamw_init(params: Tree, trainable: Callable[[str], bool] = every) -> Tree:
+    """The state of AdamW before the first step: {"step": 0, "m": moments, "v": moments}.
 
-    def moment(name, array):
-        return np.zeros_like(array) if trainable(name) else None
-
-    return {"step": 0, "m": map_tree(moment, params), "v": map_tree(moment, params)}
-
-
-def adamw_update(params, grads, state, *, lr, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8) -> None:
-    """One step of AdamW in place (Loshchilov & Hutter 2019; the paper's β, ε and decay are the defaults).
-
-    The decay is decoupled and takes hold of arrays of two axes or more; gains are not decayed. Where a gradient is
-    None the parameter is frozen: neither moved nor decayed, and its moments (None, too, if so begun) are let be.
-    Raises UserError, before anything has moved, where gradients or moments are not those of params.
+    trainable: tells from a parameter's dotted name whether it is trained.
+    The moments are trees like params, of zeros in the shape and dtype of each trainable parameter, None for the others.
     """
-    grads, first_moments, second_moments = (dict(leaves(tree)) for tree in (grads, state["m"], state["v"]))
-    for name, p in leaves(params):  # all is looked at before anything moves
-        g = grads.get(name)
-        if name in grads and g is None:
+    m, v = (map_tree(lambda name, p: np.zeros_like(p) if trainable(name) else None, params) for _ in range(2))
+    return {"step": 0, "m": m, "v": v}
+
+
+def adamw_update(
+    params: Tree, grads: Tree, state: Tree, *,
+    lr: float, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+) -> None:  # fmt: skip
+    """Take one step of AdamW, changing params and state in place. Loshchilov & Hutter 2019.
+
+    grads: a tree like params, as a pullback returns it; state: from `adamw_init`. The defaults are the paper's.
+    Weight decay is decoupled and applies to arrays with two or more axes, so that gains do not decay. A parameter whose
+    gradient is None is frozen: it does not change or decay, and its moments, which may be None, do not change.
+    Raises UserError, and changes nothing, if a gradient or a moment is absent or has another shape than its parameter,
+    or if a trained parameter is not a floating-point array.
+    """
+    by_name = [dict(named_leaves(tree)) for tree in (grads, state["m"], state["v"])]
+    trained = []  # the arrays of each step: parameter, gradient, moments
+    for name, p in named_leaves(params):  # Everything is checked before anything changes.
+        arrays = [tree.get(name) for tree in by_name]
+        if name in by_name[0] and arrays[0] is None:
             continue
-        beside = (g, first_moments.get(name), second_moments.get(name))
-        if any(array is None or np.shape(array) != p.shape for array in beside) or p.dtype.kind != "f":
+        if any(array is None or np.shape(array) != p.shape for array in arrays) or p.dtype.kind != "f":
             raise UserError(
-                f"{name}: its gradient or a moment is absent or of another shape, its moments were begun as frozen, or "
-                "it is no floating-point array"
+                f"{name}: gradient and moments must be present and have shape {p.shape}, and the parameter must be "
+                "floating-point; a parameter that was frozen in adamw_init has no moments"
             )
+        trained.append((p, *arrays))
     state["step"] += 1
-    for name, p in leaves(params):
-        if grads[name] is not None:
-            decay = weight_decay if p.ndim >= 2 else 0
-            moments = first_moments[name], second_moments[name]
-            adamw_step(p, grads[name], *moments, lr=lr, betas=betas, eps=eps, decay=decay, step=state["step"])
+    for p, g, m, v in trained:
+        decay = weight_decay if p.ndim >= 2 else 0
+        adamw_step(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=state["step"])
 
 
 def clip_by_global_norm(grads: Tree, limit: float) -> float:
-    """Scale gradients in place so that their norm, all together, is at most `limit`. Returns the norm before."""
-    present = [grad for _, grad in leaves(grads) if grad is not None]
+    """Scale the gradients in place so that their global norm is at most `limit`. Returns the norm before scaling."""
+    present = [grad for _, grad in named_leaves(grads) if grad is not None]
     norm = math.sqrt(sum(float(np.dot(grad.reshape(-1), grad.reshape(-1))) for grad in present))
     if norm > limit:
         for grad in present:
@@ -56,7 +62,7 @@ def clip_by_global_norm(grads: Tree, limit: float) -> float:
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, start: float = 1e-7) -> float:
-    """The rate of step 0, 1, …, steps − 1: linear from 1e-7 to the peak, then a cosine down to a tenth of it."""
+    """The learning rate of a step, 0 … steps − 1: linear from `start` to `peak`, then a cosine down to peak / 10."""
     if step < warmup:
         return start + (peak - start) * step / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))

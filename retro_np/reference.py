@@ -1,41 +1,45 @@
-"""The paper's equations as plain loops, one token at a time: slow, in float64, the ground truth of the tests.
+"""The paper's equations as plain loops, one token at a time: slow, in float64, and the ground truth of the tests.
 
-Nothing here is shared with `nn/` or `kernels/`. Sequences are lists of vectors; indices are 0-based where the paper's
-are 1-based, and the comments say what they stand for.
+This module shares no code with `nn/` or `kernels/`. Sequences are lists of vectors. Indices count from 0 where the
+paper's count from 1; the comments name the paper's quantities.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from retro_np.config import EncoderConfig, RetroConfig
+from retro_np.config import RetroConfig
+
+Tree = Any  # nested dicts and lists of arrays
+Vectors = list[np.ndarray]  # one vector per token
 
 
-def retro(params, config: RetroConfig, tokens, neighbours=None) -> np.ndarray:
+def retro(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
     """Logits by loops. Borgeaud et al. 2022, §2.4, algorithm 1.
 
-    tokens: (B, n) integers. neighbours: (B, floor(n / m), k, r) integers, 0 padding, or None: retrieval off.
-    Returns (B, n, V) in float64, whatever the parameters' dtype. Input is not checked, and nothing is dropped out.
+    tokens: (B, n), integers. neighbours: (B, floor(n / m), k, r), integers, 0 at padding; None: retrieval off.
+    Returns (B, n, V) in float64, whatever the dtype of the parameters. The input is not checked; there is no dropout.
     """
     params = _in_float64(params)
     rows = range(len(tokens))
     return np.array([decode(params, config, tokens[b], None if neighbours is None else neighbours[b]) for b in rows])
 
 
-def decode(params, config, x, retrieved):
+def decode(params: Tree, config: RetroConfig, x: Sequence[int], retrieved: Any) -> Vectors:
     """Algorithm 1 for one sequence x of n tokens; retrieved[u][j] is the value RET(C_u)_j, or retrieved is None."""
     m, layers = config.chunk_size, config.cca_layers if retrieved is not None else ()  # m, P
     h = [params["embedding"][token] for token in x]  # H ← EMB(X)
-    encoded = None
     for p in range(1, config.n_layers + 1):
         layer = params["layers"][p - 1]
         h = self_attention(layer["attention"], h, config.n_heads, visible=lambda i, j: j <= i)  # H ← ATTN(H)
-        if layers and p == min(layers):  # E ← ENCODER(RET, H), conditioned on H as it is here
+        if layers and p == min(layers):  # E ← ENCODER(RET, H), conditioned on this H
             encoded = []
-            for u in range(len(x) // m):  # each chunk C_u that is whole
+            for u in range(len(x) // m):  # each whole chunk C_u
                 chunk = h[u * m : (u + 1) * m]  # H_u
-                read = [read_part(value, config) for value in retrieved[u]]
-                encoded.append([(value, encode_neighbour(params, config, value, chunk)) for value in read])
+                values = [read_part(value, config) for value in retrieved[u]]
+                encoded.append([(value, encode_neighbour(params, config, value, chunk)) for value in values])
         if p in layers:  # H ← CCA(H, E)
             h = chunked_cross_attention(layer["cca"], h, encoded, config.n_heads, m)
         h = [ffw(layer["ffw"], h_t) for h_t in h]  # H ← FFW(H)
@@ -43,14 +47,14 @@ def decode(params, config, x, retrieved):
     return [rms_norm(h_t, params["norm"]) @ readout for h_t in h]  # O ← READ(H)
 
 
-def encode_neighbour(params, config, value, chunk):
+def encode_neighbour(params: Tree, config: RetroConfig, value: Sequence[int], chunk: Vectors) -> Vectors:
     """ENCODER(RET(C_u)_j, H_u) for one value of r tokens: a list of r vectors of width d′, after the encoder's norm."""
-    encoder: EncoderConfig = config.encoder
+    encoder: Any = config.encoder
     table = params["embedding"] if config.share_embeddings else params["encoder"]["embedding"]
     e = [table[token] for token in value]  # E ← EMB_enc(RET(C_u)_j)
     for p in range(1, encoder.n_layers + 1):
         layer = params["encoder"]["layers"][p - 1]
-        # E ← ATTN_enc(E): bi-directional, but padding is no key
+        # E ← ATTN_enc(E): bidirectional, with padding masked as a key
         e = self_attention(layer["attention"], e, encoder.n_heads, visible=lambda i, j: value[j] != 0)
         if p in encoder.ca_layers:  # E ← CA_enc(E, H_u)
             e = encoder_cross_attention(layer["cross_attention"], e, chunk, encoder.n_heads)
@@ -58,18 +62,17 @@ def encode_neighbour(params, config, value, chunk):
     return [rms_norm(e_i, params["encoder"]["norm"]) for e_i in e]
 
 
-def self_attention(params, h, n_heads, visible):
-    """ATTN and ATTN_enc: h_i + attention of norm(h_i) over all j that i may see. Distance i − j (B.1.2)."""
+def self_attention(params: Tree, h: Vectors, n_heads: int, visible: Callable[[int, int], bool]) -> Vectors:
+    """ATTN and ATTN_enc: h_i + attention of norm(h_i) to all j that are visible from i. Distance i − j (B.1.2)."""
     normed = [rms_norm(h_i, params["norm"]) for h_i in h]
     updated = []
     for i in range(len(h)):
-        seen = [j for j in range(len(h)) if visible(i, j)]
-        keys = [(normed[j], i - j) for j in seen]
+        keys = [(normed[j], i - j) for j in range(len(h)) if visible(i, j)]
         updated.append(h[i] + attention(params, normed[i], keys, n_heads))
     return updated
 
 
-def encoder_cross_attention(params, e, chunk, n_heads):
+def encoder_cross_attention(params: Tree, e: Vectors, chunk: Vectors, n_heads: int) -> Vectors:
     """CA_enc: retrieved token i′ attends to the tokens i of H_u. Distance i′ − i (B.1.2)."""
     context = [rms_norm(h_i, params["norm_context"]) for h_i in chunk]
     updated = []
@@ -79,10 +82,10 @@ def encoder_cross_attention(params, e, chunk, n_heads):
     return updated
 
 
-def chunked_cross_attention(params, h, encoded, n_heads, m):
-    """CCA (eq. 3): the attending chunk H_u^+ reads E_u, all k · r tokens under one softmax.
+def chunked_cross_attention(params: Tree, h: Vectors, encoded: list[Any], n_heads: int, m: int) -> Vectors:
+    """CCA (eq. 3): the attending chunk H_u^+ attends to E_u, all k · r tokens under one softmax.
 
-    encoded[u] is a list of (tokens of the value, their encoded vectors). The first m − 1 tokens are left as they are.
+    encoded[u] is a list of (tokens of the value, their encoded vectors). The first m − 1 tokens do not change.
     """
     updated = list(h)
     for u in range(len(encoded)):
@@ -91,7 +94,7 @@ def chunked_cross_attention(params, h, encoded, n_heads, m):
             if t >= len(h):  # the last attending chunk may be cut short
                 continue
             keys = []
-            for value, e in encoded[u]:  # the same positions serve each neighbour
+            for value, e in encoded[u]:  # every neighbour has the same positions
                 for i_retrieved in range(len(e)):
                     if value[i_retrieved] != 0:
                         keys.append((e[i_retrieved], i - i_retrieved + m - 1))  # distance i − i′ + m − 1 (B.1.2)
@@ -99,8 +102,8 @@ def chunked_cross_attention(params, h, encoded, n_heads, m):
     return updated
 
 
-def attention(params, query, keys, n_heads):
-    """W_o · Σ_j a_j W_v y_j for one query; keys is a list of (y_j, distance to it). Zero where there is no key.
+def attention(params: Tree, query: np.ndarray, keys: list[tuple[np.ndarray, int]], n_heads: int) -> np.ndarray:
+    """W_o · Σ_j a_j W_v y_j for one query; keys is a list of (y_j, distance to it). Zero if there is no key.
 
     a = softmax_j(((q + u) · k_j + (q + v) · W_R R_δ) / √c) in each head (Dai et al. 2019). Without W_R: q · k_j / √c.
     """
@@ -124,51 +127,48 @@ def attention(params, query, keys, n_heads):
         for a, (y, _) in zip(softmax(logits), keys, strict=True):
             out += a * (y @ params["w_v"][:, columns])
         heads.append(out)
-    return np.concatenate(heads) @ params["w_o"]
+    update: np.ndarray = np.concatenate(heads) @ params["w_o"]
+    return update
 
 
-def position(distance, d):
-    """R_δ: the sines, then the cosines, of δ ω_i with ω_i = 10000^(−2i/d), i = 0 … d/2 − 1."""
+def position(distance: int, d: int) -> np.ndarray:
+    """R_δ: the sines and then the cosines of δ ω_i, with ω_i = 10000^(−2i/d) for i = 0 … d/2 − 1."""
     angles = [distance * 10000 ** (-2 * i / d) for i in range(d // 2)]
     return np.array([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
 
 
-def ffw(params, h):
+def ffw(params: Tree, h: np.ndarray) -> np.ndarray:
     """FFW and FFW_enc: h + W_out · gelu(W_in · norm(h))."""
     hidden = rms_norm(h, params["norm"]) @ params["w_in"]
-    return h + np.array([gelu(x) for x in hidden]) @ params["w_out"]
+    updated: np.ndarray = h + np.array([gelu(x) for x in hidden]) @ params["w_out"]
+    return updated
 
 
-def rms_norm(x, gain):
+def rms_norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """gain · x / √(mean of x² + 1e-6). Zhang & Sennrich 2019."""
-    return gain * x / math.sqrt(sum(x_i**2 for x_i in x) / len(x) + 1e-6)
+    normed: np.ndarray = gain * x / math.sqrt(sum(x_i**2 for x_i in x) / len(x) + 1e-6)
+    return normed
 
 
-def gelu(x):
-    """The tanh form of x Φ(x). Hendrycks & Gimpel 2016."""
+def gelu(x: float) -> float:
+    """x Φ(x) in its tanh form. Hendrycks & Gimpel 2016."""
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def softmax(logits):
-    """exp(l_j) / Σ exp(l), from the largest downwards so that nothing overflows."""
+def softmax(logits: list[float]) -> list[float]:
+    """exp(l_j) / Σ exp(l), with the largest logit subtracted so that nothing overflows."""
     largest = max(logits)
     weights = [math.exp(logit - largest) for logit in logits]
     return [weight / sum(weights) for weight in weights]
 
 
-def read_part(value, config):
-    """The tokens of a value [N, F] that the encoder reads: all, N alone or F alone (table 13)."""
+def read_part(value: Sequence[int], config: RetroConfig) -> Sequence[int]:
+    """The tokens of a value [N, F] that the encoder reads: both parts, N alone or F alone (table 13)."""
     m = config.chunk_size
-    if config.retrieved_part == "N":
-        return value[:m]
-    if config.retrieved_part == "F":
-        return value[m:]
-    return value
+    return {"NF": value, "N": value[:m], "F": value[m:]}[config.retrieved_part]
 
 
-def _in_float64(tree):
+def _in_float64(tree: Tree) -> Tree:
     if isinstance(tree, dict):
         return {name: _in_float64(part) for name, part in tree.items()}
-    if isinstance(tree, list):
-        return [_in_float64(part) for part in tree]
-    return np.asarray(tree, np.float64)
+    return [_in_float64(part) for part in tree] if isinstance(tree, list) else np.asarray(tree, np.float64)

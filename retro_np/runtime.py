@@ -1,43 +1,43 @@
-"""What is settled once for the process, before NumPy is loaded: BLAS threads that sleep, memory that is kept.
+"""Settings of the process that make NumPy faster: idle BLAS threads sleep, and freed memory is kept.
 
-Both are worth a quarter of a training step together (`benchmarks/train_step.py`) and change no result. Set
-RETRO_NP_TUNE=0 to leave the process as it is.
+Together they save a quarter of a training step (`benchmarks/train_step.py`), and they change no result. Set
+RETRO_NP_TUNE=0 to leave the process alone.
 """
 
 import ctypes
 import os
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
-settled: dict[str, bool] = {}  # what was settled, and what could not be
+tuned: dict[str, bool] = {}  # each setting, and whether it could be made
 
 
-def settle() -> None:
-    """Do both, once."""
+def tune() -> None:
+    """Make both settings and record in `tuned` which of them worked. Call this before NumPy is imported."""
     if os.environ.get("RETRO_NP_TUNE", "").lower() in ("0", "no", "off", "false"):
         return
-    settled["BLAS threads sleep"] = _let_blas_sleep()
-    settled["freed memory is kept"] = _keep_freed_memory()
+    tuned["BLAS threads sleep"] = _let_blas_sleep()
+    tuned["freed memory is kept"] = _keep_freed_memory()
 
 
 def _let_blas_sleep() -> bool:
-    """Have OpenBLAS's threads sleep when a product is done.
+    """Have OpenBLAS's threads sleep as soon as a product is done.
 
-    By default they wait for the next one by spinning, some 25 ms each time, on the cores that our kernels then want.
-    The variable is read when OpenBLAS is loaded: where NumPy was imported before, nothing is done.
+    By default they spin for some 25 ms while they wait for the next product, on the cores that our kernels need.
+    OpenBLAS reads the variable when it is loaded, so nothing can be changed if NumPy was imported before.
     """
-    name = "OPENBLAS_THREAD_TIMEOUT"  # a power of two of processor cycles; 4 is the least
+    name = "OPENBLAS_THREAD_TIMEOUT"  # a power of two of processor cycles; 4 is the minimum
     if "numpy" in sys.modules and name not in os.environ:
         return False
     return os.environ.setdefault(name, "4") == "4"
 
 
 def _keep_freed_memory() -> bool:
-    """Have glibc keep memory that was freed for what is allocated next; another C library is let be.
+    """Have glibc keep freed memory for later allocations. Another C library is left alone.
 
-    By default an array above 32 MB is mapped afresh from the system, and zeroed page by page at first touch, each time.
+    By default, each array above 32 MB is mapped from the system again, which zeroes it page by page on first use.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))  # one arena: threads keep theirs, too
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))  # one arena for all threads
     return bool(mallopt and all(mallopt(*setting) for setting in settings))

@@ -12,8 +12,8 @@ from retro_np.retrieval.build import build_database
 
 
 @pytest.fixture(autouse=True)
-def _choices_are_put_back():
-    """Whatever a test chooses, kernels or threads, the next one finds the choice of before."""
+def _restore_kernels_and_threads():
+    """Restore the kernels and the number of threads after each test."""
     before = kernels.using(), threads.count()
     yield
     kernels.use(before[0])
@@ -37,26 +37,26 @@ def database(corpus, tmp_path_factory, embedder):
 
 @pytest.fixture
 def no_flushing(monkeypatch):
-    """Slow, and of use only where the machine itself stops."""
+    """Flushing is slow, and it matters only when the machine crashes."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A database of several shards, to be copied."""
+    """The path of a database with several shards, which tests copy."""
     folder = tmp_path_factory.mktemp("edit")
     return build_database(write_corpus(folder / "docs"), folder / "db", SHARDS, EMBEDDER).path
 
 
 @pytest.fixture
 def db(built, tmp_path):
-    """A copy of that database, to be edited."""
+    """A copy of that database, which the test may edit."""
     return shutil.copytree(built, tmp_path / "db")
 
 
 @pytest.fixture(scope="module")
 def more(tmp_path_factory):
-    """A corpus of further documents, under names of their own."""
+    """A corpus of further documents with other names."""
     folder = write_corpus(tmp_path_factory.mktemp("more") / "more", 12, seed=5)
     for path in list(folder.iterdir()):
         path.rename(folder / f"added_{path.name}")

@@ -1,4 +1,4 @@
-"""All that a database says and does, held against its model (`database_model.py`)."""
+"""Compare everything that a database says and does with its model (`database_model.py`)."""
 
 import hashlib
 import json
@@ -32,11 +32,11 @@ def assert_equal(path, model, rng):
 
 
 def assert_records(database, model):
-    told = [(r["name"], r["source"], r["split"], r["tokens"], r["chunks"]) for r in database.documents]
-    assert told == [(d.name, d.source, d.split, d.tokens, len(d.chunks)) for d in model.documents]
+    actual = [(r["name"], r["source"], r["split"], r["tokens"], r["chunks"]) for r in database.documents]
+    assert actual == [(d.name, d.source, d.split, d.tokens, len(d.chunks)) for d in model.documents]
     data = [d.text.encode() for d in model.documents]
-    told = [(r["bytes"], r["sha256"]) for r in database.documents]
-    assert told == [(len(each), hashlib.sha256(each).hexdigest()) for each in data]
+    actual = [(r["bytes"], r["sha256"]) for r in database.documents]
+    assert actual == [(len(each), hashlib.sha256(each).hexdigest()) for each in data]
     assert [r["id"] for r in database.documents] == list(range(len(model.documents)))
     assert [bool(r.get("removed")) for r in database.documents] == [d.gone for d in model.documents]
     for split, counts in database.manifest["splits"].items():
@@ -50,41 +50,41 @@ def assert_records(database, model):
     assert all(r["held_out"] in held for r, (_, _, held) in zip(listed, model.left_out, strict=True))
     rows = model.rows("train")
     of_source = {s["name"]: [i for a, b in s["rows"] for i in range(a, b)] for s in database.manifest["sources"]}
-    for source, those in of_source.items():
-        assert those == [i for i, (_, d, _) in enumerate(rows) if d.source == source]
+    for source, source_rows in of_source.items():
+        assert source_rows == [i for i, (_, d, _) in enumerate(rows) if d.source == source]
     assert sum(map(len, of_source.values())) == len(rows)
 
 
 def assert_rows(database, model, split):
     stored, rows = database.split(split), model.rows(split)
     blank = [0] * model.config.chunk_size
-    assert stored.tokens[:].tolist() == [blank if d.gone else d.chunks[place] for _, d, place in rows]
+    assert stored.tokens[:].tolist() == [blank if d.gone else d.chunks[position] for _, d, position in rows]
     assert stored.documents[:].tolist() == [number for number, _, _ in rows]
     keys = np.asarray(database.keys(split)[:], np.float32)
-    true = [d.keys[place] * (not d.gone) for _, d, place in rows]
+    true = [d.keys[position] * (not d.gone) for _, d, position in rows]
     assert np.array_equal(keys, np.array(true, np.float32).reshape(-1, D_KEY))
 
 
 def assert_neighbours(database, model, split):
-    """A list is of all that was there when it was last made, and of what came since: only an edit renews it."""
+    """A list covers the documents that were there when it was made and those added since. Removal does not renew it."""
     stored, width, known = database.split(split), model.config.neighbours + model.config.extra_candidates, {}
     ids, distances = stored.neighbours[:], stored.distances[:]
-    for row, (own, document, place) in enumerate(model.rows(split)):
-        key = document.keys[place]
-        which = (own, key.tobytes())
-        if which not in known:
+    for row, (own, document, position) in enumerate(model.rows(split)):
+        key = document.keys[position]
+        query = (own, key.tobytes())
+        if query not in known:
             visible = lambda n, d, own=own, born=document.born: n != own and d.removed > born  # noqa: E731
-            known[which] = model.nearest(key, width, visible)
-        assert ids[row].tolist() == known[which][0].tolist()
-        assert np.array_equal(distances[row], known[which][1])
+            known[query] = model.nearest(key, width, visible)
+        assert ids[row].tolist() == known[query][0].tolist()
+        assert np.array_equal(distances[row], known[query][1])
 
 
 def values_of(model):
     """[N, F] of each chunk, (chunks, 2m) as a list."""
     blank, values = [0] * model.config.chunk_size, []
-    for _, d, place in model.rows("train"):
-        following = d.chunks[place + 1] if place + 1 < len(d.chunks) else blank
-        values.append(2 * blank if d.gone else d.chunks[place] + following)
+    for _, d, position in model.rows("train"):
+        following = d.chunks[position + 1] if position + 1 < len(d.chunks) else blank
+        values.append(2 * blank if d.gone else d.chunks[position] + following)
     return values
 
 
@@ -102,12 +102,12 @@ def assert_values(database, model):
 
 
 def assert_search(database, model, rng):
-    """By text, and by the keys of some chunks, removed ones among them; fewer than there are, as many, and more."""
+    """Search by text and by the keys of some chunks, also removed ones, for fewer, as many and more than there are."""
     live = sum(not d.gone for _, d, _ in model.rows("train"))
     rows = model.rows("train")
-    some = [rows[i] for i in rng.choice(len(rows), min(3, len(rows)), replace=False)] if rows else []
+    sample = [rows[i] for i in rng.choice(len(rows), min(3, len(rows)), replace=False)] if rows else []
     removed = [row for row in rows if row[1].gone][:2]
-    texts = ["", "value"] + [decode(model.tokenizer, d.chunks[place]) for _, d, place in some + removed]
+    texts = ["", "value"] + [decode(model.tokenizer, d.chunks[position]) for _, d, position in sample + removed]
     queries = model.embedder.embed(texts, show_progress=False).astype(np.float32)
     for k in {1, max(1, live), live + 3}:
         expected = [model.nearest(query, k, lambda _, d: not d.gone) for query in queries]
@@ -121,7 +121,7 @@ def assert_search(database, model, rng):
 
 
 def assert_sequences(database, model, rng):
-    """Chunks in a row as training sees them: no neighbour of any of their documents, none that was removed."""
+    """Consecutive chunks get no neighbour from any of their documents, and none that was removed."""
     k, length, values, sources = model.config.neighbours, 3, values_of(model), model.rows("train")
     for split in ("train", "valid"):
         stored, rows = database.split(split), model.rows(split)

@@ -1,4 +1,4 @@
-"""The model that a database is held against: plain lists, as `test_database_model.py` says."""
+"""A model of a database, made of plain lists, with which `test_database_model.py` compares a real one."""
 
 import hashlib
 import json
@@ -24,15 +24,15 @@ WORD = re.compile(rb"[a-z0-9_\x80-\xff]+|[!-/:-@\[-^`{|}~]")
 
 @dataclass
 class Document:
-    """A document of the model. born, removed: the edit that it came with, and the one that took it out."""
+    """A document of the model. born: the edit that added it. removed: the edit that removed it."""
 
     name: str
     text: str
     source: str
     split: str
     chunks: list = field(default_factory=list)
-    tokens: int = 0  # with the end-of-text, without padding
-    keys: np.ndarray | None = None  # (chunks, D_KEY) float32, as far as the stored type holds them
+    tokens: int = 0  # with end-of-text, without padding
+    keys: np.ndarray | None = None  # (chunks, D_KEY) float32, rounded to the stored type
     born: int = 0
     removed: int = NEVER
 
@@ -42,7 +42,7 @@ class Document:
 
 
 def distances_of(query, keys):
-    """Squared distances of float32 keys (N, 16) from a query, in float32: squares, added up in halves."""
+    """Squared distances of float32 keys (N, 16) from a query, in float32: the squares are summed pairwise."""
     parts = (keys - query) ** 2
     while parts.shape[1] > 1:
         half = parts.shape[1] // 2
@@ -51,7 +51,7 @@ def distances_of(query, keys):
 
 
 def grams(text):
-    """The set of 13 words in a row, of bytes in lower case; of all words where there are fewer."""
+    """The set of all 13 consecutive lower-case words, or of all words if there are fewer."""
     words = WORD.findall(text.encode().lower())
     return {tuple(words[i : i + 13]) for i in range(max(1, len(words) - 12))} if words else set()
 
@@ -62,7 +62,7 @@ def similarity(a, b):
 
 
 class Model:
-    """What a database should hold. documents are in order of number; left_out: (name, text, names of held-out ones)."""
+    """What a database should hold. documents: in order of number. left_out: (name, text, names of held-out ones)."""
 
     def __init__(self, config, deduplicated):
         self.config, self.deduplicated = config, deduplicated
@@ -70,16 +70,16 @@ class Model:
         self.embedder = self.tokenizer = None
 
     def split_of(self, name):
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-        return "valid" if place < self.config.held_out else "train"
+        fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        return "valid" if fraction < self.config.held_out else "train"
 
     def like_held_out(self, text, held):
-        """The names of those among the held-out documents that a text is too like, those that it may be too like."""
+        """The names of the held-out documents in `held` that a text resembles too closely."""
         alike = [(d.name, similarity(text, d.text)) for d in held] if self.deduplicated else []
         return [name for name, share in alike if share >= 0.8]
 
     def filled(self, documents):
-        """Add chunks and keys to documents."""
+        """Set the chunks and keys of documents."""
         m = self.config.chunk_size
         for document in documents:
             ids = [*self.tokenizer.encode(document.text).ids, 1]
@@ -94,7 +94,7 @@ class Model:
         return documents
 
     def key_of(self, chunk):
-        """The key of one chunk, of its text, or of its tokens where the embedder reads tokens."""
+        """The key of one chunk, from its tokens if the embedder reads tokens, otherwise from its text."""
         if hasattr(self.embedder, "embed_tokens"):
             made = self.embedder.embed_tokens(np.array([chunk]))
         else:
@@ -105,11 +105,11 @@ class Model:
         return [(number, d) for number, d in enumerate(self.documents) if d.split == split]
 
     def rows(self, split):
-        """(document number, document, place in it) of each chunk of a split."""
-        return [(number, d, place) for number, d in self.of_split(split) for place in range(len(d.chunks))]
+        """(document number, document, position in it) of each chunk of a split."""
+        return [(number, d, position) for number, d in self.of_split(split) for position in range(len(d.chunks))]
 
     def nearest(self, query, k, visible):
-        """Ids and distances of the k nearest chunks of the training documents that are visible."""
+        """Ids and distances of the k nearest chunks of the visible training documents."""
         rows = self.rows("train")
         ids = np.array([i for i, (number, d, _) in enumerate(rows) if visible(number, d)], np.int64)
         if not len(ids):
@@ -122,11 +122,11 @@ class Model:
         return np.pad(ids[order], (0, short), constant_values=-1), far
 
 
-# What documents are drawn from
+# Strategies
 
 
 def texts(m):
-    """Texts that are odd, and texts that end where a chunk does: without merges a byte is a token."""
+    """Odd texts, and texts that end at or near a chunk boundary (without merges, a byte is a token)."""
     edges = st.sampled_from([0, 1, m - 2, m - 1, m, m + 1, 2 * m - 1, 2 * m])
     odd = ["", "a", "\0", "\0" * 40, "\ud800 lone \udfff", "line\n" * 60, "x" * 300, "é\u2028\r\n\x85", "\ufeffb🙂"]
     edges = edges.map(lambda n: "q" * max(0, n))
@@ -140,14 +140,14 @@ names = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h", "3", "0", "déj
 
 @st.composite
 def plans(draw):
-    """A configuration, the documents of a build, and edits."""
+    """A configuration, an embedder, the documents of a build, and edits."""
     m = draw(st.sampled_from([1, 2, 5, 8]))
     pairs = st.tuples(names, texts(m))
     first = draw(st.lists(pairs, min_size=1, max_size=8))
     if draw(st.integers(0, 3)) == 0:
         first.append(("equal", "ab\n" * (300 * m)))  # many equal lines
     share = draw(st.sampled_from([0.0, 0.3]))
-    if share:  # a held-out document and one like it, in front so that others come after it
+    if share:  # a held-out document and one that resembles it, before the others
         first = [("held 3", LONG), ("like", draw(st.sampled_from(ALIKE))), *first]
     config = BuildConfig(
         chunk_size=m,
@@ -174,15 +174,15 @@ def written(path, pairs):
 
 
 def clean(text):
-    """What can be stored of a text: UTF-8 has no lone surrogates."""
+    """The text as it can be stored: UTF-8 has no lone surrogates."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-# What the model does
+# Operations
 
 
 def build(model, path, pairs, embedder):
-    """Build model and database. Returns the database, or None where it is refused, as it should be."""
+    """Build the model and the database. Returns the database, or None if the build must be refused, and is."""
     corpus = written(path.parent / "first.jsonl", pairs)
     documents = [Document(name, clean(text), "first.jsonl", model.split_of(name)) for name, text in pairs]
     held = [d for d in documents if d.split == "valid"]
@@ -193,7 +193,7 @@ def build(model, path, pairs, embedder):
     elif len(held) == len(documents):
         refused = "every document of the corpus is held out"
     elif all(like[id(d)] for d in documents if d.split == "train"):
-        refused = "every training document is too like"
+        refused = "every training document resembles a held-out one"
     given = CountingEmbedder() if embedder == "counting" else HASHED
     if refused:
         with pytest.raises(UserError, match=refused):
@@ -207,7 +207,7 @@ def build(model, path, pairs, embedder):
 
 
 def add(model, path, pairs):
-    """Documents that are not there yet, and were not left out for what is there still, become the last ones."""
+    """Append the new documents. One that was left out stays out while the document that it resembles is there."""
     corpus = written(path.parent / f"more{len(list(path.parent.iterdir()))}.jsonl", pairs)
     options = {"embedder": None if path.joinpath("hashing.npy").exists() else model.embedder}
     if not any(text for _, text in pairs):
@@ -216,7 +216,7 @@ def add(model, path, pairs):
         return
     there = {(d.name, d.text) for d in model.documents if not d.gone}
     freed = {d.name for d in model.documents if d.split == "valid" and d.gone}
-    # of several that it is like, the list names one: which are freed is for what it says
+    # The file names one of several held-out documents that a text resembles; only that one can free it.
     listed = [json.loads(line) for line in (path / "duplicates.jsonl").read_text().splitlines()]
     there |= {(n, t) for (n, t, _), r in zip(model.left_out, listed, strict=True) if r["held_out"] not in freed}
     new = [Document(n, clean(t), corpus.name, "train") for n, t in pairs if (n, clean(t)) not in there]
@@ -237,7 +237,7 @@ def add(model, path, pairs):
 
 
 def remove(model, path, wanted):
-    """Those of a number, and all of a name, which may be made of digits."""
+    """Remove the documents of a number, and all of a name. A name may consist of digits."""
     found, known = set(), set()
     for number, document in enumerate(model.documents):
         fits = {w for w in wanted if w in (number, document.name)}
@@ -259,7 +259,7 @@ def remove(model, path, wanted):
 
 
 def compacted(model, path):
-    """What was removed is forgotten, and all lists are made anew."""
+    """Forget the removed documents, and find all neighbours again."""
     generation = Database.open(path).manifest["generation"]
     gone = {d.name for d in model.documents if d.gone}
     listed = [json.loads(line) for line in (path / "duplicates.jsonl").read_text().splitlines()]
@@ -271,6 +271,3 @@ def compacted(model, path):
     model.documents = [d for d in model.documents if not d.gone]
     for document in model.documents:
         document.born = model.edits
-
-
-# Everything that a database shows, against the model

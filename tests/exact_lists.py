@@ -1,4 +1,4 @@
-"""What tests of edits read in a database, and exact search over everything, which its lists are held against."""
+"""For tests of edits: what a database holds, and the neighbour lists that exact search over all keys gives."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from retro_np.kernels.search import exact_search
 
 
 def lists_by_exact_search(database, split):
-    """What the neighbours of every chunk of a split should be: a sort of all distances, its own document left out."""
+    """The right neighbours of every chunk of a split: all distances are sorted, and its own document is left out."""
     stored, keys = database.split(split), np.asarray(database.keys("train")[:], np.float32)
     documents, width = database.split("train").documents[:], stored.neighbours.shape[1]
     ids, distances = exact_search(np.asarray(database.keys(split)[:], np.float32), keys, len(keys))
-    found = np.full((len(ids), width), -1), np.full((len(ids), width), np.inf, np.float32)
+    lists = np.full((len(ids), width), -1), np.full((len(ids), width), np.inf, np.float32)
     for row, own in enumerate(stored.documents[:]):
         kept = [i for i, near in enumerate(ids[row]) if split == "valid" or documents[near] != own][:width]
-        found[0][row, : len(kept)], found[1][row, : len(kept)] = ids[row, kept], distances[row, kept]
-    return found
+        lists[0][row, : len(kept)], lists[1][row, : len(kept)] = ids[row, kept], distances[row, kept]
+    return lists
 
 
 def assert_lists_are_exact(database):

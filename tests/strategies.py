@@ -1,4 +1,4 @@
-"""Models and batches of drawn shape for hypothesis: small enough for loops, odd enough to find what is off by one."""
+"""Hypothesis strategies for models and batches, small enough for loops and odd enough to find off-by-one errors."""
 
 from dataclasses import dataclass, replace
 
@@ -9,28 +9,28 @@ from hypothesis import strategies as st
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.nn.checks import perturbed_params
 
-MANY = settings(max_examples=100, deadline=None)  # a first call compiles: the time of one example says nothing
+MANY = settings(max_examples=100, deadline=None)  # The first example may compile a kernel, so there is no deadline.
 
 
 @dataclass
 class Case:
-    """A model with its parameters in float64, and a batch for it."""
+    """A model with float64 parameters, and a batch for it."""
 
     config: RetroConfig
     params: dict
-    tokens: np.ndarray  # (B, n), padding inside
+    tokens: np.ndarray  # (B, n), with padding
     targets: np.ndarray  # (B, n), at least one that is not padding
     neighbours: np.ndarray  # (B, floor(n / m), k, r)
-    rng: np.random.Generator  # for whatever else a test draws
+    rng: np.random.Generator  # for further random numbers of a test
 
     @property
     def given(self):
-        """What retro and its oracles take."""
+        """The arguments of `retro` and of its oracles."""
         return self.params, self.config, self.tokens, self.neighbours
 
 
 def _layers(depth: int, at_least_one: bool):
-    """Tuples of 1-based layers: none, {1}, all, or any."""
+    """Tuples of layers, which count from 1: none, the first, all, or any."""
     drawn = st.sets(st.integers(1, depth), min_size=int(at_least_one)).map(lambda p: tuple(sorted(p)))
     named = [(1,), tuple(range(1, depth + 1))] + ([] if at_least_one else [()])
     return st.one_of(st.sampled_from(named), drawn)
@@ -38,7 +38,7 @@ def _layers(depth: int, at_least_one: bool):
 
 @st.composite
 def configs(draw) -> RetroConfig:
-    """RetroConfigs that retrieve, with every switch of table 13."""
+    """Configurations with retrieval and every ablation of table 13."""
     widths, sizes = st.sampled_from([2, 4, 6]), st.integers(1, 3)
     d, depth, encoder_depth = draw(widths), draw(sizes), draw(st.integers(1, 2))
     shared = draw(st.booleans())
@@ -69,14 +69,14 @@ def configs(draw) -> RetroConfig:
 
 @st.composite
 def cases(draw, retrieving: bool = False) -> Case:
-    """A model and its batch. retrieving: each row has a whole chunk, and k ≥ 1 values without padding for it."""
+    """A model and its batch. retrieving: each row has at least one whole chunk, and k ≥ 1 values without padding."""
     config = draw(configs())
     m, vocabulary = config.chunk_size, config.vocabulary_size
     n = draw(st.integers(m if retrieving else 1, 3 * m + 2))
     batch = draw(st.integers(1, 2))
     k = draw(st.sampled_from([1, 2, 3] if retrieving else [0, 1, 2, 3, 40]))
     r = 2 * m if retrieving else draw(st.sampled_from([2 * m, 2 * m, m, 2 * m + 1]))  # mostly [N, F]
-    if k == 40:  # as at evaluation; two rows would be slow by loops
+    if k == 40:  # as in evaluation; the loops would be slow on two rows
         batch, n = 1, min(n, m + 2)
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
@@ -85,14 +85,14 @@ def cases(draw, retrieving: bool = False) -> Case:
     targets[0, rng.integers(n)] = 1
     neighbours = rng.integers(1, vocabulary, (batch, n // m, k, r))
     if not retrieving:
-        ends = rng.choice([0, 1, r // 2, r, r], neighbours.shape[:3])  # 0: a value that is all padding
+        ends = rng.choice([0, 1, r // 2, r, r], neighbours.shape[:3])  # 0: a value of padding only
         neighbours[np.arange(r) >= ends[..., None]] = 0
-        neighbours[rng.random(neighbours.shape[:2]) < 0.2] = 0  # chunks without any neighbour
+        neighbours[rng.random(neighbours.shape[:2]) < 0.2] = 0  # chunks without neighbours
     return Case(config, perturbed_params(config, seed), tokens, targets, neighbours, rng)
 
 
 def baseline_of(case: Case):
-    """(params, config) of the model without CCA and encoder, its weights being those of the case."""
+    """(params, config) of the case's model without CCA and encoder, with the same weights."""
     layers = [{name: block for name, block in layer.items() if name != "cca"} for layer in case.params["layers"]]
     params = {name: part for name, part in case.params.items() if name != "encoder"} | {"layers": layers}
     return params, replace(case.config, cca_layers=(), encoder=None)

@@ -1,4 +1,4 @@
-"""What several tests share: an embedder that needs no weights, small corpora and models, processes, interruptions."""
+"""Helpers that several test modules share: a small embedder, corpora, models, processes, interruptions."""
 
 import hashlib
 import json
@@ -18,14 +18,15 @@ from retro_np.retrieval.build import BuildConfig
 from retro_np.training.config import TrainingConfig
 
 EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
-needs_c = pytest.mark.skipif(not EXPECT_C, reason="no C compiler, as the environment says")
-VECTOR_UNITS = ["plain", "avx2", "avx512"]  # as the C extension names them, best last
-OURS = (kernels.VARIABLE, threads.VARIABLE, "RETRO_NP_TUNE", "OPENBLAS_THREAD_TIMEOUT")  # variables that are heeded
+needs_c = pytest.mark.skipif(not EXPECT_C, reason="RETRO_NP_EXPECT_C=0: there is no C compiler")
+VECTOR_UNITS = ["plain", "avx2", "avx512"]  # the C extension's names, slowest first
+# The environment variables that retro_np reads.
+VARIABLES = (kernels.KERNELS_VARIABLE, threads.THREADS_VARIABLE, "RETRO_NP_TUNE", "OPENBLAS_THREAD_TIMEOUT")
 WORDS = [*keyword.kwlist, "self", "value", "index", "token", "chunk", "neighbour"]
 
 
 class CountingEmbedder:
-    """A stand-in for BERT: counts of hashed pairs of bytes, turned by a fixed matrix. Deterministic and quick."""
+    """A quick, deterministic replacement for BERT: counts of hashed byte pairs, times a fixed matrix."""
 
     name = "counting"
     sha256 = "c0" * 32
@@ -39,12 +40,12 @@ class CountingEmbedder:
         for row, text in enumerate(texts):
             data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
             np.add.at(counts[row], (data[:-1] * 31 + data[1:]) % 64, 1)
-        # one row at a time: a key's bits then do not depend on its batch
+        # One row at a time, so that the bits of a key do not depend on its batch.
         return np.stack([row @ self.matrix for row in counts]) if texts else np.empty((0, self.d_key), np.float32)
 
 
 def write_corpus(folder: Path, documents: int = 30, seed: int = 0) -> Path:
-    """Documents of invented code, of lengths from a few to a few hundred words."""
+    """Write documents of random code, each of 3 to 299 words."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(documents):
@@ -55,20 +56,20 @@ def write_corpus(folder: Path, documents: int = 30, seed: int = 0) -> Path:
 
 
 def all_bytes(folder: Path) -> dict[str, str]:
-    """The hash of every file below a folder but locks and logs, whose lines hold times."""
+    """The hash of every file in a folder, except locks and logs, because logs contain times."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in (".lock", "log.jsonl"))
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def fresh_python(code: str, **environment: str) -> tuple[str, str, int]:
-    """Standard output, standard error and exit status of a new interpreter; of the variables heeded, those given."""
-    clean = {name: value for name, value in os.environ.items() if name not in OURS}
+    """Run code in a new interpreter with no VARIABLES but these. Returns its output, errors and exit status."""
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
     return done.stdout.strip(), done.stderr, done.returncode
 
 
 def run(*arguments, cwd=None):
-    """Run retro-np in a process of its own; return its status, standard output and standard error."""
+    """Run retro-np in its own process. Returns its exit status, output and errors."""
     command = [sys.executable, "-c", "from retro_np.cli import main; main()", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
@@ -76,7 +77,7 @@ def run(*arguments, cwd=None):
 
 
 def refused(*arguments):
-    """Run retro-np with something wrong; return the one line that it must print."""
+    """Run retro-np with a mistake. Returns the one line that it must print."""
     status, _, err = run(*arguments)
     assert status == 2, err
     assert "Traceback" not in err
@@ -89,8 +90,8 @@ def refused(*arguments):
 SMALL = BuildConfig(chunk_size=8, vocabulary_size=300, held_out=0.2, neighbours=4, extra_candidates=6)
 
 
-class Stops:
-    """Counts every rename and removal, those of whole folders included, and raises at one what Ctrl-C raises."""
+class Interrupter:
+    """Counts every rename and removal of a file or folder, and raises KeyboardInterrupt before or after one of them."""
 
     def __init__(self, monkeypatch):
         self.count, self.at = 0, None
@@ -100,24 +101,24 @@ class Stops:
     def _counted(self, change):
         def counted(*args, **options):
             self.count += 1
-            here = self.count
-            if self.at == (here, "before"):
+            number = self.count
+            if self.at == (number, "before"):
                 raise KeyboardInterrupt
             change(*args, **options)
-            if self.at == (here, "after"):
+            if self.at == (number, "after"):
                 raise KeyboardInterrupt
 
         return counted
 
-    def total(self, act) -> int:
-        """How many changes an action makes."""
+    def count_changes(self, act) -> int:
+        """The number of changes that an action makes."""
         self.count, self.at = 0, None
         act()
         return self.count
 
-    def stopped(self, act, place: int, way: str):
-        """Do what is stopped before or after its change of this number, from 1."""
-        self.count, self.at = 0, (place, way)
+    def interrupt(self, act, change: int, when: str):
+        """Run an action and interrupt it "before" or "after" one of its changes, which count from 1."""
+        self.count, self.at = 0, (change, when)
         with pytest.raises(KeyboardInterrupt):
             act()
         self.at = None
@@ -128,7 +129,7 @@ SHARDS = replace(SMALL, shard_bytes=4000)
 
 
 def json_lines(path: Path, texts: dict[str, str]) -> Path:
-    """A .jsonl file of named documents."""
+    """Write named documents as a .jsonl file."""
     path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in texts.items()))
     return path
 

@@ -1,4 +1,4 @@
-"""Ground truth: the full forward pass, one token further at a time."""
+"""Ground truth: the full forward pass."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from retro_np.tree import map_tree
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_generation_with_a_cache_equals_the_full_forward(data):
+def test_generation_with_a_cache_equals_the_full_forward_pass(data):
     m = data.draw(st.sampled_from([1, 2, 3, 5]))
     change = data.draw(st.sampled_from([{}, {"retrieved_part": "F"}, {"cca_positions": False}, {"cca_layers": (1, 3)}]))
     config = type(CONFIG)(**vars(CONFIG) | {"chunk_size": m} | change)
@@ -28,12 +28,12 @@ def test_generation_with_a_cache_equals_the_full_forward(data):
     neighbours[rng.random((n // m, k)) < 0.2] = 0
     full, _ = retro(params, config, tokens[None], neighbours[None])
     cache, outs = Cache(), []
-    while cache.length < n:  # pieces of drawn lengths, as a prompt and then tokens one by one would be
+    while cache.length < n:  # pieces of random lengths, like a prompt followed by single tokens
         count = min(data.draw(st.integers(1, n)), n - cache.length)
         for length in segments(cache.length, count, m):
             begin = cache.length
-            found = neighbours[begin // m] if (begin + 1) % m == 0 else None
-            outs.append(extend(params, config, cache, tokens[begin : begin + length], found))
+            retrieved = neighbours[begin // m] if (begin + 1) % m == 0 else None
+            outs.append(extend(params, config, cache, tokens[begin : begin + length], retrieved))
     np.testing.assert_allclose(np.concatenate(outs), full[0], atol=tolerance, rtol=tolerance)
 
 
@@ -45,7 +45,7 @@ def model(database):
     return perturbed_params(config), config
 
 
-def test_greedy_sampling_takes_the_full_forwards_likeliest_tokens(model, database):
+def test_greedy_sampling_takes_the_most_likely_tokens_of_the_full_forward_pass(model, database):
     params, config = model
     prompt = np.array([5, 7, 9])
     new, retrieved = generate(params, config, prompt, 30, database=database, k=2, temperature=0)
@@ -58,7 +58,7 @@ def test_greedy_sampling_takes_the_full_forwards_likeliest_tokens(model, databas
     assert [item.chunk for item in retrieved] == list(range(len(retrieved)))
 
 
-def test_what_is_retrieved_is_what_a_search_for_the_chunks_text_finds(model, database):
+def test_generate_retrieves_what_a_search_for_the_chunks_text_finds(model, database):
     params, config = model
     prompt = np.arange(2, 20)
     _, retrieved = generate(params, config, prompt, 4, database=database, k=3)
@@ -70,14 +70,16 @@ def test_what_is_retrieved_is_what_a_search_for_the_chunks_text_finds(model, dat
         assert np.array_equal(item.values, database.value(ids))
 
 
-@pytest.mark.parametrize("prompt", [[3], list(range(2, 12)), list(range(2, 290))], ids=["one token", "some", "long"])
+@pytest.mark.parametrize(
+    "prompt", [[3], list(range(2, 12)), list(range(2, 290))], ids=["one token", "ten tokens", "long"]
+)
 def test_prompts_of_any_length_work(model, database, prompt):
     new, _ = generate(*model, prompt, 5, database=database)
     assert new.shape == (5,)
     assert ((new > 0) & (new < database.vocabulary_size)).all()
 
 
-def test_a_seed_settles_the_sample_and_another_changes_it(model):
+def test_a_seed_determines_the_sample_and_another_seed_changes_it(model):
     first, again, other = (generate(*model, [4, 5], 40, seed=seed)[0].tolist() for seed in (1, 1, 2))
     assert first == again != other
 
@@ -89,8 +91,8 @@ def test_k_of_a_thousand_is_padded_and_works(model, database):
 
 def draws(logits, count=4000, **settings):
     rng = np.random.default_rng(0)
-    found = np.bincount([sample_token(np.array(logits), rng, **settings) for _ in range(count)], minlength=len(logits))
-    return found / count
+    tokens = [sample_token(np.array(logits), rng, **settings) for _ in range(count)]
+    return np.bincount(tokens, minlength=len(logits)) / count
 
 
 def test_sampling_follows_the_softmax_and_never_draws_padding():
@@ -104,28 +106,32 @@ def test_temperature_sharpens():
     assert draws(logits, temperature=0)[2] == 1
 
 
-def test_top_k_and_top_p_keep_the_likeliest():
+def test_top_k_and_top_p_keep_the_most_likely_tokens():
     logits = np.log([0.2, 0.15, 0.4, 0.25])
     np.testing.assert_allclose(draws(logits, top_k=2), [0, 0, 0.4 / 0.65, 0.25 / 0.65], atol=0.03)
-    # without padding: 0.5, 0.3125, 0.1875; the second crosses 0.6
+    # without padding the probabilities are 0.5, 0.3125 and 0.1875, so the second crosses 0.6
     np.testing.assert_allclose(draws(logits, top_p=0.6), [0, 0, 0.4 / 0.65, 0.25 / 0.65], atol=0.03)
     assert draws(logits, top_p=1e-9)[2] == 1
 
 
 @pytest.mark.parametrize(
-    ("prompt", "settings"),
+    ("prompt", "settings", "message"),
     [
-        ([], {}), ([[1]], {}), ([1.5], {}), ([10**6], {}), ([-1], {}), ([1], {"temperature": -1}),
-        ([1], {"top_p": 0}), ([1], {"top_p": 1.5}), ([1], {"top_k": 0}), ([1], {"k": -1}), ([1], {"k": 10**8}),
+        ([], {}, "at least one integer token"), ([[1]], {}, "at least one integer token"),
+        ([1.5], {}, "at least one integer token"), ([10**6], {}, "outside the vocabulary"),
+        ([-1], {}, "outside the vocabulary"), ([1], {"temperature": -1}, "at least 0"), ([1], {"k": -1}, "at least 0"),
+        ([1], {"temperature": float("inf")}, "must be finite"), ([1], {"top_p": 0}, r"top_p must be in \(0, 1\]"),
+        ([1], {"top_p": 1.5}, r"top_p must be in \(0, 1\]"), ([1], {"top_k": 0}, "top_k at least 1"),
+        ([1], {"k": 10**8}, "at most 1,024 neighbours per chunk"),
     ],
     ids=str,
 )  # fmt: skip
-def test_a_request_that_makes_no_sense_is_refused(model, prompt, settings):
-    with pytest.raises(UserError):
+def test_a_prompt_or_setting_out_of_range_is_refused(model, prompt, settings, message):
+    with pytest.raises(UserError, match=message):
         generate(*model, prompt, 3, **settings)
 
 
-def test_a_database_that_the_model_does_not_fit_is_refused(database):
+def test_a_database_with_another_chunk_size_is_refused(database):
     config = RetroConfig(database.vocabulary_size, 4, 4, 1, 2, 1, (), database.chunk_size + 1)
     with pytest.raises(ValueError, match="chunk_size"):
         generate(init_params(config, np.random.default_rng(0)), config, [2], 1, database=database)

@@ -12,7 +12,7 @@ from retro_np import reference
 from retro_np.nn.checks import CONFIG, perturbed_params
 from retro_np.nn.model import retro
 
-# float64, some hundred roundings deep; RMSNorm of a small vector may magnify them
+# float64 after some hundred roundings, which RMSNorm of a small vector may amplify
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -50,16 +50,16 @@ def test_logits_equal_the_paper_by_loops_at_named_shapes(k, change):
     np.testing.assert_allclose(logits, reference.retro(params, config, tokens, neighbours), **EXACT)
 
 
-def test_the_reference_knows_the_position_vector():
+def test_the_reference_position_vector_equals_its_formula():
     half = 10000**-0.5
     by_hand = [math.sin(3), math.sin(3 * half), math.cos(3), math.cos(3 * half)]
     np.testing.assert_allclose(reference.position(3, 4), by_hand, rtol=1e-14)
     np.testing.assert_allclose(reference.position(-3, 4), np.array([-1, -1, 1, 1]) * by_hand, rtol=1e-14)
 
 
-def test_the_reference_weighs_two_keys_as_by_hand():
+def test_the_reference_attention_to_two_keys_equals_the_result_by_hand():
     one = np.ones((1, 1))
-    # d = 2: R_0 = (0, 1), R_1 = (sin 1, cos 1); w_r reads the sine alone
+    # With d = 2, R_0 = (0, 1) and R_1 = (sin 1, cos 1); w_r selects the sine.
     params = {"w_q": np.array([[1.0], [0.0]]), "w_k": one, "w_v": one, "w_o": np.array([[1.0, 2.0]])}
     params |= {"w_r": np.array([[1.0], [0.0]]), "u": np.array([[0.5]]), "v": np.array([[0.25]])}
     query, keys = np.array([2.0, 9.0]), [(np.array([3.0]), 0), (np.array([-1.0]), 1)]
@@ -69,7 +69,7 @@ def test_the_reference_weighs_two_keys_as_by_hand():
     np.testing.assert_allclose(reference.attention(params, query, keys, 1), [read, 2 * read], rtol=1e-14)
 
 
-def test_the_reference_leaves_the_first_m_minus_1_tokens_to_the_baseline():
+def test_the_reference_does_not_change_the_first_m_minus_1_tokens_by_retrieval():
     m, rng = CONFIG.chunk_size, np.random.default_rng(0)
     params, tokens = perturbed_params(CONFIG), rng.integers(1, 11, (1, 3 * m))
     on = reference.retro(params, CONFIG, tokens, rng.integers(1, 11, (1, 3, 2, 2 * m)))

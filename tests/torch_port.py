@@ -1,6 +1,6 @@
-"""RETRO in PyTorch, for its autograd: vectorised, float64, and written apart from the package.
+"""RETRO in PyTorch, for its autograd: vectorised and in float64.
 
-Takes the package's parameter tree and configuration, and shares no other code with it.
+The port uses the package's parameter tree and configuration, and shares no other code with it.
 """
 
 import math
@@ -16,7 +16,7 @@ def retro_logits(params, config, tokens, neighbours):
 
 
 def retro_pullback(params, config, tokens, neighbours, cotangent):
-    """The gradient of Σ logits · cotangent: a tree of arrays like params, zero where autograd found no path."""
+    """The gradient of Σ logits · cotangent: a tree of arrays like params, zero where autograd has no path."""
     tensors = _tensors(params)
     (_logits(tensors, config, tokens, neighbours) * torch.tensor(cotangent)).sum().backward()
     return _gradients(tensors)
@@ -76,7 +76,7 @@ def _self_attention(a, h, n_heads, mask):
 
 
 def _chunked_cross_attention(a, h, encoded, present, config):
-    # each position fetches the neighbours of the chunk that it attends to, so there is no shifting and no padding
+    # Each position gathers the neighbours of the chunk that it attends to, which needs no shifting and no padding.
     n, m = h.shape[1], config.chunk_size
     k, r = present.shape[2:]
     beyond = torch.arange(n - m + 1)  # position − (m − 1)
@@ -108,7 +108,7 @@ def _attention(a, queries, context, distances, mask, n_heads):
         weights = logits.softmax(-1)
     else:
         mask = mask.unsqueeze(-3)
-        weights = logits.masked_fill(~mask, -1e30).softmax(-1) * mask  # the product: a row without keys gives zero
+        weights = logits.masked_fill(~mask, -1e30).softmax(-1) * mask  # The product makes a row without keys zero.
     return torch.einsum("...hqk,...khc->...qhc", weights, v).flatten(-2) @ a["w_o"]
 
 

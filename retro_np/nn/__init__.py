@@ -1,1 +1,1 @@
-"""Differentiable pieces: each returns its value and its pullback (vector–Jacobian product)."""
+"""Differentiable functions, each of which returns its value and its pullback (vector–Jacobian product, VJP)."""

@@ -1,13 +1,14 @@
 """The feed-forward block."""
 
 from retro_np.nn.operators import gelu, linear, rms_norm
-from retro_np.nn.scope import ROOT
+from retro_np.nn.scope import ROOT, Scope
+from retro_np.tree import Array, Pullback, Tree
 
 
-def ffw(params, h, scope=ROOT):
+def ffw(params: Tree, h: Array, scope: Scope = ROOT) -> tuple[Array, Pullback]:
     """Feed-forward residual block, h + W_out · gelu(W_in · norm(h)). h: (..., d). Paper §2.4, FFW.
 
-    vjp(dy) -> (gradients of params, dh).
+    Returns (..., d) and vjp(dy) -> (gradients of params, dh).
     """
     normed, norm_vjp = rms_norm(h, params["norm"])
     hidden, in_vjp = linear(normed, params["w_in"], scope.trains("w_in"))
@@ -15,7 +16,7 @@ def ffw(params, h, scope=ROOT):
     update, out_vjp = linear(active, params["w_out"], scope.trains("w_out"))
     dropped, drop_vjp = scope.drop(update)
 
-    def vjp(dy):
+    def vjp(dy: Array) -> tuple[Tree, Array]:
         (dupdate,) = drop_vjp(dy)
         dactive, dw_out = out_vjp(dupdate)
         (dhidden,) = gelu_vjp(dactive)

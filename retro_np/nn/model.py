@@ -1,4 +1,7 @@
-"""RETRO, whole: algorithm 1 of the paper, forward and backward."""
+"""RETRO, the whole model: algorithm 1 of the paper, forward and backward."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -8,66 +11,81 @@ from retro_np.nn.attention import self_attention
 from retro_np.nn.cca import cca
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
-from retro_np.nn.operators import cross_entropy, embedding, linear, rms_norm
+from retro_np.nn.operators import DropoutKey, cross_entropy, embedding, linear, rms_norm
 from retro_np.nn.scope import ROOT, Scope, every
 from retro_np.parameters import check_tree
-from retro_np.tree import leaves, map_tree
+from retro_np.tree import Array, Pullback, Tree, map_tree, named_leaves
 
 
-def retro(params, config: RetroConfig, tokens, neighbours, *, dropout_key=None):
-    """Logits of every next token, and the pullback. Paper §2.4, algorithm 1.
+def retro(
+    params: Tree, config: RetroConfig, tokens: Array, neighbours: Array | None, *, dropout_key: DropoutKey = None
+) -> tuple[Array, Pullback]:
+    """The logits of the next token at every position, and the pullback. Paper §2.4, algorithm 1.
 
-    tokens: (B, n) integers. neighbours: (B, floor(n / m), k, r) integers, 0 padding; None: retrieval off.
-    dropout_key: None, or an integer or tuple of integers that settles what dropout drops.
-    Returns logits (B, n, V) in the parameters' dtype, and vjp(dlogits) -> a tree of gradients like params.
-    Raises UserError (a ValueError) for tokens outside the vocabulary and for shapes that do not fit.
+    tokens: (B, n), integers; n need not be a multiple of m.
+    neighbours: (B, floor(n / m), k, r), integers, 0 at padding; None: retrieval off.
+    dropout_key: an integer, or a tuple of integers, that determines what is dropped; None: no dropout.
+    Returns the logits, (B, n, V) in the dtype of the parameters, and vjp(dlogits), which takes an array of that shape
+    and returns a tree of gradients with the form, shapes and dtypes of params.
+    Raises UserError (a ValueError) for tokens outside the vocabulary, for shapes that do not match, and for parameters
+    that do not belong to config.
     """
     return _decode(params, config, tokens, neighbours, Scope(rate=config.dropout, key=dropout_key))
 
 
-def retro_loss(params, config: RetroConfig, tokens, targets, neighbours, *, dropout_key=None, trainable=None):
-    """Mean nats per target that is not padding (0), and the pullback. Paper eq. 1.
+def retro_loss(
+    params: Tree, config: RetroConfig, tokens: Array, targets: Array, neighbours: Array | None, *,
+    dropout_key: DropoutKey = None, trainable: Callable[[str], bool] | None = None,
+) -> tuple[np.floating[Any], Pullback]:  # fmt: skip
+    """The mean loss in nats per target that is not padding, and the pullback. Paper eq. 1.
 
-    targets: (B, n) integers; the rest as in `retro`. trainable: a predicate of a parameter's dotted name; where it is
-    false the gradient is None and its product is never made. With no target the loss is 0 and so is every gradient.
+    targets: (B, n), integers, 0 (padding) where there is nothing to predict. The other arguments are those of `retro`.
+    trainable: tells from a parameter's dotted name whether it gets a gradient; None: every parameter does.
+    Returns a scalar in the dtype of the parameters, and vjp(dloss=1.0), which returns a tree of gradients like params.
+    A frozen parameter costs no work, and its gradient is None. Without any target, loss and gradients are 0.
+    Raises UserError as `retro` does, and if the shapes of targets and tokens differ.
     """
     targets = _checked_tokens(targets, config.vocabulary_size, "targets")
     if targets.shape != np.shape(tokens):
-        raise UserError(f"targets are {targets.shape} where tokens are {np.shape(tokens)}: they must be of one shape")
+        raise UserError(f"targets have shape {targets.shape} and tokens {np.shape(tokens)}: the shapes must be equal")
     scope = Scope(rate=config.dropout, key=dropout_key, trainable=trainable or every)
     logits, logits_vjp = _decode(params, config, tokens, neighbours, scope)
     loss, loss_vjp = cross_entropy(logits, targets)
 
-    def vjp(dloss=1.0):
+    def vjp(dloss: float = 1.0) -> Tree:
         (dlogits,) = loss_vjp(dloss)
         return logits_vjp(dlogits)
 
     return loss, vjp
 
 
-def hidden_states(params, config: RetroConfig, tokens, neighbours) -> np.ndarray:
-    """What the readout reads at every position: the last layer's output, normed. Logits are this times `readout`.
+def hidden_states(params: Tree, config: RetroConfig, tokens: Array, neighbours: Array | None) -> Array:
+    """The last layer's normalised output, which the readout turns into logits.
 
-    Arguments as in `retro`, without dropout. Returns (B, n, d) in the parameters' dtype.
+    The arguments are those of `retro`; nothing is dropped. Returns (B, n, d) in the dtype of the parameters. Raises
+    UserError as `retro` does.
     """
     return _hidden(params, config, tokens, neighbours, ROOT)[0]
 
 
-def attention_maps(params, config: RetroConfig, tokens, neighbours) -> dict[str, np.ndarray]:
-    """The weights of every attention, by the block's dotted name, to be looked at. Arguments as in `retro`.
+def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours: Array | None) -> dict[str, Array]:
+    """The weights of every attention in the model, by the dotted name of its block.
 
-    Layers P count from 0, as in a checkpoint's names.
-    `layers.P.attention` (B, h, n, n): of query and key.
-    `layers.P.cca` (B, l, h, m, k, r): of query i, from 0, of the attending chunk H_u^+ and the j-th neighbour's token;
-    it is the sequence's token u·m − 1 + i, from 0, for u from 1.
-    `encoder.layers.P.attention` (B, l, k, h, r, r), `encoder.layers.P.cross_attention` (B, l, h, k, r, m).
-    Each query's weights sum to 1, or are 0 where no key is left.
+    The arguments are those of `retro`; nothing is dropped. Raises UserError as `retro` does.
+    Layers P count from 0, as in the names of a checkpoint. The shapes are, with l = floor(n / m):
+    `layers.P.attention` (B, h, n, n): query, then key.
+    `layers.P.cca` (B, l, h, m, k, r): query i of the attending chunk H_u^+, then neighbour and its token. With u
+        counted from 1 and i from 0, this query is token u·m − 1 + i of the sequence, counted from 0.
+    `encoder.layers.P.attention` (B, l, k, h, r, r): query, then key.
+    `encoder.layers.P.cross_attention` (B, l, h, k, r, m): the neighbour's token is the query, the chunk's is the key.
+    The weights of each query sum to 1, or are 0 if it has no key.
     """
-    seen: dict[str, np.ndarray] = {}
+    seen: dict[str, Array] = {}
     _hidden(params, config, tokens, neighbours, Scope(watch=seen.__setitem__))
     batch, k = len(tokens), 0 if neighbours is None else np.shape(neighbours)[2]
 
-    def shaped(name, weights):  # (B', h, g, n, k', r'), B' the sequences, their chunks, or their chunks' neighbours
+    # The weights are (B', h, g, n, k', r'), where B' counts sequences, their chunks, or the chunks' neighbours.
+    def shaped(name: str, weights: Array) -> Array:
         if name.endswith("cca"):
             return weights[:, :, 0].reshape(batch, -1, *weights.shape[1:2], *weights.shape[3:])
         if name.endswith("cross_attention"):
@@ -78,34 +96,41 @@ def attention_maps(params, config: RetroConfig, tokens, neighbours) -> dict[str,
     return {name: shaped(name, weights) for name, weights in seen.items()}
 
 
-def readout(params, config: RetroConfig) -> np.ndarray:
-    """The matrix (d, V) that makes logits of hidden states."""
-    return params["embedding"].T if config.tie_readout else params["readout"]
+def readout(params: Tree, config: RetroConfig) -> Array:
+    """The matrix (d, V) that turns hidden states into logits."""
+    matrix: Array = params["embedding"].T if config.tie_readout else params["readout"]
+    return matrix
 
 
-def _decode(params, config, tokens, neighbours, scope):
+def encoder_table(params: Tree, config: RetroConfig) -> Array:
+    """The encoder's embedding table (V, d'), which is the decoder's if they are shared."""
+    table: Array = params["embedding"] if config.share_embeddings else params["encoder"]["embedding"]
+    return table
+
+
+def _decode(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, scope: Scope) -> tuple[Array, Pullback]:
     """Logits, and vjp(dlogits) -> a tree like params."""
     hidden, hidden_vjp = _hidden(params, config, tokens, neighbours, scope)
     tied = config.tie_readout
     logits, readout_vjp = linear(hidden, readout(params, config), scope.trains("embedding" if tied else "readout"))
 
-    def vjp(dlogits):
+    def vjp(dlogits: Array) -> Tree:
         dlogits = np.asarray(dlogits, logits.dtype)
         if dlogits.shape != logits.shape:
-            raise UserError(f"the logits' gradient is {dlogits.shape}, and the logits are {logits.shape}")
+            raise UserError(f"the gradient of the logits has shape {dlogits.shape}, not {logits.shape} as the logits")
         dhidden, dreadout = readout_vjp(dlogits)
         grads = hidden_vjp(dhidden)
-        if tied:
-            grads["embedding"] = _sum([grads["embedding"], None if dreadout is None else dreadout.T])
-        else:
+        if not tied:
             grads["readout"] = dreadout
+        elif dreadout is not None:
+            grads["embedding"] = grads["embedding"] + dreadout.T
         return _like(params, grads, scope.trainable)
 
     return logits, vjp
 
 
-def _hidden(params, config, tokens, neighbours, scope):
-    """All but the readout. Returns (B, n, d), and vjp(dhidden) -> a tree of all other gradients, None where frozen."""
+def _hidden(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, scope: Scope) -> tuple[Array, Pullback]:
+    """The model without its readout. Returns (B, n, d), and vjp(dhidden) -> a tree of gradients, None where frozen."""
     tokens = _checked_tokens(tokens, config.vocabulary_size, "tokens")
     neighbours = _checked_neighbours(neighbours, tokens.shape, config)
     retrieving = config.cca_layers if neighbours is not None else ()
@@ -113,58 +138,56 @@ def _hidden(params, config, tokens, neighbours, scope):
 
     h, embedding_vjp = embedding(params["embedding"], tokens, scope.trains("embedding"))
     h, drop_vjp = scope.at("embedding").drop(h)
-    encoded, encoder_vjp, pullbacks = None, None, []
+    pullbacks = []
     for p, layer in enumerate(params["layers"], start=1):
-        place = scope.at(f"layers.{p - 1}")
-        h, attention_vjp = self_attention(
-            layer["attention"], h, config.n_heads, causal=True, scope=place.at("attention")
-        )
+        block = scope.at(f"layers.{p - 1}")
+        h, self_vjp = self_attention(layer["attention"], h, config.n_heads, causal=True, scope=block.at("attention"))
         cca_vjp = None
         if p in retrieving:
-            if encoded is None:
+            if p == min(retrieving):
                 encoded, key_mask, encoder_vjp = _encode_neighbours(params, config, neighbours, h, scope)
-            h, cca_vjp = cca(layer["cca"], h, encoded, key_mask, config.n_heads, config.chunk_size, place.at("cca"))
-        h, ffw_vjp = ffw(layer["ffw"], h, place.at("ffw"))
-        pullbacks.append((attention_vjp, cca_vjp, ffw_vjp))
+            h, cca_vjp = cca(layer["cca"], h, encoded, key_mask, config.n_heads, config.chunk_size, block.at("cca"))
+        h, ffw_vjp = ffw(layer["ffw"], h, block.at("ffw"))
+        pullbacks.append((self_vjp, cca_vjp, ffw_vjp))
     normed, norm_vjp = rms_norm(h, params["norm"])
 
-    def vjp(dnormed):
+    def vjp(dnormed: Array) -> dict[str, Tree]:
         dh, dgain = norm_vjp(dnormed)
         dencoded, encoder_grads, dshared = 0, None, None
-        layers = []
-        for p, (attention_vjp, cca_vjp, ffw_vjp) in reversed(list(enumerate(pullbacks, start=1))):
+        layers: list[Tree] = []
+        for p, (self_vjp, cca_vjp, ffw_vjp) in reversed(list(enumerate(pullbacks, start=1))):
             grads = {}
             grads["ffw"], dh = ffw_vjp(dh)
             if cca_vjp is not None:
                 grads["cca"], dh, de = cca_vjp(dh)
                 dencoded = dencoded + de
-                if p == min(retrieving):  # the encoder read h as it was between ATTN and CCA of this layer
+                if p == min(retrieving):  # The encoder is conditioned on h between ATTN and CCA of this layer.
                     encoder_grads, dshared, dcondition = encoder_vjp(dencoded)
                     dh = dh + dcondition
-            grads["attention"], dh = attention_vjp(dh)
+            grads["attention"], dh = self_vjp(dh)
             layers.insert(0, grads)
         (dh,) = drop_vjp(dh)
         (dembedding,) = embedding_vjp(dh)
-        return {
-            "embedding": _sum([dembedding, dshared]), "layers": layers, "norm": dgain, "encoder": encoder_grads,
-        }  # fmt: skip
+        if dshared is not None:
+            dembedding = dembedding + dshared
+        return {"embedding": dembedding, "layers": layers, "norm": dgain, "encoder": encoder_grads}
 
     return normed, vjp
 
 
-def _encode_neighbours(params, config, neighbours, h, scope):
-    """E (B, l, k, r, d'), its key mask (B, l, k, r), and vjp(dE) -> (encoder's gradients, dshared embedding, dh)."""
+def _encode_neighbours(
+    params: Tree, config: Any, neighbours: Array, h: Array, scope: Scope
+) -> tuple[Array, Array, Pullback]:
+    """E (B, l, k, r, d'), its key mask (B, l, k, r), and vjp(dE) -> (encoder gradients, dtable if shared, dh)."""
     batch, n_chunks, k, r = neighbours.shape
     covered = n_chunks * config.chunk_size
     h_chunks = h[:, :covered].reshape(batch * n_chunks, config.chunk_size, -1)
-    shared = config.share_embeddings
-    table = params["embedding"] if shared else params["encoder"]["embedding"]
+    shared, block = config.share_embeddings, scope.at("encoder")
+    table, table_trains = encoder_table(params, config), (scope if shared else block).trains("embedding")
     tokens = neighbours.reshape(batch * n_chunks, k, r)
-    place = scope.at("encoder")
-    table_trains = (scope if shared else place).trains("embedding")
-    encoded, encode_vjp = encode(params["encoder"], table, tokens, h_chunks, config.encoder, place, table_trains)
+    encoded, encode_vjp = encode(params["encoder"], table, tokens, h_chunks, config.encoder, block, table_trains)
 
-    def vjp(dencoded):
+    def vjp(dencoded: Array) -> tuple[Tree, Array | None, Array]:
         grads, dtable, dh_chunks = encode_vjp(dencoded.reshape(encoded.shape))
         dh = np.zeros_like(h)
         dh[:, :covered] = dh_chunks.reshape(batch, covered, -1)
@@ -175,58 +198,51 @@ def _encode_neighbours(params, config, neighbours, h, scope):
     return encoded.reshape(batch, n_chunks, k, r, -1), neighbours != 0, vjp
 
 
-def _sum(parts):
-    present = [part for part in parts if part is not None]
-    return sum(present[1:], start=present[0]) if present else None
+def _like(params: Tree, grads: Tree, trainable: Callable[[str], bool]) -> Tree:
+    """Gradients as a tree like params: None for a frozen parameter, zero for one on which the value does not depend."""
+    by_name = {name: grad for name, grad in named_leaves(grads) if grad is not None}
 
-
-def _like(params, grads, trainable):
-    """Gradients in the form of params: None where frozen, zero where the loss did not depend on the parameter."""
-    found = dict(leaves(grads))
-
-    def leaf(name, array):
+    def leaf(name: str, array: Array) -> Any:
         if not trainable(name):
             return None
-        grad = found.get(name)
-        return np.zeros_like(array) if grad is None else grad
+        return by_name[name] if name in by_name else np.zeros_like(array)
 
     return map_tree(leaf, params)
 
 
-def _checked_tokens(tokens, vocabulary_size, name):
+def _checked_tokens(tokens: Any, vocabulary_size: int, name: str) -> Array:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
         raise UserError(
-            f"{name} must be integers of shape (B, n) with B and n ≥ 1, not {tokens.dtype} of {tokens.shape}"
+            f"{name} must be integers of shape (B, n) with B and n ≥ 1, not {tokens.dtype} of shape {tokens.shape}"
         )
     return _in_vocabulary(tokens, vocabulary_size, name)
 
 
-def _in_vocabulary(tokens, vocabulary_size, name):
+def _in_vocabulary(tokens: Array, vocabulary_size: int, name: str) -> Array:
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocabulary_size):
         worst = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise UserError(f"{name} hold {worst}, outside the vocabulary of {vocabulary_size} (0 … {vocabulary_size - 1})")
+        raise UserError(f"{name} contain {worst}, which is not in the vocabulary (0 … {vocabulary_size - 1})")
     return tokens
 
 
-def _checked_neighbours(neighbours, tokens_shape, config):
-    """Neighbours as the encoder reads them, (B, l, k, r); None where there is nothing to read."""
+def _checked_neighbours(neighbours: Any, tokens_shape: tuple[int, ...], config: RetroConfig) -> Any:
+    """The part of the neighbours that the encoder reads, (B, l, k, r), or None if there is nothing to read."""
     if neighbours is None or not config.retrieves:
         return None
     neighbours = np.asarray(neighbours)
     batch, n = tokens_shape
-    wanted = (batch, n // config.chunk_size)
-    if neighbours.ndim != 4 or neighbours.shape[:2] != wanted or not np.issubdtype(neighbours.dtype, np.integer):
+    expected = (batch, n // config.chunk_size)
+    if neighbours.ndim != 4 or neighbours.shape[:2] != expected or not np.issubdtype(neighbours.dtype, np.integer):
         raise UserError(
-            f"neighbours must be integers of shape (B, n // m, k, r) = ({wanted[0]}, {wanted[1]}, k, r) "
-            f"for tokens {tokens_shape} and m = {config.chunk_size}, not {neighbours.dtype} of {neighbours.shape}"
+            f"neighbours must be integers of shape (B, n // m, k, r) = ({expected[0]}, {expected[1]}, k, r) "
+            f"for tokens {tokens_shape} and m = {config.chunk_size}, not {neighbours.dtype} of shape {neighbours.shape}"
         )
-    neighbours = _in_vocabulary(neighbours, config.vocabulary_size, "neighbours")
-    neighbours = read_part(neighbours, config)
+    neighbours = read_part(_in_vocabulary(neighbours, config.vocabulary_size, "neighbours"), config)
     return neighbours if neighbours.size else None
 
 
-def read_part(neighbours, config):
-    """The part of each value (..., r) that the encoder reads: all of [N, F], or N or F alone (table 13)."""
+def read_part(neighbours: Array, config: RetroConfig) -> Array:
+    """The part of each value [N, F], (..., r), that the encoder reads: both, N alone or F alone (table 13)."""
     m = config.chunk_size
     return neighbours[..., {"NF": slice(None), "N": slice(m), "F": slice(m, None)}[config.retrieved_part]]

@@ -1,39 +1,45 @@
-"""Where in the model a block stands: which of its weights train, what drops its activations, and who looks on."""
+"""A block's scope: its parameter path, which weights are trainable, its dropout key, an optional attention hook."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from retro_np.nn.operators import dropout
+from retro_np.nn.operators import DropoutKey, dropout
+from retro_np.tree import Array, Pullback
 
 
 def every(name: str) -> bool:
-    """The default `trainable`: all parameters train."""
+    """The default for `trainable`: every parameter is."""
     return True
 
 
 @dataclass(frozen=True)
 class Scope:
-    """A place in the parameter tree. Blocks are pure functions; what they need to know of their place is here."""
+    """What a block, which is a pure function, needs to know about its position in the parameter tree.
+
+    path: dotted path of the block, "" for the model.
+    trainable: tells from a parameter's dotted name whether it gets a gradient.
+    rate: dropout rate.
+    key: dropout key; None: no dropout.
+    watch: called with the path and the weights of each attention.
+    """
 
     path: str = ""
-    trainable: Callable[[str], bool] = every  # of a parameter's dotted name
+    trainable: Callable[[str], bool] = every
     rate: float = 0.0
-    key: int | tuple[int, ...] | None = None  # of dropout; None: nothing is dropped
-    watch: Callable[[str, np.ndarray], None] | None = None  # is told the path and the weights of every attention
+    key: DropoutKey = None
+    watch: Callable[[str, Array], None] | None = None
 
     def at(self, name: str) -> "Scope":
-        """The place called `name` below this one."""
+        """The scope of the block called `name` within this one."""
         return replace(self, path=f"{self.path}.{name}" if self.path else name)
 
     def trains(self, leaf: str) -> bool:
-        """Whether the parameter `leaf` of this block is to get a gradient."""
+        """Whether this block's parameter `leaf` gets a gradient."""
         return self.trainable(f"{self.path}.{leaf}" if self.path else leaf)
 
-    def drop(self, x):
-        """Dropout with this place's own random numbers: value and pullback."""
+    def drop(self, x: Array) -> tuple[Array, Pullback]:
+        """Dropout with random numbers that depend on this block's path. Returns the value and vjp(dy) -> (dx,)."""
         return dropout(x, self.rate, self.key, self.path)
 
 
-ROOT = Scope()  # of a block called on its own: everything trains, nothing is dropped
+ROOT = Scope()  # for a block that is called by itself: everything trains and nothing is dropped

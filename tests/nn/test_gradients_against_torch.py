@@ -7,29 +7,29 @@ from strategies import MANY, cases
 
 from retro_np import reference
 from retro_np.nn.model import retro, retro_loss
-from retro_np.tree import leaves, map_tree
+from retro_np.tree import map_tree, named_leaves
 
 pytestmark = pytest.mark.oracle
 
 
 @pytest.fixture(scope="module")
 def port():
-    import torch_port  # here, so that the suite without oracles is collected without PyTorch
+    import torch_port  # imported here, so that the tests without oracles need no PyTorch
 
     return torch_port
 
 
 def assert_same_gradients(ours, theirs, rtol, floor):
-    """Every leaf within rtol of its largest entry.
+    """Assert that every leaf agrees within rtol of its largest entry.
 
     floor, a share of the whole tree's largest entry, is for leaves that are zero in exact arithmetic (W_q where there
     is one key, say) and hold nothing but rounding.
     """
-    theirs = dict(leaves(theirs))
+    theirs = dict(named_leaves(theirs))
     whole = max(np.abs(grad).max() for grad in theirs.values())
-    names = [name for name, _ in leaves(ours)]
+    names = [name for name, _ in named_leaves(ours)]
     assert sorted(names) == sorted(theirs)
-    for name, grad in leaves(ours):
+    for name, grad in named_leaves(ours):
         tolerance = rtol * np.abs(theirs[name]).max() + floor * whole
         worst = np.abs(grad - theirs[name]).max()
         assert worst <= tolerance, f"{name} is off by {worst:.3g}, more than {tolerance:.3g}"
@@ -72,7 +72,7 @@ def test_the_pullback_of_a_random_cotangent_equals_autograd(port, case):
 def test_gradients_in_float32_equal_autograd_in_float64_to_its_precision(port, case):
     params = map_tree(lambda _, array: array.astype(np.float32), case.params)
     loss, vjp = retro_loss(params, case.config, case.tokens, case.targets, case.neighbours)
-    # the port reads the rounded parameters, so what differs is the arithmetic alone: 6e-8 a rounding, some hundred deep
+    # The port gets the rounded parameters, so only the arithmetic differs: some hundred roundings of 6e-8 each.
     expected, gradients = port.retro_loss(params, case.config, case.tokens, case.targets, case.neighbours)
     np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5)
     assert_same_gradients(vjp(1.0), gradients, rtol=1e-3, floor=1e-4)

@@ -1,4 +1,4 @@
-"""Ground truth: what must hold whatever the numbers: who may see what, what is left out, what is frozen."""
+"""Ground truth: properties of the model that hold for any numbers, such as causality, padding and frozen parameters."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,25 +11,25 @@ from strategies import MANY, baseline_of, cases
 
 from retro_np.nn.checks import CONFIG, perturbed_params
 from retro_np.nn.model import retro, retro_loss
-from retro_np.tree import leaves, map_tree
+from retro_np.tree import map_tree, named_leaves
 
-ROUNDING = {"rtol": 1e-9, "atol": 1e-10}  # float64, the same sum in another order
+ROUNDING = {"rtol": 1e-9, "atol": 1e-10}  # float64, with the terms of a sum in another order
 
 
 def other_token(tokens, vocabulary_size):
-    """Another token that is not padding, for each."""
+    """A different token for each, never padding."""
     return tokens % (vocabulary_size - 1) + 1
 
 
 def assert_equal_trees(ours, theirs, compare):
-    theirs = dict(leaves(theirs))
-    for name, grad in leaves(ours):
+    theirs = dict(named_leaves(theirs))
+    for name, grad in named_leaves(ours):
         compare(grad, theirs[name], err_msg=name)
 
 
 @MANY
 @given(case=cases(), where=st.integers(0, 63))
-def test_a_token_changes_no_earlier_logit_by_a_bit_and_its_own(case, where):
+def test_a_token_changes_its_own_logits_and_no_earlier_logit_by_a_bit(case, where):
     t = where % case.tokens.shape[1]
     changed = case.tokens.copy()
     changed[:, t] = other_token(changed[:, t], case.config.vocabulary_size)
@@ -41,7 +41,7 @@ def test_a_token_changes_no_earlier_logit_by_a_bit_and_its_own(case, where):
 
 @MANY
 @given(case=cases(retrieving=True), where=st.integers(0, 63))
-def test_a_neighbour_changes_no_logit_before_its_chunks_last_token_by_a_bit_and_that_one(case, where):
+def test_a_neighbour_changes_later_logits_and_none_before_its_chunks_last_token_by_a_bit(case, where):
     batch, chunks, k, _ = case.neighbours.shape
     u, first = where % chunks, (where % chunks + 1) * case.config.chunk_size - 1
     changed = case.neighbours.copy()
@@ -75,7 +75,7 @@ def test_the_order_of_neighbours_does_not_matter(case):
 
 @MANY
 @given(case=cases())
-def test_a_neighbour_of_padding_is_as_good_as_none(case):
+def test_a_neighbour_of_padding_equals_a_missing_neighbour(case):
     padding = np.zeros_like(case.neighbours, shape=(*case.neighbours.shape[:2], 1, case.neighbours.shape[3]))
     targets = case.targets
     expected, expected_vjp = retro_loss(case.params, case.config, case.tokens, targets, case.neighbours)
@@ -87,7 +87,7 @@ def test_a_neighbour_of_padding_is_as_good_as_none(case):
 
 @MANY
 @given(case=cases())
-def test_neighbours_of_nothing_but_padding_are_retrieval_off_to_the_bit(case):
+def test_neighbours_of_padding_only_equal_retrieval_off_to_the_bit(case):
     off, _ = retro(case.params, case.config, case.tokens, None)
     logits, _ = retro(case.params, case.config, case.tokens, np.zeros_like(case.neighbours))
     assert np.array_equal(logits, off)
@@ -95,13 +95,13 @@ def test_neighbours_of_nothing_but_padding_are_retrieval_off_to_the_bit(case):
 
 @MANY
 @given(case=cases())
-def test_retrieval_off_is_the_baseline_with_the_same_weights_to_the_bit(case):
+def test_retrieval_off_equals_the_baseline_with_the_same_weights_to_the_bit(case):
     params, config = baseline_of(case)
     off, off_vjp = retro_loss(case.params, case.config, case.tokens, case.targets, None)
     baseline, baseline_vjp = retro_loss(params, config, case.tokens, case.targets, None)
     assert off == baseline
-    off_grads = dict(leaves(off_vjp(1.0)))
-    for name, grad in leaves(baseline_vjp(1.0)):
+    off_grads = dict(named_leaves(off_vjp(1.0)))
+    for name, grad in named_leaves(baseline_vjp(1.0)):
         np.testing.assert_array_equal(off_grads.pop(name), grad, err_msg=name)
     assert not any(grad.any() for grad in off_grads.values())  # CCA and the encoder
 
@@ -111,14 +111,14 @@ def test_retrieval_off_is_the_baseline_with_the_same_weights_to_the_bit(case):
 def test_without_a_target_the_loss_and_all_gradients_are_zero(case):
     loss, vjp = retro_loss(case.params, case.config, case.tokens, np.zeros_like(case.targets), case.neighbours)
     assert loss == 0
-    grads = dict(leaves(vjp(1.0)))
-    assert {name: grad.shape for name, grad in grads.items()} == {n: a.shape for n, a in leaves(case.params)}
+    grads = dict(named_leaves(vjp(1.0)))
+    assert {name: grad.shape for name, grad in grads.items()} == {n: a.shape for n, a in named_leaves(case.params)}
     assert not any(grad.any() for grad in grads.values())
 
 
 @MANY
 @given(case=cases(), empty=st.booleans())
-def test_a_batch_is_the_mean_of_its_rows_weighted_by_their_targets(case, empty):
+def test_the_loss_of_a_batch_is_the_mean_of_its_rows_weighted_by_their_targets(case, empty):
     def doubled(x):
         return np.concatenate([x, other_token(x, case.config.vocabulary_size)])
 
@@ -131,24 +131,24 @@ def test_a_batch_is_the_mean_of_its_rows_weighted_by_their_targets(case, empty):
         share = np.count_nonzero(targets[row]) / np.count_nonzero(targets)
         row_loss, row_vjp = retro_loss(case.params, case.config, tokens[one], targets[one], neighbours[one])
         mean += share * row_loss
-        row_grads = dict(leaves(row_vjp(share)))
+        row_grads = dict(named_leaves(row_vjp(share)))
         total = map_tree(lambda name, array, grads=row_grads: array + grads[name], total)
     np.testing.assert_allclose(loss, mean, **ROUNDING)
-    largest = max(np.abs(grad).max() for _, grad in leaves(total))
-    expected = dict(leaves(total))
-    for name, grad in leaves(vjp(1.0)):
+    largest = max(np.abs(grad).max() for _, grad in named_leaves(total))
+    expected = dict(named_leaves(total))
+    for name, grad in named_leaves(vjp(1.0)):
         np.testing.assert_allclose(grad, expected[name], rtol=1e-9, atol=1e-11 * largest, err_msg=name)
 
 
 @MANY
 @given(case=cases(), share=st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-def test_frozen_leaves_have_no_gradient_and_the_others_the_same_one(case, share):
-    frozen = {name for name, _ in leaves(case.params) if case.rng.random() < share}
+def test_frozen_leaves_have_no_gradient_and_the_others_do_not_change(case, share):
+    frozen = {name for name, _ in named_leaves(case.params) if case.rng.random() < share}
     batch = (case.params, case.config, case.tokens, case.targets, case.neighbours)
     loss, vjp = retro_loss(*batch, trainable=lambda name: name not in frozen)
     full_loss, full_vjp = retro_loss(*batch)
     assert loss == full_loss
-    grads, full = dict(leaves(vjp(1.0))), dict(leaves(full_vjp(1.0)))
+    grads, full = dict(named_leaves(vjp(1.0))), dict(named_leaves(full_vjp(1.0)))
     assert {name for name, grad in grads.items() if grad is None} == frozen
     for name in grads.keys() - frozen:
         np.testing.assert_allclose(grads[name], full[name], **ROUNDING, err_msg=name)
@@ -157,14 +157,14 @@ def test_frozen_leaves_have_no_gradient_and_the_others_the_same_one(case, share)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @MANY
 @given(case=cases())
-def test_the_dtype_of_the_parameters_is_that_of_logits_loss_and_gradients(dtype, case):
+def test_logits_loss_and_gradients_have_the_dtype_of_the_parameters(dtype, case):
     params = map_tree(lambda _, array: array.astype(dtype), case.params)
     logits, logits_vjp = retro(params, case.config, case.tokens, case.neighbours)
     config = replace(case.config, dropout=0.25)
     loss, loss_vjp = retro_loss(params, config, case.tokens, case.targets, case.neighbours, dropout_key=(1, 2))
-    grads = [*leaves(logits_vjp(np.ones_like(logits))), *leaves(loss_vjp(1.0))]
-    found = {"logits": logits.dtype, "loss": loss.dtype} | {name: grad.dtype for name, grad in grads}
-    assert {name for name, this in found.items() if this != dtype} == set()
+    grads = [*named_leaves(logits_vjp(np.ones_like(logits))), *named_leaves(loss_vjp(1.0))]
+    dtypes = {"logits": logits.dtype, "loss": loss.dtype} | {name: grad.dtype for name, grad in grads}
+    assert {name for name, actual in dtypes.items() if actual != dtype} == set()
 
 
 RNG = np.random.default_rng(0)
@@ -183,12 +183,12 @@ def test_the_same_dropout_key_drops_the_same(key):
 
 
 @pytest.mark.parametrize("keys", [(7, 8), ((3, 4), (3, 5)), ((3, 4), (4, 3))], ids=str)
-def test_another_dropout_key_drops_otherwise(keys):
+def test_another_dropout_key_changes_every_position(keys):
     one, other = (retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS, dropout_key=key)[0] for key in keys)
     assert np.all(np.any(one != other, axis=-1))
 
 
-def test_without_a_key_nothing_is_dropped():
+def test_nothing_is_dropped_without_a_key():
     expected, _ = retro(PARAMS, CONFIG, TOKENS, NEIGHBOURS)
     assert np.array_equal(retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS)[0], expected)
     assert not np.array_equal(retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS, dropout_key=1)[0], expected)
@@ -244,14 +244,14 @@ def test_parameters_of_another_model_are_refused(change):
         retro(PARAMS, replace(CONFIG, **change), TOKENS, NEIGHBOURS)
 
 
-def test_a_cotangent_comes_in_any_dtype_but_only_in_the_logits_shape():
+def test_a_cotangent_may_have_any_dtype_but_only_the_shape_of_the_logits():
     params = map_tree(lambda _, array: array.astype(np.float32), PARAMS)
     logits, vjp = retro(params, CONFIG, TOKENS, NEIGHBOURS)
-    assert {grad.dtype for _, grad in leaves(vjp(np.ones(logits.shape)))} == {np.dtype(np.float32)}
+    assert {grad.dtype for _, grad in named_leaves(vjp(np.ones(logits.shape)))} == {np.dtype(np.float32)}
     with pytest.raises(ValueError, match="logits"):
         vjp(np.ones(logits.size))
 
 
-def test_a_batch_of_no_rows_is_refused():
+def test_a_batch_without_rows_is_refused():
     with pytest.raises(ValueError, match="B and n ≥ 1"):
         retro(PARAMS, CONFIG, TOKENS[:0], None)
