@@ -1,1 +1,1 @@
-"""Chunks, the frozen BERT, the index, the database and its neighbours."""
+"""The data layer: corpora, chunks, embedders, indexes, databases and their neighbours."""

@@ -1,67 +1,44 @@
 """Build a database: corpus → texts → tokenizer → chunks → keys → indexes → neighbours → manifest. Paper §2.3.
 
-Each stage is a function of files that earlier ones left and leaves its own whole or not at all, so a build that was
-killed anywhere goes on where it was and ends in the same bytes. What a stage does to a shard is in `shards.py`; memory
-holds a shard, however large the corpus. The layout:
+Each stage is a function of the files of earlier stages and writes its own files atomically. A killed build therefore
+resumes where it stopped and ends in the same bytes. `shards.py` holds the work on one shard. Memory holds one shard,
+however large the corpus is. The layout:
 
-    manifest.json        what is here, and every file's SHA-256; written last
-    build.json           what was asked for
+    manifest.json        the database's facts, and every file's SHA-256; written last
+    build.json           what the build was asked for
     tokenizer.json       documents.jsonl       duplicates.jsonl       tombstones.npy
-    hashing.npy          what the hashing embedder counted, where it made the keys
-    shards/00000/        tokens.npy documents.npy keys.npy index.hnsw equal.npy: the training documents, which can be
-                         retrieved
-    splits/valid/00000/  tokens.npy documents.npy keys.npy: the held-out ones, which can't
+    hashing.npy          the feature counts of the hashing embedder, if it made the keys
+    shards/00000/        tokens.npy documents.npy keys.npy index.hnsw equal.npy: training documents, which can be
+                         retrieved; without hnswlib there is no index.hnsw and no equal.npy
+    splits/valid/00000/  tokens.npy documents.npy keys.npy: held-out documents, which cannot be retrieved
     neighbours/SPLIT/00000/   ids.npy distances.npy
     work/                what stages leave for later ones; removed at the end
 """
 
+import heapq
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import (
-    disk_full_said,
-    locked,
-    remove_folder,
-    remove_partial,
-    visible,
-    write_array,
-    write_atomically,
-    write_json,
-)
+from retro_np.files import hash_fraction, locked, remove_folder, remove_partial, visible, write_array, write_json
 from retro_np.progress import progress_bar
 from retro_np.renamed import accept_old_names, new_names
+from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
-from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, held_out, limited, place_of
+from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, held_out, limited
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.documents import Documents, chained, in_order, survey, write_records
-from retro_np.retrieval.hashing import D_KEY, HashingEmbedder, load_hashing, save_hashing
-from retro_np.retrieval.index import EF_MARGIN
-from retro_np.retrieval.manifest import (
-    DOCUMENTS,
-    DUPLICATES,
-    FORMAT,
-    HASHING,
-    MANIFEST,
-    REQUEST,
-    SPLITS,
-    TOKENIZER,
-    WORK,
-    file_facts,
-    file_names,
-    manifest_bytes,
-    read_manifest,
-    sealed,
-    tombstones_of,
-)
+from retro_np.retrieval.documents import Documents, chained, summarise, write_records
+from retro_np.retrieval.embedders import Embedder, ef_margin_of
+from retro_np.retrieval.hashing import D_KEY, HASHED, HashingEmbedder, load_hashing, save_hashing
 from retro_np.retrieval.texts import FACTS, corpus_digest, read_texts, write_texts
 from retro_np.retrieval.tokenizer import (
-    check_vocabulary_size,
+    MIN_VOCABULARY_SIZE,
     load_tokenizer,
     pieces_of,
     save_tokenizer,
@@ -70,128 +47,136 @@ from retro_np.retrieval.tokenizer import (
 )
 from retro_np.retrieval.workers import Runner, workers
 
+STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # in a manifest
 NEAR_DUPLICATE = DedupConfig()
-WHOLE_NUMBERS = (
-    "chunk_size", "vocabulary_size", "neighbours", "extra_candidates", "limit_bytes", "shard_bytes", "tokenizer_bytes",
-    "d_key",
-)  # fmt: skip
-HASHED = "hashing"  # as embedder: hashed unigrams and bigrams of tokens, weighted by what the build counts
-LONGEST_CHUNK, MOST_NEIGHBOURS = 65_536, 10_000  # far beyond use: a mistake is refused before anything is made
+MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS = 65_536, 10_000  # far beyond use: larger values are mistakes
 
 
 @accept_old_names
 @dataclass(frozen=True)
 class BuildConfig:
-    """How to cut and index a corpus."""
+    """How to cut and index a corpus. Raises UserError for values that are out of range.
 
-    chunk_size: int = 64  # m
+    chunk_size: tokens per chunk (m), 1 to 65,536.
+    vocabulary_size: entries of a tokenizer that is trained, at least 258.
+    tokenizer: path of an existing tokenizer.json, or None to train one on the training documents.
+    held_out: share of the documents that are held out, in [0, 1), chosen by a hash of the document's name.
+    key_dtype: stored type of keys, "float16" or "float32".
+    neighbours: neighbours stored per chunk (k), at least 1.
+    extra_candidates: further neighbours stored, for those that a sequence's own documents exclude in training, from 0.
+    limit_bytes: bytes of text of a slice of the corpus, approximately, from 1; None for the whole corpus.
+    shard_bytes: bytes of text per shard, approximately, from 1; memory holds one shard.
+    tokenizer_bytes: bytes of text that a tokenizer is trained on, approximately, from 1.
+    duplicates: which training documents are left out because they resemble a held-out one; None keeps them all.
+    include: glob patterns of the files of a folder to read; empty for all.
+    exclude: glob patterns of the files of a folder to leave out.
+    d_key: width of the hashing embedder's keys, at least 1.
+    training_neighbours: whether to find neighbours of training chunks, which training needs. Without them, a build for
+        evaluation and sampling is much faster.
+    """
+
+    chunk_size: int = 64
     vocabulary_size: int = 4096
-    tokenizer: str | None = None  # an existing tokenizer.json; None: train one on the training documents
-    held_out: float = 0.1  # share of documents, chosen by a hash of the name
+    tokenizer: str | None = None
+    held_out: float = 0.1
     key_dtype: str = "float32"
-    neighbours: int = 10  # k kept for each chunk
-    extra_candidates: int = 22  # more candidates, for those that a training sequence's documents exclude
-    limit_bytes: int | None = None  # a slice of the corpus, about so many bytes of text
-    shard_bytes: int = 32_000_000  # of text, about; what memory holds
-    tokenizer_bytes: int = 16_000_000  # of text that a tokenizer is trained on, about
-    duplicates: DedupConfig | None = NEAR_DUPLICATE  # training documents this like a held-out one are left out
-    include: tuple[str, ...] = ()  # globs: which files of a folder
+    neighbours: int = 10
+    extra_candidates: int = 22
+    limit_bytes: int | None = None
+    shard_bytes: int = 32_000_000
+    tokenizer_bytes: int = 16_000_000
+    duplicates: DedupConfig | None = NEAR_DUPLICATE
+    include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    d_key: int = D_KEY  # of the hashing embedder
-    training_neighbours: bool = True  # False: of held-out chunks alone, to evaluate and sample: much sooner built
+    d_key: int = D_KEY
+    training_neighbours: bool = True
 
-    def __post_init__(self):
-        for name in WHOLE_NUMBERS:
+    def __post_init__(self) -> None:
+        minima = {"chunk_size": 1, "neighbours": 1, "extra_candidates": 0, "shard_bytes": 1, "tokenizer_bytes": 1}
+        minima |= {"d_key": 1, "vocabulary_size": MIN_VOCABULARY_SIZE if self.tokenizer is None else 0}
+        minima |= {} if self.limit_bytes is None else {"limit_bytes": 1}
+        for name, minimum in minima.items():
             value = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole and not (value is None and name == "limit_bytes"):
-                raise UserError(f"{name} is a whole number, not {value!r}")
-        if not isinstance(self.held_out, int | float) or not isinstance(self.duplicates, DedupConfig | None):
-            raise UserError("held_out is a number, and duplicates are a DedupConfig or None")
-        if self.chunk_size < 1 or self.neighbours < 1 or self.extra_candidates < 0:
-            raise UserError("chunk_size and neighbours are at least 1, extra_candidates at least 0")
-        if self.chunk_size > LONGEST_CHUNK or self.neighbours + self.extra_candidates > MOST_NEIGHBOURS:
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
+                raise UserError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+        if not isinstance(self.held_out, int | float) or not 0 <= self.held_out < 1:
+            raise UserError(f"held_out must be in [0, 1), not {self.held_out!r}")
+        if not isinstance(self.duplicates, DedupConfig | None):
+            raise UserError(f"duplicates must be a DedupConfig or None, not {self.duplicates!r}")
+        if self.chunk_size > MAX_CHUNK_SIZE or self.neighbours + self.extra_candidates > MAX_STORED_NEIGHBOURS:
             raise UserError(
-                f"chunk_size is at most {LONGEST_CHUNK:,}; neighbours + extra_candidates at most {MOST_NEIGHBOURS:,}"
+                f"chunk_size must be at most {MAX_CHUNK_SIZE:,}, and neighbours + extra_candidates at most "
+                f"{MAX_STORED_NEIGHBOURS:,}"
             )
-        if not 0 <= self.held_out < 1:
-            raise UserError(f"held_out is a share of at least 0 and below 1, not {self.held_out}")
         if self.key_dtype not in ("float16", "float32"):
-            raise UserError(f"keys are float16 or float32, not {self.key_dtype}")
-        if self.limit_bytes is not None and self.limit_bytes < 1:
-            raise UserError("a slice of the corpus has at least one byte")
-        if self.shard_bytes < 1 or self.tokenizer_bytes < 1:
-            raise UserError("a shard, and what a tokenizer is trained on, have at least one byte")
-        if self.d_key < 1:
-            raise UserError(f"a key has at least one entry, not {self.d_key}")
-        if self.tokenizer is None:
-            check_vocabulary_size(self.vocabulary_size)
+            raise UserError(f"key_dtype must be float16 or float32, not {self.key_dtype}")
 
 
 def build_database(
-    source: str | Path | list[Source], out: str | Path, config: BuildConfig, embedder, dask: str | None = None
-) -> Database:
-    """Build a database from a corpus (see `corpus.find_corpus`), go on with one that was begun, or open a finished one.
+    source: str | Path | list[Source], out: str | Path, config: BuildConfig, embedder: Embedder | str,
+    dask: str | None = None,
+) -> Database:  # fmt: skip
+    """Build a database from a corpus, resume an interrupted build, or open the database if it is finished.
 
-    embedder: "hashing", or an object with embed(texts, show_progress) -> (N, d_key) float32, d_key, name and sha256, as
-    load_bert gives. dask: None, "local" or a scheduler's address, whose workers see `out` under the same path.
-    Raises UserError for an empty corpus, for a folder that holds another build, that another process builds in, for a
-    full disk, and for keys that are not finite.
+    source: see `corpus.find_corpus`. out: the database's folder. embedder: "hashing", or an object with `embed`,
+    `d_key`, `name` and `sha256` (see `embedders.Embedder`), as `load_bert` returns. dask: None, "local", or the address
+    of a scheduler whose workers see `out` under the same path. Raises UserError for an empty corpus, for a folder with
+    another build or a build in progress, for a full disk, and for keys that are not finite.
     """
     out = Path(out)
+    if isinstance(embedder, str) and embedder != HASHED:
+        raise UserError(f'embedder must be "{HASHED}" or an object that embeds, not {embedder!r}')
+    given = None if isinstance(embedder, str) else embedder
     corpus = find_corpus(source, leave_out=out, include=config.include, exclude=config.exclude)
     check_apart(out, corpus)
     corpus = limited(corpus, config.limit_bytes)
     if all(held_out(name, config.held_out) for name in corpus.names()):
         raise UserError(f"every document of the corpus is held out: give more documents, or --held-out 0 ({source})")
-    if out.is_dir() and not (out / REQUEST).exists() and any(visible(out)):
+    if out.is_dir() and not (out / layout.REQUEST).exists() and any(visible(out)):
         raise UserError(f"{out} holds other files: give a new folder for the database")
-    with locked(out, "build"), disk_full_said(out):
+    with locked(out, "build"):
         remove_partial(out)
-        _settle_request(out, _request(corpus, config, embedder))
-        if (out / MANIFEST).exists():
-            remove_folder(out / WORK)
-            manifest = read_manifest(out)
+        _check_request(out, _request(corpus, config, given))
+        if (out / layout.MANIFEST).exists():
+            remove_folder(out / layout.WORK)
+            manifest = layout.read_manifest(out)
             _check_corpus(out, corpus, manifest["corpus"])
-            edited = f", edited {manifest['generation']} times since," if manifest["generation"] else ""
-            print(f"{out} is a finished database of just this{edited} and used as it is", file=sys.stderr)
+            edits = f" (edited {manifest['generation']} times since)" if manifest["generation"] else ""
+            print(f"{out} already holds this database{edits}; using it", file=sys.stderr)
         else:
             with workers(dask) as run:
-                _build(run, out, corpus, config, embedder)
-    return Database.open(out, None if embedder == HASHED else embedder)
+                _build(run, out, corpus, config, given)
+    return Database.open(out, given)
 
 
-def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, embedder) -> None:
-    work, tokenizer_path = out / WORK, out / TOKENIZER
+def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, given: Embedder | None) -> None:
+    work, tokenizer_path = out / layout.WORK, out / layout.TOKENIZER
     facts = _texts(out, work, corpus, config)
     splits = facts["splits"]
     tokenizer = _tokenizer(tokenizer_path, work, splits["train"], config)
     left_out = _left_out(run, out, work, splits, config)
     folders = stages.write_tokens(run, out, work, tokenizer_path, splits, config.chunk_size, 0, (0, left_out))
-    if not (out / DOCUMENTS).exists():
+    if not (out / layout.DOCUMENTS).exists():
         pieces = ([stages.record_file(work, s, n) for n in range(f["shards"])] for s, f in splits.items())
-        write_records(out / DOCUMENTS, in_order(*map(chained, pieces)))
+        write_records(out / layout.DOCUMENTS, heapq.merge(*map(chained, pieces), key=lambda record: record["id"]))
     training = folders[: splits["train"]["shards"]]
     if not any(stages.chunk_count(folder) for folder in training):
-        raise UserError(f"every training document is too like a held-out one (see {out / DUPLICATES}): give more")
-    for split in SPLITS:
-        write_array(out / tombstones_of(split), np.empty(0, np.int64))
-    if embedder == HASHED:
-        embedder = _hashing(run, out, work, training, tokenizer, config.d_key)
-    elif isinstance(embedder, HashingEmbedder):  # another database's: it is kept with these keys too
-        save_hashing(embedder, out / HASHING)
+        raise UserError(f"every training document resembles a held-out one (see {out / layout.DUPLICATES}): give more")
+    for split in layout.SPLITS:
+        write_array(out / layout.tombstones_of(split), np.empty(0, np.int64))
+    embedder = _embedder(run, out, training, tokenizer, config, given)
     stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
     stages.write_indexes(run, training)
     queries = stages.all_queries(training, folders[len(training) :])
     candidates = config.neighbours + config.extra_candidates
-    stages.write_neighbours(run, out, work, queries, candidates, margin_of(embedder), config.training_neighbours)
-    remove_partial(out)  # of a worker that was killed, whose task another has done
-    write_atomically(out / MANIFEST, manifest_bytes(_manifest(out, config, corpus, facts, tokenizer, embedder)))
+    stages.write_neighbours(run, out, work, queries, candidates, ef_margin_of(embedder), config.training_neighbours)
+    remove_partial(out)  # A killed worker may have left files, although another worker has done its task.
+    layout.write_manifest(out, _manifest(out, config, corpus, facts, tokenizer, embedder))
     remove_folder(work)
 
 
-def _texts(out: Path, work: Path, corpus: Corpus, config: BuildConfig) -> dict:
-    """The facts of the text shards, which are written first."""
+def _texts(out: Path, work: Path, corpus: Corpus, config: BuildConfig) -> dict[str, Any]:
+    """Write the text shards, and return facts about them."""
     path = work / FACTS
     if path.exists():
         facts = json.loads(path.read_bytes())
@@ -201,24 +186,22 @@ def _texts(out: Path, work: Path, corpus: Corpus, config: BuildConfig) -> dict:
     def split_of(document):
         return "valid" if held_out(document.name, config.held_out) else "train"
 
-    changed = (
-        f"{out} was begun with another corpus, or it changed while it was read: remove {out}, or give another folder"
-    )
+    changed = f"{out} was started with another corpus, or it changed while it was read: give another folder"
     return write_texts(corpus, work, split_of, config.shard_bytes, changed)
 
 
 def _check_corpus(out: Path, corpus: Corpus, digest: str) -> None:
-    if any(source.place.startswith("hub:") for source in corpus.sources):
-        return  # it would have to be fetched again
+    if any(source.location.startswith("hub:") for source in corpus.sources):
+        return  # It would have to be downloaded again.
     if corpus_digest(corpus) != digest:
         raise UserError(
-            f"{out} was begun with another corpus (its documents have changed since): give another folder, or bring "
-            "this one up to date with retro-np add and remove"
+            f"{out} was started with another corpus (its documents have changed since): give another folder, or update "
+            "this one with retro-np add and remove"
         )
 
 
 def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
-    """Train a tokenizer, on a sample where there is much text: its trainer holds every distinct word in memory."""
+    """Load the tokenizer, or train it. The trainer holds every distinct word, so a large corpus is sampled."""
     if not path.exists():
         if config.tokenizer is not None:
             tokenizer = load_tokenizer(config.tokenizer)
@@ -232,51 +215,49 @@ def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
 
 
 def _sample(files, share, advance):
+    """A share of the pieces of all texts; of a long document, some pieces."""
     for path in files:
         for text in read_texts(path):
-            for number, piece in enumerate(pieces_of(text.text)):  # of a long document, some
-                if share >= 1 or place_of(f"tokenizer {number} {text.name}") < share:
+            for number, piece in enumerate(pieces_of(text.text)):
+                if share >= 1 or hash_fraction(f"tokenizer {number} {text.name}") < share:
                     yield piece
             advance()
 
 
 def _left_out(run, out, work, splits, config) -> np.ndarray:
-    """The corpus numbers of training documents that are too like a held-out one; duplicates.jsonl lists them."""
-    path = out / DUPLICATES
+    """The corpus numbers of training documents that resemble a held-out one; they are listed in duplicates.jsonl."""
+    path = out / layout.DUPLICATES
     if not path.exists():
-        found = []
+        files = []
         if config.duplicates is not None:
             training, held = (stages.text_files(work, split, splits[split]) for split in ("train", "valid"))
-            found = stages.write_duplicates(run, work, training, held, config.duplicates)
-        write_records(path, chained(found))
+            files = stages.write_duplicates(run, work, training, held, config.duplicates)
+        write_records(path, chained(files))
     return np.array([record["number"] for record in chained([path])], np.int64)
 
 
-def _hashing(run, out, work, training, tokenizer, d_key) -> HashingEmbedder:
-    path = out / HASHING
-    if not path.exists():
-        counts = stages.write_counts(run, work, training)
-        chunks = sum(map(stages.chunk_count, training))
-        save_hashing(HashingEmbedder(tokenizer, counts, chunks, d_key), path)
-    return load_hashing(path, tokenizer)
+def _embedder(run, out, training, tokenizer, config, given) -> Embedder:
+    """The given embedder, or a hashing embedder with the counts of the chunks in the folders `training`."""
+    path = out / layout.HASHING
+    if isinstance(given, HashingEmbedder):  # It cannot be loaded by itself.
+        save_hashing(given, path)
+    if given is None and not path.exists():
+        counts, chunks = stages.write_counts(run, out / layout.WORK, training), sum(map(stages.chunk_count, training))
+        save_hashing(HashingEmbedder(tokenizer, counts, chunks, config.d_key), path)
+    return load_hashing(path, tokenizer) if given is None else given
 
 
-def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict:
-    documents = Documents(out / DOCUMENTS)
-    splits, rows = survey(documents, SPLITS)
+def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]:
+    splits, rows = summarise(Documents(out / layout.DOCUMENTS), layout.SPLITS)
     manifest = {
-        "format": FORMAT,
-        "generation": 0,  # edits since it was built
+        "format": layout.FORMAT,
+        "generation": 0,  # the number of edits
         "chunk_size": config.chunk_size,
         "vocabulary_size": tokenizer.get_vocab_size(),
         "tokenizer": tokenizer_sha256(tokenizer),
         "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": int(embedder.d_key)}
-        | {"margin": margin_of(embedder)},
-        "key_dtype": config.key_dtype,
-        "neighbours": config.neighbours,
-        "extra_candidates": config.extra_candidates,
-        "training_neighbours": config.training_neighbours,
-        "shard_bytes": config.shard_bytes,
+        | {"margin": ef_margin_of(embedder)},
+        **{name: getattr(config, name) for name in STORED_FIELDS},
         "duplicates": None if config.duplicates is None else asdict(config.duplicates),
         "corpus": facts["digest"],
         "skipped": facts["skipped"],
@@ -284,39 +265,30 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict:
         "splits": splits,
         "sources": [{"name": s.name, "weight": s.weight, "rows": rows.get(s.name, [])} for s in corpus.sources],
     }
-    return sealed(manifest | {"files": file_facts([out], file_names(out))})
+    return manifest | {"files": layout.file_facts([out], layout.file_names(out))}
 
 
-def margin_of(embedder) -> int:
-    """The candidates that an index keeps beyond k for an embedder's keys: some are harder to search than others."""
-    return int(getattr(embedder, "margin", EF_MARGIN))
-
-
-def _request(corpus: Corpus, config: BuildConfig, embedder) -> dict:
-    request = asdict(config) | {"embedder": embedder if embedder == HASHED else embedder.sha256}
+def _request(corpus: Corpus, config: BuildConfig, given: Embedder | None) -> dict[str, Any]:
+    request = asdict(config) | ({"embedder": HASHED} if given is None else {"embedder": given.sha256, "d_key": None})
     if config.tokenizer is not None:
         request |= {"tokenizer": tokenizer_sha256(load_tokenizer(config.tokenizer)), "vocabulary_size": None}
-    if embedder != HASHED:
-        request["d_key"] = None
     if config.training_neighbours:
-        del request["training_neighbours"]  # as builds were begun that knew of no other way
+        del request["training_neighbours"]  # Builds older than this field do not have it.
     request |= {"sources": [[source.name, source.weight] for source in corpus.sources]}
     return json.loads(json.dumps(request))
 
 
-def _settle_request(out: Path, request: dict) -> None:
-    """Record what is asked for, or hold it against what was asked for when this folder was begun."""
-    path = out / REQUEST
+def _check_request(out: Path, request: dict[str, Any]) -> None:
+    """Record the request, or compare it with the one that this folder was started with."""
+    path = out / layout.REQUEST
     if not path.exists():
         write_json(path, request)
         return
     try:
-        begun = new_names(json.loads(path.read_bytes()))
+        stored = new_names(json.loads(path.read_bytes()))
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove {out}, or give another folder") from error
     for name, value in request.items():
-        if begun.get(name) != value:
-            raise UserError(
-                f"{out} was begun with another {name} ({begun.get(name)}, now {value}): "
-                "give the same as then, or another folder"
-            )
+        if stored.get(name) != value:
+            change = f"{name} = {stored.get(name)}, not {value}"
+            raise UserError(f"{out} was started with {change}; give the same value, or another folder")

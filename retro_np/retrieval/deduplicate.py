@@ -1,10 +1,10 @@
-"""Which training documents are near-duplicates of held-out ones: MinHash, banding, then the exact similarity.
+"""Find training documents that are near-duplicates of held-out ones: MinHash, banding, then the exact similarity.
 
-Two documents resemble each other by the Jaccard similarity of their sets of 13-grams, |A ∩ B| / |A ∪ B|, and the paper
-(§2.1) drops training documents at 0.8 or more. Signatures (Broder 1997) estimate it; cut into bands, they find the few
-pairs worth an estimate without looking at the others (Indyk & Motwani 1998; Leskovec, Rajaraman & Ullman, chapter 3);
-those that may reach the threshold are compared exactly, so that a document is never dropped on an estimate.
-What a word and a gram are: retro_np/kernels/minhash.py.
+The similarity of two documents is the Jaccard similarity of their sets of 13-grams, |A ∩ B| / |A ∪ B|. The paper (§2.1)
+drops training documents at 0.8 or more. MinHash signatures (Broder 1997) estimate it. Banding the signatures finds the
+few promising pairs without comparing all (Indyk & Motwani 1998; Leskovec, Rajaraman & Ullman, chapter 3). Pairs that
+may reach the threshold are compared exactly, so that no document is dropped because of an estimate.
+retro_np/kernels/minhash.py defines words and grams.
 """
 
 import functools
@@ -20,47 +20,47 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.kernels.minhash import NO_GRAM, band_matches, gram_hashes, minhash, mix, multipliers
 
-LEAST_CAUGHT = 0.9  # of the pairs just at the threshold must agree in a band; the default settings lose 5 in 10⁸
-ERRORS = 4  # standard errors below the threshold that an estimate may lie, and the pair still be compared exactly
-FEW = 4  # held-out documents that are tried first for each training document, and mostly the only ones
-MOST_WORDS, MOST_HASHES = 1000, 65_536  # far beyond use
-BATCH = 1 << 23  # bytes of text that signatures are made of at once
-KEPT = 1 << 25  # grams of held-out documents kept from one comparison to the next: 256 MiB
+MIN_DETECTION = 0.9  # The bands must detect this share of pairs at the threshold. The default bands miss 5 in 10⁸.
+STANDARD_ERRORS = 4  # A pair is compared exactly unless its estimate is this far below the threshold.
+FIRST_CANDIDATES = 4  # The best candidates of a document are compared first. They are usually all there are.
+MAX_WORDS_PER_GRAM, MAX_HASHES = 1000, 65_536  # Larger values are mistakes.
+BATCH_BYTES = 1 << 23  # of text whose signatures are computed together
+MAX_CACHED_GRAMS = 1 << 25  # of held-out documents, 256 MiB
 
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """What a near-duplicate is, and how it is looked for. Raises UserError for numbers that mean nothing."""
+    """Which documents count as near-duplicates, and how they are found. Raises UserError for invalid settings."""
 
-    threshold: float = 0.8  # Jaccard similarity from which a document is dropped
-    words: int = 13  # of a gram
-    hashes: int = 128  # of a signature
-    bands: int = 32  # that a signature is cut into, of hashes / bands entries each
+    threshold: float = 0.8  # Documents of at least this Jaccard similarity are dropped.
+    words: int = 13  # per gram
+    hashes: int = 128  # per signature
+    bands: int = 32  # per signature, each of hashes / bands entries
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
-            threshold_is_a_share = 0 < self.threshold <= 1
+            threshold_is_valid = 0 < self.threshold <= 1
             words, hashes, bands = (operator.index(number) for number in (self.words, self.hashes, self.bands))
         except TypeError:
-            raise UserError("deduplication: threshold is a number; words, hashes and bands are integers") from None
-        if not threshold_is_a_share:
-            raise UserError(f"deduplication: threshold is a similarity above 0 and up to 1, not {self.threshold}")
-        if not 1 <= words <= MOST_WORDS:
-            raise UserError(f"deduplication: a gram has from 1 to {MOST_WORDS} words, not {words}")
-        if not 1 <= hashes <= MOST_HASHES:
-            raise UserError(f"deduplication: a signature has from 1 to {MOST_HASHES} hashes, not {hashes}")
+            raise UserError("deduplication: threshold must be a number; words, hashes and bands integers") from None
+        if not threshold_is_valid:
+            raise UserError(f"deduplication: threshold must be in (0, 1], not {self.threshold}")
+        if not 1 <= words <= MAX_WORDS_PER_GRAM:
+            raise UserError(f"deduplication: words must be from 1 to {MAX_WORDS_PER_GRAM}, not {words}")
+        if not 1 <= hashes <= MAX_HASHES:
+            raise UserError(f"deduplication: hashes must be from 1 to {MAX_HASHES}, not {hashes}")
         if bands < 1 or hashes % bands:
-            raise UserError(f"deduplication: {hashes} hashes cannot be cut into {bands} bands of equal size")
-        found = caught(self.threshold, self)
-        if found < LEAST_CAUGHT:
+            raise UserError(f"deduplication: {hashes} hashes cannot be divided into {bands} bands of equal size")
+        detection = detection_probability(self.threshold, self)
+        if detection < MIN_DETECTION:
             raise UserError(
-                f"deduplication: {bands} bands of {hashes // bands} hashes would find {100 * found:.0f} %"
-                f" of the pairs at the threshold {self.threshold}: give more bands, up to {hashes}"
+                f"deduplication: {bands} bands of {hashes // bands} hashes detect only {100 * detection:.0f} % of the"
+                f" pairs at the threshold {self.threshold}: give more bands, up to {hashes}"
             )
 
 
 class Duplicate(NamedTuple):
-    """A training document (its row in the batch), the held-out one that it resembles, and how much."""
+    """A training document (its row in the batch), the held-out row it resembles, and their similarity."""
 
     row: int
     held: int
@@ -70,11 +70,11 @@ class Duplicate(NamedTuple):
 
 @dataclass(frozen=True)
 class BandIndex:
-    """Held-out signatures, ready to be looked up by band. Made by `band_index`; equal signatures stand in it once.
+    """An index of held-out signatures by band, made by `band_index`. Equal signatures are stored once.
 
-    signatures: (U, hashes) uint32, in the order of the first held-out row that has each. keys: (bands, U) uint64,
-    sorted along each band, and order (bands, U) whose they are. members: held-out rows by signature, rising; those of u
-    are members[starts[u] : starts[u + 1]].
+    signatures: (U, hashes) uint32, in the order of their first held-out rows. keys: (bands, U) uint64, sorted within
+    each band. order: (bands, U), the signature of each key. members: held-out rows grouped by signature, ascending; the
+    rows of signature u are members[starts[u] : starts[u + 1]].
     """
 
     signatures: np.ndarray
@@ -83,10 +83,10 @@ class BandIndex:
     members: np.ndarray
     starts: np.ndarray
 
-    def alike(self, held: int) -> np.ndarray:
-        """All held-out rows that have the signature of this one, rising."""
-        place = int(np.flatnonzero(self.members == held)[0])
-        group = int(np.searchsorted(self.starts, place, side="right")) - 1
+    def same_signature(self, held: int) -> np.ndarray:
+        """All held-out rows that have this row's signature, ascending."""
+        position = int(np.flatnonzero(self.members == held)[0])
+        group = int(np.searchsorted(self.starts, position, side="right")) - 1
         return self.members[self.starts[group] : self.starts[group + 1]]
 
 
@@ -96,12 +96,12 @@ def grams(texts: Sequence[str], words: int = 13) -> list[np.ndarray]:
 
 
 def signatures(texts: Sequence[str], config: DedupConfig) -> np.ndarray:
-    """MinHash signatures of texts, (N, hashes) uint32; 0xFFFFFFFF throughout where a text has no word."""
+    """MinHash signatures of texts, (N, hashes) uint32. Every entry is 0xFFFFFFFF for a text without words."""
     factors, parts, batch, size = multipliers(config.hashes), [np.empty((0, config.hashes), np.uint32)], [], 0
     for number, text in enumerate(texts):
         batch.append(_bytes(text))
         size += len(batch[-1])
-        if size >= BATCH or number == len(texts) - 1:
+        if size >= BATCH_BYTES or number == len(texts) - 1:
             offsets = np.cumsum([0, *map(len, batch)])
             parts.append(minhash(np.frombuffer(b"".join(batch), np.uint8), offsets, config.words, factors))
             batch, size = [], 0
@@ -109,16 +109,16 @@ def signatures(texts: Sequence[str], config: DedupConfig) -> np.ndarray:
 
 
 def jaccard(text_a: str, text_b: str, words: int = 13) -> float:
-    """The exact Jaccard similarity of two texts' grams, in [0, 1]; 0 where one has no word, or both have none."""
+    """The exact Jaccard similarity of two texts' grams, in [0, 1]. It is 0 if either text has no words."""
     return _similarity(*grams([text_a, text_b], words))
 
 
 def band_index(held_signatures: np.ndarray, config: DedupConfig) -> BandIndex:
-    """Get held-out signatures (H, hashes) ready for `candidates`. Raises UserError for those of other settings."""
+    """Index held-out signatures (H, hashes) for `candidates`. Raises UserError unless they have these settings."""
     held_signatures = _checked(held_signatures, config)
-    rows = np.flatnonzero((held_signatures != NO_GRAM).any(axis=1))  # what has no gram resembles nothing
+    rows = np.flatnonzero((held_signatures != NO_GRAM).any(axis=1))  # texts without grams have no duplicates
     _, first, group = np.unique(held_signatures[rows], axis=0, return_index=True, return_inverse=True)
-    group = np.argsort(np.argsort(first))[group.reshape(-1)]  # numbered by first appearance, no longer by value
+    group = np.argsort(np.argsort(first))[group.reshape(-1)]  # renumbered from order of value to order of appearance
     unique = held_signatures[rows[np.sort(first)]]
     keys = _band_keys(unique, config).T
     order = np.argsort(keys, axis=1, kind="stable")
@@ -128,119 +128,120 @@ def band_index(held_signatures: np.ndarray, config: DedupConfig) -> BandIndex:
 
 
 def candidates(
-    signatures: np.ndarray, held: BandIndex | np.ndarray, config: DedupConfig, limit: int = FEW
+    signatures: np.ndarray, held: BandIndex | np.ndarray, config: DedupConfig, limit: int = FIRST_CANDIDATES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs that agree in a band and whose estimate reaches the threshold, or is up to 4 standard errors short of it.
+    """Pairs that agree in a band and whose estimate is at most 4 standard errors below the threshold.
 
-    signatures: (N, hashes) uint32 of training documents. held: a `band_index`, or the held-out signatures. limit:
-    pairs kept for a training document, the best estimates. Held-out documents of equal signatures count as one, the
-    first. Returns rows i (P,) and held-out rows j (P,) int64 and the share of equal hashes (P,) float64, sorted by i,
-    then the best estimate first, then by j. Memory: N · (limit + bands). Raises UserError for other settings'
-    signatures.
+    signatures: (N, hashes) uint32 of training documents. held: a `band_index`, or held-out signatures. limit: how many
+    pairs to return per training document, those with the best estimates. Of held-out documents with equal signatures
+    only the first is returned. Returns rows i (P,) int64, held-out rows j (P,) int64 and estimates (P,) float64, the
+    share of equal hashes, sorted by i, by descending estimate and by j. Memory: N · (limit + bands). Raises UserError
+    for signatures made with other settings.
     """
     signatures = _checked(signatures, config)
     held = held if isinstance(held, BandIndex) else band_index(held, config)
     if held.signatures.shape[1] != config.hashes or len(held.keys) != config.bands:
-        raise UserError("the index of held-out signatures has other hashes or bands than asked for: build it anew")
+        raise UserError("the held-out signatures were indexed with other hashes or bands: index them again")
     i, unique, equal = _matches(signatures, held, config, limit)
     return i, held.members[held.starts[unique]], equal / config.hashes
 
 
-def caught(similarity: float, config: DedupConfig) -> float:
-    """The probability that a pair of such a Jaccard similarity agrees in a band: 1 − (1 − s^(hashes/bands))^bands."""
+def detection_probability(similarity: float, config: DedupConfig) -> float:
+    """The probability that a pair of Jaccard similarity s agrees in a band: 1 − (1 − s^(hashes/bands))^bands."""
     return 1 - (1 - similarity ** (config.hashes // config.bands)) ** config.bands
 
 
 def find_duplicates(
     texts: Sequence[str], held_index: BandIndex, held_text: Callable[[int], str], config: DedupConfig
 ) -> list[Duplicate]:
-    """The texts of one batch that have an exact similarity of at least the threshold with a held-out document.
+    """The texts whose exact similarity with some held-out document reaches the threshold.
 
-    held_text: gives the text of a held-out row; called for those that are compared alone. Returns at most one record a
-    text, in the texts' order: the held-out document of the best estimate among those that reach the threshold. The
-    candidates of a text are compared one after another until one does: no worse one hides a match.
+    held_text: returns the text of a held-out row; called only for rows that are compared. Returns at most one record
+    per text, in order of the texts. Each text is compared with its candidates in order of their estimates until one
+    reaches the threshold, so a match is never hidden behind a better estimate.
     """
-    marks, found = signatures(texts, config), []
+    text_signatures, duplicates = signatures(texts, config), []
     held_sets = _held_sets(held_index, held_text, config.words)
-    i, j, estimates = candidates(marks, held_index, config)
+    i, j, estimates = candidates(text_signatures, held_index, config)
     for row in np.unique(i).tolist():
-        tried = slice(*np.searchsorted(i, [row, row + 1]).tolist())
-        own = grams([texts[row]], config.words)[0]
-        match = _first_match(own, j[tried], estimates[tried], held_sets, config.threshold)
-        if match is None and tried.stop - tried.start == FEW:  # there may be more
-            _, others, shares = candidates(marks[row : row + 1], held_index, config, len(held_index.signatures))
-            match = _first_match(own, others[FEW:], shares[FEW:], held_sets, config.threshold)
+        pairs = slice(*np.searchsorted(i, [row, row + 1]).tolist())
+        text_grams = grams([texts[row]], config.words)[0]
+        match = _first_match(text_grams, j[pairs], estimates[pairs], held_sets, config.threshold)
+        if match is None and pairs.stop - pairs.start == FIRST_CANDIDATES:  # there may be further candidates
+            _, rows, shares = candidates(text_signatures[row : row + 1], held_index, config, len(held_index.signatures))
+            match = _first_match(text_grams, rows, shares, held_sets, config.threshold)
         if match is not None:
-            found.append(Duplicate(row, *match))
-    return found
+            duplicates.append(Duplicate(row, *match))
+    return duplicates
 
 
-def _first_match(own, held, estimates, held_sets, threshold):
+def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
     """(held row, estimate, exact similarity) of the first candidate that reaches the threshold, or None."""
-    for candidate, estimate in zip(held.tolist(), estimates.tolist(), strict=True):
-        for row, its_grams in held_sets(candidate):
-            exact = _similarity(own, its_grams)
+    for candidate, estimate in zip(held_rows.tolist(), estimates.tolist(), strict=True):
+        for row, held_grams in held_sets(candidate):
+            exact = _similarity(text_grams, held_grams)
             if exact >= threshold:
                 return row, estimate, exact
     return None
 
 
 def _held_sets(index: BandIndex, text: Callable[[int], str], words: int) -> Callable[[int], Iterator]:
-    """A function that gives (row, grams) of a held-out row and of those with its signature and other grams.
+    """A function that yields (row, grams) of a held-out row and of rows with the same signature but other grams.
 
-    A thousand equal documents are compared once. The grams of those compared last are kept, as far as KEPT goes.
+    Rows with equal grams are compared only once. A cache keeps up to MAX_CACHED_GRAMS grams.
     """
-    kept = {}
+    cache: dict[int, np.ndarray] = {}
 
     def grams_of(held):
-        if held not in kept:
-            if sum(map(len, kept.values())) > KEPT:
-                kept.clear()
-            kept[held] = grams([text(held)], words)[0]
-        return kept[held]
+        if held not in cache:
+            if sum(map(len, cache.values())) > MAX_CACHED_GRAMS:
+                cache.clear()
+            cache[held] = grams([text(held)], words)[0]
+        return cache[held]
 
     @functools.cache
-    def others(held):
-        contents = {}
-        for row in index.alike(held).tolist():
-            contents.setdefault(hashlib.sha256(grams_of(row)).digest(), row)
-        return list(contents.values())[1:]
+    def other_rows(held):
+        row_of = {}
+        for row in index.same_signature(held).tolist():
+            row_of.setdefault(hashlib.sha256(grams_of(row)).digest(), row)
+        return list(row_of.values())[1:]
 
     def held_sets(held):
         yield held, grams_of(held)
-        for row in others(held):
+        for row in other_rows(held):
             yield row, grams_of(row)
 
     return held_sets
 
 
 def _unique(hashes):
-    """np.unique, whose hash table takes a minute for fifteen million."""
+    """The sorted unique hashes. np.unique's hash table takes a minute for 15 million."""
     hashes, first = np.sort(hashes), np.ones(len(hashes), bool)
     np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
     return hashes[first]
 
 
 def _similarity(a, b) -> float:
-    """Jaccard similarity of two sets, sorted arrays."""
-    both = np.sort(np.concatenate([a, b]), kind="stable")  # which merges two sorted runs
+    """Jaccard similarity of two sets, given as sorted arrays."""
+    both = np.sort(np.concatenate([a, b]), kind="stable")  # a stable sort merges sorted runs quickly
     common = np.count_nonzero(both[1:] == both[:-1])
     return common / (len(a) + len(b) - common) if common else 0.0
 
 
 def _matches(signatures, held, config, limit):
-    """(rows, places in held.signatures, equal entries) of the pairs in a band, the best `limit` of each row."""
+    """(rows, indices into held.signatures, equal entries) of pairs that agree in a band, the best `limit` per row."""
     share = config.threshold
-    least = math.ceil((share - ERRORS * math.sqrt(share * (1 - share) / config.hashes)) * config.hashes - 1e-9)
+    standard_error = math.sqrt(share * (1 - share) / config.hashes)
+    min_equal = math.ceil((share - STANDARD_ERRORS * standard_error) * config.hashes - 1e-9)
     keys = _band_keys(signatures, config)
     lows, highs = np.empty(keys.shape, np.int64), np.empty(keys.shape, np.int64)
     for band, sorted_keys in enumerate(held.keys):
         lows[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="left")
         highs[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="right")
     limit = min(limit, len(held.signatures))
-    places, equal = band_matches(signatures, held.signatures, held.order, lows, highs, least, limit)
-    there = places >= 0
-    return np.nonzero(there)[0], places[there], equal[there]
+    matches, equal = band_matches(signatures, held.signatures, held.order, lows, highs, min_equal, limit)
+    present = matches >= 0
+    return np.nonzero(present)[0], matches[present], equal[present]
 
 
 def _band_keys(signatures, config):
@@ -256,12 +257,12 @@ def _checked(signatures, config):
     signatures = np.asarray(signatures)
     if signatures.ndim != 2 or signatures.shape[1] != config.hashes or signatures.dtype != np.uint32:
         raise UserError(
-            f"signatures are {signatures.dtype} {signatures.shape}, and must be uint32 (documents, {config.hashes}): "
-            "make them with these settings"
+            f"signatures must be uint32 (documents, {config.hashes}), not {signatures.dtype} {signatures.shape}: "
+            "compute them with these settings"
         )
     return signatures
 
 
 def _bytes(text: str) -> bytes:
-    """UTF-8, lone surrogates as they would be encoded if they could: what has one may still be compared."""
+    """UTF-8, extended to lone surrogates so that any two strings can be compared."""
     return text.encode("utf-8", "surrogatepass")

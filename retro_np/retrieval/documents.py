@@ -1,10 +1,10 @@
-"""documents.jsonl read a line at a time: the records of all documents, without holding them."""
+"""Read documents.jsonl one line at a time: the records of all documents, without holding them in memory."""
 
-import heapq
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from retro_np.files import replacing
 from retro_np.retrieval.texts import Lines
 
 
-class Documents(Sequence):
+class Documents(Sequence[dict[str, Any]]):
     """The records of documents, by number: id, name, source, split, bytes, tokens, chunks, replaced, sha256.
 
-    A document that was removed and not yet compacted has "removed": true.
+    The record of a document that was removed and not yet compacted has "removed": true.
     """
 
     def __init__(self, path: Path):
@@ -24,49 +24,39 @@ class Documents(Sequence):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __getitem__(self, number):
-        """The record of a document, or a list of those of a slice."""
+    def __getitem__(self, number: Any) -> Any:
+        """The record of one document, or the list of records of a slice."""
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         return json.loads(self._lines[number])
 
 
-def read_records(path: Path) -> Iterator[dict]:
-    """The records of a file, one at a time."""
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
-def write_records(path: Path, records: Iterable[dict]) -> None:
-    """Write records, a line each, whole or not at all."""
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write one record per line, all of them or none."""
     with replacing(path) as file:
         for record in records:
             file.write((json.dumps(record) + "\n").encode())
 
 
-def in_order(*streams: Iterable[dict]) -> Iterator[dict]:
-    """Records of several streams, each in order of id, in order of id."""
-    return heapq.merge(*streams, key=lambda record: record["id"])
-
-
-def chained(paths: Iterable[Path]) -> Iterator[dict]:
-    """The records of several files, one file open at a time."""
+def chained(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The records of several files, with one file open at a time."""
     for path in paths:
-        yield from read_records(path)
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
 
 
 def document_runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the rows of each document. numbers: (N,), the document of each row, ≥ 0, its rows together."""
+    """(start, stop) of the rows of each document. numbers: (N,), each row's document, ≥ 0; its rows are contiguous."""
     return itertools.pairwise(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist())
 
 
-def survey(records: Iterable[dict], splits: Iterable[str]) -> tuple[dict, dict[str, list[list[int]]]]:
-    """What a manifest says of all documents, in order of id: counts of each split, and where each source's rows are.
+def summarise(records: Iterable[dict[str, Any]], splits: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a manifest says of all documents, given their records in order of id.
 
-    Returns {split: {"documents", "chunks", "tokens", "bytes", "replaced"}}, removed documents left out, and {source:
-    [[start, stop], …]}, rows of the training split, removed ones included.
+    Returns the counts of each split, {split: {"documents", "chunks", "tokens", "bytes", "replaced"}}, without removed
+    documents; and the training rows of each source, {source: [[start, stop], …]}, with removed ones.
     """
-    counted = {split: {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0, "replaced": 0} for split in splits}
+    counts = {split: {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0, "replaced": 0} for split in splits}
     rows: dict[str, list[list[int]]] = {}
     row = 0
     for record in records:
@@ -77,8 +67,8 @@ def survey(records: Iterable[dict], splits: Iterable[str]) -> tuple[dict, dict[s
             row += record["chunks"]
             runs[-1][1] = row
         if not record.get("removed"):
-            split = counted[record["split"]]
+            split = counts[record["split"]]
             split["documents"] += 1
             for name in ("chunks", "tokens", "bytes", "replaced"):
                 split[name] += record[name]
-    return counted, rows
+    return counts, rows

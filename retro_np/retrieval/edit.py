@@ -1,112 +1,100 @@
-"""Edit a database without building it anew: add documents, remove documents, compact. How an edit is made: journal.py.
+"""Edit a database without rebuilding it: add documents, remove documents, compact. journal.py makes edits atomic.
 
-Added documents become shards of their own, and every chunk's list of neighbours is merged with what they offer, so that
-it ends as if all shards had been there from the first. Removed ones are listed in tombstones, and from then on nothing
-finds or reads them; `compact` deletes their bytes.
+Added documents become new shards. Every chunk's list of neighbours is merged with the new shards' chunks, so that it
+ends as if all shards had been built together. Removed documents are listed in tombstones.npy and can no longer be found
+or read. `compact` deletes their bytes.
 """
 
-import functools
 import hashlib
 import itertools
 import json
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import disk_full_said, locked, mapped, remove_folder, remove_partial, write_array, write_atomically
+from retro_np.files import locked, mapped, remove_folder, remove_partial, write_array
+from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
 from retro_np.retrieval.corpus import Source, check_apart, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.documents import chained, survey, write_records
-from retro_np.retrieval.journal import REQUEST as EDIT_REQUEST
-from retro_np.retrieval.journal import begin_edit, finish_edit
-from retro_np.retrieval.manifest import (
-    DOCUMENTS,
-    DUPLICATES,
-    HASHING,
-    MANIFEST,
-    REQUEST,
-    SPLITS,
-    TOKENIZER,
-    WORK,
-    file_facts,
-    file_names,
-    manifest_bytes,
-    sealed,
-    shard_dir,
-    shard_name,
-    tombstones_of,
-)
-from retro_np.retrieval.neighbours import is_in
+from retro_np.retrieval.documents import chained, summarise, write_records
+from retro_np.retrieval.embedders import Embedder
+from retro_np.retrieval.index import hnswlib_installed
+from retro_np.retrieval.journal import EDIT_REQUEST, begin_edit, finish_edit
+from retro_np.retrieval.sharded import is_in
+from retro_np.retrieval.shards import IndexShard
 from retro_np.retrieval.texts import FACTS, Text, corpus_digest, write_text_shard, write_texts
 from retro_np.retrieval.workers import workers
 
 
 def add_documents(
-    path, source: str | Path | list[Source], *, embedder=None, dask: str | None = None, include=(), exclude=()
-) -> Database:
-    """Add the documents of a corpus to what a database retrieves; none of them is held out.
+    path: str | Path, source: str | Path | list[Source], *, embedder: Embedder | None = None, dask: str | None = None,
+    include: Sequence[str] = (), exclude: Sequence[str] = (),
+) -> Database:  # fmt: skip
+    """Add the documents of a corpus to the documents that a database retrieves. None of them is held out.
 
-    Those that are there already, of the same name and text, and those too like a held-out document are passed over.
-    Stopped anywhere, the same call goes on. Raises UserError as `build_database` does.
+    Documents with a name and text that are in the database already, and near-duplicates of held-out documents, are
+    skipped. After an interruption the same call resumes. Raises UserError as `build_database` does.
     """
     path = Path(path)
-    corpus = find_corpus(source, leave_out=path, include=tuple(include), exclude=tuple(exclude))
+    corpus = find_corpus(source, leave_out=path, include=include, exclude=exclude)
     check_apart(path, corpus)
     with _editing(path, embedder) as database:
         weights = _weights(database, corpus.sources)
-        database.check_embedder(database.embedder)  # before an edit is begun that could not be finished
+        database.check_embedder(database.embedder)  # An edit must not start if it could not be finished.
         request = {"kind": "add", "sources": [[s.name, s.weight] for s in corpus.sources]}
         edit = begin_edit(path, request | {"include": list(include), "exclude": list(exclude)})
-        facts = _new_texts(database, corpus, edit / WORK)
+        facts = _new_texts(database, corpus, edit / layout.WORK)
         if facts["splits"]["train"]["documents"]:
             with workers(dask) as run:
                 _add(run, database, edit, facts["splits"]["train"], weights)
         else:
             remove_folder(edit)
-            print(f"{path} has every document already, or left it out before: nothing was added", file=sys.stderr)
+            print(f"{path}: nothing was added; every document is there already or was skipped before", file=sys.stderr)
     return Database.open(path, embedder)
 
 
-def remove_documents(path, documents: list[int | str]) -> Database:
-    """Take documents, by number (int) or by name (str), out of a database: no search, value or batch shows them again.
+def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
+    """Remove documents, by number (int) or by name (str), from every search, value and batch of a database.
 
-    A name that several documents have takes out all of them. Raises UserError for one that is not there.
+    A name removes all documents that have it. Raises UserError for a number or name that the database does not have.
     """
     path = Path(path)
     with _editing(path) as database:
-        gone = _numbers(database, documents)
-        if not len(gone):
-            print(f"these documents were removed from {path} before: nothing has changed", file=sys.stderr)
+        removed = _numbers(database, documents)
+        if not removed:
+            print(f"{path}: nothing was removed; these documents were removed before", file=sys.stderr)
         else:
-            edit = begin_edit(path, {"kind": "remove", "documents": gone.tolist()})
-            for split in SPLITS:
+            edit = begin_edit(path, {"kind": "remove", "documents": removed})
+            for split in layout.SPLITS:
                 stored = database.split(split)
-                rows = np.flatnonzero(np.isin(np.asarray(stored.documents), gone))
-                write_array(edit / tombstones_of(split), np.union1d(stored.removed, rows))
-            out = set(gone.tolist())
-            records = (r | {"removed": True} if r["id"] in out else r for r in database.documents)
-            write_records(edit / DOCUMENTS, records)
-            _make(database, edit, {})
+                rows = np.flatnonzero(np.isin(np.asarray(stored.documents), removed))
+                write_array(edit / layout.tombstones_of(split), np.union1d(stored.removed, rows))
+            numbers = set(removed)
+            records = (r | {"removed": True} if r["id"] in numbers else r for r in database.documents)
+            write_records(edit / layout.DOCUMENTS, records)
+            _commit(database, edit, {})
     return Database.open(path)
 
 
-def compact(path, *, dask: str | None = None) -> Database:
-    """Delete the bytes of removed documents and join small shards; ids are given anew, neighbours looked for anew.
+def compact(path: str | Path, *, dask: str | None = None) -> Database:
+    """Delete the bytes of removed documents and join small shards. Documents and chunks get new ids and neighbours.
 
-    The tokenizer, and what the hashing embedder counted, stay as they are.
+    Shards that were built without hnswlib get a graph index if it is installed now.
+    The tokenizer and the hashing embedder's counts do not change.
     """
     path = Path(path)
     with _editing(path) as database:
-        removed = any(len(database.split(split).removed) for split in SPLITS)
-        groups = {split: _groups(database, split) for split in SPLITS}
-        if not removed and all(len(group) == 1 for those in groups.values() for group in those):
+        removed = any(len(database.split(split).removed) for split in layout.SPLITS)
+        missing = hnswlib_installed() and not all(map(database.has_graph, database.folders(layout.shard_dir("train"))))
+        groups = {split: _groups(database, split) for split in layout.SPLITS}
+        if not removed and not missing and all(len(group) == 1 for of_split in groups.values() for group in of_split):
             print(f"{path} holds nothing to compact", file=sys.stderr)
         else:
             edit = begin_edit(path, {"kind": "compact"})
@@ -117,99 +105,101 @@ def compact(path, *, dask: str | None = None) -> Database:
 
 @contextmanager
 def _editing(path: Path, embedder=None) -> Iterator[Database]:
-    """The database, locked, with an edit that was made before in place."""
-    if not (path / MANIFEST).is_file():
-        Database.open(path)  # says what is wrong
-    with locked(path, "edit"), disk_full_said(path):
+    """Lock a database, finish an interrupted edit, and yield the database."""
+    if not (path / layout.MANIFEST).is_file():
+        Database.open(path)  # raises the UserError
+    with locked(path, "edit"):
         finish_edit(path)
         remove_partial(path)
         yield Database.open(path, embedder)
 
 
 def _weights(database, sources) -> dict[str, float | None]:
-    """The weight of each source, after an edit. Raises UserError where some have one and others not."""
+    """The weight of each source after an edit. Raises UserError if only some sources have one."""
     weights = {source["name"]: source["weight"] for source in database.manifest["sources"]}
     for source in sources:
         if source.weight is not None or source.name not in weights:
             weights[source.name] = source.weight
     if len({weight is None for weight in weights.values()}) > 1:
         raise UserError(
-            f"some sources of {database.path} would have a weight and some not ({weights}): give the new one a weight, "
-            "as in --source NAME=PLACE:0.1, or leave it out"
+            f"only some sources of {database.path} would have a weight ({weights}): give every source a weight, as in "
+            "--source NAME=LOCATION:0.1, or none"
         )
     return weights
 
 
 def _new_texts(database, corpus, work) -> dict:
-    changed = f"the corpus changed while it was added to {database.path}: remove {work.parent}, and add it again"
+    changed = f"the corpus changed while it was added to {database.path}: remove {work.parent} and add it again"
     if (work / FACTS).exists():
         facts = json.loads((work / FACTS).read_bytes())
         if corpus_digest(corpus) != facts["digest"]:
             raise UserError(changed)
         return facts
-    marks = array("Q", (_mark(r["name"], r["sha256"]) for r in database.documents if not r.get("removed")))
-    # what was left out before is passed over too, unless what it was like has been removed since
-    freed = {r["name"] for r in database.documents if r["split"] == "valid" and r.get("removed")}
-    left_out = chained([database.path / DUPLICATES])
-    marks.extend(_mark(r["name"], r["sha256"]) for r in left_out if r["held_out"] not in freed)
-    there = np.sort(np.asarray(marks))
+    known = array("Q", (_fingerprint(r["name"], r["sha256"]) for r in database.documents if not r.get("removed")))
+    # known duplicates are skipped too, unless the held-out document that they duplicate has been removed since
+    removed = {r["name"] for r in database.documents if r["split"] == "valid" and r.get("removed")}
+    duplicates = chained([database.path / layout.DUPLICATES])
+    known.extend(_fingerprint(r["name"], r["sha256"]) for r in duplicates if r["held_out"] not in removed)
+    sorted_known = np.sort(np.asarray(known))
 
     def split_of(document):
-        text = Text(0, document.name, document.source, document.replaced, document.text)
-        return None if is_in(_mark(text.name, text.sha256), there) else "train"
+        sha256 = hashlib.sha256(document.text.encode()).hexdigest()
+        return None if is_in(np.uint64(_fingerprint(document.name, sha256)), sorted_known) else "train"
 
     return write_texts(corpus, work, split_of, database.manifest["shard_bytes"], changed)
 
 
-def _mark(name: str, sha256: str) -> np.uint64:
-    """Eight bytes that stand for a document's name and text."""
+def _fingerprint(name: str, sha256: str) -> int:
+    """A 64-bit hash of a document's name and text."""
     digest = hashlib.sha256(json.dumps([name, sha256]).encode()).digest()
-    return np.uint64(int.from_bytes(digest[:8], "big"))
+    return int.from_bytes(digest[:8], "big")
 
 
 def _add(run, database, edit, facts, weights) -> None:
-    work, path, tokenizer = edit / WORK, database.path, database.path / TOKENIZER
+    work, path, tokenizer = edit / layout.WORK, database.path, database.path / layout.TOKENIZER
     left_out = _left_out(run, database, edit, facts)
-    base = [database.folders(shard_dir(split)) for split in SPLITS]
-    numbering = len(database.documents), left_out
-    folders = stages.write_tokens(
-        run, edit, work, tokenizer, {"train": facts}, database.chunk_size, len(base[0]), numbering
-    )
-    pieces = [stages.record_file(work, "train", number) for number in range(facts["shards"])]
-    if not (edit / DOCUMENTS).exists():
-        write_records(edit / DOCUMENTS, chained([path / DOCUMENTS, *pieces]))
+    old = {split: database.folders(layout.shard_dir(split)) for split in layout.SPLITS}
+    numbering, m = (len(database.documents), left_out), database.chunk_size
+    folders = stages.write_tokens(run, edit, work, tokenizer, {"train": facts}, m, len(old["train"]), numbering)
+    records = [stages.record_file(work, "train", number) for number in range(facts["shards"])]
+    if not (edit / layout.DOCUMENTS).exists():
+        write_records(edit / layout.DOCUMENTS, chained([path / layout.DOCUMENTS, *records]))
     stages.write_keys(run, work, tokenizer, folders, database.embedder, database.manifest["key_dtype"])
     stages.write_indexes(run, folders)
-    old = [stages.Indexed(*those) for those in zip(base[0], database.first_ids, database.hidden_rows, strict=True)]
-    new = stages.indexed(folders, database.n_chunks)
-    queries = [stages.Queries(f"train/{folder.name}", folder, [*old, *new]) for folder in folders]
-    for split, those in zip(SPLITS, base, strict=True):
-        for folder in those:
+    index = list(map(IndexShard, old["train"], database.first_ids, database.deleted_rows))
+    added = stages.index_shards(folders, database.n_chunks)
+    queries = [stages.QueryShard(f"train/{folder.name}", folder, [*index, *added]) for folder in folders]
+    for split, shards in old.items():
+        for folder in shards:
             name = f"{split}/{folder.name}"
-            queries.append(stages.Queries(name, folder, new, path / "neighbours" / name))
+            queries.append(stages.QueryShard(name, folder, added, path / "neighbours" / name))
+    _write_neighbours(run, database, edit, queries)
+    _commit(database, edit, weights)
+
+
+def _write_neighbours(run, database, edit, queries) -> None:
     candidates = database.manifest["neighbours"] + database.manifest["extra_candidates"]
-    stages.write_neighbours(run, edit, work, queries, candidates, database.margin, database.training_neighbours)
-    _make(database, edit, weights)
+    work, margin = edit / layout.WORK, database.ef_margin
+    stages.write_neighbours(run, edit, work, queries, candidates, margin, database.training_neighbours)
 
 
 def _left_out(run, database, edit, facts) -> np.ndarray:
-    """The numbers of new documents that are too like a held-out one; they are added to the list of duplicates."""
-    work, config = edit / WORK, database.manifest["duplicates"]
-    found: list[Path] = []
+    """The numbers of new documents that nearly duplicate a held-out one. They are added to duplicates.jsonl."""
+    work, config = edit / layout.WORK, database.manifest["duplicates"]
+    duplicates: list[Path] = []
     if config is not None:
-        held = work / "held" / f"{shard_name(0)}.jsonl"
+        held = work / "held" / f"{layout.shard_name(0)}.jsonl"
         if not held.exists():
             write_text_shard(held, _held_texts(database))
         training = stages.text_files(work, "train", facts)
-        found = stages.write_duplicates(run, work, training, [held], DedupConfig(**config))
-    write_records(edit / DUPLICATES, chained([database.path / DUPLICATES, *found]))
-    return np.array([record["number"] for record in chained(found)], np.int64)
+        duplicates = stages.write_duplicates(run, work, training, [held], DedupConfig(**config))
+    write_records(edit / layout.DUPLICATES, chained([database.path / layout.DUPLICATES, *duplicates]))
+    return np.array([record["number"] for record in chained(duplicates)], np.int64)
 
 
 def _held_texts(database) -> Iterator[Text]:
-    """The held-out documents, their texts made of their tokens again."""
-    split = database.split("valid")
-    row = 0
+    """The held-out documents, with texts decoded from their tokens."""
+    split, row = database.split("valid"), 0
     for record in database.documents:
         if record["split"] == "valid":
             if not record.get("removed"):
@@ -218,96 +208,85 @@ def _held_texts(database) -> Iterator[Text]:
             row += record["chunks"]
 
 
-def _numbers(database, documents) -> np.ndarray:
-    """Numbers of documents that are not removed yet, of numbers (int) and names (str)."""
+def _numbers(database, documents) -> list[int]:
+    """The numbers of documents given by number (int) or name (str), without those that are removed already."""
     if isinstance(documents, str) or any(isinstance(document, bool) for document in documents):
-        raise UserError("documents to remove are a list of numbers and names")
-    wanted, found, seen = set(documents), [], set()
+        raise UserError("documents to remove must be a list of numbers and names")
+    missing, numbers, wanted = set(documents), [], set(documents)
     for record in database.documents:
-        called = {record["id"], record["name"]} & wanted
-        seen |= called
-        if called and not record.get("removed"):
-            found.append(record["id"])
-    for missing in sorted(map(str, wanted - seen)):
-        raise UserError(
-            f"{database.path} has no document {missing!r}: give a number or a name of its documents.jsonl, which holds "
-            f"{len(database.documents):,}"
-        )
-    return np.array(found, np.int64)
+        matches = {record["id"], record["name"]} & wanted
+        missing -= matches
+        if matches and not record.get("removed"):
+            numbers.append(record["id"])
+    if missing:
+        first = min(map(str, missing))
+        raise UserError(f"{database.path} has no document {first!r}: give a number or name from its documents.jsonl")
+    return numbers
 
 
 def _groups(database, split) -> list[list[int]]:
-    """Which shards of a split become one: neighbours in order that together hold no more than a shard should."""
-    counted = database.manifest["splits"].values()
-    chunks, size = (sum(split[name] for split in counted) for name in ("chunks", "bytes"))
-    most = database.manifest["shard_bytes"] * max(1, chunks) // max(1, size)
-    kept = [len(rows) for rows in _kept_rows(database, split)]
+    """Group consecutive shards of a split that together are no larger than one shard should be."""
+    counts = database.manifest["splits"].values()
+    chunks, size = (sum(split[name] for split in counts) for name in ("chunks", "bytes"))
+    max_chunks = database.manifest["shard_bytes"] * max(1, chunks) // max(1, size)
     groups: list[list[int]] = [[]]
     total = 0
-    for number, count in enumerate(kept):
-        if total and count and total + count > most:
+    for number, rows in enumerate(_remaining_rows(database, split)):
+        if total and len(rows) and total + len(rows) > max_chunks:
             groups.append([])
             total = 0
         groups[-1].append(number)
-        total += count
+        total += len(rows)
     return groups
 
 
-def _kept_rows(database, split) -> list[np.ndarray]:
-    """The rows of each shard of a split that were not removed."""
+def _remaining_rows(database, split) -> list[np.ndarray]:
+    """The rows of each shard of a split that are not removed."""
     stored = database.split(split)
     bounds = itertools.pairwise(stored.documents.starts)
     return [np.setdiff1d(np.arange(start, stop), stored.removed) - start for start, stop in bounds]
 
 
 def _compact(run, database, edit, groups) -> None:
-    kept = [record for record in database.documents if not record.get("removed")]
-    numbers = np.full(len(database.documents), -1, np.int64)
-    numbers[[record["id"] for record in kept]] = np.arange(len(kept))
-    write_records(edit / DOCUMENTS, (record | {"id": int(numbers[record["id"]])} for record in kept))
-    gone = {record["name"] for record in database.documents if record.get("removed")}
-    duplicates = chained([database.path / DUPLICATES])
-    write_records(edit / DUPLICATES, (r for r in duplicates if not gone & {r["name"], r["held_out"]}))
-    folders = {}
-    for split in SPLITS:
-        write_array(edit / tombstones_of(split), np.empty(0, np.int64))
-        rows, old = _kept_rows(database, split), database.folders(shard_dir(split))
+    remaining = [record for record in database.documents if not record.get("removed")]
+    new_ids = np.full(len(database.documents), -1, np.int64)
+    new_ids[[record["id"] for record in remaining]] = np.arange(len(remaining))
+    write_records(edit / layout.DOCUMENTS, (record | {"id": int(new_ids[record["id"]])} for record in remaining))
+    removed = {record["name"] for record in database.documents if record.get("removed")}
+    duplicates = chained([database.path / layout.DUPLICATES])
+    write_records(edit / layout.DUPLICATES, (r for r in duplicates if not removed & {r["name"], r["held_out"]}))
+    folders: dict[str, list[Path]] = {}
+    for split in layout.SPLITS:
+        write_array(edit / layout.tombstones_of(split), np.empty(0, np.int64))
+        rows, old = _remaining_rows(database, split), database.folders(layout.shard_dir(split))
         folders[split] = []
         for number, group in enumerate(groups[split]):
-            folder = edit / shard_dir(split) / shard_name(number)
+            folder = edit / layout.shard_dir(split) / layout.shard_name(number)
             folders[split].append(folder)
-            join = functools.partial(_joined, [old[i] for i in group], [rows[i] for i in group])
-            for name in ("documents", "keys", "tokens"):
-                if not (folder / f"{name}.npy").exists():
-                    write_array(folder / f"{name}.npy", join(name, numbers))
+            for name in ("documents.npy", "keys.npy", "tokens.npy"):
+                if not (folder / name).exists():
+                    joined = np.concatenate([mapped(old[i] / name)[rows[i]] for i in group])
+                    write_array(folder / name, new_ids[joined] if name == "documents.npy" else joined)
     stages.write_indexes(run, folders["train"])
-    candidates = database.manifest["neighbours"] + database.manifest["extra_candidates"]
-    queries = stages.all_queries(folders["train"], folders["valid"])
-    stages.write_neighbours(run, edit, edit / WORK, queries, candidates, database.margin, database.training_neighbours)
-    unchanged = [name for name in database.manifest["files"] if name in (TOKENIZER, REQUEST, HASHING)]
-    _make(database, edit, {}, unchanged)
+    _write_neighbours(run, database, edit, stages.all_queries(folders["train"], folders["valid"]))
+    unchanged = {layout.TOKENIZER, layout.REQUEST, layout.HASHING} & database.manifest["files"].keys()
+    _commit(database, edit, {}, unchanged)
 
 
-def _joined(folders, rows, name, numbers) -> np.ndarray:
-    parts = [mapped(folder / f"{name}.npy") for folder in folders]
-    joined = np.concatenate([part[kept] for part, kept in zip(parts, rows, strict=True)])
-    return numbers[joined] if name == "documents" else joined
-
-
-def _make(database, edit, weights, unchanged=None) -> None:
-    """Write the new manifest, by which the edit is made, and move it into place. unchanged: old files that stay."""
+def _commit(database, edit, weights, unchanged=None) -> None:
+    """Write the new manifest, which commits the edit, and move the files into place. unchanged: old files to keep."""
     old = database.manifest
-    splits, rows = survey(chained([edit / DOCUMENTS]), SPLITS)
+    splits, rows = summarise(chained([edit / layout.DOCUMENTS]), layout.SPLITS)
     weights = {source["name"]: source["weight"] for source in old["sources"]} | weights
     files = {name: old["files"][name] for name in (old["files"] if unchanged is None else unchanged)}
-    # a source whose last rows went, or that brought none, can't be drawn from in training
-    kept = [s["name"] for s in old["sources"] if s["name"] in rows or not s["rows"]] + [*rows]
-    files |= file_facts([edit], [name for name in file_names(edit) if name != EDIT_REQUEST])
+    # a source that has lost its last rows, or added none, is dropped: training cannot draw from it
+    names = [s["name"] for s in old["sources"] if s["name"] in rows or not s["rows"]] + [*rows]
+    files |= layout.file_facts([edit], [name for name in layout.file_names(edit) if name != EDIT_REQUEST])
     manifest = {key: value for key, value in old.items() if key not in ("sha256", "files")} | {
         "generation": old["generation"] + 1,
         "splits": splits,
-        "sources": [{"name": n, "weight": w, "rows": rows.get(n, [])} for n, w in weights.items() if n in kept],
+        "sources": [{"name": n, "weight": w, "rows": rows.get(n, [])} for n, w in weights.items() if n in names],
         "files": dict(sorted(files.items())),
     }
-    write_atomically(edit / MANIFEST, manifest_bytes(sealed(manifest)))
+    layout.write_manifest(edit, manifest)
     finish_edit(database.path)

@@ -1,13 +1,14 @@
-"""The embedder without weights: a chunk's tokens and pairs of tokens, the rarer the heavier, under random signs.
+"""An embedder without trained weights: hashed tokens and pairs of tokens, weighted by rarity, under random signs.
 
-TF-IDF (Spärck Jones 1972) of hashed features, projected to d_key columns: chunks that share rare words and turns of
-phrase get near keys, which is what retrieval by continuation asks for, at about a thousand times BERT's speed.
+It computes TF-IDF (Spärck Jones 1972) of hashed features and projects them to d_key columns. Chunks that share rare
+words and phrases get near keys, which is what retrieval needs, at about a thousand times BERT's speed.
 """
 
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,17 +16,17 @@ from tokenizers import Tokenizer
 from retro_np.errors import UserError
 from retro_np.files import write_array
 from retro_np.kernels.hashing import BUCKETS, count_features, project_features
-from retro_np.progress import progress_bar
-from retro_np.retrieval.sources import checked_texts
+from retro_np.retrieval.embedders import checked_texts, embed_in_batches
+from retro_np.retrieval.manifest import REBUILD
 from retro_np.retrieval.tokenizer import encode_batch, tokenizer_sha256
 
-__all__ = ["BUCKETS", "D_KEY", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
+__all__ = ["BUCKETS", "D_KEY", "HASHED", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
 
-VERSION = 1  # of the algorithm: another one makes other keys
+VERSION = 1  # of the algorithm; another version makes other keys
 D_KEY = 128
-MARGIN = 640
-UNIT = 64  # a weight of one, as an integer
-BATCH_TOKENS = 1 << 18  # of a padded batch of texts
+HASHED = "hashing"  # the `embedder` argument of `build_database` for a database's own hashing embedder
+UNIT = 64  # the integer that represents a weight of 1
+MAX_BATCH_TOKENS = 1 << 18
 FILE = np.dtype(
     [("version", "<u4"), ("d_key", "<u4"), ("tokenizer", "u1", 32), ("chunks", "<u8"), ("counts", "<u4", BUCKETS)]
 )
@@ -33,125 +34,96 @@ FILE = np.dtype(
 
 @dataclass(frozen=True, eq=False)
 class HashingEmbedder:
-    """Keys of token counts. `embed` makes them; name and sha256 tell it from another.
+    """Makes keys from token counts; an Embedder and a TokenEmbedder (see `embedders.py`).
 
-    counts: (2^BITS,) uint32, in how many of `chunks` chunks each bucket of features stands, by `count_features`.
+    counts: (BUCKETS,) uint32 from `count_features`: in how many of the `chunks` chunks each bucket's features occur.
+    d_key: the width of a key. Raises UserError for counts and numbers that do not fit together.
     """
 
     tokenizer: Tokenizer = field(repr=False)
     counts: np.ndarray = field(repr=False)
     chunks: int
     d_key: int = D_KEY
+    name: ClassVar[str] = HASHED
+    # Random signs leave keys nearly as far from each other as possible: for a recall of 95 %, a graph needs ten times
+    # BERT's candidates.
+    ef_margin: ClassVar[int] = 640
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.counts.shape != (BUCKETS,) or self.counts.dtype != np.uint32:
-            found = f"{self.counts.shape} {self.counts.dtype}"
-            raise UserError(f"counts are {found}, and must be ({BUCKETS},) uint32: use count_features")
+            given = f"{self.counts.shape} {self.counts.dtype}"
+            raise UserError(f"counts must be ({BUCKETS},) uint32, not {given}: use count_features")
         if self.d_key < 1:
-            raise UserError(f"a key of {self.d_key} columns can't be made: ask for one or more")
-        most = self.counts.max()
-        if most > self.chunks:
-            raise UserError(
-                f"a feature stands in {most} of {self.chunks} chunks: give the counts' own number of chunks"
-            )
-
-    @property
-    def margin(self) -> int:
-        """Candidates that an index keeps beyond k: random signs leave keys nearly as far from each other as they can
-        be, where a graph needs ten times BERT's margin to find 95 % of what is nearest.
-        """
-        return MARGIN
-
-    @property
-    def name(self) -> str:
-        """What a manifest calls it."""
-        return "hashing"
+            raise UserError(f"d_key must be at least 1, not {self.d_key}")
+        if self.counts.max() > self.chunks:
+            raise UserError(f"a feature was counted in {self.counts.max()} of {self.chunks} chunks: pass all chunks")
 
     @cached_property
     def sha256(self) -> str:
-        """A hash over the algorithm's version, d_key, counts and tokenizer: equal hashes, equal keys."""
+        """A hash of the algorithm's version, d_key, counts and tokenizer: equal hashes, equal keys."""
         return hashlib.sha256(_record(self).tobytes()).hexdigest()
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """A bucket's weight, (2^BITS,) int32: √idf in units of 1/64, idf = log(1 + chunks / (1 + count)) > 0.
+        """Each bucket's weight, (BUCKETS,) int32: √idf in units of 1/64, with idf = log(1 + chunks / (1 + count)) > 0.
 
-        The root, and each occurrence counting, were found by measuring: a projection's noise is the same for all
-        pairs of chunks, and similarities that rest on a few rare features alone drown in it.
+        The square root was chosen by measurement. A projection adds the same noise to all pairs of chunks, and hides
+        similarities that depend on a few rare features.
         """
         idf = np.log1p(self.chunks / (1.0 + self.counts))
         return np.maximum(1, np.rint(UNIT * np.sqrt(idf))).astype(np.int32)
 
     def embed(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
-        """Keys of texts of any length: (N, d_key) float32, those that `embed_tokens` gives for their tokens.
+        """The keys of N texts of any length, (N, d_key) float32, equal to `embed_tokens` of their tokens.
 
-        Raises UserError for what is no text.
+        Raises UserError if `texts` is not a list of strings.
         """
-        ids = encode_batch(self.tokenizer, checked_texts(texts))
-        keys = np.empty((len(texts), self.d_key), np.float32)
-        with progress_bar("embedding", len(texts) if show_progress else 0) as advance:
-            for rows in _batches(np.array([len(tokens) for tokens in ids], np.int64)):
-                padded = np.zeros((len(rows), len(ids[rows[-1]])), np.int64)  # the last one is the longest
-                for tokens, row in zip(padded, rows, strict=True):
-                    tokens[: len(ids[row])] = ids[row]
-                keys[rows] = self.embed_tokens(padded)
-                if show_progress:
-                    advance(len(rows))
-        return keys
+        sequences = encode_batch(self.tokenizer, checked_texts(texts))
+        embed_batch = lambda ids, mask: self.embed_tokens(ids)  # noqa: E731
+        return embed_in_batches(sequences, MAX_BATCH_TOKENS, embed_batch, self.d_key, show_progress)
 
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """Keys of rows of tokens: (N, t) integers to (N, d_key) float32 of length one.
+        """The keys of rows of tokens (N, t), integers: (N, d_key) float32 of length one.
 
-        A key depends on its row alone, to the bit. Padding and end-of-text count nothing, and break a pair. Rows
-        without a token share one key, that is as far from the others as unrelated chunks are. Raises UserError for
-        what are no tokens.
+        A key depends only on its row, to the bit. Padding and end-of-text are not counted, and separate pairs. All rows
+        without a token have the same key, which is as far from the others as those of unrelated chunks. Raises
+        UserError for anything but token ids.
         """
         return project_features(tokens, self.weights, self.d_key)
 
 
-def save_hashing(embedder: HashingEmbedder, path) -> None:
-    """Write what was counted as .npy, whole or not at all; the same embedder gives the same bytes."""
+def save_hashing(embedder: HashingEmbedder, path: Path | str) -> None:
+    """Write an embedder's counts as .npy, all of it or nothing. The same embedder gives the same bytes."""
     write_array(path, _record(embedder))
 
 
-def load_hashing(path, tokenizer: Tokenizer) -> HashingEmbedder:
-    """Read what `save_hashing` wrote. Raises UserError for a damaged file, and for a tokenizer that isn't its own."""
+def load_hashing(path: Path | str, tokenizer: Tokenizer) -> HashingEmbedder:
+    """Read a file of `save_hashing`. Raises UserError for a damaged file, and for another tokenizer than its own."""
     path = Path(path)
-    again = "build the database anew"
     if not path.is_file():
-        raise UserError(f"no counts of features at {path}: {again}")
+        raise UserError(f"no feature counts at {path}: {REBUILD}")
     if path.stat().st_size > 2 * FILE.itemsize:
-        raise UserError(f"{path} is too large for counts of features: {again}")
+        raise UserError(f"{path} is too large for feature counts: {REBUILD}")
     try:
         record = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
-        raise UserError(f"{path} holds no counts of features ({type(error).__name__}): {again}") from error
+        raise UserError(f"{path} does not hold feature counts ({type(error).__name__}): {REBUILD}") from error
     if not isinstance(record, np.ndarray) or record.dtype != FILE or record.shape != ():
-        raise UserError(f"{path} holds something else than counts of features: {again}")
+        raise UserError(f"{path} holds something other than feature counts: {REBUILD}")
     if record["version"] != VERSION:
-        raise UserError(f"{path} is of version {record['version']}, and this is {VERSION}: {again}")
+        raise UserError(f"{path} has version {record['version']}, but this version reads {VERSION}: {REBUILD}")
     if record["tokenizer"].tobytes() != bytes.fromhex(tokenizer_sha256(tokenizer)):
-        raise UserError(f"{path} was counted with another tokenizer: take the tokenizer.json beside it, or {again}")
+        raise UserError(
+            f"{path} was counted with another tokenizer: use the tokenizer.json in its folder, or {REBUILD}"
+        )
     if record["d_key"] < 1 or record["counts"].max() > record["chunks"]:
-        raise UserError(f"{path} is damaged, its numbers don't fit together: {again}")
+        raise UserError(f"{path} is damaged, because its numbers do not fit together: {REBUILD}")
     return HashingEmbedder(tokenizer, record["counts"].astype(np.uint32), int(record["chunks"]), int(record["d_key"]))
 
 
 def _record(embedder):
-    """The file's one entry."""
     record = np.zeros((), FILE)
     record["version"], record["d_key"], record["chunks"] = VERSION, embedder.d_key, embedder.chunks
     record["tokenizer"] = np.frombuffer(bytes.fromhex(tokenizer_sha256(embedder.tokenizer)), np.uint8)
     record["counts"] = embedder.counts
     return record
-
-
-def _batches(lengths):
-    """Row numbers in order of length, cut so that a padded batch holds about BATCH_TOKENS tokens."""
-    order, start = np.argsort(lengths, kind="stable"), 0
-    while start < len(order):
-        # the room that a batch takes when it ends at each of the rows that are left
-        room = lengths[order[start:]] * np.arange(1, len(order) - start + 1)
-        end = start + max(1, int(np.searchsorted(room, BATCH_TOKENS, "right")))
-        yield order[start:end]
-        start = end

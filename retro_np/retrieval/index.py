@@ -1,124 +1,168 @@
-"""Nearest keys, exactly or by HNSW, behind one interface: search(queries, k) -> ids, squared distances."""
+"""Find the nearest keys of a shard, exactly or with HNSW. Every index offers the same method, `Index.search`."""
 
 import errno
+import functools
 import os
+import sys
 from pathlib import Path
+from typing import Any, Protocol
 
-import hnswlib
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import beside_of, flush_folder, write_array
+from retro_np.files import replacing, write_array
 from retro_np.kernels import threads
 from retro_np.kernels.search import exact_search, listed_distances
 
-EQUAL = "equal.npy"  # beside index.hnsw
-LINKS = 16  # M: links of a node a layer
+try:
+    import hnswlib
+except ImportError:  # Without a wheel, hnswlib needs a C++ compiler.
+    hnswlib = None
+
+NOTICE = "hnswlib is not installed: search compares every key (pip install hnswlib for the graph index)"
+INDEX, EQUAL = "index.hnsw", "equal.npy"  # the files of a graph, in its shard's folder
+LINKS = 16  # links per node and layer (M)
 EF_CONSTRUCTION = 200
-EF_MARGIN = 64  # candidates kept beyond k while searching, where the embedder names no other number
-QUERIES_A_BLOCK = 1024
-# keys up to which exact search is as quick as the graph, and misses nothing: for a query alone; and for a batch, where
-# it is a matrix product, of each candidate that the graph would keep (measured with 128 to 384 columns)
-FEW, FEW_A_CANDIDATE = 4096, 600
-BATCH = 32  # queries
+EF_MARGIN = 64  # default number of candidates that a search keeps beyond k
+QUERIES_PER_BLOCK = 1024
+# Up to this many keys, exact search is as fast as the graph and misses nothing. For a batch of queries, exact search is
+# a matrix product, and the limit grows with the candidates that the graph would keep. Measured with 128 to 384 columns.
+MAX_EXACT_KEYS, EXACT_KEYS_PER_CANDIDATE = 4096, 600
+MIN_BATCH_QUERIES = 32
+
+
+class Index(Protocol):
+    """What searches the keys of one shard. `Shard.index` chooses the implementation."""
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest keys of each query (N, d_key): rows (N, k) int64 and squared L2 distances (N, k) float32.
+
+        In order of (distance, row); −1 and inf where there are fewer than k keys.
+        """
+
+
+@functools.cache
+def hnswlib_installed() -> bool:
+    """Whether hnswlib is installed. If not, one line on standard error says what that means, once per process."""
+    if hnswlib is None:
+        print(NOTICE, file=sys.stderr)
+    return hnswlib is not None
 
 
 class ExactIndex:
-    """Search by comparing with every key: the truth that HNSW is measured against, and its fallback."""
+    """Search by comparing each query with every key: the ground truth for HNSW, and its fallback."""
 
     def __init__(self, keys: np.ndarray):
         self.keys = keys
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest keys of each query: ids (N, k) int64 and squared L2 distances (N, k) float32.
-
-        In order of (distance, id); −1 and inf where there are fewer than k keys.
-        """
+        """See `Index.search`."""
         return exact_search(np.asarray(queries, np.float32), self.keys, k)
 
 
 class HnswIndex:
-    """Approximate search in a navigable small world (Malkov & Yashunin 2018), by hnswlib; same interface.
+    """Approximate search in a navigable small world (Malkov & Yashunin 2018), by hnswlib.
 
-    keys: what the graph was built from, for exact distances and for the queries that the graph can't serve. first: for
-    each key the first row that equals it, which alone is in the graph, since equal keys would be linked to each other
-    and to nothing else; empty where no two are equal. margin: candidates kept beyond k.
+    keys: (n, d_key), what the graph was built from; they give the exact distances. first: (n,), for each key the first
+    row with an equal key, or empty if all keys differ. Only these first rows are in the graph, because equal keys would
+    be linked to each other and to nothing else. ef_margin: candidates that a search keeps beyond k.
     """
 
-    def __init__(self, graph: hnswlib.Index | None, keys: np.ndarray, first: np.ndarray, margin: int = EF_MARGIN):
+    def __init__(self, graph: Any, keys: np.ndarray, first: np.ndarray, ef_margin: int = EF_MARGIN):
         self.graph = graph
         self.keys = keys
-        self.margin = margin
+        self.ef_margin = ef_margin
+        self._first = np.asarray(first)
         self._by_first = np.argsort(first, kind="stable")
-        self._firsts = np.asarray(first)[self._by_first]
+        self._sorted_first = self._first[self._by_first]
+
+    @property
+    def n_entries(self) -> int:
+        """The number of keys in the graph: one for each distinct key."""
+        return self.graph.get_current_count() if self.graph is not None else 0
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As ExactIndex.search, but a neighbour may be missed: recall is a test's business."""
+        """See `Index.search`. The graph may miss a neighbour; where it is no faster, exact search answers."""
         queries = np.asarray(queries, np.float32)
-        few = FEW if len(queries) < BATCH else max(FEW, FEW_A_CANDIDATE * (k + self.margin))
-        if self.graph is None or k >= self.graph.get_current_count() or len(self.keys) <= few:
+        batch = len(queries) >= MIN_BATCH_QUERIES
+        max_keys = max(MAX_EXACT_KEYS, batch * EXACT_KEYS_PER_CANDIDATE * (k + self.ef_margin))
+        if k >= self.n_entries or len(self.keys) <= max_keys:
             return exact_search(queries, self.keys, k)
         return self.search_graph(queries, k)
 
     def search_graph(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The graph's own answer, however few the keys are; there is one, of at least k keys."""
-        self.graph.set_ef(k + self.margin)
-        parts = [self._block(queries[i : i + QUERIES_A_BLOCK], k) for i in range(0, len(queries), QUERIES_A_BLOCK)]
-        if not parts:
-            return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
-        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+        """The graph's own answer, however few keys there are. k must be at most `n_entries`."""
+        self.graph.set_ef(k + self.ef_margin)
+        blocks = [self._block(queries[i : i + QUERIES_PER_BLOCK], k) for i in range(0, len(queries), QUERIES_PER_BLOCK)]
+        return _stacked([(np.empty((0, k), np.int64), np.empty((0, k), np.float32)), *blocks])
+
+    def defect(self, rows: np.ndarray) -> str | None:
+        """What is wrong with the graph, or None. It must have each distinct key once; keys are compared at `rows`."""
+        labels = np.unique(self._first) if len(self._first) else np.arange(len(self.keys))
+        if self.graph is None or not np.array_equal(np.sort(self.graph.get_ids_list()), labels):
+            return "does not have one entry for each key"
+        stored = self.graph.get_items(self._first[rows] if len(self._first) else rows)
+        return None if np.array_equal(stored, np.asarray(self.keys[rows], np.float32)) else "holds other keys"
 
     def _block(self, queries, k):
         try:
             labels, _ = self.graph.knn_query(queries, k, num_threads=threads.count())
-        except RuntimeError:  # the graph reached fewer than k for one of them, as where many keys are equal
+        except RuntimeError:  # The graph reached fewer than k keys for one of the queries.
             if len(queries) == 1:
                 return exact_search(queries, self.keys, k)
-            halves = np.array_split(queries, 2)
-            return tuple(np.concatenate(part) for part in zip(*(self._block(h, k) for h in halves), strict=True))
-        ids = self._with_equals(labels.astype(np.int64))
-        # the graph's own distances sum in another order than exact search: one meaning for both, to the bit
-        distances = listed_distances(queries, self.keys, ids)
-        order = np.lexsort((ids, distances))
-        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+            return _stacked([self._block(half, k) for half in np.array_split(queries, 2)])
+        rows = self._with_equals(labels.astype(np.int64))
+        # hnswlib sums a distance in another order. Measured again, equal pairs have equal bits in both kinds of search.
+        distances = listed_distances(queries, self.keys, rows)
+        order = np.lexsort((rows, distances))
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
 
     def _with_equals(self, labels):
-        """The first k rows of (N, k) labels, nearest first, where each stands for all rows whose key equals its own."""
-        if not len(self._firsts):
+        """Replace each label by all rows with an equal key, and keep the first k of each query. labels: (N, k)."""
+        if not len(self._first):
             return labels
-        begin = np.searchsorted(self._firsts, labels)
-        count = np.searchsorted(self._firsts, labels, side="right") - begin
+        start = np.searchsorted(self._sorted_first, labels)
+        count = np.searchsorted(self._sorted_first, labels, side="right") - start
         before = np.cumsum(count, axis=1) - count
-        count = np.clip(labels.shape[1] - before, 0, count).reshape(-1)  # of each, so many that a row has k
+        count = np.clip(labels.shape[1] - before, 0, count).reshape(-1)
         within = np.arange(labels.size) - np.repeat(np.cumsum(count) - count, count)
-        return self._by_first[np.repeat(begin.reshape(-1), count) + within].reshape(labels.shape)
+        return self._by_first[np.repeat(start.reshape(-1), count) + within].reshape(labels.shape)
 
 
-def build_hnsw(keys: np.ndarray, path=None, *, seed: int = 100) -> HnswIndex:
-    """Build the graph, with one thread so that the same keys give the same graph; write it to `path` if given.
+def _stacked(blocks):
+    return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
 
-    Beside it goes equal.npy, which of equal keys stands for the others. Where there are no keys there is no graph, and
-    the file is empty. Raises UserError for keys that are not finite,
-    OSError for a full disk.
+
+def build_hnsw(keys: np.ndarray, path: Path | str | None = None, *, seed: int = 100) -> HnswIndex:
+    """Build the graph of keys (n, d_key), with one thread, so that the same keys give the same graph.
+
+    path: where to write the graph, with equal.npy (the rows of equal keys) in the same folder. Without keys there is no
+    graph, and the file is empty. Raises UserError if hnswlib is missing or a key is not finite or the disk is full.
     """
     if not np.all(np.isfinite(keys)):
-        raise UserError("a key is NaN or infinite: the embedder that made it is broken")
+        raise UserError("a key is NaN or infinite: check the embedder that made it")
     graph, first = None, _first_of_equal(keys)
     if len(keys):
         rows = np.unique(first) if len(first) else np.arange(len(keys))
-        graph = hnswlib.Index(space="l2", dim=keys.shape[1])
+        graph = _empty_graph(keys)
         graph.init_index(len(rows), ef_construction=EF_CONSTRUCTION, M=LINKS, random_seed=seed)
-        for start in range(0, len(rows), 65536):  # float16 keys become float32 a part at a time
-            part = rows[start : start + 65536]
-            graph.add_items(np.asarray(keys[part], np.float32), part, num_threads=1)
+        for start in range(0, len(rows), 65536):  # Float16 keys are converted to float32 in blocks.
+            block = rows[start : start + 65536]
+            graph.add_items(np.asarray(keys[block], np.float32), block, num_threads=1)
     if path is not None:
         write_array(Path(path).with_name(EQUAL), first)
         _save(graph, Path(path))
     return HnswIndex(graph, keys, first)
 
 
+def _empty_graph(keys):
+    if hnswlib is None:
+        raise UserError("a graph index needs hnswlib: pip install hnswlib")
+    return hnswlib.Index(space="l2", dim=keys.shape[1])
+
+
 def _first_of_equal(keys) -> np.ndarray:
-    """For each key the first row that has the same bytes, (N,) int64; empty where all differ."""
+    """For each key the first row that has the same bytes, (n,) int64; empty if all differ."""
     if not len(keys):
         return np.empty(0, np.int64)
     rows = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).reshape(-1)
@@ -126,33 +170,26 @@ def _first_of_equal(keys) -> np.ndarray:
     return first[member] if len(first) < len(keys) else np.empty(0, np.int64)
 
 
-def load_hnsw(path, keys: np.ndarray, margin: int = EF_MARGIN) -> HnswIndex:
-    """Read a graph. Only of a file whose hash has been checked: hnswlib crashes on a corrupt one."""
+def load_hnsw(path: Path | str, keys: np.ndarray, ef_margin: int = EF_MARGIN) -> HnswIndex:
+    """Read a graph that `build_hnsw` wrote for these keys.
+
+    The caller checks the file's hash, because hnswlib crashes on damaged files. Raises UserError if hnswlib is missing
+    or refuses the file.
+    """
     first = np.load(Path(path).with_name(EQUAL), allow_pickle=False)
     if not len(keys):
-        return HnswIndex(None, keys, first, margin)
-    graph = hnswlib.Index(space="l2", dim=keys.shape[1])
+        return HnswIndex(None, keys, first, ef_margin)
+    graph = _empty_graph(keys)
     try:
         graph.load_index(os.fspath(path), max_elements=len(keys))
     except RuntimeError as error:
-        raise UserError(f"{path} is no index ({error}): build the database anew") from error
-    return HnswIndex(graph, keys, first, margin)
+        raise UserError(f"{path} is not an index ({error}): build the database again in another folder") from error
+    return HnswIndex(graph, keys, first, ef_margin)
 
 
-def _save(graph: hnswlib.Index | None, path: Path) -> None:
-    """Write a graph beside its name, flush it to the disk, rename it."""
-    beside = beside_of(path)
-    try:
-        if graph is None:
-            beside.write_bytes(b"")
-        else:
-            graph.save_index(os.fspath(beside))
-            if beside.stat().st_size != graph.index_file_size():  # hnswlib says nothing where the disk is full
+def _save(graph, path: Path) -> None:
+    with replacing(path) as file:
+        if graph is not None:
+            graph.save_index(file.name)
+            if os.stat(file.name).st_size != graph.index_file_size():  # hnswlib does not report a full disk.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)

@@ -1,32 +1,33 @@
-"""How an edit of a database takes effect at once or not at all, wherever it is killed.
+"""How an edit of a database takes effect completely or not at all, wherever it is killed.
 
-An edit writes its files below edit/, laid out as they will lie, and its manifest there last. Until then the database is
-what it was. From then on the edit is made: whoever opens the database next, or the edit itself, moves the files into
-place. Each move can be made twice, so it does not matter where a kill falls; the last one replaces the manifest.
+An edit writes its files below edit/, in the layout of a database, and writes its manifest there last. Before that, the
+database is unchanged. After that, the edit counts as made: the edit itself, or whoever opens the database next, moves
+the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last.
 """
 
 import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from retro_np.errors import UserError
-from retro_np.files import disk_full_said, flush_folder, locked, remove_folder, write_json
+from retro_np.files import flush_folder, locked, remove_folder, write_json
 from retro_np.retrieval.manifest import EDIT, MANIFEST, read_manifest
 
-REQUEST = "request.json"
-PATIENCE = 10.0  # seconds
+EDIT_REQUEST = "request.json"
+LOCK_TIMEOUT = 10.0  # seconds
 
 
-def settle_edit(path: Path) -> None:
-    """Finish an edit that was made and not yet moved into place, or wait for who is at it, which takes a moment.
+def recover_edit(path: Path) -> None:
+    """Move the files of a completed edit into place, or wait until the process that does so has finished.
 
-    Raises UserError where another process holds the database longer than PATIENCE seconds.
+    Raises UserError if another process holds the database for more than LOCK_TIMEOUT seconds.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + LOCK_TIMEOUT
     while (path / EDIT / MANIFEST).exists():
         try:
-            with locked(path, "edit"), disk_full_said(path):
+            with locked(path, "edit"):
                 finish_edit(path)
         except UserError:
             if time.monotonic() > end:
@@ -34,18 +35,18 @@ def settle_edit(path: Path) -> None:
             time.sleep(0.01)
 
 
-def edited_since(path: Path, manifest: dict) -> bool:
-    """Whether files of a database may be others than its manifest, read before, says. Its own are renamed last."""
+def edited_since(path: Path, manifest: dict[str, Any]) -> bool:
+    """Whether an edit may have replaced files since the manifest was read. The manifest itself is replaced last."""
     if (path / EDIT / MANIFEST).exists():
         return True
     try:
         return read_manifest(path)["sha256"] != manifest.get("sha256")
-    except UserError:  # it is there no more
+    except UserError:  # The manifest is no longer there.
         return True
 
 
 def finish_edit(path: Path) -> None:
-    """Move an edit's files into place, if it is made; the database's lock is held."""
+    """Move an edit's files into place if the edit is made. The caller holds the database's lock."""
     edit = path / EDIT
     if (edit / MANIFEST).exists():
         new, old = read_manifest(edit), read_manifest(path)
@@ -59,42 +60,42 @@ def finish_edit(path: Path) -> None:
             _remove_empty((path / name).parent, path)
         (edit / MANIFEST).replace(path / MANIFEST)
         flush_folder(path)
-    elif (edit / REQUEST).exists() and _begun(edit).get("base") == read_manifest(path)["sha256"]:
-        return  # it is begun and not made; anything else is what an edit that is in place left behind
+    elif (edit / EDIT_REQUEST).exists() and _stored_request(edit).get("base") == read_manifest(path)["sha256"]:
+        return  # The edit was started and is not made. Any other folder is left over from an edit that is in place.
     remove_folder(edit)
 
 
-def begin_edit(path: Path, request: dict) -> Path:
-    """Where an edit writes its files: begun anew, or the same one that was stopped. The database's lock is held.
+def begin_edit(path: Path, request: dict[str, Any]) -> Path:
+    """The folder where an edit writes its files: a new one, or that of the same edit if it was interrupted.
 
-    Raises UserError where another edit was stopped half-way.
+    The caller holds the database's lock. Raises UserError if another edit was interrupted.
     """
     edit = path / EDIT
     finish_edit(path)
     wanted = json.loads(json.dumps(request | {"base": read_manifest(path)["sha256"]}))
-    if (edit / REQUEST).exists():
-        begun = _begun(edit)
-        if begun != wanted:
+    if (edit / EDIT_REQUEST).exists():
+        stored = _stored_request(edit)
+        if stored != wanted:
             raise UserError(
-                f"another edit of {path} was stopped half-way ({begun.get('kind')}): give the same command again to "
+                f"another edit of {path} was stopped half-way ({stored.get('kind')}): give the same command again to "
                 f"finish it, or remove {edit} to give it up"
             )
         return edit
     remove_folder(edit)
-    write_json(edit / REQUEST, wanted)
+    write_json(edit / EDIT_REQUEST, wanted)
     return edit
 
 
-def _begun(edit: Path) -> dict:
+def _stored_request(edit: Path) -> dict:
     try:
-        return dict(json.loads((edit / REQUEST).read_bytes()))
+        return dict(json.loads((edit / EDIT_REQUEST).read_bytes()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{edit / REQUEST} is damaged: remove {edit} to give the edit up") from error
+        raise UserError(f"{edit / EDIT_REQUEST} is damaged: remove {edit} to give the edit up") from error
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
     while folder != root:
-        if folder.exists():  # a kill may have fallen after it went
+        if folder.exists():  # It is gone if a kill came after its removal.
             if os.listdir(folder):
                 return
             folder.rmdir()

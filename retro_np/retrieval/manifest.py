@@ -1,80 +1,83 @@
-"""What a database is made of: the layout's names, manifest.json, and the hashes that every file is held against."""
+"""The layout of a database: file names, manifest.json, and the hashes that every file is checked against."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from retro_np.errors import UserError
-from retro_np.files import PARTIAL, sha256_of
+from retro_np.files import PARTIAL, sha256_of, write_atomically
 from retro_np.kernels import threads
 from retro_np.renamed import new_names
 
 FORMAT = 2
+REBUILD = "build the database again in another folder"
 MANIFEST = "manifest.json"
-REQUEST = "build.json"  # what a build was asked for
+REQUEST = "build.json"  # what the build was asked for
 TOKENIZER = "tokenizer.json"
 DOCUMENTS = "documents.jsonl"
-DUPLICATES = "duplicates.jsonl"  # training documents that were left out: too like a held-out one
+DUPLICATES = "duplicates.jsonl"  # training documents left out because they resemble a held-out one
 TOMBSTONES = "tombstones.npy"
-HASHING = "hashing.npy"  # what the hashing embedder counted
-WORK, EDIT = "work", "edit"  # folders of an unfinished build, and of an unfinished edit: no part of a database
-SPLITS = {"train": "shards", "valid": "splits/valid"}  # where the shards of each split lie
+HASHING = "hashing.npy"  # the feature counts of the hashing embedder
+WORK, EDIT = "work", "edit"  # folders of an unfinished build and an unfinished edit; not part of the database
+SPLITS = {"train": "shards", "valid": "splits/valid"}  # the folder of each split's shards
 
 
 def shard_dir(split: str) -> str:
-    """The folder of a split's shards: "shards" of the training documents, which alone can be retrieved."""
+    """The folder of a split's shards. Only training documents can be retrieved."""
     return SPLITS[split]
 
 
 def tombstones_of(split: str) -> str:
-    """The file that lists the rows removed from a split."""
+    """The file that lists the removed rows of a split."""
     return TOMBSTONES if split == "train" else f"{SPLITS[split]}/{TOMBSTONES}"
 
 
 def shard_name(number: int) -> str:
-    """The folder's name of a shard, from 0."""
+    """The folder name of a shard, numbered from 0."""
     return f"{number:05d}"
 
 
-def read_manifest(path: Path) -> dict:
-    """A database's manifest, checked against its own hash. Raises UserError where there is none, or it has changed."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A database's manifest under today's names, checked against its own hash.
+
+    Raises UserError if there is no manifest, or it has changed, is of another format or lacks an entry.
+    """
     file = Path(path) / MANIFEST
     if not file.is_file():
-        begun = (Path(path) / REQUEST).is_file()
-        hint = "its build was not finished: run the same retro-np build again" if begun else "retro-np build makes one"
+        unfinished = (Path(path) / REQUEST).is_file()
+        hint = "its build was not finished; run the same command again" if unfinished else "retro-np build makes one"
         raise UserError(f"no database at {path}: {hint}")
     try:
-        written = file.read_bytes()
-        manifest = json.loads(written)
-        intact = manifest["sha256"] == manifest_sha256(manifest) and written == manifest_bytes(manifest)
+        stored = file.read_bytes()
+        manifest = json.loads(stored)
+        intact = manifest["sha256"] == manifest_sha256(manifest) and stored == manifest_bytes(manifest)
     except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise UserError(f"{file} has been changed or damaged (its own SHA-256 differs): build the database anew")
+        raise UserError(f"{file} has been changed or damaged (its own SHA-256 differs): {REBUILD}")
     manifest = new_names(manifest)
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{file} is of format {manifest.get('format')}, and this version reads {FORMAT}: build it anew")
+        raise UserError(f"{file} has format {manifest.get('format')}, but this version reads {FORMAT}: {REBUILD}")
     try:
-        whole = _is_whole(manifest)
+        complete = _is_complete(manifest)
     except (KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{file} does not hold what a manifest holds: build the database anew")
+        complete = False
+    if not complete:
+        raise UserError(f"{file} lacks entries of a manifest: {REBUILD}")
     return manifest
 
 
-def _is_whole(manifest: dict) -> bool:
-    """Whether all entries are there, of their types, and every file lies in the database's folder."""
+def _is_complete(manifest: dict) -> bool:
+    """Whether all entries are there, with their types, and every file is inside the database's folder."""
     embedder, files = manifest["embedder"], manifest["files"]
-    numbers = [
-        manifest[n]
-        for n in ("generation", "chunk_size", "vocabulary_size", "neighbours", "extra_candidates", "shard_bytes")
-    ]
-    numbers += [embedder["d_key"], embedder["margin"], *(known["bytes"] for known in files.values())]
+    names = ("generation", "chunk_size", "vocabulary_size", "neighbours", "extra_candidates", "shard_bytes")
+    numbers = [*(manifest[name] for name in names), embedder["d_key"], embedder["margin"]]
+    numbers += [file["bytes"] for file in files.values()]
     texts = [manifest["tokenizer"], manifest["key_dtype"], manifest["corpus"], embedder["name"], embedder["sha256"]]
-    texts += [known["sha256"] for known in files.values()] + [source["name"] for source in manifest["sources"]]
+    texts += [file["sha256"] for file in files.values()] + [source["name"] for source in manifest["sources"]]
     weights = [source["weight"] for source in manifest["sources"]]
     bounds = [bound for source in manifest["sources"] for start, stop in source["rows"] for bound in (start, stop)]
     counts = [split[n] for split in manifest["splits"].values() for n in ("documents", "chunks", "tokens", "bytes")]
@@ -88,34 +91,34 @@ def _is_whole(manifest: dict) -> bool:
     )
 
 
-def sealed(manifest: dict) -> dict:
-    """The manifest with its own hash as last entry."""
-    return manifest | {"sha256": manifest_sha256(manifest)}
-
-
-def manifest_sha256(manifest: dict) -> str:
-    """The hash of a manifest without the entry that holds it."""
+def manifest_sha256(manifest: dict[str, Any]) -> str:
+    """The hash of a manifest without its entry "sha256"."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def manifest_bytes(manifest: dict) -> bytes:
-    """What manifest.json holds, to the byte, so that no change to it goes unseen."""
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """The exact bytes of manifest.json, so that no change to the file goes unnoticed."""
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json with its own hash."""
+    write_atomically(folder / MANIFEST, manifest_bytes(manifest | {"sha256": manifest_sha256(manifest)}))
+
+
 def file_names(folder: Path) -> list[str]:
-    """Every file of a database but its manifest, sorted; not what an unfinished build, edit or write left there."""
-    found = []
-    for here, folders, names in os.walk(folder):
-        if Path(here) == folder:
+    """The sorted names of a database's files, without the manifest and the remains of unfinished builds and edits."""
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        if Path(parent) == folder:
             folders[:] = [name for name in folders if name not in (WORK, EDIT)]
-        found += [Path(here) / name for name in names if not name.startswith(".") and not name.endswith(PARTIAL)]
-    return sorted(name for name in (p.relative_to(folder).as_posix() for p in found) if name != MANIFEST)
+        paths += [Path(parent) / name for name in names if not name.startswith(".") and not name.endswith(PARTIAL)]
+    return sorted(name for name in (p.relative_to(folder).as_posix() for p in paths) if name != MANIFEST)
 
 
-def file_facts(folders: Iterable[Path], names: list[str]) -> dict[str, dict]:
-    """Size and SHA-256 of each file, found in the first of the folders that has it. Hashed on all threads."""
+def file_facts(folders: Iterable[Path], names: list[str]) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of each file, in the first folder that has it. All threads compute hashes."""
     folders, facts = list(folders), {}
 
     def measure(name):
@@ -126,16 +129,16 @@ def file_facts(folders: Iterable[Path], names: list[str]) -> dict[str, dict]:
     return {name: facts[name] for name in sorted(names)}
 
 
-def broken_files(path: Path, manifest: dict) -> list[str]:
-    """One line for each file that is missing, or not what the manifest says; none where all is well."""
-    found = {}
+def broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:
+    """One line for each file that is missing or differs from the manifest."""
+    complaints: dict[str, str] = {}
 
     def examine(name):
-        file, known = path / name, manifest["files"][name]
+        file, expected = path / name, manifest["files"][name]
         if not file.is_file():
-            found[name] = f"{file} is missing"
-        elif file.stat().st_size != known["bytes"] or sha256_of(file) != known["sha256"]:
-            found[name] = f"{file} is not what the manifest says (its SHA-256 differs)"
+            complaints[name] = f"{file} is missing"
+        elif file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+            complaints[name] = f"{file} is not what the manifest says (its SHA-256 differs)"
 
     threads.parallel_for(examine, manifest["files"])
-    return [found[name] for name in sorted(found)]
+    return [complaints[name] for name in sorted(complaints)]

@@ -1,154 +1,138 @@
-"""Which values a chunk is given: the nearest ones, but none of any document in its training sequence. Paper §2.3."""
+"""The nearest chunks of a shard that a query may retrieve: no deleted ones, none of its own document. Paper §2.3."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retro_np.files import mapped
-from retro_np.kernels.search import exact_search
-from retro_np.retrieval.index import EF_MARGIN, ExactIndex, HnswIndex, load_hnsw
+from retro_np.kernels import Array
+from retro_np.kernels.search import exact_search, merge_lists
+from retro_np.retrieval.index import EF_MARGIN, INDEX, ExactIndex, Index, load_hnsw
+from retro_np.retrieval.sharded import is_in
 
-NEIGHBOUR = np.dtype([("id", "<i8"), ("distance", "<f4")])  # an entry of a list on its way between two stages
-NONE_HIDDEN = np.empty(0, np.int64)
-CROWDED = 4  # where at most one key in so many may be found, the graph is no help
-SLICES = 8  # runs of rows that are searched where they lie; more are gathered first
+NEIGHBOUR = np.dtype([("id", "<i8"), ("distance", "<f4")])  # an entry of a list that one stage leaves for another
+NONE_DELETED = np.empty(0, np.int64)
+MIN_GRAPH_SHARE = 0.25  # If no more than this share of the keys is allowed, exact search is faster than the graph.
+MAX_SLICES = 8  # Up to this many runs of rows are searched in the memory map; more are gathered first.
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a database to search in. keys: (N, d_key); documents: (N,), ascending; folder: where its index is.
+    """One shard of a database to search in.
 
-    margin: candidates that the graph keeps beyond those asked for; None: compare with every key.
+    folder: the shard's folder. keys: (n, d_key). documents: (n,), ascending. ef_margin: candidates that the graph keeps
+    beyond k; None compares with every key.
     """
 
     folder: Path
-    keys: np.ndarray
-    documents: np.ndarray
-    margin: int | None = EF_MARGIN
+    keys: Array
+    documents: Array
+    ef_margin: int | None = EF_MARGIN
 
     @classmethod
-    def open(cls, folder: Path, margin: int | None = EF_MARGIN) -> "Shard":
-        """Map a shard's arrays; its index is read at the first search."""
+    def open(cls, folder: Path, ef_margin: int | None = EF_MARGIN) -> "Shard":
+        """Map a shard's arrays. The index is read at the first search."""
         keys, documents = (mapped(folder / f"{name}.npy") for name in ("keys", "documents"))
-        return cls(folder, keys, documents, margin)
+        return cls(folder, keys, documents, ef_margin)
 
     @cached_property
-    def index(self) -> HnswIndex | ExactIndex:
-        """What searches the keys."""
-        if self.margin is None:
+    def index(self) -> Index:
+        """The index of the keys."""
+        if self.ef_margin is None:
             return ExactIndex(self.keys)
-        return load_hnsw(self.folder / "index.hnsw", self.keys, self.margin)
+        return load_hnsw(self.folder / INDEX, self.keys, self.ef_margin)
 
 
-def search_shard(shard: Shard, queries, k: int, *, own=None, hidden=NONE_HIDDEN, exact: bool = False):
-    """The k nearest rows of a shard for each query, but hidden ones and those of its own document.
+def search_shard(
+    shard: Shard, queries: Array, k: int, *, own: Array | None = None, deleted: Array = NONE_DELETED,
+    exact: bool = False,
+) -> tuple[Array, Array]:  # fmt: skip
+    """The k nearest rows of a shard for each query, without deleted rows and rows of the query's own document.
 
-    queries: (N, d_key) float32; own: (N,) document numbers, None: no document is left out; hidden: rows, sorted.
-    Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer are left. More than k are
-    fetched from the graph and filtered, then many more; where too few remain, exact search among the rows allowed.
+    queries: (N, d_key) float32. own: (N,) document numbers to leave out, or None. deleted: sorted rows. exact: do not
+    use the graph. Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer remain.
+    The graph is asked for more than k, and its answer is filtered. Where too few remain, exact search takes over.
     """
     size = len(shard.keys)
     rows = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
-    room = np.full(len(queries), size - len(hidden))
-    begin = end = None
+    n_allowed = np.full(len(queries), size - len(deleted))
+    start = stop = np.zeros(len(queries), np.int64)
     if own is not None:
-        begin, end = np.searchsorted(shard.documents, own), np.searchsorted(shard.documents, own, side="right")
-        room = room - (end - begin) + _count_between(hidden, begin, end)
-    wanted = np.minimum(room, k)
-    short = np.flatnonzero(wanted > 0)
-    if not exact and CROWDED * (size - len(hidden)) > size:
-        plain = own is None and not len(hidden)
-        for fetched in (k,) if plain else (2 * k, 8 * k):
-            if not len(short) or (fetched >= size and not plain):
+        start, stop = np.searchsorted(shard.documents, own), np.searchsorted(shard.documents, own, side="right")
+        n_allowed += start - stop + np.searchsorted(deleted, stop) - np.searchsorted(deleted, start)
+    wanted = np.minimum(n_allowed, k)
+    unfinished = np.flatnonzero(wanted > 0)
+    if not exact and size - len(deleted) > MIN_GRAPH_SHARE * size:
+        unfiltered = own is None and not len(deleted)
+        for fetched in (k,) if unfiltered else (2 * k, 8 * k):
+            if not len(unfinished) or (fetched >= size and not unfiltered):
                 break
-            found, distance = shard.index.search(queries[short], fetched)
-            allowed = ~is_in(found, hidden)
-            if own is not None:
-                allowed &= (found < begin[short, None]) | (found >= end[short, None])
-            rows[short], distances[short] = keep_first(found, distance, allowed, k)
-            short = short[(rows[short] >= 0).sum(axis=1) < wanted[short]]
-    if len(short):
-        bounds = None if own is None else np.stack([begin[short], end[short]], axis=1)
-        rows[short], distances[short] = _exact_among(shard.keys, queries[short], k, bounds, hidden)
+            candidates, candidate_distances = shard.index.search(queries[unfinished], fetched)
+            outside = (candidates < start[unfinished, None]) | (candidates >= stop[unfinished, None])
+            allowed = outside & ~is_in(candidates, deleted)
+            rows[unfinished], distances[unfinished] = keep_first(candidates, candidate_distances, allowed, k)
+            unfinished = unfinished[(rows[unfinished] >= 0).sum(axis=1) < wanted[unfinished]]
+    if len(unfinished):
+        bounds = np.stack([start[unfinished], stop[unfinished]], axis=1)
+        rows[unfinished], distances[unfinished] = _exact_among(shard.keys, queries[unfinished], k, bounds, deleted)
     return rows, distances
 
 
-def _count_between(hidden, begin, end):
-    return np.searchsorted(hidden, end) - np.searchsorted(hidden, begin)
+def _exact_among(keys, queries, k, bounds, deleted):
+    """Exact search among the rows that are neither deleted nor within a query's bounds (N, 2).
 
-
-def _exact_among(keys, queries, k, bounds, hidden):
-    """Exact search among the rows that are neither hidden nor between a query's bounds (N, 2).
-
-    Queries of one document are searched together, and equal ones, as of a file of equal lines, once.
+    Queries of one document are searched together. Equal queries, as in a file of equal lines, are searched once.
     """
     rows = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
-    bounds = np.zeros((len(queries), 2), np.int64) if bounds is None else bounds
     groups, member = np.unique(bounds, axis=0, return_inverse=True)
-    for number, (begin, end) in enumerate(groups):
-        these = np.flatnonzero(member.reshape(-1) == number)
-        distinct, place = np.unique(queries[these], axis=0, return_inverse=True)
+    for number, (start, stop) in enumerate(groups):
+        group = np.flatnonzero(member.reshape(-1) == number)
+        distinct, position = np.unique(queries[group], axis=0, return_inverse=True)
         allowed = np.ones(len(keys), bool)
-        allowed[hidden] = False
-        allowed[begin:end] = False
-        found = [_search_run(keys, run, distinct, k) for run in _runs(allowed)]
-        if found:
-            merged = merge_lists(found, k)
-            rows[these], distances[these] = (part[place.reshape(-1)] for part in merged)
+        allowed[deleted] = False
+        allowed[start:stop] = False
+        lists = [_search_run(keys, run, distinct, k) for run in _runs(allowed)]
+        if lists:
+            rows[group], distances[group] = (part[position.reshape(-1)] for part in merge_lists(lists, k))
     return rows, distances
 
 
 def _runs(allowed) -> list:
-    """The rows allowed, as a few slices, or all of them as one array."""
+    """The allowed rows as a few slices, or all of them as one array."""
     edges = np.flatnonzero(np.diff(allowed, prepend=False, append=False))
-    if len(edges) > 2 * SLICES:
+    if len(edges) > 2 * MAX_SLICES:
         return [np.flatnonzero(allowed)]
-    return [slice(begin, end) for begin, end in edges.reshape(-1, 2)]
+    return [slice(start, stop) for start, stop in edges.reshape(-1, 2)]
 
 
 def _search_run(keys, run, queries, k):
-    found, distances = exact_search(queries, keys[run], k)
-    if isinstance(run, slice):
-        return np.where(found >= 0, found + run.start, -1), distances
-    return np.where(found >= 0, run[found], -1), distances
+    rows, distances = exact_search(queries, keys[run], k)
+    return np.where(rows >= 0, rows + run.start if isinstance(run, slice) else run[rows], -1), distances
 
 
-def is_in(ids, sorted_ids) -> np.ndarray:
-    """Whether each id stands in a sorted array."""
-    if not len(sorted_ids):
-        return np.zeros(np.shape(ids), bool)
-    place = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
-    return sorted_ids[place] == ids
+def keep_first(ids: Array, distances: Array, allowed: Any, k: int) -> tuple[Array, Array]:
+    """The first k entries of each row that are allowed and not missing (id ≥ 0), in their order.
 
-
-def merge_lists(lists: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first k by (distance, id) of several lists of ids (N, ·) and distances (N, ·); −1 and inf fill the rest."""
-    ids, distances = (np.concatenate(part, axis=1) for part in zip(*lists, strict=True))
-    order = np.lexsort((ids.astype(np.uint64), distances))  # −1 comes after every id
-    ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
-    return keep_first(ids, distances, True, k)
-
-
-def keep_first(ids, distances, allowed, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first k of each row that are allowed and there (id ≥ 0), in their order; −1 and inf fill the rest."""
+    ids, distances: (…, K). allowed: booleans that broadcast to that shape. Returns ids (…, k) and distances (…, k)
+    float32; −1 and inf fill the rest.
+    """
     allowed = allowed & (ids >= 0)
     order = np.argsort(~allowed, axis=-1, kind="stable")[..., :k]
-    kept = np.take_along_axis(allowed, order, -1)
-    first = np.where(kept, np.take_along_axis(ids, order, -1), -1)
-    nearest = np.where(kept, np.take_along_axis(distances, order, -1), np.inf)
-    missing = k - first.shape[-1]
-    if missing > 0:
-        room = [(0, 0)] * (first.ndim - 1) + [(0, missing)]
-        first, nearest = np.pad(first, room, constant_values=-1), np.pad(nearest, room, constant_values=np.inf)
-    return first, nearest.astype(np.float32)
+    present = np.take_along_axis(allowed, order, -1)
+    out_ids = np.full((*ids.shape[:-1], k), -1, ids.dtype)
+    out_distances = np.full(out_ids.shape, np.inf, np.float32)
+    out_ids[..., : order.shape[-1]] = np.where(present, np.take_along_axis(ids, order, -1), -1)
+    out_distances[..., : order.shape[-1]] = np.where(present, np.take_along_axis(distances, order, -1), np.inf)
+    return out_ids, out_distances
 
 
-def packed(ids, distances) -> np.ndarray:
-    """Ids and distances as one array of entries, which is saved whole or not at all."""
+def packed(ids: Array, distances: Array) -> Array:
+    """Ids and distances as one array of NEIGHBOUR entries, which is saved atomically."""
     entries = np.empty(ids.shape, NEIGHBOUR)
     entries["id"], entries["distance"] = ids, distances
     return entries

@@ -1,7 +1,7 @@
-"""The kinds of place that documents come from, each as a stream: folders, text files, lines of JSON, Hub datasets.
+"""Streams of documents, one for each kind of location: folders, text files, lines of JSON, Hub datasets.
 
-A stream's order does not depend on the file system, and it holds one document at a time, of a folder also the names
-beside the way down to it. A file is an entry before it is a document: its name and size are known, its text is not.
+A stream's order does not depend on the file system. Memory holds one document at a time, and for a folder the names in
+the folders above it. An Entry knows a document's name and size; the text is read on demand.
 """
 
 import codecs
@@ -10,22 +10,31 @@ import json
 import os
 import re
 import stat
+import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from retro_np.errors import UserError
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON and file names can hold one, UTF-8 cannot
-SNIFFED = 8192  # bytes looked at for a NUL, which no text file has
-HUB_PLACE = re.compile(r"hub:(.+?)(?:@([^@#/]+))?(?:#([^#/]+))?", re.DOTALL)
+STDLIB = "stdlib"
+STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+LOCATION_FORMS = "a folder, a text file, a .jsonl or .jsonl.gz file, hub:NAME, or the name stdlib"
+SNIFFED_BYTES = 8192  # A file with a NUL in its first bytes is binary.
+HUB_LOCATION = re.compile(r"hub:(.+?)(?:@([^@#/]+))?(?:#([^#/]+))?", re.DOTALL)
+
+OnSkip = Callable[[str], None]
+Takes = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, its name, and the source it is from; `replaced`: how much of it was no text and became U+FFFD."""
+    """A text, its name and its source's name. replaced: how many invalid byte sequences or surrogates became U+FFFD."""
 
     name: str
     text: str
@@ -34,7 +43,7 @@ class Document:
 
 
 class Entry(NamedTuple):
-    """A document before it is read. size: bytes, of its file or of its text in UTF-8."""
+    """A document that has not been read yet. size: bytes of its file, or of its text in UTF-8."""
 
     name: str
     size: int
@@ -42,45 +51,57 @@ class Entry(NamedTuple):
 
 
 def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate, so that UTF-8 can hold it."""
+    """Replace each lone surrogate by U+FFFD, so that the text can be encoded in UTF-8."""
     return LONE_SURROGATE.sub("\ufffd", text)
 
 
-def checked_texts(texts: list[str]) -> list[str]:
-    """Texts as an embedder takes them, without lone surrogates. Raises UserError for one alone and for no text."""
-    if isinstance(texts, str):
-        raise UserError("embed takes a list of texts, not one text: put it in brackets")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"text {i} is {type(text).__name__}, not a string")
-    return [without_surrogates(text) for text in texts]
+def opener(
+    location: str, name: str, takes: Takes, enters: Takes, leave_out: Path | str | None
+) -> Callable[[OnSkip], Iterator[Entry]]:
+    """A function that opens the entries of the source `name`, any number of times.
+
+    takes, enters, leave_out: see `folder_files`. Raises UserError for a location that does not exist or is binary.
+    """
+    if location == STDLIB:
+        return lambda on_skip: folder_files(
+            sysconfig.get_paths()["stdlib"], name, on_skip,
+            lambda path: path.endswith(".py") and takes(path),
+            lambda path: path.rpartition("/")[2] not in STDLIB_EXCLUDED and enters(path),
+        )  # fmt: skip
+    if location.startswith("hub:"):
+        dataset = hub_dataset(location)  # opened once, so that every pass reads the same revision
+        return lambda on_skip: hub_rows(location, dataset, name)
+    if os.path.isdir(location):
+        return lambda on_skip: folder_files(location, name, on_skip, takes, enters, leave_out)
+    if not os.path.isfile(location):
+        raise UserError(f"no corpus at {location}: give {LOCATION_FORMS}")
+    if location.endswith((".jsonl", ".jsonl.gz")):
+        return lambda on_skip: json_lines(location, name)
+    if is_binary(location):
+        raise UserError(f"{location} is a binary file (it has a NUL byte): give a text file")
+    return lambda on_skip: text_file(location, name)
 
 
 def folder_files(
-    root: str,
-    source: str,
-    on_skip: Callable[[str], None],
-    taken: Callable[[str], bool],
-    entered: Callable[[str], bool],
-    leave_out: str | None = None,
+    root: str, source: str, on_skip: OnSkip, takes: Takes, enters: Takes, leave_out: Path | str | None = None
 ) -> Iterator[Entry]:
     """The text files below a folder, in the order of their relative paths (by code point).
 
-    taken, entered: whether a file, a folder is wanted, by its relative path. Never wanted are the hidden, links to
-    folders or out of root, what is no regular file, and the folder leave_out; the names of binary files go to
-    on_skip. Raises UserError for what cannot be read.
+    takes, enters: whether to take a file or enter a folder, given its relative path. Never taken are hidden files,
+    links to folders or to files outside root, special files, and files below leave_out. on_skip is called with the
+    names of binary files. Raises UserError for a file or folder that cannot be read.
     """
     base, real = os.path.join(os.fsencode(root), b""), os.path.realpath(os.fsencode(root))
-    # a relative path that climbs out of root is met nowhere
+    # outside root this path starts with "..", and no relative path below does
     left_out = None if leave_out is None else os.path.relpath(os.path.realpath(os.fsencode(leave_out)), real) + b"/"
-    pending = [b""]  # relative paths, the next one last; a folder's ends in a slash
+    pending = [b""]  # a stack of relative paths; a folder's ends in a slash
     while pending:
         relative = pending.pop()
         name = without_surrogates(os.fsdecode(relative))
         if not relative or relative.endswith(b"/"):
-            if relative != left_out and (not relative or entered(name.removesuffix("/"))):
+            if relative != left_out and (not relative or enters(name.removesuffix("/"))):
                 pending += [relative + key for key in reversed(_sorted_names(base + relative))]
-        elif taken(name):
+        elif takes(name):
             path = os.fsdecode(base + relative)
             size = _size_of(path, os.fsdecode(real), left_out)
             if size is not None:
@@ -91,37 +112,30 @@ def folder_files(
 
 
 def _sorted_names(folder: bytes) -> list[bytes]:
-    """What a folder shows; folders have a slash at their end, so that sorting here sorts the whole paths."""
-    try:
-        with os.scandir(folder) as entries:
-            shown = (entry for entry in entries if not entry.name.startswith(b"."))
-            return sorted(entry.name + b"/" * entry.is_dir(follow_symlinks=False) for entry in shown)
-    except OSError as error:
-        _refuse(error, os.fsdecode(folder))
+    """The visible names in a folder. A folder's name ends in a slash, so that sorting names sorts whole paths."""
+    with _reading(os.fsdecode(folder)), os.scandir(folder) as entries:
+        visible = (entry for entry in entries if not entry.name.startswith(b"."))
+        return sorted(entry.name + b"/" * entry.is_dir(follow_symlinks=False) for entry in visible)
 
 
 def _size_of(path: str, real_root: str, left_out: bytes | None) -> int | None:
-    """Bytes of a regular file; None for anything else, and for a link to what is outside or left out."""
-    try:
+    """The size of a regular file in bytes. None for anything else, and for a link to a file outside or left out."""
+    with _reading(path):
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             target = os.path.relpath(os.path.realpath(path), real_root)
             if target.split("/")[0] == ".." or (left_out and os.fsencode(target).startswith(left_out)):
                 return None
-            if not os.path.exists(path):  # it leads nowhere, or in a circle
+            if not os.path.exists(path):  # a broken or circular link
                 return None
             status = os.stat(path)
-    except OSError as error:
-        _refuse(error, path)
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def text_file(path: str, source: str) -> Iterator[Entry]:
-    """One text file; its name is without its folder."""
-    try:
+    """One text file, named without its folder."""
+    with _reading(path):
         size = os.stat(path).st_size
-    except OSError as error:
-        _refuse(error, path)
     name = without_surrogates(os.path.basename(path))
     yield Entry(name, size, partial(_file_document, path, name, source))
 
@@ -132,27 +146,27 @@ def _file_document(path: str, name: str, source: str) -> Document:
 
 
 def is_binary(path: str) -> bool:
-    """Whether a file has a NUL in its first 8 KiB. Raises UserError where it cannot be read."""
-    return b"\0" in _read(path, SNIFFED)
+    """Whether a file has a NUL in its first 8 KiB. Raises UserError if it cannot be read."""
+    return b"\0" in _read(path, SNIFFED_BYTES)
 
 
 def _read(path: str, size: int = -1) -> bytes:
+    with _reading(path), open(path, "rb") as file:
+        return file.read(size)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn the system's error into a UserError that names the file or folder."""
     try:
-        with open(path, "rb") as file:
-            return file.read(size)
+        yield
     except OSError as error:
-        _refuse(error, path)
-
-
-def _refuse(error: OSError, path: str) -> NoReturn:
-    reason = error.strerror or error
-    raise UserError(
-        f"cannot read {without_surrogates(path)} ({reason}): mend that, or move it out of the corpus"
-    ) from error
+        reason, path = error.strerror or error, without_surrogates(path)
+        raise UserError(f"cannot read {path} ({reason}): fix that, or move the file out of the corpus") from error
 
 
 def _decoded(data: bytes) -> tuple[str, int]:
-    """UTF-8 text, and how often U+FFFD stands for bytes that were none."""
+    """Bytes as UTF-8 text, and how many invalid byte sequences became U+FFFD."""
     try:
         return data.decode(), 0
     except UnicodeDecodeError:
@@ -161,30 +175,28 @@ def _decoded(data: bytes) -> tuple[str, int]:
 
 
 def json_lines(path: str, source: str) -> Iterator[Entry]:
-    """A document for each line of a .jsonl or .jsonl.gz file that is not blank, in the order of the lines.
+    """One document for each line of a .jsonl or .jsonl.gz file, in order; blank lines are skipped.
 
-    Its name is what `name` or else `id` holds, or else file:line. Raises UserError, which names the line, where one
-    is no object with a `text` string, and where compressed data end early or are damaged.
+    A document is named by its `name`, else by its `id`, else file:line. Raises UserError, with the line's number, if a
+    line is not an object with a `text` string, or if compressed data are truncated or damaged.
     """
-    file_name, number = without_surrogates(os.path.basename(path)), 0
-    try:
-        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+    shown, number = without_surrogates(path), 0
+    with _reading(path), gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        try:
             for line in file:
                 number += 1
-                record, replaced = _parsed(f"{without_surrogates(path)}:{number}", line)
+                record, replaced = _parsed(f"{shown}:{number}", line)
                 if record is not None:
-                    yield _row_entry(record, f"{file_name}:{number}", source, replaced)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{without_surrogates(path)}:{number + 1} cannot be unpacked ({error}): the file is not whole gzip data, "
-            f"fetch it again"
-        ) from error
-    except OSError as error:
-        _refuse(error, path)
+                    yield _row_entry(record, f"{os.path.basename(shown)}:{number}", source, replaced)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(
+                f"{shown}:{number + 1} cannot be unpacked ({error}): the gzip file is damaged or incomplete; "
+                "download it again"
+            ) from error
 
 
 def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
-    """The object of a line, None for a blank one, and how many of its bytes were replaced."""
+    """The object in a line, or None if the line is blank, and how many invalid byte sequences were replaced."""
     line = line.removeprefix(codecs.BOM_UTF8)
     if not line.strip():
         return None, 0
@@ -193,16 +205,16 @@ def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl file is one object") from error
+        raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl file must be an object") from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise UserError(f'{where} has no `text` string: each line is an object like {{"text": "…"}}')
+        raise UserError(f'{where} has no `text` string: each line must be an object like {{"text": "…"}}')
     return record, replaced
 
 
-def _row_entry(record: dict, where: str, source: str, replaced: int = 0) -> Entry:
-    """A document that came with its text: of a line of JSON, or of a dataset's row."""
-    given = [record[key] for key in ("name", "id") if record.get(key) not in (None, "")]
-    name, text = without_surrogates(str(given[0] if given else where)), record["text"]
+def _row_entry(record: dict, default_name: str, source: str, replaced: int = 0) -> Entry:
+    """The entry of a line of JSON or of a dataset's row, whose text is already in memory."""
+    names = [record[key] for key in ("name", "id") if record.get(key) not in (None, "")]
+    name, text = without_surrogates(str([*names, default_name][0])), record["text"]
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -211,63 +223,64 @@ def _row_entry(record: dict, where: str, source: str, replaced: int = 0) -> Entr
     return Entry(name, size, partial(Document, name, text, source, replaced))
 
 
-def hub_name(place: str) -> str:
-    """What `hub:NAME[@CONFIG][#SPLIT]` calls its dataset: NAME, or of a local folder the folder's own name."""
-    name, _, _ = _hub_parts(place)
+def hub_name(location: str) -> str:
+    """The dataset's name in `hub:NAME[@CONFIG][#SPLIT]`. For a local folder, the folder's own name."""
+    name, _, _ = _hub_parts(location)
     return os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
 
 
-def hub_dataset(place: str) -> Any:
-    """Open `hub:NAME[@CONFIG][#SPLIT]` as a stream; the split is train unless given. Returns an IterableDataset.
+def hub_dataset(location: str) -> Any:
+    """Open `hub:NAME[@CONFIG][#SPLIT]` as a stream, an IterableDataset. The default split is train.
 
-    NAME is a dataset of the Hugging Face Hub, or a local folder that holds data files, for which no network is asked.
-    Only the columns text, name and id are read. Raises UserError without the package, the dataset, or its text.
+    NAME is a dataset of the Hugging Face Hub, or a local folder of data files, which needs no network. Only the columns
+    text, name and id are read. Raises UserError if the package, the dataset or its column text is missing.
     """
-    name, config, split = _hub_parts(place)
+    name, config, split = _hub_parts(location)
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{place} is read with the package datasets: pip install retro-np[hub]") from error
-    # an absolute path cannot be taken for a dataset of the Hub, nor for a format such as `json`
-    where = os.path.abspath(name) if os.path.isdir(name) else name
+        raise UserError(f"{location} needs the package datasets: pip install retro-np[hub]") from error
+    # an absolute path cannot be mistaken for a dataset of the Hub or for a format such as `json`
+    path = os.path.abspath(name) if os.path.isdir(name) else name
     try:
-        dataset = datasets.load_dataset(where, config, split=split or "train", streaming=True)
+        dataset = datasets.load_dataset(path, config, split=split or "train", streaming=True)
         columns = dataset.column_names
-    except Exception as error:  # of many kinds: the Hub's, the network's, the file formats'
-        raise _unreadable(place, error) from error
+    except Exception as error:  # errors of the Hub, the network and the file formats share no base class
+        raise _unreadable(location, error) from error
     if columns is None:
         return dataset
     if "text" not in columns:
-        raise UserError(f"{place} has no column `text` (it has {', '.join(columns)}): give a dataset of texts")
+        raise UserError(f"{location} has no column `text` (it has {', '.join(columns)}): give a dataset of texts")
     return dataset.select_columns([column for column in ("text", "name", "id") if column in columns])
 
 
-def hub_rows(place: str, dataset: Any, source: str) -> Iterator[Entry]:
-    """A document for each row of an opened dataset, in its order; a text that is null is empty.
+def hub_rows(location: str, dataset: Any, source: str) -> Iterator[Entry]:
+    """One document for each row of an opened dataset, in order. A null text counts as empty.
 
-    Its name is what `name` or else `id` holds, or else NAME:row, from 0. Raises UserError where a row cannot be read.
+    A document is named by its `name`, else by its `id`, else NAME:row, counted from 0. Raises UserError for a row that
+    cannot be read.
     """
-    label, rows, number = hub_name(place), iter(dataset), -1
+    label, rows, number = hub_name(location), iter(dataset), -1
     while True:
         try:
             record = next(rows, None)
         except Exception as error:  # as above
-            raise _unreadable(place, error, f" after row {number}") from error
+            raise _unreadable(location, error, f" after row {number}") from error
         if record is None:
             return
         number += 1
         if not isinstance(record.get("text", 0), str | None):
-            raise UserError(f"{place} has no `text` string in row {number}: give a dataset of texts")
+            raise UserError(f"{location} has no `text` string in row {number}: give a dataset of texts")
         yield _row_entry(record | {"text": record["text"] or ""}, f"{label}:{number}", source)
 
 
-def _hub_parts(place: str) -> tuple[str, str | None, str | None]:
-    match = HUB_PLACE.fullmatch(place)
+def _hub_parts(location: str) -> tuple[str, str | None, str | None]:
+    match = HUB_LOCATION.fullmatch(location)
     if not match:
-        raise UserError(f"{place} names no dataset: write hub:NAME, hub:NAME@CONFIG or hub:NAME#SPLIT")
-    return match.groups()
+        raise UserError(f"{location} names no dataset: write hub:NAME, hub:NAME@CONFIG or hub:NAME#SPLIT")
+    return match[1], match[2], match[3]
 
 
-def _unreadable(place: str, error: Exception, where: str = "") -> UserError:
+def _unreadable(location: str, error: Exception, row: str = "") -> UserError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return UserError(f"{place} cannot be read{where} ({reason}): check its name, and the network if it is on the Hub")
+    return UserError(f"{location} cannot be read{row} ({reason}): check its name, and the network if it is on the Hub")

@@ -1,72 +1,63 @@
-"""The stages of a build that work on shards, as tasks: what is there already is left alone.
+"""The stages of a build, each a set of tasks over shards. Files that exist already are not written again.
 
-A build and an edit put them together (`build.py`, `edit.py`); a shard's own work is in `shards.py`.
+`build.py` and `edit.py` call the stages; `shards.py` holds the work on one shard.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from retro_np.files import mapped, remove_folder, write_array
 from retro_np.retrieval import shards
 from retro_np.retrieval.deduplicate import DedupConfig
+from retro_np.retrieval.embedders import Embedder
+from retro_np.retrieval.index import INDEX, hnswlib_installed
 from retro_np.retrieval.manifest import shard_dir, shard_name
+from retro_np.retrieval.shards import IndexShard, Numbering
 from retro_np.retrieval.workers import Runner, Task
 
-GROUP = 16  # index shards whose lists wait to be merged
+SHARDS_PER_MERGE = 16  # Lists of neighbours are merged each time this many index shards have been searched.
 
 
-class Indexed(NamedTuple):
-    """A shard to search in: its folder, the id of its first chunk, and its rows that are not to be found."""
-
-    folder: Path
-    first: int
-    hidden: np.ndarray
-
-
-class Queries(NamedTuple):
-    """A shard whose chunks look for neighbours in some shards; `known` holds the lists that others gave before."""
+class QueryShard(NamedTuple):
+    """A shard whose chunks need neighbours, and the shards to search. known: a folder of lists from other shards."""
 
     name: str  # SPLIT/NNNNN
     folder: Path
-    shards: list[Indexed]
+    shards: list[IndexShard]
     known: Path | None = None
 
 
-def indexed(folders: list[Path], first: int = 0) -> list[Indexed]:
-    """Shards in order, of which nothing is hidden; first: the id of the first chunk of all."""
-    found = []
-    for folder in folders:
-        found.append(Indexed(folder, first, np.empty(0, np.int64)))
-        first += chunk_count(folder)
-    return found
+def index_shards(folders: list[Path], first_id: int = 0) -> list[IndexShard]:
+    """Index shards in order, without deleted rows. first_id: the id of the first chunk of the first shard."""
+    first_ids = np.cumsum([first_id, *map(chunk_count, folders)]).tolist()
+    return [IndexShard(folder, i, np.empty(0, np.int64)) for folder, i in zip(folders, first_ids, strict=False)]
 
 
-def all_queries(training: list[Path], held: list[Path]) -> list[Queries]:
-    """Every shard looks for neighbours in every training shard."""
-    shards = indexed(training)
-    splits = {"train": training, "valid": held}
-    return [Queries(f"{split}/{folder.name}", folder, shards) for split, those in splits.items() for folder in those]
+def all_queries(training: list[Path], held: list[Path]) -> list[QueryShard]:
+    """A query for every shard, which searches all training shards."""
+    index, splits = index_shards(training), {"train": training, "valid": held}
+    return [QueryShard(f"{name}/{folder.name}", folder, index) for name, all in splits.items() for folder in all]
 
 
 def chunk_count(folder: Path) -> int:
-    """How many chunks a shard has."""
+    """The number of chunks in a shard."""
     return len(mapped(folder / "tokens.npy"))
 
 
 def write_tokens(
-    run: Runner, out: Path, work: Path, tokenizer: Path, splits: dict, m: int, first_shard: int, numbering
-) -> list[Path]:
-    """Tokenise every text shard in `work`; return the shards' folders, the training ones first.
+    run: Runner, out: Path, work: Path, tokenizer: Path, splits: dict[str, Any], m: int, first_shard: int,
+    numbering: Numbering,
+) -> list[Path]:  # fmt: skip
+    """Tokenise the text shards in `work`. Returns the new shards' folders, those of the training split first.
 
-    splits: facts of `write_texts`; first_shard: the number that the first training shard gets.
+    splits: the "splits" that `write_texts` returned. first_shard: the number of the first training shard.
     """
     tasks, folders = [], []
     for split, facts in splits.items():
         for number in range(facts["shards"]):
-            shift = first_shard if split == "train" else 0
-            folder = out / shard_dir(split) / shard_name(shift + number)
+            folder = out / shard_dir(split) / shard_name(number + (first_shard if split == "train" else 0))
             folders.append(folder)
             if not (folder / "tokens.npy").exists():
                 texts, records = _texts(work, split, number), record_file(work, split, number)
@@ -77,33 +68,31 @@ def write_tokens(
 
 
 def record_file(work: Path, split: str, number: int) -> Path:
-    """Where the records of a text shard's documents are, until all are brought together."""
+    """The temporary file with the records of a text shard's documents."""
     return work / "documents" / split / f"{shard_name(number)}.jsonl"
 
 
 def write_duplicates(
     run: Runner, work: Path, training: list[Path], held: list[Path], config: DedupConfig
 ) -> list[Path]:
-    """Compare training text shards with held-out ones; return the files of what was found, in order."""
+    """Compare training text shards with held-out ones. Returns one file of duplicates for each training shard."""
     signed = [work / "signatures" / f"{path.stem}.npy" for path in held]
-    tasks = [
-        Task(shards.sign_shard, (path, out, config), _lines(path))
-        for path, out in zip(held, signed, strict=True)
-        if not out.exists()
-    ]
+    tasks = _missing(shards.sign_shard, _lines, held, signed, config)
     run("signatures of held-out documents", "documents", tasks)
-    found = [work / "duplicates" / path.name for path in training]
-    tasks = [
-        Task(shards.compare_shard, (path, held, signed, out, config), _lines(path))
-        for path, out in zip(training, found, strict=True)
-        if not out.exists()
-    ]
+    duplicates = [work / "duplicates" / path.name for path in training]
+    tasks = _missing(shards.compare_shard, _lines, training, duplicates, held, signed, config)
     run("looking for duplicates", "documents", tasks)
-    return found
+    return duplicates
 
 
-def text_files(work: Path, split: str, facts: dict) -> list[Path]:
-    """The text shards of a split, whose facts `write_texts` gave."""
+def _missing(function, steps, inputs, outputs, *arguments):
+    """A task for each input whose output does not exist. steps: a function of an input."""
+    pairs = zip(inputs, outputs, strict=True)
+    return [Task(function, (path, out, *arguments), steps(path)) for path, out in pairs if not out.exists()]
+
+
+def text_files(work: Path, split: str, facts: dict[str, Any]) -> list[Path]:
+    """The text shards of a split. facts: what `write_texts` returned for that split."""
     return [_texts(work, split, number) for number in range(facts["shards"])]
 
 
@@ -117,94 +106,92 @@ def _lines(path):
 
 
 def write_counts(run: Runner, work: Path, folders: list[Path]) -> np.ndarray:
-    """How many chunks hold each hashed feature, summed over shards."""
+    """The number of chunks that hold each hashed feature, (BUCKETS,), summed over shards."""
     files = [work / "counts" / f"{folder.name}.npy" for folder in folders]
-    tasks = [
-        Task(shards.count_shard, (folder, file), chunk_count(folder))
-        for folder, file in zip(folders, files, strict=True)
-        if not file.exists()
-    ]
-    run("counting features", "chunks", tasks)
+    run("counting features", "chunks", _missing(shards.count_shard, chunk_count, folders, files))
     return sum(np.load(file, allow_pickle=False) for file in files)
 
 
-def write_keys(run: Runner, work: Path, tokenizer: Path, folders: list[Path], embedder, dtype: str) -> None:
-    """The keys of every shard."""
-    tasks = [
-        Task(
-            shards.embed_shard,
-            (folder, work / "keys" / folder.parent.name / folder.name, tokenizer, embedder, dtype),
-            chunk_count(folder),
-        )
-        for folder in folders
-        if not (folder / "keys.npy").exists()
-    ]
+def write_keys(run: Runner, work: Path, tokenizer: Path, folders: list[Path], embedder: Embedder, dtype: str) -> None:
+    """Embed the chunks of every shard."""
+    tasks = []
+    for folder in folders:
+        if not (folder / "keys.npy").exists():
+            saved = work / "keys" / folder.parent.name / folder.name
+            tasks.append(Task(shards.embed_shard, (folder, saved, tokenizer, embedder, dtype), chunk_count(folder)))
     run("keys", "chunks", tasks)
 
 
 def write_indexes(run: Runner, folders: list[Path]) -> None:
-    """The index of every shard: with one thread each, so that the same keys give the same graph."""
-    tasks = [Task(shards.index_shard, (f,), chunk_count(f)) for f in folders if not (f / "index.hnsw").exists()]
-    run("indexing", "chunks", tasks, side_by_side=True)
+    """Build the index of every shard. Each uses one thread, so that the same keys give the same graph.
+
+    Without hnswlib there are no indexes, and the shards are searched exactly.
+    """
+    if not hnswlib_installed():
+        return
+    tasks = [Task(shards.index_shard, (f,), chunk_count(f)) for f in folders if not (f / INDEX).exists()]
+    run("indexing", "chunks", tasks, parallel=True)
 
 
 def write_neighbours(
-    run: Runner, out: Path, work: Path, queries: list[Queries], candidates: int, margin: int, training: bool
+    run: Runner, out: Path, work: Path, queries: list[QueryShard], candidates: int, ef_margin: int, training: bool
 ) -> None:
-    """neighbours/SPLIT/NNNNN of every query shard: each index shard is asked in turn, and the lists are merged.
+    """Write neighbours/SPLIT/NNNNN for every query shard: search each index shard in turn and merge the lists.
 
-    They are merged every GROUP index shards, so that no more lists than that lie on the disk. training: False gives
-    training shards lists of no entry.
+    Lists are merged every SHARDS_PER_MERGE index shards, which limits how many are on the disk. training: if False,
+    training shards get empty lists.
     """
     for query in queries:
         if not training and query.name.startswith("train/"):
-            write_array(_home(out, query) / "ids.npy", np.empty((chunk_count(query.folder), 0), np.int64))
-            write_array(_home(out, query) / "distances.npy", np.empty((chunk_count(query.folder), 0), np.float32))
-    left = [query for query in queries if not _is_done(out, query)]
-    most = max((len(query.shards) for query in left), default=0)
-    for start in range(0, most, GROUP):
-        group = [(query, query.shards[start : start + GROUP]) for query in left if len(query.shards) > start]
-        group = [(query, those) for query, those in group if not _has_lists(_merged(out, work, query, start))]
-        asked = {shard.folder: shard for _, those in group for shard in those}
+            write_array(_result(out, query) / "ids.npy", np.empty((chunk_count(query.folder), 0), np.int64))
+            write_array(_result(out, query) / "distances.npy", np.empty((chunk_count(query.folder), 0), np.float32))
+    queries = [query for query in queries if not _has_lists(_result(out, query))]
+    total = max((len(query.shards) for query in queries), default=0)
+
+    def is_merged(query, start):  # or a later group is, after which this group's lists are deleted
+        return any(_has_lists(_merged(out, work, query, later)) for later in range(start, total, SHARDS_PER_MERGE))
+
+    for start in range(0, total, SHARDS_PER_MERGE):
+        group = [(query, query.shards[start : start + SHARDS_PER_MERGE]) for query in queries]
+        group = [(query, index) for query, index in group if index and not is_merged(query, start)]
+        searched = {shard.folder: shard for _, index in group for shard in index}
         tasks = []
-        for folder, shard in asked.items():  # shard by shard, so that its index is loaded once
-            for query, those in group:
+        for shard in searched.values():  # shard by shard, so that each index is loaded once
+            for query, index in group:
                 part = _part(work, query, shard)
-                if any(folder == other.folder for other in those) and not part.exists():
-                    arguments = (query.folder, folder, part, shard.first, shard.hidden, candidates, margin)
+                if any(shard.folder == other.folder for other in index) and not part.exists():
+                    arguments = (query.folder, shard, part, candidates, ef_margin)
                     tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
-        run(f"neighbours in {len(asked)} of {most} shards", "queries", tasks)
+        run(f"neighbours in {len(searched)} of {total} shards", "queries", tasks)
         merges = []
-        for query, those in group:
-            known = _merged(out, work, query, start - GROUP) if start else query.known
-            parts = [_part(work, query, shard) for shard in those]
-            arguments = (parts, _merged(out, work, query, start), candidates, known)
-            merges.append(Task(shards.merge_shard, arguments, chunk_count(query.folder)))
+        for query, index in group:
+            known = _merged(out, work, query, start - SHARDS_PER_MERGE) if start else query.known
+            parts = [_part(work, query, shard) for shard in index]
+            merged = _merged(out, work, query, start)
+            merges.append(Task(shards.merge_shard, (parts, merged, candidates, known), chunk_count(query.folder)))
         run("merging", "chunks", merges)
-        for query, those in group:
-            for shard in those:
+        for query, index in group:
+            for shard in index:
                 _part(work, query, shard).unlink(missing_ok=True)
+            if start:
+                remove_folder(_merged(out, work, query, start - SHARDS_PER_MERGE))
     shards.forget_shard()
     remove_folder(work / "neighbours")
 
 
-def _home(out, query):
+def _result(out, query):
     return out / "neighbours" / query.name
 
 
 def _merged(out, work, query, start):
-    """Where the lists of the index shards up to a group, by its start, are: the last group's are the result."""
-    last = start + GROUP >= len(query.shards)
-    return _home(out, query) if last else work / "neighbours" / query.name / f"merged{start:05d}"
+    """The folder of the lists merged so far, after the group of index shards at `start`. The last one is the result."""
+    last = start + SHARDS_PER_MERGE >= len(query.shards)
+    return _result(out, query) if last else work / "neighbours" / query.name / f"merged{start:05d}"
 
 
 def _has_lists(folder):
-    return (folder / "distances.npy").exists()  # written second
+    return (folder / "distances.npy").exists()  # written after ids.npy
 
 
 def _part(work, query, shard):
     return work / "neighbours" / query.name / f"{shard.folder.name}.npy"
-
-
-def _is_done(out, query):
-    return _has_lists(_home(out, query))

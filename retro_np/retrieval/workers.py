@@ -1,7 +1,7 @@
-"""Who does the work on shards: this process, or the workers of a Dask cluster that see the same folders.
+"""Run the tasks of a build in this process, or on the workers of a Dask cluster that see the same folders.
 
-A task is a function of `shards.py` and its arguments, pure, so the result is the same bytes either way. Dask pickles
-tasks, and who can send a pickle can run code: use a cluster on trusted networks only.
+A task is a pure function of `shards.py` with its arguments, so both ways write the same bytes. Dask pickles tasks, and
+anyone who can send a pickle to a worker can run code there: use a cluster on trusted networks only.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,40 +13,41 @@ from retro_np.kernels import threads
 from retro_np.progress import progress_bar
 
 LOCAL = "local"
-PATIENCE = "30s"  # for a scheduler that may still be starting
+SCHEDULER_TIMEOUT = "30s"  # The scheduler may still be starting.
 
 
 class Task(NamedTuple):
-    """A call still to be made: function(*arguments, advance=…), of so many steps."""
+    """A call to make: function(*arguments, advance=…). steps: its length for the progress bar."""
 
-    function: Callable
-    arguments: tuple
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
     steps: int
 
 
 Runner = Callable[..., None]
 
 
-def run_here(description: str, unit: str, tasks: list[Task], side_by_side: bool = False) -> None:
-    """Do tasks in this process, one after another, or side by side on all threads where each would leave cores idle."""
+def run_here(description: str, unit: str, tasks: list[Task], parallel: bool = False) -> None:
+    """Run tasks in this process, one after another. parallel: in threads, for tasks that use one core each."""
     with progress_bar(description, sum(task.steps for task in tasks), unit=unit) as advance:
 
-        def do(task):
+        def run(task):
             task.function(*task.arguments, advance=advance)
 
-        if side_by_side:
-            threads.parallel_for(do, tasks)
+        if parallel:
+            threads.parallel_for(run, tasks)
         else:
             for task in tasks:
-                do(task)
+                run(task)
 
 
 @contextmanager
 def workers(address: str | None) -> Iterator[Runner]:
-    """Yield what runs tasks: `run_here` for None, else Dask: "local", a cluster of our own, or a scheduler's address.
+    """Yield a function that runs tasks, with the signature of `run_here`.
 
-    Raises UserError where dask is not installed, and where no scheduler answers. A worker that dies is made good by the
-    others; a task that raises stops all.
+    address: None runs them in this process, "local" on a Dask cluster started for the purpose, and a scheduler's
+    address on that scheduler's cluster. Tasks of a worker that dies are run by the others. A task that raises stops the
+    run. Raises UserError if dask is not installed or no scheduler answers.
     """
     if address is None:
         yield run_here
@@ -56,13 +57,13 @@ def workers(address: str | None) -> Iterator[Runner]:
     except ImportError as error:
         raise UserError('--dask needs dask and distributed: pip install "retro-np[dask]"') from error
     if address == LOCAL:
-        one_thread = {threads.VARIABLE: "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        one_thread = {threads.THREADS_VARIABLE: "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         settings = {"n_workers": threads.cores(), "threads_per_worker": 1, "dashboard_address": None, "env": one_thread}
         with LocalCluster(**settings) as cluster, Client(cluster) as client:
             yield _on(client)
         return
     try:
-        client = Client(address, timeout=PATIENCE)
+        client = Client(address, timeout=SCHEDULER_TIMEOUT)
     except (OSError, ValueError, TimeoutError) as error:
         raise UserError(f"no Dask scheduler answers at {address}: give tcp://HOST:8786, or local") from error
     with client:
@@ -72,16 +73,16 @@ def workers(address: str | None) -> Iterator[Runner]:
 def _on(client: Any) -> Runner:
     from distributed import as_completed
 
-    def run(description: str, unit: str, tasks: list[Task], side_by_side: bool = False) -> None:
+    def run(description: str, unit: str, tasks: list[Task], parallel: bool = False) -> None:
         with progress_bar(description, sum(task.steps for task in tasks), unit=unit) as advance:
             steps = {}
             for task in tasks:
-                # results are files, not values: a task done before must be done again where its file has gone
+                # pure=False: results are files, so a task must run again if its file has been deleted
                 future = client.submit(task.function, *task.arguments, pure=False)
                 steps[future] = task.steps
             try:
                 for future in as_completed(list(steps)):
-                    future.result()  # raises what the task raised
+                    future.result()  # raises the task's exception
                     advance(steps[future])
             finally:
                 client.cancel([future for future in steps if not future.done()])

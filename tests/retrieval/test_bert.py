@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from retro_np import load_bert
 from retro_np.errors import UserError
-from retro_np.kernels.rowwise import erf
+from retro_np.kernels.bert import erf
 from retro_np.retrieval.weights import find_bert
 
 TEXTS = [
@@ -50,7 +50,7 @@ def padded(pieces):
 
 
 @pytest.mark.oracle
-def test_hidden_states_of_minilm_are_those_of_transformers(minilm):
+def test_minilm_hidden_states_equal_those_of_transformers(minilm):
     ids, mask = padded(minilm.word_pieces(TEXTS))
     expected = transformers_states(find_bert(), ids, mask)
     np.testing.assert_allclose(minilm.encode(ids, mask)[mask], expected[mask], atol=1e-5)
@@ -100,7 +100,7 @@ def tiny_folder(folder, seed=0, **config):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.enable_truncation(4)  # which load_bert has to override, and padding too
+    tokenizer.enable_truncation(4)  # load_bert must override it, and the padding too
     tokenizer.enable_padding(length=9)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -153,7 +153,7 @@ def test_weights_are_found_without_importing_their_package(minilm):
     ],
     ids=["positions", "tokenizer", "no limit", "sentence"],
 )
-def test_the_maximum_length_is_the_one_that_the_folder_says(tmp_path, files, length):
+def test_the_maximum_length_comes_from_the_folder(tmp_path, files, length):
     folder = tiny_folder(tmp_path / "bert")
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
@@ -178,10 +178,12 @@ def test_names_with_the_prefix_bert_are_the_same_model(tmp_path):
     assert np.array_equal(load_bert(folder).embed(["a b c"]), keys)
 
 
-def test_what_is_missing_or_broken_is_refused_by_name(tmp_path):
+def test_a_missing_or_broken_file_is_refused_by_name(tmp_path):
     whole = tiny_folder(tmp_path / "bert")
     with pytest.raises(UserError, match="no folder"):
         load_bert(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="must be a BERT's folder; leave it out for a hashing database"):
+        load_bert("hashing")
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         folder = shutil.copytree(whole, tmp_path / f"without {name}")
         (folder / name).unlink()
@@ -196,13 +198,13 @@ def test_what_is_missing_or_broken_is_refused_by_name(tmp_path):
     ("change", "complaint"),
     [
         ({"model_type": "roberta"}, "not of a BERT"),
-        ({"hidden_act": "swish"}, "hidden_act is one of"),
+        ({"hidden_act": "swish"}, "hidden_act must be one of"),
         ({"intermediate_size": 13}, "intermediate.dense.weight is of shape"),
         ({"num_hidden_layers": 3}, "encoder.layer.2.*is missing"),
     ],
     ids=["architecture", "activation", "shape", "layers"],
 )
-def test_a_config_that_the_weights_do_not_fit_is_refused(tmp_path, change, complaint):
+def test_a_config_that_does_not_match_the_weights_is_refused(tmp_path, change, complaint):
     folder = tiny_folder(tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
@@ -215,18 +217,18 @@ def test_pooling_other_than_the_mean_is_refused(tmp_path):
     (folder / "modules.json").write_text(json.dumps([{"type": "a.Pooling", "path": "1_Pooling"}]))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    with pytest.raises(UserError, match="mean pooling alone"):
+    with pytest.raises(UserError, match="only mean pooling is supported"):
         load_bert(folder)
 
 
-def test_what_is_no_text_is_refused_by_its_place(minilm):
+def test_a_text_that_is_not_a_string_is_refused_by_its_index(minilm):
     with pytest.raises(UserError, match="text 1 is int"):
         minilm.embed(["a", 3])
     with pytest.raises(UserError, match="a list of texts"):
         minilm.embed("a")
 
 
-def test_no_weights_anywhere_says_how_to_get_them(tmp_path, monkeypatch):
+def test_without_weights_the_error_says_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
@@ -240,7 +242,7 @@ def test_no_weights_anywhere_says_how_to_get_them(tmp_path, monkeypatch):
     assert load_bert().d_key == 4
 
 
-def test_erf_is_that_of_the_c_library_to_float32s_rounding():
+def test_erf_equals_that_of_the_c_library_up_to_float32_rounding():
     x = np.concatenate([np.linspace(-6, 6, 20001), [0, 1e-8, -1e-8]]).astype(np.float32)
     expected = np.array([math.erf(float(value)) for value in x])
     np.testing.assert_allclose(erf(x), expected, atol=5e-7)

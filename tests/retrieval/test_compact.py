@@ -1,4 +1,4 @@
-"""Ground truth: lists by exact search over what is left, and the records that stay."""
+"""Ground truth: neighbours by exact search over the remaining chunks, and the remaining records."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from exact_lists import assert_lists_are_exact, numbers_of, rows_of
 from support import EMBEDDER, SMALL, all_bytes, json_lines
 
 from retro_np.retrieval.build import build_database
-from retro_np.retrieval.corpus import sources_of
+from retro_np.retrieval.corpus import parse_sources
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.verify import verify_database
@@ -17,7 +17,7 @@ from retro_np.training.batches import training_batch
 pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
-def test_compacting_forgets_what_was_left_out_for_a_document_that_is_gone(db, built, tmp_path):
+def test_compacting_forgets_duplicates_of_a_removed_document(db, built, tmp_path):
     database = Database.open(db)
     first, second = (database.documents[number] for number in numbers_of(database, "valid")[:2])
     texts = {f"like {r['name']}": (built.parent / "docs" / r["name"]).read_text() for r in (first, second)}
@@ -29,7 +29,7 @@ def test_compacting_forgets_what_was_left_out_for_a_document_that_is_gone(db, bu
     assert second["name"] in listed
 
 
-def test_all_can_be_removed_compacted_and_added_to_again(db, more):
+def test_all_documents_can_be_removed_and_others_added_after_compacting(db, more):
     database = Database.open(db)
     everything = list(range(len(database.documents)))
     gone = remove_documents(db, everything)
@@ -46,7 +46,7 @@ def test_all_can_be_removed_compacted_and_added_to_again(db, more):
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_compacting_where_there_is_nothing_to_do_changes_nothing(db, capsys):
+def test_compacting_a_compact_database_changes_nothing(db, capsys):
     compact(db)
     before = all_bytes(db)
     compact(db)
@@ -67,7 +67,7 @@ def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
     assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in after.folders("shards")]
 
 
-def test_compacting_gives_numbers_anew_and_lists_of_what_is_left(db, more):
+def test_compacting_renumbers_documents_and_finds_their_neighbours_again(db, more):
     add_documents(db, more, embedder=EMBEDDER)
     before = remove_documents(db, [*range(0, 30, 3), 31, 40])
     rows = np.flatnonzero(~before.removed(np.arange(before.n_chunks)))
@@ -82,7 +82,7 @@ def test_compacting_gives_numbers_anew_and_lists_of_what_is_left(db, more):
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_a_shard_whose_only_document_goes_is_gone_after_compacting(tmp_path):
+def test_compacting_removes_a_shard_whose_only_document_was_removed(tmp_path):
     corpus = json_lines(tmp_path / "c.jsonl", {name: f"{name} is a text of some length " * 20 for name in "abcd"})
     config = replace(SMALL, held_out=0.0, shard_bytes=300)
     assert len(build_database(corpus, tmp_path / "db", config, EMBEDDER).folders("shards")) == 4
@@ -94,9 +94,9 @@ def test_a_shard_whose_only_document_goes_is_gone_after_compacting(tmp_path):
     assert_lists_are_exact(after)
 
 
-def test_a_source_that_lost_all_its_documents_does_not_keep_others_from_training(tmp_path):
+def test_training_works_after_a_source_has_lost_all_its_documents(tmp_path):
     places = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
-    sources = sources_of(f"{name}={place}:1" for name, place in places.items())
+    sources = parse_sources(f"{name}={place}:1" for name, place in places.items())
     build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
     options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
     for edit in (lambda: remove_documents(tmp_path / "db", ["b"]), lambda: compact(tmp_path / "db")):

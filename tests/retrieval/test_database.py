@@ -1,4 +1,4 @@
-"""Ground truth: chunks, values and distances made again in plain Python from the documents."""
+"""Ground truth: chunks, values and distances computed from the documents in plain Python."""
 
 import json
 import shutil
@@ -18,18 +18,18 @@ from retro_np.sequences import sequence_neighbours
 
 
 def plain_chunks(database, corpus, split, share):
-    """[(document number, tokens)] of a split, by lists alone."""
-    m, found = database.chunk_size, []
+    """[(document number, tokens)] of a split, with plain lists."""
+    m, chunks = database.chunk_size, []
     for number, document in enumerate(corpus.documents()):
         if held_out(document.name, share) == (split == "valid"):
             tokens = [*encode(database.tokenizer, document.text), 1]
             tokens += [0] * (-len(tokens) % m)
-            found += [(number, tokens[i : i + m]) for i in range(0, len(tokens), m)]
-    return found
+            chunks += [(number, tokens[i : i + m]) for i in range(0, len(tokens), m)]
+    return chunks
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_chunks_are_the_documents_cut_on_their_own_grids(database, corpus, split):
+def test_each_document_is_cut_into_chunks_from_its_own_start(database, corpus, split):
     plain = plain_chunks(database, find_corpus(corpus), split, SMALL.held_out)
     stored = database.split(split)
     assert stored.tokens[:].tolist() == [tokens for _, tokens in plain]
@@ -43,7 +43,7 @@ def test_a_value_is_a_chunk_and_its_continuation_in_the_same_document(database, 
         assert database.value(i).tolist() == tokens + (plain[i + 1][1] if follows else [0] * database.chunk_size)
 
 
-def test_values_come_in_the_shape_of_their_ids_and_padding_for_missing_ones(database):
+def test_values_have_the_shape_of_their_ids_and_missing_ones_are_padding(database):
     ids = np.array([[0, -1], [3, 1]])
     values = database.value(ids)
     assert values.shape == (2, 2, 2 * database.chunk_size)
@@ -66,7 +66,7 @@ def test_neighbours_of_a_training_chunk_are_the_nearest_of_other_documents(datab
         assert documents[row] not in documents[split.neighbours[[row]][0]]
 
 
-def test_more_neighbours_than_there_are_is_padding(database):
+def test_neighbours_beyond_the_stored_ones_are_padding(database):
     split = database.split("valid")
     values = sequence_neighbours(database, split, np.array([[0, 1, -1]]), 40)
     kept = SMALL.neighbours + SMALL.extra_candidates
@@ -85,26 +85,26 @@ def test_search_finds_a_chunk_by_its_own_text_at_distance_zero(database):
     assert ids.shape == distances.shape == (2, 3)
 
 
-def test_a_search_for_more_than_there_is_gives_all_and_then_nothing(database):
+def test_a_search_for_more_than_all_chunks_returns_all_of_them_and_then_missing_ones(database):
     ids, distances = database.search("value", 10 * database.n_chunks)
     assert sorted(ids[: database.n_chunks]) == list(range(database.n_chunks))
     assert (ids[database.n_chunks :] == -1).all()
     assert np.isinf(distances[database.n_chunks :]).all()
-    with pytest.raises(UserError, match="at least one neighbour"):
+    with pytest.raises(UserError, match="at least 1, not 0"):
         database.search("value", 0)
 
 
-def test_tombstones_are_never_found(database, tmp_path):
+def test_deleted_chunks_are_never_found(database, tmp_path):
     copy = shutil.copytree(database.path, tmp_path / "db")
     gone, _ = database.search("value", 5)
     buried = Database.open(copy, CountingEmbedder())
-    buried._hidden = np.sort(gone)
+    buried._deleted = np.sort(gone)
     ids, _ = buried.search("value", database.n_chunks)
     assert not set(gone) & set(ids)
     assert (ids >= 0).sum() == database.n_chunks - 5
 
 
-def test_many_shards_hold_the_same_as_one(corpus, database, tmp_path, embedder):
+def test_many_shards_hold_the_same_chunks_and_neighbours_as_one(corpus, database, tmp_path, embedder):
     many = build_database(corpus, tmp_path / "db", BuildConfig(**vars(SMALL) | {"shard_bytes": 3000}), embedder)
     assert len(list((tmp_path / "db" / "shards").iterdir())) > 3
     assert many.n_chunks == database.n_chunks
@@ -128,7 +128,7 @@ def test_a_finished_database_is_reused_and_another_request_refused(corpus, datab
     before = all_bytes(database.path)
     build_database(corpus, database.path, SMALL, embedder)
     assert all_bytes(database.path) == before
-    with pytest.raises(UserError, match="another chunk_size"):
+    with pytest.raises(UserError, match="was started with chunk_size = 8, not 4; give the same value"):
         build_database(corpus, database.path, BuildConfig(**vars(SMALL) | {"chunk_size": 4}), embedder)
 
 
@@ -148,7 +148,7 @@ def test_any_flipped_byte_is_refused_by_the_name_of_its_file(database, tmp_path)
     Database.open(copy)
 
 
-def test_what_is_no_database_is_refused(tmp_path, database):
+def test_a_folder_without_a_finished_database_is_refused(tmp_path, database):
     with pytest.raises(UserError, match="no database at"):
         Database.open(tmp_path)
     (tmp_path / "build.json").write_text("{}")
@@ -159,16 +159,22 @@ def test_what_is_no_database_is_refused(tmp_path, database):
 def test_another_embedder_is_refused(database):
     other = CountingEmbedder()
     other.sha256 = "ab" * 32
-    with pytest.raises(UserError, match="was built with embedder counting"):
+    with pytest.raises(UserError, match=r"was built with embedder counting .*; pass --embedder, or build another"):
         Database.open(database.path, other)
+
+
+def test_a_hashing_database_is_opened_without_another_embedder(corpus, tmp_path, embedder):
+    path = build_database(corpus, tmp_path / "db", SMALL, "hashing").path
+    with pytest.raises(UserError, match=r"was built with embedder hashing .*; leave out --embedder, or build another"):
+        Database.open(path, embedder)
 
 
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        (lambda db: db.search("a", 0), "at least one neighbour"),
+        (lambda db: db.search("a", 0), "at least 1, not 0"),
         (lambda db: db.search("a", 1.5), "whole number"),
-        (lambda db: db.search_keys(np.zeros((1, 3)), 1), r"keys are \(N, 16\)"),
+        (lambda db: db.search_keys(np.zeros((1, 3)), 1), r"keys must be \(N, 16\)"),
         (lambda db: db.search_keys(np.full((1, 16), np.nan), 1), "NaN or infinite"),
         (lambda db: db.value([0.0]), "are integers"),
         (lambda db: db.document_of(-2), "chunk ids go from 0"),
@@ -176,12 +182,12 @@ def test_another_embedder_is_refused(database):
         (lambda db: Database.open(db.path, index="flat"), "hnsw or exact"),
     ],
 )
-def test_a_wrong_call_is_answered_with_what_is_right(database, call, complaint):
+def test_an_invalid_argument_is_refused_with_the_valid_ones(database, call, complaint):
     with pytest.raises(UserError, match=complaint):
         call(database)
 
 
-def test_odd_queries_just_work(database):
+def test_odd_queries_find_neighbours(database):
     ids, distances = database.search(["", "lone \ud800", "x" * 10_000], 2)
     assert (ids >= 0).all()
     assert np.isfinite(distances).all()
@@ -189,7 +195,7 @@ def test_odd_queries_just_work(database):
     assert database.value([]).shape == (0, 2 * database.chunk_size)
 
 
-def test_files_that_no_manifest_knows_are_not_read(database, tmp_path):
+def test_files_that_the_manifest_does_not_list_are_not_read(database, tmp_path):
     copy = shutil.copytree(database.path, tmp_path / "db")
     (copy / "shards" / "00001").mkdir()
     (copy / "shards" / "00001" / "tokens.npy").write_bytes(b"whatever")
@@ -198,7 +204,7 @@ def test_files_that_no_manifest_knows_are_not_read(database, tmp_path):
 
 
 @pytest.mark.parametrize("index", ["hnsw", "exact"])
-def test_found_neighbours_are_those_of_a_sort_of_all_distances(database, embedder, index):
+def test_search_returns_the_first_of_all_sorted_distances(database, embedder, index):
     keys = np.load(database.path / "shards" / "00000" / "keys.npy").astype(np.float64)
     texts = [f"class value {i} return" * (1 + i % 3) for i in range(12)]
     distances = ((embedder.embed(texts)[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
@@ -214,7 +220,7 @@ odd_texts = st.text(max_size=30) | st.sampled_from(
 
 @given(st.lists(odd_texts, min_size=1, max_size=8), st.integers(1, 5), st.sampled_from([50, 1000]))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-def test_odd_documents_build_and_every_neighbour_is_of_another_document(tmp_path_factory, texts, m, shard_bytes):
+def test_odd_documents_are_built_and_every_neighbour_is_from_another_document(tmp_path_factory, texts, m, shard_bytes):
     assume(any(texts))  # a corpus without a single byte is refused
     folder = tmp_path_factory.mktemp("odd")
     (folder / "c.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
@@ -225,6 +231,28 @@ def test_odd_documents_build_and_every_neighbour_is_of_another_document(tmp_path
     assert not (sources == split.documents[:][:, None]).any()
     others = len(split.tokens) - np.bincount(split.documents[:])[split.documents[:]]
     assert ((split.neighbours[:] >= 0).sum(axis=1) == np.minimum(others, 5)).all()
+
+
+def test_the_manifest_stores_the_embedders_ef_margin_or_the_default_64(corpus, database, tmp_path):
+    wide = CountingEmbedder()
+    wide.ef_margin = 7
+    assert database.ef_margin == database.manifest["embedder"]["margin"] == 64
+    assert build_database(corpus, tmp_path / "db", SMALL, wide).ef_margin == 7
+    assert Database.open(tmp_path / "db").manifest["embedder"]["margin"] == 7
+
+
+def test_chunks_are_embedded_from_their_tokens_if_the_embedder_reads_tokens(database):
+    chunks = database.split("train").tokens[:5]
+    opened = Database.open(database.path, CountingEmbedder())
+    assert np.array_equal(opened.embed_chunks(chunks), CountingEmbedder().embed([opened.text(row) for row in chunks]))
+    reader = CountingEmbedder()
+    reader.embed_tokens = lambda tokens: tokens[:, :1].astype(np.float32)
+    assert Database.open(database.path, reader).embed_chunks(chunks).tolist() == chunks[:, :1].tolist()
+
+
+def test_a_name_that_is_no_embedder_is_refused(corpus, tmp_path):
+    with pytest.raises(UserError, match="embedder must be \"hashing\" or an object that embeds, not 'bert'"):
+        build_database(corpus, tmp_path / "db", SMALL, "bert")
 
 
 def test_ids_of_any_integer_type_give_the_same_values(database):

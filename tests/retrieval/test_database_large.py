@@ -1,4 +1,4 @@
-"""Ground truth: the tokens that a text must have, and the text that they spell."""
+"""Ground truth: the tokens that a text must have, and the text to which they decode."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from retro_np.retrieval.verify import verify_database
 
 
 def assert_large(database, text, tokens, number):
-    """One large document, as it is stored: its tokens are these, or where none are given, spell its text."""
+    """Check one stored document: its tokens if they are given, and that they decode to its text."""
     m, split = database.chunk_size, database.split("train")
     stored = split.tokens[:][split.documents[:] == number].reshape(-1)
     used = int(np.flatnonzero(stored)[-1]) + 1
@@ -35,19 +35,19 @@ def large(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_a_million_equal_lines_are_a_document(tmp_path):
+def test_a_document_may_be_a_million_equal_lines(tmp_path):
     text = "x = 1\n" * 10**6
     database = large(tmp_path, text)
     assert_large(database, text, database.tokenizer.encode(text).ids, 1)
 
 
 @pytest.mark.slow
-def test_one_line_of_50_mb_is_a_document(tmp_path):
+def test_a_document_may_be_one_line_of_50_mb(tmp_path):
     words = np.random.default_rng(0).choice(WORDS, 9_000_000)
     text = " ".join(words.tolist())
     assert len(text) > 50e6
     database = large(tmp_path, text)
-    # a word with the space before it is encoded by itself
+    # A word and the space before it are encoded independently of the rest.
     spelt = {word: database.tokenizer.encode(" " + word).ids for word in WORDS}
     tokens = database.tokenizer.encode(str(words[0])).ids
     for word in words[1:].tolist():
@@ -56,7 +56,7 @@ def test_one_line_of_50_mb_is_a_document(tmp_path):
 
 
 @pytest.mark.slow
-def test_megabytes_without_a_space_are_a_document(tmp_path):
+def test_a_document_may_be_megabytes_without_a_space(tmp_path):
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789", np.uint8)
     text = np.random.default_rng(0).choice(letters, 5_000_000).tobytes().decode()
     assert_large(large(tmp_path, text), text, None, 1)

@@ -1,6 +1,7 @@
-"""Ground truth: a database as plain lists. Documents are cut by the tokenizers library's own encoding, keys come from
-the embedder on each chunk, neighbours from a sort of all (distance, id) pairs. Keys have 16 columns, of which a
-distance is a tree of sums that is written down here, so that everything is compared to the bit."""
+"""Ground truth: a database as plain lists. The tokenizers library encodes the documents, the embedder makes the key of
+each chunk alone, and all (distance, id) pairs are sorted. Keys have 16 columns. Their distance is summed in the same
+order here as in the kernels, so that everything is compared to the bit.
+"""
 
 import os
 import shutil
@@ -14,12 +15,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 @pytest.fixture(autouse=True)
 def _no_flushing(monkeypatch):
-    """Slow, and of use only where the machine itself stops."""
+    """Flushing is slow, and only matters if the machine crashes."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 def play(folder, plan):
-    """Build, edit, and compare after each."""
+    """Build and edit a database, and compare it with the model after each step."""
     config, embedder, first, edits = plan
     model, path, rng = Model(config, config.duplicates is not None), folder / "db", np.random.default_rng(0)
     if build(model, path, first, embedder) is None:
@@ -38,13 +39,13 @@ def play(folder, plan):
         assert_equal(path, model, rng)
 
 
-# a failing plan is told as it was drawn: to make it smaller would take minutes
+# A failing plan is reported as drawn, because shrinking it would take minutes.
 PLAYED = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
 
 
 @given(plans())
 @settings(max_examples=20, **PLAYED)
-def test_a_database_that_is_edited_is_at_every_moment_what_lists_say(tmp_path_factory, plan):
+def test_an_edited_database_equals_its_model_of_lists_after_every_edit(tmp_path_factory, plan):
     folder = tmp_path_factory.mktemp("model")
     play(folder, plan)
     shutil.rmtree(folder)
@@ -53,7 +54,7 @@ def test_a_database_that_is_edited_is_at_every_moment_what_lists_say(tmp_path_fa
 @pytest.mark.slow
 @given(plans())
 @settings(max_examples=60, **PLAYED)
-def test_a_database_that_is_edited_often_is_at_every_moment_what_lists_say(tmp_path_factory, plan):
+def test_a_database_that_is_edited_often_equals_its_model_of_lists_after_every_edit(tmp_path_factory, plan):
     folder = tmp_path_factory.mktemp("model")
     play(folder, plan)
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Ground truth: a word that stands in one document alone, looked for in all that a database gives out."""
+"""Ground truth: a word that occurs in only one document, searched for in everything that a database shows."""
 
 import numpy as np
 import pytest
@@ -6,18 +6,18 @@ from database_model import D_KEY, Model
 from support import write_corpus
 from typer.testing import CliRunner
 
-from retro_np.cli import app
+from retro_np.commands import app
 from retro_np.retrieval.build import HASHED, BuildConfig, build_database
 from retro_np.retrieval.edit import compact, remove_documents
 from retro_np.retrieval.verify import verify_database
 from retro_np.sequences import sequence_neighbours
 from retro_np.training.batches import training_batch
 
-SECRET = "zqxjkv"  # no letters that the tokenizer would join
+SECRET = "zqxjkv"  # letters that the tokenizer does not merge
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_what_was_removed_is_found_by_no_path_and_after_compacting_stands_in_no_file(tmp_path, split):
+def test_a_removed_text_is_shown_nowhere_and_is_in_no_file_after_compacting(tmp_path, split):
     config = BuildConfig(8, 300, held_out=0.2, neighbours=4, extra_candidates=6, shard_bytes=4000, d_key=D_KEY)
     model = Model(config, False)
     name = next(n for n in (f"hush{i}.py" for i in range(99)) if model.split_of(n) == split)
@@ -34,7 +34,7 @@ def test_what_was_removed_is_found_by_no_path_and_after_compacting_stands_in_no_
     marks = [np.array(mark, "<u2").tobytes() for mark in marks]
 
     def shown(database):
-        """All text that a database gives out."""
+        """All text that a database shows."""
         everything = database.n_chunks
         for ids, _ in (
             database.search([SECRET, *texts], everything),

@@ -16,7 +16,7 @@ from retro_np.retrieval.deduplicate import (
     DedupConfig,
     band_index,
     candidates,
-    caught,
+    detection_probability,
     find_duplicates,
     grams,
     jaccard,
@@ -91,14 +91,15 @@ def test_an_estimate_has_no_bias_and_the_variance_of_independent_draws():
 
 @pytest.mark.parametrize(("bands", "hashes"), [(32, 128), (16, 128), (25, 125)])
 def test_pairs_agree_in_a_band_as_often_as_the_formula_says(bands, hashes, monkeypatch):
-    monkeypatch.setattr(deduplicate, "ERRORS", 1000)  # whatever the estimate
+    monkeypatch.setattr(deduplicate, "STANDARD_ERRORS", 1000)  # whatever the estimate
     config = DedupConfig(hashes=hashes, bands=bands)
     rng = np.random.default_rng(bands)
     originals = [invented(rng, 400) for _ in range(1000)]
     near = [edited(rng, words, int(rng.integers(4, 25))) for words in originals]
     left, right = (signatures([" ".join(words) for words in side], config) for side in (originals, near))
     agree = sum(len(candidates(left[i : i + 1], right[i : i + 1], config)[0]) for i in range(len(left)))
-    chances = [caught(slow_jaccard(" ".join(a), " ".join(b)), config) for a, b in zip(originals, near, strict=True)]
+    exact = [slow_jaccard(" ".join(a), " ".join(b)) for a, b in zip(originals, near, strict=True)]
+    chances = [detection_probability(similarity, config) for similarity in exact]
     spread = np.sqrt(sum(chance * (1 - chance) for chance in chances))
     assert 50 < sum(chances) < 950  # else the formula says little
     assert abs(agree - sum(chances)) < 4 * spread
@@ -152,7 +153,7 @@ def test_a_match_is_not_hidden_by_worse_candidates_of_better_estimates():
     estimate = lambda other: (signatures([other], CONFIG)[0] == marks).mean()  # noqa: E731
     match = min((other for other in others if 0.8 <= exact_of(other) < 0.86), key=estimate)
     better = [other for other in worse if estimate(other) > estimate(match)]
-    assert len(better) > 2 * deduplicate.FEW  # else nothing is tested
+    assert len(better) > 2 * deduplicate.FIRST_CANDIDATES  # else nothing is tested
     (record,) = search([text], [*better, match])
     assert record.held == len(better)
     assert record.exact == pytest.approx(exact_of(match), abs=1e-15)
@@ -217,8 +218,8 @@ def test_long_texts_of_odd_shapes_are_compared(text):
 def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
     texts, held = planted(7, 20, 3)
     expected, marks = search(texts, held), signatures(texts, CONFIG)
-    monkeypatch.setattr(deduplicate, "BATCH", 5000)
-    monkeypatch.setattr(deduplicate, "KEPT", 100)
+    monkeypatch.setattr(deduplicate, "BATCH_BYTES", 5000)
+    monkeypatch.setattr(deduplicate, "MAX_CACHED_GRAMS", 100)
     for kind in ("numpy", "numba"):
         kernels.use(kind)
         for count in (1, 3):
@@ -231,9 +232,9 @@ def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"threshold": 0}, "above 0"),
-        ({"threshold": 1.01}, "above 0"),
-        ({"threshold": float("nan")}, "above 0"),
+        ({"threshold": 0}, r"must be in \(0, 1\]"),
+        ({"threshold": 1.01}, r"must be in \(0, 1\]"),
+        ({"threshold": float("nan")}, r"must be in \(0, 1\]"),
         ({"threshold": "0.8"}, "a number"),
         ({"words": 0}, "words"),
         ({"words": 2.5}, "integers"),
@@ -241,8 +242,8 @@ def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
         ({"hashes": 0}, "hashes"),
         ({"bands": 0}, "bands"),
         ({"bands": 33}, "33 bands"),
-        ({"threshold": 0.3}, "would find 23 %"),
-        ({"bands": 8}, "would find 20 %"),
+        ({"threshold": 0.3}, "detect only 23 %"),
+        ({"bands": 8}, "detect only 20 %"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_by_name(wrong, message):
@@ -252,7 +253,7 @@ def test_settings_that_mean_nothing_are_refused_by_name(wrong, message):
 
 def test_signatures_of_other_settings_are_refused():
     marks, other = signatures(["a"], CONFIG), DedupConfig(bands=16)
-    with pytest.raises(UserError, match="build it anew"):
+    with pytest.raises(UserError, match="index them again"):
         candidates(marks, band_index(marks, CONFIG), other)
     with pytest.raises(UserError, match="must be uint32"):
         band_index(marks[:, :64], CONFIG)

@@ -1,4 +1,4 @@
-"""The hashing embedder. Ground truth: TF-IDF cosines of dictionaries of counts; its own keys, made another way."""
+"""The hashing embedder. Ground truth: TF-IDF cosines of dictionaries of counts; its own keys, computed differently."""
 
 import math
 import pickle
@@ -20,7 +20,7 @@ TEXTS = ["def f(x): return x", "", "class Token:\n    pass\n", "naïve café �
 
 
 def chunks(rows=300, width=64, seed=0):
-    """Rows that have every tenth run of words in common with others, so that some are near one another."""
+    """Rows of shared phrases, so that some rows resemble each other."""
     rng = np.random.default_rng(seed)
     phrases = rng.zipf(1.2, (60, 8)).clip(0, 297) + 2
     return phrases[rng.integers(0, 60, (rows, width // 8))].reshape(rows, width)
@@ -49,7 +49,7 @@ def test_name_hash_width_and_length(embedder):
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-6)
 
 
-def test_cosines_of_keys_are_those_of_tf_idf_but_for_the_projection_s_noise(tokenizer):
+def test_cosines_of_keys_equal_those_of_tf_idf_up_to_projection_noise(tokenizer):
     tokens = chunks()
     bags = [Counter(row) + Counter(pairwise(row)) for row in tokens.tolist()]
     held_by = Counter(feature for bag in bags for feature in bag)
@@ -61,13 +61,13 @@ def test_cosines_of_keys_are_those_of_tf_idf_but_for_the_projection_s_noise(toke
             row[features[feature]] = times * weight[feature]
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     keys = counted(tokenizer, tokens, 4096).embed_tokens(tokens)
-    # a cosine's noise is at most about √(2 / d_key) = 0.022; there are 45,000 pairs
+    # The standard deviation of a cosine's noise is at most about √(2 / d_key) = 0.022. There are 45,000 pairs.
     assert np.abs(keys @ keys.T - table @ table.T).max() < 5 * 0.022
 
 
 @settings(deadline=None, max_examples=30)
 @given(texts=st.lists(st.text(max_size=40), max_size=6))
-def test_the_key_of_a_text_is_that_of_its_tokens_alone(embedder, texts):
+def test_the_key_of_a_text_depends_only_on_its_tokens(embedder, texts):
     keys = embedder.embed(texts, show_progress=False)
     assert (keys.shape, keys.dtype) == ((len(texts), 128), np.float32)
     for found, text in zip(keys, texts, strict=True):
@@ -77,7 +77,7 @@ def test_the_key_of_a_text_is_that_of_its_tokens_alone(embedder, texts):
 
 def test_texts_of_very_different_lengths_are_embedded_in_several_batches(embedder, monkeypatch):
     expected = embedder.embed(TEXTS * 3)
-    monkeypatch.setattr("retro_np.retrieval.hashing.BATCH_TOKENS", 50)
+    monkeypatch.setattr("retro_np.retrieval.hashing.MAX_BATCH_TOKENS", 50)
     np.testing.assert_array_equal(embedder.embed(TEXTS * 3), expected)
 
 
@@ -85,7 +85,7 @@ def test_lone_surrogates_are_replaced(embedder):
     np.testing.assert_array_equal(embedder.embed(["a\udc80b"]), embedder.embed(["a\ufffdb"]))
 
 
-def test_what_is_no_list_of_texts_is_refused(embedder):
+def test_anything_but_a_list_of_texts_is_refused(embedder):
     with pytest.raises(UserError, match="put it in brackets"):
         embedder.embed("text")
     with pytest.raises(UserError, match="text 1 is NoneType"):
@@ -100,11 +100,11 @@ def test_rare_tokens_weigh_more_than_common_ones(embedder):
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_even_of_nothing_counted_weights_are_above_zero(tokenizer, rows):
+def test_weights_are_positive_even_if_nothing_was_counted(tokenizer, rows):
     assert counted(tokenizer, chunks(rows)).weights.min() >= 1
 
 
-def test_what_is_saved_is_loaded_and_has_the_same_bytes_each_time(embedder, tmp_path):
+def test_a_saved_embedder_is_loaded_and_saved_again_to_the_same_bytes(embedder, tmp_path):
     save_hashing(embedder, tmp_path / "a.npy")
     again = load_hashing(tmp_path / "a.npy", embedder.tokenizer)
     save_hashing(again, tmp_path / "b.npy")
@@ -113,13 +113,13 @@ def test_what_is_saved_is_loaded_and_has_the_same_bytes_each_time(embedder, tmp_
     np.testing.assert_array_equal(again.embed_tokens(chunks()), embedder.embed_tokens(chunks()))
 
 
-def test_a_copy_by_pickle_makes_the_same_keys_and_is_small(embedder):
+def test_an_unpickled_copy_makes_the_same_keys_and_its_pickle_is_small(embedder):
     data = pickle.dumps(embedder)
     assert len(data) < 4e6
     np.testing.assert_array_equal(pickle.loads(data).embed(TEXTS), embedder.embed(TEXTS))
 
 
-def test_whatever_changes_keys_changes_the_hash(embedder, tokenizer):
+def test_every_property_that_changes_keys_changes_the_hash(embedder, tokenizer):
     other_counts = embedder.counts.copy()
     other_counts[5] += 1
     others = [
@@ -132,12 +132,12 @@ def test_whatever_changes_keys_changes_the_hash(embedder, tokenizer):
     assert HashingEmbedder(tokenizer, embedder.counts.copy(), 300, 128).sha256 == embedder.sha256
 
 
-def test_what_can_not_be_counts_is_refused(tokenizer):
+def test_invalid_counts_are_refused(tokenizer):
     with pytest.raises(UserError, match="use count_features"):
         HashingEmbedder(tokenizer, np.zeros(3, np.uint32), 1)
-    with pytest.raises(UserError, match="a key of 0 columns"):
+    with pytest.raises(UserError, match="d_key must be at least 1, not 0"):
         HashingEmbedder(tokenizer, np.zeros(BUCKETS, np.uint32), 1, 0)
-    with pytest.raises(UserError, match="stands in 2 of 1 chunks"):
+    with pytest.raises(UserError, match="was counted in 2 of 1 chunks"):
         HashingEmbedder(tokenizer, np.full(BUCKETS, 2, np.uint32), 1)
 
 
@@ -162,14 +162,14 @@ def changed(name, value):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda embedder, path: None, "no counts of features at"),
-        (damaged(lambda data: b""), "holds no counts"),
-        (damaged(lambda data: data[:-1]), "holds no counts"),
-        (damaged(lambda data: data[:40]), "holds no counts"),
-        (damaged(lambda data: b"PK" + data), "holds no counts"),
+        (lambda embedder, path: None, "no feature counts at"),
+        (damaged(lambda data: b""), "does not hold feature counts"),
+        (damaged(lambda data: data[:-1]), "does not hold feature counts"),
+        (damaged(lambda data: data[:40]), "does not hold feature counts"),
+        (damaged(lambda data: b"PK" + data), "does not hold feature counts"),
         (damaged(lambda data: data * 3), "too large"),
-        (lambda embedder, path: write_array(path, embedder.counts), "something else"),
-        (changed("version", 99), "is of version 99"),
+        (lambda embedder, path: write_array(path, embedder.counts), "something other than feature counts"),
+        (changed("version", 99), "has version 99, but this version reads 1"),
         (changed("d_key", 0), "is damaged"),
         (changed("chunks", 1), "is damaged"),
         (changed("tokenizer", 0), "another tokenizer"),

@@ -1,14 +1,14 @@
-"""Ground truth: exact search; for exact search, sorting all distances (test_search_kernel.py)."""
+"""Ground truth: exact search, which test_search_kernel.py compares with a sort of all distances."""
 
 import numpy as np
 import pytest
 
 from retro_np import load_bert
 from retro_np.errors import UserError
+from retro_np.kernels.search import merge_lists
 from retro_np.retrieval.corpus import find_corpus
 from retro_np.retrieval.hashing import BUCKETS, HashingEmbedder, count_features
-from retro_np.retrieval.index import ExactIndex, build_hnsw, load_hnsw
-from retro_np.retrieval.neighbours import merge_lists
+from retro_np.retrieval.index import ExactIndex, HnswIndex, build_hnsw, load_hnsw
 from retro_np.retrieval.tokenizer import train_tokenizer
 
 RNG = np.random.default_rng(0)
@@ -32,8 +32,8 @@ def test_hnsw_finds_what_exact_search_finds_among_real_keys():
         assert recall >= 0.95
 
 
-def test_the_graph_finds_hashed_keys_that_a_harder_margin_is_for(tmp_path):
-    """Random signs leave keys far from each other; they are the hardest a graph gets here."""
+def test_the_graph_finds_hashed_keys_with_their_larger_ef_margin(tmp_path):
+    """Random signs leave keys far from each other, which is hard for a graph."""
     tokens = RNG.integers(2, 900, (6000, 64)) * (RNG.random((6000, 64)) < 0.9)
     counts = np.zeros(BUCKETS, np.uint32)
     count_features(tokens, counts)
@@ -41,18 +41,18 @@ def test_the_graph_finds_hashed_keys_that_a_harder_margin_is_for(tmp_path):
     embedder = HashingEmbedder(tokenizer, counts, len(tokens))
     keys = embedder.embed_tokens(tokens)
     build_hnsw(keys, tmp_path / "index")
-    graph = load_hnsw(tmp_path / "index", keys, embedder.margin)
+    graph = load_hnsw(tmp_path / "index", keys, embedder.ef_margin)
     found, _ = graph.search_graph(keys[:300], 10)
     true, _ = ExactIndex(keys).search(keys[:300], 10)
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
     assert recall >= 0.95
 
 
-def test_equal_keys_are_found_among_others_by_the_graph():
+def test_the_graph_finds_equal_keys_among_others():
     base = RNG.standard_normal((50, 16)).astype(np.float32)
     keys = RNG.permutation(np.repeat(base, 120, axis=0))
     index = build_hnsw(keys)
-    assert index.graph.get_current_count() == 50
+    assert index.n_entries == 50
     ids, distances = index.search_graph(base, 10)
     true_ids, true_distances = ExactIndex(keys).search(base, 10)
     assert np.array_equal(ids, true_ids)
@@ -61,7 +61,7 @@ def test_equal_keys_are_found_among_others_by_the_graph():
     assert np.array_equal(distances, ExactIndex(keys).search(base, 130)[1])
 
 
-def test_the_same_keys_give_the_same_file_and_a_loaded_index_the_same_answers(tmp_path):
+def test_the_same_keys_give_the_same_file_and_a_loaded_index_gives_the_same_answers(tmp_path):
     keys = RNG.standard_normal((500, 13)).astype(np.float32)
     built = build_hnsw(keys, tmp_path / "a")
     build_hnsw(keys, tmp_path / "b")
@@ -72,7 +72,7 @@ def test_the_same_keys_give_the_same_file_and_a_loaded_index_the_same_answers(tm
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_distances_are_those_of_exact_search(dtype):
+def test_distances_equal_those_of_exact_search(dtype):
     keys = RNG.standard_normal((300, 9)).astype(dtype)
     queries = RNG.standard_normal((10, 9)).astype(np.float32)
     ids, distances = build_hnsw(keys).search(queries, 5)
@@ -92,7 +92,7 @@ def test_many_equal_keys_are_all_found():
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
-def test_more_than_there_is_comes_as_padding(n, tmp_path):
+def test_results_beyond_the_number_of_keys_are_missing(n, tmp_path):
     keys = RNG.standard_normal((n, 6)).astype(np.float32)
     build_hnsw(keys, tmp_path / "index")
     for index in (load_hnsw(tmp_path / "index", keys), ExactIndex(keys)):
@@ -101,6 +101,16 @@ def test_more_than_there_is_comes_as_padding(n, tmp_path):
         assert (np.sort(ids[:, :n]) == np.arange(n)).all()
         assert (ids[:, n:] == -1).all()
         assert np.isinf(distances[:, n:]).all()
+
+
+def test_a_graph_of_other_keys_has_a_defect():
+    keys = np.repeat(RNG.standard_normal((40, 6)).astype(np.float32), 2, axis=0)
+    index, rows = build_hnsw(keys), np.arange(80)
+    assert index.defect(rows) is None
+    assert index.n_entries == 40
+    assert HnswIndex(index.graph, keys + 1, index._first).defect(rows) == "holds other keys"
+    assert HnswIndex(index.graph, keys, rows).defect(rows) == "does not have one entry for each key"
+    assert HnswIndex(None, keys, index._first).defect(rows) == "does not have one entry for each key"
 
 
 def test_keys_that_are_not_finite_are_refused():

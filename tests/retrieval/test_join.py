@@ -10,14 +10,14 @@ from retro_np.errors import UserError
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import remove_documents
-from retro_np.retrieval.join import Retrieval, Union, retrieve_from
+from retro_np.retrieval.join import DatabaseUnion, Retrieval, retrieve_from
 from retro_np.sequences import sequence_neighbours
 from retro_np.training.batches import training_batch
 
 
 @pytest.fixture(scope="module")
 def other(database, tmp_path_factory, embedder):
-    """A database of other documents, and one of the first's held-out ones, with the first's tokenizer."""
+    """A database of other documents and one held-out document of the first, with the first one's tokenizer."""
     folder = tmp_path_factory.mktemp("other")
     corpus = write_corpus(folder / "docs", documents=15, seed=11)
     held = next(record for record in database.documents if record["split"] == "valid")
@@ -31,8 +31,8 @@ def all_keys(*databases):
     return np.concatenate([np.asarray(database.keys("train")[:], np.float32) for database in databases])
 
 
-def test_a_union_finds_the_nearest_of_all(database, other, embedder):
-    union, keys = Union([database, other]), all_keys(database, other)
+def test_a_union_finds_the_nearest_chunks_of_all_databases(database, other, embedder):
+    union, keys = DatabaseUnion([database, other]), all_keys(database, other)
     queries = embedder.embed(["class value return", "neighbour", "def index token"])
     ids, distances = union.search_keys(queries, 9)
     true = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
@@ -52,26 +52,28 @@ def test_a_union_finds_the_nearest_of_all(database, other, embedder):
         union.value([union.n_chunks])
 
 
-def test_a_union_of_one_is_that_one(database, embedder):
+def test_a_union_of_one_database_finds_what_that_database_finds(database, embedder):
     queries = embedder.embed(["class value return"])
-    for ours, theirs in zip(Union([database]).search_keys(queries, 5), database.search_keys(queries, 5), strict=True):
+    for ours, theirs in zip(
+        DatabaseUnion([database]).search_keys(queries, 5), database.search_keys(queries, 5), strict=True
+    ):
         assert np.array_equal(ours, theirs)
 
 
-def test_databases_that_do_not_compare_are_refused(database, corpus, tmp_path, other):
+def test_databases_that_cannot_be_compared_are_refused(database, corpus, tmp_path, other):
     chunks = build_database(corpus, tmp_path / "chunks", replace(SMALL, chunk_size=4), "hashing")
-    with pytest.raises(UserError, match="another chunk size"):
-        Union([database, chunks])
+    with pytest.raises(UserError, match="differ in their chunk size"):
+        DatabaseUnion([database, chunks])
     tokens = build_database(corpus, tmp_path / "tokens", replace(SMALL, vocabulary_size=290), "hashing")
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="differ in their tokenizer"):
         retrieve_from(database, tokens)
     config = replace(SMALL, tokenizer=str(database.path / "tokenizer.json"))
     keys = build_database(corpus, tmp_path / "keys", config, "hashing")
-    with pytest.raises(UserError, match="keys of different embedders"):
-        Union([database, keys])
-    with pytest.raises(UserError, match="at least one"):
-        Union([])
-    # one with other keys can be swapped in: chunks are looked for with its own embedder
+    with pytest.raises(UserError, match="were made by different embedders"):
+        DatabaseUnion([database, keys])
+    with pytest.raises(UserError, match="needs at least one database"):
+        DatabaseUnion([])
+    # A database with other keys can be swapped in: its own embedder embeds the chunks.
     assert retrieve_from(database, keys, 3).split.neighbours.shape == (len(database.split("valid").tokens), 3)
 
 
@@ -104,21 +106,21 @@ def test_a_fraction_finds_what_exact_search_finds_among_its_documents(database, 
         part = whole.fraction(share, seed=3)
         kept = ~part.removed(np.arange(whole.n_chunks))
         documents = set(np.unique(whole.document_of(np.flatnonzero(kept))).tolist())
-        assert before <= documents  # a larger share holds a smaller one
+        assert before <= documents  # a larger share includes a smaller one
         before = documents
-        hidden = np.where(kept, true, np.inf)
+        allowed = np.where(kept, true, np.inf)
         _, distances = part.search_keys(queries, 6)
-        np.testing.assert_allclose(distances, np.sort(hidden)[:, :6], rtol=1e-5)
+        np.testing.assert_allclose(distances, np.sort(allowed)[:, :6], rtol=1e-5)
     assert len(before) == whole.manifest["splits"]["train"]["documents"]
-    assert not whole.removed(np.arange(whole.n_chunks)).any()  # the whole is left as it was
+    assert not whole.removed(np.arange(whole.n_chunks)).any()  # the whole database is unchanged
     for share in (0, -1, 1.5, float("nan")):
         with pytest.raises(UserError, match="a fraction of a database"):
             whole.fraction(share)
 
 
-def test_a_fraction_is_trained_on_its_own_documents_alone(database):
+def test_training_on_a_fraction_reads_only_its_documents(database):
     part = database.fraction(0.3, seed=3)
-    split, hidden = part.split("train"), part.removed(np.arange(database.n_chunks))
+    split, deleted = part.split("train"), part.removed(np.arange(database.n_chunks))
     seen = set()
     for step in range(20):
         settings = {"sequence_length": 4 * SMALL.chunk_size, "batch_size": 2, "seed": 0, "step": step}
@@ -127,13 +129,13 @@ def test_a_fraction_is_trained_on_its_own_documents_alone(database):
         seen |= {tuple(chunk) for chunk in tokens.reshape(-1, SMALL.chunk_size).tolist()}
         seen |= {tuple(chunk) for chunk in neighbours[..., : SMALL.chunk_size].reshape(-1, SMALL.chunk_size).tolist()}
     chunks = [tuple(chunk) for chunk in database.split("train").tokens[:].tolist()]
-    kept = {chunk for chunk, gone in zip(chunks, hidden, strict=True) if not gone}
+    kept = {chunk for chunk, gone in zip(chunks, deleted, strict=True) if not gone}
     assert seen - kept <= {(0,) * SMALL.chunk_size}
     assert len(seen) > len(kept) / 2
     assert part.identity != database.identity
 
 
-def test_what_was_removed_is_in_no_fraction_and_no_union(database, other, tmp_path, embedder):
+def test_a_removed_document_is_in_no_fraction_and_no_union(database, other, tmp_path, embedder):
     import shutil
 
     shutil.copytree(other.path, tmp_path / "db")
@@ -141,18 +143,18 @@ def test_what_was_removed_is_in_no_fraction_and_no_union(database, other, tmp_pa
     less = remove_documents(tmp_path / "db", [gone])
     less = Database.open(less.path, embedder)
     everything = embedder.embed(["class"])
-    for searched in (less.fraction(0.9), Union([database, less]).databases[1], less):
+    for searched in (less.fraction(0.9), DatabaseUnion([database, less]).databases[1], less):
         ids, _ = searched.search_keys(everything, searched.n_chunks)
         assert gone not in searched.document_of(ids[ids >= 0])
 
 
-def test_a_database_is_not_joined_with_itself(database):
-    with pytest.raises(UserError, match="stands twice in the union"):
-        Union([database, Database.open(database.path)])
+def test_a_union_of_a_database_with_itself_is_refused(database):
+    with pytest.raises(UserError, match="is in the union twice"):
+        DatabaseUnion([database, Database.open(database.path)])
 
 
-def test_a_union_is_searched_by_text_as_a_database_is(database, other, embedder):
-    union = Union([Database.open(database.path, embedder), other])
+def test_a_union_is_searched_by_text_like_a_database(database, other, embedder):
+    union = DatabaseUnion([Database.open(database.path, embedder), other])
     ids, distances = union.search(["class value return"], 5)
     expected = union.search_keys(embedder.embed(["class value return"]), 5)
     assert np.array_equal(ids, expected[0])

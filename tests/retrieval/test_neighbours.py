@@ -1,4 +1,4 @@
-"""Ground truth: plain loops over every chunk of every document, and NumPy's concatenate for arrays in shards."""
+"""Ground truth: plain loops over every chunk of every document, and NumPy's concatenate for sharded arrays."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from retro_np.sequences import choose_neighbours, sequence_neighbours
 
 
 @given(st.data())
-def test_chosen_neighbours_are_the_first_of_allowed_documents_as_a_loop_finds_them(data):
+def test_chosen_neighbours_equal_those_of_a_loop_over_allowed_documents(data):
     batch, length, stored, k = (data.draw(st.integers(1, 4)) for _ in range(4))
     k += data.draw(st.integers(0, 3))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
@@ -46,7 +46,7 @@ def test_a_training_batch_gets_the_nearest_values_from_outside_its_documents(dat
             allowed = [c for c in kept if c >= 0 and int(database.document_of(c)) not in documents][:k]
             expected = [database.value(c).tolist() for c in allowed] + [[0] * 2 * m] * (k - len(allowed))
             assert values[b, u].tolist() == expected
-    assert max(spanned) > 1  # or this would not have tested what it says
+    assert max(spanned) > 1  # otherwise the test would not cover several documents
 
 
 def test_held_out_chunks_may_retrieve_from_every_training_document(database):
@@ -57,11 +57,11 @@ def test_held_out_chunks_may_retrieve_from_every_training_document(database):
     assert not set(database.document_of(split.neighbours[:]).reshape(-1).tolist()) & set(split.documents[:].tolist())
 
 
-def test_a_removed_chunk_is_given_to_no_sequence(database):
+def test_no_sequence_gets_a_removed_chunk(database):
     split = database.split("valid")
     buried = Database.open(database.path)
     gone = int(split.neighbours[0][0])
-    buried._hidden = np.array([gone])
+    buried._deleted = np.array([gone])
     first = sequence_neighbours(buried, split, np.array([[0]]), 1)[0, 0, 0]
     assert first.tolist() == database.value(split.neighbours[0][1]).tolist()
 
@@ -88,7 +88,7 @@ def test_a_document_longer_than_a_shard_retrieves_none_of_its_own_chunks(tmp_pat
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=5), st.data())
-def test_arrays_in_shards_index_as_one_array(sizes, data):
+def test_sharded_arrays_are_indexed_like_one_array(sizes, data):
     sizes[0] += 1
     parts = np.split(np.arange(3 * sum(sizes)).reshape(-1, 3), np.cumsum(sizes)[:-1])
     one, many = np.concatenate(parts), Sharded(parts)
@@ -104,7 +104,7 @@ def test_arrays_in_shards_index_as_one_array(sizes, data):
             many[outside]
 
 
-def test_with_bert_a_chunk_is_found_by_its_own_text_and_all_is_the_same_in_shards(tmp_path):
+def test_bert_finds_a_chunk_by_its_own_text_and_shards_do_not_change_the_result(tmp_path):
     corpus, bert = write_corpus(tmp_path / "docs", documents=4, seed=2), load_bert()
     config = BuildConfig(**vars(SMALL) | {"held_out": 0.0, "chunk_size": 32})
     one = build_database(corpus, tmp_path / "one", config, bert)
@@ -114,7 +114,7 @@ def test_with_bert_a_chunk_is_found_by_its_own_text_and_all_is_the_same_in_shard
     texts = [one.text(one.value(i)[:32]) for i in range(one.n_chunks)]
     ids, distances = one.search(texts, 1)
     assert [texts[i] for i in ids[:, 0]] == texts
-    assert distances.max() < 1e-9  # keys have length one; batches differ from the build's, so bits may
+    assert distances.max() < 1e-9  # keys have length one; other batches than the build's may change their last bits
     np.testing.assert_allclose(one.split("train").distances[:], many.split("train").distances[:], atol=1e-5)
-    again = Database.open(tmp_path / "one")  # finds BERT by itself, at the first search
+    again = Database.open(tmp_path / "one")  # loads BERT at the first search
     assert again.search(texts[3], 1)[0].tolist() == [3]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import retro_np
 from retro_np.errors import UserError
 from retro_np.retrieval.tokenizer import (
-    SMALLEST_VOCABULARY,
+    MIN_VOCABULARY_SIZE,
     SPECIAL,
     decode,
     encode,
@@ -33,19 +33,19 @@ texts = st.text(st.characters(exclude_categories=("Cs",))) | st.sampled_from(TEX
 
 @given(texts)
 @settings(deadline=None)
-def test_decoding_gives_the_text_back(text):
+def test_decoding_returns_the_text(text):
     assert decode(TOKENIZER, encode(TOKENIZER, text)) == text
 
 
 @given(texts)
 @settings(deadline=None)
-def test_no_text_spells_padding_or_end_of_text(text):
+def test_no_text_encodes_to_padding_or_end_of_text(text):
     assert all(token >= 2 for token in encode(TOKENIZER, text))
 
 
 @given(texts)
 @settings(deadline=None)
-def test_byte_lengths_of_tokens_sum_to_those_of_the_text(text):
+def test_byte_lengths_of_tokens_sum_to_the_texts_bytes(text):
     assert token_byte_lengths(TOKENIZER)[encode(TOKENIZER, text)].sum() == len(text.encode())
 
 
@@ -55,7 +55,7 @@ def test_texts_of_tokens_join_to_the_text(text):
     assert "".join(token_texts(TOKENIZER, encode(TOKENIZER, text))) == text
 
 
-def test_padding_and_end_of_text_are_ids_0_and_1_and_say_nothing():
+def test_padding_and_end_of_text_are_ids_0_and_1_and_decode_to_nothing():
     assert decode(TOKENIZER, [0, 1, *encode(TOKENIZER, "a"), 1, 0]) == "a"
     assert token_byte_lengths(TOKENIZER)[:2].tolist() == [0, 0]
 
@@ -64,15 +64,15 @@ def test_training_twice_gives_the_same_bytes():
     assert tokenizer_bytes(train_tokenizer(TEXTS, 400)) == tokenizer_bytes(TOKENIZER)
 
 
-def test_a_saved_tokenizer_loads_as_itself(tmp_path):
+def test_a_saved_tokenizer_is_loaded_unchanged(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(tokenizer_bytes(TOKENIZER))
     assert tokenizer_sha256(load_tokenizer(path)) == tokenizer_sha256(TOKENIZER)
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
-    with pytest.raises(UserError, match="too small"):
-        train_tokenizer(TEXTS, SMALLEST_VOCABULARY - 1)
+    with pytest.raises(UserError, match="vocabulary_size must be at least 258, not 257"):
+        train_tokenizer(TEXTS, MIN_VOCABULARY_SIZE - 1)
 
 
 def changed(change):
@@ -86,7 +86,7 @@ def changed(change):
     return apply
 
 
-LOSSY = {  # well-formed for the library, but text would not come back, or could spell what it must not
+LOSSY = {  # valid for the library, but decoding would lose text, or a text could encode to a special token
     "lower case": lambda state: state.update(normalizer={"type": "Lowercase"}),
     "added token": lambda state: state.update(added_tokens=[{"id": 0, "content": SPECIAL[0]}]),
     "prefix space": lambda state: state["pre_tokenizer"].update(add_prefix_space=True),
@@ -132,11 +132,11 @@ def test_training_in_another_process_gives_the_same_bytes():
 
 @given(st.lists(st.integers(0, TOKENIZER.get_vocab_size() - 1)))
 @settings(deadline=None)
-def test_any_ids_decode_and_their_pieces_join_to_the_same(ids):
+def test_any_ids_decode_to_the_same_text_as_their_joined_pieces(ids):
     assert "".join(token_texts(TOKENIZER, ids)) == decode(TOKENIZER, ids)
 
 
-def test_every_byte_has_a_token_and_a_small_corpus_gives_fewer_merges_than_asked():
+def test_every_byte_has_a_token_and_a_small_corpus_gives_fewer_merges_than_requested():
     small = train_tokenizer(["ab"], 4096)
-    assert SMALLEST_VOCABULARY <= small.get_vocab_size() < 270
+    assert MIN_VOCABULARY_SIZE <= small.get_vocab_size() < 270
     assert set(vocabulary_bytes(small)) >= {bytes([b]) for b in range(256)}

@@ -1,4 +1,4 @@
-"""Ground truth: the bytes of a build that nobody killed."""
+"""Ground truth: the bytes of an uninterrupted build."""
 
 import functools
 import os
@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import hnswlib
 import numpy as np
 import pytest
-from support import SMALL, CountingEmbedder, Stops, all_bytes, write_corpus
+from support import SMALL, CountingEmbedder, Interrupter, all_bytes, write_corpus
 
 from retro_np import files
 from retro_np.errors import UserError
-from retro_np.retrieval import index, shards, texts
+from retro_np.retrieval import index, shards, stages, texts
 from retro_np.retrieval.build import build_database
 
 SCRIPT = """
@@ -26,7 +26,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from support import SMALL, CountingEmbedder
 from retro_np.retrieval import build, shards
-shards.BLOCK = 16
+shards.CHUNKS_PER_SAVE = 16
 class Slow(CountingEmbedder):
     def embed(self, texts, show_progress=False):
         time.sleep(0.02)
@@ -38,7 +38,7 @@ build.build_database({corpus!r}, {out!r}, SMALL, Slow())
 @pytest.fixture
 def whole(tmp_path, monkeypatch, embedder):
     """A corpus, and the bytes of its database."""
-    monkeypatch.setattr(shards, "BLOCK", 16)
+    monkeypatch.setattr(shards, "CHUNKS_PER_SAVE", 16)
     corpus = write_corpus(tmp_path / "docs", documents=40, seed=3)
     build_database(corpus, tmp_path / "whole", SMALL, embedder)
     return corpus, all_bytes(tmp_path / "whole")
@@ -54,7 +54,7 @@ def test_a_killed_build_ends_in_the_same_bytes(tmp_path, whole, files):
     corpus, expected = whole
     out = tmp_path / "killed"
     process = start(corpus, out)
-    # killed as soon as so many files are there: at another moment of another stage each time
+    # the number of files determines the moment and the stage of the kill
     while process.poll() is None and sum(1 for p in out.rglob("*") if p.is_file()) < files:
         time.sleep(0.002)
     assert process.poll() is None, process.stderr.read().decode()
@@ -67,33 +67,35 @@ def test_a_killed_build_ends_in_the_same_bytes(tmp_path, whole, files):
 
 
 @pytest.mark.slow
-def test_a_build_stopped_before_or_after_any_change_to_the_folder_ends_in_the_same_bytes(
+def test_a_build_interrupted_before_or_after_any_change_to_its_folder_ends_in_the_same_bytes(
     tmp_path, monkeypatch, embedder
 ):
-    """Every rename and every removal, one after the other; KeyboardInterrupt is what Ctrl-C raises."""
-    monkeypatch.setattr(shards, "BLOCK", 128)
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and of use only where the machine itself stops
+    """Interrupt at every rename and every removal, with KeyboardInterrupt, which Ctrl-C raises."""
+    monkeypatch.setattr(shards, "CHUNKS_PER_SAVE", 128)
+    monkeypatch.setattr(stages, "SHARDS_PER_MERGE", 1)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and only matters if the machine itself stops
     corpus = write_corpus(tmp_path / "docs", documents=4, seed=4)
-    stops = Stops(monkeypatch)
-    total = stops.total(lambda: build_database(corpus, tmp_path / "whole", SMALL, embedder))
+    config, interrupter = replace(SMALL, shard_bytes=1500), Interrupter(monkeypatch)  # two shards
+    total = interrupter.count_changes(lambda: build_database(corpus, tmp_path / "whole", config, embedder))
     expected = all_bytes(tmp_path / "whole")
+    assert (tmp_path / "whole" / "shards" / "00001").exists()
     assert total >= 15
-    for stop in [(place, way) for place in range(1, total + 1) for way in ("before", "after")]:
-        stops.stopped(lambda: build_database(corpus, tmp_path / "stopped", SMALL, embedder), *stop)
-        build_database(corpus, tmp_path / "stopped", SMALL, embedder)
+    for stop in [(change, when) for change in range(1, total + 1) for when in ("before", "after")]:
+        interrupter.interrupt(lambda: build_database(corpus, tmp_path / "stopped", config, embedder), *stop)
+        build_database(corpus, tmp_path / "stopped", config, embedder)
         assert all_bytes(tmp_path / "stopped") == expected, stop
         shutil.rmtree(tmp_path / "stopped")
 
 
-def test_an_index_that_the_full_disk_cut_short_is_written_again(tmp_path, whole, embedder, monkeypatch):
+def test_an_index_truncated_by_a_full_disk_is_written_again(tmp_path, whole, embedder, monkeypatch):
     corpus, expected = whole
 
-    class CutShort(hnswlib.Index):  # as hnswlib leaves it on a full disk, without a word
+    class Truncated(hnswlib.Index):  # hnswlib does this silently on a full disk
         def save_index(self, path):
             super().save_index(path)
             os.truncate(path, 1000)
 
-    monkeypatch.setattr(index, "hnswlib", SimpleNamespace(Index=CutShort))
+    monkeypatch.setattr(index, "hnswlib", SimpleNamespace(Index=Truncated))
     with pytest.raises(UserError, match="the disk is full"):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
     monkeypatch.setattr(index, "hnswlib", hnswlib)
@@ -101,7 +103,7 @@ def test_an_index_that_the_full_disk_cut_short_is_written_again(tmp_path, whole,
     assert all_bytes(tmp_path / "db") == expected
 
 
-def test_of_two_builds_at_once_in_one_folder_the_second_is_told_so(tmp_path, whole):
+def test_a_second_build_in_the_same_folder_is_refused_while_the_first_runs(tmp_path, whole):
     corpus, expected = whole
     first = start(corpus, tmp_path / "db")
     while not (tmp_path / "db" / "build.json").exists():
@@ -113,7 +115,7 @@ def test_of_two_builds_at_once_in_one_folder_the_second_is_told_so(tmp_path, who
     assert all_bytes(tmp_path / "db") == expected
 
 
-def test_a_full_disk_is_one_line_and_the_build_goes_on_later(tmp_path, whole, embedder, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line_and_the_build_resumes(tmp_path, whole, embedder, monkeypatch):
     corpus, expected = whole
     written = []
 
@@ -132,7 +134,7 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_later(tmp_path, whole, em
     assert all_bytes(tmp_path / "db") == expected
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_left_unchanged(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     corpus = write_corpus(tmp_path / "docs", documents=5)
@@ -144,7 +146,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"chunk_size": 4}, {"key_dtype": "float16"}, {"held_out": 0.3}, {"extra_candidates": 1}]
 )
-def test_a_begun_build_is_not_mixed_with_another_request(tmp_path, embedder, monkeypatch, change):
+def test_an_unfinished_build_is_not_resumed_with_different_settings(tmp_path, embedder, monkeypatch, change):
     corpus = write_corpus(tmp_path / "docs", documents=8)
 
     def stopped(*args, **options):
@@ -154,7 +156,8 @@ def test_a_begun_build_is_not_mixed_with_another_request(tmp_path, embedder, mon
     with pytest.raises(KeyboardInterrupt):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
     before = all_bytes(tmp_path / "db")
-    with pytest.raises(UserError, match=f"another {next(iter(change))} "):
+    ((name, value),) = change.items()
+    with pytest.raises(UserError, match=f"was started with {name} = .*, not {value}; give the same value"):
         build_database(corpus, tmp_path / "db", replace(SMALL, **change), embedder)
     (corpus / "module_00.py").write_text("changed")
     with pytest.raises(UserError, match="another corpus "):
@@ -165,23 +168,23 @@ def test_a_begun_build_is_not_mixed_with_another_request(tmp_path, embedder, mon
         build_database(corpus, tmp_path / "db", SMALL, embedder)
 
 
-def test_a_request_that_cannot_be_met_leaves_no_folder_behind(tmp_path, embedder):
+def test_an_impossible_request_leaves_no_folder_behind(tmp_path, embedder):
     corpus = write_corpus(tmp_path / "docs", documents=3)
     with pytest.raises(UserError, match="every document of"):
         build_database(corpus, tmp_path / "db", replace(SMALL, held_out=0.9999999), embedder)
-    with pytest.raises(UserError, match="a vocabulary of 100 is too small"):
+    with pytest.raises(UserError, match="vocabulary_size must be a whole number of at least 258, not 100"):
         replace(SMALL, vocabulary_size=100)
     assert not (tmp_path / "db").exists()
 
 
-def test_a_database_inside_its_own_corpus_is_no_part_of_it(tmp_path, embedder):
+def test_a_database_inside_its_corpus_is_not_read(tmp_path, embedder):
     corpus = write_corpus(tmp_path / "docs", documents=6)
     first = build_database(corpus, corpus / "db", SMALL, embedder)
     again = build_database(corpus, corpus / "db", SMALL, embedder)
     assert len(first.documents) == len(again.documents) == 6
 
 
-def test_a_corpus_that_changed_while_reading_was_stopped_is_refused(tmp_path, embedder, monkeypatch):
+def test_a_corpus_that_changed_while_reading_was_interrupted_is_refused(tmp_path, embedder, monkeypatch):
     corpus = write_corpus(tmp_path / "docs", documents=12)
     config = replace(SMALL, shard_bytes=2000)
     opened = texts._Shards._open
@@ -198,11 +201,11 @@ def test_a_corpus_that_changed_while_reading_was_stopped_is_refused(tmp_path, em
     assert list((tmp_path / "db" / "work").rglob("*.jsonl"))
     for path in corpus.iterdir():
         path.write_text("changed")
-    with pytest.raises(UserError, match="begun with another corpus"):
+    with pytest.raises(UserError, match="started with another corpus"):
         build_database(corpus, tmp_path / "db", config, embedder)
 
 
-def test_a_tokenizer_is_reused_as_it_is(tmp_path, embedder, database):
+def test_a_given_tokenizer_is_reused_unchanged(tmp_path, embedder, database):
     corpus = write_corpus(tmp_path / "docs", documents=6, seed=9)
     config = replace(SMALL, tokenizer=str(database.path / "tokenizer.json"))
     other = build_database(corpus, tmp_path / "db", config, embedder)
@@ -210,39 +213,39 @@ def test_a_tokenizer_is_reused_as_it_is(tmp_path, embedder, database):
     assert other.manifest["tokenizer"] == database.manifest["tokenizer"]
 
 
-class Scaled(CountingEmbedder):
-    """Keys that are wrong in one way or another."""
+class Broken(CountingEmbedder):
+    """An embedder whose keys are altered by a function."""
 
-    def __init__(self, wrong):
+    def __init__(self, alter):
         super().__init__()
-        self.wrong = wrong
+        self.alter = alter
 
     def embed(self, texts, show_progress=False):
-        return self.wrong(super().embed(texts))
+        return self.alter(super().embed(texts))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "complaint"),
+    ("alter", "complaint"),
     [
-        (lambda keys: np.where(np.arange(len(keys))[:, None] == 3, np.nan, keys), "not finite in float16, number 3 "),
-        (lambda keys: keys * 1e6, "not finite in float16, number 0 "),
+        (lambda keys: np.where(np.arange(len(keys))[:, None] == 3, np.nan, keys), "not finite in float16 for chunk 3 "),
+        (lambda keys: keys * 1e6, "not finite in float16 for chunk 0 "),
         (lambda keys: keys[:, :5], r"shape \(\d+, 5\), not \(\d+, 16\)"),
         (lambda keys: keys[1:], "made keys of shape"),
     ],
 )
-def test_keys_that_are_wrong_are_refused_with_their_chunk(tmp_path, wrong, complaint):
+def test_invalid_keys_are_refused_with_their_chunk(tmp_path, alter, complaint):
     corpus = write_corpus(tmp_path / "docs", documents=6)
     with pytest.raises(UserError, match=complaint):
-        build_database(corpus, tmp_path / "db", replace(SMALL, key_dtype="float16"), Scaled(wrong))
+        build_database(corpus, tmp_path / "db", replace(SMALL, key_dtype="float16"), Broken(alter))
 
 
-def test_a_full_disk_is_said_where_an_array_is_written(tmp_path, monkeypatch):
-    """NumPy's own error for it has no number by which it could be told from others."""
+def test_a_full_disk_while_writing_an_array_is_reported(tmp_path, monkeypatch):
+    """NumPy's own error for a full disk has no errno that would identify it."""
 
     def full(self, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_Written", lambda file: SimpleNamespace(write=functools.partial(full, file)))
+    monkeypatch.setattr(files, "SimpleNamespace", lambda write: SimpleNamespace(write=functools.partial(full, write)))
     with pytest.raises(UserError, match="the disk is full"):
         files.write_array(tmp_path / "a.npy", np.zeros(10))
     assert list(tmp_path.iterdir()) == []
@@ -256,6 +259,6 @@ def test_a_full_disk_is_said_where_an_array_is_written(tmp_path, monkeypatch):
         {"shard_bytes": 0}, {"d_key": 0},
     ],
 )  # fmt: skip
-def test_a_wrong_setting_is_one_line(wrong):
+def test_an_invalid_setting_is_refused(wrong):
     with pytest.raises(UserError):
         replace(SMALL, **wrong)

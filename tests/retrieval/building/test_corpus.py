@@ -1,4 +1,4 @@
-"""Ground truth: the files that the test wrote, and slices chosen from a list of all documents."""
+"""Ground truth: files written by the test, and slices chosen from a list of all documents."""
 
 import os
 import tracemalloc
@@ -9,19 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_np.errors import UserError
+from retro_np.files import hash_fraction
 from retro_np.retrieval.corpus import (
     Corpus,
-    Document,
     Source,
     find_corpus,
     held_out,
     limited,
     parse_source,
-    place_of,
-    read_corpus,
-    sources_of,
+    parse_sources,
 )
-from retro_np.retrieval.sources import Entry
+from retro_np.retrieval.sources import Document, Entry
 
 
 def texts_of(source, **settings):
@@ -35,7 +33,7 @@ def write_files(folder, *names):
 
 
 def corpus_of(sizes):
-    """A corpus that is no place: document i is named mI."""
+    """A corpus without files, in which document i is named mI."""
 
     def entries(on_skip):
         for i, size in enumerate(sizes):
@@ -51,7 +49,7 @@ def test_a_folder_gives_every_text_file_below_it_in_sorted_order(tmp_path):
     assert list(texts_of(tmp_path).items()) == [("a/c.md", "sea"), ("a/z.py", "zed"), ("b.txt", "bee")]
 
 
-def test_hidden_and_binary_files_and_links_out_of_the_folder_are_left_out(tmp_path):
+def test_hidden_files_binary_files_and_links_out_of_the_folder_are_skipped(tmp_path):
     (tmp_path / "secret").write_text("outside")
     folder = tmp_path / "folder"
     (folder / ".git").mkdir(parents=True)
@@ -71,19 +69,19 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):
     assert document.replaced == 2
 
 
-def test_what_holds_no_text_is_refused(tmp_path):
+def test_a_location_without_text_is_refused(tmp_path):
     with pytest.raises(UserError, match="no corpus at"):
         find_corpus(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no text"):
         find_corpus(tmp_path)
     (tmp_path / "binary").write_bytes(b"\0")
-    with pytest.raises(UserError, match="1 binary files"):
+    with pytest.raises(UserError, match="1 binary files were skipped"):
         find_corpus(tmp_path)
     with pytest.raises(UserError, match="is a binary file"):
         find_corpus(tmp_path / "binary")
 
 
-def test_the_standard_library_is_modules_without_its_tests():
+def test_stdlib_is_all_modules_except_tests():
     names = list(find_corpus("stdlib").names())
     assert "json/decoder.py" in names
     assert all(name.endswith(".py") for name in names)
@@ -91,14 +89,14 @@ def test_the_standard_library_is_modules_without_its_tests():
     assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
-def test_the_held_out_share_is_about_what_was_asked_for():
+def test_the_held_out_share_is_close_to_the_requested_share():
     names = [f"m{i}.py" for i in range(20_000)]
     share = sum(held_out(name, 0.1) for name in names) / len(names)
     assert abs(share - 0.1) < 0.0085  # four standard deviations of 20,000 draws
     assert not any(held_out(name, 0.0) for name in names)
 
 
-def test_a_slice_is_within_its_bytes_and_a_larger_one_holds_no_less(tmp_path):
+def test_a_slice_keeps_to_its_bytes_and_a_larger_slice_contains_it(tmp_path):
     for i in range(50):
         (tmp_path / f"{i:02d}").write_text("x" * 100)
     small, large = (list(limited(find_corpus(tmp_path), size).names()) for size in (1000, 2500))
@@ -106,10 +104,10 @@ def test_a_slice_is_within_its_bytes_and_a_larger_one_holds_no_less(tmp_path):
     assert set(small) < set(large)
 
 
-def test_the_names_order_and_texts_of_a_slice_do_not_depend_on_the_file_system(tmp_path):
+def test_a_slice_does_not_depend_on_the_order_of_the_file_system(tmp_path):
     for name in ("c", "a", "b"):
         (tmp_path / name).write_text(name * 10)
-    assert [d.name for d in read_corpus(tmp_path)] == ["a", "b", "c"]
+    assert [d.name for d in find_corpus(tmp_path).documents()] == ["a", "b", "c"]
     corpus = find_corpus(tmp_path)
     assert list(limited(corpus, 25).names()) == list(limited(corpus, 29).names())
     assert len(list(limited(corpus, 1).names())) == 1  # a slice is never empty
@@ -123,20 +121,20 @@ def test_a_slice_holds_its_share_of_held_out_documents(tmp_path):
     assert abs(share - 0.3) < 0.11  # four standard deviations of 300 draws
 
 
-def test_a_folder_left_out_is_no_part_of_the_corpus(tmp_path):
+def test_the_folder_leave_out_is_not_part_of_the_corpus(tmp_path):
     for name in ("text", "db/tokens"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
     assert list(find_corpus(tmp_path, leave_out=tmp_path / "db").names()) == ["text"]
 
 
-def test_files_without_a_byte_are_no_corpus(tmp_path):
+def test_a_corpus_of_empty_files_is_refused(tmp_path):
     (tmp_path / "empty").write_text("")
     with pytest.raises(UserError, match="holds no text"):
         find_corpus(tmp_path)
 
 
-def test_a_file_that_is_gone_when_its_turn_comes_is_named(tmp_path):
+def test_a_file_that_disappears_while_reading_is_named_in_the_error(tmp_path):
     write_files(tmp_path, "a", "b", "c")
     documents = find_corpus(tmp_path).documents()
     assert next(documents).name == "a"
@@ -149,7 +147,7 @@ PARTS = st.sampled_from(["a", "b", "a.py", "a-b", "a b", "é", "a!", "\U0001f600
 
 
 @given(st.sets(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1))
-def test_a_folder_is_in_the_order_of_its_paths_as_strings(tmp_path_factory, names):
+def test_a_folder_is_read_in_the_order_of_its_relative_paths(tmp_path_factory, names):
     names = {name for name in names if not any(other.startswith(name + "/") for other in names)}
     folder = tmp_path_factory.mktemp("folder")
     write_files(folder, *names)
@@ -158,7 +156,7 @@ def test_a_folder_is_in_the_order_of_its_paths_as_strings(tmp_path_factory, name
     assert [(d.name, d.text) for d in corpus.documents()] == [(name, name) for name in sorted(names)]
 
 
-def test_file_names_that_are_no_text_have_names_that_are(tmp_path):
+def test_invalid_utf8_in_file_names_is_replaced(tmp_path):
     for name in (b"\xe9.py", b"b"):
         with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
             file.write("text")
@@ -166,7 +164,7 @@ def test_file_names_that_are_no_text_have_names_that_are(tmp_path):
     assert list(limited(find_corpus(tmp_path), 100).names()) == ["b", "\ufffd.py"]
 
 
-def test_links_are_followed_to_files_inside_alone(tmp_path):
+def test_only_links_to_files_inside_the_folder_are_followed(tmp_path):
     write_files(tmp_path, "folder/inner/file", "folder/db/tokens", "outside/file")
     folder = tmp_path / "folder"
     for name, target in {
@@ -178,8 +176,8 @@ def test_links_are_followed_to_files_inside_alone(tmp_path):
     assert texts_of(folder, leave_out=folder / "db") == {
         "inner/file": "folder/inner/file", "inside": "folder/inner/file",
     }  # fmt: skip
-    os.symlink(folder, tmp_path / "door")
-    assert list(find_corpus(tmp_path / "door").names()) == ["built", "db/tokens", "inner/file", "inside"]
+    os.symlink(folder, tmp_path / "alias")
+    assert list(find_corpus(tmp_path / "alias").names()) == ["built", "db/tokens", "inner/file", "inside"]
 
 
 FILES = [
@@ -196,7 +194,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(
-    ("pattern", "fitting"),
+    ("pattern", "matching"),
     [
         ("*.py", [1, 3, 4, 5, 7]),  # at any depth; upper and lower case differ
         ("/*.py", [1]),
@@ -217,23 +215,23 @@ FILES = [
         ("er/b.py", []),
     ],
 )
-def test_a_pattern_takes_and_leaves_out_what_it_fits(tmp_path, pattern, fitting):
+def test_a_pattern_includes_and_excludes_the_files_that_it_matches(tmp_path, pattern, matching):
     write_files(tmp_path, *FILES)
-    taken = [FILES[i] for i in fitting]
+    taken = [FILES[i] for i in matching]
     if taken:
         assert list(find_corpus(tmp_path, include=(pattern,)).names()) == taken
     else:
-        with pytest.raises(UserError, match="no text to build from that the patterns let through"):
+        with pytest.raises(UserError, match="holds no text that matches the patterns"):
             find_corpus(tmp_path, include=(pattern,))
     if pattern != "**":
         assert list(find_corpus(tmp_path, exclude=(pattern,)).names()) == [name for name in FILES if name not in taken]
 
 
-def test_an_exclude_is_stronger_than_an_include_and_an_empty_pattern_is_refused(tmp_path):
+def test_exclude_overrides_include_and_an_empty_pattern_is_refused(tmp_path):
     write_files(tmp_path, *FILES)
     assert list(find_corpus(tmp_path, include=("*.py", "*.md"), exclude=("src/", "tests")).names()) == FILES[1:3]
     for pattern in ("", "/", "./"):
-        with pytest.raises(UserError, match="fits nothing"):
+        with pytest.raises(UserError, match="matches nothing"):
             find_corpus(tmp_path, exclude=(pattern,))
 
 
@@ -246,19 +244,19 @@ def test_an_excluded_folder_is_not_entered(tmp_path, monkeypatch):
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(0, 600))
-def test_a_slice_is_the_one_that_a_list_of_all_documents_gives(sizes, limit):
-    places = [(f"m{i}", size) for i, size in enumerate(sizes)]
+def test_a_slice_equals_one_chosen_from_a_list_of_all_documents(sizes, limit):
+    documents = [(f"m{i}", size) for i, size in enumerate(sizes)]
     taken, total = [], 0
-    for name, size in sorted(places, key=lambda place: place_of("slice " + place[0])):
+    for name, size in sorted(documents, key=lambda document: hash_fraction("slice " + document[0])):
         if total + size <= limit:
             taken.append(name)
             total += size
-    taken = taken or [min((name for name, _ in places), key=lambda name: place_of("slice " + name))]
+    taken = taken or [min((name for name, _ in documents), key=lambda name: hash_fraction("slice " + name))]
     corpus = limited(corpus_of(sizes), limit)
-    assert list(corpus.names()) == [d.name for d in corpus.documents()] == [n for n, _ in places if n in taken]
+    assert list(corpus.names()) == [d.name for d in corpus.documents()] == [n for n, _ in documents if n in taken]
 
 
-def test_a_slice_of_a_slice_and_of_a_part_and_the_part_of_a_slice_keep_their_names(tmp_path):
+def test_slices_and_conditions_can_be_combined(tmp_path):
     write_files(tmp_path, *(f"m{i:02d}" for i in range(50)))
     corpus = find_corpus(tmp_path).where(lambda name: name[-1] in "02468")
     assert list(limited(corpus, 30).names()) == [d.name for d in limited(corpus, 30).documents()]
@@ -269,7 +267,7 @@ def test_a_slice_of_a_slice_and_of_a_part_and_the_part_of_a_slice_keep_their_nam
     assert list(limited(corpus.where(lambda name: False), 30).names()) == []
 
 
-@pytest.mark.parametrize("change", ["added", "gone"])
+@pytest.mark.parametrize("change", ["added", "deleted"])
 def test_a_slice_of_a_corpus_that_changed_is_refused(tmp_path, change):
     write_files(tmp_path, "a", "b", "c")
     corpus = limited(find_corpus(tmp_path), 2)
@@ -277,31 +275,31 @@ def test_a_slice_of_a_corpus_that_changed_is_refused(tmp_path, change):
         write_files(tmp_path, "aa")
     else:
         (tmp_path / "c").unlink()
-    with pytest.raises(UserError, match="changed while it was read"):
+    with pytest.raises(UserError, match=r"the corpus (changed at aa|lost a document) while it was read"):
         list(corpus.names())
 
 
-def test_a_slice_takes_at_most_32_bytes_a_document_to_find_and_9_to_keep():
+def test_a_slice_needs_at_most_32_bytes_per_document_to_make_and_9_to_keep():
     corpus = corpus_of(np.ones(20_000, int))
     list(corpus.names())
     tracemalloc.start()
     slice_of = limited(corpus, 100)
-    kept, peak = tracemalloc.get_traced_memory()
+    current, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert kept < 9 * 20_000 * 1.2 + 20_000  # an array that grows is up to 1/8 larger than what it holds
+    assert current < 9 * 20_000 * 1.2 + 20_000  # a growing array is up to 1/8 larger than its contents
     assert peak < 32 * 20_000 + 20_000
     assert len(list(slice_of.names())) == 100
 
 
-def test_several_sources_come_in_the_order_given_and_say_which_a_document_is_from(tmp_path):
+def test_sources_keep_their_order_and_each_document_names_its_source(tmp_path):
     write_files(tmp_path, "z/b", "z/a", "a/c", "one")
-    corpus = find_corpus(sources_of([f"code={tmp_path}/z:2", f"{tmp_path}/a:1", f"x={tmp_path}/one:0.5"]))
+    corpus = find_corpus(parse_sources([f"code={tmp_path}/z:2", f"{tmp_path}/a:1", f"x={tmp_path}/one:0.5"]))
     assert [(d.source, d.name) for d in corpus.documents()] == [("code", "a"), ("code", "b"), ("a", "c"), ("x", "one")]
     assert [(s.name, s.weight) for s in corpus.sources] == [("code", 2), ("a", 1), ("x", 0.5)]
     assert list(corpus.names()) == ["a", "b", "c", "one"] == list(corpus.names())
     (tmp_path / "empty").touch()
     with pytest.raises(UserError, match="empty holds no text"):
-        find_corpus(sources_of([f"{tmp_path}/a", f"{tmp_path}/empty"]))
+        find_corpus(parse_sources([f"{tmp_path}/a", f"{tmp_path}/empty"]))
 
 
 @pytest.mark.parametrize(
@@ -323,16 +321,16 @@ def test_several_sources_come_in_the_order_given_and_say_which_a_document_is_fro
         ("./a b=c:7:.5", Source("a b=c:7", "./a b=c:7", 0.5)),
     ],
 )
-def test_a_spec_is_name_place_and_weight(spec, source):
+def test_a_spec_is_parsed_into_name_location_and_weight(spec, source):
     assert parse_source(spec) == source
 
 
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("", "names no place"),
-        ("a=", "names no place"),
-        (":0.5", "names no place"),
+        ("", "names no location"),
+        ("a=", "names no location"),
+        (":0.5", "names no location"),
         ("=src", "empty name"),
         ("src:0", "weight"),
         ("src:-1", "weight"),
@@ -341,23 +339,23 @@ def test_a_spec_is_name_place_and_weight(spec, source):
         ("hub:", "names no dataset"),
     ],
 )
-def test_a_spec_that_is_none_is_refused(spec, complaint):
+def test_an_invalid_spec_is_refused(spec, complaint):
     with pytest.raises(UserError, match=complaint):
         parse_source(spec)
 
 
-def test_sources_have_all_weights_or_none_and_names_of_their_own():
-    assert [source.weight for source in sources_of(["a", "b"])] == [None, None]
+def test_all_sources_have_weights_or_none_and_names_are_unique():
+    assert [source.weight for source in parse_sources(["a", "b"])] == [None, None]
     with pytest.raises(UserError, match="b has no weight"):
-        sources_of(["a:1", "b"])
+        parse_sources(["a:1", "b"])
     with pytest.raises(UserError, match="two sources are called src"):
-        sources_of(["x/src", "y/src"])
+        parse_sources(["x/src", "y/src"])
     with pytest.raises(UserError, match="no corpus is named"):
-        find_corpus(sources_of([]))
+        find_corpus(parse_sources([]))
 
 
 @pytest.mark.parametrize("pattern", ["[z-a]", "x[z-a]/y"])
-def test_a_pattern_that_is_none_is_one_line(tmp_path, pattern):
+def test_an_invalid_pattern_is_refused_in_one_line(tmp_path, pattern):
     (tmp_path / "a").write_text("a")
-    with pytest.raises(UserError, match="is no glob"):
+    with pytest.raises(UserError, match="is not a glob"):
         find_corpus(tmp_path, include=(pattern,))

@@ -1,4 +1,4 @@
-"""Ground truth: lists by exact search over everything, a build of all at once, the bytes of edits nobody stopped."""
+"""Ground truth: neighbours by exact search over all chunks, one build of all documents, the bytes before an edit."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from retro_np.files import locked
 from retro_np.retrieval import edit as editing
 from retro_np.retrieval import journal
 from retro_np.retrieval.build import build_database
-from retro_np.retrieval.corpus import sources_of
+from retro_np.retrieval.corpus import parse_sources
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.verify import verify_database
@@ -29,7 +29,7 @@ from retro_np.training.loop import train
 pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
-def test_after_an_add_all_lists_are_as_if_all_shards_had_been_there_from_the_start(db, more):
+def test_after_an_add_all_neighbours_equal_those_of_exact_search(db, more):
     before = Database.open(db)
     split = before.split("train")
     database = add_documents(db, more, embedder=EMBEDDER)
@@ -37,15 +37,15 @@ def test_after_an_add_all_lists_are_as_if_all_shards_had_been_there_from_the_sta
     assert len(database.folders("shards")) > len(before.folders("shards")) > 2
     assert database.manifest["generation"] == 1
     assert np.array_equal(database.split("train").tokens[: before.n_chunks], split.tokens[:])
-    with pytest.raises(UserError, match="was edited since it was opened"):  # its ids may mean something else now
+    with pytest.raises(UserError, match="was edited since it was opened"):  # its ids may have changed
         before.split("train")
     assert_lists_are_exact(database)
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_a_database_without_training_neighbours_has_those_of_held_out_chunks_and_stays_so(corpus, more, tmp_path):
+def test_without_training_neighbours_only_held_out_chunks_have_neighbours_also_after_edits(corpus, more, tmp_path):
     whole = build_database(corpus, tmp_path / "whole", SHARDS, EMBEDDER)
-    less = build_database(corpus, tmp_path / "less", replace(SHARDS, training_neighbours=False), EMBEDDER)
+    reduced = build_database(corpus, tmp_path / "reduced", replace(SHARDS, training_neighbours=False), EMBEDDER)
     edits = [
         lambda path: Database.open(path, EMBEDDER),
         lambda path: add_documents(path, more, embedder=EMBEDDER),
@@ -53,22 +53,22 @@ def test_a_database_without_training_neighbours_has_those_of_held_out_chunks_and
         compact,
     ]
     for edit in edits:
-        whole, less = edit(tmp_path / "whole"), edit(tmp_path / "less")
-        assert np.array_equal(less.split("valid").neighbours[:], whole.split("valid").neighbours[:])
-        assert less.split("train").neighbours.shape == (whole.n_chunks, 0)
-        assert verify_database(less.path, EMBEDDER).broken == []
-        with pytest.raises(UserError, match="without the neighbours of training chunks"):
-            training_batch(less, less.split("train"), 2, sequence_length=16, batch_size=1, seed=0, step=0)
+        whole, reduced = edit(tmp_path / "whole"), edit(tmp_path / "reduced")
+        assert np.array_equal(reduced.split("valid").neighbours[:], whole.split("valid").neighbours[:])
+        assert reduced.split("train").neighbours.shape == (whole.n_chunks, 0)
+        assert verify_database(reduced.path, EMBEDDER).broken == []
+        with pytest.raises(UserError, match="was built with --no-training-neighbours"):
+            training_batch(reduced, reduced.split("train"), 2, sequence_length=16, batch_size=1, seed=0, step=0)
 
 
-def test_adds_one_after_another_give_the_chunks_keys_and_lists_of_one_build(tmp_path, built, more):
-    """The build gets the tokenizer of the edited database, and no held-out documents: all are added to one of one."""
+def test_consecutive_adds_give_the_chunks_keys_and_neighbours_of_one_build(tmp_path, built, more):
+    """All databases use the same tokenizer and hold out no documents."""
     parts = [sorted(more.iterdir())[i : i + 4] for i in (0, 4, 8)]
     for number, part in enumerate(parts):
         json_lines(tmp_path / f"{number}.jsonl", {path.name: path.read_text() for path in part})
     config = replace(SHARDS, held_out=0.0, tokenizer=str(built / "tokenizer.json"))
     sources = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
-    whole = build_database(sources_of(sources), tmp_path / "whole", config, EMBEDDER)
+    whole = build_database(parse_sources(sources), tmp_path / "whole", config, EMBEDDER)
     build_database(sources[0], tmp_path / "parts", config, EMBEDDER)
     for source in sources[1:]:
         edited = add_documents(tmp_path / "parts", source, embedder=EMBEDDER)
@@ -87,7 +87,7 @@ def test_adding_twice_changes_no_byte(db, more, capsys):
     assert "nothing was added" in capsys.readouterr().err
 
 
-def test_a_document_like_a_held_out_one_is_not_added_and_is_listed_once(db, built, tmp_path):
+def test_a_near_duplicate_of_a_held_out_document_is_listed_once_instead_of_added(db, built, tmp_path):
     database = Database.open(db)
     held = database.documents[numbers_of(database, "valid")[0]]
     text = (built.parent / "docs" / held["name"]).read_text()
@@ -103,7 +103,7 @@ def test_a_document_like_a_held_out_one_is_not_added_and_is_listed_once(db, buil
     assert all_bytes(db) == before
 
 
-def test_where_all_are_like_held_out_ones_nothing_can_be_found_that_could_not_before(db, built, tmp_path):
+def test_if_all_new_documents_are_near_duplicates_no_chunk_is_added(db, built, tmp_path):
     database = Database.open(db)
     held = database.documents[numbers_of(database, "valid")[0]]
     text = (built.parent / "docs" / held["name"]).read_text()
@@ -116,7 +116,7 @@ def test_where_all_are_like_held_out_ones_nothing_can_be_found_that_could_not_be
     assert all_bytes(db) == before
 
 
-def test_what_was_left_out_is_added_once_its_held_out_document_is_removed(db, built, tmp_path):
+def test_a_near_duplicate_can_be_added_after_its_held_out_document_is_removed(db, built, tmp_path):
     database = Database.open(db)
     held = database.documents[numbers_of(database, "valid")[0]]
     text = (built.parent / "docs" / held["name"]).read_text()
@@ -128,7 +128,7 @@ def test_what_was_left_out_is_added_once_its_held_out_document_is_removed(db, bu
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_what_was_removed_can_be_added_again(db, built):
+def test_a_removed_document_can_be_added_again(db, built):
     database = Database.open(db)
     record = database.documents[numbers_of(database, "train")[2]]
     remove_documents(db, [record["id"]])
@@ -138,7 +138,7 @@ def test_what_was_removed_can_be_added_again(db, built):
     assert len(added.documents) == len(database.documents) + 1
 
 
-def test_new_documents_do_not_retrieve_removed_ones(db, more):
+def test_new_documents_do_not_retrieve_removed_documents(db, more):
     database = Database.open(db)
     gone = numbers_of(database, "train")[:5]
     remove_documents(db, gone)
@@ -153,21 +153,21 @@ def test_new_documents_do_not_retrieve_removed_ones(db, more):
     [
         (["a={a}"], ["b={b}"], {"a": None, "b": None}),
         (["a={a}:2"], ["b={b}:3"], {"a": 2.0, "b": 3.0}),
-        (["a={a}:2"], ["a={b}"], {"a": 2.0}),  # what is known keeps its weight
+        (["a={a}:2"], ["a={b}"], {"a": 2.0}),  # a known source keeps its weight
         (["a={a}:2"], ["a={b}:5"], {"a": 5.0}),
         (["a={a}"], ["b={b}:3"], None),
         (["a={a}:2"], ["b={b}"], None),
     ],
 )
-def test_sources_have_weights_all_of_them_or_none(tmp_path, built_with, added_with, weights):
-    places = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 9}) for name in "ab"}
+def test_either_all_sources_have_weights_or_none(tmp_path, built_with, added_with, weights):
+    files = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 9}) for name in "ab"}
     build_database(
-        sources_of(s.format(**places) for s in built_with), tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER
+        parse_sources(s.format(**files) for s in built_with), tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER
     )
     before = all_bytes(tmp_path / "db")
-    new = sources_of(s.format(**places) for s in added_with)
+    new = parse_sources(s.format(**files) for s in added_with)
     if weights is None:
-        with pytest.raises(UserError, match="would have a weight and some not"):
+        with pytest.raises(UserError, match=r"only some sources of .* would have a weight"):
             add_documents(tmp_path / "db", new, embedder=EMBEDDER)
         assert all_bytes(tmp_path / "db") == before
         return
@@ -185,14 +185,14 @@ def test_documents_are_removed_by_number_and_by_name(db):
     name = database.documents[second]["name"]
     removed = remove_documents(db, [first, name, np.int64(third), held])
     assert [r["id"] for r in removed.documents if r.get("removed")] == sorted([first, second, third, held])
-    gone = np.isin(removed.split("train").documents[:], [first, second, third])
-    assert np.array_equal(removed.removed(np.arange(removed.n_chunks)), gone)
-    assert not removed.split("train").tokens[:][gone].any()
+    rows = np.isin(removed.split("train").documents[:], [first, second, third])
+    assert np.array_equal(removed.removed(np.arange(removed.n_chunks)), rows)
+    assert not removed.split("train").tokens[:][rows].any()
     assert not removed.split("valid").tokens[:][removed.split("valid").documents[:] == held].any()
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_a_number_is_not_a_name_and_a_name_is_of_all_documents_that_have_it(tmp_path):
+def test_a_number_is_not_a_name_and_a_name_removes_all_documents_that_have_it(tmp_path):
     names = ["2", "0", "same", "same", "other"]
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"name": n, "text": f"text {i} " * 9}) + "\n" for i, n in enumerate(names)))
@@ -203,7 +203,7 @@ def test_a_number_is_not_a_name_and_a_name_is_of_all_documents_that_have_it(tmp_
 
 
 @pytest.mark.parametrize("unknown", [999, "999", "nobody.py", -1, ""])
-def test_an_unknown_document_is_one_line_and_nothing_changes(db, unknown):
+def test_an_unknown_document_is_refused_in_one_line_and_nothing_changes(db, unknown):
     before = all_bytes(db)
     with pytest.raises(UserError, match="has no document") as error:
         remove_documents(db, [0, unknown])
@@ -216,12 +216,12 @@ def test_removing_twice_changes_nothing(db, capsys):
     before = all_bytes(db)
     remove_documents(db, [2, 1, 2])
     assert all_bytes(db) == before
-    assert "removed from" in capsys.readouterr().err
+    assert "nothing was removed" in capsys.readouterr().err
     assert remove_documents(db, []).n_removed
     assert all_bytes(db) == before
 
 
-def test_another_embedder_or_none_is_refused_before_an_edit_is_begun(db, more, monkeypatch):
+def test_a_wrong_or_missing_embedder_is_refused_before_an_edit_starts(db, more, monkeypatch):
     def missing():
         raise UserError("no BERT here")
 
@@ -235,60 +235,60 @@ def test_another_embedder_or_none_is_refused_before_an_edit_is_begun(db, more, m
         assert all_bytes(db) == before
 
 
-def test_what_is_no_database_is_not_edited(tmp_path, more):
+def test_a_folder_without_a_database_is_not_edited(tmp_path, more):
     for edit in (lambda p: add_documents(p, more), lambda p: remove_documents(p, [0]), compact):
         with pytest.raises(UserError, match="no database at"):
             edit(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_database_is_no_corpus_of_its_own(db):
+def test_a_database_cannot_be_added_to_itself(db):
     before = all_bytes(db)
-    with pytest.raises(UserError, match=r"is the database .* itself, or in it"):
+    with pytest.raises(UserError, match="is inside the database"):
         add_documents(db, db, embedder=EMBEDDER)
     assert all_bytes(db) == before
 
 
-def test_a_reader_waits_for_an_edit_that_moves_into_place(db, monkeypatch):
-    """Another process holds the lock for a moment; a reader that came meanwhile gets the new database."""
+def test_a_reader_waits_while_another_process_moves_an_edit_into_place(db, monkeypatch):
+    """The reader opens the database while another thread holds its lock, and gets the edited database."""
 
     def stopped(path):
         if (path / "edit" / "manifest.json").exists():
-            raise KeyboardInterrupt  # the edit is made, and not moved into place
+            raise KeyboardInterrupt  # after the edit is committed, before its files are moved
 
     monkeypatch.setattr(editing, "finish_edit", stopped)
     with pytest.raises(KeyboardInterrupt):
         remove_documents(db, [0])
     monkeypatch.setattr(editing, "finish_edit", journal.finish_edit)
     assert (db / "edit" / "manifest.json").exists()
-    held = threading.Event()
+    is_locked = threading.Event()
 
     def hold():
         with locked(db, "edit"):
-            held.set()
+            is_locked.set()
             time.sleep(0.3)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait()
+    is_locked.wait()
     assert Database.open(db).documents[0]["removed"]
     holder.join()
     with locked(db, "edit"):
-        monkeypatch.setattr(journal, "PATIENCE", 0.1)
+        monkeypatch.setattr(journal, "LOCK_TIMEOUT", 0.1)
         (db / "edit").mkdir()
         (db / "edit" / "manifest.json").write_bytes((db / "manifest.json").read_bytes())
         with pytest.raises(UserError, match="in use by another edit"):
             Database.open(db)
 
 
-def test_a_database_of_which_all_is_removed_is_not_trained_on(db, tmp_path):
+def test_training_refuses_a_database_whose_documents_are_all_removed(db, tmp_path):
     database = remove_documents(db, numbers_of(Database.open(db), "train"))
     config = RetroConfig(300, 16, 16, n_heads=2, d_head=8, n_layers=2, cca_layers=(), chunk_size=8)
-    with pytest.raises(UserError, match=r"every training document of .* was removed"):
+    with pytest.raises(UserError, match="has no training documents"):
         train(database, config, TrainingConfig(steps=1, sequence_length=64), tmp_path / "run")
 
 
-def test_removed_chunks_lend_no_neighbours_to_the_control_of_an_evaluation():
+def test_the_control_of_an_evaluation_does_not_use_neighbours_of_removed_chunks():
     removed = np.array([0, 3, 4])
     shuffled = _permutation(9, removed, 5)
     others = np.setdiff1d(np.arange(9), removed)

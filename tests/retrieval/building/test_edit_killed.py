@@ -1,4 +1,4 @@
-"""Ground truth: the bytes of a database before an edit, and after one that nobody stopped."""
+"""Ground truth: the bytes of a database before an edit, and after an uninterrupted edit."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import EMBEDDER, SMALL, Stops, all_bytes, json_lines, write_corpus
+from support import EMBEDDER, SMALL, Interrupter, all_bytes, json_lines, write_corpus
 
 from retro_np.errors import UserError
 from retro_np.retrieval import edit as editing
@@ -21,7 +21,7 @@ from retro_np.retrieval.build import build_database
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.journal import finish_edit
-from retro_np.retrieval.manifest import FORMAT, manifest_bytes, read_manifest, sealed
+from retro_np.retrieval.manifest import FORMAT, read_manifest, write_manifest
 
 pytestmark = pytest.mark.usefixtures("no_flushing")
 
@@ -35,7 +35,7 @@ EDITS = {
 
 @pytest.fixture
 def small(tmp_path):
-    """A database of three shards with a removed document, and a corpus to add, one of its documents a duplicate."""
+    """A database of several shards with removed documents, and a corpus to add that contains a duplicate."""
     texts = {name: f"{name} is a text of some length, " * 5 for name in ("a", "held", "c", "d", "e")}
     corpus = json_lines(tmp_path / "c.jsonl", texts)
     config = replace(SMALL, held_out=0.2, shard_bytes=200, neighbours=2, extra_candidates=1)
@@ -48,43 +48,43 @@ def small(tmp_path):
 
 
 def outside_the_edit(db):
-    """The bytes of a database, whatever an edit has begun."""
-    found = all_bytes(db)
-    return {name: value for name, value in found.items() if not name.startswith("edit/") and ".partial" not in name}
+    """The bytes of a database without the files of an unfinished edit."""
+    present = all_bytes(db).items()
+    return {name: value for name, value in present if not name.startswith("edit/") and ".partial" not in name}
 
 
-STEP = 3  # one in so many changes is stopped: all of them take minutes
+STEP = 3  # Every third change is interrupted. All of them would take minutes.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", EDITS)
-def test_an_edit_stopped_at_any_change_to_the_folder_is_made_or_not_and_ends_in_the_same_bytes(
+def test_an_edit_interrupted_at_any_change_to_the_folder_is_atomic_and_resumes_to_the_same_bytes(
     tmp_path, monkeypatch, small, kind
 ):
     base, corpus = small
-    old, work, stops = outside_the_edit(base), tmp_path / "stopped", Stops(monkeypatch)
+    old, work, interrupter = outside_the_edit(base), tmp_path / "stopped", Interrupter(monkeypatch)
     shutil.copytree(base, work)
-    total = stops.total(lambda: EDITS[kind](work, corpus))
+    total = interrupter.count_changes(lambda: EDITS[kind](work, corpus))
     new, seen = all_bytes(work), set()
     assert total >= 10
     assert new != old
-    for number, place in enumerate(range(1, total + 1, STEP)):
-        way = ("before", "after")[number % 2]
+    for number, change in enumerate(range(1, total + 1, STEP)):
+        when = ("before", "after")[number % 2]
         shutil.rmtree(work)
         shutil.copytree(base, work)
-        stops.stopped(lambda: EDITS[kind](work, corpus), place, way)
+        interrupter.interrupt(lambda: EDITS[kind](work, corpus), change, when)
         Database.open(work)
-        found = outside_the_edit(work)
-        assert found in (old, new), (place, way)
-        seen.add(found == new)
+        present = outside_the_edit(work)
+        assert present in (old, new), (change, when)
+        seen.add(present == new)
         EDITS[kind](work, corpus)
-        assert all_bytes(work) == new, (place, way)
+        assert all_bytes(work) == new, (change, when)
     assert seen == {False, True}
 
 
-def test_files_that_are_moved_into_place_may_be_stopped_at_any_move(tmp_path, monkeypatch):
-    """The journal alone: files that stay, change, come, and go with their folders."""
-    monkeypatch.setattr(manifest, "_is_whole", lambda manifest: True)  # these hold nothing else
+def test_moving_files_into_place_can_be_interrupted_at_any_move(tmp_path, monkeypatch):
+    """Only the journal: files that stay, change, are added, and are deleted with their folders."""
+    monkeypatch.setattr(manifest, "_is_complete", lambda manifest: True)  # these manifests lack most entries
     stays, goes = ["a", "shards/00000/x"], ["shards/00001/x", "shards/00001/y", "neighbours/valid/00000/z"]
     comes = ["b", "shards/00000/y", "neighbours/train/00000/z"]
 
@@ -93,7 +93,7 @@ def test_files_that_are_moved_into_place_may_be_stopped_at_any_move(tmp_path, mo
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         listed = {"format": FORMAT, "note": text, "files": dict.fromkeys(manifest_names)}
-        (folder / "manifest.json").write_bytes(manifest_bytes(sealed(listed)))
+        write_manifest(folder, listed)
 
     def begin(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -102,19 +102,19 @@ def test_files_that_are_moved_into_place_may_be_stopped_at_any_move(tmp_path, mo
         (path / "edit" / "request.json").write_text(json.dumps({"base": read_manifest(path)["sha256"]}))
         return path
 
-    path, stops = begin(tmp_path / "db"), Stops(monkeypatch)
-    total = stops.total(lambda: finish_edit(path))
+    path, interrupter = begin(tmp_path / "db"), Interrupter(monkeypatch)
+    total = interrupter.count_changes(lambda: finish_edit(path))
     expected = all_bytes(path)
     assert sorted(expected) == sorted(["manifest.json", *stays, *comes])
     assert sorted(p.name for p in path.rglob("*") if p.is_dir()) == ["00000", "00000", "neighbours", "shards", "train"]
     folders = sorted(p for p in path.rglob("*") if p.is_dir())
-    for place in range(1, total + 1):
-        for way in ("before", "after"):
+    for change in range(1, total + 1):
+        for when in ("before", "after"):
             begin(path)
-            stops.stopped(lambda: finish_edit(path), place, way)
+            interrupter.interrupt(lambda: finish_edit(path), change, when)
             finish_edit(path)
-            assert all_bytes(path) == expected, (place, way)
-            assert sorted(p for p in path.rglob("*") if p.is_dir()) == folders, (place, way)
+            assert all_bytes(path) == expected, (change, when)
+            assert sorted(p for p in path.rglob("*") if p.is_dir()) == folders, (change, when)
 
 
 SCRIPT = """
@@ -122,7 +122,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from support import CountingEmbedder
 from retro_np.retrieval import edit, journal, shards
-shards.BLOCK = 4
+shards.CHUNKS_PER_SAVE = 4
 class Slow(CountingEmbedder):
     def embed(self, texts, show_progress=False):
         time.sleep(0.01)
@@ -132,7 +132,7 @@ def slow(folder):
     time.sleep(0.005)
     flush(folder)
 journal.flush_folder = slow
-print("begun", flush=True)
+print("started", flush=True)
 {call}
 """
 CALLS = {
@@ -146,14 +146,14 @@ def start(kind, db, corpus):
     call = CALLS[kind].format(db=str(db), corpus=str(corpus))
     script = SCRIPT.format(tests=str(Path(__file__).parents[2]), call=call)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == b"begun\n", process.stderr.read().decode()
+    assert process.stdout.readline() == b"started\n", process.stderr.read().decode()
     return process
 
 
 @pytest.mark.parametrize("kind", EDITS)
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow) for seed in range(6)])
-def test_a_killed_edit_is_made_or_not_and_ends_in_the_same_bytes(tmp_path, db, more, kind, seed, monkeypatch):
-    monkeypatch.setattr(editing.stages.shards, "BLOCK", 4)
+def test_a_killed_edit_is_atomic_and_resumes_to_the_same_bytes(tmp_path, db, more, kind, seed, monkeypatch):
+    monkeypatch.setattr(editing.stages.shards, "CHUNKS_PER_SAVE", 4)
     calls = {
         "add": lambda path: add_documents(path, more, embedder=EMBEDDER),
         "remove": lambda path: remove_documents(path, list(range(20))),
@@ -162,13 +162,13 @@ def test_a_killed_edit_is_made_or_not_and_ends_in_the_same_bytes(tmp_path, db, m
     remove_documents(db, [20, 21])
     old = outside_the_edit(db)
     whole = shutil.copytree(db, tmp_path / "whole")
-    begun = time.monotonic()
+    start_time = time.monotonic()
     calls[kind](whole)
-    took, new = time.monotonic() - begun, all_bytes(whole)
+    seconds, new = time.monotonic() - start_time, all_bytes(whole)
     process = start(kind, db, more)
     while process.poll() is None and not (db / "edit").exists():
         time.sleep(0.0005)
-    time.sleep(random.Random(seed).random() * took)  # at another moment of another stage each time
+    time.sleep(random.Random(seed).random() * seconds)  # each seed kills at another moment
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     Database.open(db)
@@ -177,7 +177,7 @@ def test_a_killed_edit_is_made_or_not_and_ends_in_the_same_bytes(tmp_path, db, m
     assert all_bytes(db) == new
 
 
-def test_of_two_edits_at_once_the_second_is_told_so(db, more):
+def test_a_second_edit_is_refused_while_the_first_runs(db, more):
     first = start("add", db, more)
     while not (db / "edit").exists():
         assert first.poll() is None, first.stderr.read().decode()
@@ -187,14 +187,14 @@ def test_of_two_edits_at_once_the_second_is_told_so(db, more):
         for another in (lambda: compact(db), lambda: remove_documents(db, [0])):
             with pytest.raises(UserError, match="in use by another"):
                 another()
-        assert Database.open(db).manifest["generation"] == 0  # who only reads is not kept waiting
+        assert Database.open(db).manifest["generation"] == 0  # readers do not wait
     finally:
         os.kill(first.pid, signal.SIGCONT)
     assert first.wait(timeout=120) == 0, first.stderr.read().decode()
     assert Database.open(db).manifest["generation"] == 1
 
 
-def test_a_begun_edit_is_not_mixed_with_another_and_can_be_given_up(db, more, monkeypatch):
+def test_an_unfinished_edit_refuses_another_edit_and_can_be_abandoned(db, more, monkeypatch):
     before = all_bytes(db)
 
     def stopped(*args, **options):
@@ -219,7 +219,7 @@ def test_a_begun_edit_is_not_mixed_with_another_and_can_be_given_up(db, more, mo
     assert remove_documents(db, [0]).manifest["generation"] == 1
 
 
-def test_a_corpus_that_changed_while_an_add_was_stopped_is_refused(db, tmp_path, monkeypatch):
+def test_a_corpus_that_changed_while_an_add_was_interrupted_is_refused(db, tmp_path, monkeypatch):
     corpus = write_corpus(tmp_path / "more", 3, seed=8)
 
     def stopped(*args, **options):

@@ -1,4 +1,4 @@
-"""Ground truth: sorting all distances in NumPy; tokenizing texts in one piece; Python's own lines."""
+"""Ground truth: all distances sorted in NumPy, texts tokenised whole, lines read by json, one merge of all lists."""
 
 import json
 import resource
@@ -10,61 +10,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import SMALL, all_bytes, write_corpus
 
-from retro_np.kernels.search import exact_search, listed_distances
+from retro_np.kernels.search import exact_search, listed_distances, merge_lists
 from retro_np.retrieval import index, stages, texts, tokenizer
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import find_corpus
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.documents import Documents, survey
+from retro_np.retrieval.documents import Documents, summarise
 from retro_np.retrieval.index import build_hnsw
-from retro_np.retrieval.neighbours import Shard, merge_lists, search_shard
+from retro_np.retrieval.neighbours import Shard, search_shard
 
 
 @st.composite
 def searches(draw):
-    """Keys of documents, many of them equal, queries of some of those documents, and rows that are hidden."""
+    """Keys, many of them equal, their documents, rows to use as queries, and deleted rows."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=8))
     documents = np.repeat(np.arange(len(sizes)) * 3, sizes)
     keys = rng.integers(-2, 3, (len(documents), draw(st.integers(1, 20)))).astype(np.float32)
     rows = rng.integers(0, len(keys), draw(st.integers(1, 12)))
-    hidden = np.flatnonzero(rng.random(len(keys)) < draw(st.sampled_from([0, 0.1, 0.5, 0.95, 1])))
-    return keys, documents, rows, hidden, draw(st.booleans()), draw(st.integers(1, 40))
+    deleted = np.flatnonzero(rng.random(len(keys)) < draw(st.sampled_from([0, 0.1, 0.5, 0.95, 1])))
+    return keys, documents, rows, deleted, draw(st.booleans()), draw(st.integers(1, 40))
 
 
-@pytest.mark.parametrize("few", [0, 10**6])  # keys up to which no graph is asked
+@pytest.mark.parametrize("max_exact", [0, 10**6])  # up to this many keys, no graph is used
 @settings(deadline=None, max_examples=60)
 @given(search=searches())
-def test_what_a_shard_finds_is_allowed_sorted_and_all_there_is(few, search):
-    keys, documents, rows, hidden, exclude, k = search
+def test_a_shard_finds_all_allowed_rows_in_order_of_distance(max_exact, search):
+    keys, documents, rows, deleted, exclude, k = search
     shard = Shard(None, keys, documents)
-    before, index.FEW = index.FEW, few
+    before, index.MAX_EXACT_KEYS = index.MAX_EXACT_KEYS, max_exact
     try:
         shard.__dict__["index"] = build_hnsw(keys)
         own = documents[rows] if exclude else None
-        found, distances = search_shard(shard, keys[rows], k, own=own, hidden=hidden)
+        neighbours, distances = search_shard(shard, keys[rows], k, own=own, deleted=deleted)
     finally:
-        index.FEW = before
+        index.MAX_EXACT_KEYS = before
     for number, row in enumerate(rows):
         true = ((keys - keys[row]).astype(np.float64) ** 2).sum(axis=1)
         allowed = np.ones(len(keys), bool)
-        allowed[hidden] = False
+        allowed[deleted] = False
         allowed &= (not exclude) | (documents != documents[row])
         count = min(k, int(allowed.sum()))
-        ids = found[number, :count]
+        ids = neighbours[number, :count]
         assert allowed[ids].all()
         assert len(set(ids.tolist())) == count
-        assert (found[number, count:] == -1).all()
+        assert (neighbours[number, count:] == -1).all()
         assert np.isinf(distances[number, count:]).all()
         assert np.array_equal(distances[number, :count], true[ids])  # small whole numbers: no rounding
         assert (np.diff(distances[number, :count]) >= 0).all()
-        if few:
+        if max_exact:
             assert np.array_equal(distances[number, :count], np.sort(true[allowed])[:count])
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(-1, 50), st.integers(0, 5)), max_size=6), min_size=1, max_size=4),
        st.integers(1, 12))  # fmt: skip
-def test_merged_lists_are_the_first_of_all(lists, k):
+def test_merging_lists_keeps_the_nearest_of_all(lists, k):
     def arrays(pairs):
         pairs = [(i, d if i >= 0 else np.inf) for i, d in pairs]
         return np.array([[i for i, _ in pairs]], np.int64), np.array([[d for _, d in pairs]], np.float32)
@@ -77,7 +77,7 @@ def test_merged_lists_are_the_first_of_all(lists, k):
 
 @given(st.integers(1, 70), st.sampled_from([np.float16, np.float32]), st.integers(0, 2**32 - 1))
 @settings(deadline=None)
-def test_listed_distances_have_the_bits_of_exact_search(d, dtype, seed):
+def test_listed_distances_equal_those_of_exact_search_bit_for_bit(d, dtype, seed):
     rng = np.random.default_rng(seed)
     keys, queries = rng.standard_normal((30, d)).astype(dtype), rng.standard_normal((5, d)).astype(np.float32)
     ids, distances = exact_search(queries, keys, 7)
@@ -90,13 +90,13 @@ fragments = st.sampled_from([*"ab'st1.\n\t  é\u00a0\u2028\x1c_-", "the", " it's
 
 @given(st.lists(fragments, max_size=25).map("".join), st.integers(1, 9))
 @settings(deadline=None, max_examples=300)
-def test_a_text_in_pieces_has_the_tokens_that_it_has_in_one(text, size):
-    before, tokenizer.PIECE = tokenizer.PIECE, size
+def test_a_text_in_pieces_has_the_tokens_of_the_whole_text(text, size):
+    before, tokenizer.MIN_PIECE_CHARACTERS = tokenizer.MIN_PIECE_CHARACTERS, size
     try:
         cut = tokenizer.pieces_of(text)
         ids = tokenizer.encode(TOKENIZER, text)
     finally:
-        tokenizer.PIECE = before
+        tokenizer.MIN_PIECE_CHARACTERS = before
     assert "".join(cut) == text
     assert tokenizer.decode(TOKENIZER, ids) == text
     cuts = np.cumsum([len(piece) for piece in cut[:-1]], dtype=int).tolist()
@@ -105,7 +105,7 @@ def test_a_text_in_pieces_has_the_tokens_that_it_has_in_one(text, size):
 
 
 def test_real_text_in_pieces_has_the_same_tokens(monkeypatch):
-    monkeypatch.setattr(tokenizer, "PIECE", 500)  # no line of these modules is longer
+    monkeypatch.setattr(tokenizer, "MIN_PIECE_CHARACTERS", 500)  # no line of these modules is longer
     texts_read = (document.text for document in find_corpus("stdlib").documents())
     for _, text in zip(range(40), texts_read, strict=False):
         assert tokenizer.encode(TOKENIZER, text) == TOKENIZER.encode(text).ids
@@ -113,27 +113,27 @@ def test_real_text_in_pieces_has_the_same_tokens(monkeypatch):
 
 @given(st.lists(st.text(alphabet="ab é\n\r\u2028\0", max_size=20), max_size=6), st.integers(1, 7))
 @settings(deadline=None)
-def test_lines_are_found_wherever_blocks_of_bytes_end(lines, block):
+def test_line_ends_do_not_depend_on_the_block_size(lines, block):
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     ends = texts.line_ends(data, block)
     assert [json.loads(data[start:end]) for start, end in zip([0, *ends], ends, strict=False)] == lines
 
 
-def test_documents_are_read_as_a_list_would_be(database):
+def test_documents_behave_like_a_list_of_records(database):
     plain = [json.loads(line) for line in (database.path / "documents.jsonl").read_text().splitlines()]
     documents = Documents(database.path / "documents.jsonl")
     assert list(documents) == plain
     assert (documents[0], documents[-1], documents[3:7]) == (plain[0], plain[-1], plain[3:7])
     with pytest.raises(IndexError):
         documents[len(plain)]
-    counted, rows = survey(plain, ("train", "valid"))
+    counted, rows = summarise(plain, ("train", "valid"))
     for split, counts in counted.items():
         for name in ("bytes", "tokens", "chunks"):
             assert counts[name] == sum(record[name] for record in plain if record["split"] == split)
     assert sum(stop - start for runs in rows.values() for start, stop in runs) == database.n_chunks
 
 
-def test_a_shard_holds_about_what_it_should(tmp_path, embedder):
+def test_shards_have_about_the_requested_size(tmp_path, embedder):
     corpus = write_corpus(tmp_path / "docs", documents=60)
     database = build_database(corpus, tmp_path / "db", replace(SMALL, shard_bytes=6000), embedder)
     longest = max(record["bytes"] for record in database.documents)
@@ -147,18 +147,18 @@ def test_a_shard_holds_about_what_it_should(tmp_path, embedder):
     assert sum(sizes.values()) == database.manifest["splits"]["train"]["bytes"]
 
 
-def test_lists_that_are_merged_in_groups_are_those_merged_at_once(tmp_path, embedder, monkeypatch):
+def test_merging_lists_in_groups_gives_the_bytes_of_a_single_merge(tmp_path, embedder, monkeypatch):
     corpus = write_corpus(tmp_path / "docs", documents=40)
     config = replace(SMALL, shard_bytes=2500)
     build_database(corpus, tmp_path / "once", config, embedder)
     for group in (1, 3):
-        monkeypatch.setattr(stages, "GROUP", group)
+        monkeypatch.setattr(stages, "SHARDS_PER_MERGE", group)
         database = build_database(corpus, tmp_path / f"by {group}", config, embedder)
         assert len(database.folders("shards")) > 7
         assert all_bytes(tmp_path / f"by {group}") == all_bytes(tmp_path / "once")
 
 
-def test_shards_are_in_order_of_their_number_and_files_enough_may_be_open(tmp_path, corpus, embedder):
+def test_shards_are_sorted_by_number_and_the_limit_of_open_files_is_raised(tmp_path, corpus, embedder):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     database = build_database(corpus, tmp_path / "db", replace(SMALL, shard_bytes=500), embedder)
     database.manifest["files"] = {f"shards/{number}/tokens.npy": {} for number in (100000, 99999, 5)}

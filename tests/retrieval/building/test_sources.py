@@ -1,4 +1,4 @@
-"""Ground truth: the files that the test wrote; json, gzip and pyarrow write them, and datasets reads them."""
+"""Ground truth: files that the test wrote with json, gzip and pyarrow; the package datasets reads some of them."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def write_lines(path, lines):
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
-def test_jsonl_gives_a_document_a_line_in_their_order_and_replaces_lone_surrogates(tmp_path, name):
+def test_each_line_of_jsonl_is_a_document_and_lone_surrogates_are_replaced(tmp_path, name):
     expected = [(n.replace("c.jsonl", name), text, replaced) for n, text, replaced in DOCUMENTS]
     assert documents_of(write_lines(tmp_path / name, LINES)) == expected
 
@@ -54,13 +54,13 @@ def test_jsonl_gives_a_document_a_line_in_their_order_and_replaces_lone_surrogat
         ("[" * 100_000, ":1 is not JSON"),
     ],
 )
-def test_bad_jsonl_is_refused_with_its_line(tmp_path, content, complaint):
+def test_bad_jsonl_is_refused_with_its_line_number(tmp_path, content, complaint):
     (tmp_path / "c.jsonl").write_text(content)
     with pytest.raises(UserError, match=complaint):
         documents_of(tmp_path / "c.jsonl")
 
 
-def test_bytes_of_jsonl_that_are_not_utf8_blank_lines_and_a_mark_at_its_start_are_no_mistake(tmp_path):
+def test_jsonl_may_have_invalid_utf8_blank_lines_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a\\u0000b"}\n \t\r\n\n{"text": "\xe9"}')
     assert documents_of(path) == [("c.jsonl:1", "a\0b", 0), ("c.jsonl:4", "\ufffd", 1)]
@@ -75,26 +75,26 @@ def damaged(data, how):
         "without its end": data[:-4],
         "flipped": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :],
         "wrong checksum": data[:-8] + bytes(4) + data[-4:],
-        "followed by rubbish": data + b"rubbish",
-        "no gzip at all": b'{"text": "a"}\n',
+        "with trailing garbage": data + b"garbage",
+        "not gzip": b'{"text": "a"}\n',
     }[how]
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "without its end", "flipped", "wrong checksum", "followed by rubbish", "no gzip at all"]
+    "how", ["truncated", "without its end", "flipped", "wrong checksum", "with trailing garbage", "not gzip"]
 )
-def test_gzip_data_that_are_not_whole_are_refused_with_the_line(tmp_path, how):
+def test_damaged_gzip_data_are_refused_with_the_line_number(tmp_path, how):
     path = write_lines(tmp_path / "c.jsonl.gz", [{"text": f"{i * i * 7919 % 10007}"} for i in range(5000)])
     path.write_bytes(damaged(path.read_bytes(), how))
     with pytest.raises(UserError, match=r"c.jsonl.gz:\d+ (cannot be unpacked|is not JSON)") as caught:
         documents_of(path)
     line = int(str(caught.value).split(".gz:")[1].split()[0])
-    expected = {"no gzip at all": (1, 1), "truncated": (1500, 3500), "flipped": (1500, 3500)}.get(how, (5001, 5001))
+    expected = {"not gzip": (1, 1), "truncated": (1500, 3500), "flipped": (1500, 3500)}.get(how, (5001, 5001))
     assert expected[0] <= line <= expected[1]
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_lines_is_held_a_line_at_a_time(tmp_path):
+def test_jsonl_is_read_one_line_at_a_time(tmp_path):
     path = tmp_path / "c.jsonl"
     with path.open("w") as file:
         for _ in range(20):
@@ -104,10 +104,10 @@ def test_a_file_of_lines_is_held_a_line_at_a_time(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == 20_000_000
-    assert peak < 8_000_000  # a line, its text decoded, parsed and encoded, and the document before it
+    assert peak < 8_000_000  # a line's bytes, text, record and encoding, and the previous document
 
 
-def test_a_single_text_file_is_a_document_and_one_that_is_gone_is_named(tmp_path):
+def test_a_text_file_is_one_document_and_a_missing_file_is_named_in_the_error(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     assert documents_of(tmp_path / "a.txt") == [("a.txt", "caf\ufffd", 1)]
     corpus = find_corpus(tmp_path / "a.txt")
@@ -119,7 +119,7 @@ def test_a_single_text_file_is_a_document_and_one_that_is_gone_is_named(tmp_path
 @pytest.fixture
 def _no_network(monkeypatch):
     def refuse(*arguments, **settings):
-        raise AssertionError(f"the network was asked for {arguments}")
+        raise AssertionError(f"the network was used: {arguments}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -146,7 +146,7 @@ def test_a_folder_of_jsonl_is_streamed_through_datasets(tmp_path):
 
 
 @pytest.mark.usefixtures("_no_network")
-def test_a_folder_of_parquet_is_streamed_through_datasets_in_the_order_of_its_files(tmp_path):
+def test_a_folder_of_parquet_is_streamed_in_the_order_of_its_files(tmp_path):
     pytest.importorskip("datasets")
     write_parquet(tmp_path / "p" / "b.parquet", text=["three"], name=["n3"], picture=[b"\x89"])
     write_parquet(tmp_path / "p" / "a.parquet", text=["one", None], name=["n1", "n2"], picture=[b"\x89", None])
@@ -154,16 +154,16 @@ def test_a_folder_of_parquet_is_streamed_through_datasets_in_the_order_of_its_fi
 
 
 @pytest.mark.usefixtures("_no_network")
-def test_a_dataset_has_splits_and_configurations(tmp_path):
+def test_splits_and_configurations_of_a_dataset_can_be_chosen(tmp_path):
     pytest.importorskip("datasets")
     folder = write_parquet(tmp_path / "d" / "train.parquet", text=["train"])
     write_parquet(folder / "test.parquet", text=["test"])
     assert documents_of(f"hub:{folder}") == [("d:0", "train", 0)]
     assert documents_of(f"hub:{folder}#test") == [("d:0", "test", 0)]
     assert documents_of(f"hub:{folder}@default#test") == [("d:0", "test", 0)]
-    for place in (f"hub:{folder}#valid", f"hub:{folder}@other"):
+    for location in (f"hub:{folder}#valid", f"hub:{folder}@other"):
         with pytest.raises(UserError, match="cannot be read"):
-            find_corpus(place)
+            find_corpus(location)
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -185,7 +185,7 @@ def test_a_dataset_without_texts_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
+def test_a_missing_datasets_package_names_the_extra_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install retro-np\[hub\]"):
         find_corpus(f"hub:{tmp_path}")

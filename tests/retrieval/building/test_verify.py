@@ -1,4 +1,4 @@
-"""Ground truth: databases that are well, and the same with one thing broken and the manifest sealed over it."""
+"""Ground truth: intact databases, and copies with one defect and a manifest that matches it."""
 
 import json
 import shutil
@@ -13,12 +13,12 @@ from retro_np.retrieval.build import build_database
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import remove_documents
 from retro_np.retrieval.index import build_hnsw
-from retro_np.retrieval.manifest import file_facts, file_names, manifest_bytes, sealed
+from retro_np.retrieval.manifest import file_facts, file_names, write_manifest
 from retro_np.retrieval.verify import verify_database
 
 
 @pytest.fixture(scope="module")
-def well(corpus, tmp_path_factory):
+def intact(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify") / "db"
     build_database(corpus, folder, replace(SMALL, shard_bytes=9000, d_key=24), "hashing")
     remove_documents(folder, [1])
@@ -26,27 +26,27 @@ def well(corpus, tmp_path_factory):
 
 
 @pytest.fixture
-def copy(well, tmp_path):
-    return shutil.copytree(well, tmp_path / "db")
+def copy(intact, tmp_path):
+    return shutil.copytree(intact, tmp_path / "db")
 
 
-def seal(folder):
-    """Give the files that are there a manifest with their hashes."""
+def update_hashes(folder):
+    """Write the hashes of the present files to the manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["sha256"]
     manifest["files"] = file_facts([folder], file_names(folder))
-    (folder / "manifest.json").write_bytes(manifest_bytes(sealed(manifest)))
+    write_manifest(folder, manifest)
 
 
-def test_a_database_that_is_well_is_said_to_be(well):
-    report = verify_database(well)
+def test_an_intact_database_passes_every_check(intact):
+    report = verify_database(intact)
     assert not report.broken
     assert len(report.checked) >= 8
     assert any("what exact search finds" in line for line in report.checked)
-    assert any("what hashing makes" in line for line in report.checked)
+    assert any("that hashing makes" in line for line in report.checked)
 
 
-def test_every_broken_file_is_named(copy):
+def test_every_damaged_file_is_named(copy):
     broken = ["shards/00000/keys.npy", "documents.jsonl"]
     for name in broken:
         data = bytearray((copy / name).read_bytes())
@@ -59,7 +59,7 @@ def test_every_broken_file_is_named(copy):
         assert any(name in line for line in report.broken)
 
 
-def test_a_broken_manifest_is_refused(copy):
+def test_a_damaged_manifest_is_refused(copy):
     data = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(data.replace('"chunk_size": 8', '"chunk_size": 9'))
     with pytest.raises(UserError, match="its own SHA-256 differs"):
@@ -81,9 +81,9 @@ def swapped(array):
     return array
 
 
-def put(place, value):
+def put(index, value):
     def edit(array):
-        array[place] = value
+        array[index] = value
         return array
 
     return edit
@@ -104,32 +104,32 @@ def fewer_lines(folder):
     [
         (
             change("shards/00000/tokens.npy", put((0, 0), 60000)),
-            "a token that there is not, or an end out of place",
+            "an unknown token or a misplaced end-of-text",
         ),
-        (change("shards/00000/tokens.npy", put((0, 2), 0)), "a token that there is not, or an end out of place"),
-        (change("shards/00000/tokens.npy", put((0, 2), 1)), "a token that there is not, or an end out of place"),
+        (change("shards/00000/tokens.npy", put((0, 2), 0)), "an unknown token or a misplaced end-of-text"),
+        (change("shards/00000/tokens.npy", put((0, 2), 1)), "an unknown token or a misplaced end-of-text"),
         (change("shards/00001/documents.npy", put(0, 0)), "rows 0 to"),
         (change("shards/00000/tokens.npy", lambda a: a[:-1]), "tokens are"),
         (change("shards/00000/keys.npy", put((3, 0), np.nan)), "the key of chunk 3 is not finite"),
         (change("shards/00000/keys.npy", lambda a: a.astype(np.float16)), "keys are"),
-        (change("shards/00000/keys.npy", swapped), "is not what hashing makes of it"),
+        (change("shards/00000/keys.npy", swapped), "the key of chunk 0 differs from the one that hashing makes"),
         (change("neighbours/train/00000/ids.npy", put((5, 0), -2)), "the list of chunk 5 "),
         (change("neighbours/train/00000/ids.npy", put((5, 0), 5)), "the list of chunk 5 "),
         (change("neighbours/valid/00000/distances.npy", lambda a: a[:, ::-1].copy()), "the list of chunk 0 "),
         (change("neighbours/valid/00000/distances.npy", lambda a: a * 0.5), "neighbours/valid: the list of chunk"),
         (change("tombstones.npy", lambda a: a[:-1]), "tombstones.npy: it lists"),
-        (other_index, "index.hnsw finds"),
+        (other_index, "index.hnsw holds other keys"),
         (fewer_lines, "it counts"),
     ],
 )
-def test_what_makes_no_sense_is_named_though_its_hash_is_right(copy, breaking, complaint):
+def test_inconsistent_contents_are_named_although_all_hashes_match(copy, breaking, complaint):
     breaking(copy)
-    seal(copy)
+    update_hashes(copy)
     report = verify_database(copy)
     assert any(complaint in line for line in report.broken), report
 
 
-def test_an_embedder_that_is_not_here_is_said_and_no_breakage(database, monkeypatch):
+def test_a_missing_embedder_is_reported_but_is_not_a_problem(database, monkeypatch):
     def missing():
         raise UserError("no BERT here")
 
@@ -157,21 +157,21 @@ def climb(manifest):
     "breaking",
     [forget("files"), forget("embedder", "margin"), forget("sources", 0, "weight"), forget("splits", "valid"), climb],
 )
-def test_a_manifest_that_is_sealed_over_nonsense_is_one_line(copy, breaking):
+def test_an_incomplete_manifest_with_a_valid_hash_is_refused_in_one_line(copy, breaking):
     manifest = json.loads((copy / "manifest.json").read_text())
     del manifest["sha256"]
     breaking(manifest)
-    (copy / "manifest.json").write_bytes(manifest_bytes(sealed(manifest)))
+    write_manifest(copy, manifest)
     for look in (Database.open, verify_database):
-        with pytest.raises(UserError, match="does not hold what a manifest holds"):
+        with pytest.raises(UserError, match="lacks entries of a manifest"):
             look(copy)
 
 
 @pytest.mark.parametrize("name", ["tombstones.npy", "documents.jsonl", "shards/00000/tokens.npy", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"", b"\x97garbage", b"\x93NUMPY\x01\x00"])
-def test_files_that_are_sealed_and_hold_something_else_are_said_to(copy, name, content):
+def test_files_with_unreadable_contents_are_reported_although_all_hashes_match(copy, name, content):
     (copy / name).write_bytes(content)
-    seal(copy)
+    update_hashes(copy)
     try:
         broken = verify_database(copy).broken
     except UserError as error:

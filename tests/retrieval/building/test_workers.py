@@ -1,4 +1,4 @@
-"""Ground truth: the bytes of a build in one process. A real scheduler and real workers, on loopback."""
+"""Ground truth: the bytes of a build in one process. The scheduler and the workers are real processes on loopback."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ CONFIG = replace(SMALL, shard_bytes=1500, d_key=32)
 
 @contextmanager
 def process(*command):
-    """A process that is ended at the end, if it has not been before."""
+    """A process that is killed at the end if it still runs."""
     running = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         yield running
@@ -40,12 +40,12 @@ def process(*command):
 @contextmanager
 def cluster(folder, n_workers):
     """The address of a scheduler, and its workers' processes."""
-    listed = folder / "scheduler.json"
-    options = ["--scheduler-file", listed, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler_file = folder / "scheduler.json"
+    options = ["--scheduler-file", scheduler_file, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     with ExitStack() as stack:
         scheduler = stack.enter_context(process("-m", "distributed.cli.dask_scheduler", *options))
-        wait_until(listed.exists, scheduler)
-        options = ["--scheduler-file", listed, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        wait_until(scheduler_file.exists, scheduler)
+        options = ["--scheduler-file", scheduler_file, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
         options += ["--local-directory", folder, "--host", "127.0.0.1"]
         started = [
             stack.enter_context(process("-m", "distributed.cli.dask_worker", *options, "--name", f"worker-{number}"))
@@ -53,14 +53,14 @@ def cluster(folder, n_workers):
         ]
         from distributed import Client
 
-        with Client(scheduler_file=str(listed)) as client:
+        with Client(scheduler_file=str(scheduler_file)) as client:
             client.wait_for_workers(n_workers, timeout=60)
             yield client.scheduler.address, started
 
 
-def wait_until(holds, running, seconds=60):
+def wait_until(condition, running, seconds=60):
     end = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         assert running.poll() is None, running.stderr.read().decode()
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -72,33 +72,33 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(corpus, tmp_path_factory):
+def expected(corpus, tmp_path_factory):
     """The bytes of the database that one process builds."""
-    out = tmp_path_factory.mktemp("alone") / "db"
+    out = tmp_path_factory.mktemp("expected") / "db"
     build_database(corpus, out, CONFIG, "hashing")
     return all_bytes(out)
 
 
 @pytest.mark.slow
-def test_a_cluster_of_which_one_worker_is_killed_builds_the_same_bytes(corpus, alone, tmp_path):
+def test_a_cluster_that_loses_a_worker_builds_the_same_bytes(corpus, expected, tmp_path):
     out = tmp_path / "db"
     with cluster(tmp_path, 2) as (address, started):
-        seen = []
+        was_finished = []
 
         def kill_half_way():
             wait_until(lambda: (out / "shards" / "00003" / "tokens.npy").exists(), started[0])
             os.kill(started[0].pid, signal.SIGKILL)
-            seen.append((out / "manifest.json").exists())
+            was_finished.append((out / "manifest.json").exists())
 
         killer = threading.Thread(target=kill_half_way)
         killer.start()
         build_database(corpus, out, CONFIG, "hashing", dask=address)
         killer.join()
-        assert seen == [False]  # it was killed while the build went on
+        assert was_finished == [False]  # the worker was killed during the build
         assert started[0].poll() == -signal.SIGKILL
         assert started[1].poll() is None
-        assert all_bytes(out) == alone
-        # edits by the one that is left, against edits in this process
+        assert all_bytes(out) == expected
+        # edits by the remaining worker, compared with edits in this process
         more = write_corpus(tmp_path / "more", documents=6, seed=9)
         for path in list(more.iterdir()):
             path.rename(path.with_name("new_" + path.name))
@@ -110,43 +110,43 @@ def test_a_cluster_of_which_one_worker_is_killed_builds_the_same_bytes(corpus, a
         assert all_bytes(out) == all_bytes(tmp_path / "same")
 
 
-def test_what_a_killed_worker_had_begun_to_write_is_not_left_in_the_database(corpus, alone, tmp_path, monkeypatch):
+def test_partial_files_of_a_killed_worker_are_not_left_in_the_database(corpus, expected, tmp_path, monkeypatch):
     out, index = tmp_path / "db", stages.write_indexes
 
     def write_indexes(run, folders):
-        beside_of(folders[1] / "documents.npy").write_bytes(b"begun by a worker that died")
+        beside_of(folders[1] / "documents.npy").write_bytes(b"from a worker that died")
         index(run, folders)
 
     monkeypatch.setattr(stages, "write_indexes", write_indexes)
     build_database(corpus, out, CONFIG, "hashing")
-    assert all_bytes(out) == alone
+    assert all_bytes(out) == expected
 
 
 @pytest.mark.slow
 def test_a_local_cluster_with_bert_builds_the_same_bytes(corpus, tmp_path):
-    few = tmp_path / "few"
-    few.mkdir()
+    small = tmp_path / "small"
+    small.mkdir()
     for path in sorted(corpus.iterdir())[:6]:
-        (few / path.name).write_text(path.read_text())
+        (small / path.name).write_text(path.read_text())
     config, bert = replace(CONFIG, chunk_size=32), load_bert()
-    build_database(few, tmp_path / "one", config, bert)
-    build_database(few, tmp_path / "many", config, bert, dask="local")
+    build_database(small, tmp_path / "one", config, bert)
+    build_database(small, tmp_path / "many", config, bert, dask="local")
     assert all_bytes(tmp_path / "one") == all_bytes(tmp_path / "many")
 
 
-def test_what_a_task_raises_on_a_worker_is_raised_here(tmp_path):
+def test_an_exception_of_a_task_on_a_worker_is_raised_here(tmp_path):
     with workers("local") as run, pytest.raises(FileNotFoundError, match="nowhere"):
         run("failing", "", [Task(index_shard, (tmp_path / "nowhere",), 1)])
 
 
-def test_a_pickled_bert_is_a_few_bytes_and_gives_the_same_keys():
+def test_a_pickled_bert_is_small_and_gives_the_same_keys():
     bert, pickled = load_bert(), pickle.dumps(load_bert())
     assert len(pickled) < 1000
     assert np.array_equal(pickle.loads(pickled).embed(["a text"], False), bert.embed(["a text"], False))
 
 
-def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch):
-    monkeypatch.setattr("retro_np.retrieval.workers.PATIENCE", "1s")
+def test_an_unreachable_scheduler_is_reported_in_one_line(monkeypatch):
+    monkeypatch.setattr("retro_np.retrieval.workers.SCHEDULER_TIMEOUT", "1s")
     with (
         pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
         workers("tcp://127.0.0.1:9"),
