@@ -1,1 +1,1 @@
-"""Bits per byte and leakage."""
+"""Bits per byte, leakage, and the methods that RETRO is compared with."""

@@ -1,27 +1,30 @@
 """Bits per byte of whole documents under a model, with a sliding window. Paper §2.6 and appendix C."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.nn.model import retro
 from retro_np.nn.operators import log_softmax
-from retro_np.progress import progress_bar
-from retro_np.retrieval.database import Database
+from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
+from retro_np.tree import Tree
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a model paid for each chunk of a split.
+    """A model's loss on each chunk of a split.
 
-    nats, bytes: (chunks,), summed over the chunk's scored tokens and over the bytes of text that they stand for;
-    documents: (chunks,). A document's first token and its end-of-text are not scored: neither nats nor bytes.
+    nats: (chunks,), the summed negative log-likelihood of the chunk's scored tokens; bytes: (chunks,), the UTF-8 bytes
+    of these tokens; documents: (chunks,), the number of each chunk's document. A document's first token and its
+    end-of-text are not scored: they add neither nats nor bytes.
     """
 
     nats: np.ndarray
@@ -29,101 +32,154 @@ class Losses:
     documents: np.ndarray
 
     def per_document(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Document numbers, and the nats and bytes of each."""
-        numbers, where = np.unique(self.documents, return_inverse=True)
-        sums = (np.bincount(where, weights, minlength=len(numbers)) for weights in (self.nats, self.bytes))
-        return numbers, *sums
+        """Document numbers, nats and bytes, (documents,) each."""
+        numbers, inverse = np.unique(self.documents, return_inverse=True)
+        return numbers, np.bincount(inverse, self.nats), np.bincount(inverse, self.bytes)
 
     def bits_per_byte(self) -> float:
-        """The figure over all chunks."""
+        """Bits per byte over all chunks."""
         return bits_per_byte(self.nats, self.bytes)
 
 
-def bits_per_byte(nats, n_bytes) -> float:
-    """Compression rate of a text under a model: nats / (ln 2 · bytes).
+@dataclass(frozen=True)
+class ScoredTokens:
+    """The scored tokens of a split, in the order of the text, and the loss on each.
 
-    nats: summed negative log-likelihoods, any shape; n_bytes: UTF-8 bytes of the original text, of the same shape.
-    Returns a float in bits per byte. Raises ValueError where no byte is left, as after a leakage filter. Paper eq. 5.
+    positions: (N,), row of the split · m + position in the chunk; tokens: (N,); nats: (N,) float64.
+    """
+
+    positions: np.ndarray
+    tokens: np.ndarray
+    nats: np.ndarray
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "ScoredTokens":
+        """Some of the tokens: a slice, or a mask (N,)."""
+        return ScoredTokens(self.positions[rows], self.tokens[rows], self.nats[rows])
+
+    def losses(self, database: Database, split_name: str = "valid", limit: int | None = None) -> Losses:
+        """The losses per chunk, as `score` returns them. limit: only this many chunks, from the start of the split."""
+        documents = np.array(database.split(split_name).documents[:limit])
+        chunks = self.positions // database.chunk_size
+        n_bytes = token_byte_lengths(database.tokenizer)[self.tokens]
+        nats, n_bytes = (np.bincount(chunks, values, len(documents)) for values in (self.nats, n_bytes))
+        return Losses(nats, n_bytes, documents)
+
+
+def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
+    """Compression rate of a text under a model: nats / (ln 2 · bytes). Paper eq. 5.
+
+    nats: summed negative log-likelihoods, any shape; n_bytes: UTF-8 bytes of the original text, same shape. Raises
+    UserError (a ValueError) if no bytes are left, for example after a leakage filter.
     """
     total = float(np.sum(n_bytes))
     if total <= 0:
-        raise UserError("no byte is left to divide by: the texts are empty, or a filter took all of them")
+        raise UserError("no bytes are left: the texts are empty, or a filter removed all of them")
     return float(np.sum(nats, dtype=np.float64)) / (math.log(2) * total)
 
 
 def score(
-    params,
-    config: RetroConfig,
-    database: Database,
-    split_name: str = "valid",
-    *,
-    k: int = 2,
-    sequence_length: int = 512,
-    stride: int = 256,
-    limit: int | None = None,
-    shuffle_seed: int | None = None,
-    retrieval: Retrieval | None = None,
-    description: str = "evaluating",
-) -> Losses:
-    """Score a split. k = 0: retrieval off, RETRO[OFF]; otherwise RETRO[ON] with k neighbours.
+    params: Tree, config: RetroConfig, database: Database, split_name: str = "valid", *, k: int = 2,
+    sequence_length: int = 512, stride: int = 256, limit: int | None = None, shuffle_seed: int | None = None,
+    retrieval: Retrieval | None = None, description: str = "evaluating",
+) -> Losses:  # fmt: skip
+    """Score one model under one condition: its loss on each chunk of a split.
 
-    sequence_length, stride: tokens, multiples of m; each scored token but a document's first ones has at least
-    sequence_length − stride tokens of context. limit: chunks of the split to score, from its start; None: all.
-    shuffle_seed: not None gives each chunk the neighbours of another, the control that shows whether they matter.
-    retrieval: where neighbours are from, see `join.retrieve_from`; None: the database's own.
+    params, config: the model, as `load_params` returns it.
+    database: built with the model's vocabulary and chunk size m.
+    split_name: "valid", the held-out documents, or "train".
+    k: neighbours per chunk; 0 turns retrieval off. k = 0 is RETRO[OFF] in the paper, k > 0 is RETRO[ON].
+    sequence_length, stride: in tokens, multiples of m. A window of sequence_length tokens slides over each document by
+        stride tokens, and scores each token once. Beyond a document's first window, each scored token therefore has at
+        least sequence_length − stride tokens of context.
+    limit: score only this many chunks, from the start of the split; None scores all of them.
+    shuffle_seed: gives each chunk the neighbours of another chunk, drawn with this seed. This control shows whether the
+        model uses what its neighbours say.
+    retrieval: neighbours from another database, made by `retrieval.join.retrieve_from`; None uses the database's own.
+    description: the label of the progress bar.
+
+    Returns Losses; its `bits_per_byte()` is the figure that the paper reports. Raises UserError if the model does not
+    fit the database, if the split is empty, for lengths that do not fit together, and for losses that are not finite.
     """
     check_fit(config, database)
     m = config.chunk_size
     length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m)
     if step > length:
-        raise UserError(f"a stride of {stride} tokens would leave out what lies between windows of {sequence_length}")
+        raise UserError(f"stride must be at most sequence_length ({sequence_length} tokens), not {stride}")
     retrieval = retrieval or Retrieval.own(database, split_name)
     split = retrieval.split
     if len(split.tokens) == 0:
-        raise UserError(f"{database.path} has no chunk in its split {split_name!r}: build it with --held-out above 0")
+        raise UserError(f"{database.path} has no chunks in its split {split_name!r}: build it with --held-out above 0")
     if shuffle_seed is not None and split_name == "train":
         raise UserError(
-            "in the training split, another chunk's neighbours may come from the document itself: use the split valid"
+            "shuffled neighbours of training chunks may come from the chunk's own document: use split valid"
         )
     shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
-    rows, first = evaluation_windows(split, length, step, limit)
-    lengths = token_byte_lengths(database.tokenizer)
-    chunks = len(split.tokens[:limit])
-    nats, n_bytes = np.zeros(chunks), np.zeros(chunks)
-    with progress_bar(description, len(rows)) as advance:
-        for window, tokens, targets in scored_windows(split, rows, first):
-            neighbours = None
-            if k and config.retrieves:
-                neighbour_rows = window if shuffled is None else np.where(window >= 0, shuffled[window], -1)
-                neighbours = sequence_neighbours(retrieval.database, split, neighbour_rows, k)
-            token_nats = nats_of(retro(params, config, tokens, neighbours)[0], targets)
-            # a target belongs to the chunk it stands in, which for a chunk's last position is the one after
-            b, t = np.nonzero(targets)
-            chunk = window[b, t // m] + (t % m == m - 1)
-            scored = chunk < chunks
-            np.add.at(nats, chunk[scored], token_nats[b, t][scored])
-            np.add.at(n_bytes, chunk[scored], lengths[targets[b, t][scored]])
-            advance(len(window))
-    if not np.all(np.isfinite(nats)):
+
+    def predict(window, tokens, targets):
+        neighbours = None
+        if k and config.retrieves:
+            neighbour_rows = window if shuffled is None else np.where(window >= 0, shuffled[window], -1)
+            neighbours = sequence_neighbours(retrieval.database, split, neighbour_rows, k)
+        return (nats_of(retro(params, config, tokens, neighbours)[0], targets),)
+
+    scored, _ = scored_tokens(split, evaluation_windows(split, length, step, limit), predict, description, limit)
+    losses = scored.losses(database, split_name, limit)
+    if not np.all(np.isfinite(losses.nats)):
         raise UserError(
-            f"{description}: the model's losses are not finite; its weights are damaged, take another checkpoint"
+            f"{description}: the model's losses are not finite; its weights are damaged: use another checkpoint"
         )
-    return Losses(nats, n_bytes, np.array(split.documents[:limit]))
+    return losses
 
 
-def nats_of(logits, targets) -> np.ndarray:
-    """Negative log-likelihood of each target in nats, (B, n); 0 where the target is padding."""
-    picked = np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return np.where(targets == 0, 0, -picked)
+def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each target in nats; 0 where the target is padding.
+
+    logits: (..., V); targets: (...), integers. Returns (...).
+    """
+    log_likelihood = np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    return np.where(targets == 0, 0, -log_likelihood)
+
+
+def scored_tokens(
+    split: Split, windows: tuple[np.ndarray, np.ndarray], predict: Callable[..., tuple[np.ndarray, ...]],
+    description: str, limit: int | None = None,
+) -> tuple[ScoredTokens, list[np.ndarray]]:  # fmt: skip
+    """Score windows with any predictor.
+
+    windows: from `evaluation_windows`. predict(window, tokens, targets), with arrays as in `scored_windows`,
+    returns the nats of the targets, (B, n), and any further arrays (B, n, …). limit: leave out the tokens after this
+    many chunks of the split. Returns the scored tokens, and the further arrays as (N, …).
+    """
+    parts = []
+    for window, tokens, targets in scored_windows(split, *windows, description):
+        b, t = np.nonzero(targets)
+        positions = positions_of(window, b, t, split.tokens.shape[1])
+        parts.append((positions, targets[b, t], *(array[b, t] for array in predict(window, tokens, targets))))
+    positions, tokens, nats, *others = sorted_by_position(parts)
+    end = np.searchsorted(positions, len(split.tokens[:limit]) * split.tokens.shape[1])
+    return ScoredTokens(positions, tokens, nats.astype(np.float64))[:end], [array[:end] for array in others]
+
+
+def sorted_by_position(parts: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """Join parts, each a tuple of positions (n,) and further arrays (n, …), and sort them by position."""
+    positions, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.argsort(positions, kind="stable")
+    return tuple(array[order] for array in (positions, *others))
+
+
+def positions_of(window: np.ndarray, b: np.ndarray, t: np.ndarray, m: int) -> np.ndarray:
+    """Where the tokens that positions t of windows b predict are in the split: row · m + position in the chunk.
+
+    window: (B, l) row numbers; b, t: (N,). Returns (N,).
+    """
+    return window[b, t // m] * m + t % m + 1  # after a chunk's last token comes the first token of the next row
 
 
 def _permutation(n: int, removed, seed: int | None):
-    """A permutation that leaves no chunk its own neighbours (a rotation of a shuffled order), or None. Removed chunks
-    neither lend nor borrow.
-    """
+    """A permutation that gives no chunk its own neighbours, or None without a seed. Removed chunks stay in place."""
     if seed is None:
         return None
     order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n), removed))
     shuffled = np.arange(n)
-    shuffled[order] = np.roll(order, 1)
+    shuffled[order] = np.roll(order, 1)  # a rotation has no fixed point
     return shuffled

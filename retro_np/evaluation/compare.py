@@ -1,95 +1,104 @@
-"""Evaluate models side by side, and say in one sentence whether retrieval helped."""
+"""Evaluate models under the conditions of the usual table, and say in one sentence whether retrieval helped."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, score
-from retro_np.evaluation.leakage import ALPHAS, NEIGHBOURS, NO_LEAKAGE, chunk_leakage, filtered_bits_per_byte
+from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
 from retro_np.files import check_folder, replacing, write_json
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
+from retro_np.tree import Tree
 
 OFF, ON, SHUFFLED = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of others"
 LINES = ("baseline", OFF, ON, SHUFFLED)
 SHUFFLE_SEED = 0
 
 
-def conditions(models: dict) -> dict[str, tuple]:
-    """Name → (parameters, config, retrieve, shuffle seed) of each line of the table, from models by name."""
-    lines = {}
-    if "baseline" in models:
-        lines["baseline"] = (*models["baseline"], False, None)
-    params, config = models["RETRO"]
-    lines[OFF if config.retrieves else "without retrieval"] = (params, config, False, None)
-    if config.retrieves:
-        lines[ON] = (params, config, True, None)
-        lines[SHUFFLED] = (params, config, True, SHUFFLE_SEED)
-    return lines
+def conditions(baseline: Any, retro: Any, retrieves: bool = True) -> dict[str, tuple[Any, bool, int | None]]:
+    """The lines of the usual table: name → (model, whether it retrieves, shuffle seed).
+
+    baseline, retro: models in any form; None leaves the baseline out. retrieves: whether retro has cross-attention.
+    """
+    lines: dict[str, tuple[Any, bool, int | None]] = {} if baseline is None else {"baseline": (baseline, False, None)}
+    if not retrieves:
+        return lines | {"without retrieval": (retro, False, None)}
+    return lines | {OFF: (retro, False, None), ON: (retro, True, None), SHUFFLED: (retro, True, SHUFFLE_SEED)}
 
 
 def evaluate(
-    models: dict,
-    database: Database,
-    out,
-    *,
-    split="valid",
-    k=2,
-    sequence_length=512,
-    stride=256,
-    limit=None,
+    models: Mapping[str, tuple[Tree, RetroConfig]], database: Database, out: Path | str, *, split: str = "valid",
+    k: int = 2, sequence_length: int = 512, stride: int = 256, limit: int | None = None,
     retrieval: Retrieval | None = None,
-):
-    """Score a split under each model and condition; write results.json and losses.npz to `out`.
+) -> dict[str, Any]:  # fmt: skip
+    """Score a RETRO under each condition, and a baseline for comparison; write results.json and losses.npz to `out`.
 
-    models: {"RETRO": (params, config)} and, if there, {"baseline": (params, config)}. The rest as in `score`.
-    losses.npz holds each condition's nats and bytes, by chunk and by document, and r(C) of each chunk.
-    Returns what results.json holds.
+    models: {"RETRO": (params, config)}, or {"RETRO": (params, config), "baseline": (params, config)}. The RETRO is
+        scored with retrieval on, off, and with the neighbours of other chunks; the baseline without retrieval.
+    out: the folder of the results, created if necessary. losses.npz holds the nats and bytes of each condition, per
+        chunk and per document, and r(C) of each chunk.
+    split, k, sequence_length, stride, limit, retrieval: as in `score` (split is its split_name).
+
+    Returns what results.json holds. "models" maps each condition to its bits per byte, "bpb" over all chunks and
+    "bpb_no_leakage" over those with r(C) ≤ 12.5 % (None if there are none). "bpb_alpha" maps it to bpb(α) for each of
+    "alphas". "sentence" says whether retrieval helped. Raises UserError for other models, for a folder that cannot be
+    written, and as `score` does.
     """
     out = Path(out)
     check_folder(out)
-    if "baseline" in models and models["baseline"][1].retrieves:
-        raise UserError("the baseline has chunked cross-attention, and so is a RETRO: give a checkpoint without")
+    if "RETRO" not in models or not models.keys() <= {"RETRO", "baseline"}:
+        raise UserError(f'models must be {{"RETRO": …}} or {{"RETRO": …, "baseline": …}}, not {list(models)}')
+    baseline, retro = models.get("baseline"), models["RETRO"]
+    if baseline is not None and baseline[1].retrieves:
+        raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use a checkpoint without")
     losses: dict[str, Losses] = {}
-    for name, (params, config, retrieve, shuffle_seed) in conditions(models).items():
+    for name, ((params, config), retrieve, shuffle_seed) in conditions(baseline, retro, retro[1].retrieves).items():
         if shuffle_seed is not None and split == "train":
-            continue  # the neighbours of another training chunk may be of the document itself
+            continue  # another training chunk's neighbours may come from the chunk's own document
         losses[name] = score(
             params, config, database, split, k=k if retrieve else 0, sequence_length=sequence_length, stride=stride,
             limit=limit, shuffle_seed=shuffle_seed, retrieval=retrieval, description=f"evaluating {name}",
         )  # fmt: skip
     retrieval = retrieval or Retrieval.own(database, split)
     ratios = chunk_leakage(database, split, limit, retrieval)
-    curves = {name: filtered_bits_per_byte(loss, ratios) for name, loss in losses.items()}
-    at_no_leakage = ALPHAS.index(NO_LEAKAGE)
-    figures = {
-        name: {"bpb": loss.bits_per_byte(), "bpb_no_leakage": curves[name][at_no_leakage]}
-        for name, loss in losses.items()
-    }
+    figures = {name: bits(loss, ratios) for name, loss in losses.items()}
     results = {
         "database": {"path": str(database.path), **database.identity, **database.manifest["splits"][split]},
         "settings": {
             "split": split, "k": k, "sequence_length": sequence_length, "stride": stride, "limit": limit,
-            "leakage_neighbours": min(NEIGHBOURS, retrieval.split.neighbours.shape[1]),
+            "leakage_neighbours": min(LEAKAGE_NEIGHBOURS, retrieval.split.neighbours.shape[1]),
             "retrieved_from": str(retrieval.database.path),
         },
         "chunks": len(ratios),
         "bytes": int(next(iter(losses.values())).bytes.sum()),
         "models": figures,
         "alphas": list(ALPHAS),
-        "bpb_alpha": curves,
+        "bpb_alpha": {name: filtered_bits_per_byte(loss, ratios) for name, loss in losses.items()},
         "sentence": verdict(figures),
     }  # fmt: skip
-    _save_losses(out / "losses.npz", losses, ratios)
+    arrays: dict[str, Any] = {"r": ratios}
+    for name, loss in losses.items():
+        numbers, nats, n_bytes = loss.per_document()
+        arrays |= {"bytes": loss.bytes, "documents": loss.documents, f"{name}/nats": loss.nats}
+        arrays |= {"document_ids": numbers, "document_bytes": n_bytes, f"{name}/document_nats": nats}
+    with replacing(out / "losses.npz") as file:
+        np.savez(file, **arrays)
     write_json(out / "results.json", results)
     return results
 
 
-def verdict(figures: dict) -> str:
-    """Whether retrieval helped, and by how much; and whether it was the neighbours, or only having some."""
+def verdict(figures: dict[str, dict[str, Any]]) -> str:
+    """One sentence: by how much retrieval helped, and whether the model used what its own neighbours say.
+
+    figures: {condition: {"bpb": …}}, as in the results of `evaluate`.
+    """
     if ON not in figures:
-        return "This model has no chunked cross-attention: there is no retrieval to judge."
+        return "This model has no chunked cross-attention, so there is no retrieval to judge."
     on, parts = figures[ON]["bpb"], []
     for name in ("baseline", OFF):
         if name in figures:
@@ -100,18 +109,8 @@ def verdict(figures: dict) -> str:
         return sentence + "."
     own = 100 * (1 - on / figures[SHUFFLED]["bpb"])
     if own > 0.05:
-        return f"{sentence}; {own:.2f} % of its bits it saves by what its own neighbours say, not others'."
+        return f"{sentence}; its own neighbours save {own:.2f} % compared with the neighbours of other chunks."
     return (
-        f"{sentence}; but with the neighbours of other chunks it does as well ({own:+.2f} %): "
+        f"{sentence}; but the neighbours of other chunks serve it as well ({own:+.2f} %): "
         "this model does not use what it retrieves."
     )
-
-
-def _save_losses(path, losses, ratios):
-    arrays = {"r": ratios}
-    for name, loss in losses.items():
-        numbers, nats, n_bytes = loss.per_document()
-        arrays |= {"bytes": loss.bytes, "documents": loss.documents, f"{name}/nats": loss.nats}
-        arrays |= {"document_ids": numbers, "document_bytes": n_bytes, f"{name}/document_nats": nats}
-    with replacing(path) as file:
-        np.savez(file, **arrays)

@@ -1,25 +1,27 @@
-"""The continuous cache (Grave et al. 2017): a frozen model that looks back on its own hidden states in the document.
+"""The continuous cache (Grave et al. 2017): a frozen model that also looks at its own earlier hidden states.
 
-p_cache(w) ∝ Σ exp(θ h·h_i) over those of the last `window` positions i behind which w came, and
-p = λ p_cache + (1 − λ) p_LM. θ and λ are tuned as in `knn_lm.py`.
+p = λ p_cache + (1 − λ) p_LM. The cache holds the last `window` positions i of the document, and
+p_cache(w) ∝ Σ exp(θ h·h_i), summed over the positions that were followed by w. θ and λ are tuned as in `knn_lm.py`.
 """
 
 import numpy as np
 
-from retro_np.evaluation.knn_lm import ScoredTokens, tuned
+from retro_np.evaluation.bits_per_byte import ScoredTokens
+from retro_np.evaluation.knn_lm import tuned
 from retro_np.retrieval.documents import document_runs
 
-WINDOW = 1000  # positions
+CACHE_POSITIONS = 1000
 THETAS = 3.0 ** np.arange(-7, 1)
-BLOCK = 256  # positions that look back at once
+CACHE_BLOCK = 256  # positions whose scores are computed together
 
 
 def continuous_cache(
-    scored: ScoredTokens, hidden: np.ndarray, documents: np.ndarray, window: int = WINDOW
-) -> tuple[ScoredTokens, list]:
-    """Mix the cache into what a frozen model predicts. scored, hidden, documents: of `frozen_model`.
+    scored: ScoredTokens, hidden: np.ndarray, documents: np.ndarray, window: int = CACHE_POSITIONS
+) -> tuple[ScoredTokens, list[tuple[float, float]]]:
+    """Mix the cache into a frozen model's predictions.
 
-    Returns the tokens with new nats, and (θ, λ) of either half of the documents.
+    scored, hidden, documents: from `frozen_model`. window: positions that the cache holds. Returns the tokens with new
+    nats, and (θ, λ) for each half of the documents.
     """
 
     def probability(theta):
@@ -30,16 +32,16 @@ def continuous_cache(
 
 
 def cache_probability(
-    hidden: np.ndarray, tokens: np.ndarray, documents: np.ndarray, theta: float, window: int = WINDOW
+    hidden: np.ndarray, tokens: np.ndarray, documents: np.ndarray, theta: float, window: int = CACHE_POSITIONS
 ) -> np.ndarray:
-    """What the cache gives each token: (N,) float64, NaN where the cache is empty, as at a document's first.
+    """p_cache of each token: (N,) float64, NaN where the cache is empty, at the first token of a document.
 
-    hidden: (N, d), tokens: (N,) behind them, documents: (N,), ascending.
+    hidden: (N, d); tokens: (N,), the token that follows each hidden state; documents: (N,), ascending.
     """
     out = np.full(len(tokens), np.nan)
     for begin, end in document_runs(documents):
-        for start in range(begin, end, BLOCK):
-            stop, oldest = min(start + BLOCK, end), max(begin, start - window)
+        for start in range(begin, end, CACHE_BLOCK):
+            stop, oldest = min(start + CACHE_BLOCK, end), max(begin, start - window)
             back = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
             scores = np.where(
                 (back > 0) & (back <= window), theta * (hidden[start:stop] @ hidden[oldest:stop].T), -np.inf

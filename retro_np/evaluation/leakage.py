@@ -1,4 +1,6 @@
-"""How much of a retrieval gain is copying from near-duplicates: r(C) and bpb(α). Paper §2.6, eq. 5."""
+"""How much of the gain from retrieval is copying from near-duplicates: r(C) and bpb(α). Paper §2.6, eq. 5."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -8,38 +10,49 @@ from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
 
-NEIGHBOURS = 10
+LEAKAGE_NEIGHBOURS = 10  # per chunk, compared with it (paper §2.6)
 ALPHAS = tuple(i / 16 for i in range(17))
-NO_LEAKAGE = 2 / 16  # at most this share of a chunk in one run counts as no local leakage (paper §2.6)
-BATCH = 256
+NO_LEAKAGE = 2 / 16  # a chunk with r(C) up to this share counts as free of leakage (paper §2.6)
+CHUNKS_PER_BATCH = 256
 
 
 def chunk_leakage(
     database: Database, split_name: str = "valid", limit: int | None = None, retrieval: Retrieval | None = None
 ) -> np.ndarray:
-    """r(C) = s / m of each chunk, s the longest token run it shares with one of its 10 nearest training values.
+    """r(C) = s / m of each chunk C, where s is the longest run of tokens that C shares with one of its neighbours.
 
-    retrieval: where the values are from; None: the database. Returns (chunks,) in [0, 1]. Where fewer than 10
-    neighbours a chunk were kept, those there are.
+    The values of the 10 nearest neighbours are compared, or of all stored ones if there are fewer. split_name, limit
+    and retrieval as in `score`. Returns (chunks,) float64 in [0, 1].
     """
     retrieval = retrieval or Retrieval.own(database, split_name)
     split = retrieval.split
     chunks = len(split.tokens[:limit])
     ratios = np.zeros(chunks)
     with progress_bar("longest common substrings", chunks) as advance:
-        for start in range(0, chunks, BATCH):
-            rows = slice(start, min(start + BATCH, chunks))
-            values = retrieval.database.value(split.neighbours[rows][:, :NEIGHBOURS])
+        for start in range(0, chunks, CHUNKS_PER_BATCH):
+            rows = slice(start, min(start + CHUNKS_PER_BATCH, chunks))
+            values = retrieval.database.value(split.neighbours[rows][:, :LEAKAGE_NEIGHBOURS])
             tokens = split.tokens[rows]
             ratios[rows] = longest_common_substring(tokens, values) / tokens.shape[1]
             advance(rows.stop - rows.start)
     return ratios
 
 
-def filtered_bits_per_byte(losses: Losses, ratios, alphas=ALPHAS) -> list[float | None]:
-    """bpb(α) for each α: the bits of all chunks with r(C) ≤ α over their bytes; None where no chunk is left. Eq. 5."""
+def filtered_bits_per_byte(losses: Losses, ratios: np.ndarray, alphas: Iterable[float] = ALPHAS) -> list[float | None]:
+    """bpb(α) for each α: bits per byte of the chunks with r(C) ≤ α. Paper eq. 5.
+
+    ratios: (chunks,), from `chunk_leakage`. An entry is None if no chunk passes the filter.
+    """
     figures = []
     for alpha in alphas:
-        kept = (ratios <= alpha) & (losses.bytes > 0)
-        figures.append(bits_per_byte(losses.nats[kept], losses.bytes[kept]) if kept.any() else None)
+        passing = (ratios <= alpha) & (losses.bytes > 0)
+        figures.append(bits_per_byte(losses.nats[passing], losses.bytes[passing]) if passing.any() else None)
     return figures
+
+
+def bits(losses: Losses, ratios: np.ndarray) -> dict[str, float | None]:
+    """Bits per byte of all chunks ("bpb") and of those without leakage ("bpb_no_leakage", bpb(12.5 %))."""
+    return {
+        "bpb": losses.bits_per_byte(),
+        "bpb_no_leakage": filtered_bits_per_byte(losses, ratios, [NO_LEAKAGE])[0],
+    }

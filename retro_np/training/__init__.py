@@ -1,1 +1,1 @@
-"""Batches, AdamW, the schedule, checkpoints and the loop."""
+"""Training: which sequences a step sees, the curriculum, and a resumable loop."""

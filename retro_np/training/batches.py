@@ -1,4 +1,4 @@
-"""Which tokens, targets and neighbours a step sees: a function of the seed and the step's number."""
+"""The tokens, targets and neighbours of a training step: a function of the seed and the step's number."""
 
 from collections.abc import Sequence
 
@@ -6,51 +6,54 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.retrieval.database import Database, Split
-from retro_np.sequences import batch_of, sequence_chunks
+from retro_np.sequences import sequence_chunks, sequence_neighbours, tokens_and_targets
 
-SHARE_BITS = 53  # a share is a whole number of 2⁻⁵³: integers count turns exactly, however many there were
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # tokens (B, n), targets (B, n), neighbours (B, l, k, 2m)
+Ranges = Sequence[tuple[int, int]]  # the (start, stop) of a source's rows
+SHARE_BITS = 53  # a share is an integer multiple of 2⁻⁵³, so that the count of turns stays exact in any long run
 
 
 def sequence_rows(n_rows: int, length: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """The chunks of each sequence of a step. Returns (batch_size, length) row numbers of the split; −1 is padding.
+    """The chunks of a step's sequences: (batch_size, length) row numbers of the split, −1 for padding.
 
-    An epoch cuts the stream of chunks, from an offset of its own, into sequences and takes them in an order of its
-    own; both are drawn from (seed, epoch). The stream is a ring, so that no chunk is left over at its end.
+    n_rows: chunks in the split; length: chunks per sequence. Each epoch cuts the stream of chunks into sequences, from
+    a random offset, and visits them in a random order. Offset and order depend on (seed, epoch) alone. The stream is a
+    ring, so no chunk is left over at its end.
     """
     return _ring_sequences(n_rows, length, range(step * batch_size, (step + 1) * batch_size), seed)
 
 
 def mixture_rows(
-    ranges: list[list[tuple[int, int]]], weights: list[float], length: int, batch_size: int, seed: int, step: int
+    ranges: Sequence[Ranges], weights: Sequence[float], length: int, batch_size: int, seed: int, step: int
 ) -> np.ndarray:
-    """As `sequence_rows`, of sources that are sampled by weight: (batch_size, length) row numbers, −1 is padding.
+    """Like `sequence_rows`, but over sources that are sampled by weight (paper table 1).
 
-    ranges: for each source the (start, stop) of its rows, which form one ring; weights: of any scale. Sequence
-    t = step · batch_size + b is of one source, the next of that source's own epochs. After t sequences a source has
-    had its share of them within ½ where there are two sources, within 2 whatever the weights (see `_halved`). Raises
-    UserError for a weight that is not 0 or more, where all are 0, and where a weighted source has no rows. Paper
-    table 1.
+    ranges: for each source, the (start, stop) of its rows, which form one ring. weights: one per source, on any scale.
+    Sequence t = step · batch_size + b comes from one source and is the next of that source's own epochs. After t
+    sequences, the number from a source differs from its share of t by at most ½ if there are two sources, and by less
+    than 2 for any number of sources (see `_balanced_tree`). Raises UserError if a weight is negative or not finite, if
+    all weights are 0, or if a source with a weight has no rows.
     """
-    tree = _halved(_shares(ranges, weights))
+    tree = _balanced_tree(_shares(ranges, weights))
     rows = np.full((batch_size, length), -1)
     turns = [_turn(tree, int(step) * batch_size + b) for b in range(batch_size)]
     for source in {source for source, _ in turns}:
         starts, stops = np.array(ranges[source]).T
         ends = np.cumsum(stops - starts)
-        mine = [b for b, (of, _) in enumerate(turns) if of == source]
-        ring = _ring_sequences(int(ends[-1]), length, [turns[b][1] for b in mine], seed, source)
-        which = np.searchsorted(ends, ring, side="right")
-        rows[mine] = np.where(ring >= 0, stops[which] - ends[which] + ring, -1)
+        sequences = [b for b, (owner, _) in enumerate(turns) if owner == source]
+        ring = _ring_sequences(int(ends[-1]), length, [turns[b][1] for b in sequences], seed, source)
+        part = np.searchsorted(ends, ring, side="right")
+        rows[sequences] = np.where(ring >= 0, stops[part] - ends[part] + ring, -1)
     return rows
 
 
 def _ring_sequences(n_rows: int, length: int, numbers: Sequence[int], seed: int, stream: int = 0) -> np.ndarray:
-    """The sequences of these numbers of a ring of rows, (len(numbers), length). Stream 0 is that of `sequence_rows`."""
+    """The sequences with these numbers on a ring of rows: (len(numbers), length). `sequence_rows` uses stream 0."""
     per_epoch = max(1, n_rows // length)
     rows = np.full((len(numbers), length), -1)
     orders: dict[int, tuple[int, np.ndarray]] = {}
     for b, number in enumerate(numbers):
-        epoch, place = divmod(number, per_epoch)
+        epoch, index = divmod(number, per_epoch)
         if epoch not in orders:
             entropy = [seed, epoch, stream] if stream else [seed, epoch]
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
@@ -59,40 +62,41 @@ def _ring_sequences(n_rows: int, length: int, numbers: Sequence[int], seed: int,
         if n_rows < length:
             rows[b, :n_rows] = np.arange(n_rows)
         else:
-            rows[b] = (offset + order[place] * length + np.arange(length)) % n_rows
+            rows[b] = (offset + order[index] * length + np.arange(length)) % n_rows
     return rows
 
 
 def _shares(ranges, weights) -> list[tuple[float, int]]:
-    """Weight and number of the sources that are drawn from, the heaviest first."""
+    """(weight, source) of each source with a weight above 0, the heaviest first."""
     if not all(0 <= weight < np.inf for weight in weights) or not any(weights):
-        raise UserError(f"the weights {weights} are no mixture: give each source a number, and one at least above 0")
+        raise UserError(f"weights must be finite, at least 0, and one of them above 0, not {weights}")
     drawn = [(weight / max(weights), source) for source, weight in enumerate(weights) if weight > 0]
     for _, source in drawn:
         if not any(stop > start for start, stop in ranges[source]):
             raise UserError(
-                f"source {source + 1} of {len(weights)} has a weight and no chunks to train on: leave it out"
+                f"source {source + 1} of {len(weights)} has a weight but no chunks to train on: leave it out"
             )
     return sorted(drawn, key=lambda share: (-share[0], share[1]))
 
 
-def _halved(shares: list[tuple[float, int]]):
-    """A binary tree over sources, parts as even as may be: (share of the left part · 2⁵³, left, right), or a source.
+def _balanced_tree(shares: list[tuple[float, int]]):
+    """A binary tree over sources: a source, or (share of the left part · 2⁵³, left part, right part).
 
-    A part of two sources or more is at most 2/3 of its node, as shares fall. A node gives its left part a turn whenever
-    share · turns, rounded, grows; so it errs by ½ at most, on top of the part's share of the node's own error. Such a
-    part errs by E ≤ ⅔ E + ½, so at most 1½, and a source by less than 1½ + ½ = 2; at the tree's top, by ½.
+    The two parts of a node are as even as possible. The left part gets a turn whenever share · turns, rounded, grows.
+    This adds an error of at most ½ to the part's share of the node's own error. Because the shares are sorted, a part
+    with several sources has at most ⅔ of its node, so its error E satisfies E ≤ ⅔ E + ½, hence E ≤ 1½. A single source
+    errs by less than 1½ + ½ = 2, and by at most ½ directly below the root.
     """
     if len(shares) == 1:
         return shares[0][1]
     weights = np.array([weight for weight, _ in shares])
     left = weights.cumsum()[:-1] / weights.sum()
     cut = int(np.argmin(abs(left - 0.5)))
-    return round(float(left[cut]) * 2**SHARE_BITS), _halved(shares[: cut + 1]), _halved(shares[cut + 1 :])
+    return round(float(left[cut]) * 2**SHARE_BITS), _balanced_tree(shares[: cut + 1]), _balanced_tree(shares[cut + 1 :])
 
 
 def _turn(tree, turn: int) -> tuple[int, int]:
-    """Which source a turn goes to, and which of that source's own turns it is."""
+    """The source that a turn goes to, and the number of that turn among the source's own."""
     while isinstance(tree, tuple):
         share, left, right = tree
         half = 1 << (SHARE_BITS - 1)
@@ -101,12 +105,14 @@ def _turn(tree, turn: int) -> tuple[int, int]:
     return tree, turn
 
 
-def training_batch(database: Database, split: Split, k: int, *, sequence_length, batch_size, seed, step):
-    """Tokens (B, n), targets (B, n) and neighbours (B, l, k, 2m), None for k = 0, of a step."""
+def training_batch(
+    database: Database, split: Split, k: int, *, sequence_length: int, batch_size: int, seed: int, step: int
+) -> Batch:
+    """The tokens, targets and neighbours of a step. k = 0: no neighbours."""
     length = sequence_chunks(sequence_length, database.chunk_size)
     if any(weight is not None for weight, _ in split.sources):
         weights, ranges = zip(*split.sources, strict=True)
         rows = mixture_rows(ranges, weights, length, batch_size, seed, step)
     else:
         rows = sequence_rows(len(split.tokens), length, batch_size, seed, step)
-    return batch_of(database, split, rows, k)
+    return *tokens_and_targets(split, rows), sequence_neighbours(database, split, rows, k) if k else None

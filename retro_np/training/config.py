@@ -1,4 +1,4 @@
-"""How to train: one frozen dataclass."""
+"""The settings of a training run: one frozen dataclass."""
 
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from retro_np.renamed import accept_old_names
 @accept_old_names
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults suit a model of a few million parameters; paper §2.5 and appendix C give the rest.
+    """How to train. The defaults suit a model of a few million parameters. Paper §2.5 and appendix C.
 
-    Raises UserError (a ValueError) for values that do not fit together.
+    Raises UserError (a ValueError) for a value out of range and for values that do not fit together.
 
     steps: updates of the parameters.
     sequence_length: tokens per sequence (n), a multiple of the chunk size.
@@ -23,12 +23,12 @@ class TrainingConfig:
     warmup: steps of linear warm-up before the cosine decay.
     weight_decay: decoupled decay of matrices (AdamW).
     clip: the largest global norm of the gradient.
-    seed: random seed of the initial parameters, the batches and dropout.
+    seed: random seed for the initial parameters, the batches and dropout.
     checkpoint_every: steps between checkpoints; it does not change what is learned.
-    retrieval_off: share of sequences that are trained without neighbours.
-    oracle_share: share of chunks that are given a noisy copy of themselves and their continuation as one neighbour at
-        step 0; it falls linearly to 0. Not in the paper: see `curriculum.py`.
-    oracle_steps: the number of steps after which that share is 0.
+    retrieval_off: share of sequences trained without neighbours.
+    oracle_share: share of chunks that get an oracle neighbour at step 0: a noisy copy of the chunk and its
+        continuation. It falls linearly to 0. Not in the paper; see `curriculum.py`.
+    oracle_steps: steps until that share is 0.
     """
 
     steps: int = 1000

@@ -1,9 +1,9 @@
-"""Curriculum for small models, not in the paper and off by default: oracle neighbours, and sequences without any.
+"""A curriculum for small models: oracle neighbours, and sequences without neighbours. Off by default; not in the paper.
 
-A decoder that does not copy learns nothing from its neighbours, and neighbours that seldom contain the next tokens
-teach no copying. A small run ends before this deadlock is broken. So early in training some chunks get an oracle
-neighbour, which no retrieval could find: a noisy, shifted copy of the chunk itself and its own continuation. The share
-of such chunks falls linearly to 0. Evaluation never uses oracle neighbours.
+A decoder that does not copy learns nothing from its neighbours, and neighbours that rarely contain the next tokens
+do not teach it to copy. A small run ends before it escapes from this deadlock. Therefore some chunks get an oracle
+neighbour early in training: a noisy, shifted copy of the chunk itself and its own continuation, which no retrieval
+could find. The share of these chunks falls linearly to 0. Evaluation never uses oracle neighbours.
 
 Some sequences are trained without neighbours, so that the decoder stays a good language model with retrieval off.
 """
@@ -12,20 +12,19 @@ import numpy as np
 
 from retro_np.training.config import TrainingConfig
 
-STREAM = 7  # keeps these random draws apart from those of batches and dropout
-MAX_NOISE = 0.4  # the largest share of an oracle neighbour's tokens that are replaced at random
+CURRICULUM_STREAM = 7  # separates these random numbers from those of batches and dropout
+MAX_NOISE = 0.4  # the largest share of an oracle neighbour's tokens that random tokens replace
 
 
-def with_curriculum(neighbours, tokens, training: TrainingConfig, step: int) -> np.ndarray:
-    """A step's neighbours after the curriculum: a function of the seed and the step's number.
+def with_curriculum(neighbours: np.ndarray, tokens: np.ndarray, training: TrainingConfig, step: int) -> np.ndarray:
+    """Apply the curriculum to a step's neighbours. The result depends on the seed and the step's number alone.
 
-    neighbours: (B, l, k, 2m), as retrieved; tokens: (B, n), the sequences. The oracle neighbour of chunk u is 2m tokens
-    of the same sequence that start within m / 2 of the chunk's start. Returns (B, l, k, 2m).
+    neighbours: (B, l, k, 2m), as retrieved, left unchanged; tokens: (B, n), the sequences. Returns (B, l, k, 2m).
     """
     share = training.oracle_share * max(0.0, 1 - step / training.oracle_steps) if training.oracle_steps else 0.0
     if share == 0 and training.retrieval_off == 0:
         return neighbours
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([training.seed, step, STREAM])))
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([training.seed, step, CURRICULUM_STREAM])))
     neighbours = neighbours.copy()
     if share:
         insert_oracle_neighbours(neighbours, tokens, share, rng)
@@ -33,8 +32,14 @@ def with_curriculum(neighbours, tokens, training: TrainingConfig, step: int) -> 
     return neighbours
 
 
-def insert_oracle_neighbours(neighbours, tokens, share: float, rng: np.random.Generator) -> None:
-    """Replace one neighbour of a share of the chunks by a noisy copy of the chunk and its continuation. In place."""
+def insert_oracle_neighbours(
+    neighbours: np.ndarray, tokens: np.ndarray, share: float, rng: np.random.Generator
+) -> None:
+    """Replace one neighbour of a share of the chunks by an oracle neighbour, in place.
+
+    The oracle neighbour of chunk u is a noisy copy of 2m tokens of its sequence, which start within m / 2 tokens of the
+    chunk's own start. Arguments as in `with_curriculum`.
+    """
     batch, n_chunks, k, r = neighbours.shape
     m = r // 2
     b, u = np.nonzero(rng.random((batch, n_chunks)) < share)

@@ -1,10 +1,12 @@
-"""The training loop: resumable at any step, to the same bits."""
+"""The training loop. A run that resumes, at any step, ends in the same bits as an uninterrupted one."""
 
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,107 +22,124 @@ from retro_np.progress import progress_bar
 from retro_np.renamed import new_names
 from retro_np.retrieval.database import Database
 from retro_np.sequences import check_fit, sequence_chunks
-from retro_np.training.batches import training_batch
+from retro_np.training.batches import Batch, training_batch
 from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import with_curriculum
-from retro_np.tree import Tree, leaves, map_tree
+from retro_np.tree import Tree, map_tree, named_leaves
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 
 
 def retrofit(
-    baseline: Tree, baseline_config: RetroConfig, cca_layers, encoder: EncoderConfig, rng
-) -> tuple[Tree, RetroConfig]:
-    """Give a baseline fresh CCA and encoder (paper §4.2): with retrieval off it stays the baseline to the bit."""
+    baseline: Tree, baseline_config: RetroConfig, cca_layers: Sequence[int], encoder: EncoderConfig,
+    rng: np.random.Generator,
+) -> tuple[Tree, RetroConfig]:  # fmt: skip
+    """Add fresh chunked cross-attention and a fresh encoder to a trained baseline. Paper §4.2.
+
+    baseline, baseline_config: the model, as `load_params` returns it. cca_layers: the layers, counted from 1, that get
+    cross-attention. encoder: the neighbour encoder's sizes. rng: draws the new parameters.
+
+    Returns (params, config). The baseline's arrays are shared, not copied, and with retrieval off the model equals the
+    baseline to the bit. To train only the new parameters, pass `trainable=retro_np.parameters.is_retrieval` to
+    `train`. Raises UserError if the baseline already has cross-attention, and if cca_layers is empty or does not fit.
+    """
     if baseline_config.retrieves:
-        raise UserError("RETROfit starts from a baseline, and this checkpoint already has chunked cross-attention")
+        raise UserError("RETROfit starts from a baseline, but this checkpoint already has chunked cross-attention")
     if not cca_layers:
         raise UserError("RETROfit trains chunked cross-attention: name at least one layer for it")
     config = replace(baseline_config, cca_layers=tuple(cca_layers), encoder=encoder)
-    trained = dict(leaves(baseline))
-    if config.copying_start:  # the encoder's table begins as the decoder's; where both share one, there is none
+    trained = dict(named_leaves(baseline))
+    if config.copying_start:  # the encoder's own embedding, if it has one, starts as a copy of the decoder's
         trained["encoder.embedding"] = baseline["embedding"].copy()
     return map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng)), config
 
 
 def loss_and_gradients(
-    params, config, tokens, targets, neighbours, *, micro_batches=1, dropout_key=None, trainable=every
-):
-    """Loss and gradients of a batch, taken in `micro_batches` equal parts that together equal the whole.
+    params: Tree, config: RetroConfig, batch: Batch, micro_batches: int = 1,
+    dropout_key: tuple[int, ...] | None = None, trainable: Callable[[str], bool] = every,
+) -> tuple[float, Tree]:  # fmt: skip
+    """Loss and gradients of a batch, computed in `micro_batches` equal parts to save memory.
 
-    Each part counts by its share of targets, since the loss is the mean over the targets of the batch.
+    The loss is the mean over the targets of the whole batch, so each part is weighted by its share of the targets.
+    Arguments otherwise as in `retro_loss`.
     """
-    total = max(np.count_nonzero(targets), 1)
+    tokens, targets, neighbours = batch
+    n_targets = max(int(np.count_nonzero(targets)), 1)
     loss, grads = 0.0, None
     for part, rows in enumerate(np.split(np.arange(len(tokens)), micro_batches)):
         key = None if dropout_key is None else (*dropout_key, part)
-        part_neighbours = None if neighbours is None else neighbours[rows]
-        share = np.count_nonzero(targets[rows]) / total
+        share = np.count_nonzero(targets[rows]) / n_targets
+        retrieved = None if neighbours is None else neighbours[rows]
         part_loss, vjp = retro_loss(
-            params, config, tokens[rows], targets[rows], part_neighbours, dropout_key=key, trainable=trainable
+            params, config, tokens[rows], targets[rows], retrieved, dropout_key=key, trainable=trainable
         )
         loss += share * float(part_loss)
         part_grads = vjp(share)
         if grads is None:
             grads = part_grads
         else:
-            for (_, whole), (_, more) in zip(leaves(grads), leaves(part_grads), strict=True):
-                if whole is not None:
-                    whole += more
+            for (_, total), (_, addend) in zip(named_leaves(grads), named_leaves(part_grads), strict=True):
+                if total is not None:
+                    total += addend
     return loss, grads
 
 
 def train(
-    database: Database,
-    config: RetroConfig,
-    training: TrainingConfig,
-    out,
-    *,
-    begin_from: tuple[Tree, str] | None = None,
-    trainable=every,
+    database: Database, config: RetroConfig, training: TrainingConfig, out: Path | str, *,
+    begin_from: tuple[Tree, str] | None = None, trainable: Callable[[str], bool] = every,
     description: str = "training",
-) -> Tree:
-    """Train on the database's training split, and leave checkpoint.safetensors, log.jsonl and config.json in `out`.
+) -> Tree:  # fmt: skip
+    """Train a model on a database's training split.
 
-    begin_from: (parameters, a name that identifies them) to start from; None: fresh ones from the seed.
-    A run that was stopped goes on from its last checkpoint and ends in the same bytes as one that was not; a finished
-    one is read and returned. Raises UserError where `out` holds another run or is in use by one, where the loss is not
-    finite (the step is named, the last good checkpoint kept), and where the model does not fit the database.
+    database: gives the sequences and their neighbours. config: the model; its vocabulary_size and chunk_size must be
+    the database's. training: steps, batches, learning rate, seed.
+    out: the run's folder, created if necessary. It receives checkpoint.safetensors (which `load_params` and `generate`
+        can use), log.jsonl (one line per step: loss in nats per token, learning rate, gradient norm, tokens per second)
+        and config.json.
+    begin_from: (params, name) to start from these parameters instead of fresh ones. The arrays are copied. The name is
+        any text that identifies them, because a run that resumes must start from the same parameters.
+    trainable: says for each parameter's dotted name whether it is trained. The others stay as they are.
+    description: the label of the progress bar.
+
+    Returns the trained parameters. If `out` holds a run with the same settings, training resumes at its last checkpoint
+    and ends in the same bytes as an uninterrupted run; a finished run is only read. Raises UserError if `out` holds
+    another run or is in use, if the model does not fit the database, and if the loss is not finite. In the last case
+    the error names the step, and the last checkpoint remains.
     """
     out = Path(out)
     check_fit(config, database)
     if not database.manifest["splits"]["train"]["chunks"]:
-        raise UserError(f"every training document of {database.path} was removed: add some, with retro-np add")
+        raise UserError(f"{database.path} has no training documents: add some with retro-np add")
     sequence_chunks(training.sequence_length, config.chunk_size)
-    frozen = [name for name, _ in leaves(parameter_shapes(config)) if not trainable(name)]
-    identity = run_identity(config, training, database.identity, begin_from[1] if begin_from else None, frozen)
+    frozen = [name for name, _ in named_leaves(parameter_shapes(config)) if not trainable(name)]
+    start = {"begun_from": begin_from[1] if begin_from else None, "frozen": frozen}
+    identity = {"model": config.to_dict(), "training": asdict(training), "data": {**database.identity, **start}}
+    identity = json.loads(json.dumps(identity))  # a checkpoint returns lists for tuples
     with locked(out, "training run"):
         remove_partial(out)
         if (out / CHECKPOINT).exists():
-            params, state, _, found = load_checkpoint(out / CHECKPOINT)
-            same_run(out / CHECKPOINT, {section: new_names(facts) for section, facts in found.items()}, identity)
+            params, state, _, stored = load_checkpoint(out / CHECKPOINT)
+            _check_same_run(out / CHECKPOINT, stored, identity)
         else:
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
-            params = map_tree(lambda _, array: array.copy(), params)  # the caller's arrays stay as they are
+            params = map_tree(lambda _, array: array.copy(), params)  # training must not change the caller's arrays
             state = adamw_init(params, trainable)
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
         write_json(out / "config.json", identity)
-        _forget_after(out / LOG, state["step"])
+        _cut_log(out / LOG, state["step"])
         _take_steps(database, config, training, out, params, state, identity, trainable, description)
     return params
 
 
 def _take_steps(database, config, training, out, params, state, identity, trainable, description) -> None:
-    """From the state's step to the last one, in place; a line of the log each, a checkpoint now and then."""
-    checkpoint = out / CHECKPOINT
+    """Train from the state's step to the last one, in place. Logs each step and saves a checkpoint at intervals."""
     split = database.split("train")
     k = training.neighbours if config.retrieves else 0
-    tokens_a_step = training.batch_size * training.sequence_length
-    start = state["step"]
-    with progress_bar(description, training.steps, start) as advance, (out / LOG).open("a") as log:
-        advance(0, note="the first step compiles the kernels, once")
-        for step in range(start, training.steps):
+    tokens_per_step = training.batch_size * training.sequence_length
+    with progress_bar(description, training.steps, state["step"]) as advance, (out / LOG).open("a") as log:
+        advance(0, note="the first step compiles the kernels")
+        for step in range(state["step"], training.steps):
             began = time.perf_counter()
             tokens, targets, neighbours = training_batch(
                 database, split, k, sequence_length=training.sequence_length, batch_size=training.batch_size,
@@ -128,74 +147,61 @@ def _take_steps(database, config, training, out, params, state, identity, traina
             )  # fmt: skip
             if neighbours is not None:
                 neighbours = with_curriculum(neighbours, tokens, training, step)
-            line = train_step(
-                params, state, config, (tokens, targets, neighbours), training, step, trainable,
-                f"{checkpoint} is of an earlier step. Try a lower learning rate in another folder",
-            )  # fmt: skip
-            line["tokens_per_s"] = speed = tokens_a_step / (time.perf_counter() - began)
+            line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable)
+            line["tokens_per_s"] = speed = tokens_per_step / (time.perf_counter() - began)
             log.write(json.dumps(line) + "\n")
             advance(note=f"loss {line['loss']:.3f}, {speed:.0f} tokens/s")
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
                 log.flush()
-                save_checkpoint(checkpoint, params, state, config, identity)
+                save_checkpoint(out / CHECKPOINT, params, state, config, identity)
 
 
-def train_step(params, state, config, batch, training: TrainingConfig, step: int, trainable=every, advice="") -> dict:
-    """One step of AdamW on a batch (tokens, targets, neighbours), in place. Returns step, loss, rate and norm.
+def train_step(
+    params: Tree, state: Tree, config: RetroConfig, batch: Batch, training: TrainingConfig, step: int,
+    trainable: Callable[[str], bool] = every,
+) -> dict[str, Any]:  # fmt: skip
+    """Take one step of AdamW on a batch, in place.
 
-    Raises UserError with the step's number and the advice where loss or gradient is not finite; nothing has changed.
+    state: from `adamw_init`. Returns the line for the log: step, loss, learning_rate and gradient_norm. If the loss or
+    the gradient is not finite, nothing is changed, and UserError names the step.
     """
-    loss, grads = loss_and_gradients(
-        params, config, *batch, micro_batches=training.micro_batches, dropout_key=(training.seed, step),
-        trainable=trainable,
-    )  # fmt: skip
+    key = (training.seed, step)
+    loss, grads = loss_and_gradients(params, config, batch, training.micro_batches, key, trainable)
     norm = clip_by_global_norm(grads, training.clip)
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise UserError(f"step {step}: the loss is {loss} and the gradient's norm {norm}; training stopped, {advice}")
+        raise UserError(f"step {step}: the loss is {loss}, the gradient norm {norm}; use a lower learning rate")
     rate = learning_rate(step, peak=training.learning_rate, warmup=training.warmup, steps=training.steps)
     adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay)
     return {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
 
 
-def read_log(out) -> list[dict]:
-    """The lines of a run's log.jsonl."""
+def read_log(out: Path | str) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl, one per step. An empty list if there is no log."""
     path = Path(out) / LOG
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the log's lines of steps that the checkpoint does not hold: they are about to be run again."""
+def _cut_log(log: Path, step: int) -> None:
+    """Remove the log's lines from `step` on, because these steps will run again."""
     if not log.exists():
         return
-    kept = []
+    lines = []
     for line in log.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] < step:
-                kept.append(line + b"\n")
-        except (ValueError, TypeError, KeyError):  # the line that a kill cut short, or damage: the log is no state
+                lines.append(line + b"\n")
+        except (ValueError, TypeError, KeyError):  # a killed run left half a line; nothing depends on the log
             break
-    write_atomically(log, b"".join(kept))
+    write_atomically(log, b"".join(lines))
 
 
-def same_run(path, found: dict, wanted: dict) -> None:
-    """Raise UserError, naming the first difference, unless the checkpoint at path is of the run that is wanted."""
-    for section in wanted:
-        for name, value in wanted[section].items():
-            other = found.get(section, {}).get(name)
-            if name != "checkpoint_every" and value != other:
+def _check_same_run(path: Path, stored: dict, wanted: dict) -> None:
+    """Raise UserError, naming the first difference, if the checkpoint at path belongs to another run."""
+    for section, settings in wanted.items():
+        before = new_names(stored.get(section, {}))
+        for name, value in settings.items():
+            if name != "checkpoint_every" and value != before.get(name):
                 raise UserError(
-                    f"{path} was trained with {name} = {other}, and now it is {value}; "
-                    "give the same, or another folder for another run"
+                    f"{path} was trained with {name} = {before.get(name)}, and now it is {value}; "
+                    "use the same value, or another folder for another run"
                 )
-
-
-def run_identity(
-    config: RetroConfig, training: TrainingConfig, database_identity: dict, begun_from: str | None, frozen: list[str]
-) -> dict:
-    """What makes two runs the same run: model, training, data, the weights it began from, and those it leaves."""
-    identity = {
-        "model": config.to_dict(),
-        "training": asdict(training),
-        "data": {**database_identity, "begun_from": begun_from, "frozen": frozen},
-    }
-    return json.loads(json.dumps(identity))  # as it comes back from a checkpoint: lists for tuples

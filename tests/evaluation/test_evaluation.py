@@ -1,16 +1,18 @@
-"""Ground truth: scoring a document token by token, each with the window that is due to it."""
+"""Ground truth: scoring a document token by token, each with its own window."""
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import small_config
 
 from retro_np import RetroConfig, init_params, retro
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, _permutation, bits_per_byte, score
-from retro_np.evaluation.compare import OFF, ON, SHUFFLED, evaluate, verdict
-from retro_np.evaluation.leakage import chunk_leakage, filtered_bits_per_byte
+from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLE_SEED, SHUFFLED, evaluate, verdict
+from retro_np.evaluation.leakage import bits, chunk_leakage, filtered_bits_per_byte
 from retro_np.nn.operators import log_softmax
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import token_byte_lengths
@@ -19,14 +21,12 @@ from retro_np.sequences import sequence_neighbours
 
 @pytest.fixture(scope="module")
 def model(database):
-    from support import small_config
-
     config = small_config(database)
     return init_params(config, np.random.default_rng(0)), config
 
 
 def plain_losses(params, config, database, n, stride, k):
-    """Nats and bytes of each chunk of "valid": for each token the earliest window, of whole strides, that scores it."""
+    """Nats and bytes of each chunk of "valid". The first window, in whole strides, to reach a token scores it."""
     split, m = database.split("valid"), database.chunk_size
     lengths = token_byte_lengths(database.tokenizer)
     documents = split.documents[:]
@@ -38,8 +38,8 @@ def plain_losses(params, config, database, n, stride, k):
             if tokens[t] in (0, 1):
                 continue
             start = max(0, -(-(t - n) // stride)) * stride
-            here = rows[start // m : (start + n) // m]
-            neighbours = sequence_neighbours(database, split, here[None], k) if k else None
+            window = rows[start // m : (start + n) // m]
+            neighbours = sequence_neighbours(database, split, window[None], k) if k else None
             logits, _ = retro(params, config, tokens[start : start + n][None], neighbours)
             nats[rows[t // m]] -= log_softmax(logits[0, t - 1 - start])[tokens[t]]
             n_bytes[rows[t // m]] += lengths[tokens[t]]
@@ -48,26 +48,26 @@ def plain_losses(params, config, database, n, stride, k):
 
 @pytest.mark.parametrize("k", [0, 2])
 @pytest.mark.parametrize(("n", "stride"), [(32, 16), (32, 32), (16, 8)])
-def test_a_sliding_window_scores_each_token_once_with_its_due_context(model, database, n, stride, k):
+def test_a_sliding_window_scores_each_token_once_with_its_own_context(model, database, n, stride, k):
     losses = score(*model, database, k=k, sequence_length=n, stride=stride)
     nats, n_bytes = plain_losses(*model, database, n, stride, k)
     np.testing.assert_allclose(losses.nats, nats, rtol=1e-4, atol=1e-4)
     assert np.array_equal(losses.bytes, n_bytes)
 
 
-def test_shuffled_neighbours_are_those_of_the_chunk_that_lends_and_of_no_chunk_itself(model, database):
+def test_shuffled_neighbours_are_those_of_another_chunk(model, database):
     params, config = model
     own = Retrieval.own(database, "valid")
     shuffled = _permutation(len(own.split.tokens), own.split.removed, 5)
     assert (shuffled != np.arange(len(shuffled))).all()
-    by_hand = replace(own, split=replace(own.split, neighbours=np.asarray(own.split.neighbours)[shuffled]))
+    permuted = replace(own, split=replace(own.split, neighbours=np.asarray(own.split.neighbours)[shuffled]))
     window = {"k": 2, "sequence_length": 32, "stride": 16}
-    found = score(params, config, database, shuffle_seed=5, **window)
-    assert np.array_equal(found.nats, score(params, config, database, retrieval=by_hand, **window).nats)
-    assert not np.array_equal(found.nats, score(params, config, database, **window).nats)
+    losses = score(params, config, database, shuffle_seed=5, **window)
+    assert np.array_equal(losses.nats, score(params, config, database, retrieval=permuted, **window).nats)
+    assert not np.array_equal(losses.nats, score(params, config, database, **window).nats)
 
 
-def test_bytes_are_those_of_the_text_without_each_documents_first_token(model, database):
+def test_bytes_are_those_of_the_documents_without_their_first_tokens(model, database):
     losses = score(*model, database, k=0, sequence_length=32, stride=16)
     numbers, _, n_bytes = losses.per_document()
     split, lengths = database.split("valid"), token_byte_lengths(database.tokenizer)
@@ -76,7 +76,7 @@ def test_bytes_are_those_of_the_text_without_each_documents_first_token(model, d
         assert counted == database.documents[number]["bytes"] - lengths[split.tokens[[row]][0, 0]]
 
 
-def test_a_uniform_model_pays_log2_of_the_vocabulary_a_token(database):
+def test_a_uniform_model_needs_log2_of_the_vocabulary_per_token(database):
     config = RetroConfig(database.vocabulary_size, 4, 4, 1, 2, 1, (), database.chunk_size)
     params = init_params(config, np.random.default_rng(0))
     params["readout"][:] = 0
@@ -89,15 +89,19 @@ def test_a_uniform_model_pays_log2_of_the_vocabulary_a_token(database):
 
 def test_bits_per_byte_is_nats_over_ln_2_and_bytes():
     assert bits_per_byte([math.log(2) * 8, 0], [3, 1]) == pytest.approx(2)
-    with pytest.raises(ValueError, match="no byte is left"):
+    with pytest.raises(ValueError, match="no bytes are left"):
         bits_per_byte([], [])
 
 
-def test_filtered_bits_per_byte_is_the_figure_of_the_chunks_that_pass():
+def test_filtered_bits_per_byte_is_that_of_the_chunks_that_pass():
     losses = Losses(np.array([1.0, 2.0, 4.0]), np.array([1, 1, 2]), np.zeros(3, int))
     figures = filtered_bits_per_byte(losses, np.array([0.5, 0.0, 1.0]), (0.0, 0.5, 1.0))
     assert figures == pytest.approx([2 / math.log(2), 1.5 / math.log(2), 7 / 4 / math.log(2)])
     assert filtered_bits_per_byte(losses, np.array([0.5, 0.5, 1.0]), (0.0,)) == [None]
+    assert bits(losses, np.array([0.5, 0.125, 1.0])) == pytest.approx(
+        {"bpb": 7 / 4 / math.log(2), "bpb_no_leakage": 2 / math.log(2)}
+    )
+    assert bits(losses, np.ones(3))["bpb_no_leakage"] is None
 
 
 def test_leakage_is_the_longest_run_shared_with_a_value_over_m(database):
@@ -108,12 +112,12 @@ def test_leakage_is_the_longest_run_shared_with_a_value_over_m(database):
         runs = {tuple(chunk[i:j]) for i in range(m) for j in range(i + 1, m + 1) if 0 not in chunk[i:j]}
         best = 0
         for value in database.value(split.neighbours[[row]][0][:10]).tolist():
-            found = {tuple(value[i : i + s]) for s in range(1, m + 1) for i in range(2 * m - s + 1)} & runs
-            best = max([best, *(len(run) for run in found)])
+            shared = {tuple(value[i : i + s]) for s in range(1, m + 1) for i in range(2 * m - s + 1)} & runs
+            best = max([best, *(len(run) for run in shared)])
         assert ratios[row] == best / m
 
 
-def test_comparing_writes_everything_and_curves_end_at_the_plain_figure(model, database, tmp_path):
+def test_evaluate_writes_its_results_and_curves_end_at_the_figure_of_all_chunks(model, database, tmp_path):
     results = evaluate({"RETRO": model}, database, tmp_path, sequence_length=32, stride=16)
     assert set(results["models"]) == {OFF, ON, SHUFFLED}
     for name, curve in results["bpb_alpha"].items():
@@ -121,20 +125,45 @@ def test_comparing_writes_everything_and_curves_end_at_the_plain_figure(model, d
     saved = np.load(tmp_path / "losses.npz")
     assert saved[f"{ON}/nats"].sum() == pytest.approx(saved[f"{ON}/document_nats"].sum())
     assert saved["r"].shape == saved["bytes"].shape == (results["chunks"],)
-    assert (tmp_path / "bpb_alpha.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "results.json").exists()
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_evaluate_scores_each_condition_as_score_does_and_accepts_a_path_as_text(model, database, tmp_path):
+    config = small_config(database, cca_layers=(), encoder=None)
+    baseline = init_params(config, np.random.default_rng(1)), config
+    window = {"sequence_length": 32, "stride": 16, "limit": 9}
+    figures = evaluate({"RETRO": model, "baseline": baseline}, database, str(tmp_path), **window)["models"]
+    expected = {
+        "baseline": score(*baseline, database, k=0, **window), OFF: score(*model, database, k=0, **window),
+        ON: score(*model, database, k=2, **window),
+        SHUFFLED: score(*model, database, k=2, shuffle_seed=SHUFFLE_SEED, **window),
+    }  # fmt: skip
+    assert list(figures) == list(LINES)
+    leakage = chunk_leakage(database, limit=9)
+    assert figures == {name: bits(losses, leakage) for name, losses in expected.items()}
+
+
+@pytest.mark.parametrize("names", [[], ["baseline"], ["RETRO", "base"]])
+def test_evaluate_refuses_models_under_other_names(model, database, tmp_path, names):
+    with pytest.raises(UserError, match="models must be"):
+        evaluate(dict.fromkeys(names, model), database, tmp_path, sequence_length=32, stride=16)
+
+
+def test_evaluate_refuses_a_baseline_with_cross_attention(model, database, tmp_path):
+    with pytest.raises(UserError, match="the baseline has chunked cross-attention"):
+        evaluate({"RETRO": model, "baseline": model}, database, tmp_path, sequence_length=32, stride=16)
 
 
 def test_the_verdict_says_when_retrieval_is_not_used():
-    used = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 2.0}})
-    assert "5.00 % fewer bits than RETRO[OFF]" in used
-    assert "its own neighbours" in used
-    unused = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 1.9}})
-    assert "does not use what it retrieves" in unused
+    helped = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 2.0}})
+    assert "5.00 % fewer bits than RETRO[OFF]" in helped
+    assert "its own neighbours save 5.00 %" in helped
+    useless = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 1.9}})
+    assert "does not use what it retrieves" in useless
 
 
-def test_what_cannot_be_evaluated_is_refused(model, database):
-    with pytest.raises(UserError, match="would leave out"):
+def test_lengths_that_do_not_fit_and_a_missing_split_are_refused(model, database):
+    with pytest.raises(UserError, match="stride must be at most"):
         score(*model, database, sequence_length=16, stride=32)
     with pytest.raises(UserError, match="not whole chunks"):
         score(*model, database, sequence_length=32, stride=3)

@@ -8,11 +8,10 @@ from support import small_config
 
 from retro_np import init_params, retro
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import score
+from retro_np.evaluation.bits_per_byte import ScoredTokens, score
 from retro_np.evaluation.continuous_cache import cache_probability, continuous_cache
 from retro_np.evaluation.knn_lm import (
-    WEIGHTS,
-    ScoredTokens,
+    MIXTURE_WEIGHTS,
     datastore,
     frozen_model,
     knn_lm,
@@ -33,7 +32,7 @@ WINDOW = {"sequence_length": 32}
 
 @pytest.fixture(scope="module")
 def model(database):
-    """A baseline in float64: what loops and batches give then differs by roundings alone."""
+    """A baseline in float64, so that loops and batches differ only by rounding."""
     config = small_config(database, cca_layers=(), encoder=None)
     params = init_params(config, np.random.default_rng(0))
     return map_tree(lambda _, array: array.astype(float) * 2, params), config
@@ -44,8 +43,8 @@ def frozen(model, database):
     return frozen_model(*model, database, **WINDOW)
 
 
-def due_windows(database, n=32):
-    """For each scored token (row · m + position): the document's tokens in the window that is due to it, up to it."""
+def token_windows(database, n=32):
+    """For each scored token: its position, its document, the rows up to it, the tokens of its window, and itself."""
     split, m = database.split("valid"), database.chunk_size
     for document in np.unique(split.documents[:]):
         rows = np.flatnonzero(split.documents[:] == document)
@@ -60,18 +59,16 @@ def test_logits_are_hidden_states_times_the_readout():
     rng, params = np.random.default_rng(0), perturbed_params(CONFIG)
     tokens = rng.integers(1, CONFIG.vocabulary_size, (2, 3 * CONFIG.chunk_size + 1))
     neighbours = rng.integers(0, CONFIG.vocabulary_size, (2, 3, 2, 2 * CONFIG.chunk_size))
-    for given in (neighbours, None):
-        hidden = hidden_states(params, CONFIG, tokens, given)
-        np.testing.assert_allclose(
-            hidden @ readout(params, CONFIG), retro(params, CONFIG, tokens, given)[0], rtol=1e-12, atol=1e-12
-        )
+    for retrieved in (neighbours, None):
+        logits = hidden_states(params, CONFIG, tokens, retrieved) @ readout(params, CONFIG)
+        np.testing.assert_allclose(logits, retro(params, CONFIG, tokens, retrieved)[0], rtol=1e-12, atol=1e-12)
 
 
-def test_frozen_model_is_a_forward_over_each_tokens_due_window(model, frozen, database):
+def test_frozen_model_is_a_forward_pass_over_each_tokens_window(model, frozen, database):
     scored, hidden, documents = frozen
     params, config = model
-    windows = list(due_windows(database))
-    assert scored.places.tolist() == [place for place, *_ in windows]
+    windows = list(token_windows(database))
+    assert scored.positions.tolist() == [position for position, *_ in windows]
     assert documents.tolist() == [document for _, document, *_ in windows]
     assert scored.tokens.tolist() == [token for *_, token in windows]
     for i in range(0, len(windows), 7):
@@ -81,21 +78,21 @@ def test_frozen_model_is_a_forward_over_each_tokens_due_window(model, frozen, da
         assert scored.nats[i] == pytest.approx(-log_softmax(logits[0, -1])[token], rel=1e-10)
 
 
-@pytest.mark.parametrize("limit", [None, 11])
-def test_its_losses_are_those_of_evaluate_to_the_bit(model, database, limit):
-    ours = frozen_model(*model, database, limit=limit, **WINDOW)[0].losses(database, limit=limit)
-    theirs = score(*model, database, k=0, stride=16, limit=limit, **WINDOW)
-    assert np.array_equal(ours.nats, theirs.nats)
-    assert np.array_equal(ours.bytes, theirs.bytes)
-    assert np.array_equal(ours.documents, theirs.documents)
+@pytest.mark.parametrize("limit", [None, 11, 12])  # at 12 a full window ends, whose last target is beyond the limit
+def test_losses_of_the_frozen_model_are_those_of_score_to_the_bit(model, database, limit):
+    losses = frozen_model(*model, database, limit=limit, **WINDOW)[0].losses(database, limit=limit)
+    expected = score(*model, database, k=0, stride=16, limit=limit, **WINDOW)
+    assert np.array_equal(losses.nats, expected.nats)
+    assert np.array_equal(losses.bytes, expected.bytes)
+    assert np.array_equal(losses.documents, expected.documents)
 
 
-def test_a_weight_of_zero_leaves_the_baseline_to_the_bit_and_others_are_the_mixture():
+def test_mixed_is_the_mixture_and_a_weight_of_zero_leaves_the_baseline_to_the_bit():
     nats, other = np.array([0.3, 2.0, 30.0, 0.0]), np.array([0.0, 0.5, 0.0, 1.0])
     assert np.array_equal(mixed(nats, other, 0.0), nats)
     for weight in (0.1, 0.98):
-        by_hand = [-math.log((1 - weight) * math.exp(-a) + weight * p) for a, p in zip(nats, other, strict=True)]
-        np.testing.assert_allclose(mixed(nats, other, weight), by_hand, rtol=1e-12, atol=1e-15)
+        expected = [-math.log((1 - weight) * math.exp(-a) + weight * p) for a, p in zip(nats, other, strict=True)]
+        np.testing.assert_allclose(mixed(nats, other, weight), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_weights_are_tuned_on_the_other_half_of_the_documents():
@@ -103,31 +100,33 @@ def test_weights_are_tuned_on_the_other_half_of_the_documents():
     scored = ScoredTokens(np.arange(5), np.full(5, 2), np.full(5, 2.0))
     helps = np.array([0.9, 0.9, 0.0, 0.0, 0.9])
     after, chosen = tuned(scored, documents, lambda _: helps, [1.0])
-    assert chosen[0][1] == 0.0  # the half {5} is not helped, so nothing is mixed into {3, 8}
+    assert chosen[0][1] == 0.0  # mixing does not help the half {5}, so nothing is mixed into {3, 8}
     assert chosen[1][1] == 0.98
     assert np.array_equal(after.nats[[0, 1, 4]], scored.nats[[0, 1, 4]])
     assert (after.nats[[2, 3]] > 5).all()
-    alone, _ = tuned(scored, np.zeros(5, int), lambda _: helps, [1.0])  # one document: there is nothing to tune on
+    alone, _ = tuned(scored, np.zeros(5, int), lambda _: helps, [1.0])  # with one document there is nothing to tune on
     assert np.array_equal(alone.nats, scored.nats)
 
 
-def test_the_datastore_holds_hidden_states_of_training_tokens_and_what_followed(model, database):
+def test_the_datastore_holds_hidden_states_of_training_text_and_the_tokens_that_follow(model, database):
     params, config = model
     keys, values = datastore(params, config, database, None, **WINDOW)
     split = database.split("train")
-    expected = int((split.tokens[:] > 1).sum()) - len(np.unique(split.documents[:]))  # all but first tokens
+    expected = int((split.tokens[:] > 1).sum()) - len(np.unique(split.documents[:]))  # all but the first tokens
     assert keys.shape == (expected, config.d_model)
     first = split.tokens[np.flatnonzero(split.documents[:] == split.documents[0])].reshape(-1).astype(int)[:32]
     np.testing.assert_allclose(keys[:31], hidden_states(params, config, first[None], None)[0, :31], atol=1e-10)
     assert np.array_equal(values[:31], first[1:])
 
 
-def test_a_sampled_datastore_is_a_part_of_the_whole_and_no_larger_than_asked(model, database):
+def test_a_sampled_datastore_is_a_part_of_the_whole_and_no_larger_than_requested(model, database):
     whole = {tuple(row) for row in np.round(datastore(*model, database, None, **WINDOW)[0], 8)}
     for size in (1, 100, 301):
         keys, values = datastore(*model, database, size, **WINDOW)
         assert size - 2 * database.chunk_size < len(keys) == len(values) <= size  # documents end in padding
-        assert len({tuple(row) for row in np.round(keys, 8)} & whole) >= 0.9 * len(keys)  # but for rounding at 8 digits
+        assert len({tuple(row) for row in np.round(keys, 8)} & whole) >= 0.9 * len(
+            keys
+        )  # except where the 8th digit rounds differently
     again, _ = datastore(*model, database, 301, **WINDOW)
     assert np.array_equal(keys, again)
 
@@ -144,7 +143,7 @@ def plain_knn(h, keys, values, alpha, vocabulary_size, k=10):
 
 @pytest.mark.parametrize("stored", [6, 40])
 @pytest.mark.parametrize("alpha", [0.01, 1.0])
-def test_knn_probability_is_the_plain_loops_and_sums_to_one(stored, alpha):
+def test_knn_probability_is_that_of_plain_loops_and_sums_to_one(stored, alpha):
     rng, vocabulary_size = np.random.default_rng(stored), 7
     keys, values = rng.standard_normal((stored, 5)), rng.integers(0, vocabulary_size, stored)
     hidden = rng.standard_normal((4, 5))
@@ -155,11 +154,11 @@ def test_knn_probability_is_the_plain_loops_and_sums_to_one(stored, alpha):
         np.testing.assert_allclose(row, plain_knn(h, keys, values, alpha, vocabulary_size), rtol=1e-9, atol=1e-15)
 
 
-def test_knn_lm_is_the_mixture_that_was_tuned(model, frozen, database):
+def test_knn_lm_is_the_tuned_mixture(model, frozen, database):
     scored, hidden, documents = frozen
     keys, values = datastore(*model, database, 500, **WINDOW)
     after, chosen = knn_lm(scored, hidden, documents, keys, values)
-    assert after.nats.sum() < scored.nats.sum()  # an untrained model gains by what is frequent
+    assert after.nats.sum() < scored.nats.sum()  # an untrained model gains from frequent tokens
     half = np.unique(documents, return_inverse=True)[1] % 2
     for i in range(0, len(documents), 97):
         alpha, weight = chosen[half[i]]
@@ -181,37 +180,37 @@ def plain_cache(hidden, tokens, documents, t, theta, window, vocabulary_size):
 
 
 @pytest.mark.parametrize("window", [1, 5, 1000])
-def test_the_cache_is_the_plain_loops_and_sums_to_one(window):
+def test_the_cache_is_that_of_plain_loops_and_sums_to_one(window):
     rng, vocabulary_size, n = np.random.default_rng(window), 5, 300  # more than a block of positions
     hidden, documents = rng.standard_normal((n, 3)), np.repeat([2, 3, 7], [1, 280, 19])
     tokens = rng.integers(0, vocabulary_size, n)
     p = np.array([plain_cache(hidden, tokens, documents, t, 0.7, window, vocabulary_size) for t in range(n)])
-    ours = cache_probability(hidden, tokens, documents, 0.7, window)
+    cached = cache_probability(hidden, tokens, documents, 0.7, window)
     first = np.flatnonzero(np.diff(documents, prepend=-1))
-    assert np.flatnonzero(np.isnan(ours)).tolist() == first.tolist()
+    assert np.flatnonzero(np.isnan(cached)).tolist() == first.tolist()
     rest = np.setdiff1d(np.arange(n), first)
-    np.testing.assert_allclose(ours[rest], p[rest, tokens[rest]], rtol=1e-9)
-    t, sums = 290, 0.0  # any token may stand there: what was counted sums to one
+    np.testing.assert_allclose(cached[rest], p[rest, tokens[rest]], rtol=1e-9)
+    t, sums = 290, 0.0  # over all tokens that could come next, the probabilities sum to one
     for w in range(vocabulary_size):
         tokens[t] = w
         sums += cache_probability(hidden, tokens, documents, 0.7, window)[t]
     assert sums == pytest.approx(1)
 
 
-def test_the_caches_weight_is_tuned_on_other_documents():
-    """In documents of one half the last token comes again, in those of the other never: each half fits the other."""
+def test_the_weight_of_the_cache_is_tuned_on_the_other_half_of_the_documents():
+    """In the documents of one half tokens repeat, in those of the other never, so each half gets the wrong weight."""
     documents = np.repeat([0, 1], 30)
     tokens = np.where(documents == 0, 7, np.arange(60))
     hidden = np.zeros((60, 4), np.float32)
     scored = ScoredTokens(np.arange(60), tokens, np.full(60, 3.0))
-    mixed_in, settings = continuous_cache(scored, hidden, documents)
-    assert settings[0][1] == 0  # tuned where nothing comes again
-    assert settings[1][1] == max(WEIGHTS)
-    assert (mixed_in.nats[documents == 0] == 3).all()
-    assert mixed_in.nats[documents == 1].mean() > 3
+    after, settings = continuous_cache(scored, hidden, documents)
+    assert settings[0][1] == 0  # tuned where no token repeats
+    assert settings[1][1] == max(MIXTURE_WEIGHTS)
+    assert (after.nats[documents == 0] == 3).all()
+    assert after.nats[documents == 1].mean() > 3
 
 
-def test_an_empty_cache_leaves_the_models_own_prediction(frozen):
+def test_an_empty_cache_leaves_the_prediction_of_the_model(frozen):
     scored, hidden, documents = frozen
     after, chosen = continuous_cache(scored, hidden, documents)
     first = np.flatnonzero(np.diff(documents, prepend=-1))
@@ -233,36 +232,36 @@ def test_no_later_token_changes_an_earlier_probability_of_the_cache():
         assert not np.array_equal(after[t:], before[t:])
 
 
-def test_prepended_neighbours_are_a_forward_of_each_token_behind_them(model, database):
+def test_prepended_neighbours_are_a_forward_pass_with_them_before_the_text(model, database):
     params, config = model
     scored, m, k, n = prepended(params, config, database, k=1, **WINDOW), database.chunk_size, 1, 32
     split = database.split("valid")
-    windows = list(due_windows(database))
-    assert scored.places.tolist() == [place for place, *_ in windows]
+    windows = list(token_windows(database))
+    assert scored.positions.tolist() == [position for position, *_ in windows]
     cut = 0
     for i in range(0, len(windows), 7):
         _, _, rows, context, token = windows[i]
         retrieved = np.empty(0, int)
-        if len(rows) > 1:  # the neighbours of the chunk before the token's own
+        if len(rows) > 1:  # the neighbours of the previous chunk
             retrieved = sequence_neighbours(database, split, rows[-2:-1][None], k).reshape(-1)
         retrieved = retrieved[retrieved != 0]
-        chunk_end = len(context) + 1 + (m - 1 - scored.places[i] % m)  # the window's text, as far as the chunk's last
+        chunk_end = len(context) + m - scored.positions[i] % m  # the end of the token's chunk in the window
         room = n - len(retrieved)
-        text_end = min(chunk_end - 1, n)  # whose last token is predicted, not read
+        text_end = min(chunk_end - 1, n)  # the chunk's last token is predicted, not read
         dropped = max(0, text_end - room)
         cut += dropped > 0
         text = np.concatenate([retrieved, context[dropped:]])
         logits, _ = retro(params, config, text[None], None)
         assert scored.nats[i] == pytest.approx(-log_softmax(logits[0, -1])[token], rel=1e-9)
-    assert cut  # some contexts had to give way
+    assert cut  # some contexts were cut
 
 
-def test_the_nearest_neighbour_stands_last(model):
+def test_the_nearest_neighbour_comes_last(model):
     params, config = model
     m, rng = config.chunk_size, np.random.default_rng(0)
     tokens = rng.integers(2, 300, (1, 2 * m))
     targets = np.roll(tokens, -1)
-    targets[0, : m - 1], targets[0, m:] = 0, 0  # only what the first chunk's last token predicts
+    targets[0, : m - 1], targets[0, m:] = 0, 0  # score only the token after the first chunk
     neighbours = rng.integers(2, 300, (1, 2, 2, 2 * m))
     nats = prepended_nats(params, config, tokens, targets, neighbours, 8 * m)
     text = np.concatenate([neighbours[0, 0, 1], neighbours[0, 0, 0], tokens[0, :m]])
@@ -270,9 +269,9 @@ def test_the_nearest_neighbour_stands_last(model):
     assert nats[0, m - 1] == pytest.approx(expected, rel=1e-10)
 
 
-def test_prepending_nothing_is_the_baseline(model, frozen, database):
+def test_prepending_nothing_equals_the_baseline(model, frozen, database):
     scored = prepended(*model, database, k=0, **WINDOW)
-    assert np.array_equal(scored.places, frozen[0].places)
+    assert np.array_equal(scored.positions, frozen[0].positions)
     np.testing.assert_allclose(scored.nats, frozen[0].nats, rtol=1e-9)
 
 
@@ -283,13 +282,15 @@ def test_no_later_token_or_neighbour_changes_an_earlier_prepended_score(model):
     targets = np.roll(tokens, -1)
     targets[0, -1] = 0
     before = prepended_nats(params, config, tokens, targets, neighbours, 4 * m)
-    for t in (1, m - 1, m, 2 * m + 3):  # the first token that another takes the place of
+    for t in (1, m - 1, m, 2 * m + 3):  # the first token that changes
         changed, others, wanted = tokens.copy(), neighbours.copy(), targets.copy()
         changed[0, t:] = 299 - changed[0, t:] + 2
         wanted[0, t:-1] = changed[0, t + 1 :]
-        others[0, t // m :] = 299 - others[0, t // m :] + 2  # of chunks that hold a changed token
+        others[0, t // m :] = 299 - others[0, t // m :] + 2  # of the chunks with a changed token
         after = prepended_nats(params, config, changed, wanted, others, 4 * m)
-        np.testing.assert_allclose(after[0, : t - 1], before[0, : t - 1], rtol=1e-12)  # batches differ: by rounding
+        np.testing.assert_allclose(
+            after[0, : t - 1], before[0, : t - 1], rtol=1e-12
+        )  # different batches round differently
         assert not np.isclose(after[0, t : 4 * m - 1], before[0, t : 4 * m - 1]).all()
 
 

@@ -1,4 +1,4 @@
-"""Ground truth: the format spelt out, full forwards, steps by hand, a table of what SQuAD's rules make of texts."""
+"""Ground truth: the format spelt out, full forward passes, AdamW steps by hand, and a table of SQuAD's rules."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ from retro_np.retrieval.corpus import held_out
 from retro_np.retrieval.tokenizer import decode, encode
 from retro_np.training.batches import sequence_rows
 from retro_np.training.config import TrainingConfig
-from retro_np.tree import leaves
+from retro_np.tree import named_leaves
 
 M = 64
 QUESTIONS, ANSWERS = ["value of token", "who is self", ""], ["index", "a chunk, a neighbour", "*args"]
@@ -42,7 +42,7 @@ def tokenizer(database):
     return database.tokenizer
 
 
-def test_a_question_ends_its_chunk_with_answer_and_a_colon_and_is_padded_on_its_left(tokenizer):
+def test_a_question_chunk_ends_with_answer_and_a_colon_and_is_padded_on_the_left(tokenizer):
     ending = encode(tokenizer, " answer:")
     for row, question in zip(question_chunks(tokenizer, QUESTIONS, M), QUESTIONS, strict=True):
         assert len(row) == M
@@ -53,7 +53,7 @@ def test_a_question_ends_its_chunk_with_answer_and_a_colon_and_is_padded_on_its_
         assert padding.tolist() == list(range(len(padding)))
 
 
-def test_question_and_answer_are_the_tokens_of_the_whole_text_and_end_of_text(tokenizer):
+def test_question_and_answer_chunks_are_the_tokens_of_the_whole_text_and_its_end(tokenizer):
     rows = np.hstack([question_chunks(tokenizer, QUESTIONS, M), answer_chunks(tokenizer, ANSWERS, M)])
     for row, q, a in zip(rows, QUESTIONS, ANSWERS, strict=True):
         assert row[row != 0].tolist() == [*encode(tokenizer, f"question: {q} \n answer: {a}"), 1]
@@ -62,7 +62,7 @@ def test_question_and_answer_are_the_tokens_of_the_whole_text_and_end_of_text(to
         assert not row[end + 1 :].any()
 
 
-def test_a_passage_is_its_text_cut_or_padded_to_two_chunks(tokenizer):
+def test_a_passage_is_cut_or_padded_to_two_chunks(tokenizer):
     passages = [("retro.py", "def f(x):"), ("retro.py", "def f(x):\n" + "    x += 1\n" * 50)]
     rows = passage_values(tokenizer, passages, M)
     for row, (title, source) in zip(rows, passages, strict=True):
@@ -72,37 +72,37 @@ def test_a_passage_is_its_text_cut_or_padded_to_two_chunks(tokenizer):
     assert rows[1, -1] != 0
 
 
-def test_what_fits_is_what_is_not_refused(tokenizer):
+def test_fits_says_which_questions_and_answers_are_accepted(tokenizer):
     texts = ["x" * length for length in range(40)]
     for m in (24, 30):
-        room = fits(tokenizer, texts, ["a"] * len(texts), m)
-        room_for_answers = fits(tokenizer, [""] * len(texts), texts, m)
-        assert 0 < room.sum() < len(texts)
-        assert 0 < room_for_answers.sum() < len(texts)
-        for text, question, reply in zip(texts, room, room_for_answers, strict=True):
-            for takes, make in ((question, question_chunks), (reply, answer_chunks)):
-                if takes:
+        question_fits = fits(tokenizer, texts, ["a"] * len(texts), m)
+        answer_fits = fits(tokenizer, [""] * len(texts), texts, m)
+        assert 0 < question_fits.sum() < len(texts)
+        assert 0 < answer_fits.sum() < len(texts)
+        for text, as_question, as_answer in zip(texts, question_fits, answer_fits, strict=True):
+            for accepted, make in ((as_question, question_chunks), (as_answer, answer_chunks)):
+                if accepted:
                     make(tokenizer, [text], m)
                 else:
                     with pytest.raises(UserError, match="has room for"):
                         make(tokenizer, [text], m)
 
 
-def test_targets_are_the_answer_and_its_end_each_where_the_token_before_it_stands(tokenizer):
+def test_targets_are_the_answer_and_its_end_one_position_early(tokenizer):
     questions, answers = question_chunks(tokenizer, QUESTIONS, M), answer_chunks(tokenizer, ANSWERS, M)
     tokens, targets = qa_batch(questions, answers)
     assert tokens.shape == targets.shape == (3, 2 * M - 1)
     for row, text in enumerate(ANSWERS):
         wanted = [*encode(tokenizer, f" {text}"), 1]
-        places = np.flatnonzero(targets[row])
-        assert places.tolist() == list(range(M - 1, M - 1 + len(wanted)))
-        assert targets[row, places].tolist() == wanted
-        assert tokens[row, places[1:]].tolist() == wanted[:-1]
+        positions = np.flatnonzero(targets[row])
+        assert positions.tolist() == list(range(M - 1, M - 1 + len(wanted)))
+        assert targets[row, positions].tolist() == wanted
+        assert tokens[row, positions[1:]].tolist() == wanted[:-1]
         assert tokens[row, :M].tolist() == questions[row].tolist()
 
 
-def drawn(m, k, seed, n=5):
-    """Chunks of questions and answers, and passages, of the small model's vocabulary."""
+def random_questions(m, k, seed, n=5):
+    """Random questions and answers (n, m), passages (9, 2m) and each question's rows of them (n, k)."""
     rng = np.random.default_rng(seed)
     questions, answers = rng.integers(2, 11, (n, m)), rng.integers(2, 11, (n, m))
     questions[0, : m // 2] = 0
@@ -115,12 +115,12 @@ def drawn(m, k, seed, n=5):
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_the_loss_is_that_of_two_whole_chunks_of_which_the_second_has_no_neighbours(m, k, seed):
-    config, (questions, answers, passages, found) = replace(CONFIG, chunk_size=m), drawn(m, k, seed)
+def test_the_loss_is_that_of_two_complete_chunks_with_neighbours_for_the_first(m, k, seed):
+    config, (questions, answers, passages, passage_rows) = replace(CONFIG, chunk_size=m), random_questions(m, k, seed)
     params = perturbed_params(config, seed)
-    loss, _ = retro_loss(params, config, *qa_batch(questions, answers), passages[found][:, None])
+    loss, _ = retro_loss(params, config, *qa_batch(questions, answers), passages[passage_rows][:, None])
     whole = np.concatenate([questions, answers], axis=1)
-    neighbours = np.stack([passages[found], np.zeros((5, k, 2 * m), int)], axis=1)
+    neighbours = np.stack([passages[passage_rows], np.zeros((5, k, 2 * m), int)], axis=1)
     log_p = log_softmax(retro(params, config, whole, neighbours)[0])
     nats = [-log_p[b, m - 1 + i, a] for b in range(5) for i, a in enumerate(answers[b]) if a != 0]
     assert float(loss) == pytest.approx(np.mean(nats), rel=1e-10)
@@ -128,11 +128,11 @@ def test_the_loss_is_that_of_two_whole_chunks_of_which_the_second_has_no_neighbo
 
 @pytest.mark.parametrize("with_passages", [True, False])
 def test_fine_tuning_takes_adamws_steps_along_the_gradients_of_retro_loss(with_passages):
-    questions, answers, passages, found = drawn(3, 2, seed=1)
+    questions, answers, passages, passage_rows = random_questions(3, 2, seed=1)
     training = TrainingConfig(steps=3, batch_size=2, learning_rate=1e-2, warmup=0, seed=4)
-    begun = perturbed_params(CONFIG)
-    given = passages if with_passages else None
-    tuned = fine_tune(begun, CONFIG, questions, answers, given, found, training)
+    start = perturbed_params(CONFIG)
+    read = passages if with_passages else None
+    tuned = fine_tune(start, CONFIG, questions, answers, read, passage_rows, training)
 
     params = perturbed_params(CONFIG)
     state = adamw_init(params)
@@ -140,48 +140,48 @@ def test_fine_tuning_takes_adamws_steps_along_the_gradients_of_retro_loss(with_p
         rows = sequence_rows(5, 1, 2, 4, step)[:, 0]
         sequence = np.concatenate([questions[rows], answers[rows]], axis=1)
         targets = np.where(np.arange(1, 6) >= 3, sequence[:, 1:], 0)
-        neighbours = passages[found[rows]][:, None] if with_passages else None
+        neighbours = passages[passage_rows[rows]][:, None] if with_passages else None
         _, vjp = retro_loss(params, CONFIG, sequence[:, :-1], targets, neighbours)
         grads = vjp(1.0)
         clip_by_global_norm(grads, 1.0)
         adamw_update(params, grads, state, lr=rate)
-    for (name, ours), (_, expected) in zip(leaves(tuned), leaves(params), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12, err_msg=name)
-    for (name, left), (_, before) in zip(leaves(begun), leaves(perturbed_params(CONFIG)), strict=True):
-        assert np.array_equal(left, before), name
-    assert not np.array_equal(tuned["embedding"], begun["embedding"])
+    for (name, array), (_, expected) in zip(named_leaves(tuned), named_leaves(params), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+    for (name, array), (_, before) in zip(named_leaves(start), named_leaves(perturbed_params(CONFIG)), strict=True):
+        assert np.array_equal(array, before), name
+    assert not np.array_equal(tuned["embedding"], start["embedding"])
 
 
-def test_a_loss_that_is_not_finite_stops_it_and_the_step_is_named():
-    questions, answers, passages, found = drawn(3, 2, seed=1)
+def test_a_loss_that_is_not_finite_stops_fine_tuning_and_names_the_step():
+    questions, answers, passages, passage_rows = random_questions(3, 2, seed=1)
     params = perturbed_params(CONFIG)
     params["readout"][:] = np.nan
     with pytest.raises(UserError, match="step 0"):
-        fine_tune(params, CONFIG, questions, answers, passages, found, TrainingConfig(steps=1, batch_size=2))
+        fine_tune(params, CONFIG, questions, answers, passages, passage_rows, TrainingConfig(steps=1, batch_size=2))
 
 
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
-def test_answers_are_the_full_forwards_likeliest_tokens(m, k, seed):
-    config, (questions, _, passages, found) = replace(CONFIG, chunk_size=m), drawn(m, max(k, 1), seed)
+def test_answers_are_the_most_likely_tokens_of_the_full_forward_pass(m, k, seed):
+    config, (questions, _, passages, passage_rows) = replace(CONFIG, chunk_size=m), random_questions(m, max(k, 1), seed)
     params = perturbed_params(config, seed)
-    given = passages[found[0]] if k else None  # k = 0: closed book
+    read = passages[passage_rows[0]] if k else None  # k = 0: closed book
     tokens = list(questions[0])
     while len(tokens) < 2 * m and 1 not in tokens[m:]:
-        logits, _ = retro(params, config, np.array([tokens]), given if given is None else given[None, None])
-        logits[..., 0] = -np.inf  # padding is no answer
+        logits, _ = retro(params, config, np.array([tokens]), None if read is None else read[None, None])
+        logits[..., 0] = -np.inf  # padding is never sampled
         tokens.append(int(logits[0, -1].argmax()))
-    assert answer(params, config, questions[0], given).tolist() == [token for token in tokens[m:] if token != 1]
+    assert answer(params, config, questions[0], read).tolist() == [token for token in tokens[m:] if token != 1]
 
 
-def test_answers_are_texts_and_each_is_given_its_own_passages(database):
+def test_answers_of_reads_each_questions_own_passages_and_returns_texts(database):
     rng, config = np.random.default_rng(3), replace(CONFIG, vocabulary_size=database.vocabulary_size)
     params = perturbed_params(config)
     questions, passages = rng.integers(2, 290, (4, 3)), rng.integers(2, 290, (6, 6))
-    found = rng.integers(0, 6, (4, 2))
-    texts = answers_of(params, config, database.tokenizer, questions, passages, found)
-    for text, question, those in zip(texts, questions, found, strict=True):
-        assert text == decode(database.tokenizer, answer(params, config, question, passages[those])).strip()
+    passage_rows = rng.integers(0, 6, (4, 2))
+    texts = answers_of(params, config, database.tokenizer, questions, passages, passage_rows)
+    for text, question, rows in zip(texts, questions, passage_rows, strict=True):
+        assert text == decode(database.tokenizer, answer(params, config, question, passages[rows])).strip()
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_answers_are_texts_and_each_is_given_its_own_passages(database):
         ("Zoë's", "zoës"),
     ],
 )
-def test_texts_are_normalised_as_by_squad(text, expected):
+def test_texts_are_normalised_as_in_squad(text, expected):
     assert normalised(text) == expected
 
 
-def test_a_match_is_with_any_of_the_accepted_answers_and_with_no_part_of_one():
+def test_a_match_is_with_a_whole_accepted_answer():
     assert exact_match("The United States", ["USA", "united states"])
     assert not exact_match("United States of America", ["USA", "united states"])
     assert not exact_match("", ["USA"])
@@ -210,7 +210,7 @@ def test_a_match_is_with_any_of_the_accepted_answers_and_with_no_part_of_one():
 
 
 def test_a_model_learns_to_answer_what_only_its_passages_say():
-    """Ground truth by construction: keys and values are paired at random, anew for each question."""
+    """Ground truth by construction: each question pairs a random key with a random value."""
     rng, n, trained = np.random.default_rng(0), 2000, 1900
     keys, values = rng.integers(10, 30, n), rng.integers(30, 50, n)
     questions, answers, passages = np.zeros((n, 4), int), np.zeros((n, 4), int), np.zeros((n, 8), int)
@@ -227,12 +227,13 @@ def test_a_model_learns_to_answer_what_only_its_passages_say():
         training,
     )  # fmt: skip
 
-    def share(given):
-        right = [answer(params, config, questions[i], given(i)).tolist() == [values[i]] for i in range(trained, n)]
-        return np.mean(right)
+    def accuracy(read):
+        return np.mean(
+            [answer(params, config, questions[i], read(i)).tolist() == [values[i]] for i in range(trained, n)]
+        )
 
-    assert share(lambda i: passages[i : i + 1]) > 0.9
-    assert share(lambda i: None) < 0.3  # by chance 0.05
+    assert accuracy(lambda i: passages[i : i + 1]) > 0.9
+    assert accuracy(lambda i: None) < 0.3  # by chance 0.05
 
 
 SOURCE = '''import os
@@ -257,19 +258,19 @@ def nothing():
 '''
 
 
-def test_functions_are_found_with_their_source_and_their_arguments_but_self():
-    found = {name: (arguments, source) for name, arguments, source in experiment.functions_in(SOURCE)}
-    assert {name: arguments for name, (arguments, _) in found.items()} == {
+def test_functions_are_found_with_their_source_and_their_arguments_without_self():
+    functions = {name: (arguments, source) for name, arguments, source in experiment.functions_in(SOURCE)}
+    assert {name: arguments for name, (arguments, _) in functions.items()} == {
         "first": 0, "read": 3, "each": 1, "make": 1, "nothing": 0,
     }  # fmt: skip
-    assert found["each"][1] == "def each(line):\n            return line"
-    assert found["read"][1].startswith('async def read(self, path, *, mode="r", **options):\n        """Read."""\n')
+    assert functions["each"][1] == "def each(line):\n            return line"
+    assert functions["read"][1].startswith('async def read(self, path, *, mode="r", **options):\n        """Read."""\n')
     assert list(experiment.functions_in("def f(:")) == []
     assert list(experiment.functions_in("x = '\0'")) == []
 
 
-def test_questions_are_of_names_that_stand_once_with_arguments_in_the_first_line():
-    functions = [experiment.Function("m.py", "train", *found) for found in experiment.functions_in(SOURCE)]
+def test_questions_ask_for_names_that_occur_once_with_arguments_in_the_first_line():
+    functions = [experiment.Function("m.py", "train", *definition) for definition in experiment.functions_in(SOURCE)]
     named = [f.name for f, ask in zip(functions, experiment.asked(functions), strict=True) if ask]
     assert sorted(named) == ["each", "read"]
     assert not experiment.asked(functions * 2).any()
@@ -277,16 +278,16 @@ def test_questions_are_of_names_that_stand_once_with_arguments_in_the_first_line
     assert (each.question, each.answer) == ("definition of each", "def each(line):")
 
 
-def test_functions_are_those_of_the_documents_each_of_its_own_split(tmp_path, embedder):
+def test_functions_are_those_of_the_documents_with_their_splits(tmp_path, embedder):
     (tmp_path / "docs").mkdir()
     for number in range(12):
         (tmp_path / "docs" / f"m{number}.py").write_text(f"def f{number}(é):\n    return '{number}'\n" * (number + 1))
     build = BuildConfig(chunk_size=8, vocabulary_size=280, held_out=0.4, duplicates=None)
     database = build_database(tmp_path / "docs", tmp_path / "db", build, embedder)
-    found = experiment.functions_of(database)
-    assert len({f.split for f in found}) == 2
-    assert sorted(f.module for f in found) == sorted(f"m{n}.py" for n in range(12) for _ in range(n + 1))
-    for f in found:
+    functions = experiment.functions_of(database)
+    assert len({f.split for f in functions}) == 2
+    assert sorted(f.module for f in functions) == sorted(f"m{n}.py" for n in range(12) for _ in range(n + 1))
+    for f in functions:
         number = f.module[1:-3]
         assert f.source == f"def f{number}(é):\n    return '{number}'"
         assert (f.split == "valid") == held_out(f.module, 0.4)
@@ -294,13 +295,13 @@ def test_functions_are_those_of_the_documents_each_of_its_own_split(tmp_path, em
 
 def figures(closed, opened):
     return {
-        "exact_match": dict.fromkeys(experiment.LINES, closed) | {experiment.OPEN: opened},
-        "recall": {part: {str(k): 0.5 for k in experiment.COUNTS} for part in ("train", "test")},
+        "exact_match": dict.fromkeys(experiment.PASSAGES_GIVEN, closed) | {experiment.OPEN: opened},
+        "recall": {part: {str(k): 0.5 for k in experiment.PASSAGE_COUNTS} for part in ("train", "test")},
         "questions": {"train": 1000, "test": 10},
     }
 
 
-def test_the_shape_agrees_where_passages_help_and_the_picture_is_drawn(tmp_path):
+def test_the_verdict_agrees_if_passages_help_and_the_figure_is_drawn(tmp_path):
     agrees, sentence = experiment.verdict(figures(0.1, 0.4))
     assert agrees
     assert "40.0 %" in sentence
@@ -310,11 +311,11 @@ def test_the_shape_agrees_where_passages_help_and_the_picture_is_drawn(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_experiment_measures_and_finds_its_models_again(tmp_path, monkeypatch):
+def test_the_experiment_measures_and_reuses_its_models(tmp_path, monkeypatch):
     lab = Lab(tmp_path, SCALES["tiny"])
     measured = experiment.measure(lab)
-    assert set(measured["exact_match"]) == set(experiment.LINES)
+    assert set(measured["exact_match"]) == set(experiment.PASSAGES_GIVEN)
     assert measured["recall"]["test"]["1"] <= measured["recall"]["test"]["20"]
     assert measured["questions"]["train"] > measured["questions"]["test"] > 0
-    monkeypatch.setattr(experiment, "fine_tune", None)
+    monkeypatch.setattr(experiment.qa, "fine_tune", None)
     assert experiment.measure(lab) == measured

@@ -1,4 +1,4 @@
-"""Ground truth: PyTorch's AdamW, closed forms, and runs that nobody interrupted."""
+"""Ground truth: PyTorch's AdamW, closed forms, and uninterrupted runs."""
 
 import json
 import os
@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from support import TRAINING, all_bytes, small_config
 
 from retro_np import EncoderConfig, adamw_init, adamw_update, init_params, load_params, retro
-from retro_np.checkpoint import load_checkpoint
+from retro_np.checkpoint import load_checkpoint, read_meta, read_tensors, write_tensors
 from retro_np.errors import UserError
 from retro_np.files import locked
 from retro_np.optim import clip_by_global_norm, learning_rate
 from retro_np.parameters import is_retrieval
 from retro_np.sequences import tokens_and_targets
+from retro_np.training import loop
 from retro_np.training.batches import sequence_rows, training_batch
 from retro_np.training.loop import loss_and_gradients, read_log, retrofit, train
-from retro_np.tree import leaves, map_tree
+from retro_np.tree import map_tree, named_leaves
 
 
 @pytest.mark.oracle
@@ -33,9 +34,9 @@ def test_adamw_takes_the_steps_of_pytorchs():
 
     rng = np.random.default_rng(0)
     params = {"w": rng.standard_normal((5, 4)), "norm": rng.standard_normal(4)}
-    theirs = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in params.items()}
+    reference = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in params.items()}
     optimiser = torch.optim.AdamW(
-        [{"params": [theirs["w"]], "weight_decay": 0.1}, {"params": [theirs["norm"]], "weight_decay": 0.0}],
+        [{"params": [reference["w"]], "weight_decay": 0.1}, {"params": [reference["norm"]], "weight_decay": 0.0}],
         lr=0.01, betas=(0.9, 0.95), eps=1e-8,
     )  # fmt: skip
     state = adamw_init(params)
@@ -43,10 +44,10 @@ def test_adamw_takes_the_steps_of_pytorchs():
         grads = {name: rng.standard_normal(array.shape) for name, array in params.items()}
         adamw_update(params, grads, state, lr=0.01)
         for name, grad in grads.items():
-            theirs[name].grad = torch.tensor(grad)
+            reference[name].grad = torch.tensor(grad)
         optimiser.step()
     for name, array in params.items():
-        np.testing.assert_allclose(array, theirs[name].detach().numpy(), rtol=1e-12)
+        np.testing.assert_allclose(array, reference[name].detach().numpy(), rtol=1e-12)
 
 
 def test_frozen_parameters_are_neither_moved_nor_decayed_nor_tracked():
@@ -66,10 +67,10 @@ def test_the_schedule_warms_up_from_1e_7_and_ends_at_a_tenth_of_the_peak():
     assert rates[-1] == pytest.approx(2e-5)
     assert all(np.diff(rates[:751]) > 0)
     assert all(np.diff(rates[750:]) <= 0)
-    assert rates[750 + 2125] == pytest.approx(2e-4 * 0.55, rel=1e-3)  # half-way down the cosine
+    assert rates[750 + 2125] == pytest.approx(2e-4 * 0.55, rel=1e-3)  # half-way through the cosine
 
 
-def test_clipping_scales_all_gradients_to_the_limit_and_leaves_small_ones():
+def test_clipping_scales_large_gradients_to_the_limit_and_leaves_small_ones_alone():
     grads = {"a": np.full(4, 3.0), "b": [np.full((2, 2), 4.0), None]}
     assert clip_by_global_norm(grads, 1.0) == pytest.approx(10.0)
     assert np.sqrt((grads["a"] ** 2).sum() + (grads["b"][0] ** 2).sum()) == pytest.approx(1.0)
@@ -79,12 +80,12 @@ def test_clipping_scales_all_gradients_to_the_limit_and_leaves_small_ones():
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 3))
-def test_an_epoch_sees_each_chunk_once_but_for_the_remainder(n_rows, length, batch, seed):
+def test_an_epoch_visits_each_chunk_once_except_for_the_remainder(n_rows, length, batch, seed):
     per_epoch = max(1, n_rows // length)
     steps = -(-per_epoch // batch)
     rows = np.concatenate([sequence_rows(n_rows, length, batch, seed, step) for step in range(steps)])[:per_epoch]
-    seen = rows[rows >= 0]
-    assert len(np.unique(seen)) == len(seen) == min(n_rows, per_epoch * length)
+    visited = rows[rows >= 0]
+    assert len(np.unique(visited)) == len(visited) == min(n_rows, per_epoch * length)
 
 
 def test_targets_are_the_next_tokens_of_the_same_document(database):
@@ -95,25 +96,22 @@ def test_targets_are_the_next_tokens_of_the_same_document(database):
     for b in range(len(rows)):
         for t in range(4 * m):
             row, i = rows[b, t // m], t % m
-            after = (row, i + 1) if i + 1 < m else (row + 1, 0)
-            inside = (
-                after[0] < len(split.tokens)
-                and split.documents[[row]] == split.documents[[min(after[0], len(split.tokens) - 1)]]
-            )
-            expected = int(split.tokens[[after[0]]][0, after[1]]) if inside else 0
+            next_row, j = (row, i + 1) if i + 1 < m else (row + 1, 0)
+            same = next_row < len(split.tokens) and split.documents[[row]] == split.documents[[next_row]]
+            expected = int(split.tokens[[next_row]][0, j]) if same else 0
             assert tokens[b, t] == split.tokens[[row]][0, i]
             assert targets[b, t] == expected
 
 
-def test_a_step_in_micro_batches_equals_the_whole(database):
+def test_a_step_in_micro_batches_equals_the_whole_step(database):
     config = small_config(database)
     params = map_tree(lambda _, a: a.astype(np.float64), init_params(config, np.random.default_rng(0)))
     batch = training_batch(database, database.split("train"), 2, sequence_length=32, batch_size=4, seed=0, step=0)
-    whole, grads = loss_and_gradients(params, config, *batch)
+    expected_loss, expected = loss_and_gradients(params, config, batch)
     for parts in (2, 4):
-        loss, again = loss_and_gradients(params, config, *batch, micro_batches=parts)
-        assert loss == pytest.approx(whole, rel=1e-12)
-        for (name, grad), (_, other) in zip(leaves(grads), leaves(again), strict=True):
+        loss, grads = loss_and_gradients(params, config, batch, micro_batches=parts)
+        assert loss == pytest.approx(expected_loss, rel=1e-12)
+        for (name, grad), (_, other) in zip(named_leaves(expected), named_leaves(grads), strict=True):
             np.testing.assert_allclose(grad, other, rtol=1e-9, atol=1e-13, err_msg=name)
 
 
@@ -124,29 +122,47 @@ def test_training_lowers_the_loss(database, tmp_path):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
 
+def interrupt_training(monkeypatch, database, config, training, out):
+    """Stop a run in its sixth step, as Ctrl-C does; its checkpoint then holds step 3."""
+    steps = []
+
+    def stop_in_step_six(*arguments, **settings):
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return adamw_update(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "adamw_update", stop_in_step_six)
+        with pytest.raises(KeyboardInterrupt):
+            train(database, config, training, out)
+    assert load_checkpoint(out / "checkpoint.safetensors")[1]["step"] == 3
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(database, tmp_path, monkeypatch, dropout):
     config = small_config(database, dropout=dropout)
     train(database, config, TRAINING, tmp_path / "whole")
-    from retro_np.training import loop
-
-    taken = []
-
-    def stop_at_five(*arguments, **settings):
-        if len(taken) == 5:
-            raise KeyboardInterrupt
-        taken.append(1)
-        return update(*arguments, **settings)
-
-    update = loop.adamw_update
-    monkeypatch.setattr(loop, "adamw_update", stop_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        train(database, config, TRAINING, tmp_path / "resumed")
-    monkeypatch.setattr(loop, "adamw_update", update)
-    assert load_checkpoint(tmp_path / "resumed" / "checkpoint.safetensors")[1]["step"] == 3
+    interrupt_training(monkeypatch, database, config, TRAINING, tmp_path / "resumed")
     train(database, config, TRAINING, tmp_path / "resumed")
     assert all_bytes(tmp_path / "resumed") == all_bytes(tmp_path / "whole")
     assert [line["step"] for line in read_log(tmp_path / "resumed")] == list(range(8))
+
+
+def test_a_checkpoint_with_the_old_names_of_settings_resumes_to_the_same_bytes(database, tmp_path, monkeypatch):
+    config, training = small_config(database), replace(TRAINING, oracle_share=0.5, oracle_steps=6)
+    train(database, config, training, tmp_path / "whole")
+    interrupt_training(monkeypatch, database, config, training, tmp_path / "old")
+    path = tmp_path / "old" / "checkpoint.safetensors"
+    tensors, meta = read_tensors(path)
+    stored = meta["run"]["training"]
+    stored |= {"lent": stored.pop("oracle_share"), "lent_steps": stored.pop("oracle_steps")}
+    write_tensors(path, tensors, meta)
+    assert "oracle_share" not in read_meta(path)["run"]["training"]
+    with pytest.raises(UserError, match=r"oracle_share = 0\.5, and now it is 0\.25"):
+        train(database, config, replace(training, oracle_share=0.25), tmp_path / "old")
+    train(database, config, training, tmp_path / "old")
+    assert all_bytes(tmp_path / "old") == all_bytes(tmp_path / "whole")
 
 
 SCRIPT = """
@@ -182,15 +198,15 @@ def test_a_run_killed_with_sigkill_ends_in_the_same_bytes(database, tmp_path):
     assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
 
 
-def test_a_folder_of_another_run_is_refused_by_what_differs(database, tmp_path):
+def test_a_folder_with_another_run_is_refused_and_the_difference_named(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=1), tmp_path)
     with pytest.raises(UserError, match=r"learning_rate = 0\.01, and now it is 0\.5"):
         train(database, small_config(database), replace(TRAINING, steps=1, learning_rate=0.5), tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(database, tmp_path, monkeypatch):
-    from retro_np.training import loop
-
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_checkpoint(
+    database, tmp_path, monkeypatch
+):
     def broken(params, *arguments, **settings):
         loss, grads = gradients(params, *arguments, **settings)
         calls.append(1)
@@ -202,19 +218,19 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
         train(database, small_config(database), TRAINING, tmp_path)
     params, state, _, _ = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert state["step"] == 3
-    assert all(np.isfinite(array).all() for _, array in leaves(params))
+    assert all(np.isfinite(array).all() for _, array in named_leaves(params))
 
 
-def test_retrofit_trains_cca_and_encoder_alone_and_stays_the_baseline_with_retrieval_off(database, tmp_path):
+def test_retrofit_trains_only_cca_and_encoder_and_equals_the_baseline_with_retrieval_off(database, tmp_path):
     baseline = small_config(database, cca_layers=(), encoder=None)
     trained = train(database, baseline, TRAINING, tmp_path / "baseline")
     trained = map_tree(lambda _, array: array.copy(), trained)
     encoder = EncoderConfig(8, 16, 2, 4, 1, (1,))
     params, config = retrofit(trained, baseline, (2, 3), encoder, np.random.default_rng(1))
-    fresh = {name: array.copy() for name, array in leaves(params)}
+    fresh = {name: array.copy() for name, array in named_leaves(params)}
     train(database, config, TRAINING, tmp_path / "fit", begin_from=(params, "baseline"), trainable=is_retrieval)
     fitted, _ = load_params(tmp_path / "fit" / "checkpoint.safetensors")
-    for name, array in leaves(fitted):
+    for name, array in named_leaves(fitted):
         assert np.array_equal(array, fresh[name]) != is_retrieval(name), name
     tokens, _, neighbours = training_batch(
         database, database.split("train"), 2, sequence_length=32, batch_size=2, seed=0, step=0
@@ -224,7 +240,7 @@ def test_retrofit_trains_cca_and_encoder_alone_and_stays_the_baseline_with_retri
     assert not np.array_equal(off, retro(fitted, config, tokens, neighbours)[0])
 
 
-def test_a_model_of_another_vocabulary_is_refused(database, tmp_path):
+def test_a_model_with_another_vocabulary_is_refused(database, tmp_path):
     with pytest.raises(UserError, match="vocabulary_size 77, and the database"):
         train(database, small_config(database, vocabulary_size=77), TRAINING, tmp_path)
 
@@ -234,40 +250,40 @@ def test_a_sequence_that_is_not_whole_chunks_is_refused(database, tmp_path):
         train(database, small_config(database), replace(TRAINING, sequence_length=30), tmp_path)
 
 
-def test_every_run_leaves_its_configuration_beside_its_results(database, tmp_path):
+def test_every_run_writes_its_configuration(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=1), tmp_path)
-    told = json.loads((tmp_path / "config.json").read_text())
-    assert told["model"]["n_layers"] == 3
-    assert told["training"]["steps"] == 1
-    assert told["data"]["database"] == database.manifest["sha256"]
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model"]["n_layers"] == 3
+    assert written["training"]["steps"] == 1
+    assert written["data"]["database"] == database.manifest["sha256"]
 
 
-def test_two_runs_in_one_folder_at_once_are_refused(database, tmp_path):
+def test_two_simultaneous_runs_in_one_folder_are_refused(database, tmp_path):
     with locked(tmp_path, "training run"), pytest.raises(UserError, match="in use by another training run"):
         train(database, small_config(database), TRAINING, tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_training_leaves_the_arrays_that_it_began_from_alone(database, tmp_path):
+def test_training_does_not_change_the_arrays_that_it_starts_from(database, tmp_path):
     config = small_config(database)
     params = init_params(config, np.random.default_rng(0))
     before = map_tree(lambda _, array: array.copy(), params)
     train(database, config, replace(TRAINING, steps=1), tmp_path, begin_from=(params, "fresh"))
-    for (name, array), (_, kept) in zip(leaves(params), leaves(before), strict=True):
-        assert np.array_equal(array, kept), name
+    for (name, array), (_, original) in zip(named_leaves(params), named_leaves(before), strict=True):
+        assert np.array_equal(array, original), name
 
 
-def test_a_run_that_leaves_other_weights_alone_is_another_run(database, tmp_path):
+def test_a_run_with_other_frozen_weights_is_another_run(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=1), tmp_path, trainable=lambda name: name != "norm")
     with pytest.raises(UserError, match="frozen"):
         train(database, small_config(database), replace(TRAINING, steps=1), tmp_path)
 
 
-def test_adamw_matches_gradients_by_name_and_refuses_others_before_anything_moves():
+def test_adamw_matches_gradients_by_name_and_refuses_wrong_ones_before_it_changes_anything():
     params = {"a": np.ones((2, 2)), "b": np.ones((2, 2))}
     state = adamw_init(params)
     for wrong in ({"a": np.ones((2, 2))}, {"a": np.ones((2, 2)), "b": np.ones(2)}):
-        with pytest.raises(UserError, match="b: its gradient"):
+        with pytest.raises(UserError, match="b: gradient and moments must"):
             adamw_update(params, wrong, state, lr=0.1)
     assert state["step"] == 0
     adamw_update(params, {"b": np.zeros((2, 2)), "a": np.ones((2, 2))}, state, lr=0.1, weight_decay=0)
@@ -275,19 +291,19 @@ def test_adamw_matches_gradients_by_name_and_refuses_others_before_anything_move
     assert np.all(params["a"] < 1)
 
 
-@pytest.mark.parametrize("which", ["m", "v"])
+@pytest.mark.parametrize("moment_name", ["m", "v"])
 @pytest.mark.parametrize("moment", [np.zeros((2, 2), np.float32), np.zeros((1,), np.float32), None])
-def test_adamw_refuses_moments_of_another_shape_before_anything_moves(which, moment):
+def test_adamw_refuses_moments_of_another_shape_before_it_changes_anything(moment_name, moment):
     params = {"w": np.ones((3, 3), np.float32)}
     state = adamw_init(params)
-    state[which] = {"w": moment}
-    with pytest.raises(UserError, match="w: its gradient or a moment"):
+    state[moment_name] = {"w": moment}
+    with pytest.raises(UserError, match="w: gradient and moments must"):
         adamw_update(params, {"w": params["w"]}, state, lr=0.1)
     assert state["step"] == 0
     assert (params["w"] == 1).all()
 
 
-def test_a_damaged_log_does_not_keep_a_run_from_going_on(database, tmp_path):
+def test_a_damaged_log_does_not_stop_a_run_from_resuming(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=2), tmp_path)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 0, "loss": 1.0}\n5\n\xff\xfe\n')
