@@ -1,1 +1,1 @@
-"""What is run with the library: comparisons, and the demo."""
+"""Experiments at small scale, one file for each figure or table of the paper, and the demo."""

@@ -1,105 +1,125 @@
-"""Run an experiment by name and leave what it found: NAME.json and NAME.png. What one is made of: `Experiment`."""
+"""Find an experiment by name, run it, and write its result: NAME.json and NAME.png.
+
+Each module of this package that defines EXPERIMENT is an experiment. Its name is the module's, with dashes.
+"""
 
 import contextlib
 import importlib
 import importlib.metadata
 import json
-import math
-import os
+import pkgutil
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import retro_np.experiments
 from retro_np.errors import UserError
 from retro_np.experiments.lab import SCALES, Lab
 from retro_np.files import check_folder, locked, remove_partial, write_json
+from retro_np.kernels.threads import cores
 
-NAMES = (
-    "random-neighbours", "leakage", "database-size", "neighbours", "model-size", "retrofit", "ablations", "subsets",
-    "chunk-size", "second-corpus", "wikitext-style", "knowledge", "question-answering", "samples", "pretrained",
-)  # fmt: skip
-SEEDS = 3  # where a claim hangs on their spread
+SEEDS = 3  # of experiments whose claim depends on the spread over seeds
+
+Figures = dict[str, Any]
+Verdict = tuple[bool | None, str]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One figure or table. A module of an experiment has one, as EXPERIMENT.
-
-    paper: what the paper shows, and where. measure(lab) → figures, plain values for JSON. draw(figures, path) → a
-    picture. verdict(figures) → whether the shape agrees (None: there is nothing to agree with), and one sentence on it
-    with figures. over_seeds: whether it trains models of `lab.seeds` seeds, or of one.
-    """
+    """One figure or table of the paper, or a comparison of our own."""
 
     title: str
-    paper: str
-    measure: Callable[[Lab], dict]
-    draw: Callable[[dict, Path], None]
-    verdict: Callable[[dict], tuple[bool | None, str]]
-    over_seeds: bool = True
+    paper: str  # what the paper shows, and where
+    measure: Callable[[Lab], Figures]  # returns plain values for JSON
+    draw: Callable[[Figures, Path], None]  # writes a PNG file
+    verdict: Callable[[Figures], Verdict]  # whether the shape agrees (None: nothing to agree with), and one sentence
+    over_seeds: bool = True  # whether models of `lab.seeds` seeds are trained, or of one seed
+    position: int = 1000  # in the list of experiments
+
+
+def experiments() -> dict[str, Experiment]:
+    """All experiments by name, in the order of their positions. This imports every module of the package."""
+    modules = {name: importlib.import_module(path) for name, path in _modules().items()}
+    listed = {name: module.EXPERIMENT for name, module in modules.items() if hasattr(module, "EXPERIMENT")}
+    return dict(sorted(listed.items(), key=lambda item: item[1].position))
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment of that name. Raises UserError for another."""
-    if name not in NAMES:
-        raise UserError(f"no experiment {name!r}; there are {', '.join(NAMES)}")
-    return importlib.import_module(f"retro_np.experiments.{name.replace('-', '_')}").EXPERIMENT
+    """The experiment with this name. Only its own module is imported. Raises UserError if there is none."""
+    path = _modules().get(name)
+    experiment = getattr(importlib.import_module(path), "EXPERIMENT", None) if path else None
+    if experiment is None:
+        raise UserError(f"no experiment {name!r}; choose from {', '.join(experiments())}")
+    return experiment
 
 
-def run_experiment(name: str, out: Path, scale: str = "small", seeds: int | None = None) -> dict:
-    """Measure, or go on measuring; write NAME.json and NAME.png. Returns what the JSON holds.
+def _modules():
+    package = retro_np.experiments
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return {name.replace("_", "-"): f"{package.__name__}.{name}" for name in names}
 
-    The two lie in OUT, those of another scale than small in OUT/SCALE, where models and databases are which other
-    experiments use again. seeds: None: three, or one where the experiment is of one. Raises UserError for more there.
+
+def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int | None = None) -> dict[str, Any]:
+    """Run an experiment, or resume it, and write NAME.json and NAME.png. Returns what NAME.json holds.
+
+    out: the folder of the results; those of another scale than small go to OUT/SCALE. Databases, models and scores are
+    kept in OUT/SCALE, where other experiments find them. seeds: None means three, or one if the experiment trains
+    models of one seed. Raises UserError for an unknown name or scale, and for several seeds of such an experiment.
     """
     experiment = find_experiment(name)
+    usual = SEEDS if experiment.over_seeds else 1
     if seeds not in (None, 1) and not experiment.over_seeds:
-        raise UserError(f"{name} is measured with models of one seed: leave --seeds out")
-    seeds = seeds or (SEEDS if experiment.over_seeds else 1)
+        raise UserError(f"{name} trains models of one seed; leave out --seeds")
+    seeds = seeds or usual
     out = Path(out)
-    place = result_folder(out, scale)
-    for file in (place / f"{name}.json", place / f"{name}.png"):
+    folder = result_folder(out, scale)
+    for file in (folder / f"{name}.json", folder / f"{name}.png"):
         if file.is_dir():
-            raise UserError(f"{file} is a folder, and a result is to be written there: give another folder with -o")
+            raise UserError(f"{file} is a folder, but the result is written there; choose another folder with -o")
     with open_lab(out, scale, seeds) as lab:
-        began = time.perf_counter()
+        start = time.perf_counter()
         figures = json.loads(json.dumps(experiment.measure(lab), default=_plain))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     agrees, sentence = experiment.verdict(figures)
     result = {
         "experiment": name,
         "title": experiment.title,
         "paper": experiment.paper,
-        "command": f"retro-np experiment {name}" + _options(scale, seeds if experiment.over_seeds else SEEDS),
+        "command": f"retro-np experiment {name}"
+        + ("" if scale == "small" else f" --scale {scale}") + ("" if seeds == usual else f" --seeds {seeds}"),
         "scale": asdict(SCALES[scale]),
         "seeds": seeds,
         "machine": {
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "processor": _processor(), "retro_np": importlib.metadata.version("retro-np"), "numpy": np.__version__,
+            "cores": cores(), "processor": _processor(), "retro_np": importlib.metadata.version("retro-np"),
+            "numpy": np.__version__,
         },
-        "seconds": round(seconds, 1),  # of this command; what an earlier one left was found, not made
+        "seconds": round(seconds, 1),  # of this run, without what earlier runs left in the lab
         "agrees": agrees,
         "verdict": sentence,
         "figures": figures,
     }  # fmt: skip
-    experiment.draw(figures, place / f"{name}.png")
-    write_json(place / f"{name}.json", _finite(result))
+    experiment.draw(figures, folder / f"{name}.png")
+    result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN and no infinities.
+    write_json(folder / f"{name}.json", result)
     return result
 
 
 def result_folder(out: Path, scale: str) -> Path:
-    """Where results of a scale are written: those of a tiny run do not replace a large one's."""
+    """The folder of a scale's results, so that those of a tiny run do not replace those of a full one."""
     return out if scale == "small" else out / scale
 
 
 @contextlib.contextmanager
-def open_lab(out: Path, scale: str, seeds: int = 3) -> Iterator[Lab]:
-    """The lab in OUT/SCALE, while no other process works in it. Raises UserError for an unknown scale."""
+def open_lab(out: Path, scale: str, seeds: int = SEEDS) -> Iterator[Lab]:
+    """The lab in OUT/SCALE, locked against other processes. Raises UserError for an unknown scale."""
     if scale not in SCALES:
-        raise UserError(f"no scale {scale!r}; there are {', '.join(SCALES)}")
+        raise UserError(f"no scale {scale!r}; choose from {', '.join(SCALES)}")
     check_folder(out)
     lab = Lab(out / scale, SCALES[scale], seeds)
     with locked(lab.folder, "experiment"):
@@ -107,32 +127,13 @@ def open_lab(out: Path, scale: str, seeds: int = 3) -> Iterator[Lab]:
         yield lab
 
 
-def _options(scale, seeds):
-    return ("" if scale == "small" else f" --scale {scale}") + ("" if seeds == SEEDS else f" --seeds {seeds}")
-
-
-def _finite(value):
-    """The same without NaN and infinities, which JSON does not have: null in their place."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _plain(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no plain value")
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:(.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return model[1].strip() if model else platform.processor() or platform.machine()

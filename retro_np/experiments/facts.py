@@ -1,8 +1,8 @@
-"""A synthetic corpus of facts: invented names, each with a code that nothing but a document about the name tells.
+"""A synthetic corpus of facts: invented names, each with a code that only a document about the name contains.
 
-A document is two chunks of CHUNK tokens, one token a byte: the first names, the second holds the code. WORDINGS say the
-same in different ways and put the code in different places, so two documents of one fact share name and code and
-little else. Nothing in a name hints at its code: whoever has not read a document about it can only guess.
+A document is two chunks of CHUNK tokens, one token per byte. The first chunk contains the name, the second the code.
+WORDINGS say the same in different ways and put the code at different positions, so that two documents of one fact share
+name and code and little else. A name says nothing about its code: without a document about it, one can only guess.
 """
 
 import json
@@ -11,26 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from retro_np.files import write_atomically
 from retro_np.retrieval.tokenizer import encode_batch
 
 CHUNK = 16
-WORDINGS = (  # the chunk that names, and what stands before and behind the code in the next
+WORDINGS = (  # the chunk with the name, and the text before and after the code in the next chunk
     ("about {}", " it is ", "."),
     ("{} says:", " ", ", of old"),
     ("{}, code", "d as ", "."),
     ("enter {}", " with ", "."),
 )
 SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiou"]
-NAME_SYLLABLES = 5  # so that a chunk that names has CHUNK bytes; and fewer would have names too like each other
-DIGITS = 5  # of a code, no two alike
+NAME_SYLLABLES = 5  # The first chunk then has CHUNK bytes. Names of fewer syllables would be too similar.
+DIGITS = 5  # of a code, all different
 CHANCE = 1 / math.perm(10, DIGITS)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A name, its code, and the WORDINGS of its two documents: the one that tells it, and the one that asks for it."""
+    """A name, its code, and the indices in WORDINGS of its two documents: one tells the code, the other asks for it."""
 
     name: str
     code: str
@@ -39,9 +40,9 @@ class Fact:
 
 
 def invent(count: int, seed: int) -> list[Fact]:
-    """So many facts about different names."""
+    """Invent `count` facts with different names."""
     rng = np.random.default_rng(seed)
-    names: dict[str, None] = {}  # a set that keeps its order
+    names: dict[str, None] = {}  # used as an ordered set
     while len(names) < count:
         names["".join(rng.choice(SYLLABLES, NAME_SYLLABLES))] = None
     wordings = [rng.permutation(len(WORDINGS))[:2].tolist() for _ in names]
@@ -49,21 +50,21 @@ def invent(count: int, seed: int) -> list[Fact]:
 
 
 def invent_code(rng: np.random.Generator) -> str:
-    """DIGITS different digits."""
+    """A random code of DIGITS different digits."""
     return "".join(map(str, rng.permutation(10)[:DIGITS]))
 
 
 def document(fact: Fact, wording: int) -> str:
-    """The text of a fact in one of the WORDINGS."""
-    naming, before, behind = WORDINGS[wording]
-    return naming.format(fact.name) + before + fact.code + behind
+    """The text of a fact. wording: an index in WORDINGS."""
+    naming, before, after = WORDINGS[wording]
+    return naming.format(fact.name) + before + fact.code + after
 
 
 def write_facts(path: Path, facts: list[Fact], ways: tuple[str, ...]) -> Path:
-    """A .jsonl corpus: each fact's document of each way ("told", "asked"), named by the fact's name and the way.
+    """Write a JSON Lines corpus with each fact's document for each of `ways` ("told", "asked"). Returns its path.
 
-    All documents of one way come before those of the next: two of one fact stand too far apart to be in one training
-    sequence, where the one could be neither retrieved for the other nor kept from its sight.
+    A document's name is the fact's name and the way. All documents of one way come before those of the next. So the two
+    documents of a fact are never in one training sequence, where one could be read without being retrieved.
     """
     records = ({"name": f"{f.name} {way}", "text": document(f, getattr(f, way))} for way in ways for f in facts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +72,11 @@ def write_facts(path: Path, facts: list[Fact], ways: tuple[str, ...]) -> Path:
     return path
 
 
-def questions(tokenizer, facts: list[Fact]) -> tuple[np.ndarray, np.ndarray]:
-    """The documents that ask, with the answer: tokens (N, 2 · CHUNK), padded, and the places of the code (N, DIGITS).
+def questions(tokenizer: Tokenizer, facts: list[Fact]) -> tuple[np.ndarray, np.ndarray]:
+    """The documents that ask, answer included: tokens (N, 2 · CHUNK), padded, and the code's positions (N, DIGITS).
 
-    tokenizer: one without merges. What is asked for begins behind the first chunk: that is all that retrieval sees.
+    tokenizer: without merges, so that a token is a byte. The code is in the second chunk, and retrieval sees only the
+    first.
     """
     tokens = np.zeros((len(facts), 2 * CHUNK), np.int64)
     for row, text in zip(tokens, encode_batch(tokenizer, [document(f, f.asked) for f in facts]), strict=True):

@@ -1,80 +1,78 @@
-"""Facts that only the database holds: change it and the answers change, with no step of training.
+"""Facts that only the database contains: when the database changes, the answers change, without any training.
 
-A small model is trained on documents about some names, each of which has a second document to retrieve. Then it is
-asked for the codes of names that it never saw, with databases of documents about them, see `facts.py`.
+A small model is trained on documents about some names, each with a second document to retrieve. Then it is asked for
+the codes of names that it never saw, with databases of documents about these names. See `facts.py`.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import nats_of
 from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment
+from retro_np.experiments.experiment import Experiment, Figures, Verdict
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
-from retro_np.experiments.lab import mean_and_spread, spreads
+from retro_np.experiments.lab import Lab, Model, mean_and_spread, spreads
 from retro_np.nn.model import retro
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.tokenizer import SMALLEST_VOCABULARY
+from retro_np.retrieval.tokenizer import MIN_VOCABULARY_SIZE
 
 TRAINED, ASKED = 3000, 256  # names
 TINY_TRAINED, TINY_ASKED = 64, 8
-STEPS = 600  # of 512 tokens
+STEPS = 600  # of 512 tokens each
 D_MODEL, LAYERS = 64, 2
-D_KEY = 512  # of chunks that differ in a name alone, 256 columns of hashed pairs of bytes find 95 % and not 99 %
-K = 1  # the nearest chunk names the same, or none does
-SWAPPED, KEPT, REMOVED = "other codes in the database", "half removed: those kept", "half removed: those removed"
-MOSTLY, SELDOM = 0.9, 0.01  # shares of right answers of a model that knows, and of one that guesses
-LINES = (ON, OFF, SHUFFLED, SWAPPED, KEPT, REMOVED)
+FACTS_D_KEY = 512  # With 256 columns, only 95 % of the chunks that differ in a name alone are found, not 99 %.
+FACTS_K = 1  # If the nearest chunk does not contain the name, no chunk does.
+SWAPPED, KEPT, REMOVED = "other codes in the database", "half removed: remaining names", "half removed: removed names"
+MIN_KNOWN, MAX_GUESSED = 0.9, 0.01  # shares of right answers of a model that knows, and of one that guesses
+ANSWER_LINES = (ON, OFF, SHUFFLED, SWAPPED, KEPT, REMOVED)
 
 
-def measure(lab):
-    """By line: the share of codes answered fully right, and the bits that a code costs; over seeds of training."""
+def measure(lab: Lab) -> Figures:
+    """For each condition: the share of codes answered entirely right, and the bits per code, over training seeds."""
     database, asked, changed = setting(lab)
     by_seed = [conditions(train_model(lab, database, seed), asked, changed) for seed in range(lab.seeds)]
     return {
-        "lines": {name: spreads([one[name] for one in by_seed]) for name in LINES},
-        "old_codes_after_swap": mean_and_spread(one["old codes"]["right"] for one in by_seed),
+        "lines": {name: spreads([lines[name] for lines in by_seed]) for name in ANSWER_LINES},
+        "old_codes_after_swap": mean_and_spread(lines["old codes"]["right"] for lines in by_seed),
         "chance": CHANCE, "chance_bits": -np.log2(CHANCE), "found": found_share(*asked), "asked": len(asked[0]),
     }  # fmt: skip
 
 
-def setting(lab):
-    """The database to train on; facts of other names and a database that tells them; the same with other codes."""
+def setting(lab: Lab) -> tuple[Database, tuple[list[Fact], Database], tuple[list[Fact], Database]]:
+    """The database to train on; facts about other names and a database that tells them; the same with other codes."""
     trained, asked = (TINY_TRAINED, TINY_ASKED) if lab.scale.name == "tiny" else (TRAINED, ASKED)
     facts = invent(trained + asked, seed=0)
     database = _database(lab, "to-train-on", facts[:trained], ("told", "asked"))
     facts = facts[trained:]
     swapped = other_codes(facts, seed=1)
-    return (
-        database,
-        (facts, _database(lab, "told", facts, ("told",))),
-        (swapped, _database(lab, "swapped", swapped, ("told",))),
-    )
+    told = _database(lab, "told", facts, ("told",))
+    return database, (facts, told), (swapped, _database(lab, "swapped", swapped, ("told",)))
 
 
 def _database(lab, name, facts, ways) -> Database:
     corpus = write_facts(lab.folder / "corpora" / f"facts-{name}.jsonl", facts, ways)
     return lab.database(
-        corpus, f"facts-{name}", chunk_size=CHUNK, vocabulary_size=SMALLEST_VOCABULARY, held_out=0.0, d_key=D_KEY,
+        corpus, f"facts-{name}", chunk_size=CHUNK, vocabulary_size=MIN_VOCABULARY_SIZE, held_out=0.0, d_key=FACTS_D_KEY,
         limit_bytes=None,
     )  # fmt: skip
 
 
-def train_model(lab, database: Database, seed: int):
-    """The recipe's RETRO, small, trained on the documents of other names than those asked for."""
+def train_model(lab: Lab, database: Database, seed: int) -> Model:
+    """A small version of the recipe's RETRO, trained on documents about other names than those asked for."""
     config = recipe.retro_config(database.vocabulary_size, CHUNK, d_model=D_MODEL, n_layers=LAYERS)
     training = lab.training(
-        config, seed, steps=min(STEPS, lab.scale.steps), batch_size=4, sequence_length=8 * CHUNK, neighbours=K,
-        learning_rate=4e-3, retrieval_off=0.2,  # little is to be learned without: codes are in the database alone
+        config, seed, steps=min(STEPS, lab.scale.steps), batch_size=4, sequence_length=8 * CHUNK, neighbours=FACTS_K,
+        learning_rate=4e-3, retrieval_off=0.2,  # low, because codes cannot be learned without retrieval
     )  # fmt: skip
     return lab.trained(database, config, training)
 
 
 def other_codes(facts: list[Fact], seed: int) -> list[Fact]:
-    """The same names in the same words with codes drawn anew, none the old one."""
+    """The same names and wordings with new random codes, each different from the old one."""
     rng = np.random.default_rng(seed)
     changed = []
     for fact in facts:
@@ -85,10 +83,12 @@ def other_codes(facts: list[Fact], seed: int) -> list[Fact]:
     return changed
 
 
-def conditions(model, asked, changed) -> dict[str, dict]:
-    """What a model answers under each of LINES, and ("old codes") whether it gives the old ones after the swap.
+def conditions(
+    model: Model, asked: tuple[list[Fact], Database], changed: tuple[list[Fact], Database]
+) -> dict[str, dict[str, float]]:
+    """The `answers` of a model under each condition, and as "old codes" how often it gives the old ones after the swap.
 
-    asked, changed: facts and the database that tells them, see `setting`.
+    asked, changed: facts and the database that tells them, as `setting` returns them.
     """
     facts, told = asked
     removed = facts[::2]
@@ -105,27 +105,27 @@ def conditions(model, asked, changed) -> dict[str, dict]:
     }
 
 
-def answers(model, facts: list[Fact], database: Database, k: int = K, shift: int = 0) -> dict:
-    """The share of codes that greedy decoding gives fully right, and the mean bits of a code.
+def answers(model: Model, facts: list[Fact], database: Database, k: int = FACTS_K, shift: int = 0) -> dict[str, float]:
+    """The share of codes that greedy decoding gives entirely right ("right"), and the mean bits per code ("bits").
 
-    k = 0: retrieval off. shift: each question is given what the one so many places before it retrieved. The answers
-    stand in what the model reads: greedy decoding gives a code if and only if each of its tokens is the likeliest one
-    after those before it.
+    k = 0 turns retrieval off. shift: each question reads what the question `shift` rows before it retrieved. Greedy
+    decoding gives a code if and only if each of its tokens is the most likely one after the right tokens before it, so
+    one forward pass over questions with their answers suffices.
     """
-    tokens, places = questions(database.tokenizer, facts)
+    tokens, positions = questions(database.tokenizer, facts)
     neighbours = None
     if k:
-        neighbours = np.zeros((len(facts), 2, k, 2 * CHUNK), np.int64)  # behind the second chunk nothing is asked
+        neighbours = np.zeros((len(facts), 2, k, 2 * CHUNK), np.int64)  # nothing is asked after the second chunk
         neighbours[:, 0] = np.roll(database.value(_nearest(database, tokens, k)), shift, axis=0)
     rows = np.arange(len(facts))[:, None]
-    logits = retro(model.params, model.config, tokens, neighbours)[0][rows, places - 1]
-    codes = tokens[rows, places]
+    logits = retro(model.params, model.config, tokens, neighbours)[0][rows, positions - 1]
+    codes = tokens[rows, positions]
     right = (logits.argmax(axis=-1) == codes).all(axis=1)
     return {"right": right.mean(), "bits": nats_of(logits, codes).sum(axis=1).mean() / np.log(2)}
 
 
 def found_share(facts: list[Fact], database: Database) -> float:
-    """The share of questions whose nearest chunk is of the document with their answer: the most that can be right."""
+    """The share of questions whose nearest chunk is from the document with the answer: an upper bound of "right"."""
     nearest = _nearest(database, questions(database.tokenizer, facts)[0], 1)[:, 0]
     names = [database.documents[int(number)]["name"] for number in database.document_of(nearest)]
     return float(np.mean([name == f"{fact.name} told" for name, fact in zip(names, facts, strict=True)]))
@@ -135,41 +135,36 @@ def _nearest(database, tokens, k):
     return database.search_keys(database.embed_chunks(tokens[:, :CHUNK]), k)[0]
 
 
-def draw(figures, path):
-    """A bar a line: the share of codes right; dots: seeds."""
-    lines = {name: figures["lines"][name] for name in LINES}
-    plot_bars(
-        {name: 100 * line["right"]["mean"] for name, line in lines.items()}, path,
-        "% of codes answered fully right; dots: seeds",
-        dots={name: [100 * right for right in line["right"]["seeds"]] for name, line in lines.items()},
-        notes={name: f" {line['bits']['mean']:.1f} bits a code" for name, line in lines.items()},
-        limits=(0, 140),  # room for the notes
-    )  # fmt: skip
+def draw(figures: Figures, path: Path) -> None:
+    """Bars of the share of right codes, with a dot for every seed."""
+    right = {name: line["right"] for name, line in figures["lines"].items()}
+    notes = {name: f"   {line['bits']['mean']:.1f} bits per code" for name, line in figures["lines"].items()}
+    label = "% of codes answered entirely right; dots: seeds"
+    plot_bars(right, path, label, scale=100, notes=notes, limits=(0, 140))  # with room for the notes
 
 
-def verdict(figures):
-    """Right where the database holds the fact, after a swap too, and not otherwise."""
-    right = {name: figures["lines"][name]["right"] for name in LINES}
-    knows = all(right[name]["from"] >= MOSTLY for name in (ON, SWAPPED, KEPT))
-    guesses = all(right[name]["to"] <= SELDOM for name in (OFF, SHUFFLED, REMOVED))
-    percent = {name: f"{100 * right[name]['mean']:.1f} %" for name in LINES}
-    bits = {name: figures["lines"][name]["bits"]["mean"] for name in LINES}
+def verdict(figures: Figures) -> Verdict:
+    """Whether the model is right when the database contains the fact, after a swap too, and guesses otherwise."""
+    right = {name: line["right"] for name, line in figures["lines"].items()}
+    knows = all(right[name]["from"] >= MIN_KNOWN for name in (ON, SWAPPED, KEPT))
+    guesses = all(right[name]["to"] <= MAX_GUESSED for name in (OFF, SHUFFLED, REMOVED))
+    percent = {name: f"{100 * share['mean']:.1f} %" for name, share in right.items()}
+    bits = {name: line["bits"]["mean"] for name, line in figures["lines"].items()}
     return knows and guesses, (
-        f"Of {figures['asked']} codes of names that training never saw, {percent[ON]} are right with their documents "
-        f"in the database ({bits[ON]:.1f} bits a code), {percent[OFF]} without retrieval ({bits[OFF]:.1f} bits; "
-        f"chance: {100 * figures['chance']:.3f} %, {figures['chance_bits']:.1f} bits) and {percent[SHUFFLED]} with the "
-        f"neighbours of others. With a database that gives the names other codes, {percent[SWAPPED]} of the answers "
-        f"are those, and {100 * figures['old_codes_after_swap']['mean']:.1f} % the old ones. With half of the "
-        f"documents removed, {percent[KEPT]} of the others' codes are right, and {percent[REMOVED]} of theirs. The "
-        f"nearest chunk is of the right document for {100 * figures['found']:.1f} %."
+        f"The model is asked for {figures['asked']} codes of names that it never saw in training. With their documents "
+        f"in the database it answers {percent[ON]} right ({bits[ON]:.1f} bits per code), without retrieval "
+        f"{percent[OFF]} ({bits[OFF]:.1f} bits; chance: {100 * figures['chance']:.3f} %, {figures['chance_bits']:.1f} "
+        f"bits), and with the neighbours of others {percent[SHUFFLED]}. With a database that gives the names other "
+        f"codes, {percent[SWAPPED]} of the answers are the new codes and "
+        f"{100 * figures['old_codes_after_swap']['mean']:.1f} % the old ones. With half of the documents removed, it "
+        f"answers {percent[KEPT]} of the remaining codes right and {percent[REMOVED]} of the removed ones. The nearest "
+        f"chunk is from the right document for {100 * figures['found']:.1f} % of the questions."
     )
 
 
 EXPERIMENT = Experiment(
-    "Facts that only the database holds",
-    "The database can be changed with no training, and what a model knows with it (§1, §5). The paper has no figure of "
-    "it; here it agrees where names answered from the database are right, after a swap too, and others are guesses.",
-    measure,
-    draw,
-    verdict,
-)
+    "Facts that only the database contains",
+    "The database can be changed without training, and with it what the model knows (§1, §5). The paper has no figure "
+    "of this. It agrees here if names are answered right from the database, after a swap too, and others are guesses.",
+    measure, draw, verdict, position=12,
+)  # fmt: skip

@@ -1,63 +1,57 @@
-"""How many neighbours to read at evaluation, for models trained with two. The paper tunes k to the model."""
+"""How many neighbours to read at evaluation, for models trained with two. The paper tunes k for each model."""
+
+from pathlib import Path
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment
-from retro_np.experiments.lab import bits
-from retro_np.report.plots import figure_and_axes, finish
+from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.lab import Lab
+from retro_np.report.plots import new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
 
-COUNTS = (1, 2, 3, 5, 10, 20, 40, 100)
+NEIGHBOUR_COUNTS = (1, 2, 3, 5, 10, 20, 40, 100)
 
 
-def measure(lab):
-    """bpb by k of a RETRO of each width."""
+def measure(lab: Lab) -> Figures:
+    """Bits per byte by k of a RETRO of each width."""
     database, scale = lab.database(), lab.scale
-    few = scale.few_tokens // database.chunk_size
-    retrieval = retrieve_from(database, database, max(COUNTS))
-    ratios = lab.leakage(database)[:few]
+    limit = scale.few_tokens // database.chunk_size
+    retrieval = retrieve_from(database, database, max(NEIGHBOUR_COUNTS))
     models = {}
     for width in scale.widths:
         _, retro = lab.pair(database, 0, d_model=width)
-        settings = {"limit": few, "retrieval": retrieval, "label": f"{max(COUNTS)} candidates"}
         models[str(width)] = {
-            OFF: bits(lab.scored(database, retro, k=0, limit=few), ratios),
-            ON: [bits(lab.scored(database, retro, k=k, **settings), ratios) for k in COUNTS],
+            OFF: lab.bits(database, retro, k=0, limit=limit),
+            ON: [lab.bits(database, retro, k=k, limit=limit, retrieval=retrieval) for k in NEIGHBOUR_COUNTS],
         }
-    return {"counts": COUNTS, "chunks": few, "models": models}
+    return {"counts": NEIGHBOUR_COUNTS, "chunks": limit, "models": models}
 
 
-def draw(figures, path):
-    """Bits against k = 0 over k, a line a width."""
-    figure, axes = figure_and_axes()
+def draw(figures: Figures, path: Path) -> None:
+    """Change of bits per byte relative to k = 0, over k, one line per width."""
+    axes = new_axes(xlabel="neighbours k at evaluation", ylabel="% bits relative to retrieval off")
     for width, lines in figures["models"].items():
         change = [100 * (line["bpb"] / lines[OFF]["bpb"] - 1) for line in lines[ON]]
         axes.plot(figures["counts"], change, marker="o", markersize=4, label=f"width {width}")
     axes.set_xscale("log")
     axes.set_xticks(figures["counts"], figures["counts"])
     axes.minorticks_off()
-    axes.set_xlabel("neighbours k at evaluation")
-    axes.set_ylabel("% bits against retrieval off")
-    axes.legend(frameon=False)
-    finish(figure, axes, path)
+    save_plot(axes, path)
 
 
-def verdict(figures):
-    """Whether every width's best k lies between 2 and 40, and 100 is worse."""
+def verdict(figures: Figures) -> Verdict:
+    """Whether every width's best k is between 2 and 40, and k = 100 is worse."""
     parts, agrees = [], True
     for width, lines in figures["models"].items():
         bpb = [line["bpb"] for line in lines[ON]]
         best = figures["counts"][bpb.index(min(bpb))]
         agrees &= 2 <= best <= 40 and bpb[-1] > min(bpb)
-        parts.append(f"width {width} {best} ({min(bpb):.4f}; k = 1: {bpb[0]:.4f}, k = 100: {bpb[-1]:.4f})")
-    return agrees, f"Best number of neighbours, {'; '.join(parts)}."
+        parts.append(f"{best} at width {width} ({min(bpb):.4f}; k = 1: {bpb[0]:.4f}, k = 100: {bpb[-1]:.4f})")
+    return agrees, f"The number of neighbours with the fewest bits per byte: {'; '.join(parts)}."
 
 
 EXPERIMENT = Experiment(
-    "Neighbours at evaluation",
+    "Number of neighbours at evaluation",
     "172M parameters on C4: bpb .84, .83, .82, .82, .83, .85 for k = 1, 2, 3, 10, 40, 100; trained with 2, best "
     "between 2 and 40 (§4.1, figure 1).",
-    measure,
-    draw,
-    verdict,
-    over_seeds=False,
-)
+    measure, draw, verdict, over_seeds=False, position=4,
+)  # fmt: skip

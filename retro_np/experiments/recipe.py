@@ -1,14 +1,14 @@
-"""The small-scale recipe: a model, a database and a training under which retrieval shows within minutes on two cores.
+"""The small-scale recipe: a model, a database and a training with which retrieval helps after minutes on two cores.
 
-Where it departs from the paper, and why (EXPERIMENTS.md has the figures):
+It departs from the paper in five points (EXPERIMENTS.md has the figures):
 
-- chunks of 16 tokens, not 64: the decoder then looks for what to copy among 2 · 32 retrieved tokens, not 2 · 128, which
-  it learns sooner, and it asks anew four times as often;
-- keys are hashed token uni- and bigrams, not BERT's: at this scale the gain is that of tokens in common;
-- encoder and CCA begin as a rough copying machine (`copying_start`, in `retro_np/parameters.py`);
-- early in training some chunks get an oracle neighbour (`retro_np/training/curriculum.py`);
-- three of five sequences are given no neighbours, so that the decoder alone is about as good as the baseline; where
-  fewer are, retrieval saves more, and the model without it is worse.
+- Chunks have 16 tokens, not 64. The decoder then looks for what to copy among 2 · 32 retrieved tokens, not 2 · 128,
+  which it learns sooner, and it retrieves four times as often.
+- Keys are hashed token uni- and bigrams, not BERT's: at this scale the gain comes from tokens in common.
+- Encoder and CCA start as a rough copying mechanism (`copying_start`, in `retro_np/parameters.py`).
+- Early in training some chunks get an oracle neighbour (`retro_np/training/curriculum.py`).
+- Three of five sequences get no neighbours, so that the decoder alone is about as good as the baseline. With fewer such
+  sequences, retrieval saves more, and the model without it is worse.
 """
 
 from dataclasses import replace
@@ -19,13 +19,13 @@ from retro_np.training.config import TrainingConfig
 
 BUILD = BuildConfig(chunk_size=16, vocabulary_size=2048, d_key=256, neighbours=16, extra_candidates=16)
 EMBEDDER = HASHED
-NEIGHBOURS = 2  # k
+NEIGHBOURS = 2  # k, in training and evaluation
 HEADS = 4
-RETRIEVAL_OFF = 0.6  # of sequences
+RETRIEVAL_OFF = 0.6  # the share of sequences without neighbours
 
 
 def retro_config(vocabulary_size: int, chunk_size: int, *, d_model: int = 128, n_layers: int = 4) -> RetroConfig:
-    """The recipe's RETRO: CCA in every second layer, one layer of encoder as wide as the decoder."""
+    """The recipe's RETRO: CCA in every second layer, and an encoder of one layer, as wide as the decoder."""
     d_head = d_model // HEADS
     return RetroConfig(
         vocabulary_size, d_model, 4 * d_model, HEADS, d_head, n_layers,
@@ -41,7 +41,7 @@ def baseline_of(config: RetroConfig) -> RetroConfig:
 
 
 def training_config(config: RetroConfig, steps: int, seed: int) -> TrainingConfig:
-    """The recipe's training of a RETRO or a baseline, in steps of 2,048 tokens."""
+    """The recipe's training of a RETRO or a baseline, with 2,048 tokens per step."""
     training = TrainingConfig(
         steps=steps, sequence_length=256, batch_size=8, neighbours=NEIGHBOURS, learning_rate=2e-3,
         warmup=min(50, steps // 10), seed=seed, checkpoint_every=100,

@@ -1,75 +1,74 @@
-"""What retrieval saves on each source of text: here the standard library's packages."""
+"""What retrieval saves on each source of text: here, on the packages of the standard library."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment
+from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.lab import Lab
 from retro_np.report.plots import plot_bars
 
-MODULES, OTHERS = "single modules", "other packages"
-MOST_SUBSETS = 10
+SINGLE_MODULES, OTHERS = "single modules", "other packages"
+MAX_SUBSETS = 10
 
 
-def measure(lab):
-    """bpb of baseline and RETRO[ON], mean over seeds, and mean r(C), of each package of the held-out documents."""
+def measure(lab: Lab) -> Figures:
+    """Mean bits per byte over seeds of baseline and RETRO[ON], and mean r(C), for each package with held-out text."""
     database = lab.database()
     ratios = lab.leakage(database)
     scored = [lab.conditions(database, *lab.pair(database, seed)) for seed in range(lab.seeds)]
     losses = scored[0][ON]
     package = np.array([_package(database.documents[int(number)]["name"]) for number in losses.documents])
-    names, where = np.unique(package, return_inverse=True)
-    sizes = np.bincount(where, losses.bytes)
-    largest = names[np.argsort(-sizes)][:MOST_SUBSETS]
+    names, index = np.unique(package, return_inverse=True)
+    sizes = np.bincount(index, losses.bytes)
+    largest = names[np.argsort(-sizes)][:MAX_SUBSETS]
     package[~np.isin(package, largest)] = OTHERS
     subsets = {}
     for name in dict.fromkeys([*largest.tolist(), OTHERS]):
         rows = package == name
-        if not losses.bytes[rows].sum():
+        n_bytes = losses.bytes[rows]
+        if not n_bytes.sum():
             continue
-        line = {"documents": len(np.unique(losses.documents[rows])), "bytes": int(losses.bytes[rows].sum())}
+        line: dict[str, Any] = {"documents": len(np.unique(losses.documents[rows])), "bytes": int(n_bytes.sum())}
         for condition in ("baseline", ON):
-            line[condition] = float(
-                np.mean([bits_per_byte(one[condition].nats[rows], losses.bytes[rows]) for one in scored])
-            )
-        subsets[name] = line | {"gain": 1 - line[ON] / line["baseline"], "mean_r": float(ratios[rows].mean())}
+            line[condition] = np.mean([bits_per_byte(lines[condition].nats[rows], n_bytes) for lines in scored])
+        subsets[name] = line | {"gain": 1 - line[ON] / line["baseline"], "mean_r": ratios[rows].mean()}
     return {"subsets": subsets}
 
 
 def _package(name: str) -> str:
     head, _, tail = name.partition("/")
-    return head if tail else MODULES
+    return head if tail else SINGLE_MODULES
 
 
-def draw(figures, path):
-    """A bar a subset, the most saved first."""
-    lines = dict(sorted(figures["subsets"].items(), key=lambda item: -item[1]["gain"]))
-    plot_bars(
-        {name: 100 * line["gain"] for name, line in lines.items()}, path,
-        "% of the baseline's bits that RETRO[ON] saves; r: mean r(C)",
-        notes={name: f"r = {line['mean_r']:.2f}" for name, line in lines.items()},
-    )  # fmt: skip
+def draw(figures: Figures, path: Path) -> None:
+    """Bars of the share of bits saved, the largest first."""
+    lines = sorted(figures["subsets"].items(), key=lambda item: -item[1]["gain"])
+    gains = {name: line["gain"] for name, line in lines}
+    notes = {name: f"r = {line['mean_r']:.2f}" for name, line in lines}
+    plot_bars(gains, path, "% of the baseline's bits that RETRO[ON] saves; r: mean r(C)", scale=100, notes=notes)
 
 
-def verdict(figures):
-    """Whether all subsets gain, and whether those gain more whose chunks share more with what they retrieve."""
+def verdict(figures: Figures) -> Verdict:
+    """Whether most subsets gain. The sentence also tells whether chunks that share more with their neighbours do."""
     lines = figures["subsets"]
-    gains, shared = (np.array([line[key] for line in lines.values()]) for key in ("gain", "mean_r"))
-    ranks = [np.argsort(np.argsort(values)) for values in (gains, shared)]
-    correlation = float(np.corrcoef(ranks)[0, 1]) if len(lines) > 2 else float("nan")
+    gains, ratios = (np.array([line[key] for line in lines.values()]) for key in ("gain", "mean_r"))
+    ranks = [np.argsort(np.argsort(values)) for values in (gains, ratios)]
+    correlation = float(np.asarray(np.corrcoef(ranks))[0, 1]) if len(lines) > 2 else float("nan")
     best, worst = max(lines, key=lambda n: lines[n]["gain"]), min(lines, key=lambda n: lines[n]["gain"])
     return bool(np.mean(gains > 0) > 0.5), (
-        f"{int((gains > 0).sum())} of {len(lines)} subsets gain: most {best} ({100 * lines[best]['gain']:.2f} %), "
-        f"least {worst} ({100 * lines[worst]['gain']:.2f} %); the gain's rank correlation with mean r(C) is "
-        f"{correlation:.2f}."
+        f"Retrieval saves bits on {int((gains > 0).sum())} of {len(lines)} subsets: the most on {best} "
+        f"({100 * lines[best]['gain']:.2f} %), the least on {worst} ({100 * lines[worst]['gain']:.2f} %). The rank "
+        f"correlation between the savings and mean r(C) is {correlation:.2f}."
     )
 
 
 EXPERIMENT = Experiment(
-    "What is saved, source by source",
+    "Savings by source",
     "On the Pile's subsets RETRO beats its baseline of 7.5B parameters on all but a few, most where documents have "
     "much in common, as on GitHub (§4.1).",
-    measure,
-    draw,
-    verdict,
-)
+    measure, draw, verdict, position=8,
+)  # fmt: skip

@@ -1,1 +1,1 @@
-"""Models that are already trained: those bundled with the package."""
+"""Loading models that are already trained."""

@@ -1,10 +1,10 @@
-"""The bundled models: a baseline and a RETRO that were trained on Python's standard library, and their tokenizer."""
+"""The bundled models: a RETRO and its baseline, trained on Python's standard library, and their tokenizer."""
 
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from retro_np.checkpoint import in_single_precision, load_params
+from retro_np.checkpoint import load_params
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.retrieval.tokenizer import load_tokenizer
@@ -18,12 +18,11 @@ def load_pretrained(name: str = RETRO) -> tuple[Tree, RetroConfig, Tokenizer]:
     """Load a bundled model: "retro", or "baseline" without retrieval.
 
     Returns the parameters in float32, their configuration, and the tokenizer that the model was trained with.
-    Raises UserError for another name, and for a file that is missing or damaged.
+    Raises UserError for another name, and if a file is missing or damaged.
     """
     if name not in (BASELINE, RETRO):
-        raise UserError(f"no pretrained model {name!r}; there are {RETRO} and {BASELINE}")
-    params, config = load_params(bundled_file(name))
-    return in_single_precision(params), config, load_tokenizer(BUNDLED / "tokenizer.json")
+        raise UserError(f"no pretrained model {name!r}; choose {RETRO} or {BASELINE}")
+    return *load_params(bundled_file(name)), load_tokenizer(BUNDLED / "tokenizer.json")
 
 
 def bundled_file(name: str) -> Path:

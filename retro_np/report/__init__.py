@@ -1,1 +1,1 @@
-"""Plots, coloured samples, the HTML page."""
+"""Plots, coloured samples and HTML pages."""

@@ -1,15 +1,15 @@
-// Points at a token: its place in the text, what it cost, and what was read to predict it.
+// Pointing at a token shows what it cost, and which retrieved tokens were read to predict it.
 "use strict";
-const WHOLE = Number(document.getElementById("read").dataset.whole); // the weight of all
+const WHOLE = Number(document.getElementById("read").dataset.whole); // a weight of 1
 const reads = JSON.parse(document.getElementById("read").textContent);
 const chunks = [...document.querySelectorAll(".chunk")];
 const tokens = [...document.querySelectorAll(".t")];
-const told = document.getElementById("told");
-const greeting = told.textContent;
+const statusLine = document.getElementById("status");
+const help = statusLine.textContent;
 const controls = document.querySelector(".controls");
 let lit = [];
 let picked = null;
-let stop = tokens[0]; // where Tab goes: one place, the arrows do the rest
+let stop = tokens[0]; // the one token that Tab reaches; the arrow keys move from there
 
 function shown(text) {
   return text ? "‘" + text.replaceAll("\n", "⏎") + "’" : "part of a character";
@@ -17,13 +17,13 @@ function shown(text) {
 
 function clear() {
   for (const value of lit) {
-    value.classList.remove("lit", "most");
+    value.classList.remove("lit", "strongest");
     value.style.removeProperty("--w");
   }
   lit = [];
   if (picked) picked.classList.remove("picked");
   picked = null;
-  told.textContent = greeting;
+  statusLine.textContent = help;
 }
 
 function point(token) {
@@ -31,22 +31,22 @@ function point(token) {
   picked = token;
   token.classList.add("picked");
   const chunk = Number(token.dataset.chunk);
-  const weights = reads[chunk][Number(token.dataset.place)];
+  const weights = reads[chunk][Number(token.dataset.position)];
   let line = shown(token.textContent) + ": ";
   line += token.dataset.on
     ? `${token.dataset.on} nats with retrieval, ${token.dataset.off} without`
-    : "the first token, which nothing predicts";
+    : "the first token, which is not predicted";
   if (weights.length) {
     const values = [...chunks[chunk - 1].querySelectorAll(".v")];
     const order = weights.map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]);
-    const most = order[0][0];
+    const largest = order[0][0];
     for (const [weight, i] of order) {
       if (weight === 0) break;
       values[i].classList.add("lit");
-      values[i].style.setProperty("--w", `${Math.round((100 * weight) / most)}%`);
+      values[i].style.setProperty("--w", `${Math.round((100 * weight) / largest)}%`);
       lit.push(values[i]);
     }
-    if (most > 0) values[order[0][1]].classList.add("most");
+    if (largest > 0) values[order[0][1]].classList.add("strongest");
     const first = order.slice(0, 3).filter(([weight]) => weight > 0);
     line += "; read " + first.map(([w, i]) => `${shown(values[i].textContent)} ${(w / WHOLE * 100).toFixed(0)} %`).join(", ");
   } else if (chunk > 0) {
@@ -54,24 +54,24 @@ function point(token) {
   } else {
     line += "; the first chunk reads nothing";
   }
-  told.textContent = line;
+  statusLine.textContent = line;
 }
 
 function step(token, key) {
-  const at = tokens.indexOf(token);
+  const index = tokens.indexOf(token);
   const chunk = Number(token.dataset.chunk);
   const first = (number) => tokens.findIndex((other) => Number(other.dataset.chunk) === number);
-  const places = {
-    ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: first(chunk + 1), ArrowUp: first(chunk - 1),
+  const targets = {
+    ArrowRight: index + 1, ArrowLeft: index - 1, ArrowDown: first(chunk + 1), ArrowUp: first(chunk - 1),
     Home: 0, End: tokens.length - 1,
   };
-  return tokens[places[key]];
+  return tokens[targets[key]];
 }
 
-// What is focused is scrolled to where neither the controls nor the line at the bottom lie over it.
+// A focused token scrolls to where neither the controls nor the status line cover it.
 function leaveRoom() {
   const above = getComputedStyle(controls).position === "sticky" ? controls.offsetHeight : 0;
-  document.documentElement.style.scrollPadding = `${above + 16}px 0 ${told.offsetHeight + 48}px`;
+  document.documentElement.style.scrollPadding = `${above + 16}px 0 ${statusLine.offsetHeight + 48}px`;
 }
 
 for (const token of tokens) {
@@ -88,7 +88,7 @@ for (const token of tokens) {
   });
   token.addEventListener("blur", clear);
   token.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's own
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // keys of the browser
     if (event.key === "Escape") token.blur();
     const next = step(token, event.key);
     if (!next) return;

@@ -1,14 +1,17 @@
-"""Plots as PNG files: figures of their own, without pyplot, so that no window is asked for and nobody's is touched."""
+"""Plots as PNG files, drawn without pyplot, so that no window opens and the caller's figures stay untouched."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from retro_np.evaluation.leakage import NO_LEAKAGE
 
-# Okabe & Ito's colours, told apart by the colour-blind too
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
     "baseline": "#555555",
     "RETRO[OFF]": "#E69F00",
@@ -17,9 +20,9 @@ COLOURS = {
 }
 
 
-def plot_losses(runs: dict[str, list[dict]], path) -> None:
-    """Training loss over steps, a line a run: each run's log, smoothed over a twentieth of it, the raw one behind."""
-    figure, axes = figure_and_axes()
+def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None:
+    """Plot the training loss over steps: each run's log, and its running mean over a twentieth of the steps."""
+    axes = new_axes(xlabel="step", ylabel="training loss, nats per token")
     for name, log in runs.items():
         steps = np.array([line["step"] for line in log])
         losses = np.array([line["loss"] for line in log])
@@ -27,61 +30,65 @@ def plot_losses(runs: dict[str, list[dict]], path) -> None:
         axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
         width = max(1, len(losses) // 20)
         sums = np.cumsum(np.concatenate([[0.0], losses]))
-        ends = np.arange(1, len(losses) + 1)
-        begins = np.maximum(0, ends - width)
-        axes.plot(steps, (sums[ends] - sums[begins]) / (ends - begins), color=colour, label=name)
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss, nats a token")
-    axes.legend(frameon=False)
-    finish(figure, axes, path)
+        stop = np.arange(1, len(losses) + 1)
+        start = np.maximum(0, stop - width)
+        axes.plot(steps, (sums[stop] - sums[start]) / (stop - start), color=colour, label=name)
+    save_plot(axes, path)
 
 
-def plot_leakage(alphas, curves: dict[str, list[float | None]], path) -> None:
-    """bpb(α) over α, a line a model. Paper eq. 5 and its figure of filtered evaluation."""
-    figure, axes = figure_and_axes()
-    for name, figures in curves.items():
-        there = [(alpha, value) for alpha, value in zip(alphas, figures, strict=True) if value is not None]
-        axes.plot(*zip(*there, strict=True), marker="o", markersize=3, color=COLOURS.get(name), label=name)
+def plot_leakage(alphas: Sequence[float], curves: dict[str, list[float | None]], path: Path | str) -> None:
+    """Plot bpb(α) over α, one curve per model; None leaves a point out. Paper eq. 5."""
+    label = "α: largest allowed r(C), the longest run shared with a neighbour as a share of the chunk"
+    axes = new_axes(xlabel=label, ylabel="bits per byte")
+    for name, curve in curves.items():
+        values = np.array(curve, float)  # None becomes NaN, which is not drawn.
+        axes.plot(alphas, values, marker="o", markersize=3, color=COLOURS.get(name), label=name)
     axes.axvline(NO_LEAKAGE, color="#999999", linewidth=0.8, linestyle=":")
     axes.annotate(" 12.5 %", (NO_LEAKAGE, 1), xycoords=("data", "axes fraction"), va="top", color="#666666")
-    axes.set_xlabel("α: chunks whose longest run shared with a retrieved value is at most this share of a chunk")
-    axes.set_ylabel("bits per byte")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.legend(frameon=False)
-    finish(figure, axes, path)
+    save_plot(axes, path)
 
 
-def plot_bars(values: dict[str, float], path, label: str, *, dots=None, notes=None, limits=None) -> None:
-    """A bar a name, from the top: a model's or condition's own colour where it has one.
+def plot_bars(
+    values: dict[str, Any], path: Path | str, label: str, *, scale: float = 1,
+    dots: dict[str, float | None] | None = None, notes: dict[str, str] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> None:  # fmt: skip
+    """Plot horizontal bars from top to bottom, each in the colour of its model or condition.
 
-    label: of the axis; dots: name → values to mark on its bar; notes: name → a word behind it; limits: of the axis.
+    values: name → a number, or the mean and the seeds of `mean_and_spread`, which are marked on the bar. label: of the
+    axis. scale: a factor for all values. dots: name → another number, marked on the bar. notes: name → text after the
+    bar. limits: of the axis.
     """
-    figure, axes = figure_and_axes()
-    for place, (name, value) in enumerate(values.items()):
+    axes = new_axes(xlabel=label)
+    for row, (name, value) in enumerate(values.items()):
+        mean, marks = (value["mean"], value["seeds"]) if isinstance(value, dict) else (value, [(dots or {}).get(name)])
+        marks = scale * np.array(marks, float)  # A missing dot becomes NaN, which is not drawn.
         colour = COLOURS.get(name, COLOURS["RETRO[ON]"])
-        axes.barh(place, value, color=colour, alpha=0.5)
-        marked = [dot for dot in (dots or {}).get(name, ()) if dot is not None]
-        axes.plot(marked, [place] * len(marked), "o", color=colour)
+        axes.barh(row, scale * mean, color=colour, alpha=0.5)
+        axes.plot(marks, [row] * len(marks), "o", color=colour)
         if notes:
-            axes.annotate(
-                notes[name], (max(0, value), place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
-            )
+            end = max(0, scale * mean), row
+            axes.annotate(notes[name], end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(0, color="#666666", linewidth=0.8)
     axes.set_yticks(range(len(values)), list(values), fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(limits)
-    axes.set_xlabel(label)
-    finish(figure, axes, path)
+    save_plot(axes, path)
 
 
-def figure_and_axes():
-    """A figure of the size that ours have, and its axes."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    return figure, figure.subplots()
+def new_axes(**properties: str) -> Axes:
+    """The axes of a new figure of the usual size. properties: as in Matplotlib's `Axes.set`, for example xlabel."""
+    axes = Figure(figsize=(7, 4), layout="constrained").subplots()
+    axes.set(**properties)
+    return axes
 
 
-def finish(figure, axes, path) -> None:
-    """Write a figure as PNG, without a frame where nothing is."""
+def save_plot(axes: Axes, path: Path | str) -> None:
+    """Write the figure of these axes as PNG, with a legend if anything has a label."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    assert isinstance(axes.figure, Figure)  # not a SubFigure
+    axes.figure.savefig(path, dpi=150)

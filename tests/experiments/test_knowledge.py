@@ -1,4 +1,4 @@
-"""Ground truth: codes that were drawn by chance, so that only the database can tell them, and greedy decoding."""
+"""Ground truth: random codes, which only the database contains, and greedy decoding."""
 
 import json
 
@@ -10,7 +10,7 @@ from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.experiments import knowledge, recipe
 from retro_np.experiments.experiment import run_experiment
 from retro_np.experiments.facts import CHUNK, DIGITS, WORDINGS, document, invent, questions, write_facts
-from retro_np.experiments.knowledge import KEPT, LINES, REMOVED, SWAPPED, verdict
+from retro_np.experiments.knowledge import ANSWER_LINES, KEPT, REMOVED, SWAPPED, verdict
 from retro_np.experiments.lab import SCALES, Lab, Model
 
 FACTS = invent(12, seed=3)
@@ -26,7 +26,7 @@ def told(lab):
     return knowledge._database(lab, "told", FACTS, ("told",))
 
 
-def test_a_fact_has_two_chunks_the_first_names_and_the_second_holds_the_code(told):
+def test_a_document_has_two_chunks_the_first_with_the_name_and_the_second_with_the_code(told):
     for fact in FACTS:
         assert fact.told != fact.asked
         for wording in range(len(WORDINGS)):
@@ -37,35 +37,35 @@ def test_a_fact_has_two_chunks_the_first_names_and_the_second_holds_the_code(tol
     assert told.n_chunks == 2 * len(FACTS)
 
 
-def test_the_places_of_a_question_are_those_of_its_code(told):
-    tokens, places = questions(told.tokenizer, FACTS)
-    for fact, row, place in zip(FACTS, tokens, places, strict=True):
+def test_the_positions_of_a_question_are_those_of_its_code(told):
+    tokens, positions = questions(told.tokenizer, FACTS)
+    for fact, row, position in zip(FACTS, tokens, positions, strict=True):
         assert told.text(row) == document(fact, fact.asked)
-        assert told.text(row[place]) == fact.code
+        assert told.text(row[position]) == fact.code
         assert len(fact.code) == DIGITS
 
 
-def test_other_codes_are_other_codes_of_the_same_names():
+def test_other_codes_differ_for_the_same_names_and_wordings():
     changed = knowledge.other_codes(FACTS, seed=0)
     assert [(f.name, f.told, f.asked) for f in changed] == [(f.name, f.told, f.asked) for f in FACTS]
     assert all(new.code != old.code for new, old in zip(changed, FACTS, strict=True))
 
 
-def test_the_documents_of_one_fact_are_in_no_training_sequence_together(tmp_path):
+def test_all_documents_that_tell_come_before_those_that_ask(tmp_path):
     lines = write_facts(tmp_path / "f.jsonl", FACTS, ("told", "asked")).read_text().splitlines()
     names = [json.loads(line)["name"] for line in lines]
     assert names == [f"{fact.name} {way}" for way in ("told", "asked") for fact in FACTS]
 
 
 def greedy(model, database, told, fact):
-    """The code that greedy decoding gives, retrieving by itself."""
+    """The code that `generate` gives with greedy decoding and its own retrieval."""
     before = WORDINGS[fact.asked][1]
     prompt = questions(told.tokenizer, [fact])[0][0, : CHUNK + len(before)]
     tokens, _ = generate(model.params, model.config, prompt, DIGITS, database=database, k=1, temperature=0)
     return told.text(tokens)
 
 
-def test_a_share_of_right_answers_is_that_of_greedy_decoding_without_training_too(told):
+def test_the_share_of_right_answers_equals_that_of_greedy_decoding(told):
     config = recipe.retro_config(told.vocabulary_size, CHUNK, d_model=16, n_layers=2)
     model = Model(init_params(config, np.random.default_rng(0)), config, "untrained")
     for k, database in ((1, told), (0, None)):
@@ -73,44 +73,44 @@ def test_a_share_of_right_answers_is_that_of_greedy_decoding_without_training_to
         assert knowledge.answers(model, FACTS, told, k=k)["right"] == decoded
 
 
-def test_the_experiment_runs_and_a_model_of_six_steps_knows_nothing(tmp_path):
+def test_the_experiment_runs_and_after_six_steps_it_does_not_agree(tmp_path):
     result = run_experiment("knowledge", tmp_path, "tiny", 1)
     lines = result["figures"]["lines"]
-    assert set(lines) == set(LINES)
-    for name in LINES:
+    assert set(lines) == set(ANSWER_LINES)
+    for name in ANSWER_LINES:
         assert 0 <= lines[name]["right"]["mean"] <= 1
         assert lines[name]["bits"]["mean"] > 0
     assert result["agrees"] is False
     assert (tmp_path / "tiny" / "knowledge.png").stat().st_size > 0
 
 
-def test_the_verdict_asks_for_every_line():
+def test_the_verdict_depends_on_every_condition():
     def lines(**changed):
-        shares = {name: 1.0 if name in (ON, SWAPPED, KEPT) else 0.0 for name in LINES} | changed
+        shares = {name: 1.0 if name in (ON, SWAPPED, KEPT) else 0.0 for name in ANSWER_LINES} | changed
         one = {name: dict.fromkeys(("mean", "from", "to"), share) for name, share in shares.items()}
         return {name: {"right": share, "bits": {"mean": 1.0}} for name, share in one.items()}
 
     rest = {"asked": 1, "chance": 0.1, "chance_bits": 3.3, "old_codes_after_swap": {"mean": 0.0}, "found": 1.0}
     assert verdict({"lines": lines(), **rest})[0]
-    for name in LINES:
+    for name in ANSWER_LINES:
         assert not verdict({"lines": lines(**{name: 0.5}), **rest})[0]
 
 
 @pytest.mark.slow
-def test_on_solves_what_off_cannot_and_the_database_decides(tmp_path):
+def test_only_retrieval_answers_and_the_database_decides(tmp_path):
     lab = Lab(tmp_path, SCALES["small"], 1)
     figures = knowledge.measure(lab)
-    right = {name: figures["lines"][name]["right"]["mean"] for name in LINES}
+    right = {name: figures["lines"][name]["right"]["mean"] for name in ANSWER_LINES}
     assert right[ON] >= 0.9
-    assert right[SWAPPED] >= 0.9  # the other codes, from a database that gives the same names others
+    assert right[SWAPPED] >= 0.9  # new codes, from a database that gives the names other codes
     assert right[KEPT] >= 0.9
-    # of 256 guesses at one of 30,240 codes, two are right once in thirty thousand times
+    # Of 256 guesses at one of 30,240 codes, two are right with a probability of 1 in 30,000.
     assert max(right[name] for name in (OFF, SHUFFLED, REMOVED)) <= 1 / 256
     assert figures["old_codes_after_swap"]["mean"] <= 1 / 256
     assert figures["lines"][OFF]["bits"]["mean"] > 0.95 * figures["chance_bits"]
 
     database, (facts, told), _ = knowledge.setting(lab)
-    model = knowledge.train_model(lab, database, 0)  # which is read again
-    for source, least, most in ((told, 0.9, 1), (None, 0, 0.05)):
+    model = knowledge.train_model(lab, database, 0)  # loaded from the lab
+    for source, lower, upper in ((told, 0.9, 1), (None, 0, 0.05)):
         decoded = np.mean([greedy(model, source, told, fact) == fact.code for fact in facts[:20]])
-        assert least <= decoded <= most
+        assert lower <= decoded <= upper

@@ -1,4 +1,4 @@
-"""Ground truth: counts of shared runs by hand, and texts of the database itself."""
+"""Ground truth: n-grams counted by hand, and texts of the database itself."""
 
 import json
 
@@ -11,31 +11,31 @@ from retro_np.experiments.samples import (
     MEASURES,
     PROMPT_CHUNKS,
     TINY_PROMPTS,
+    n_grams,
     prompts_and_rests,
     repeated,
-    runs_of,
     shared,
     verdict,
 )
 
 
-def test_runs_are_those_that_a_slice_at_each_place_gives_without_padding():
+def test_n_grams_are_the_slices_at_each_position_without_padding():
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 5, (3, 2, 11))
     slices = [tuple(row[i : i + 4].tolist()) for row in rows.reshape(-1, 11) for i in range(8)]
-    assert runs_of(rows) == [run for run in slices if 0 not in run]
+    assert n_grams(rows) == [gram for gram in slices if 0 not in gram]
 
 
-def test_shares_are_those_counted_by_hand():
+def test_shares_equal_counts_by_hand():
     text = np.array([5, 6, 7, 8, 9])
-    sample = np.array([1, 5, 6, 7, 8, 2, 5, 6, 7, 8])  # seven runs, 5 6 7 8 twice
+    sample = np.array([1, 5, 6, 7, 8, 2, 5, 6, 7, 8])  # seven 4-grams, 5 6 7 8 twice
     assert shared(sample, text) == pytest.approx(2 / 7)
     assert repeated(sample) == pytest.approx(1 / 7)
     assert shared(sample, text[None, ::-1]) == 0
     assert shared(text, np.stack([text, text])) == 1
 
 
-def test_a_sample_that_ends_at_once_shares_and_repeats_nothing():
+def test_a_sample_shorter_than_an_n_gram_shares_and_repeats_nothing():
     assert shared(np.array([1, 2, 3]), np.array([1, 2, 3, 4])) == repeated(np.array([1, 2, 3])) == 0
 
 
@@ -61,7 +61,7 @@ def result(folder):
 
 
 @pytest.mark.slow
-def test_the_experiment_leaves_figures_texts_and_a_page(result, folder):
+def test_the_experiment_writes_figures_texts_and_a_page(result, folder):
     figures = result["figures"]
     assert figures["prompts"] == TINY_PROMPTS == len(figures["texts"])
     for name in MEASURES:

@@ -1,4 +1,4 @@
-"""Ground truth: the model itself, a sequence at a time; the kernel's own weighted sum; a browser."""
+"""Ground truth: the model on one sequence at a time; the kernel's own weighted sum; runs by definition; a browser."""
 
 import os
 import re
@@ -18,7 +18,8 @@ from retro_np.generation import Retrieved
 from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.nn.model import attention_maps, retro
 from retro_np.parameters import init_params
-from retro_np.report.inspection import WHOLE, inspect, visible, write_inspection
+from retro_np.report.inspection import WHOLE, inspect, write_inspection
+from retro_np.report.shown import show_chunks, visible
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.tokenizer import encode, token_byte_lengths
 
@@ -34,22 +35,22 @@ def params():
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.booleans(), st.integers(0, 2**16))
-def test_weights_are_those_by_which_the_kernel_sums_values(g, n, k, r, positions, seed):
+def test_weighted_sums_of_values_equal_the_kernels_output(g, n, k, r, positions, seed):
     rng = np.random.default_rng(seed)
     q, keys, values = (rng.standard_normal((2, *shape, 2, 4)) for shape in ((g, n), (k, r), (k, r)))
     mask = rng.random((2, k, r)) < 0.7
-    placed = [rng.standard_normal(shape) for shape in ((n + r - 1, 2, 4), (2, 4), (2, 4))] if positions else []
-    weights = attention_weights(q, keys, *placed, key_mask=mask)
-    out, _ = attention_forward(q, keys, values, *placed, key_mask=mask)
+    positional = [rng.standard_normal(shape) for shape in ((n + r - 1, 2, 4), (2, 4), (2, 4))] if positions else []
+    weights = attention_weights(q, keys, *positional, key_mask=mask)
+    out, _ = attention_forward(q, keys, values, *positional, key_mask=mask)
     assert np.allclose(np.einsum("bhgnkr,bkrhc->bgnhc", weights, values), out, atol=1e-12)
 
 
-def test_maps_of_a_batch_are_those_of_each_sequence_and_keep_to_their_masks(params):
+def test_maps_of_a_batch_equal_those_of_each_sequence_and_respect_the_masks(params):
     rng = np.random.default_rng(1)
     tokens, neighbours = rng.integers(1, V, (2, 21)), rng.integers(1, V, (2, 2, 3, 2 * M))
     neighbours[1, 0, 2, M:] = 0
     maps = attention_maps(params, CONFIG, tokens, neighbours)
-    assert {name: found.shape for name, found in maps.items()} == {
+    assert {name: weights.shape for name, weights in maps.items()} == {
         "layers.0.attention": (2, 2, 21, 21),
         "layers.0.cca": (2, 2, 2, M, 3, 2 * M),
         "layers.1.attention": (2, 2, 21, 21),
@@ -59,8 +60,8 @@ def test_maps_of_a_batch_are_those_of_each_sequence_and_keep_to_their_masks(para
     }
     for row in range(2):
         alone = attention_maps(params, CONFIG, tokens[row : row + 1], neighbours[row : row + 1])
-        for name, found in maps.items():
-            assert np.allclose(found[row], alone[name][0], atol=1e-6), name
+        for name, weights in maps.items():
+            assert np.allclose(weights[row], alone[name][0], atol=1e-6), name
     other = attention_maps(params, CONFIG, tokens, neighbours[:, :, [2, 0, 1]])["layers.0.cca"]
     assert np.allclose(other, maps["layers.0.cca"][..., [2, 0, 1], :], atol=1e-5)
     assert (np.triu(maps["layers.0.attention"], 1) == 0).all()
@@ -70,32 +71,34 @@ def test_maps_of_a_batch_are_those_of_each_sequence_and_keep_to_their_masks(para
     assert set(attention_maps(params, CONFIG, tokens, None)) == {"layers.0.attention", "layers.1.attention"}
 
 
-def test_a_page_says_what_the_model_pays_and_each_token_what_the_one_before_it_read(database, params):
+def test_a_page_has_the_models_losses_and_the_weights_of_the_position_before_each_token(database, params):
     tokens = np.array(encode(database.tokenizer, "return value index chunk neighbour self " * 6))[: 3 * M + 3]
-    found = inspect(params, CONFIG, database, tokens, k=2, n_prompt=5)
+    page = inspect(params, CONFIG, database, tokens, k=2, n_prompt=5)
     ids, distances = database.search_keys(database.embed_chunks(tokens[: 3 * M].reshape(3, M)), 2)
     values = database.value(ids)[None]
-    for read, total, name in ((values, found.bits_on, "on"), (None, found.bits_off, "off")):
+    for read, total, name in ((values, page.bits_on, "on"), (None, page.bits_off, "off")):
         logits, _ = retro(params, CONFIG, tokens[None, :-1], None if read is None else values[:, :3])
         nats = nats_of(logits, tokens[None, 1:])[0]
-        said = [getattr(token, name) for chunk in found.chunks for token in chunk.tokens]
-        assert said[0] is None
-        assert np.allclose(said[1:], nats, atol=1e-5)
+        shown = [getattr(token, name) for chunk in page.chunks for token in chunk.tokens]
+        assert shown[0] is None
+        assert np.allclose(shown[1:], nats, atol=1e-5)
         lengths = token_byte_lengths(database.tokenizer)[tokens[1:]]
         assert total == pytest.approx(nats.sum() / np.log(2) / lengths.sum(), rel=1e-5)
-    assert "".join(token.text for chunk in found.chunks for token in chunk.tokens) == database.text(tokens)
-    assert [token.prompt for chunk in found.chunks for token in chunk.tokens].count(True) == 5
-    assert [value.distance for value in found.chunks[1].values] == distances[1].tolist()
-    assert found.chunks[3].values == []
-    assert found.chunks[3].leakage is None
+    assert "".join(token.text for chunk in page.chunks for token in chunk.tokens) == database.text(tokens)
+    assert [token.prompt for chunk in page.chunks for token in chunk.tokens].count(True) == 5
+    assert [value.distance for value in page.chunks[1].values] == distances[1].tolist()
+    assert page.chunks[3].values == []
+    assert page.chunks[3].leakage is None
     maps = attention_maps(params, CONFIG, tokens[None], values)
     mean = sum(maps[f"layers.{p}.cca"][0].mean(axis=1) for p in (0, 1)) / 2  # (l, m, k, 2m)
-    for number, chunk in enumerate(found.chunks):
-        for place, token in enumerate(chunk.tokens):
+    for number, chunk in enumerate(page.chunks):
+        for position, token in enumerate(chunk.tokens):
             if number == 0:
                 assert token.reads == []
             else:
-                assert np.allclose(np.array(token.reads) / WHOLE, mean[number - 1, place].reshape(-1), atol=1 / WHOLE)
+                assert np.allclose(
+                    np.array(token.reads) / WHOLE, mean[number - 1, position].reshape(-1), atol=1 / WHOLE
+                )
 
 
 def test_what_a_page_cannot_show_is_refused(database, params):
@@ -103,7 +106,7 @@ def test_what_a_page_cannot_show_is_refused(database, params):
         inspect(params, CONFIG, database, [5])
     with pytest.raises(UserError, match="at most 2,048"):
         inspect(params, CONFIG, database, [5] * 2049)
-    with pytest.raises(UserError, match="from 1 to 100 neighbours"):
+    with pytest.raises(UserError, match="shows 1 to 100 neighbours per chunk"):
         inspect(params, CONFIG, database, [5, 6], k=101)
     baseline = RetroConfig(V, 16, 24, n_heads=2, d_head=8, n_layers=2, cca_layers=(), chunk_size=M)
     with pytest.raises(UserError, match="is a baseline"):
@@ -118,7 +121,7 @@ def checkpoint(tmp_path_factory, params):
 
 
 @pytest.mark.slow
-def test_the_command_takes_a_text_a_file_or_a_prompt_and_one_of_them(tmp_path, corpus, checkpoint):
+def test_the_command_takes_exactly_one_of_text_file_and_prompt(tmp_path, corpus, checkpoint):
     status, _, err = run("build", corpus, "-o", tmp_path / "db", "--embedder", "hashing", "--chunk-size", M,
                          "--vocabulary-size", V)  # fmt: skip
     assert status == 0, err
@@ -130,42 +133,75 @@ def test_the_command_takes_a_text_a_file_or_a_prompt_and_one_of_them(tmp_path, c
         assert "bits per byte with retrieval" in out
         assert not re.search(r"https?:|src=|url\(|@import", (tmp_path / "page.html").read_text())  # nothing is fetched
         assert ("the first 2,048 of" in out) == ("--file" in what)
-    assert "takes one of" in refused("inspect", *given)
-    assert "takes one of" in refused("inspect", *given, "text", "--prompt", "x")
+    assert "takes exactly one of" in refused("inspect", *given)
+    assert "takes exactly one of" in refused("inspect", *given, "text", "--prompt", "x")
     assert "no file" in refused("inspect", *given, "--file", tmp_path / "nowhere")
     assert "is a folder" in refused("inspect", *given, "some text", "-o", tmp_path)
     assert "too short" in refused("inspect", *given, "")
-    assert "in all" in refused("inspect", *given, "--prompt", "value index " * 3000)
+    assert "a page shows at most 2,048" in refused("inspect", *given, "--prompt", "value index " * 3000)
     assert "k is 101" in refused("inspect", *given, "--prompt", "value", "-k", "101")
-    assert "is no file" in refused("inspect", *given, "--file", tmp_path)
-    held = {path: path.read_bytes() for path in (checkpoint, tmp_path / "db" / "manifest.json", tmp_path / "long.txt")}
-    for path in held:
-        assert "take the place" in refused("inspect", *given, "--file", tmp_path / "long.txt", "-o", path)
-    assert "no ordinary file" in refused("inspect", *given, "some text", "-o", "/dev/null")
-    assert held == {path: path.read_bytes() for path in held}
+    assert "is not a file" in refused("inspect", *given, "--file", tmp_path)
+    inputs = checkpoint, tmp_path / "db" / "manifest.json", tmp_path / "long.txt"
+    contents = {path: path.read_bytes() for path in inputs}
+    for path in inputs:
+        assert "would overwrite an input" in refused("inspect", *given, "--file", tmp_path / "long.txt", "-o", path)
+    assert "is not an ordinary file" in refused("inspect", *given, "some text", "-o", "/dev/null")
+    assert contents == {path: path.read_bytes() for path in inputs}
 
 
-def test_a_sample_is_shown_with_what_it_read_and_not_with_what_is_found_anew(database, params):
+def test_a_sample_is_shown_with_the_neighbours_that_it_read_and_not_with_those_of_a_new_search(database, params):
     tokens = np.array(encode(database.tokenizer, "return value index chunk neighbour self " * 6))[: 2 * M + 3]
     ids, distances = np.array([7, 5]), np.array([0.25, 0.5])
     read = Retrieved(0, ids, distances, database.value(ids))
     sample = inspect(params, CONFIG, database, tokens, k=2, retrieved=[read])
     assert [value.distance for value in sample.chunks[0].values] == [0.25, 0.5]
-    assert ["".join(value.texts) for value in sample.chunks[0].values] == [database.text(v) for v in read.values]
-    anew = inspect(params, CONFIG, database, tokens, k=2)
-    assert sample.chunks[1].values == anew.chunks[1].values
-    assert [c.leakage for c in sample.chunks] == [c.leakage for c in anew.chunks]
-    assert sample.bits_on != anew.bits_on
-    assert sample.bits_off == anew.bits_off
+    assert ["".join(t.text for t in value.neighbour + value.continuation) for value in sample.chunks[0].values] == [
+        database.text(v) for v in read.values
+    ]
+    again = inspect(params, CONFIG, database, tokens, k=2)
+    assert sample.chunks[1].values == again.chunks[1].values
+    assert [c.leakage for c in sample.chunks] == [c.leakage for c in again.chunks]
+    assert sample.bits_on != again.bits_on
+    assert sample.bits_off == again.bits_off
 
 
-def test_what_has_no_shape_or_turns_the_writing_is_seen():
+def longest_shared_run(tokens, end, values):
+    """The longest run of tokens that ends at `end` and is part of one of the values, by definition."""
+    slices = {tuple(value[i:j]) for value in values for i in range(len(value)) for j in range(i + 1, len(value) + 1)}
+    lengths = [n for n in range(1, end + 2) if tuple(tokens[end + 1 - n : end + 1]) in slices]
+    return max(lengths, default=0)
+
+
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=4 * M), st.integers(0, 2**16))
+def test_shown_runs_are_the_longest_shared_ones_and_missing_neighbours_are_left_out(database, tokens, seed):
+    rng = np.random.default_rng(seed)
+    ids = np.array([3, 0, -1])
+    items = [Retrieved(u, ids, np.array([0.5, 1.0, np.inf]), rng.integers(2, 5, (3, 2 * M))) for u in range(2)]
+    for item in items:
+        item.values[2] = 0
+    n_prompt = int(rng.integers(0, len(tokens) + 1))
+    chunks = show_chunks(tokens[:n_prompt], tokens[n_prompt:], items, database)
+    assert [token.prompt for chunk in chunks for token in chunk.tokens] == [t < n_prompt for t in range(len(tokens))]
+    rows = [tokens[start : start + M] for start in range(0, len(tokens), M)]
+    for chunk, row in zip(chunks, rows, strict=True):
+        before = items[chunk.number - 1].values.tolist() if 0 < chunk.number <= 2 else []
+        assert [t.run for t in chunk.tokens] == [min(longest_shared_run(row, i, before), 5) for i in range(len(row))]
+        names = [database.documents[int(database.document_of(i))]["name"] for i in (3, 0)]
+        assert [value.document for value in chunk.values] == (names if chunk.number < 2 else [])
+        for value, stored in zip(chunk.values, items[min(chunk.number, 1)].values.tolist(), strict=False):
+            after = rows[chunk.number + 1 : chunk.number + 2]
+            shown = [token.run for token in value.neighbour + value.continuation]
+            assert shown == [min(longest_shared_run(stored, i, after), 5) for i in range(2 * M)]
+            assert len(value.neighbour) == M
+
+
+def test_invisible_characters_become_visible():
     assert visible("a\x00b\u202ec\x7f\n\td\r\n") == "a␀b[U+202E]c[U+007F]\n\td\r\n"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, embedder, params):
-    """A page whose database, and text, hold a script."""
+    """A page with a script in its text and in its database."""
     folder = tmp_path_factory.mktemp("page")
     corpus = json_lines(folder / "c.jsonl", {f"<i>{n}</i>.py": EVIL * 3 + f"number {n} " * 9 for n in range(6)})
     database = build_database(corpus, folder / "db", SMALL, embedder)
@@ -199,7 +235,7 @@ def background(element):
     return element.value_of_css_property("background-color")
 
 
-def test_text_in_a_page_stays_text(browser, page):
+def test_text_in_a_page_is_escaped(browser, page):
     browser.get(page.as_uri())
     assert browser.title == "A page"
     assert browser.find_elements("css selector", "main script, .text b, .value b, main i, dl script, dl u") == []
@@ -209,7 +245,7 @@ def test_text_in_a_page_stays_text(browser, page):
     assert browser.get_log("browser") == []
 
 
-def test_pointing_at_a_token_lights_up_what_it_read_in_the_chunk_above(browser, page):
+def test_pointing_at_a_token_lights_up_what_it_read_beside_the_previous_chunk(browser, page):
     from selenium.webdriver import ActionChains
 
     browser.get(page.as_uri())
@@ -221,9 +257,9 @@ def test_pointing_at_a_token_lights_up_what_it_read_in_the_chunk_above(browser, 
     lit = browser.find_elements("css selector", ".v.lit")
     assert lit
     assert len(lit) == len(second.find_elements("css selector", ".v.lit"))
-    assert background(second.find_element("css selector", ".v.most")) != "rgba(0, 0, 0, 0)"
-    told = browser.find_element("id", "told").text
-    assert told.startswith(f"‘{token.get_property('textContent')}’: {token.get_attribute('data-on')} nats")
+    assert background(second.find_element("css selector", ".v.strongest")) != "rgba(0, 0, 0, 0)"
+    status = browser.find_element("id", "status").text
+    assert status.startswith(f"‘{token.get_property('textContent')}’: {token.get_attribute('data-on')} nats")
     ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
     assert browser.find_elements("css selector", ".lit") == []
 
@@ -234,17 +270,17 @@ def test_the_arrow_keys_step_through_tokens(browser, page):
     browser.get(page.as_uri())
     tokens = browser.find_elements("css selector", ".t")
     browser.execute_script("arguments[0].focus()", tokens[0])
-    for keys, place in (([Keys.ARROW_RIGHT] * 3, 3), ([Keys.ARROW_LEFT], 2), ([Keys.ARROW_DOWN], M), ([Keys.HOME], 0),
+    for keys, index in (([Keys.ARROW_RIGHT] * 3, 3), ([Keys.ARROW_LEFT], 2), ([Keys.ARROW_DOWN], M), ([Keys.HOME], 0),
                         ([Keys.END], len(tokens) - 1), ([Keys.ARROW_RIGHT], len(tokens) - 1)):  # fmt: skip
         for key in keys:
             browser.switch_to.active_element.send_keys(key)
-        assert browser.switch_to.active_element == tokens[place]
-        assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[place]]
+        assert browser.switch_to.active_element == tokens[index]
+        assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[index]]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tokens[4])
     tokens[4].click()  # a click moves the one stop, too
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[5]]
-    browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.HOME)  # the browser's own
+    browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.HOME)  # the browser handles these
     assert browser.switch_to.active_element == tokens[5]
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert browser.find_elements("css selector", ".picked, .lit") == []
@@ -252,7 +288,7 @@ def test_the_arrow_keys_step_through_tokens(browser, page):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.slow
-def test_each_way_of_colouring_colours_and_text_stands_out_from_it_in_both_themes(browser, page, theme):
+def test_each_way_of_colouring_keeps_text_readable_in_both_themes(browser, page, theme):
     browser.get(page.as_uri())
     browser.find_element("id", theme).click()
     canvas = browser.find_element("css selector", "body")
@@ -271,7 +307,7 @@ def test_each_way_of_colouring_colours_and_text_stands_out_from_it_in_both_theme
 
 
 @pytest.mark.slow
-def test_a_token_that_is_stepped_to_is_not_covered(browser, page):
+def test_a_focused_token_is_not_covered(browser, page):
     from selenium.webdriver.common.keys import Keys
 
     browser.set_window_size(1300, 700)
@@ -286,7 +322,7 @@ def test_a_token_that_is_stepped_to_is_not_covered(browser, page):
                 for element in (
                     browser.switch_to.active_element,
                     browser.find_element("css selector", ".controls"),
-                    browser.find_element("id", "told"),
+                    browser.find_element("id", "status"),
                 )
             )
             assert above["bottom"] <= token["top"]
@@ -296,22 +332,22 @@ def test_a_token_that_is_stepped_to_is_not_covered(browser, page):
 
 
 @pytest.mark.slow
-def test_pointing_elsewhere_leaves_the_focus_what_it_had(browser, page):
+def test_after_pointing_elsewhere_the_focused_token_is_described_again(browser, page):
     from selenium.webdriver import ActionChains
 
     browser.get(page.as_uri())
     tokens = browser.find_elements("css selector", ".t")
     browser.execute_script("arguments[0].focus({preventScroll: true})", tokens[M + 2])
-    before = browser.find_element("id", "told").text
+    before = browser.find_element("id", "status").text
     ActionChains(browser).move_to_element(tokens[1]).perform()
-    assert browser.find_element("id", "told").text != before
+    assert browser.find_element("id", "status").text != before
     ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
-    assert browser.find_element("id", "told").text == before
+    assert browser.find_element("id", "status").text == before
     assert browser.find_elements("css selector", ".picked") == [tokens[M + 2]]
 
 
 def contrast(ink, paint, canvas):
-    """WCAG 2's ratio of luminances, of ink on a paint that may let the canvas through."""
+    """WCAG 2's ratio of luminances, for ink on paint that may be transparent over the canvas."""
     base = channels(background(canvas))[:3]
     r, g, b, alpha = channels(paint)
     mixed = [alpha * c + (1 - alpha) * d for c, d in zip((r, g, b), base, strict=True)]
@@ -320,7 +356,7 @@ def contrast(ink, paint, canvas):
 
 
 def channels(colour):
-    """Red, green, blue and alpha in 0 … 1, of `rgb()`, `rgba()` and `color(srgb …)`."""
+    """Red, green, blue and alpha in [0, 1] of `rgb()`, `rgba()` and `color(srgb …)`."""
     kind, inside = colour.rstrip(")").split("(")
     numbers = [float(part) for part in inside.replace("srgb", "").replace("/", " ").replace(",", " ").split()]
     scale = 1 if kind == "color" else 255

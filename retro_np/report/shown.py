@@ -1,0 +1,109 @@
+"""A text cut into chunks, beside the values that each chunk retrieved, with the runs of tokens that both share."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+
+from retro_np.files import write_atomically
+from retro_np.generation import Retrieved
+from retro_np.kernels.substring import common_prefix_lengths
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.tokenizer import token_texts
+
+MAX_SHOWN_RUN_TOKENS = 5  # longer runs are shown as this long
+# The colours of runs of 0, 1, … 5 tokens: one hue, lighter to darker, so that lightness alone tells them apart.
+BACKGROUNDS = ("", "#f1e7c8", "#f3cf86", "#f0ab57", "#d97b3a", "#9c4a1f")
+FOREGROUNDS = ("", "#1a1a1a", "#1a1a1a", "#1a1a1a", "#1a1a1a", "#ffffff")
+# Control characters, except tab and line ends, and characters that change the direction of writing.
+INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as shown. `inspect` fills in on, off and reads."""
+
+    text: str
+    run: int  # tokens in the shared run that ends here, at most MAX_SHOWN_RUN_TOKENS
+    prompt: bool = False
+    on: float | None = None  # nats with retrieval; None where the token is not predicted
+    off: float | None = None  # nats without retrieval
+    reads: list[int] = field(default_factory=list)  # attention weights of the k · 2m retrieved tokens
+
+
+@dataclass(frozen=True)
+class Value:
+    """A retrieved value [N, F], its document, and its squared distance from the chunk that retrieved it."""
+
+    document: str
+    distance: float
+    neighbour: list[Token]
+    continuation: list[Token]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk, counted from 0, and the values that it retrieved for the next one. `inspect` fills in the rest."""
+
+    number: int
+    tokens: list[Token]
+    values: list[Value]
+    bits_on: float | None = None  # bits per byte with retrieval; None where no token was scored
+    bits_off: float | None = None
+    leakage: float | None = None  # r(C) of a complete chunk
+
+
+def show_chunks(
+    prompt: Sequence[int] | np.ndarray, sample: Sequence[int] | np.ndarray, retrieved: list[Retrieved],
+    database: Database,
+) -> list[Chunk]:  # fmt: skip
+    """Cut a prompt and its sample into chunks, and find the runs that they share with what was retrieved.
+
+    A token of chunk u + 1 ends a run of tokens that is also part of a value retrieved by chunk u; a token of that
+    value ends a run that is also part of chunk u + 1. The longest run counts. Missing neighbours are left out.
+    """
+    m, n_prompt = database.chunk_size, len(prompt)
+    tokens = np.concatenate([prompt, sample]).astype(np.int64)
+    runs, values = np.zeros(len(tokens), np.int64), {}
+    for item in retrieved:
+        reader = slice((item.chunk + 1) * m, (item.chunk + 2) * m)
+        runs[reader] = common_prefix_lengths(tokens[reader], item.values)
+        rows = zip(item.ids, item.distances, item.values, strict=True)
+        values[item.chunk] = [_value(database, *row, tokens[reader]) for row in rows if row[0] >= 0]
+    shown = _tokens(database, tokens, runs, n_prompt)
+    starts = range(0, len(tokens), m)
+    return [Chunk(u, shown[start : start + m], values.get(u, [])) for u, start in enumerate(starts)]
+
+
+def _value(database, chunk_id, distance, value, reader):
+    m = database.chunk_size
+    runs = common_prefix_lengths(value, reader[None]) if len(reader) else np.zeros(len(value), np.int64)
+    shown = _tokens(database, value, runs)
+    document = database.documents[int(database.document_of(chunk_id))]["name"]
+    return Value(document, float(distance), shown[:m], shown[m:])
+
+
+def _tokens(database, tokens, runs, n_prompt=0):
+    texts = token_texts(database.tokenizer, tokens)
+    runs = np.minimum(runs, MAX_SHOWN_RUN_TOKENS).tolist()
+    return [Token(text, run, t < n_prompt) for t, (text, run) in enumerate(zip(texts, runs, strict=True))]
+
+
+def visible(text: str) -> str:
+    """A text with symbols or code points in place of its invisible characters."""
+    return INVISIBLE.sub(lambda c: chr(0x2400 + ord(c[0])) if c[0] < " " else f"[U+{ord(c[0]):04X}]", text)
+
+
+def write_template(path: Path | str, template: str, **context: Any) -> None:
+    """Render a template of this folder as one self-contained page. Its text is escaped."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["visible"] = visible
+    source = files("retro_np.report").joinpath(template).read_text(encoding="utf-8")
+    colours = list(zip(range(MAX_SHOWN_RUN_TOKENS + 1), BACKGROUNDS, FOREGROUNDS, strict=True))
+    page = environment.from_string(source).render(colours=colours, longest=MAX_SHOWN_RUN_TOKENS, **context)
+    write_atomically(path, page.encode())
