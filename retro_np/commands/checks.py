@@ -3,21 +3,23 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from retro_np.commands.shared import Seed, console, print_results
 from retro_np.errors import UserError
 
 
 def gradcheck(
-    name: Annotated[str, typer.Argument(help="Only operators whose name holds this, e.g. CCA.")] = "",
-    tolerance: Annotated[float, typer.Option(help="The largest error that passes.")] = 1e-6,
+    name: Annotated[str, Argument(help="Check only operators whose name contains this, such as CCA.")] = "",
+    tolerance: Annotated[float, Option(help="The largest error that passes.")] = 1e-6,
     seed: Seed = 0,
 ) -> None:
-    """Check every operator's backward pass, and the whole model's, against finite differences in float64.
+    """Check every backward pass against finite differences.
 
-    About a minute for all of them.
+    This covers every operator and the whole model, in float64. All checks together take about a minute.
+
+    Example: `retro-np gradcheck attention`
     """
     from retro_np.checking import GradientError
     from retro_np.checking import gradcheck as check_gradients
@@ -28,7 +30,8 @@ def gradcheck(
     failures = []
     chosen = [check for check in checks(seed) if name in check.name]
     if not chosen:
-        raise UserError(f"no operator's name holds {name!r}; there are {', '.join(c.name for c in checks(seed))}")
+        names = ", ".join(check.name for check in checks(seed))
+        raise UserError(f"no operator's name contains {name!r}; choose from {names}")
     with progress_bar("checking", len(chosen)) as advance:
         for check in chosen:
             try:
@@ -41,39 +44,40 @@ def gradcheck(
     console.print(table)
     if failures:
         raise UserError("; ".join(failures))
-    console.print(f"all {len(chosen)} below {tolerance:g}")
+    console.print(f"{len(chosen)} of {len(chosen)} passed: no error above {tolerance:g}")
 
 
 def info() -> None:
-    """What is installed, which kernel runs where, and what is missing."""
+    """Show what is installed and which kernels run.
+
+    Example: `retro-np info`
+    """
     from retro_np.info import facts
 
     table = Table(show_header=False)
-    for name, value in facts():
-        table.add_row(name, value)
+    for row in facts():
+        table.add_row(*row)
     console.print(table)
 
 
 def demo(
-    minutes: Annotated[
-        float | None, typer.Option(min=0.5, help="About how long it may take, 10 if not said.", show_default=False)
-    ] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train both models here, instead of those in the box.")
-    ] = False,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where everything goes.")] = Path("runs/demo"),
-    seed: Annotated[int | None, typer.Option(min=0, help="Settles everything that is drawn.")] = None,
+    minutes: Annotated[float | None, Option(min=0.5, help="Approximate duration. Default: 10.")] = None,
+    from_scratch: Annotated[bool, Option("--from-scratch", help="Train both models first.")] = False,
+    out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/demo"),
+    seed: Annotated[int | None, Option(min=0, help="Random seed.")] = None,
 ) -> None:
-    """The whole path on Python's standard library: database, baseline, RETRO, evaluation, samples.
+    """Go through all steps on Python's standard library.
 
-    The two models are those in the box, or trained anew. What it makes is in runs/demo. Started again it goes on where
-    it was, or shows what is there.
+    The steps are database, baseline, RETRO, evaluation and samples. The two models are the bundled ones, or with
+    --from-scratch they are trained. If interrupted, run the same command to resume. A finished demo is shown again.
+
+    Example: `retro-np demo --minutes 5`
     """
     from retro_np.experiments.demo import run_demo
 
     print_results(run_demo(minutes, out, seed, from_scratch, console))
     loss = "loss.png, " if from_scratch else ""
     console.print(
-        f"In {out}: results.json, losses.npz, {loss}bpb_alpha.png, samples.html, inspect.html, db/, and a checkpoint "
-        f"in baseline/ and retro/, {'trained here' if from_scratch else 'those in the box'}"
+        f"{out} contains results.json, losses.npz, {loss}bpb_alpha.png, samples.html, inspect.html, the database db/, "
+        f"and the {'models trained here' if from_scratch else 'bundled models'}, baseline/ and retro/."
     )

@@ -2,133 +2,128 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from retro_np.commands.shared import DatabasePath, EmbedderPath, K, console, finite, open_database
+from retro_np.commands.shared import DatabasePath, EmbedderPath, console, finite, open_database
 from retro_np.errors import UserError
 
-Sources = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--source", help="NAME=PLACE or NAME=PLACE:WEIGHT, as often as there are sources.", show_default=False
-    ),
-]
-Include = Annotated[list[str] | None, typer.Option(help="Only files of a folder that match this glob; repeatable.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="No files of a folder that match this glob; repeatable.")]
+LOCATIONS = "A folder, a text file, a .jsonl or .jsonl.gz file with a `text` per line, `stdlib`, or hub:DATASET."
+MAX_DOCUMENT_DIGITS = 18  # of a document's number; a longer --document is a name
+
+Corpus = Annotated[list[str] | None, Argument(help=f"{LOCATIONS} Or use --source.")]
+Sources = Annotated[list[str] | None, Option("--source", help="NAME=LOCATION or NAME=LOCATION:WEIGHT; repeatable.")]
+Include = Annotated[list[str] | None, Option(help="Read only files that match this glob; repeatable.")]
+Exclude = Annotated[list[str] | None, Option(help="Skip files that match this glob; repeatable.")]
 Dask = Annotated[
     str | None,
-    typer.Option(
-        help="`local`, or tcp://HOST:PORT of a scheduler whose workers see the same folders. Trusted networks only."
+    Option(
+        help="`local`, or tcp://HOST:PORT of a scheduler whose workers see the same folders; for trusted networks only."
     ),
 ]
-MOST_DIGITS = 19  # of a number
-PLACES = "A folder, a text file, a .jsonl or .jsonl.gz with `text` a line, `stdlib`, or hub:DATASET."
 
 
 def build(
-    corpus: Annotated[list[str] | None, typer.Argument(help=PLACES + " Instead: --source.", show_default=False)] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The database's folder, new or begun before.", show_default=False)
-    ] = None,
+    corpus: Corpus = None,
+    out: Annotated[Path | None, Option("-o", "--out", help="The database's folder.")] = None,
     source: Sources = None,
     include: Include = None,
     exclude: Exclude = None,
-    chunk_size: Annotated[int, typer.Option(min=1, help="m, tokens in a chunk.")] = 64,
-    vocabulary_size: Annotated[int, typer.Option(min=1, help="Tokens of the BPE to train.")] = 4096,
-    tokenizer: Annotated[Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")] = None,
-    held_out: Annotated[float, typer.Option(min=0, help="Share of documents kept for evaluation.")] = 0.1,
+    chunk_size: Annotated[int, Option(min=1, help="Tokens per chunk, m.")] = 64,
+    vocabulary_size: Annotated[int, Option(min=1, help="Vocabulary size of the tokenizer to train.")] = 4096,
+    tokenizer: Annotated[Path | None, Option(help="Use this tokenizer.json instead of training one.")] = None,
+    held_out: Annotated[float, Option(min=0, help="Share of documents held out for evaluation.")] = 0.1,
     deduplicate: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out training documents of this 13-gram Jaccard similarity with a "
-                            "held-out one; 0: none.")
+        float,
+        Option(min=0, max=1, help="Leave out training documents with at least this 13-gram Jaccard similarity to "
+                     "a held-out document; 0 keeps all."),
     ] = 0.8,
-    keys: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-    neighbours: Annotated[int, typer.Option(min=1, help="Neighbours kept for each chunk.")] = 10,
-    extra_candidates: Annotated[int, typer.Option(min=0, help="More, for those that a sequence excludes.")] = 22,
+    keys: Annotated[str, Option(help="Type of the keys: float32 or float16.")] = "float32",
+    neighbours: Annotated[int, Option(min=1, help="Neighbours stored per chunk.")] = 10,
+    extra_candidates: Annotated[
+        int, Option(min=0, help="Further candidates per chunk, to replace neighbours in a sequence's documents.")
+    ] = 22,
     training_neighbours: Annotated[
-        bool, typer.Option(help="Of training chunks too; without: built sooner, to evaluate and to sample with.")
+        bool, Option(help="Find neighbours of training chunks. Without them the build is faster, but the "
+                           "database can only be used to evaluate and sample.")
     ] = True,
-    limit_mb: Annotated[float | None, typer.Option(help="Take a slice of the corpus of about so many MB.")] = None,
-    shard_mb: Annotated[float, typer.Option(help="MB of text in a shard: what memory must hold.")] = 32,
+    limit_mb: Annotated[float | None, Option(help="Use only about this many MB of the corpus.")] = None,
+    shard_mb: Annotated[float, Option(help="MB of text per shard; one shard must fit into memory.")] = 32,
     embedder: Annotated[
-        str | None,
-        typer.Option(help="`hashing`, or a BERT's folder. Default: all-MiniLM-L6-v2, found where it is installed."),
+        str | None, Option(help="`hashing`, or the folder of a BERT. Default: the installed all-MiniLM-L6-v2.")
     ] = None,
-    like: Annotated[
-        Path | None,
-        typer.Option(help="Chunks, tokenizer and embedder of this database, so that both can be searched as one."),
-    ] = None,
-    d_key: Annotated[int | None, typer.Option(min=1, help="Width of a hashing key, 128 if not said.")] = None,
+    like: Annotated[Path | None, Option(help="Use the chunk size, tokenizer and embedder of this database.")] = None,
+    d_key: Annotated[int | None, Option(min=1, help="Width of hashing keys. Default: 128.")] = None,
     dask: Dask = None,
 ) -> None:  # fmt: skip
     """Build a retrieval database from text.
 
-    Trains a tokenizer, cuts documents into chunks, makes a key of each with a frozen BERT, indexes the keys, and finds
-    each chunk's neighbours. Stopped anywhere, the same command goes on. Python's own library as corpus:
-    `retro-np build stdlib -o runs/db --limit-mb 1`; a mixture: `--source code=src/:0.55 --source prose=docs/:0.45`
+    Trains a tokenizer, cuts documents into chunks, embeds each chunk with a frozen BERT, indexes these keys, and finds
+    each chunk's neighbours. If interrupted, run the same command to resume. A database that is built with `--like DB`
+    can be searched together with DB.
+
+    To mix corpora: `--source code=src/:0.55 --source prose=docs/:0.45`
+
+    Example: `retro-np build stdlib -o runs/db --limit-mb 1`
     """
     from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.build import HASHED, BuildConfig, build_database
     from retro_np.retrieval.deduplicate import DedupConfig
 
     if out is None:
-        raise UserError("no folder is named for the database: give -o DB")
+        raise UserError("name the folder of the database: -o DB")
     if like is not None:
         if tokenizer is not None or embedder is not None:
-            raise UserError("--like settles tokenizer and embedder: leave out --tokenizer and --embedder")
+            raise UserError("--like determines tokenizer and embedder; leave out --tokenizer and --embedder")
         model = open_database(like)
         if chunk_size not in (BuildConfig.chunk_size, model.chunk_size):
-            raise UserError(f"{like} has chunks of {model.chunk_size} tokens: leave out --chunk-size")
+            raise UserError(f"{like} has chunks of {model.chunk_size} tokens; leave out --chunk-size")
         tokenizer, chunk_size = like / "tokenizer.json", model.chunk_size
     config = BuildConfig(
-        chunk_size=chunk_size,
-        vocabulary_size=vocabulary_size,
-        tokenizer=str(tokenizer) if tokenizer else None,
-        held_out=held_out,
-        key_dtype=keys,
-        neighbours=neighbours,
-        extra_candidates=extra_candidates,
-        limit_bytes=None if limit_mb is None else int(finite("--limit-mb", limit_mb) * 1e6),
+        chunk_size, vocabulary_size, str(tokenizer) if tokenizer else None, held_out, keys, neighbours,
+        extra_candidates, limit_bytes=None if limit_mb is None else int(finite("--limit-mb", limit_mb) * 1e6),
         shard_bytes=int(finite("--shard-mb", shard_mb) * 1e6),
         duplicates=DedupConfig(threshold=deduplicate) if deduplicate else None,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        d_key=BuildConfig.d_key if d_key is None else d_key,
+        include=tuple(include or ()), exclude=tuple(exclude or ()), d_key=d_key or BuildConfig.d_key,
         training_neighbours=training_neighbours,
-    )
+    )  # fmt: skip
     sources = _sources(corpus, source)
+    chosen: Any = HASHED
     if like is not None:
         chosen = model.embedder
-    else:
-        chosen = HASHED if embedder == HASHED else load_bert(Path(embedder) if embedder else None)
+    elif embedder != HASHED:
+        chosen = load_bert(Path(embedder) if embedder else None)
     _describe(build_database(sources, out, config, chosen, dask))
 
 
 def search(
     db: DatabasePath,
-    text: Annotated[str, typer.Argument(help="What to look for.")],
-    k: K = 5,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare with every key.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")] = False,
+    text: Annotated[str, Argument(help="The text to search for.")],
+    k: Annotated[int, Option("-k", "--neighbours", min=1, help="Number of results.")] = 5,
+    exact: Annotated[bool, Option("--exact", help="Compare with every key instead of using the index.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object per line.")] = False,
     embedder: EmbedderPath = None,
 ) -> None:
-    """Show the values whose keys are nearest to a text: chunk N, and its continuation F below it."""
+    """Show the chunks whose keys are nearest to a text, each with its continuation.
+
+    Example: `retro-np search runs/db "parse a JSON file" -k 3`
+    """
     database = open_database(db, embedder, "exact" if exact else "hnsw")
     ids, distances = database.search(text, min(k, database.n_chunks + 1))
     m = database.chunk_size
     for rank, (chunk, distance) in enumerate(zip(ids, distances, strict=True), start=1):
         if chunk < 0:
             if not as_json:
-                console.print(f"The database holds {rank - 1} chunks: that is all.")
+                console.print(f"The database holds {rank - 1} chunks, and all are shown.")
             break
         record = database.documents[int(database.document_of(chunk))]
         value = database.value(chunk)
         parts = database.text(value[:m]), database.text(value[m:])
         if as_json:
-            found = {"rank": rank, "distance": float(distance), "id": int(chunk), "document": record["id"]}
-            found |= {"name": record["name"], "source": record["source"], "chunk": parts[0], "continuation": parts[1]}
-            print(json.dumps(found))
+            result = {"rank": rank, "distance": float(distance), "id": int(chunk), "document": record["id"]}
+            result |= {"name": record["name"], "source": record["source"], "chunk": parts[0], "continuation": parts[1]}
+            print(json.dumps(result))
         else:
             title = f"{rank}  squared distance {distance:.3f}  document {record['id']}  {record['name']}"
             console.rule(title, align="left")
@@ -140,17 +135,19 @@ def search(
 
 def add(
     db: DatabasePath,
-    corpus: Annotated[list[str] | None, typer.Argument(help=PLACES, show_default=False)] = None,
+    corpus: Corpus = None,
     source: Sources = None,
     include: Include = None,
     exclude: Exclude = None,
     embedder: EmbedderPath = None,
     dask: Dask = None,
 ) -> None:
-    """Add documents to what a database retrieves, as shards of their own, and bring all neighbours up to date.
+    """Add documents to a database and update all neighbours.
 
-    Documents that are there already, and those too like a held-out one, are passed over. None of the new ones is held
-    out. Stopped anywhere, the same command goes on.
+    Documents that the database already has, and those that resemble a held-out document, are skipped. No new document
+    is held out. If interrupted, run the same command to resume.
+
+    Example: `retro-np add runs/db notes.txt`
     """
     from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.edit import add_documents
@@ -163,58 +160,67 @@ def add(
 
 def remove(
     db: DatabasePath,
-    document: Annotated[
-        list[str] | None, typer.Option(help="A document's number or name; repeatable.", show_default=False)
-    ] = None,
-    name: Annotated[
-        list[str] | None, typer.Option(help="A name that looks like a number; repeatable.", show_default=False)
-    ] = None,
+    document: Annotated[list[str] | None, Option(help="A document's number or name; repeatable.")] = None,
+    name: Annotated[list[str] | None, Option(help="A document's name, even if it is a number; repeatable.")] = None,
 ) -> None:
-    """Remove documents: no search, sample, batch or evaluation shows them again. `compact` then deletes their bytes."""
+    """Remove documents from a database.
+
+    No search, sample, batch or evaluation uses them any more. `retro-np compact` deletes their bytes.
+
+    Example: `retro-np remove runs/db --document 12 --document json/decoder.py`
+    """
     from retro_np.retrieval.edit import remove_documents
 
-    given = [int(text) if text.isdecimal() and len(text) < MOST_DIGITS else text for text in document or []]
-    if not given and not name:
-        raise UserError("no document is named: give --document NUMBER, as search shows it, or --document NAME")
-    _describe(remove_documents(db, [*given, *(name or [])]))
+    documents = [int(d) if d.isdecimal() and len(d) <= MAX_DOCUMENT_DIGITS else d for d in document or []]
+    if not documents and not name:
+        raise UserError("no document is named; give --document NUMBER, as search shows it, or --document NAME")
+    _describe(remove_documents(db, [*documents, *(name or [])]))
 
 
 def compact(db: DatabasePath, dask: Dask = None) -> None:
-    """Delete the bytes of removed documents and join small shards. Chunk and document numbers are given anew."""
+    """Delete the bytes of removed documents and join small shards.
+
+    This renumbers chunks and documents. If interrupted, run the same command to resume.
+
+    Example: `retro-np compact runs/db`
+    """
     from retro_np.retrieval.edit import compact as compact_database
 
     _describe(compact_database(db, dask=dask))
 
 
 def verify(db: DatabasePath) -> None:
-    """Check every hash and every invariant of a database, and name what is broken. Exit status 2 if anything is."""
+    """Check every hash and every invariant of a database.
+
+    The exit status is 2 if anything is broken.
+
+    Example: `retro-np verify runs/db`
+    """
     from retro_np.retrieval.verify import verify_database
 
     report = verify_database(db)
     for line in report.checked:
-        console.print(f"well: {line}")
+        console.print(f"ok: {line}")
     for line in report.broken:
         console.print(f"BROKEN: {line}")
     if report.broken:
+        raise UserError(f"{db} has defects ({len(report.broken)}); restore it, or build it again in another folder")
+
+
+def _sources(locations: list[str] | None, named: list[str] | None) -> Any:
+    """The corpus of a command: one location without a name or weight as it was given, else a list of sources."""
+    from retro_np.retrieval.corpus import parse_sources
+
+    given = [*(locations or []), *(named or [])]
+    if not given:
         raise UserError(
-            f"{db} is broken in {len(report.broken)} places: restore it, or build it anew in another folder"
+            "no corpus is named; give a folder, a text file, a .jsonl file, stdlib, or --source NAME=LOCATION"
         )
+    return given[0] if len(given) == 1 and not named else parse_sources(given)
 
 
-def _sources(places: list[str] | None, named: list[str] | None):
-    """Sources of what a command was given; one place without a name or a weight stays what it is."""
-    from retro_np.retrieval.corpus import sources_of
-
-    places, named = places or [], named or []
-    if len(places) + len(named) == 0:
-        raise UserError("no corpus is named: give a folder, a text file, a .jsonl file, stdlib, or --source NAME=PLACE")
-    if len(places) == 1 and not named:
-        return places[0]
-    return sources_of([*places, *named])
-
-
-def _describe(database) -> None:
-    """What a database holds, in a few lines."""
+def _describe(database: Any) -> None:
+    """Print what a database holds, in a few lines."""
     manifest = database.manifest
     for name, split in manifest["splits"].items():
         console.print(
@@ -223,15 +229,17 @@ def _describe(database) -> None:
         )
     replaced = sum(split["replaced"] for split in manifest["splits"].values())
     if replaced:
-        console.print(f"{replaced:,} places were not UTF-8 and became U+FFFD")
+        console.print(f"{replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
     if manifest["skipped"]:
-        console.print(f"{manifest['skipped']:,} binary files were left out, the first {manifest['skipped_names'][0]}")
-    listed = database.path / "duplicates.jsonl"
-    with listed.open("rb") as file:
-        left_out = sum(1 for _ in file)
-    if left_out:
-        console.print(f"{left_out:,} training documents were too like a held-out one and are left out: see {listed}")
-    removed = database.n_removed
-    if removed:
-        console.print(f"{removed:,} chunks were removed; retro-np compact {database.path} deletes their bytes")
-    console.print(f"{database.path}: search it with retro-np search {database.path} TEXT")
+        console.print(f"{manifest['skipped']:,} binary files were skipped, for example {manifest['skipped_names'][0]}")
+    duplicates = database.path / "duplicates.jsonl"
+    n_duplicates = duplicates.read_bytes().count(b"\n")
+    if n_duplicates:
+        console.print(
+            f"{n_duplicates:,} training documents were left out as near-duplicates of held-out ones: {duplicates}"
+        )
+    if database.n_removed:
+        console.print(
+            f"{database.n_removed:,} chunks are removed; retro-np compact {database.path} deletes their bytes"
+        )
+    console.print(f"Search it with: retro-np search {database.path} TEXT")

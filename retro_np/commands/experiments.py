@@ -3,43 +3,53 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from retro_np.commands.shared import console
 
+Out = Annotated[Path, Option("-o", "--out", help="Folder of results, models and databases.")]
+Scale = Annotated[str, Option(help="small; or tiny, to try an experiment out.")]
+AGREEMENT = {
+    True: "This agrees with the paper.",
+    False: "This does not agree with the paper.",
+    None: "The paper has nothing to compare this with.",
+}
+
 
 def experiment(
-    name: Annotated[str | None, typer.Argument(help="Which; without a name they are listed.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where results, models and databases go.")] = Path(
-        "runs/experiments"
-    ),
-    scale: Annotated[str, typer.Option(help="small, or tiny to see that it runs.")] = "small",
+    name: Annotated[str | None, Argument(help="The experiment; without a name, all are listed.")] = None,
+    out: Out = Path("runs/experiments"),
+    scale: Scale = "small",
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=100, help="How many, where a claim hangs on them. Default: three.")
+        int | None, Option(min=1, max=100, help="Number of seeds, if the experiment uses several. Default: 3.")
     ] = None,
 ) -> None:
-    """A figure or table of the paper, in small: NAME.json and NAME.png in OUT. Stopped, the same command goes on."""
-    from retro_np.experiments.experiment import NAMES, find_experiment, result_folder, run_experiment
+    """Reproduce a figure or table of the paper at small scale.
+
+    Writes NAME.json and NAME.png to OUT. If interrupted, run the same command to resume.
+
+    Example: `retro-np experiment neighbours`
+    """
+    from retro_np.experiments.experiment import experiments, result_folder, run_experiment
 
     if name is None:
-        for each in NAMES:
-            console.print(f"{each:20} {find_experiment(each).title}")
+        for each, listed in experiments().items():
+            console.print(f"{each:20} {listed.title}")
         return
     result = run_experiment(name, out, scale, seeds)
     console.print(result["verdict"])
-    agreement = {None: "There is no shape to agree with.", True: "The shape agrees with the paper's."}
-    console.print(agreement.get(result["agrees"], "The shape does not agree with the paper's."))
-    console.print(f"{result_folder(out, scale) / name}.json and .png hold the figures; {result['seconds']:.0f} s.")
+    console.print(AGREEMENT[result["agrees"]])
+    console.print(f"{result_folder(out, scale) / name}.json and .png contain the figures ({result['seconds']:.0f} s).")
 
 
-def pretrain(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where lab and files go.")] = Path("runs/experiments"),
-    scale: Annotated[str, typer.Option(help="small, or tiny to see that it runs.")] = "small",
-) -> None:
-    """Train what is in the box: a baseline and a RETRO of the small-scale recipe on the standard library.
+def pretrain(out: Out = Path("runs/experiments"), scale: Scale = "small") -> None:
+    """Train the bundled models again.
 
-    OUT/pretrained then holds retro.safetensors, baseline.safetensors and tokenizer.json, as retro_np/pretrained does;
-    of the tiny scale, OUT/tiny/pretrained.
+    They are a baseline and a RETRO, trained on the standard library at small scale. Writes retro.safetensors,
+    baseline.safetensors and tokenizer.json to OUT/pretrained, or with --scale tiny to OUT/tiny/pretrained. If
+    interrupted, run the same command to resume.
+
+    Example: `retro-np pretrain --scale tiny`
     """
     from retro_np.experiments.experiment import open_lab, result_folder
     from retro_np.experiments.pretrained import make_pretrained

@@ -2,85 +2,84 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
-from retro_np.commands.shared import (
-    CheckpointPath,
-    DatabasePath,
-    EmbedderPath,
-    K,
-    Seed,
-    console,
-    finite,
-    open_database,
-    print_results,
-)
+from retro_np.commands import shared
+from retro_np.commands.shared import console, open_database
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 
-# options of `train` that say what a model is; the retrieval's own, and those that another choice has settled already
-RETRIEVED_IN_TRAINING = {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"}
-RETRIEVAL_OPTIONS = RETRIEVED_IN_TRAINING | {
+# The options of `train` that --baseline, --retrofit and --preset exclude
+SIZE_OPTIONS = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
+CCA_OPTIONS = {
     "cca_layers", "encoder_layers", "conditioning", "cca_positions", "share_embeddings", "retrieved_part",
     "copying_start",
 }  # fmt: skip
-SETTLED_BY_BASELINE = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
-SETTLED_BY_PRESET = SETTLED_BY_BASELINE | RETRIEVAL_OPTIONS - RETRIEVED_IN_TRAINING | {"dropout"}
-PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # a slice: built in half a minute
+EXCLUDED = {
+    "preset": SIZE_OPTIONS | CCA_OPTIONS | {"dropout"},
+    "retrofit": SIZE_OPTIONS,
+    "baseline": CCA_OPTIONS | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"},
+}
+PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # text that takes half a minute to build
 
 
 def train(
-    context: typer.Context,
-    db: DatabasePath,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder, new or begun before.")],
-    baseline: Annotated[bool, typer.Option("--baseline", help="Without retrieval: no CCA, no encoder.")] = False,
+    context: Context,
+    db: shared.DatabasePath,
+    out: Annotated[Path, Option("-o", "--out", help="The run's folder: new, or of an interrupted run.")],
+    baseline: Annotated[bool, Option("--baseline", help="Train without retrieval: no CCA, no encoder.")] = False,
     retrofit: Annotated[
-        Path | None, typer.Option(help="A baseline's checkpoint: freeze it, train CCA and encoder alone.")
+        Path | None, Option(help="Checkpoint of a baseline to freeze; only CCA and encoder are trained.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="A model of table 2, e.g. retro-172m, instead of the sizes.")
+        str | None, Option(help="A model of the paper's table 2, such as retro-172m, instead of the sizes.")
     ] = None,
-    d_model: int = 128,
-    d_ffw: int = 512,
-    n_heads: int = 4,
-    d_head: int = 32,
-    n_layers: int = 4,
-    cca_layers: Annotated[str, typer.Option(help="Layers with cross-attention, from 1, with commas.")] = "2,4",
-    encoder_layers: Annotated[int, typer.Option(min=1)] = 2,
-    conditioning: Annotated[bool, typer.Option(help="Whether the encoder reads the chunk that retrieved.")] = True,
-    cca_positions: bool = True,
-    share_embeddings: Annotated[bool, typer.Option(help="The encoder reads the decoder's embeddings.")] = False,
-    tie_readout: Annotated[bool, typer.Option(help="The readout is the embeddings' transpose.")] = False,
-    retrieved_part: Annotated[str, typer.Option(help="NF, N or F: what of a value is read.")] = "NF",
-    copying_start: Annotated[bool, typer.Option(help="Encoder and CCA begin by copying. Not the paper's.")] = False,
-    retrieval_off: Annotated[float, typer.Option(help="Share of sequences given no neighbours.")] = 0.0,
+    d_model: Annotated[int, Option(help="Width of the decoder, d.")] = 128,
+    d_ffw: Annotated[int, Option(help="Width of the feed-forward layers.")] = 512,
+    n_heads: Annotated[int, Option(help="Attention heads.")] = 4,
+    d_head: Annotated[int, Option(help="Width of a head.")] = 32,
+    n_layers: Annotated[int, Option(help="Layers of the decoder.")] = 4,
+    cca_layers: Annotated[str, Option(help="Layers with CCA, from 1, separated by commas.")] = "2,4",
+    encoder_layers: Annotated[int, Option(min=1, help="Layers of the encoder.")] = 2,
+    conditioning: Annotated[bool, Option(help="Let the encoder attend to the retrieving chunk.")] = True,
+    cca_positions: Annotated[bool, Option(help="Use relative positions in CCA.")] = True,
+    share_embeddings: Annotated[bool, Option(help="Use the decoder's embeddings in the encoder.")] = False,
+    tie_readout: Annotated[bool, Option(help="Use the transposed embeddings as readout.")] = False,
+    retrieved_part: Annotated[str, Option(help="The part of a value that is read: NF, N or F.")] = "NF",
+    copying_start: Annotated[bool, Option(help="Make encoder and CCA copy at first. Not in the paper.")] = False,
+    retrieval_off: Annotated[float, Option(help="Share of sequences trained without neighbours.")] = 0.0,
     oracle_share: Annotated[
-        float, typer.Option(help="Share of chunks that first get an oracle neighbour: their own continuation, noised.")
+        float,
+        Option(help="Share of chunks that get an oracle neighbour at first: their own continuation, with noise."),
     ] = 0.0,
-    oracle_steps: Annotated[int, typer.Option(min=0, help="Steps over which that share falls to 0.")] = 0,
-    dropout: float = 0.0,
-    steps: Annotated[int, typer.Option(min=1)] = 1000,
-    sequence_length: Annotated[int, typer.Option(min=1, help="n, tokens; whole chunks.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 4,
-    micro_batches: Annotated[int, typer.Option(min=1, help="Parts of a step, to save memory.")] = 1,
-    neighbours: Annotated[int, typer.Option("-k", "--neighbours", min=0)] = 2,
-    learning_rate: float = 1e-3,
-    warmup: Annotated[int, typer.Option(min=0)] = 50,
-    weight_decay: float = 0.1,
-    seed: Seed = 0,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    oracle_steps: Annotated[int, Option(min=0, help="Steps over which that share falls to 0.")] = 0,
+    dropout: Annotated[float, Option(help="Dropout rate.")] = 0.0,
+    steps: Annotated[int, Option(min=1, help="Training steps.")] = 1000,
+    sequence_length: shared.SequenceLength = 512,
+    batch_size: Annotated[int, Option(min=1, help="Sequences per step.")] = 4,
+    micro_batches: Annotated[int, Option(min=1, help="Split each step into parts, to save memory.")] = 1,
+    neighbours: Annotated[
+        int, Option("-k", "--neighbours", min=0, help="Neighbours per chunk; 0 turns retrieval off.")
+    ] = 2,
+    learning_rate: Annotated[float, Option(help="Peak learning rate.")] = 1e-3,
+    warmup: Annotated[int, Option(min=0, help="Steps of warm-up, before the cosine decay.")] = 50,
+    weight_decay: Annotated[float, Option(help="Weight decay of AdamW.")] = 0.1,
+    seed: shared.Seed = 0,
+    checkpoint_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 50,
 ) -> None:
-    """Train a RETRO, its baseline (--baseline), or RETROfit a trained baseline (--retrofit CHECKPOINT).
+    """Train a RETRO or a baseline, or RETROfit a trained baseline.
 
-    Stopped anywhere, the same command goes on from the last checkpoint and ends in the same bytes.
+    CCA is chunked cross-attention (paper §2.4). If interrupted, run the same command to resume from the last
+    checkpoint. The result is the same to the bit.
+
+    Example: `retro-np train runs/db -o runs/retro --steps 500`
     """
     import numpy as np
 
     from retro_np.checkpoint import load_model
     from retro_np.files import sha256_of
-    from retro_np.nn.scope import every
     from retro_np.parameters import count_parameters, is_retrieval
     from retro_np.training.config import TrainingConfig
     from retro_np.training.loop import retrofit as make_retrofit
@@ -92,10 +91,10 @@ def train(
     encoder = EncoderConfig(d_model, d_ffw, n_heads, d_head, encoder_layers, (1,) if conditioning else ())
     training = TrainingConfig(
         steps, sequence_length, batch_size, micro_batches, neighbours, learning_rate, warmup, weight_decay,
-        seed=seed, checkpoint_every=checkpoint_every, retrieval_off=retrieval_off,
-        oracle_share=oracle_share, oracle_steps=oracle_steps,
+        seed=seed, checkpoint_every=checkpoint_every, retrieval_off=retrieval_off, oracle_share=oracle_share,
+        oracle_steps=oracle_steps,
     )  # fmt: skip
-    begin_from, trainable = None, every
+    start: dict[str, Any] = {}
     if retrofit is not None:
         trained, config = load_model(retrofit, database)
         encoder = replace(encoder, d_model=config.d_model) if share_embeddings else encoder
@@ -104,7 +103,7 @@ def train(
             dropout=dropout, copying_start=copying_start,
         )  # fmt: skip
         params, config = make_retrofit(trained, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
-        begin_from, trainable = (params, sha256_of(retrofit)), is_retrieval
+        start = {"begin_from": (params, sha256_of(retrofit)), "trainable": is_retrieval}
     elif preset is not None:
         config = replace(RetroConfig.preset(preset, database.vocabulary_size), chunk_size=database.chunk_size)
     else:
@@ -113,36 +112,37 @@ def train(
             None if baseline else encoder, dropout, share_embeddings, tie_readout, cca_positions, retrieved_part,
             copying_start and not baseline,
         )  # fmt: skip
-    console.print(f"{count_parameters(config):,} parameters, and {count_parameters(config, True):,} with embeddings")
-    run_training(database, config, training, out, begin_from=begin_from, trainable=trainable)
-    console.print(f"{out}/checkpoint.safetensors holds step {steps}.")
+    console.print(f"{count_parameters(config):,} parameters, {count_parameters(config, True):,} with embeddings")
+    run_training(database, config, training, out, **start)
+    console.print(f"{out}/checkpoint.safetensors holds the model after step {steps}.")
 
 
 def evaluate(
-    checkpoint: CheckpointPath,
-    db: DatabasePath,
-    baseline: Annotated[Path | None, typer.Option(help="A baseline's checkpoint to evaluate beside it.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where results.json, losses.npz and the plot go.")] = Path(
-        "runs/evaluation"
-    ),
-    split: Annotated[str, typer.Option(help="valid or train.")] = "valid",
-    k: K = 2,
-    sequence_length: Annotated[int, typer.Option(min=1, help="n, tokens; whole chunks.")] = 512,
-    stride: Annotated[int, typer.Option(min=1, help="Tokens that the window slides; whole chunks.")] = 256,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many chunks.")] = None,
-    retrieve_from: Annotated[
-        list[Path] | None,
-        typer.Option(help="Another database to retrieve from, or several as one.", show_default=False),
-    ] = None,
-    fraction: Annotated[float, typer.Option(help="Retrieve from a random share of its documents.")] = 1.0,
-    fraction_seed: Annotated[int, typer.Option(min=0, help="Which share.")] = 0,
+    checkpoint: shared.CheckpointPath,
+    db: shared.DatabasePath,
+    baseline: Annotated[Path | None, Option(help="Checkpoint of a baseline, to compare with.")] = None,
+    out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/evaluation"),
+    split: Annotated[str, Option(help="The documents to score: valid (held out) or train.")] = "valid",
+    k: shared.K = 2,
+    sequence_length: shared.SequenceLength = 512,
+    stride: Annotated[int, Option(min=1, help="Tokens by which the window moves; whole chunks.")] = 256,
+    limit: Annotated[int | None, Option(min=1, help="Score only this many chunks.")] = None,
+    retrieve_from: Annotated[list[Path] | None, Option(help="Retrieve from this database instead; repeatable.")] = None,
+    fraction: Annotated[float, Option(help="Retrieve from a random share of the documents.")] = 1.0,
+    fraction_seed: Annotated[int, Option(min=0, help="Random seed of that share.")] = 0,
 ) -> None:
-    """Bits per byte of held-out documents: RETRO with retrieval on, off, and with the neighbours of others; bpb(α)."""
+    """Measure bits per byte of held-out documents.
+
+    The conditions are RETRO with retrieval on, with retrieval off, with the neighbours of other chunks, and the
+    baseline. Writes results.json, losses.npz and bpb_alpha.png.
+
+    Example: `retro-np evaluate runs/retro/checkpoint.safetensors runs/db`
+    """
     from retro_np.checkpoint import load_model
     from retro_np.evaluation.compare import evaluate as evaluate_models
-    from retro_np.evaluation.leakage import NEIGHBOURS
+    from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
     from retro_np.report.plots import plot_leakage
-    from retro_np.retrieval.join import Union
+    from retro_np.retrieval.join import DatabaseUnion
     from retro_np.retrieval.join import retrieve_from as retrieve_elsewhere
 
     database = open_database(db)
@@ -152,50 +152,49 @@ def evaluate(
     retrieval = None
     k = k if retrieve_from else min(k, max(1, database.n_chunks))
     if split == "valid" and k > database.split(split).neighbours.shape[1]:
-        retrieve_from = retrieve_from or [db]  # the database keeps fewer than asked for: they are looked for anew
+        retrieve_from = retrieve_from or [db]  # Search again, because the database stores fewer than k neighbours.
     if retrieve_from or fraction != 1:
         if split != "valid":
-            raise UserError("--retrieve-from and --fraction are for held-out documents: leave out --split")
-        places = retrieve_from or [db]
-        parts = [open_database(place).fraction(finite("--fraction", fraction), fraction_seed) for place in places]
-        joined = parts[0] if len(parts) == 1 else Union(parts)
-        k = min(k, max(1, joined.n_chunks))
-        retrieval = retrieve_elsewhere(database, joined, max(k, NEIGHBOURS))
+            raise UserError("--retrieve-from and --fraction are for held-out documents; leave out --split")
+        folders = retrieve_from or [db]
+        parts = [
+            open_database(folder).fraction(shared.finite("--fraction", fraction), fraction_seed) for folder in folders
+        ]
+        source = parts[0] if len(parts) == 1 else DatabaseUnion(parts)
+        k = min(k, max(1, source.n_chunks))
+        retrieval = retrieve_elsewhere(database, source, max(k, LEAKAGE_NEIGHBOURS))
     results = evaluate_models(
         models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
         retrieval=retrieval,
     )  # fmt: skip
     plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
-    print_results(results)
-    console.print(f"Everything is in {out}: results.json, losses.npz, bpb_alpha.png")
+    shared.print_results(results)
+    console.print(f"{out} contains results.json, losses.npz and bpb_alpha.png.")
 
 
 def sample(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.", show_default=False)
-    ] = None,
-    db: Annotated[
-        Path | None, typer.Argument(metavar="DB", help="A database that `retro-np build` made.", show_default=False)
-    ] = None,
+    checkpoint: Annotated[Path | None, Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")] = None,
+    db: Annotated[Path | None, Argument(metavar="DB", help="A database made by `retro-np build`.")] = None,
     pretrained: Annotated[
-        bool,
-        typer.Option("--pretrained", help="The checkpoint in the box, instead of CHECKPOINT; without DB, one of a "
-                     "part of the standard library is built in runs/pretrained."),
+        bool, Option("--pretrained", help="Use the bundled model. Without DB, a database of part of the standard "
+                           "library is built in runs/pretrained.")
     ] = False,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "def read_json(path):\n    ",
-    length: Annotated[int, typer.Option(min=1, help="Tokens to sample.")] = 128,
-    k: K = 2,
-    retrieval: Annotated[bool, typer.Option(help="Retrieve at each chunk's end.")] = True,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1)] = None,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    seed: Seed = 0,
-    page: Annotated[Path | None, typer.Option(help="Write an HTML page as well.")] = None,
-    embedder: EmbedderPath = None,
+    prompt: Annotated[str, Option(help="The text to continue.")] = "def read_json(path):\n    ",
+    length: Annotated[int, Option(min=1, help="Tokens to sample.")] = 128,
+    k: shared.K = 2,
+    retrieval: Annotated[bool, Option(help="Retrieve at the end of each chunk.")] = True,
+    temperature: shared.Temperature = 0.8,
+    top_k: Annotated[int | None, Option(min=1, help="Sample from this many likeliest tokens.")] = None,
+    top_p: shared.TopP = 0.95,
+    seed: shared.Seed = 0,
+    page: Annotated[Path | None, Option(help="Also write an HTML page to this file.")] = None,
+    embedder: shared.EmbedderPath = None,
 ) -> None:  # fmt: skip
-    """Go on from a prompt, with what was retrieved beside it; colours show the tokens that both have in common.
+    """Continue a prompt, and show what was retrieved.
 
-    retro-np sample --pretrained --prompt "import json" works right after installation.
+    Colours mark tokens that a chunk shares with what was retrieved for it.
+
+    Example: `retro-np sample --pretrained --prompt "import json"`
     """
     from retro_np.checkpoint import load_model
     from retro_np.files import check_output
@@ -206,41 +205,38 @@ def sample(
         from retro_np.pretrained.bundled import RETRO, bundled_file
 
         if db is not None:
-            raise UserError("--pretrained stands for a CHECKPOINT: give the one or the other, and at most a DB")
-        checkpoint, db = bundled_file(RETRO), checkpoint  # the one place that may be named is the database
+            raise UserError("--pretrained replaces CHECKPOINT; give at most a DB")
+        checkpoint, db = bundled_file(RETRO), checkpoint  # The first argument, if any, is the database.
     elif checkpoint is None or db is None:
-        raise UserError("a sample takes a CHECKPOINT and a DB, or --pretrained")
-    part = PRETRAINED_DATABASE, PRETRAINED_BYTES
-    database = pretrained_database(*part) if db is None else open_database(db, embedder)
+        raise UserError("give a CHECKPOINT and a DB, or --pretrained")
+    database = pretrained_database(PRETRAINED_DATABASE, PRETRAINED_BYTES) if db is None else open_database(db, embedder)
     params, config = load_model(checkpoint, database)
-    if page is not None:
-        place = check_output(page, "--page", [checkpoint, database.path])
+    path = None if page is None else check_output(page, "--page", [checkpoint, database.path])
     k = min(k, database.n_chunks)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     chunks = sample_chunks(params, config, database, prompt, length, k if retrieval else 0, **settings)
     print_sample(console, chunks)
-    if page is not None:
+    if path is not None:
         facts = {"checkpoint": str(checkpoint), "database": str(database.path)}
         facts |= {name: str(value) for name, value in settings.items()}
-        write_page(place, "A sample, and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
+        write_page(path, "A sample and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
         console.print(f"The page is {page}.")
 
 
-def refuse_contradictions(context: typer.Context) -> None:
-    """Raise UserError where `train` is given options of which one would be dropped without a word."""
-    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
-    chosen = [name for name in ("preset", "retrofit", "baseline") if name in given]
-    settled = {"preset": SETTLED_BY_PRESET, "retrofit": SETTLED_BY_BASELINE, "baseline": RETRIEVAL_OPTIONS}
-    for kind in chosen:
-        clash = [name for name in given if name in settled[kind] or (name in chosen and name != kind)]
-        if clash:
+def refuse_contradictions(context: Context) -> None:
+    """Raise UserError if `train` is given options that another option would silently override."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    for kind, excluded in EXCLUDED.items():
+        clash = [name for name in given if name in excluded | EXCLUDED.keys() - {kind}]
+        if kind in given and clash:
             options = ", ".join("--" + name.replace("_", "-") for name in clash)
-            raise UserError(f"--{kind} leaves no room for {options}: leave out the one or the other")
+            raise UserError(f"--{kind} excludes {options}; leave out one or the other")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """`2,4` → (2, 4)."""
+    """`2,4` → (2, 4). Raises UserError for anything else."""
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise UserError(f"--cca-layers are numbers with commas, like 2,4, not {text!r}") from error
+        raise UserError(f"--cca-layers must be numbers separated by commas, such as 2,4, not {text!r}") from error

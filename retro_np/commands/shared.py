@@ -1,29 +1,35 @@
-"""What several commands take and show."""
+"""Options, tables and checks that several commands share."""
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
 from retro_np.errors import UserError
 
-console = Console(markup=False, highlight=False)  # names and paths may hold brackets
+if TYPE_CHECKING:
+    from retro_np.retrieval.database import Database
 
-DatabasePath = Annotated[Path, typer.Argument(metavar="DB", help="A database that `retro-np build` made.")]
-CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")]
+console = Console(markup=False, highlight=False)  # without markup, because names and paths may contain brackets
+
+DatabasePath = Annotated[Path, Argument(metavar="DB", help="A database made by `retro-np build`.")]
+CheckpointPath = Annotated[Path, Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")]
 EmbedderPath = Annotated[
     Path | None,
-    typer.Option("--embedder", help="A BERT's folder. Default: the one that made the database's keys."),
+    Option("--embedder", help="The folder of a BERT. Default: the embedder that made the database's keys."),
 ]
-K = Annotated[int, typer.Option("-k", "--neighbours", min=1, help="Neighbours of a chunk.")]
-Seed = Annotated[int, typer.Option(min=0, help="Settles everything that is drawn.")]
+K = Annotated[int, Option("-k", "--neighbours", min=1, help="Neighbours per chunk.")]
+SequenceLength = Annotated[int, Option(min=1, help="Tokens per sequence, n: a multiple of the chunk size.")]
+Temperature = Annotated[float, Option(min=0, help="Temperature of sampling; 0 is greedy.")]
+TopP = Annotated[float, Option(min=0, max=1, help="Sample from the likeliest tokens of this total probability.")]
+Seed = Annotated[int, Option(min=0, help="Random seed.")]
 
 
-def open_database(path: Path, embedder: Path | None = None, index: str = "hnsw"):
-    """Open a database for a command, with the embedder named on its line."""
+def open_database(path: Path, embedder: Path | None = None, index: str = "hnsw") -> "Database":
+    """Open a database for a command. embedder: the folder of the BERT that the user named, if any."""
     from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.database import Database
 
@@ -31,20 +37,19 @@ def open_database(path: Path, embedder: Path | None = None, index: str = "hnsw")
 
 
 def finite(option: str, value: float) -> float:
-    """The value of an option that may be no infinity and no NaN."""
+    """The value of an option. Raises UserError if it is infinite or NaN."""
     if not math.isfinite(value):
-        raise UserError(f"{option} is a number, not {value}")
+        raise UserError(f"{option} must be a finite number, not {value}")
     return value
 
 
-def print_results(results: dict) -> None:
-    """The table of an evaluation."""
+def print_results(results: dict[str, Any]) -> None:
+    """Print the table and the sentence of an evaluation."""
     table = Table("", "bits per byte", "against the first", "without leakage (α = 12.5 %)", title="held-out documents")
-    first = None
+    first = next(iter(results["models"].values()))["bpb"]
     for name, figures in results["models"].items():
-        first = first or figures["bpb"]
-        change = f"{100 * (figures['bpb'] / first - 1):+.2f} %"
         filtered = figures["bpb_no_leakage"]
-        table.add_row(name, f"{figures['bpb']:.4f}", change, "no chunk left" if filtered is None else f"{filtered:.4f}")
+        without_leakage = "no chunks left" if filtered is None else f"{filtered:.4f}"
+        table.add_row(name, f"{figures['bpb']:.4f}", f"{100 * (figures['bpb'] / first - 1):+.2f} %", without_leakage)
     console.print(table)
     console.print(results["sentence"])

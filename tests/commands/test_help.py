@@ -1,0 +1,34 @@
+"""What `retro-np COMMAND --help` teaches. Ground truth: the commands' own parameters."""
+
+import shlex
+
+import pytest
+import typer
+
+from retro_np.commands import app
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_and_argument_has_a_help_text_that_ends_with_a_full_stop(name):
+    for parameter in COMMANDS[name].params:
+        assert parameter.help, parameter.name
+        assert parameter.help.endswith("."), parameter.help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_one_example_that_its_parser_accepts(name):
+    examples = [line.strip() for line in COMMANDS[name].help.splitlines() if "Example" in line]
+    assert len(examples) == 1
+    program, command, *arguments = shlex.split(examples[0].removeprefix("Example: `").removesuffix("`"))
+    assert (program, command) == ("retro-np", name)
+    context = COMMANDS[name].make_context(name, arguments)
+    assert len(arguments) == 0 or any(context.params.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_shows_one_short_sentence_of_each(name):
+    first = COMMANDS[name].help.splitlines()[0]
+    assert first.endswith(".")
+    assert len(first) <= 80

@@ -1,0 +1,52 @@
+"""What is recorded of databases and parameters. The old version and the tests both use it, so it imports neither."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+RENAMED = ("manifest.json", "build.json")  # files with entries that have other names today
+
+
+def environment() -> dict[str, str]:
+    """What the last bits of a float depend on besides the code."""
+    kernels = os.environ.get("RETRO_NP_KERNELS", "auto"), "C" if importlib.util.find_spec("retro_np._c") else "no C"
+    return {
+        "machine": platform.machine(),
+        "vector units": " ".join(np.show_config(mode="dicts")["SIMD Extensions"]["found"]),
+        "kernels": ", ".join(kernels),
+        **{name: _version(name) for name in ("numpy", "hnswlib")},
+    }
+
+
+def _version(name):
+    return importlib.metadata.version(name) if importlib.util.find_spec(name) else "not installed"
+
+
+def file_hashes(folder: Path | str) -> dict[str, str]:
+    """SHA-256 of each file of a database, without the two in which entries have been renamed."""
+    files = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
+    names = sorted(name for name in files if name not in (*RENAMED, ".lock"))
+    return {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in names}
+
+
+def arrays_of(params, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """The dotted name and array of each parameter."""
+    if isinstance(params, np.ndarray):
+        yield prefix[:-1], params
+    else:
+        for name, part in params.items() if isinstance(params, dict) else enumerate(params):
+            yield from arrays_of(part, f"{prefix}{name}.")
+
+
+def parameters_sha256(params) -> str:
+    """SHA-256 of all parameters: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays_of(params), key=lambda named: named[0]):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""Databases, runs and checkpoints of version 0.1.0 work with today's code. Ground truth: what that version computed.
+
+`make.py` made the files. Bits are compared where processor, kernels, NumPy and hnswlib are those that made them, and
+with a tolerance elsewhere.
+"""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recorded import arrays_of, environment, file_hashes, parameters_sha256
+from support import run
+
+from retro_np import Database, generate, load_params
+from retro_np.checkpoint import load_model
+from retro_np.report.samples import prompt_tokens
+from retro_np.tree import map_tree
+
+FILES = Path(__file__).parent / "files"
+EXPECTED = json.loads((FILES / "expected.json").read_text())
+SAME_ENVIRONMENT = environment() == EXPECTED["environment"]
+TOLERANCE = 1e-4  # of float32 after nine steps on another processor
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """The old files, unpacked into the working directory, and OpenBLAS set up as when they were made."""
+    for name, value in EXPECTED["variables"].items():
+        monkeypatch.setenv(name, value)
+    with tarfile.open(FILES / "old.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def succeed(*arguments):
+    """Run a command that must succeed; return what it printed on standard output and standard error."""
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    return out, err
+
+
+def assert_same_files(folder, expected):
+    """Every file has the recorded bytes, or in another environment the same names and the same exact files."""
+    hashes = file_hashes(folder)
+    if not SAME_ENVIRONMENT:
+        assert hashes.keys() == expected.keys()
+        hashes, expected = (
+            {name: value for name, value in each.items() if "tokens" in name or "documents" in name}
+            for each in (hashes, expected)
+        )
+    assert hashes == expected
+
+
+@pytest.mark.parametrize("name", ["finished", "edited"])
+def test_an_old_database_gives_the_same_search_results(old, name):
+    database = Database.open(old / name)
+    for query, expected in EXPECTED["searches"][name].items():
+        ids, distances = database.search(query, 3)
+        assert ids.tolist() == [result["id"] for result in expected]
+        np.testing.assert_allclose(distances, [result["distance"] for result in expected], rtol=TOLERANCE)
+        printed = [json.loads(line) for line in succeed("search", name, query, "-k", "3", "--json")[0].splitlines()]
+        for result, other in zip(printed, expected, strict=True):
+            assert result == other | {"distance": pytest.approx(other["distance"], rel=TOLERANCE)}
+
+
+@pytest.mark.parametrize("name", ["finished", "edited"])
+def test_an_old_database_is_verified(old, name):
+    assert "BROKEN" not in succeed("verify", name)[0]
+
+
+def test_an_old_database_edited_today_is_the_one_that_was_edited_then(old):
+    succeed("add", "finished", "more")
+    succeed("remove", "finished", "--document", "corpus_03.txt", "--document", "more_01.txt")
+    assert_same_files("finished", file_hashes("edited"))
+    succeed("verify", "finished")
+
+
+@pytest.mark.parametrize("name", ["half_added", "not_moved"])
+def test_an_interrupted_old_edit_is_completed_to_the_same_files(old, name):
+    shutil.copytree("finished", name, dirs_exist_ok=True)
+    if name == "half_added":
+        assert not (old / name / "edit" / "manifest.json").exists()
+        succeed("add", name, "more")
+    else:
+        assert (old / name / "edit" / "manifest.json").exists()
+        Database.open(name)
+    assert not (old / name / "edit").exists()
+    assert_same_files(name, EXPECTED["added"])
+    succeed("verify", name)
+
+
+def test_an_old_edited_database_is_compacted_to_the_same_files(old):
+    succeed("compact", "edited")
+    assert_same_files("edited", EXPECTED["compacted"])
+    succeed("verify", "edited")
+
+
+@pytest.mark.parametrize("spelling", ["old", "new"])
+def test_an_unfinished_old_build_is_resumed_to_the_same_files(old, spelling):
+    arguments = EXPECTED["build"]
+    if spelling == "new":
+        arguments = ["--extra-candidates" if each == "--spares" else each for each in arguments]
+    assert (old / "unfinished" / "work").is_dir()
+    succeed("build", *arguments, "-o", "unfinished")
+    assert_same_files("unfinished", EXPECTED["finished"])
+    succeed("verify", "unfinished")
+
+
+def test_an_old_build_that_is_finished_is_used(old):
+    before = file_hashes("finished")
+    _, err = succeed("build", *EXPECTED["build"], "-o", "finished")
+    assert "already holds this database" in err
+    assert file_hashes("finished") == before
+
+
+def test_a_stopped_old_run_is_resumed_to_the_same_parameters(old):
+    step = json.loads((old / "stopped" / "log.jsonl").read_text().splitlines()[-1])["step"]
+    assert step < 8  # of steps 0 to 8
+    succeed("train", "finished", "-o", "stopped", *EXPECTED["train"], *EXPECTED["curriculum"])
+    params, _ = load_params("stopped/checkpoint.safetensors")
+    expected, _ = load_params("params.safetensors")  # the old version's, resumed from the same checkpoint
+    for (name, array), (_, other) in zip(arrays_of(params), arrays_of(expected), strict=True):
+        np.testing.assert_allclose(array, other, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+    if SAME_ENVIRONMENT:
+        assert parameters_sha256(params) == EXPECTED["parameters"]["params.safetensors"]
+
+
+def test_a_finished_old_run_is_not_trained_further(old):
+    before = (old / "run" / "checkpoint.safetensors").read_bytes()
+    succeed("train", "finished", "-o", "run", *EXPECTED["train"])
+    assert (old / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_an_old_run_has_the_same_bits_per_byte(old):
+    succeed("evaluate", "run/checkpoint.safetensors", "finished", *EXPECTED["window"], "-o", "evaluation")
+    models = json.loads((old / "evaluation" / "results.json").read_text())["models"]
+    tolerance = 1e-12 if SAME_ENVIRONMENT else TOLERANCE
+    assert models.keys() == EXPECTED["models"].keys()
+    for name, expected in EXPECTED["models"].items():
+        assert models[name] == pytest.approx(expected, rel=tolerance)
+
+
+def test_an_old_run_samples_the_same_tokens(old):
+    sample = EXPECTED["sample"]
+    database = Database.open("finished")
+    params, config = load_model("run/checkpoint.safetensors", database)
+    tokens, retrieved = generate(
+        params, config, prompt_tokens(database, sample["prompt"]), database=database, **sample["settings"]
+    )
+    assert tokens.tolist() == sample["tokens"]
+    assert [each.ids.tolist() for each in retrieved] == sample["retrieved"]
+
+
+@pytest.mark.parametrize("name", EXPECTED["parameters"])
+def test_old_parameters_are_loaded_to_the_bit(old, name):
+    params, config = load_params(name)
+    assert {array.dtype for _, array in arrays_of(params)} == {np.dtype(np.float32)}
+    if name == "float16.safetensors":  # Half precision is for storage; the cast back is exact.
+        params = map_tree(lambda _, array: array.astype(np.float16), params)
+    assert parameters_sha256(params) == EXPECTED["parameters"][name]
+    assert config.share_embeddings
+    assert config.tie_readout
+
+
+@pytest.mark.parametrize("name", ["params.safetensors", "float16.safetensors"])
+def test_old_parameters_without_a_run_are_sampled_from(old, name):
+    out, _ = succeed("sample", name, "finished", "--prompt", "ships and tides", "--length", "8")
+    assert "corpus_" in out
+
+
+def test_old_options_name_their_successors_in_one_line_each(old):
+    shutil.rmtree("finished")
+    _, err = succeed("build", *EXPECTED["build"], "-o", "finished")
+    assert "retro-np: --spares is now called --extra-candidates; the old name works until version 0.3" in err
+    _, err = succeed("train", "finished", "-o", "another", *EXPECTED["train"], *EXPECTED["curriculum"])
+    for line in (
+        "retro-np: --lent is now called --oracle-share; the old name works until version 0.3",
+        "retro-np: --lent-steps is now called --oracle-steps; the old name works until version 0.3",
+    ):
+        assert err.splitlines().count(line) == 1
+    assert_same_files("finished", EXPECTED["finished"])
