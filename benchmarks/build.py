@@ -1,20 +1,20 @@
-"""What building a database takes: seconds of each stage, BERT's share, memory by size of corpus, recall of the index.
+"""The cost of building a database: seconds per stage, BERT's share, memory by size of corpus, recall of the index.
 
     python benchmarks/build.py [--megabytes 20] [--bert 3.5] [--sizes 1.5 3 6 12] [-o results.json] [--plot memory.png]
 
-The text is Python: a slice of the standard library and of the installed packages, copied into a folder. Each build runs
-in a process of its own. With the hashing embedder it has the default settings; with MiniLM a shard is a third of the
-text, so that each has more keys than are searched exactly anyway. A stage's documents, chunks and MB a second are those
-of the whole corpus, held-out documents included, over its seconds, so that stages can be compared.
+The text is Python code: a slice of the standard library and the installed packages, copied into a folder. Each build
+runs in its own process. The hashing embedder is used with the default settings. With MiniLM a shard is a third of the
+text, so that each shard has too many keys to be searched exactly. A stage's documents, chunks and MB per second are the
+totals of the corpus, including held-out documents, divided by the stage's seconds, so that stages can be compared.
 
-Memory: builds whose shards, and samples for the tokenizer, are as large as the smallest corpus, with all threads and
-with RETRO_NP_THREADS=1; with 8 neighbours a chunk, on which the time depends and memory hardly. "Peak" is VmHWM, in
-which the pages of mapped files count, that the system takes back when it needs them; "anonymous" is RssAnon, what the
-process itself holds, looked at every 10 ms. Linux alone tells them.
+Memory: builds with shards and tokenizer samples as large as the smallest corpus, with all threads and with
+RETRO_NP_THREADS=1. Chunks have 8 neighbours, which affects the time but hardly the memory. "Peak" is VmHWM, which
+includes pages of mapped files that the system can reclaim. "Anonymous" is RssAnon, the process's own memory, sampled
+every 10 ms. Both are available only on Linux.
 
-Recall@k: the share of the k exact neighbours that `Database.search_keys` finds as it is set, of held-out chunks, one at
-a time and all at once, which may be searched in another way. One that is as near as the k-th counts, since of equal
-chunks either will do; "same ids" counts those that are the same.
+Recall@k: the share of the k exact neighbours that `Database.search_keys` finds with its default settings, for held-out
+chunks, as single queries and as one batch, for which another search method may be chosen. A neighbour as near as the
+k-th counts, because equal chunks are equally good; "same ids" counts only equal ids.
 """
 
 import argparse
@@ -32,38 +32,39 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import retro_np  # first, so that BLAS threads sleep as they do in the commands
+import retro_np  # imported first, so that BLAS threads sleep as they do in the commands
 
 # isort: split
 import numpy as np
 from turns import machine, save
 
 from retro_np.errors import UserError
+from retro_np.files import hash_fraction
 from retro_np.kernels import threads
 from retro_np.retrieval import bert, build, stages, workers
-from retro_np.retrieval.corpus import Source, find_corpus, place_of
+from retro_np.retrieval.corpus import Source, find_corpus
 from retro_np.retrieval.weights import find_bert
 
-PYTHON, OTHERS = ("*.py",), ("site-packages", "dist-packages")  # which may lie in the standard library's folder
-LONGEST = 200_000  # bytes of a file
-SHARDS = {"hashing": 4, "MiniLM": 3}  # at least so many in the databases that recall is measured in
-TRAINING = 0.93  # of the text is for training, about, and the last shard no smaller by much than the others
-QUERIES, LOOK = 1000, 0.01  # held-out chunks that are looked for; seconds between two looks at the memory
+PYTHON, PACKAGES = ("*.py",), ("site-packages", "dist-packages")  # packages may be inside the standard library's folder
+MAX_FILE_BYTES = 200_000
+SHARDS = {"hashing": 4, "MiniLM": 3}  # minimum number of shards in the databases whose recall is measured
+TRAINING_SHARE = 0.93  # about the share of text for training; gives a last shard of nearly full size
+QUERIES, SAMPLING_SECONDS = 1000, 0.01
 REST = "the rest"
 OF_BUILD = {"write_texts": "reading", "_tokenizer": "tokenizer", "write_records": "list of documents"}
 OF_BUILD |= {"_manifest": "hashing of files"}
 OF_RUN = {"signatures of held-out documents": "duplicates", "looking for duplicates": "duplicates"}
-OF_BERT = {"frozen_product": "products", "attention_forward": "attention", "add_layer_norm": "LayerNorm"}
+OF_BERT = {"prepacked_matmul": "products", "attention_forward": "attention", "add_layer_norm": "LayerNorm"}
 
 
 def copied(folder, megabytes):
-    """A folder with a slice of the Python files at hand, which holds the smaller slices."""
+    """A folder with a slice of the installed Python files. A larger slice contains the smaller ones."""
     out, size = folder / f"{megabytes:g}MB", 0
-    homes = dict.fromkeys(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
-    sources = [Source(f"{number}", home) for number, home in enumerate(homes) if Path(home).is_dir()]
-    entries = find_corpus(sources, None, PYTHON, OTHERS).entries(lambda name: None)
-    fitting = (entry for entry in entries if entry.size <= LONGEST)
-    for entry in sorted(fitting, key=lambda entry: place_of("slice " + entry.name)):
+    folders = dict.fromkeys(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+    sources = [Source(f"{number}", path) for number, path in enumerate(folders) if Path(path).is_dir()]
+    entries = find_corpus(sources, None, PYTHON, PACKAGES).entries(lambda name: None)
+    fitting = (entry for entry in entries if entry.size <= MAX_FILE_BYTES)
+    for entry in sorted(fitting, key=lambda entry: hash_fraction("slice " + entry.name)):
         if size >= megabytes * 1e6:
             break
         document = entry.read()
@@ -74,38 +75,38 @@ def copied(folder, megabytes):
     return out
 
 
-def alone(function, *arguments, one_thread=False):
-    """What a function returns, called in a fresh process."""
-    before = os.environ.pop(threads.VARIABLE, None)
+def in_new_process(function, *arguments, one_thread=False):
+    """Call a function in a new process and return its result."""
+    before = os.environ.pop(threads.THREADS_VARIABLE, None)
     if one_thread:
-        os.environ[threads.VARIABLE] = "1"
+        os.environ[threads.THREADS_VARIABLE] = "1"
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(function, *arguments).result()
     finally:
-        os.environ.pop(threads.VARIABLE, None)
-        os.environ |= {} if before is None else {threads.VARIABLE: before}
+        os.environ.pop(threads.THREADS_VARIABLE, None)
+        os.environ |= {} if before is None else {threads.THREADS_VARIABLE: before}
 
 
 def measured(corpus, out, embedder, settings):
-    """Build a database and return what it took: seconds, of stages and of BERT's parts, memory in MB, counts."""
+    """Build a database; return the seconds of its stages and of BERT's parts, memory in MB, and counts."""
     seconds, inside, running = Counter(), Counter(), [REST]
 
     def timed(name, function, counter=seconds):
         def call(*args, **kwargs):
-            before, began = running[0], time.perf_counter()
+            before, start = running[0], time.perf_counter()
             running[0] = name if counter is seconds else before
             try:
                 return function(*args, **kwargs)
             finally:
                 running[0] = before
-                counter[name] += time.perf_counter() - began
+                counter[name] += time.perf_counter() - start
 
         return call
 
-    def run(description, *args, here=workers.run_here, **kwargs):
+    def run(description, *args, run_here=workers.run_here, **kwargs):
         name = OF_RUN.get(description, re.sub(" in .* shards", "", description))
-        timed(name, here)(description, *args, **kwargs)
+        timed(name, run_here)(description, *args, **kwargs)
 
     workers.run_here = run
     for name, stage in OF_BUILD.items():
@@ -113,13 +114,13 @@ def measured(corpus, out, embedder, settings):
     build.Database = SimpleNamespace(open=timed("opening", build.Database.open))
     for name, part in OF_BERT.items():
         setattr(bert, name, timed(part, getattr(bert, name), inside))
-    bert.ACTIVATIONS |= {name: timed("activation", each, inside) for name, each in bert.ACTIVATIONS.items()}
+    bert.ACTIVATIONS |= {name: timed("activation", function, inside) for name, function in bert.ACTIVATIONS.items()}
     bert.Bert.word_pieces = timed("word pieces", bert.Bert.word_pieces, inside)
     embedder = build.HASHED if embedder == "hashing" else retro_np.load_bert()
-    highest, began = {}, time.perf_counter()
-    with watched(highest, running):
+    highest, start = {}, time.perf_counter()
+    with sampled(highest, running):
         database = build.build_database(corpus, out, build.BuildConfig(include=PYTHON, **settings), embedder)
-    total = time.perf_counter() - began
+    total = time.perf_counter() - start
     seconds[REST] = total - sum(seconds.values())
     count = {name: sum(s[name] for s in database.manifest["splits"].values()) for name in ("documents", "chunks")}
     count |= {"megabytes": sum(s["bytes"] for s in database.manifest["splits"].values()) / 1e6}
@@ -129,7 +130,7 @@ def measured(corpus, out, embedder, settings):
 
 
 def status(name):
-    """A line of /proc/self/status in MB; None where there is no such file."""
+    """An entry of /proc/self/status in MB, None if there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -138,48 +139,48 @@ def status(name):
 
 
 @contextlib.contextmanager
-def watched(highest, running):
-    """Look at the anonymous memory now and then, and note the most of each stage, beside what there was before."""
-    over = threading.Event()
+def sampled(highest, running):
+    """Sample the anonymous memory; record its value before, and the highest value of each stage."""
+    finished = threading.Event()
 
-    def look():
-        while not over.wait(LOOK):
+    def sample():
+        while not finished.wait(SAMPLING_SECONDS):
             highest[running[0]] = max(highest.get(running[0], 0), status("RssAnon"))
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     if (before := status("RssAnon")) is not None:
         highest["before"] = before
         thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
 
 
 def searchable(corpus, out, settings):
-    """A database of hashed keys to search in, without its list of neighbours, which searches don't need."""
+    """Build a database of hashed keys without neighbours, which searches do not need."""
     stages.write_neighbours = lambda *_: None
     build.build_database(corpus, out, build.BuildConfig(include=PYTHON, **settings), build.HASHED)
 
 
 def recalls(out, ks=(2, 10)):
-    """Recall@k of a database with its held-out chunks as queries, a row for each k: of queries alone and of a batch."""
+    """The recall@k of a database, with held-out chunks as queries, for single queries and for a batch."""
     database = retro_np.Database.open(out)
     keys, rows = database.keys("valid"), []
     queries = keys[np.random.default_rng(0).permutation(len(keys))[:QUERIES]].astype(np.float32)
 
     def search(parts, k, exact=False):
         database.search_keys(parts[0], k, exact=exact)
-        began = time.perf_counter()
-        found = [database.search_keys(part, k, exact=exact) for part in parts]
-        took = 1e3 * (time.perf_counter() - began) / sum(map(len, parts))
-        return (*map(np.concatenate, zip(*found, strict=True)), took)
+        start = time.perf_counter()
+        results = [database.search_keys(part, k, exact=exact) for part in parts]
+        milliseconds = 1e3 * (time.perf_counter() - start) / sum(map(len, parts))
+        return (*map(np.concatenate, zip(*results, strict=True)), milliseconds)
 
     for k in ks if len(queries) else ():
-        singly, row = list(queries[:, None]), {"k": k}
+        single, row = list(queries[:, None]), {"k": k}
         true_ids, true_distances, row["exact_batch_ms"] = search([queries], k, exact=True)
-        *_, row["exact_alone_ms"] = search(singly[: QUERIES // 10], k, exact=True)
-        for name, parts in (("alone", singly), ("batch", [queries])):
+        *_, row["exact_alone_ms"] = search(single[: QUERIES // 10], k, exact=True)
+        for name, parts in (("alone", single), ("batch", [queries])):
             ids, distances, row[f"{name}_ms"] = search(parts, k)
             row[f"{name}_recall"] = (distances <= true_distances[:, -1:]).mean()
             row[f"{name}_same_ids"] = (ids[:, :, None] == true_ids[:, None, :]).any(axis=1).mean()
@@ -189,21 +190,22 @@ def recalls(out, ks=(2, 10)):
 
 
 def memory_rows(folder, sizes):
-    """Builds of growing corpora, with all threads and with one."""
+    """Figures of builds with growing corpora, with all threads and with one."""
     corpora, rows = {size: copied(folder, size) for size in sizes}, []
-    part = int(min(sizes) * 1e6)
-    settings = {"shard_bytes": part, "tokenizer_bytes": part, "neighbours": 2, "extra_candidates": 6}
+    size = int(min(sizes) * 1e6)
+    settings = {"shard_bytes": size, "tokenizer_bytes": size, "neighbours": 2, "extra_candidates": 6}
     for number, (one, size) in enumerate(itertools.product((False, True), sizes)):
-        found = alone(measured, corpora[size], folder / f"memory{number}", "hashing", settings, one_thread=one)
-        row = {"threads": 1 if one else threads.cores(), "megabytes": found["megabytes"], "shards": found["shards"]}
-        rows.append(row | {"seconds": found["seconds"]} | found["memory"])
+        out = folder / f"memory{number}"
+        build = in_new_process(measured, corpora[size], out, "hashing", settings, one_thread=one)
+        row = {"threads": 1 if one else threads.cores(), "megabytes": build["megabytes"], "shards": build["shards"]}
+        rows.append(row | {"seconds": build["seconds"]} | build["memory"])
         print("  {megabytes:6.1f} MB of text, {shards} shards, {threads} threads".format(**row), end=": ")
         print(f"peak {mb(rows[-1]['peak_mb'])}, anonymous {mb(rows[-1]['anonymous_mb'])}", flush=True)
     return rows
 
 
 def draw(rows, path):
-    """Memory against the size of the corpus, and the corpus itself."""
+    """Plot memory against the size of the corpus."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -211,14 +213,12 @@ def draw(rows, path):
 
     figure, panel = plt.subplots(figsize=(7, 4))
     for count, style in zip(sorted({row["threads"] for row in rows}, reverse=True), ("-", "--"), strict=False):
-        those = [row for row in rows if row["threads"] == count]
-        text = [row["megabytes"] for row in those]
-        for number, (name, what) in enumerate(
-            (("peak_mb", "peak, mapped files included"), ("anonymous_mb", "anonymous"))
-        ):
-            label = f"{what}, {count} thread{'s' * (count > 1)}"
-            panel.plot(text, [row[name] for row in those], f"o{style}", color=f"C{number}", label=label)
-    panel.plot(text, text, ":", color="0.5", label="the text itself")
+        selected = [row for row in rows if row["threads"] == count]
+        text = [row["megabytes"] for row in selected]
+        for colour, (name, kind) in enumerate((("peak_mb", "peak, with mapped files"), ("anonymous_mb", "anonymous"))):
+            label = f"{kind}, {count} thread{'s' * (count > 1)}"
+            panel.plot(text, [row[name] for row in selected], f"o{style}", color=f"C{colour}", label=label)
+    panel.plot(text, text, ":", color="0.5", label="size of the text")
     panel.set(xlabel="MB of text in the corpus", ylabel="MB of memory", xlim=(0, None), ylim=(0, None))
     panel.legend(frameon=False, fontsize="small")
     panel.spines[["top", "right"]].set_visible(False)
@@ -227,31 +227,33 @@ def draw(rows, path):
 
 
 def mb(size):
-    """As text; None is a system that doesn't tell."""
+    """A size as text; "unknown" if the system does not report it."""
     return "unknown" if size is None else f"{size:.0f} MB"
 
 
-def show(name, found):
+def show(name, build):
     """Print a build's stages, the slowest first."""
-    counts = "{megabytes:.1f} MB, {documents:,} documents, {chunks:,} chunks, {shards} shards".format(**found)
-    print(f"{name}: {counts}: {found['seconds']:.1f} s, peak {mb(found['memory']['peak_mb'])}")
-    for stage, seconds in sorted(found["stages"].items(), key=lambda each: -each[1]):
-        documents, chunks, size = (found[of] / max(seconds, 1e-9) for of in ("documents", "chunks", "megabytes"))
+    counts = "{megabytes:.1f} MB, {documents:,} documents, {chunks:,} chunks, {shards} shards".format(**build)
+    print(f"{name}: {counts}: {build['seconds']:.1f} s, peak {mb(build['memory']['peak_mb'])}")
+    for stage, seconds in sorted(build["stages"].items(), key=lambda item: -item[1]):
+        documents, chunks, size = (build[name] / max(seconds, 1e-9) for name in ("documents", "chunks", "megabytes"))
         rates = f"{documents:12,.0f} documents/s {chunks:12,.0f} chunks/s {size:8.1f} MB/s"
-        print(f"  {stage:20} {seconds:7.2f} s {seconds / found['seconds']:6.1%} {rates}")
-    for part, seconds in found["bert"].items():
-        print(f"  of BERT: {part:11} {seconds:7.2f} s {seconds / found['seconds']:6.1%}", flush=True)
+        print(f"  {stage:20} {seconds:7.2f} s {seconds / build['seconds']:6.1%} {rates}")
+    for part, seconds in build["bert"].items():
+        print(f"  BERT's {part:12} {seconds:7.2f} s {seconds / build['seconds']:6.1%}", flush=True)
 
 
 def main():
-    """Print the figures, draw and save them."""
+    """Print, plot and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=float, default=20, help="of text for the hashing embedder")
-    parser.add_argument("--bert", type=float, default=3.5, help="MB of text for MiniLM; 0 leaves it out")
-    parser.add_argument("--sizes", type=float, nargs="*", default=[1.5, 3, 6, 12], help="MB of text, for the memory")
-    parser.add_argument("--plot", help="write the drawing")
-    parser.add_argument("-o", "--out", help="write the figures as JSON")
-    parser.add_argument("--note", help="what to say of them, as where the machine had other work")
+    parser.add_argument("--megabytes", type=float, default=20, help="MB of text for the hashing embedder")
+    parser.add_argument("--bert", type=float, default=3.5, help="MB of text for MiniLM; 0 skips MiniLM")
+    parser.add_argument(
+        "--sizes", type=float, nargs="*", default=[1.5, 3, 6, 12], help="MB of text for measuring memory"
+    )
+    parser.add_argument("--plot", help="write the plot of memory to this file")
+    parser.add_argument("-o", "--out", help="write the figures to this JSON file")
+    parser.add_argument("--note", help="a remark to save with the figures")
     options = parser.parse_args()
     figures = {"builds": {}, "recall": [], "memory": []}
     sizes = {"hashing": options.megabytes} | ({"MiniLM": options.bert} if options.bert and has_bert() else {})
@@ -259,17 +261,16 @@ def main():
         folder, databases = Path(name), []
         for embedder, size in sizes.items():
             corpus, out = copied(folder / f"text for {embedder}", size), folder / embedder
-            sharded = {"shard_bytes": int(size * 1e6 * TRAINING / SHARDS[embedder])}
-            figures["builds"][embedder] = alone(
-                measured, corpus, out, embedder, sharded if embedder == "MiniLM" else {}
-            )
+            sharded = {"shard_bytes": int(size * 1e6 * TRAINING_SHARE / SHARDS[embedder])}
+            settings = sharded if embedder == "MiniLM" else {}
+            figures["builds"][embedder] = in_new_process(measured, corpus, out, embedder, settings)
             show(embedder, figures["builds"][embedder])
             databases.append((embedder, out))
             if embedder == "hashing":
                 databases.append((embedder, folder / "sharded"))
-                alone(searchable, corpus, folder / "sharded", sharded)
+                in_new_process(searchable, corpus, folder / "sharded", sharded)
         for embedder, out in databases:
-            figures["recall"].append({"embedder": embedder} | alone(recalls, out))
+            figures["recall"].append({"embedder": embedder} | in_new_process(recalls, out))
             show_recall(figures["recall"][-1])
         if options.sizes:
             figures["memory"] = memory_rows(folder, options.sizes)
@@ -282,21 +283,19 @@ def main():
 
 def show_recall(row):
     """Print a database's recall."""
-    print("{embedder}: {keys:,} keys in {shards} shards, of {smallest:,} or more".format(**row))
-    for at, name in itertools.product(row["k"], ("alone", "batch")):
-        print(
-            f"  {name}, recall@{at['k']:<2} {at[f'{name}_recall']:.3f} (same ids {at[f'{name}_same_ids']:.3f}), a "
-            f"query takes {at[f'{name}_ms']:.2f} ms, exactly {at[f'exact_{name}_ms']:.2f} ms",
-            flush=True,
-        )
+    print("{embedder}: {keys:,} keys in {shards} shards of at least {smallest:,}".format(**row))
+    for point, name in itertools.product(row["k"], ("alone", "batch")):
+        recall, same, time_ms = (point[f"{name}_{figure}"] for figure in ("recall", "same_ids", "ms"))
+        times = f"{time_ms:.2f} ms per query, exact search {point[f'exact_{name}_ms']:.2f} ms"
+        print(f"  {name}, recall@{point['k']:<2} {recall:.3f} (same ids {same:.3f}), {times}", flush=True)
 
 
 def has_bert():
-    """Whether the weights are there; a line where they are not."""
+    """Whether MiniLM's weights are installed. Prints a line if not."""
     try:
         find_bert()
     except UserError as error:
-        print(f"MiniLM is left out: {error}")
+        print(f"MiniLM is skipped: {error}")
         return False
     return True
 

@@ -1,15 +1,16 @@
-"""Near-duplicates by MinHash against the exact similarity of all pairs: recall, precision, error, speed.
+"""Compare near-duplicates found by MinHash with the exact similarity of all pairs: recall, precision, error, speed.
 
     python benchmarks/deduplicate.py [--documents 3000] [-o results.json]
 
-The documents are Python files of the standard library, its tests among them, and of the installed packages, of 500 to
-200,000 bytes, each fifth held out. To the others come near-duplicates of held-out ones, made by replacing words,
-dropping and doubling lines and cutting off the end, at rates that spread the similarities over 0.5 to 1. The truth is
-the exact Jaccard similarity of every training document with every held-out one, counted by an inverted index of grams.
+The documents are Python files of the standard library (with its tests) and of the installed packages, of 500 to 200,000
+bytes. Every fifth is held out. The training documents are the others and near-duplicates of the held-out ones, made by
+replacing words, dropping or doubling lines, or truncating, so that the similarities spread from 0.5 to 1. The ground
+truth is the exact Jaccard similarity of every training document with every held-out one, from an inverted index of
+grams.
 
-For each setting, bands × hashes of a band: (a) the estimate alone, a pair counted where its share of equal hashes
-reaches the threshold, over all pairs; (b) agreement in a band, then the exact similarity, over all pairs; and the
-documents that `find_duplicates` drops against those that should be dropped. Speed is the best of several rounds.
+For each setting (bands × hashes per band) the figures are: for all pairs, those whose estimate reaches the threshold;
+for all pairs, those that agree in a band and whose exact similarity reaches it; and the documents that
+`find_duplicates` drops, compared with those that should be dropped. Speeds are the best of several rounds.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from retro_np.retrieval.deduplicate import (
     DedupConfig,
     band_index,
     candidates,
-    caught,
+    detection_probability,
     find_duplicates,
     grams,
     jaccard,
@@ -35,111 +36,110 @@ from retro_np.retrieval.deduplicate import (
 )
 
 SETTINGS = ((32, 4), (16, 8), (25, 5))
-SHORTEST, LONGEST, SEED = 500, 200_000, 0
-SIZES = (0.0, 0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)  # bounds of the classes of similarity in which pairs are counted
+MIN_BYTES, MAX_BYTES, SEED = 500, 200_000, 0
+BOUNDS = (0.0, 0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)  # of the classes of similarity in which pairs are counted
 
 
 def documents(count, rng):
-    """A sample of the Python files at hand, no text twice."""
+    """A sample of the installed Python files, without equal texts."""
     folders = dict.fromkeys(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
     paths = dict.fromkeys(path for folder in folders for path in sorted(Path(folder).rglob("*.py")))
-    fitting = [path for path in paths if path.is_file() and SHORTEST <= path.stat().st_size <= LONGEST]
+    fitting = [path for path in paths if path.is_file() and MIN_BYTES <= path.stat().st_size <= MAX_BYTES]
     chosen = rng.permutation(len(fitting))[:count]
     return list(dict.fromkeys(fitting[i].read_text(encoding="utf-8", errors="ignore") for i in chosen))
 
 
 def edited(text, rng):
-    """A near-duplicate: words replaced, lines dropped or doubled, or the end cut off, at a rate of its own."""
-    way, rate = rng.integers(4), rng.uniform(0, 1) ** 2
-    if way == 0:
-        pieces = re.split(r"(\w+)", text)  # words stand at the odd places
+    """A near-duplicate: words replaced, lines dropped or doubled, or the end truncated, at a random rate."""
+    kind, rate = rng.integers(4), rng.uniform(0, 1) ** 2
+    if kind == 0:
+        pieces = re.split(r"(\w+)", text)  # words have odd indices
         change = rng.random(len(pieces)) < 0.06 * rate
         return "".join(f"x{i}" if change[i] and i % 2 else piece for i, piece in enumerate(pieces))
     lines = text.splitlines(keepends=True)
-    if way == 3:
+    if kind == 3:
         return "".join(lines[: round(len(lines) * (1 - 0.5 * rate))])
     change = rng.random(len(lines)) < 0.2 * rate
-    return "".join(line * (2 if way == 1 else 0) if change[i] else line for i, line in enumerate(lines))
+    return "".join(line * (2 if kind == 1 else 0) if change[i] else line for i, line in enumerate(lines))
 
 
 def all_similarities(texts, held, words):
-    """The exact Jaccard similarities, (N, H) float32, by an inverted index of the training documents' grams."""
-    sets, held_sets = grams(texts, words), grams(held, words)
-    every, owner = np.concatenate(sets), np.repeat(np.arange(len(sets)), [len(some) for some in sets])
-    order = np.argsort(every, kind="stable")
-    every, owner = every[order], owner[order]
-    exact, sizes = np.zeros((len(texts), len(held)), np.float32), np.array([len(some) for some in sets])
-    for j, own in enumerate(held_sets):
-        low, high = np.searchsorted(every, own, side="left"), np.searchsorted(every, own, side="right")
+    """The exact Jaccard similarities, (N, H) float32, from an inverted index of the training documents' grams."""
+    sets = grams(texts, words)
+    sizes = np.array([len(gram_set) for gram_set in sets])
+    hashes, owners = np.concatenate(sets), np.repeat(np.arange(len(sets)), sizes)
+    order = np.argsort(hashes, kind="stable")
+    hashes, owners = hashes[order], owners[order]
+    exact = np.zeros((len(texts), len(held)), np.float32)
+    for j, held_set in enumerate(grams(held, words)):
+        low, high = np.searchsorted(hashes, held_set, side="left"), np.searchsorted(hashes, held_set, side="right")
         counts = high - low
-        places = np.repeat(high - np.cumsum(counts), counts) + np.arange(counts.sum())
-        common = np.bincount(owner[places], minlength=len(texts))
-        exact[:, j] = common / np.maximum(1, sizes + len(own) - common)
+        positions = np.repeat(high - np.cumsum(counts), counts) + np.arange(counts.sum())
+        common = np.bincount(owners[positions], minlength=len(texts))
+        exact[:, j] = common / np.maximum(1, sizes + len(held_set) - common)
     return exact
 
 
-def all_estimates(marks, held_marks):
-    """The share of equal hashes of every pair, (N, H) float32."""
-    return np.stack([(marks == own).mean(axis=1, dtype=np.float32) for own in held_marks], axis=1)
+def all_estimates(training, held):
+    """The share of equal hashes of every pair of signatures, (N, H) float32."""
+    return np.stack([(training == signature).mean(axis=1, dtype=np.float32) for signature in held], axis=1)
 
 
-def banded_pairs(marks, held_marks, config, shape):
-    """Which pairs are candidates, (N, H) bool, those of equal signatures among them."""
-    index, there = band_index(held_marks, config), np.zeros(shape, bool)
-    i, j, _ = candidates(marks, index, config, limit=shape[1])
-    for row, held in zip(i, j, strict=True):
-        there[row, index.alike(held)] = True
-    return there
+def banded_pairs(training, held, config, shape):
+    """Which pairs are candidates, (N, H) bool, including pairs with equal held-out signatures."""
+    index, pairs = band_index(held, config), np.zeros(shape, bool)
+    i, j, _ = candidates(training, index, config, limit=shape[1])
+    for row, held_row in zip(i, j, strict=True):
+        pairs[row, index.same_signature(held_row)] = True
+    return pairs
 
 
 def share(part, whole):
-    """Of recall and precision; 1 where there was nothing to find."""
+    """Recall or precision: part / whole, or 1 if there was nothing to find."""
     return float(part / whole) if whole else 1.0
 
 
 def measure(texts, held, exact, config):
     """The figures of one setting."""
-    marks, held_marks = signatures(texts, config), signatures(held, config)
-    estimates, true = all_estimates(marks, held_marks), exact >= config.threshold
-    guessed = estimates >= config.threshold
-    near = banded_pairs(marks, held_marks, config, exact.shape)
-    kept = np.zeros_like(near)
-    for i, j in zip(*np.nonzero(near), strict=True):
-        kept[i, j] = jaccard(texts[i], held[j], config.words) >= config.threshold
-    began = time.perf_counter()
-    index = band_index(held_marks, config)
-    found = find_duplicates(texts, index, held.__getitem__, config)
-    seconds = time.perf_counter() - began
-    rows, wanted = {record.row for record in found}, set(np.flatnonzero(true.any(axis=1)).tolist())
-    alike = exact >= 0.5
-    errors = np.abs(estimates - exact)[alike]
+    training_signatures, held_signatures = signatures(texts, config), signatures(held, config)
+    estimates, true = all_estimates(training_signatures, held_signatures), exact >= config.threshold
+    estimated = estimates >= config.threshold
+    candidate = banded_pairs(training_signatures, held_signatures, config, exact.shape)
+    confirmed = np.zeros_like(candidate)
+    for i, j in zip(*np.nonzero(candidate), strict=True):
+        confirmed[i, j] = jaccard(texts[i], held[j], config.words) >= config.threshold
+    start = time.perf_counter()
+    index = band_index(held_signatures, config)
+    duplicates = find_duplicates(texts, index, held.__getitem__, config)
+    seconds = time.perf_counter() - start
+    dropped, expected = {record.row for record in duplicates}, set(np.flatnonzero(true.any(axis=1)).tolist())
+    errors = np.abs(estimates - exact)[exact >= 0.5]
     classes = {}
-    for low, high in itertools.pairwise(SIZES):
-        of_class = (exact >= low) & ((exact < high) | (high == 1)) & (exact > 0)
-        some = estimates[of_class]
+    for low, high in itertools.pairwise(BOUNDS):
+        in_class = (exact >= low) & ((exact < high) | (high == 1)) & (exact > 0)
         classes[f"{low:.2f} to {high:.2f}"] = {
-            "pairs": int(of_class.sum()),
-            "candidates": int((near & of_class).sum()),
-            "estimate_reaches_threshold": int((some >= config.threshold).sum()),
+            "pairs": int(in_class.sum()),
+            "candidates": int((candidate & in_class).sum()),
+            "estimate_reaches_threshold": int((estimated & in_class).sum()),
         }
     return {
         "setting": f"{config.bands} × {config.hashes // config.bands}",
-        "in_a_band_at_threshold": caught(config.threshold, config),
+        "in_a_band_at_threshold": detection_probability(config.threshold, config),
         "pairs_at_threshold": int(true.sum()),
         "estimate_alone": {
-            "recall": share((guessed & true).sum(), true.sum()),
-            "precision": share((guessed & true).sum(), guessed.sum()),
+            "recall": share((estimated & true).sum(), true.sum()),
+            "precision": share((estimated & true).sum(), estimated.sum()),
         },
         "bands_and_exact": {
-            "recall": share((kept & true).sum(), true.sum()),
-            "precision": share((kept & true).sum(), kept.sum()),
+            "recall": share((confirmed & true).sum(), true.sum()),
+            "precision": share((confirmed & true).sum(), confirmed.sum()),
         },
         "documents": {
-            "to_drop": len(wanted),
-            "recall": share(len(rows & wanted), len(wanted)),
-            "precision": share(len(rows & wanted), len(rows)),
+            "to_drop": len(expected),
+            "recall": share(len(dropped & expected), len(expected)),
+            "precision": share(len(dropped & expected), len(dropped)),
         },
-        "candidate_pairs": int(near.sum()),
+        "candidate_pairs": int(candidate.sum()),
         "mean_absolute_error": float(errors.mean()),
         "find_seconds": seconds,
         "classes": classes,
@@ -147,63 +147,59 @@ def measure(texts, held, exact, config):
 
 
 def speeds(texts, config, rounds):
-    """MB of UTF-8 a second that `signatures` takes in, by number of threads: many files, and one long text."""
+    """MB of UTF-8 per second that `signatures` processes, by number of threads, for many files and for one text."""
     figures, one = {}, ["".join(texts)]
     megabytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) / 1e6
     before = threads.count()
     for count in sorted({1, threads.cores()}):
         threads.use_threads(count)
         best = {"files": 0.0, "one_text": 0.0}
-        for _ in range(rounds + 1):  # the first one compiles
-            for what, some in (("files", texts), ("one_text", one)):
-                began = time.perf_counter()
-                signatures(some, config)
-                best[what] = max(best[what], megabytes / (time.perf_counter() - began))
+        for _ in range(rounds + 1):  # the first round compiles
+            for name, batch in (("files", texts), ("one_text", one)):
+                start = time.perf_counter()
+                signatures(batch, config)
+                best[name] = max(best[name], megabytes / (time.perf_counter() - start))
         figures[str(count)] = best
     threads.use_threads(before)
     return figures | {"megabytes": megabytes}
 
 
 def main():
-    """Print the tables and save them."""
+    """Print the tables, and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=3000)
-    parser.add_argument("--planted", type=int, default=4, help="near-duplicates of each held-out document")
+    parser.add_argument("--planted", type=int, default=4, help="near-duplicates per held-out document")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--out", help="write the figures as JSON")
+    parser.add_argument("-o", "--out", help="write the figures to this JSON file")
     options = parser.parse_args()
     rng = np.random.default_rng(SEED)
     real = documents(options.documents, rng)
     held, texts = real[::5], [text for i, text in enumerate(real) if i % 5]
     texts += [edited(text, rng) for text in held for _ in range(options.planted)]
-    began = time.perf_counter()
+    start = time.perf_counter()
     exact = all_similarities(texts, held, DedupConfig().words)
-    took = time.perf_counter() - began
-    print(
-        f"{len(texts)} training documents × {len(held)} held out: {exact.size:,} pairs, {(exact > 0).sum():,} share a"
-    )
-    print(f"gram, {(exact >= 0.5).sum():,} have a similarity of 0.5 or more; exactly, in {took:.1f} s")
+    seconds = time.perf_counter() - start
+    print(f"{len(texts)} training documents × {len(held)} held out = {exact.size:,} pairs in {seconds:.1f} s.")
+    print(f"{(exact > 0).sum():,} pairs share a gram. {(exact >= 0.5).sum():,} have a similarity of at least 0.5.")
     rows = []
     for bands, width in SETTINGS:
         row = measure(texts, held, exact, DedupConfig(hashes=bands * width, bands=bands))
         rows.append(row)
         estimate, both, dropped = row["estimate_alone"], row["bands_and_exact"], row["documents"]
         print(
-            f"  {row['setting']:6}  estimate alone: recall {estimate['recall']:.4f}, precision"
+            f"  {row['setting']:6}  estimate: recall {estimate['recall']:.4f}, precision"
             f" {estimate['precision']:.4f}   bands and exact: recall {both['recall']:.4f}, precision"
             f" {both['precision']:.4f}   documents: recall {dropped['recall']:.4f} of {dropped['to_drop']}, precision"
             f" {dropped['precision']:.4f}\n          {row['candidate_pairs']} candidates for"
             f" {row['pairs_at_threshold']} pairs, mean error of the estimate {row['mean_absolute_error']:.4f},"
-            f" found in {row['find_seconds']:.2f} s"
+            f" {row['find_seconds']:.2f} s"
         )
-    for name, some in rows[0]["classes"].items():
-        print(
-            f"    similarity {name}: {some['pairs']:7} pairs, {some['candidates']:6} candidates of {rows[0]['setting']}"
-        )
+    for name, counts in rows[0]["classes"].items():
+        print(f"    similarity {name}: {counts['pairs']:7} pairs, {counts['candidates']:6} candidates")
     speed = speeds(texts, DedupConfig(), options.rounds)
     for count in sorted({1, threads.cores()}):
         best = speed[str(count)]
-        print(f"  {count} threads: {best['files']:.0f} MB/s of files, {best['one_text']:.0f} MB/s of one text")
+        print(f"  {count} threads: {best['files']:.0f} MB/s for files, {best['one_text']:.0f} MB/s for one text")
     counts = {
         "training": len(texts),
         "held_out": len(held),

@@ -1,12 +1,11 @@
-"""MiniLM chunks a second: ours, onnxruntime (float32) and sentence-transformers, in turn, as ratios.
+"""Chunks per second that MiniLM embeds in retro_np, in onnxruntime (float32) and in sentence-transformers.
 
     python benchmarks/embed.py [--chunks 512] [--rounds 5] [-o results.json]
 
-The texts are chunks of the standard library, of as many word pieces as RETRO's chunks of 64 tokens have. Each peer runs
-in a process of its own, takes the same texts when its turn comes, tokenises them, and pools by the mean; the keys are
-compared before the timing. onnxruntime gets the model exported by PyTorch and fused by its own optimiser for BERT, and
-the texts in order of length, in batches of the size that suited it best. sentence-transformers runs as its users run
-it.
+The texts are chunks of the standard library, as long as RETRO's chunks of 64 tokens. Each peer runs in its own process.
+In each round every peer tokenises and embeds the same texts and pools by the mean. The keys are compared before the
+timing. onnxruntime runs the model that PyTorch exported and its own BERT optimiser fused, on texts in order of length
+and with the batch size that was fastest for it. sentence-transformers runs with its defaults.
 """
 
 import argparse
@@ -14,7 +13,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-import retro_np  # first, so that BLAS threads sleep as they do in the commands
+import retro_np  # imported first, so that BLAS threads sleep as they do in the commands
 
 # isort: split
 import numpy as np
@@ -22,27 +21,27 @@ from turns import compare, machine, save
 
 from retro_np.retrieval.weights import find_bert
 
-BYTES = 170  # of a chunk: 64 tokens of a BPE of 4096 on this text
+CHUNK_BYTES = 170  # about 64 tokens of a BPE with 4096 words
 
 
 def texts(count):
     """Chunks of the standard library's modules, the same for every peer."""
-    found = []
+    chunks = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         text = path.read_text(encoding="utf-8", errors="replace")
-        found += [text[i : i + BYTES] for i in range(0, len(text) - BYTES, BYTES)]
-    chosen = np.random.default_rng(0).choice(len(found), count, replace=False)
-    return [found[i] for i in chosen]
+        chunks += [text[i : i + CHUNK_BYTES] for i in range(0, len(text) - CHUNK_BYTES, CHUNK_BYTES)]
+    chosen = np.random.default_rng(0).choice(len(chunks), count, replace=False)
+    return [chunks[i] for i in chosen]
 
 
-def ours(count):
-    """Embeds all texts; returns a number made of the keys."""
+def retro_np_bert(count):
+    """retro_np's BERT."""
     bert, chunks = retro_np.load_bert(), texts(count)
     return lambda: bert.embed(chunks, show_progress=False)
 
 
 def onnx(count, batch=32):
-    """onnxruntime on the exported and fused model."""
+    """onnxruntime with the exported and fused model."""
     import onnxruntime
     from onnxruntime.transformers import optimizer
 
@@ -76,7 +75,7 @@ def onnx(count, batch=32):
 
 
 def export(folder, path):
-    """The model of a folder as ONNX, with any batch and length."""
+    """Export a BERT to ONNX, with variable batch size and length."""
     import torch
     from transformers import BertModel
 
@@ -98,27 +97,27 @@ def export(folder, path):
 
 
 def sentence_transformers(count):
-    """sentence-transformers' own encode."""
+    """SentenceTransformer.encode."""
     from sentence_transformers import SentenceTransformer
 
     model, chunks = SentenceTransformer(str(find_bert()), device="cpu"), texts(count)
     return lambda: model.encode(chunks, show_progress_bar=False)
 
 
-PEERS = {"retro_np": ours, "onnxruntime": onnx, "sentence-transformers": sentence_transformers}
+PEERS = {"retro_np": retro_np_bert, "onnxruntime": onnx, "sentence-transformers": sentence_transformers}
 
 
 def main():
-    """Print a row a peer, and save them all."""
+    """Print a row for each peer, and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--out", help="write the figures as JSON")
+    parser.add_argument("-o", "--out", help="write the figures to this JSON file")
     options = parser.parse_args()
     rows = compare(PEERS, options.rounds, (options.chunks,), same=lambda a, b: np.abs(a - b).max() < 1e-4)
     for name, row in rows.items():
         row["chunks_a_second"] = options.chunks / row["seconds"]
-        print(f"{name:22} {row['chunks_a_second']:6.0f} chunks/s   takes {row['times_ours']:.2f} × our time "
+        print(f"{name:22} {row['chunks_a_second']:6.0f} chunks/s   takes {row['times_ours']:.2f} × retro_np's time "
               f"({row['from']:.2f} … {row['to']:.2f})   peak {row['peak_mb']:.0f} MB")  # fmt: skip
     save(options.out, {"rows": rows, "machine": machine()})
 

@@ -1,11 +1,11 @@
-"""The hashing embedder: chunks of 64 tokens a second, beside MiniLM's, and what its neighbours are worth.
+"""The hashing embedder compared with MiniLM: chunks of 64 tokens per second, and the usefulness of its neighbours.
 
     python benchmarks/embed_hashing.py [--chunks 100000] [--rounds 5] [--bytes 1000000] [-o results.json]
 
-Worth is measured as retrieval uses it. Modules of the standard library are cut into chunks, a tenth of the modules held
-out; for each chunk of these the two nearest values [N, F] of the others are retrieved, exactly, and the longest run of
-tokens that a value has in common with the chunk's continuation is taken, in tokens on the mean. Random values bound it
-from below; keys of so many columns that the projection adds next to no noise, from above.
+Usefulness is measured as retrieval uses neighbours. Modules of the standard library are cut into chunks, and a tenth of
+the modules is held out. For each held-out chunk, exact search finds the two nearest values [N, F] of the other modules.
+The figure is the mean number of tokens in the longest run that these values share with the chunk's continuation. Random
+values are the lower bound. Keys with so many columns that the projection adds almost no noise are the upper bound.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sysconfig
 from functools import partial
 from pathlib import Path
 
-import retro_np  # first, so that BLAS threads sleep as they do in the commands
+import retro_np  # imported first, so that BLAS threads sleep as they do in the commands
 
 # isort: split
 import numpy as np
@@ -28,23 +28,23 @@ from retro_np.retrieval.tokenizer import decode, encode, train_tokenizer
 
 M, VOCABULARY = 64, 4096
 WIDTHS = (64, 128, 256)
-EXACT = 2048  # columns: a cosine's noise is 0.02
-MINILM = 256  # chunks of its turn
+MAX_WIDTH = 2048  # the noise of a cosine is 0.02
+MINILM_CHUNKS = 256  # chunks that MiniLM embeds per turn
 QUERIES = 1000
 
 
 def modules(limit):
-    """Texts of the standard library's modules by name, about `limit` bytes."""
-    found, total = {}, 0
+    """{name: text} of about `limit` bytes of the standard library's modules."""
+    texts, total = {}, 0
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         if total < limit:
-            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
-            total += len(found[path.name])
-    return found
+            texts[path.name] = path.read_text(encoding="utf-8", errors="replace")
+            total += len(texts[path.name])
+    return texts
 
 
 def chunked(tokenizer, texts):
-    """Chunks (N, m), and their continuations, padding at a document's end."""
+    """Chunks (N, m) and their continuations (N, m), which are padding at the end of a document."""
     chunks, following = [], []
     for text in texts:
         ids = encode(tokenizer, text)
@@ -56,75 +56,76 @@ def chunked(tokenizer, texts):
 
 
 def embedder(tokenizer, chunks, d_key):
-    """One whose weights are counted over the chunks."""
+    """A hashing embedder with feature counts from the chunks."""
     counts = np.zeros(BUCKETS, np.uint32)
     count_features(chunks, counts)
     return HashingEmbedder(tokenizer, counts, len(chunks), d_key)
 
 
-def ours(d_key, count, limit):
-    """Embeds the same chunks over and over, until they are as many as asked."""
+def hashing(d_key, count, limit):
+    """The hashing embedder on `count` chunks, which repeat the chunks of the modules."""
     texts = modules(limit).values()
     tokenizer = train_tokenizer(texts, VOCABULARY)
     chunks, _ = chunked(tokenizer, texts)
-    made, many = embedder(tokenizer, chunks, d_key), np.resize(chunks, (count, M)).astype(np.uint16)
-    return lambda: made.embed_tokens(many)[:1]
+    embed, repeated = embedder(tokenizer, chunks, d_key).embed_tokens, np.resize(chunks, (count, M)).astype(np.uint16)
+    return lambda: embed(repeated)[:1]
 
 
 def minilm(count, limit):
-    """Embeds MINILM of the texts."""
+    """MiniLM on MINILM_CHUNKS of the chunks."""
     texts = modules(limit).values()
     tokenizer = train_tokenizer(texts, VOCABULARY)
     chunks, _ = chunked(tokenizer, texts)
-    some = np.random.default_rng(0).choice(len(chunks), MINILM, replace=False)
-    decoded, bert = [decode(tokenizer, chunk) for chunk in chunks[some]], retro_np.load_bert()
+    sample = np.random.default_rng(0).choice(len(chunks), MINILM_CHUNKS, replace=False)
+    decoded, bert = [decode(tokenizer, chunk) for chunk in chunks[sample]], retro_np.load_bert()
     return lambda: bert.embed(decoded, show_progress=False)[:1]
 
 
-def worth(limit):
-    """Tokens in common with the continuation, on the mean, by embedder."""
+def usefulness(limit):
+    """The mean number of tokens in common with the continuation, by embedder."""
     texts = modules(limit)
-    kept = [text for name, text in texts.items() if not held_out(name, 0.1)]
-    tokenizer = train_tokenizer(kept, VOCABULARY)
-    chunks, following = chunked(tokenizer, kept)
+    training = [text for name, text in texts.items() if not held_out(name, 0.1)]
+    tokenizer = train_tokenizer(training, VOCABULARY)
+    chunks, following = chunked(tokenizer, training)
     queries, continuations = chunked(tokenizer, [text for name, text in texts.items() if held_out(name, 0.1)])
     rng = np.random.default_rng(0)
-    whole = np.flatnonzero(continuations.any(axis=1))
-    some = np.sort(rng.choice(whole, min(QUERIES, len(whole)), replace=False))
-    queries, continuations = queries[some], continuations[some]
+    continued = np.flatnonzero(continuations.any(axis=1))
+    sample = np.sort(rng.choice(continued, min(QUERIES, len(continued)), replace=False))
+    queries, continuations = queries[sample], continuations[sample]
 
     def common(ids):
         return longest_common_substring(continuations, np.concatenate([chunks, following], axis=1)[ids]).mean()
 
-    found = {"random values": common(rng.integers(0, len(chunks), (len(queries), 2)))}
-    for d_key in (*WIDTHS, EXACT):
-        made = embedder(tokenizer, chunks, d_key)
-        found[f"hashing, {d_key}"] = common(exact_search(made.embed_tokens(queries), made.embed_tokens(chunks), 2)[0])
+    tokens = {"random values": common(rng.integers(0, len(chunks), (len(queries), 2)))}
+    for d_key in (*WIDTHS, MAX_WIDTH):
+        embed = embedder(tokenizer, chunks, d_key).embed_tokens
+        ids, _ = exact_search(embed(queries), embed(chunks), 2)
+        tokens[f"hashing, {d_key}"] = common(ids)
     bert = retro_np.load_bert()
-    keys, asked = (bert.embed([decode(tokenizer, chunk) for chunk in some]) for some in (chunks, queries))
-    found["MiniLM"] = common(exact_search(asked, keys, 2)[0])
-    return {"tokens_in_common": found, "chunks": len(chunks), "queries": len(queries)}
+    keys, query_keys = (bert.embed([decode(tokenizer, chunk) for chunk in part]) for part in (chunks, queries))
+    tokens["MiniLM"] = common(exact_search(query_keys, keys, 2)[0])
+    return {"tokens_in_common": tokens, "chunks": len(chunks), "queries": len(queries)}
 
 
 def main():
-    """Print a row an embedder, and save them all."""
+    """Print a row for each embedder, and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bytes", type=int, default=1_000_000, help="of text; MiniLM takes a minute for a million")
-    parser.add_argument("-o", "--out", help="write the figures as JSON")
+    parser.add_argument("--bytes", type=int, default=1_000_000, help="bytes of text; MiniLM needs a minute per million")
+    parser.add_argument("-o", "--out", help="write the figures to this JSON file")
     options = parser.parse_args()
-    makers = {f"hashing, {d_key}": partial(ours, d_key) for d_key in WIDTHS} | {"MiniLM": minilm}
+    makers = {f"hashing, {d_key}": partial(hashing, d_key) for d_key in WIDTHS} | {"MiniLM": minilm}
     rows = compare(makers, options.rounds, (options.chunks, options.bytes))
     for name, row in rows.items():
-        rate = (MINILM if name == "MiniLM" else options.chunks) / row["seconds"]
-        # turns are of different lengths: the rates alone compare
+        rate = (MINILM_CHUNKS if name == "MiniLM" else options.chunks) / row["seconds"]
+        # peers embed different numbers of chunks, so only their rates can be compared
         rows[name] = {"seconds": row["seconds"], "chunks_a_second": rate, "peak_mb": row["peak_mb"]}
         print(f"{name:16} {rate:8.0f} chunks/s   peak {row['peak_mb']:.0f} MB")
-    found = worth(options.bytes)
-    for name, tokens in found["tokens_in_common"].items():
+    worth = usefulness(options.bytes)
+    for name, tokens in worth["tokens_in_common"].items():
         print(f"{name:16} {tokens:8.2f} tokens in common with the continuation")
-    save(options.out, {"rows": rows, "worth": found, "machine": machine()})
+    save(options.out, {"rows": rows, "worth": worth, "machine": machine()})
 
 
 if __name__ == "__main__":

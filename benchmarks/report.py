@@ -1,7 +1,7 @@
-"""The README's performance section from benchmarks/results/*.json, each of which a benchmark wrote with -o.
+"""The tables of docs/performance.md, made from benchmarks/results/*.json, which the benchmarks wrote with -o.
 
-python benchmarks/report.py          rewrite the section
-python benchmarks/report.py --check  exit with 1 where the section is not what the results say
+python benchmarks/report.py          rewrite the tables
+python benchmarks/report.py --check  exit with status 1 if the page does not show the results
 """
 
 import argparse
@@ -11,172 +11,169 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("numpy", "numba", "c", "PyTorch")
-RATES = {"documents": 0, "chunks": 0, "megabytes": 1}  # of a build, and the digits after the point
+RATES = {"documents": 0, "chunks": 0, "megabytes": 1}  # of a build's stages, and the decimals to show
 
 
 def results(name):
-    """What a benchmark wrote."""
+    """The figures that a benchmark wrote."""
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def table(head, rows):
+def table(header, rows):
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def ratio(row):
-    """A peer's time over ours, with the spread of the rounds."""
+    """A peer's time divided by retro_np's: the median over the rounds, and their range."""
     return f"{row['times_ours']:.2f} ({row['from']:.2f} … {row['to']:.2f})"
 
 
+def milliseconds(seconds):
+    """A time as text: whole milliseconds from 20 ms, two decimals below."""
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.02 else f"{1e3 * seconds:.2f} ms"
+
+
+def machine():
+    """Where the figures were measured."""
+    facts = results("train_step")["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return [f"Measured on {facts['cores']} cores of an {facts['processor']} with {versions}."]
+
+
 def train_step():
-    """The step, its peers, and how far it is from what the cores can do."""
-    found = results("train_step")
-    rows = [[name, f"{row['seconds']:.2f} s", ratio(row), f"{row['peak_mb']:.0f} MB"]
-            for name, row in found["rows"].items()]  # fmt: skip
-    work = found["work"]
+    """The time of a training step, its peers' times, and the share of the processor's peak that it reaches."""
+    figures = results("train_step")
+    rows = [
+        [name, f"{row['seconds']:.2f} s", ratio(row), f"{row['peak_mb']:.0f} MB"]
+        for name, row in figures["rows"].items()
+    ]
+    work = figures["work"]
     flop = work["linear_flop"] + work["attention_flop"]
     return [
-        table(["a training step", "time", "times ours", "peak memory"], rows),
-        f"The step is {flop / 1e9:.0f} GFLOP of products, {work['linear_flop'] / 1e9:.0f} of them in linear layers: it "
-        f"runs at {work['gflops']:.0f} GFLOP/s, {work['share_of_sgemm']:.0%} of what NumPy's sgemm reaches with square "
-        "matrices in the same rounds.",
+        table(["implementation", "time per step", "relative time", "peak memory"], rows),
+        f"A step does {flop / 1e9:.0f} GFLOP of matrix products, {work['linear_flop'] / 1e9:.0f} of them in linear "
+        f"layers. retro_np does them at {work['gflops']:.0f} GFLOP/s, {work['share_of_sgemm']:.0%} of the rate that "
+        "NumPy's sgemm reached on square matrices in the same rounds.",
     ]
 
 
 def kernels():
-    """Milliseconds of each kernel."""
-    rows = [[name, *(f"{row[kind]:.1f}" if kind in row else "" for kind in KINDS)]
-            for name, row in results("kernels")["milliseconds"].items()]  # fmt: skip
-    return [table(["kernel, ms", "NumPy", "Numba", "C", "PyTorch"], rows)]
+    """The time of each kernel in each implementation."""
+    rows = [
+        [name, *(f"{row[kind]:.1f}" if kind in row else "" for kind in KINDS)]
+        for name, row in results("kernels")["milliseconds"].items()
+    ]
+    return [table(["kernel, ms per call", "NumPy", "Numba", "C", "PyTorch"], rows)]
 
 
 def embed():
-    """Chunks a second."""
+    """Chunks embedded per second."""
     rows = [[name, f"{row['chunks_a_second']:.0f}", ratio(row)] for name, row in results("embed")["rows"].items()]
-    return [table(["MiniLM, float32", "chunks a second", "times our time"], rows)]
+    return [table(["MiniLM in float32", "chunks per second", "relative time"], rows)]
 
 
 def search():
-    """Exact search against faiss, and the best setting of each graph."""
-    exact, graphs = [], []
-    for one in results("search")["tables"]:
-        where = f"{one['size']:,} {one['keys'].replace('keys of minilm.npy', 'keys of MiniLM')}"
-        ours, faiss = one["exact"]["retro_np"], one["exact"]["faiss IndexFlatL2"]
-        for kind, of in (("batch", f"{one['queries']} at once"), ("single", "one")):
-            exact.append(
-                [
-                    where,
-                    of,
-                    milliseconds(ours[kind]["seconds"]),
-                    milliseconds(faiss[kind]["seconds"]),
-                    ratio(faiss[kind]),
-                ]
-            )
-        for peer, row in one.get("approximate", {}).items():
-            point = row["at_recall_0.95"] or max(row["settings"], key=lambda setting: setting["recall"])
-            found = point["setting"], f"{point['recall']:.3f}", milliseconds(point["median"])
-            graphs.append([where, peer, f"{row['build_seconds']:.0f} s", *found])
+    """Exact search beside faiss, and the best setting of each approximate index."""
+    exact, approximate = [], []
+    for keys in results("search")["tables"]:
+        database = f"{keys['size']:,} {keys['keys'].replace('keys of minilm.npy', 'keys of MiniLM')}"
+        own, faiss = keys["exact"]["retro_np"], keys["exact"]["faiss IndexFlatL2"]
+        for kind, queries in (("batch", f"{keys['queries']} together"), ("single", "1")):
+            times = (milliseconds(peer[kind]["seconds"]) for peer in (own, faiss))
+            exact.append([database, queries, *times, ratio(faiss[kind])])
+        for peer, row in keys.get("approximate", {}).items():
+            best = row["at_recall_0.95"] or max(row["settings"], key=lambda setting: setting["recall"])
+            figures = best["setting"], f"{best['recall']:.3f}", milliseconds(best["median"])
+            approximate.append([database, peer, f"{row['build_seconds']:.0f} s", *figures])
     return [
-        table(["exact search, k 2", "queries", "ours", "faiss", "times ours"], exact),
-        table(
-            [
-                "one query, one thread: the first setting with recall ≥ 0.95, or the best there is",
-                "index",
-                "built in",
-                "ef, or leaves",
-                "recall@2",
-                "time",
-            ],
-            graphs,
-        ),
+        table(["keys, exact search, k = 2", "queries", "retro_np", "faiss", "relative time of faiss"], exact),
+        "For each approximate index the table has the first setting that reaches a recall of 0.95, or the setting with "
+        "the highest recall if none does. One query at a time, on one thread:",
+        table(["keys", "index", "build time", "ef or leaves", "recall@2", "time per query"], approximate),
     ]
 
 
 def build():
-    """A database's stages, BERT's part of them, memory by size of corpus, and the recall of the index."""
-    found = results("build")
-    hashing, minilm = found["builds"]["hashing"], found["builds"]["MiniLM"]
-    inside, total = minilm["bert"], minilm["seconds"]
-    stages, graphs = [], []
-    for stage, seconds in sorted(hashing["stages"].items(), key=lambda each: -each[1]):
-        rates = [f"{hashing[of] / seconds:,.{digits}f}" for of, digits in RATES.items()]
+    """The stages of a build, BERT's share of the time, the memory it takes, and the recall of its index."""
+    figures = results("build")
+    hashing, minilm = figures["builds"]["hashing"], figures["builds"]["MiniLM"]
+    bert, total = minilm["bert"], minilm["seconds"]
+    stages, recalls = [], []
+    for stage, seconds in sorted(hashing["stages"].items(), key=lambda item: -item[1]):
+        rates = [f"{hashing[unit] / seconds:,.{decimals}f}" for unit, decimals in RATES.items()]
         other = minilm["stages"].get(stage)
-        theirs = ("", "") if other is None else (f"{other:.2f} s", f"{other / total:.1%}")
-        stages.append([stage, f"{seconds:.2f} s", *rates, f"{seconds / hashing['seconds']:.1%}", *theirs])
-    for row in found["recall"]:
-        for at, name in itertools.product(row["k"], ("alone", "batch")):
-            of = "one" if name == "alone" else f"{row['queries']} at once"
-            times = (f"{at[f'{kind}{name}_ms']:.2f} ms" for kind in ("", "exact_"))
-            where = f"{row['keys']:,} of {row['embedder']}", row["shards"]
-            graphs.append([*where, at["k"], of, f"{at[f'{name}_recall']:.3f}", *times])
-    memory = found["memory"]
-    least, most = (f([row["anonymous_mb"] for row in memory]) for f in (min, max))
+        in_minilm = ("", "") if other is None else (f"{other:.2f} s", f"{other / total:.1%}")
+        stages.append([stage, f"{seconds:.2f} s", *rates, f"{seconds / hashing['seconds']:.1%}", *in_minilm])
+    for row in figures["recall"]:
+        for by_k, name in itertools.product(row["k"], ("alone", "batch")):
+            queries = "1" if name == "alone" else f"{row['queries']} together"
+            times = (f"{by_k[f'{kind}{name}_ms']:.2f} ms" for kind in ("", "exact_"))
+            keys = f"{row['keys']:,}, {row['embedder']}"
+            recalls.append([keys, row["shards"], by_k["k"], queries, f"{by_k[f'{name}_recall']:.3f}", *times])
+    memory = figures["memory"]
+    smallest, largest = (extreme(row["anonymous_mb"] for row in memory) for extreme in (min, max))
     peaks = [row["peak_mb"] for row in memory]
-    slowest = {name: max(each["stages"], key=each["stages"].get) for name, each in found["builds"].items()}
+    slowest = {name: max(build["stages"], key=build["stages"].get) for name, build in figures["builds"].items()}
+    header = ["stage", "hashing", "documents/s", "chunks/s", "MB/s", "share", "MiniLM", "share"]
     return [
-        *([f"{found['note']}:"] if "note" in found else []),
-        table(["a build", "hashing", "documents/s", "chunks/s", "MB/s", "share", "MiniLM", "share"], stages),
-        f"{hashing['megabytes']:.0f} MB of Python, {hashing['chunks']:,} chunks, take {hashing['seconds']:.0f} s with "
-        f"the hashing embedder, most of it {slowest['hashing']}; {minilm['megabytes']:.1f} MB, {minilm['chunks']:,} "
-        f"chunks, take {total:.0f} s with MiniLM, most of it {slowest['MiniLM']}. BERT's products are "
-        f"{inside['products'] / total:.1%} of all that time and its attention {inside['attention'] / total:.1%}, "
-        f"together {(inside['products'] + inside['attention']) / total:.1%}.",
-        table(["held-out chunks look for keys", "shards", "k", "queries", "recall@k", "a query", "exactly"], graphs),
-        f"Corpora from {memory[0]['megabytes']:.1f} to {max(row['megabytes'] for row in memory):.1f} MB, in shards as "
-        f"large as the smallest: {least:.0f} to {most:.0f} MB of memory, {min(peaks):.0f} to {max(peaks):.0f} MB with "
-        "the files that are mapped.",
-        "![Memory of a build by size of corpus](docs/build_memory.png)",
-    ]  # fmt: skip
-
-
-def milliseconds(seconds):
-    """As text, with the digits that count."""
-    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.02 else f"{1e3 * seconds:.2f} ms"
-
-
-def sampling():
-    """With the cache and without."""
-    row = results("sampling")["rows"]
-    return [
-        f"Sampling {row['length']} tokens takes {row['cached_s']:.1f} s with the cache, "
-        f"{row['length'] / row['cached_s']:.0f} tokens a second, and {row['times']:.1f} × as long without it; "
-        f"{row['retrieval_share']:.1%} of it is retrieval. Retrieving for one chunk of text takes "
-        f"{row['retrieval_ms']:.1f} ms, BERT included."
+        *([f"{figures['note']}:"] if "note" in figures else []),
+        table(header, stages),
+        f"With the hashing embedder, {hashing['megabytes']:.0f} MB of Python ({hashing['chunks']:,} chunks) take "
+        f"{hashing['seconds']:.0f} s; the slowest stage is {slowest['hashing']}. With MiniLM, "
+        f"{minilm['megabytes']:.1f} MB ({minilm['chunks']:,} chunks) take {total:.0f} s; the slowest stage is "
+        f"{slowest['MiniLM']}. BERT's matrix products take {bert['products'] / total:.1%} of that time, its attention "
+        f"{bert['attention'] / total:.1%}, together {(bert['products'] + bert['attention']) / total:.1%}.",
+        "Held-out chunks search the finished databases as `Database.search_keys` does by default. The last two columns "
+        "are the time per query of this search and of exact search:",
+        table(["keys", "shards", "k", "queries", "recall@k", "default search", "exact search"], recalls),
+        f"Corpora of {memory[0]['megabytes']:.1f} to {max(row['megabytes'] for row in memory):.1f} MB, in shards as "
+        f"large as the smallest corpus, need {smallest:.0f} to {largest:.0f} MB of memory, or {min(peaks):.0f} to "
+        f"{max(peaks):.0f} MB if memory-mapped files are counted.",
     ]
 
 
-def section():
-    """The text between the marks."""
-    machine = results("train_step")["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    parts = [
-        f"Measured on {machine['cores']} cores of an {machine['processor']}, {versions}: medians, and of ratios those "
-        "within a round.",
-        *train_step(), *kernels(), *embed(), *search(), *build(), *sampling(),
-    ]  # fmt: skip
-    return "\n\n".join(parts)
+def sampling():
+    """The time of sampling with the cache and without it."""
+    row = results("sampling")["rows"]
+    return [
+        f"Sampling {row['length']} tokens takes {row['cached_s']:.1f} s with the cache, which is "
+        f"{row['length'] / row['cached_s']:.0f} tokens per second, and {row['times']:.1f} times as long without it. "
+        f"Retrieval is {row['retrieval_share']:.1%} of the time. Retrieving the neighbours of one chunk of real text "
+        f"takes {row['retrieval_ms']:.1f} ms, BERT included."
+    ]
 
 
-def settle(path, program, sections, check):
-    """Write sections, {name: text}, between their marks in a file; check: exit with 1 where that would change it."""
-    text = fresh = path.read_text(encoding="utf-8")
-    for name, inside in sections.items():
+def write_sections(path, program, sections, check):
+    """Write each section, {name: text}, between its markers in a file. check: only exit, with 1 if it would change."""
+    text = updated = path.read_text(encoding="utf-8")
+    for name, section in sections.items():
         begin, end = f"<!-- {name}: python benchmarks/{program} -->", f"<!-- end of {name} -->"
-        before, rest = fresh.split(begin)
-        fresh = f"{before}{begin}\n{inside}\n{end}{rest.split(end)[1]}"
+        before, rest = updated.split(begin)
+        updated = f"{before}{begin}\n{section}\n{end}{rest.split(end)[1]}"
     if check:
-        raise SystemExit(int(fresh != text))
-    path.write_text(fresh, encoding="utf-8")
+        raise SystemExit(int(updated != text))
+    path.write_text(updated, encoding="utf-8")
 
 
 def main(path, program, sections, description):
-    """Rewrite a file's sections, or with --check hold it against them."""
+    """Rewrite a file's sections, or compare them with --check."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    settle(path, program, sections, parser.parse_args().check)
+    write_sections(path, program, sections, parser.parse_args().check)
 
+
+SECTIONS = {
+    "machine": machine,
+    "training step": train_step,
+    "kernels": kernels,
+    "embedding": embed,
+    "search": search,
+    "build": build,
+    "sampling": sampling,
+}
 
 if __name__ == "__main__":
-    main(ROOT / "README.md", "report.py", {"performance": section()}, __doc__)
+    pages = {name: "\n\n".join(make()) for name, make in SECTIONS.items()}
+    main(ROOT / "docs" / "performance.md", "report.py", pages, __doc__)

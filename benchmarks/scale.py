@@ -1,20 +1,20 @@
-"""The tables of docs/scale.md: what a retrieval database costs at internet scale, by the arithmetic of scale_costs.py.
+"""The tables of docs/scale.md, the cost of a retrieval database at internet scale, computed by scale_costs.py.
 
-python benchmarks/scale.py           rewrite the tables, from benchmarks/results/*.json
-python benchmarks/scale.py --check   exit with 1 where the tables are not what the results say
+python benchmarks/scale.py           rewrite the tables from benchmarks/results/*.json
+python benchmarks/scale.py --check   exit with status 1 if the tables do not show the results
 python benchmarks/scale.py -o benchmarks/results/scale.json [--keys FILE.npy]
-                                     measure what no other benchmark does: see scale_measure.py
+                                     measure the figures that no other benchmark measures; see scale_measure.py
 
---keys: real keys beside the hashed ones, as python benchmarks/search_keys.py writes them.
+--keys: real keys to measure as well as hashed ones; python benchmarks/search_keys.py writes such a file.
 """
 
 import argparse
 
-import retro_np  # noqa: F401  first, so that BLAS threads sleep as they do in the commands
+import retro_np  # noqa: F401  imported first, so that BLAS threads sleep as they do in the commands
 
 # isort: split
 import scale_costs as costs
-from report import ROOT, milliseconds, results, settle, table
+from report import ROOT, milliseconds, results, table, write_sections
 from turns import machine, save
 
 from retro_np.retrieval.build import BuildConfig
@@ -31,7 +31,7 @@ def size(number):
 
 
 def count(number):
-    """A number as text, with three digits."""
+    """A number as text, with three significant digits."""
     if number < 1e4:
         return f"{number:,.0f}"
     for name, unit in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
@@ -40,7 +40,7 @@ def count(number):
 
 
 def span(seconds):
-    """Seconds as text."""
+    """A time as text, in its largest unit."""
     for name, unit in (("years", 365 * costs.DAY), ("days", costs.DAY), ("hours", 3600), ("s", 1)):
         if seconds >= unit:
             return f"{digits(seconds / unit)} {name}"
@@ -48,94 +48,85 @@ def span(seconds):
 
 
 def scaled(number, units, step):
-    """A number in the largest unit that leaves it at one or more."""
-    place = 0
-    while number >= step and place < len(units) - 1:
-        number, place = number / step, place + 1
-    return f"{digits(number)} {units[place]}"
+    """A number in the largest unit in which it is at least 1."""
+    for unit in units:
+        if number < step or unit == units[-1]:
+            return f"{digits(number)} {unit}"
+        number /= step
 
 
 def digits(number):
-    """As text, with three digits or all before the point."""
+    """A number as text, with three significant digits or all digits before the decimal point."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def at_sizes(bytes_a_chunk):
-    """Bytes of a chunk, and of all chunks at each size."""
-    return [f"{bytes_a_chunk:,.0f}", *(size(costs.chunks_of(tokens) * bytes_a_chunk) for tokens in costs.SIZES)]
+def at_sizes(chunk_bytes):
+    """Table cells: bytes per chunk, and in total at each size."""
+    return [f"{chunk_bytes:,.0f}", *(size(costs.chunks_of(tokens) * chunk_bytes) for tokens in costs.SIZES)]
 
 
 def sizes():
-    """What lies on the disk."""
+    """The size of a database on disk."""
     width, hashed, links = costs.MINILM, BuildConfig.d_key, costs.link_bytes()
     rows = {
-        f"tokens.npy, {BuildConfig.vocabulary_size:,} words: 2 bytes a token": costs.token_bytes(),
-        f"tokens.npy, {costs.PAPER_VOCABULARY:,} words: 4 bytes a token": costs.token_bytes(costs.PAPER_VOCABULARY),
-        "documents.npy, and equal.npy where keys are equal: 8 bytes each": costs.NUMBER,
+        f"tokens.npy, {BuildConfig.vocabulary_size:,} words: 2 bytes per token": costs.token_bytes(),
+        f"tokens.npy, {costs.PAPER_VOCABULARY:,} words: 4 bytes per token": costs.token_bytes(costs.PAPER_VOCABULARY),
+        "documents.npy, and equal.npy if some keys are equal: 8 bytes each": costs.ID_BYTES,
         f"keys.npy, MiniLM, float32: 4 × {width}": costs.key_bytes(),
         f"keys.npy, MiniLM, float16: 2 × {width}": costs.key_bytes(dtype="float16"),
         f"keys.npy, hashing, float32: 4 × {hashed}": costs.key_bytes(hashed),
-        "product-quantised in 48 bytes, and an id": costs.code_bytes(48),
-        f"index.hnsw, the links: {links:.1f} measured, M = {LINKS}": links,
-        f"index.hnsw, whole: 4 × {width} + links": costs.node_bytes(),
+        "product-quantised keys: 48 bytes and an id": costs.code_bytes(48),
+        f"index.hnsw, links: {links:.1f} measured, M = {LINKS}": links,
+        f"index.hnsw, in total: 4 × {width} + links": costs.node_bytes(),
         f"neighbours: ({BuildConfig.neighbours} + {BuildConfig.extra_candidates}) × 12": costs.list_bytes(),
-        "documents.jsonl: its bytes over all chunks, measured": costs.document_bytes(),
-        "**a database, MiniLM, float32**": costs.database_bytes(),
-        "**a database, MiniLM, float16**": costs.database_bytes(dtype="float16"),
-        "**a database, hashing, float32**": costs.database_bytes(hashed),
+        "documents.jsonl, measured": costs.document_bytes(),
+        "**database, MiniLM, float32**": costs.database_bytes(),
+        "**database, MiniLM, float16**": costs.database_bytes(dtype="float16"),
+        "**database, hashing, float32**": costs.database_bytes(hashed),
     }
-    counted = ", ".join(f"{count(costs.chunks_of(tokens))}" for tokens in costs.SIZES)
-    return "\n\n".join(
-        [
-            f"The three sizes are {counted} chunks.",
-            table(["what", "bytes a chunk", *HEAD], [[name, *at_sizes(each)] for name, each in rows.items()]),
-        ]
-    )
+    counts = [count(costs.chunks_of(tokens)) for tokens in costs.SIZES]
+    sentence = f"The three sizes are {counts[0]}, {counts[1]} and {counts[2]} chunks."
+    cells = [[name, *at_sizes(chunk_bytes)] for name, chunk_bytes in rows.items()]
+    return f"{sentence}\n\n{table(['file', 'bytes per chunk', *HEAD], cells)}"
 
 
 def paper():
-    """The paper's figures, and ours for its set-up."""
+    """The paper's figures, and the same arithmetic for its setup."""
     rows = []
-    for tokens, known in costs.PAPER_INDEX.items():
-        rows.append([f"the paper, of {count(tokens)} tokens", size(known), *per_chunk(known / costs.chunks_of(tokens))])
+    for tokens, total in costs.PAPER_INDEX.items():
+        rows.append([f"the paper, {count(tokens)} tokens", size(total), *per_chunk(total / costs.chunks_of(tokens))])
     for width, dtype, values in ((768, "float32", 1), (768, "float32", 2), (768, "float16", 2), (1024, "float16", 2),
                                  (1024, "float32", 2)):  # fmt: skip
-        each = costs.paper_value_bytes(width, dtype, values)
-        name = f"4 billion: {width} × {dtype}, {'N and F' if values == 2 else 'N alone'}"
-        rows.append([name, size(each * costs.chunks_of(4 * 10**9)), *per_chunk(each)])
-    ours = costs.database_bytes()
-    rows.append(
-        [
-            "4 billion: this project, MiniLM, float32, all files",
-            size(ours * costs.chunks_of(4 * 10**9)),
-            *per_chunk(ours),
-        ]
-    )
+        chunk_bytes = costs.paper_value_bytes(width, dtype, values)
+        name = f"4 billion: {width} × {dtype}, {'N and F' if values == 2 else 'only N'}"
+        rows.append([name, size(chunk_bytes * costs.chunks_of(4 * 10**9)), *per_chunk(chunk_bytes)])
+    chunk_bytes, name = costs.database_bytes(), "4 billion: this project, MiniLM, float32, all files"
+    rows.append([name, size(chunk_bytes * costs.chunks_of(4 * 10**9)), *per_chunk(chunk_bytes)])
     knn_lm, index = costs.PAPER_KNN_LM, costs.PAPER_INDEX[4 * 10**9]
-    both, alone = (64 * costs.knn_lm_bytes() / costs.paper_value_bytes(768, "float32", n) for n in (2, 1))
+    both, only_n = (64 * costs.knn_lm_bytes() / costs.paper_value_bytes(768, "float32", n) for n in (2, 1))
     tokens, documents = costs.paper_tokens()
     return "\n\n".join(
         [
-            table(["index", "bytes", "bytes a chunk", "against 215 GB", "against 215 GiB"], rows),
-            f"kNN-LM: 15 TB over 4 × 10⁹ tokens are {knn_lm / 4e9:,.0f} bytes a token (15 TiB: "
-            f"{knn_lm * 1.024**4 / 4e9:,.0f}), and 4 × {costs.WIKITEXT_WIDTH} + 4, a float32 key of the Wikitext model "
-            f"and a token, are {costs.knn_lm_bytes():,}. The quotient of the paper's two sizes is {knn_lm / index:.1f} "
-            f"(or {1.024 * knn_lm / index:.1f} in binary units); the arithmetic gives {both:.1f} with N and F, "
-            f"{alone:.1f} with N alone.",
-            f"MassiveText's counts with {costs.PAPER_BOOKS:.0%} of the books add up to {tokens / 1e12:.2f} × 10¹² "
-            f"tokens and {documents / 1e6:,.0f} million documents, {tokens / documents:,.0f} tokens a document.",
+            table(["index", "size", "bytes per chunk", "relative to 215 GB", "relative to 215 GiB"], rows),
+            f"kNN-LM: 15 TB for 4 × 10⁹ tokens are {knn_lm / 4e9:,.0f} bytes per token (15 TiB: "
+            f"{knn_lm * 1.024**4 / 4e9:,.0f}). A float32 key of the Wikitext model and a token take "
+            f"4 × {costs.WIKITEXT_WIDTH} + 4 = {costs.knn_lm_bytes():,} bytes. The ratio of the paper's two sizes is "
+            f"{knn_lm / index:.1f} ({1.024 * knn_lm / index:.1f} in binary units). The arithmetic gives {both:.1f} if "
+            f"N and F are stored and {only_n:.1f} if only N is.",
+            f"MassiveText's counts, with {costs.PAPER_BOOKS:.0%} of the books, add up to {tokens / 1e12:.2f} × 10¹² "
+            f"tokens and {documents / 1e6:,.0f} million documents, {tokens / documents:,.0f} tokens per document.",
         ]
     )
 
 
-def per_chunk(each):
-    """Bytes of a chunk, and how they compare with the paper's of 4 billion tokens in either unit."""
-    known = costs.PAPER_INDEX[4 * 10**9] / costs.chunks_of(4 * 10**9)
-    return [f"{each:,.0f}", f"{each / known:.1%}", f"{each / known / 1.024**3:.1%}"]
+def per_chunk(chunk_bytes):
+    """Table cells: bytes per chunk, and their ratio to the paper's 215 GB or 215 GiB."""
+    ratio = chunk_bytes / (costs.PAPER_INDEX[4 * 10**9] / costs.chunks_of(4 * 10**9))
+    return [f"{chunk_bytes:,.0f}", f"{ratio:.1%}", f"{ratio / 1.024**3:.1%}"]
 
 
 def stages():
-    """Days of a worker for what grows with the tokens alone, and how many workers do it in a week."""
+    """The time that one worker needs for the stages whose cost is proportional to the number of tokens."""
     sources = {
         "reading": "build.json", "tokenising": "build.json", "near-duplicates": "deduplicate.json",
         "keys by hashing": "embed_hashing.json", "keys by MiniLM": "embed.json", "indexing": "search.json",
@@ -145,160 +136,146 @@ def stages():
     for name, seconds in costs.stage_seconds().items():
         totals = [span(seconds * costs.chunks_of(tokens)) for tokens in costs.SIZES]
         rows.append([name, sources[name], f"{1 / seconds:,.0f}", *totals])
-    keys = costs.keys_a_shard()
+    keys = costs.keys_per_shard()
     return "\n\n".join(
         [
-            table(["a worker's time", "measured in", "chunks a second", *HEAD], rows),
-            f"A chunk is {costs.text_bytes():.0f} bytes of the text of build.json, Python. Indexing is of "
-            f"{count(keys)} keys, the default shard of {BuildConfig.shard_bytes // 10**6} MB of text.",
+            table(["stage, time of one worker", "measured in", "chunks per second", *HEAD], rows),
+            f"A chunk is {costs.text_bytes():.0f} bytes of build.json's text, which is Python code. The rate of "
+            f"indexing is for {count(keys)} keys, a default shard of {BuildConfig.shard_bytes // 10**6} MB of text.",
         ]
     )
 
 
 def graphs():
-    """A query of one graph by its size, with its recall where it was measured."""
+    """The time of a query in one graph by the graph's size, and its recall if it was measured."""
     recalls = {}
-    for each in results("search")["tables"]:
-        settings = each["approximate"]["hnswlib"]["settings"]
-        near = min(settings, key=lambda at: abs(at["setting"] - costs.K - costs.EF_MARGIN))
-        kind = "MiniLM's" if "minilm" in each["keys"] else "hashed bigrams"
-        recalls[each["size"]] = f"{near['recall']:.3f}, {kind}"
+    for measured in results("search")["tables"]:
+        settings = measured["approximate"]["hnswlib"]["settings"]
+        nearest = min(settings, key=lambda row: abs(row["setting"] - costs.K - costs.EF_MARGIN))
+        kind = "MiniLM" if "minilm" in measured["keys"] else "hashed bigrams"
+        recalls[measured["size"]] = f"{nearest['recall']:.3f}, {kind}"
     rows = []
     for keys in GRAPHS:
-        graph = size(keys * costs.node_memory())
-        known = recalls.get(keys, "not measured")
-        asked, inserted = milliseconds(costs.query_seconds(keys)), f"{1 / costs.insert_seconds(keys):,.0f}"
-        rows.append([f"{keys:,}", graph, asked, known, inserted])
-    return table(["keys of a graph", "in memory", "a query, one core", "recall@2", "keys indexed a second"], rows)
+        cells = size(keys * costs.node_memory()), milliseconds(costs.query_seconds(keys))
+        rows.append([f"{keys:,}", *cells, recalls.get(keys, "not measured"), f"{1 / costs.insert_seconds(keys):,.0f}"])
+    return table(["keys in a graph", "memory", "time per query, one core", "recall@2", "keys indexed per second"], rows)
 
 
 def shards():
-    """How many shards, and what asking all of them takes."""
+    """The number of shards, and the time and space to search all of them."""
     rows = []
     for shard in SHARDS:
-        keys = costs.keys_a_shard(shard)
+        keys = costs.keys_per_shard(shard)
         for tokens, name in zip(costs.SIZES, HEAD, strict=True):
-            few = costs.shards_of(tokens, shard)
-            asked = span(costs.search_seconds(tokens, shard))
             memory = size(min(keys, costs.chunks_of(tokens)) * costs.node_memory())
-            build = [span(costs.neighbours_seconds(tokens, shard)), size(costs.partial_list_bytes(tokens, shard))]
-            rows.append([name, size(shard), count(few), memory, asked, *build])
-    found = results("build")["builds"]["hashing"]
-    each = 1e3 * found["stages"]["neighbours"] / found["chunks"] / found["shards"]
-    head = [
-        "size",
-        "text a shard",
-        "shards",
-        "a graph",
-        "a query of all, one core",
-        "a worker's time for all neighbours",
-    ]
+            times = costs.search_seconds(tokens, shard), costs.neighbours_seconds(tokens, shard)
+            lists = size(costs.temporary_list_bytes(tokens, shard))
+            rows.append([name, size(shard), count(costs.shards_of(tokens, shard)), memory, *map(span, times), lists])
+    build = results("build")["builds"]["hashing"]
+    measured = 1e3 * build["stages"]["neighbours"] / build["chunks"] / build["shards"]
+    head = ["size", "text per shard", "shards", "memory per graph", "one query of all shards, one core"]
+    head += ["all neighbours, one worker", "temporary lists"]
     return "\n\n".join(
         [
-            table([*head, "lists before merging"], rows),
-            f"The neighbours' time is scaled from build.json, where a chunk takes {each:.2f} ms in a shard of "
-            f"{count(found['retrievable'] / found['shards'])} keys: hashed ones, for which the graph keeps more "
-            "candidates than for MiniLM's, and of the chunk's own shard, where twice as many are fetched.",
+            table(head, rows),
+            f"The time for all neighbours is scaled from build.json, where a chunk takes {measured:.2f} ms in a shard "
+            f"of {count(build['retrievable'] / build['shards'])} keys. Those are hashed keys, for which the graph "
+            "keeps more candidates than for MiniLM's keys. In the chunk's own shard, twice as many are fetched.",
         ]
     )
 
 
 def workers():
-    """How many workers build it in a week and in a day."""
+    """The number of workers that build the database in a week, and in a day."""
     rows = []
     for shard in SHARDS:
         for keys in ("keys by hashing", "keys by MiniLM"):
-            found = []
+            cells = []
             for tokens in costs.SIZES:
                 seconds = costs.build_seconds(tokens, shard, keys)
                 week, day = (count(max(1, -(-seconds // time))) for time in (costs.WEEK, costs.DAY))
-                found.append(f"{week} / {day}")
-            rows.append([size(shard), keys.split()[-1], *found])
-    return table(["text a shard", "keys by", *(f"{name}: week / day" for name in HEAD)], rows)
+                cells.append(f"{week} / {day}")
+            rows.append([size(shard), keys.split()[-1], *cells])
+    return table(["text per shard", "keys by", *(f"{name}: week / day" for name in HEAD)], rows)
 
 
 def memory():
-    """What must be in memory for a search, and how many machines hold it."""
+    """The memory that a search needs, and the number of machines that have it."""
     links = costs.node_memory() - costs.key_bytes()
     rows = {
         f"HNSW, float32 keys: 4 × {costs.MINILM} + {links:.0f}, measured": costs.node_memory(),
-        f"HNSW, float16 keys: 2 × {costs.MINILM} + {links:.0f}, which hnswlib doesn't offer": links
+        f"HNSW, float16 keys: 2 × {costs.MINILM} + {links:.0f}, not offered by hnswlib": links
         + costs.key_bytes(dtype="float16"),
         f"HNSW, hashing: 4 × {BuildConfig.d_key} + {links:.0f}": costs.node_memory(BuildConfig.d_key),
-        "IVF-PQ, 96 + 8": costs.code_bytes(96),
-        "IVF-PQ, 48 + 8": costs.code_bytes(48),
-        "IVF-PQ, 24 + 8": costs.code_bytes(24),
     }
-    found = []
-    for name, each in rows.items():
-        machines = [f"{costs.machines_for(tokens, each):,}" for tokens in costs.SIZES]
-        found.append([name, f"{each:,.0f}", count(costs.tokens_in(costs.MACHINE, each)), *machines])
-    return table(["in memory", "bytes a chunk", f"tokens in {size(costs.MACHINE)}", *HEAD], found)
+    rows |= {f"IVF-PQ, {code} + 8": costs.code_bytes(code) for code in (96, 48, 24)}
+    cells = []
+    for name, chunk_bytes in rows.items():
+        machines = [f"{costs.machines_for(tokens, chunk_bytes):,}" for tokens in costs.SIZES]
+        capacity = count(costs.tokens_in(costs.MACHINE_BYTES, chunk_bytes))
+        cells.append([name, f"{chunk_bytes:,.0f}", capacity, *machines])
+    head = [f"machines for {name}" for name in HEAD]
+    return table(["index", "bytes per chunk", f"tokens in {size(costs.MACHINE_BYTES)}", *head], cells)
 
 
 def quantised():
-    """Recall of product-quantised keys, and of float16."""
-    rows, halved = [], []
-    for found in results("scale")["quantised"]:
-        name = "MiniLM" if "minilm" in found["keys"] else "hashed bigrams"
-        halved.append(f"{found['float16_recall']:.3f} with {name}")
-        for row in found["rows"]:
-            for at in row["settings"][-2:-1]:
-                rows.append(
-                    [
-                        f"{found['size']:,} {name}",
-                        f"{row['code_bytes']} bytes",
-                        f"{at['lists']} of {found['rows'][0]['settings'][-1]['lists']}",
-                        f"{at['recall']:.3f}",
-                        f"{at['reranked']:.3f}",
-                        milliseconds(at["seconds"]),
-                    ]
-                )
-    rate, times = 1e-6 / costs.scanned_seconds(48), [costs.inverted_seconds(tokens, 48) for tokens in costs.SIZES]
+    """The recall of product-quantised keys and of float16 keys."""
+    rows, float16 = [], []
+    for measured in results("scale")["quantised"]:
+        name = "MiniLM" if "minilm" in measured["keys"] else "hashed bigrams"
+        float16.append(f"{measured['float16_recall']:.3f} for {name}")
+        for row in measured["rows"]:
+            *_, point, full = row["settings"]
+            cells = [
+                f"{measured['size']:,} {name}",
+                f"{row['code_bytes']} bytes",
+                f"{point['lists']} of {full['lists']}",
+            ]
+            cells += [f"{point['recall']:.3f}", f"{point['reranked']:.3f}", milliseconds(point["seconds"])]
+            rows.append(cells)
+    rate, times = 1e-6 / costs.scan_seconds(48), [costs.inverted_seconds(tokens, 48) for tokens in costs.SIZES]
+    head = ["keys", "code", "lists searched", "recall@2", "recall@2, 100 best codes reranked", "time per query"]
     return "\n\n".join(
         [
-            table(["keys", "code", "lists", "recall@2", "of the 100 best, measured exactly", "a query"], rows),
-            f"Keys in float16, searched exactly, find {' and '.join(halved)} of what float32 finds. A core looks "
-            f"through {rate:.0f} million codes of 48 bytes a second. With 2²⁰ lists, of which 64 are looked through, "
-            f"found by a graph of their centroids, a query then takes {', '.join(map(milliseconds, times))} at the "
-            "three sizes, on one core and without the exact keys.",
+            table(head, rows),
+            f"Exact search with float16 keys has a recall of {' and '.join(float16)}, relative to float32. One core "
+            f"scans {rate:.0f} million codes of 48 bytes per second. With 2²⁰ lists, 64 of them searched and chosen by "
+            f"a graph of their centroids, a query takes {', '.join(map(milliseconds, times))} at the three sizes, on "
+            "one core and without reranking.",
         ]
     )
 
 
 BREAKS = {
-    "files": (f"open files, {costs.OPEN_FILES:,} a process", "shards; each mapped file stays open",
-              "`ulimit -n`; larger shards; map a shard when it is asked"),
-    "lists": ("10 TB for lists before they are merged", "chunks × shards, tokens squared",
-              "merge each list into the one before: two lists a chunk, whatever the shards"),
-    "search": ("10 ms for a query of every shard on one core", "shards", "larger shards; shards side by side"),
-    "memory": ("256 GB for the graphs that a search loads", "chunks", "shards over machines; then IVF-PQ"),
-    "opening": ("ten minutes of SHA-256 when a database is opened", "bytes",
-                "trust sizes and times at opening, hash in `retro-np verify`; hash a shard when it is first asked"),
-    "reading": ("a day of reading, in one process", "bytes of text", "sources that are read side by side"),
-    "tasks": ("a day of Dask's scheduling", "shards squared", "one task a shard and many queries"),
-    "mappings": (f"{costs.MAPPINGS:,} mappings a process", "shards", "as with open files"),
-    "numbers": ("16 GB for documents' numbers, read whole by `Database.fraction` and `without`", "chunks",
-                "a shard at a time"),
-    "names": ("five digits of a shard's name, which are sorted as text", "shards",
-              "more digits, or sort by number; beyond it ids would be wrong"),
-    "offsets": ("16 GB for documents' offsets, 8 bytes each", "documents",
-                "an offset for every hundredth line, or a file of offsets that is mapped"),
+    "files": (f"{costs.OPEN_FILES:,} open files per process, systemd's hard limit", "shards",
+              "larger shards, or map a shard only when it is searched"),
+    "lists": ("10 TB of temporary neighbour lists", "chunks", "merge after fewer shards"),
+    "search": ("10 ms for one query of all shards, on one core", "shards", "larger shards, or search them in parallel"),
+    "memory": ("256 GB of memory for the graphs", "chunks", "distribute shards over machines, then IVF-PQ"),
+    "opening": ("10 minutes of SHA-256 when a database is opened", "bytes",
+                "trust sizes and times when opening, and hash in `retro-np verify` or when a shard is first searched"),
+    "reading": ("one day of reading, in one process", "bytes of text", "read sources in parallel"),
+    "tasks": ("one day of Dask's scheduling", "shards squared", "one task per shard, with many queries"),
+    "mappings": (f"{costs.MAPPINGS:,} memory mappings per process", "shards", "as for open files"),
+    "numbers": ("16 GB of document numbers, read by `Database.fraction` and `Database.without`", "chunks",
+                "process one shard at a time"),
+    "offsets": ("16 GB of offsets in documents.jsonl, 8 bytes each", "documents",
+                "an offset for every hundredth line, or a memory-mapped file of offsets"),
 }  # fmt: skip
 
 
 def limits():
-    """What breaks first, in its order."""
-    reached = sorted(costs.limits().items(), key=lambda each: each[1])
-    rows = [[count(tokens), BREAKS[name][0], BREAKS[name][1], BREAKS[name][2]] for name, tokens in reached]
-    found, shards = results("scale")["database"], costs.shards_of(costs.SIZES[-1])
-    files = shards * costs.TRAINING_SHARD
+    """The limits of this project, in the order in which a growing database meets them."""
+    limits = sorted(costs.limits().items(), key=lambda item: item[1])
+    rows = [[count(tokens), *BREAKS[name]] for name, tokens in limits]
+    entry, shards = results("scale")["database"]["manifest_bytes"], costs.shards_of(costs.SIZES[-1])
+    files = shards * costs.FILES_PER_SHARD
     return "\n\n".join(
         [
-            table(["at tokens", "what runs out", "grows with", "what one would do"], rows),
-            f"At {HEAD[-1]} {count(shards)} shards would be {count(files)} files, without the held-out ones, and "
-            f"the manifest, of {found['manifest_bytes']:.0f} bytes a file, {size(files * found['manifest_bytes'])} of "
-            "JSON, read and hashed whenever the database is opened.",
+            table(["tokens", "limit", "grows with", "remedy"], rows),
+            f"At {HEAD[-1]}, {count(shards)} training shards would have {count(files)} files. The manifest, with "
+            f"{entry:.0f} bytes per file, would be {size(files * entry)} of JSON, read and hashed whenever the "
+            "database is opened.",
         ]
     )
 
@@ -310,19 +287,20 @@ SECTIONS = {
 
 
 def main():
-    """Rewrite, check or measure."""
+    """Rewrite or check the page, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("-o", "--out", help="measure, and write the figures as JSON")
-    parser.add_argument("--keys", help="real keys for product quantisation, .npy (N, d) float32")
-    parser.add_argument("--count", type=int, default=100_000, help="keys of product quantisation")
+    parser.add_argument("-o", "--out", help="measure, and write the figures to this JSON file")
+    parser.add_argument("--keys", help="real keys for product quantisation: .npy, (N, d) float32")
+    parser.add_argument("--count", type=int, default=100_000, help="number of keys for product quantisation")
     options = parser.parse_args()
     if options.out:
         from scale_measure import measured
 
         save(options.out, measured(options.count, options.keys) | {"machine": machine()})
     else:
-        settle(ROOT / "docs" / "scale.md", "scale.py", {name: made() for name, made in SECTIONS.items()}, options.check)
+        sections = {name: section() for name, section in SECTIONS.items()}
+        write_sections(ROOT / "docs" / "scale.md", "scale.py", sections, options.check)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The arithmetic of docs/scale.md: what a database of so many tokens weighs and takes. Bytes, seconds, counts.
+"""The arithmetic of docs/scale.md: the size and cost of a database in bytes, seconds and counts.
 
-Each function is a line or two, from constants of the project and from what the benchmarks measured, in
-benchmarks/results/*.json. `chunks` and `keys` are numbers of them, `shard` is bytes of text. A worker is a machine
-like the one that was measured, of two cores. "Index keys" are of MiniLM's width, unless another is given.
+The inputs are the project's constants and the measurements in benchmarks/results/*.json. `tokens` and `keys` are
+counts, and `shard` is a shard's size in bytes of text. A worker is a machine with two cores, like the one that was
+measured. Keys have MiniLM's width unless another width is given.
 """
 
 import numpy as np
@@ -10,101 +10,98 @@ from report import results
 
 from retro_np.retrieval.build import BuildConfig
 from retro_np.retrieval.index import EF_MARGIN
-from retro_np.retrieval.manifest import shard_name
 from retro_np.retrieval.neighbours import NEIGHBOUR
+from retro_np.retrieval.stages import SHARDS_PER_MERGE
 
 SIZES = (10**9, 10**12, 1_750 * 10**9)  # tokens
-MINILM = 384  # columns of its keys
-NUMBER = 8  # bytes of a document's number, of an offset, of an id
-CORES = 2  # of a worker
-MACHINE = 256 * 10**9  # bytes of memory
+MINILM = 384  # width of its keys
+ID_BYTES = 8  # of a document's number, an offset or a chunk's id
+CORES = 2  # per worker
+MACHINE_BYTES = 256 * 10**9  # memory of a machine that searches
 DAY, WEEK = 86_400, 7 * 86_400  # seconds
-K = 2  # neighbours that a search is for
-TRAINING_SHARD = 7  # files: tokens, documents, keys, index.hnsw, equal, ids, distances
-OPEN_FILES, MAPPINGS = 1024, 65_530  # Linux's usual limits for a process
+K = 2  # neighbours per query
+FILES_PER_SHARD = 7  # tokens, documents, keys, index.hnsw, equal, ids, distances
+OPEN_FILES, MAPPINGS = 524_288, 65_530  # limits per process: systemd's hard limit, and Linux's default
 
-# the paper's figures (Borgeaud et al. 2022), and BERT's two widths (Devlin et al. 2019)
-PAPER_INDEX = {4 * 10**9: 215e9, 1_750 * 10**9: 93e12}  # bytes by tokens
+# figures of the paper (Borgeaud et al. 2022)
+PAPER_INDEX = {4 * 10**9: 215e9, 1_750 * 10**9: 93e12}  # bytes by number of tokens
 PAPER_KNN_LM = 15e12  # bytes for 4 billion tokens
 PAPER_TOKENS = {"Web": 977_563, "Books": 3_423_740, "News": 236_918, "Wikipedia": 13_288, "GitHub": 374_952}  # millions
 PAPER_DOCUMENTS = {"Web": 1208, "Books": 20, "News": 398, "Wikipedia": 23, "GitHub": 143}  # millions
-PAPER_BOOKS = 0.04  # share of the books that evaluation retrieves from
+PAPER_BOOKS = 0.04  # the share of the books that the evaluation database holds
 PAPER_VOCABULARY, WIKITEXT_WIDTH = 128_000, 1024
 
 
 def chunks_of(tokens):
-    """Chunks of the default size; a document's last one is padded, which is left out of account."""
+    """The number of chunks of the default size, without the padding at the end of documents."""
     return tokens / BuildConfig.chunk_size
 
 
 def token_bytes(vocabulary=BuildConfig.vocabulary_size):
-    """Of a chunk's tokens: 2 bytes each up to 65,536 words, else 4."""
+    """Bytes of a chunk's tokens: 2 per token for up to 65,536 words, otherwise 4."""
     return BuildConfig.chunk_size * (2 if vocabulary <= 2**16 else 4)
 
 
 def key_bytes(width=MINILM, dtype="float32"):
-    """Of a chunk's key."""
+    """Bytes of a chunk's key."""
     return width * np.dtype(dtype).itemsize
 
 
 def code_bytes(size):
-    """Of a product-quantised key of `size` bytes in an inverted list, with the id that stands beside it."""
-    return size + NUMBER
+    """Bytes of a product-quantised key of `size` bytes in an inverted list, with its id."""
+    return size + ID_BYTES
 
 
 def link_bytes():
-    """Of a node in index.hnsw beside its key: measured."""
+    """Bytes of a node in index.hnsw without its key, measured."""
     return results("scale")["node"]["file"]
 
 
 def node_bytes(width=MINILM):
-    """Of a node in index.hnsw: hnswlib holds its key in float32, whatever keys.npy holds."""
+    """Bytes of a node in index.hnsw. hnswlib stores the key in float32, whatever the dtype of keys.npy."""
     return key_bytes(width) + link_bytes()
 
 
 def node_memory(width=MINILM):
-    """Of a node in memory: what its links and hnswlib's own lists take is measured, else what the file has."""
+    """Bytes of a node in memory. The part without the key is measured, or else taken from the file."""
     return key_bytes(width) + (results("scale")["node"]["memory"] or link_bytes())
 
 
 def list_bytes():
-    """Of a chunk's list of neighbours, extra_candidates included."""
+    """Bytes of a chunk's list of neighbours, including extra_candidates."""
     return (BuildConfig.neighbours + BuildConfig.extra_candidates) * NEIGHBOUR.itemsize
 
 
 def document_bytes():
-    """Of documents.jsonl, a chunk: measured."""
-    found = results("scale")["database"]
-    return found["document_bytes"] * found["documents"] / found["chunks"]
+    """Bytes of documents.jsonl per chunk, measured."""
+    database = results("scale")["database"]
+    return database["document_bytes"] * database["documents"] / database["chunks"]
 
 
 def database_bytes(width=MINILM, dtype="float32"):
-    """Of a chunk on disk, in all; two numbers: its document's, and which of equal keys stands for it."""
-    rest = token_bytes() + 2 * NUMBER + list_bytes() + document_bytes()
+    """Bytes per chunk of all files. The two ids are in documents.npy and equal.npy."""
+    rest = token_bytes() + 2 * ID_BYTES + list_bytes() + document_bytes()
     return key_bytes(width, dtype) + node_bytes(width) + rest
 
 
 def text_bytes():
-    """Of text, a chunk: measured."""
-    found = results("build")["builds"]["hashing"]
-    return found["megabytes"] * 1e6 / found["chunks"]
+    """Bytes of text per chunk, measured."""
+    build = results("build")["builds"]["hashing"]
+    return build["megabytes"] * 1e6 / build["chunks"]
 
 
-def keys_a_shard(shard=BuildConfig.shard_bytes):
-    """Chunks in so many bytes of text."""
+def keys_per_shard(shard=BuildConfig.shard_bytes):
+    """The number of keys in a shard."""
     return shard / text_bytes()
 
 
 def shards_of(tokens, shard=BuildConfig.shard_bytes):
-    """How many shards, at least one."""
-    return max(1.0, chunks_of(tokens) / keys_a_shard(shard))
+    """The number of shards, at least 1."""
+    return max(1.0, chunks_of(tokens) / keys_per_shard(shard))
 
 
 def by_log(points, keys):
-    """What was measured at some numbers of keys, {keys: value}, at another: a straight line over log(keys).
-
-    Beyond the measured points the last line, or the first, goes on.
-    """
+    """Interpolate measurements {keys: value} linearly over log(keys), and extrapolate beyond them."""
     x, y = np.log(sorted(points)), [points[size] for size in sorted(points)]
     last = int(np.clip(np.searchsorted(x, np.log(keys)), 1, len(x) - 1))
     slope = (y[last] - y[last - 1]) / (x[last] - x[last - 1])
@@ -112,22 +109,22 @@ def by_log(points, keys):
 
 
 def query_seconds(keys, k=K):
-    """One query of a graph of so many keys on one core, by the measured ef that is nearest to the project's."""
+    """The time of one query in a graph on one core, at the measured ef closest to the project's."""
     points = {}
     for table in results("search")["tables"]:
         settings = table["approximate"]["hnswlib"]["settings"]
-        points[table["size"]] = min(settings, key=lambda each: abs(each["setting"] - k - EF_MARGIN))["median"]
+        points[table["size"]] = min(settings, key=lambda row: abs(row["setting"] - k - EF_MARGIN))["median"]
     return by_log(points, keys)
 
 
 def search_seconds(tokens, shard=BuildConfig.shard_bytes):
-    """One query of every shard on one core."""
+    """The time of one query of all shards on one core."""
     shards = shards_of(tokens, shard)
     return shards * query_seconds(chunks_of(tokens) / shards)
 
 
 def insert_seconds(keys):
-    """A worker's time to add one key to a graph that becomes so large, with a thread a core."""
+    """A worker's time to add one key to a graph that will have `keys` keys, with one thread per core."""
     points = {}
     for table in results("search")["tables"]:
         row = table["approximate"]["hnswlib"]
@@ -136,7 +133,7 @@ def insert_seconds(keys):
 
 
 def stage_seconds():
-    """Seconds of a worker for a chunk, of the stages that take as long for the millionth chunk as for the first."""
+    """A worker's time per chunk for the stages whose cost is proportional to the number of chunks."""
     build, file_rate = results("build")["builds"]["hashing"], results("scale")["sha256_bytes_a_second"]
     duplicates, hashing = results("deduplicate")["speed"], results("embed_hashing")["rows"]
     return {
@@ -145,95 +142,93 @@ def stage_seconds():
         "near-duplicates": text_bytes() / (1e6 * duplicates[str(CORES)]["files"]),
         "keys by hashing": 1 / hashing[f"hashing, {BuildConfig.d_key}"]["chunks_a_second"],
         "keys by MiniLM": 1 / results("embed")["rows"]["retro_np"]["chunks_a_second"],
-        "indexing": insert_seconds(keys_a_shard()),
+        "indexing": insert_seconds(keys_per_shard()),
         "hashing of files": database_bytes() / (CORES * file_rate),
     }
 
 
 def neighbours_seconds(tokens, shard=BuildConfig.shard_bytes):
-    """Seconds of a worker to ask every shard for the neighbours and extra_candidates of every chunk.
+    """A worker's time to search all shards for the neighbours and extra_candidates of all chunks.
 
-    What a build's stage took for a chunk and a shard is scaled as a query is, from its graphs to these.
+    The time per chunk and shard is measured in a build and scaled like the time of a query in a graph of this size.
     """
-    found, k = results("build")["builds"]["hashing"], BuildConfig.neighbours + BuildConfig.extra_candidates
-    measured = found["stages"]["neighbours"] / found["chunks"] / found["shards"]
+    build, k = results("build")["builds"]["hashing"], BuildConfig.neighbours + BuildConfig.extra_candidates
+    measured = build["stages"]["neighbours"] / build["chunks"] / build["shards"]
     shards = shards_of(tokens, shard)
-    grown = query_seconds(chunks_of(tokens) / shards, k) / query_seconds(found["retrievable"] / found["shards"], k)
-    return chunks_of(tokens) * shards * measured * grown
+    growth = query_seconds(chunks_of(tokens) / shards, k) / query_seconds(build["retrievable"] / build["shards"], k)
+    return chunks_of(tokens) * shards * measured * growth
 
 
 def build_seconds(tokens, shard, keys):
-    """Seconds of a worker for a whole build. keys: which stage makes them."""
+    """A worker's time for a whole build. keys: the stage that makes the keys."""
     stages = stage_seconds() | {"indexing": insert_seconds(chunks_of(tokens) / shards_of(tokens, shard))}
     others = {"keys by hashing", "keys by MiniLM"} - {keys}
     linear = sum(seconds for name, seconds in stages.items() if name not in others)
     return chunks_of(tokens) * linear + neighbours_seconds(tokens, shard)
 
 
-def partial_list_bytes(tokens, shard=BuildConfig.shard_bytes):
-    """Of the lists in work/ before they are merged: one for each chunk and each shard."""
-    return chunks_of(tokens) * shards_of(tokens, shard) * list_bytes()
+def temporary_list_bytes(tokens, shard=BuildConfig.shard_bytes):
+    """Bytes in work/ of the lists of one group of shards, and of the merged lists before and after the group."""
+    shards = shards_of(tokens, shard)
+    lists = shards if shards <= SHARDS_PER_MERGE else SHARDS_PER_MERGE + 2
+    return chunks_of(tokens) * lists * list_bytes()
 
 
-def scanned_seconds(size):
-    """A core's time to look through one code of `size` bytes: the longest scan that was measured over its codes."""
+def scan_seconds(size):
+    """A core's time to scan one code of `size` bytes, from the difference of the longest and shortest scan."""
     table = results("scale")["quantised"][0]
     settings = next(row for row in table["rows"] if row["code_bytes"] == size)["settings"]
-    least, most = settings[0], settings[-1]
-    codes = (most["lists"] - least["lists"]) * table["size"] / most["lists"]
-    return (most["seconds"] - least["seconds"]) / codes
+    shortest, longest = settings[0], settings[-1]
+    codes = (longest["lists"] - shortest["lists"]) * table["size"] / longest["lists"]
+    return (longest["seconds"] - shortest["seconds"]) / codes
 
 
 def inverted_seconds(tokens, code, lists=2**20, probes=64):
-    """One query of an inverted file on one core: a graph of its centroids, and the codes of the lists looked in."""
-    return query_seconds(lists) + chunks_of(tokens) * probes / lists * scanned_seconds(code)
+    """The time of one query of an inverted file on one core: search the centroids' graph, scan the chosen lists."""
+    return query_seconds(lists) + chunks_of(tokens) * probes / lists * scan_seconds(code)
 
 
-def machines_for(tokens, bytes_a_chunk):
-    """Machines whose memory holds so many bytes a chunk."""
-    return max(1, int(np.ceil(chunks_of(tokens) * bytes_a_chunk / MACHINE)))
+def machines_for(tokens, chunk_bytes):
+    """The number of machines with enough memory for chunk_bytes per chunk."""
+    return max(1, int(np.ceil(chunks_of(tokens) * chunk_bytes / MACHINE_BYTES)))
 
 
-def tokens_in(memory, bytes_a_chunk):
-    """How many tokens' chunks so much memory holds."""
-    return memory / bytes_a_chunk * BuildConfig.chunk_size
+def tokens_in(memory, chunk_bytes):
+    """The number of tokens whose chunks fit into `memory` bytes."""
+    return memory / chunk_bytes * BuildConfig.chunk_size
 
 
 def paper_tokens():
-    """Of MassiveText with the part of the books that evaluation retrieves from; and documents."""
+    """The numbers of tokens and documents in MassiveText, with the share of books that the evaluation uses."""
     tokens = sum(PAPER_TOKENS.values()) - (1 - PAPER_BOOKS) * PAPER_TOKENS["Books"]
     return 1e6 * tokens, 1e6 * (sum(PAPER_DOCUMENTS.values()) - (1 - PAPER_BOOKS) * PAPER_DOCUMENTS["Books"])
 
 
 def paper_value_bytes(width, dtype, chunks):
-    """Of a chunk in the paper's set-up: a key, and the tokens of `chunks` chunks (1: N alone; 2: N and F)."""
+    """Bytes per chunk in the paper's setup: a key, and the tokens of `chunks` chunks (1: only N, 2: N and F)."""
     return key_bytes(width, dtype) + chunks * token_bytes(PAPER_VOCABULARY)
 
 
 def knn_lm_bytes():
-    """Of a token in kNN-LM: a float32 key as wide as the Wikitext model, and the token that follows."""
+    """Bytes per token in kNN-LM: a float32 key as wide as the Wikitext model, and the next token."""
     return key_bytes(WIKITEXT_WIDTH) + 4
 
 
 def limits():
-    """What breaks in the order in which it does, with default settings: {what: tokens}."""
-    a_shard = chunks_of(1) * text_bytes() / BuildConfig.shard_bytes  # shards a token
-    opened = results("scale")["database"]
-    shard_open = opened.get("open_files") or 2 * TRAINING_SHARD
-    per_query = query_seconds(keys_a_shard())
+    """The numbers of tokens at which limits are reached with the default settings, {limit: tokens}."""
+    shard_tokens = keys_per_shard() * BuildConfig.chunk_size
+    open_files = results("scale")["database"].get("open_files") or 2 * FILES_PER_SHARD
     rate = CORES * results("scale")["sha256_bytes_a_second"]
-    pairs = list_bytes() * chunks_of(1) * a_shard  # bytes of unmerged lists, over tokens squared
-    tasks = results("scale")["task_seconds"] or 0.001
+    task = results("scale")["task_seconds"] or 0.001
     return {
-        "files": OPEN_FILES / shard_open / a_shard,
-        "lists": (10e12 / pairs) ** 0.5,
-        "search": 0.010 / per_query / a_shard,
-        "memory": tokens_in(MACHINE, node_memory()),
-        "opening": 600 * rate / database_bytes() * BuildConfig.chunk_size,
-        "mappings": MAPPINGS / shard_open / a_shard,
-        "names": 10 ** len(shard_name(0)) / a_shard,
-        "tasks": (DAY / tasks) ** 0.5 / a_shard,
+        "files": OPEN_FILES / open_files * shard_tokens,
+        "lists": tokens_in(10e12, (SHARDS_PER_MERGE + 2) * list_bytes()),
+        "search": 0.010 / query_seconds(keys_per_shard()) * shard_tokens,
+        "memory": tokens_in(MACHINE_BYTES, node_memory()),
+        "opening": tokens_in(600 * rate, database_bytes()),
+        "mappings": MAPPINGS / open_files * shard_tokens,
+        "tasks": (DAY / task) ** 0.5 * shard_tokens,
         "reading": DAY / stage_seconds()["reading"] * BuildConfig.chunk_size,
-        "offsets": 16e9 / NUMBER * paper_tokens()[0] / paper_tokens()[1],
-        "numbers": 16e9 / NUMBER * BuildConfig.chunk_size,
+        "offsets": 16e9 / ID_BYTES * paper_tokens()[0] / paper_tokens()[1],
+        "numbers": tokens_in(16e9, ID_BYTES),
     }

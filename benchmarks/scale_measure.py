@@ -1,10 +1,10 @@
-"""What benchmarks/scale.py needs and no other benchmark measures: bytes, memory, product-quantised keys, hashes, tasks.
+"""Measurements for benchmarks/scale.py: bytes, memory, product-quantised keys, hashing of files, Dask's tasks.
 
-A small database of Python's standard library, by the hashing embedder, tells what a line of documents.jsonl and an
-entry of the manifest weigh, and how many files it has and keeps open. A graph of NODES random keys, all different,
-tells what a node takes beside its key in index.hnsw, and, loaded in a fresh process, in memory (Linux alone says).
-Product quantisation is faiss's IVF-PQ, recall@2 against exact search as in benchmarks/search.py: alone, and where the
-CANDIDATES best codes are measured by their exact keys, which finds the two nearest wherever they are among these.
+A small database of Python's standard library, with the hashing embedder, gives the bytes of a line of documents.jsonl
+and of an entry of the manifest, and the number of files and of open files per shard. A graph of NODES distinct random
+keys gives the bytes that a node takes in addition to its key, in index.hnsw and, on Linux, in memory after loading it
+in a fresh process. Product quantisation is faiss's IVF-PQ. Its recall@2 is relative to exact search, as in
+benchmarks/search.py, without reranking and with the CANDIDATES best codes reranked by their exact distances.
 """
 
 import multiprocessing
@@ -28,41 +28,40 @@ from retro_np.retrieval.shards import silent
 from retro_np.retrieval.workers import LOCAL, Task, workers
 
 K, CANDIDATES = 2, 100
-CODES = (24, 48, 96)  # bytes a key, of 384 columns: 16, 8, 4 columns a byte
-LISTS, PROBES = 256, (4, 16, 64, 256)  # lists of the inverted file, and how many of them are looked through
+CODES = (24, 48, 96)  # bytes per key of 384 columns
+LISTS, PROBES = 256, (4, 16, 64, 256)  # lists in the inverted file, and how many of them a query searches
 QUERIES = 500
-TRAINED, ROUNDS_OF_KMEANS = 25_000, 10  # keys that centroids are trained on
+TRAINING_KEYS, KMEANS_ROUNDS = 25_000, 10  # for the centroids
 NODES = 20_000
 SMALL = BuildConfig(limit_bytes=3_000_000, shard_bytes=800_000, include=("*.py",))
 HASHED_BYTES, TASKS, ROUNDS = 1 << 27, 500, 3
 
 
 def database_sizes():
-    """Bytes and counts of a small database, each per node, per document, per file, per shard."""
+    """The counts and bytes of a small database, and the open files per shard."""
     with tempfile.TemporaryDirectory() as folder:
         database = build_database("stdlib", Path(folder) / "db", SMALL, HASHED)
         before = _open_files()
         splits = [database.split(name) for name in ("train", "valid")]
         database.search_keys(np.ones((1, database.d_key)), 1)
         manifest = database.manifest
-        nodes, shards = database.n_chunks, len(database.first_ids)
-        files = len(manifest["files"])
-        here = {
+        shards, files = len(database.first_ids), len(manifest["files"])
+        figures = {
             "shards": shards,
             "files": files,
-            "chunks": nodes,
+            "chunks": database.n_chunks,
             "documents": manifest["splits"]["train"]["documents"],
             "document_bytes": (database.path / DOCUMENTS).stat().st_size / len(database.documents),
             "manifest_bytes": (database.path / MANIFEST).stat().st_size / files,
         }
-        if before is not None:  # the tokens and numbers of the training shards were open before
-            here["open_files"] = (_open_files() - before + 2 * shards) / shards
+        if before is not None:  # two files of each training shard were open before
+            figures["open_files"] = (_open_files() - before + 2 * shards) / shards
         del splits
-        return here
+        return figures
 
 
 def _open_files():
-    """How many files this process has open; None where the system doesn't tell."""
+    """The number of files that this process has open, None if the system does not report it."""
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
@@ -70,7 +69,7 @@ def _open_files():
 
 
 def node_bytes():
-    """Bytes that a node takes beside its key, in index.hnsw and, None where the system doesn't tell, in memory."""
+    """Bytes of a node without its key, in index.hnsw and in memory (None if the system does not report it)."""
     keys = np.random.default_rng(0).standard_normal((NODES, search_keys.WIDTH), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.hnsw"
@@ -84,7 +83,7 @@ def node_bytes():
 
 def _loaded(folder):
     keys = np.load(Path(folder) / "keys.npy", mmap_mode="r")
-    build_hnsw(np.ascontiguousarray(keys[:100]))  # whatever a first graph brings with it
+    build_hnsw(np.ascontiguousarray(keys[:100]))  # one-time allocations
     before = _anonymous()
     graph = load_hnsw(Path(folder) / "index.hnsw", keys)
     grown = None if before is None else _anonymous() - before
@@ -101,86 +100,86 @@ def _anonymous():
 
 
 def quantised(label, keys, queries):
-    """Rows of IVF-PQ for each length of code, and the recall of float16 keys; None without faiss."""
+    """Figures of IVF-PQ for each code length, and the recall of float16 keys. None without faiss."""
     try:
         import faiss
     except ImportError:
-        print("faiss is not installed (pip install faiss-cpu): product quantisation is left out")
+        print("faiss is not installed (pip install faiss-cpu): product quantisation is skipped")
         return None
-    faiss.omp_set_num_threads(1)  # a query at a time, and training that other work on the machine doesn't stall
+    faiss.omp_set_num_threads(1)  # queries run one at a time
     exact, _ = exact_search(queries, keys, K)
-    halved, _ = exact_search(queries, keys.astype(np.float16), K)
+    float16, _ = exact_search(queries, keys.astype(np.float16), K)
     rows = []
     for size in CODES:
-        # np: no order of the centroids by Hamming distance, which would take most of the time and isn't used
+        # "np": without polysemous training, which would take most of the time and is not used
         index = faiss.index_factory(keys.shape[1], f"IVF{LISTS},PQ{size}np")
-        index.pq.cp.niter = ROUNDS_OF_KMEANS
-        began = time.perf_counter()
-        index.train(keys[:: max(1, len(keys) // TRAINED)])
+        index.pq.cp.niter = KMEANS_ROUNDS
+        start = time.perf_counter()
+        index.train(keys[:: max(1, len(keys) // TRAINING_KEYS)])
         trained = time.perf_counter()
         index.add(keys)
-        row = {"code_bytes": size, "train_seconds": trained - began, "add_seconds": time.perf_counter() - trained}
+        row = {"code_bytes": size, "train_seconds": trained - start, "add_seconds": time.perf_counter() - trained}
         row["bytes"] = len(faiss.serialize_index(index)) / len(keys)
         row["settings"] = [_probed(index, probes, queries, exact) for probes in PROBES]
         rows.append(row)
         best = row["settings"][-2]
         print(
-            f"  {label}: {size} bytes a code, {best['lists']} of {LISTS} lists: recall@{K} {best['recall']:.3f}, "
-            f"{best['reranked']:.3f} with {CANDIDATES} measured exactly, {1e3 * best['seconds']:.2f} ms",
+            f"  {label}: {size} bytes per code, {best['lists']} of {LISTS} lists: recall@{K} {best['recall']:.3f}, "
+            f"{best['reranked']:.3f} with {CANDIDATES} candidates reranked, {1e3 * best['seconds']:.2f} ms",
             flush=True,
         )
-    found = {"keys": label, "size": len(keys), "width": keys.shape[1], "queries": len(queries)}
-    return found | {"float16_recall": search_keys.recall(halved, exact), "rows": rows}
+    figures = {"keys": label, "size": len(keys), "width": keys.shape[1], "queries": len(queries)}
+    return figures | {"float16_recall": search_keys.recall(float16, exact), "rows": rows}
 
 
 def _probed(index, probes, queries, exact):
-    """Recall, with and without exact distances of the candidates, and seconds of a query on one thread."""
+    """Recall with and without reranking, and seconds per query on one thread."""
     index.nprobe = probes
     ids, seconds = [], []
     for query in queries:
-        began = time.perf_counter()
+        start = time.perf_counter()
         ids.append(index.search(query[None], CANDIDATES)[1][0])
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     ids = np.stack(ids)
     recalls = {"recall": search_keys.recall(ids[:, :K], exact), "reranked": search_keys.recall(ids, exact)}
     return {"lists": probes} | recalls | {"seconds": statistics.median(seconds)}
 
 
 def hash_rate():
-    """Bytes a second of a file's SHA-256 on one core, the file in the system's memory: the best of ROUNDS."""
+    """Bytes per second of a cached file's SHA-256 on one core, the best of ROUNDS."""
     with tempfile.TemporaryDirectory() as folder:
-        path, taken = Path(folder) / "file", []
+        path, times = Path(folder) / "file", []
         path.write_bytes(os.urandom(HASHED_BYTES))
         for _ in range(ROUNDS):
-            began = time.perf_counter()
+            start = time.perf_counter()
             sha256_of(path)
-            taken.append(time.perf_counter() - began)
-    return HASHED_BYTES / min(taken)
+            times.append(time.perf_counter() - start)
+    return HASHED_BYTES / min(times)
 
 
 def task_seconds():
-    """Seconds that a Dask scheduler takes for a task that does nothing, as a build submits them; None without Dask."""
+    """Seconds of a Dask scheduler per empty task, submitted as in a build. None without Dask."""
     try:
         with workers(LOCAL) as run:
             tasks = [Task(silent, (0,), 1)] * TASKS
             run("tasks", "", tasks[:10])
-            taken = []
+            times = []
             for _ in range(ROUNDS):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 run("tasks", "", tasks)
-                taken.append(time.perf_counter() - began)
-            return min(taken) / TASKS
+                times.append(time.perf_counter() - start)
+            return min(times) / TASKS
     except UserError as error:
         print(error)
         return None
 
 
 def measured(count, file=None):
-    """All of it: `count` hashed keys, and as many of a file's, as benchmarks/search_keys.py writes."""
+    """All figures, with `count` hashed keys and, if given, as many keys from a file of benchmarks/search_keys.py."""
     rng, tables = np.random.default_rng(0), []
     label, keys = search_keys.hashed(count + QUERIES, rng)
-    for name, those in ([search_keys.from_file(file)] if file else []) + [(label, keys)]:
-        held_out, rest = search_keys.split(those, QUERIES, rng)
+    for name, vectors in ([search_keys.from_file(file)] if file else []) + [(label, keys)]:
+        held_out, rest = search_keys.split(vectors, QUERIES, rng)
         tables.append(quantised(name, rest[:count], held_out))
-    found = {"database": database_sizes(), "node": node_bytes(), "sha256_bytes_a_second": hash_rate()}
-    return found | {"task_seconds": task_seconds(), "quantised": [table for table in tables if table]}
+    figures = {"database": database_sizes(), "node": node_bytes(), "sha256_bytes_a_second": hash_rate()}
+    return figures | {"task_seconds": task_seconds(), "quantised": [table for table in tables if table]}

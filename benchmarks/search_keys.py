@@ -1,8 +1,8 @@
-"""Keys for benchmarks/search.py: real ones from a file, random ones, hashed ones of the Python code at hand.
+"""Keys for benchmarks/search.py: real keys from a file, random keys, and hashed keys of the installed Python files.
 
     python benchmarks/search_keys.py 100000 -o keys.npy
 
-makes the real ones, MiniLM's of so many chunks of Python code, at some 140 a second on two cores.
+writes real keys: MiniLM's keys of 100,000 chunks of Python code. Two cores make about 140 per second.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 WIDTH = 384  # of MiniLM's keys
-CHUNK = 64  # tokens
-BYTES = 170  # of text that a BPE of 4096 cuts into about as many tokens
-BUCKETS = 1 << 16  # of hashed bigrams
-BLOCK = 4096  # chunks that are made into keys at once
+CHUNK_TOKENS = 64
+CHUNK_BYTES = 170  # about 64 tokens of a BPE with 4096 words
+BUCKETS = 1 << 16  # of bigrams
+BLOCK_CHUNKS = 4096  # chunks per block of work
 
 
 def split(keys, queries, rng):
-    """`queries` rows drawn without replacement, and the rows that are left: (held out, others)."""
+    """Draw `queries` rows without replacement. Returns these and the remaining rows."""
     order = rng.permutation(len(keys))
     return keys[np.sort(order[:queries])], keys[np.sort(order[queries:])]
 
@@ -30,53 +30,53 @@ def from_file(path):
     """(label, keys) of a .npy file (N, d) float32. Raises SystemExit for anything else."""
     keys = np.load(path)
     if keys.ndim != 2 or keys.dtype != np.float32 or not np.isfinite(keys).all():
-        raise SystemExit(f"{path}: {keys.dtype} {keys.shape}; wanted a finite float32 matrix, a row a key")
+        raise SystemExit(f"{path}: keys must be a finite float32 matrix (N, d), not {keys.dtype} {keys.shape}")
     return f"keys of {Path(path).name}", keys
 
 
 def random(count, rng):
-    """(label, keys): normal draws of length one, (count, WIDTH) float32."""
+    """(label, keys): random directions, (count, WIDTH) float32."""
     return "random vectors, not real keys", _normalised(rng.standard_normal((count, WIDTH), dtype=np.float32))
 
 
 def hashed(count, rng):
-    """(label, keys) of `count` chunks of the standard library's and the installed packages' Python files.
+    """(label, keys) of `count` chunks of the Python files of the standard library and the installed packages.
 
-    A chunk is CHUNK tokens, words and signs. Each of its bigrams is hashed to a bucket, each bucket has a random vector
-    of signs, and a key is the normalised sum of its bigrams' vectors: a signed random projection of their counts.
-    Where there is too little text the chunks overlap, and the label says by how many tokens.
+    A chunk is CHUNK_TOKENS words and signs. Each bigram is hashed to a bucket, and each bucket has a random vector of
+    ±1. A key is the normalised sum of its bigrams' vectors, a random projection of their counts. If there is too little
+    text, the chunks overlap, and the label gives the number of shared tokens.
     """
-    tokens = _tokens(count * CHUNK)
-    step = min(CHUNK, (len(tokens) - CHUNK) // max(1, count - 1))
+    tokens = _tokens(count * CHUNK_TOKENS)
+    step = min(CHUNK_TOKENS, (len(tokens) - CHUNK_TOKENS) // max(1, count - 1))
     if step < 1:
-        raise SystemExit(f"the Python files at hand have {len(tokens)} tokens, too few for {count} chunks of {CHUNK}")
+        raise SystemExit(f"the installed Python files have only {len(tokens)} tokens: ask for fewer chunks")
     signs = rng.choice(np.float32([-1, 1]), (BUCKETS, WIDTH))
     buckets = ((tokens[:-1].astype(np.uint64) * 2654435761 + tokens[1:]) % (2**32 - 5) % BUCKETS).astype(np.int32)
     keys = np.empty((count, WIDTH), np.float32)
-    for first in range(0, count, BLOCK):
-        starts = np.arange(first, min(first + BLOCK, count)) * step
+    for first in range(0, count, BLOCK_CHUNKS):
+        starts = np.arange(first, min(first + BLOCK_CHUNKS, count)) * step
         total = np.zeros((len(starts), WIDTH), np.float32)
-        for t in range(CHUNK - 1):
+        for t in range(CHUNK_TOKENS - 1):
             total += signs[buckets[starts + t]]
-        keys[first : first + BLOCK] = _normalised(total)
-    overlap = f", overlapping by {CHUNK - step} tokens" if step < CHUNK else ""
-    return f"hashed bigrams of Python files, chunks of {CHUNK} tokens{overlap}", keys
+        keys[first : first + BLOCK_CHUNKS] = _normalised(total)
+    overlap = f", overlapping by {CHUNK_TOKENS - step} tokens" if step < CHUNK_TOKENS else ""
+    return f"hashed bigrams of Python files, chunks of {CHUNK_TOKENS} tokens{overlap}", keys
 
 
 def minilm(count):
-    """Keys (count, WIDTH) of chunks of BYTES bytes of the same files, by the project's BERT."""
+    """MiniLM's keys (count, WIDTH) of chunks of CHUNK_BYTES bytes of the same files."""
     import retro_np
 
     chunks = []
     for text in _texts():
-        chunks += [text[i : i + BYTES] for i in range(0, len(text) - BYTES, BYTES)]
+        chunks += [text[i : i + CHUNK_BYTES] for i in range(0, len(text) - CHUNK_BYTES, CHUNK_BYTES)]
         if len(chunks) >= count:
             return retro_np.load_bert().embed(chunks[:count])
-    raise SystemExit(f"the Python files at hand have {len(chunks)} chunks, not {count}")
+    raise SystemExit(f"the installed Python files have {len(chunks)} chunks, not {count}")
 
 
 def _texts():
-    """The standard library's and the installed packages' Python files, one after another."""
+    """The texts of the Python files of the standard library and the installed packages."""
     folders = dict.fromkeys(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
     for path in dict.fromkeys(path for folder in folders for path in sorted(Path(folder).rglob("*.py"))):
         try:
@@ -86,17 +86,17 @@ def _texts():
 
 
 def _tokens(wanted):
-    """The first `wanted` tokens of the files, or all there are, each as its CRC: (n,) uint32."""
-    table, parts, found = {}, [], 0
+    """The first `wanted` tokens of the files, or all if there are fewer, each as its CRC: (n,) uint32."""
+    table, parts, total = {}, [], 0
     for text in _texts():
-        if found >= wanted:
+        if total >= wanted:
             break
         words = re.findall(r"\w+|[^\w\s]", text)
         for word in words:
             if word not in table:
                 table[word] = zlib.crc32(word.encode("utf-8", "ignore"))
         parts.append(np.fromiter(map(table.__getitem__, words), np.uint32, len(words)))
-        found += len(words)
+        total += len(words)
     return np.concatenate(parts)[:wanted]
 
 
@@ -105,21 +105,21 @@ def _normalised(x):
 
 
 def recall(ids, exact):
-    """The share of the exact neighbours that were found; ids and exact (N, k)."""
+    """The share of the exact neighbours that were found. ids, exact: (N, k)."""
     return float((ids[:, :, None] == exact[:, None, :]).any(axis=1).mean())
 
 
-def agreement(queries, keys, ours, theirs):
-    """The share of equal ids, (N, k) both. Raises SystemExit where others are at other distances, beyond rounding."""
+def agreement(queries, keys, ids, peer_ids):
+    """The share of equal ids, (N, k). Raises SystemExit if distances differ by more than rounding."""
 
-    def distances(ids):
-        return ((queries[:, None].astype(np.float64) - keys[ids]) ** 2).sum(axis=2)
+    def distances(rows):
+        return ((queries[:, None].astype(np.float64) - keys[rows]) ** 2).sum(axis=2)
 
-    # theirs come of |q|² − 2 q·k + |k|² in float32, which decides no closer than this
-    rounding = 1e-5 * ((queries**2).sum(axis=1, keepdims=True) + (keys[ours] ** 2).sum(axis=2))
-    if (np.abs(distances(ours) - distances(theirs)) > rounding).any():
+    # the peer computes |q|² − 2 q·k + |k|² in float32, with this rounding error
+    rounding = 1e-5 * ((queries**2).sum(axis=1, keepdims=True) + (keys[ids] ** 2).sum(axis=2))
+    if (np.abs(distances(ids) - distances(peer_ids)) > rounding).any():
         raise SystemExit("the two exact searches found neighbours at different distances")
-    return float((ours == theirs).mean())
+    return float((ids == peer_ids).mean())
 
 
 if __name__ == "__main__":

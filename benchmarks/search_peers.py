@@ -1,18 +1,18 @@
-"""The searches that benchmarks/search.py compares, each served by a process of its own.
+"""The searches that benchmarks/search.py compares, each in its own process.
 
-A peer is a function of the keys' and the queries' files; it returns the commands that it answers, a function each.
-Nothing here imports NumPy at once: retro_np settles how BLAS's threads wait only where it is imported first, and the
-others must not have that settled for them.
+A peer is a function of the files of keys and queries. It returns a function for each command that it answers. NumPy is
+imported inside the functions: retro_np configures how BLAS's threads wait when it is imported before NumPy, and the
+other peers must run without this configuration.
 """
 
 import time
 
-K = 2  # neighbours, as RETRO retrieves
-REORDERED = 100  # candidates of ScaNN that are measured exactly
+K = 2  # neighbours, as in RETRO
+RERANKED = 100  # candidates of ScaNN
 
 
 def serve(peer, files, pipe):
-    """Answer commands, (name, argument), until None comes."""
+    """Answer commands (name, argument) until None arrives."""
     commands = peer(*files)
     pipe.send(None)
     while (command := pipe.recv()) is not None:
@@ -21,15 +21,15 @@ def serve(peer, files, pipe):
 
 
 def exact_ours(keys_file, queries_file):
-    """exact_search, with the threads that it takes by itself."""
+    """exact_search with its default threads."""
     from retro_np.kernels.search import exact_search
 
     keys, queries = _load(keys_file, queries_file)
-    return _exact(lambda some: exact_search(some, keys, K)[0], queries)
+    return _exact(lambda batch: exact_search(batch, keys, K)[0], queries)
 
 
 def exact_faiss(keys_file, queries_file):
-    """IndexFlatL2, with a thread a core."""
+    """IndexFlatL2 with one thread per core."""
     import os
 
     import faiss
@@ -39,11 +39,11 @@ def exact_faiss(keys_file, queries_file):
     faiss.omp_set_num_threads(cores)
     index = faiss.IndexFlatL2(keys.shape[1])
     index.add(keys)
-    return _exact(lambda some: index.search(some, K)[1], queries)
+    return _exact(lambda batch: index.search(batch, K)[1], queries)
 
 
 def hnsw_ours(keys_file, queries_file):
-    """hnswlib as retro_np/retrieval/index.py uses it; the setting is ef."""
+    """hnswlib as in retro_np/retrieval/index.py. The setting is ef."""
     import hnswlib
 
     from retro_np.retrieval.index import EF_CONSTRUCTION, LINKS
@@ -59,7 +59,7 @@ def hnsw_ours(keys_file, queries_file):
 
 
 def hnsw_faiss(keys_file, queries_file):
-    """IndexHNSWFlat with the same links and construction; the setting is efSearch."""
+    """IndexHNSWFlat with the same M and efConstruction. The setting is efSearch."""
     import faiss
 
     from retro_np.retrieval.index import EF_CONSTRUCTION, LINKS
@@ -80,7 +80,7 @@ def hnsw_faiss(keys_file, queries_file):
 
 
 def scann(keys_file, queries_file):
-    """ScaNN: √N leaves, quantised scores, REORDERED measured exactly; the setting is the leaves searched."""
+    """ScaNN with √N leaves, quantised scores and RERANKED candidates. The setting is the number of leaves searched."""
     from scann import scann_ops_pybind
 
     keys, queries = _load(keys_file, queries_file)
@@ -90,7 +90,7 @@ def scann(keys_file, queries_file):
         builder = scann_ops_pybind.builder(keys, K, "squared_l2").set_n_training_threads(threads)
         leaves = max(1, int(len(keys) ** 0.5))
         builder = builder.tree(leaves, 1, training_sample_size=min(len(keys), 250_000))
-        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDERED)
+        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(RERANKED)
         state["index"] = builder.build()
 
     def set_leaves(leaves):
@@ -109,12 +109,12 @@ def _load(*files):
 
 
 def _exact(search, queries):
-    """search(queries) -> ids. The commands batch -> (seconds, ids) and single, of so many queries -> [seconds]."""
+    """Commands for search(queries) -> ids: batch -> (seconds, ids), and single, of `count` queries -> [seconds]."""
 
     def batch(_):
-        began = time.perf_counter()
+        start = time.perf_counter()
         ids = search(queries)
-        return time.perf_counter() - began, ids
+        return time.perf_counter() - start, ids
 
     def single(count):
         return [_seconds(search, queries[i : i + 1]) for i in range(min(count, len(queries)))]
@@ -123,24 +123,24 @@ def _exact(search, queries):
 
 
 def _approximate(build, choose, search, queries):
-    """search(query) -> ids (K,). The commands build, with so many threads -> seconds, and search, at a setting."""
+    """Commands for search(query) -> ids (K,): build, with a number of threads -> seconds, and search, at a setting."""
     import numpy as np
 
     def measure(setting):
-        """(ids, seconds of each query), one at a time on one thread."""
+        """(ids, seconds of each query), with single queries on one thread."""
         choose(setting)
         ids, seconds = np.full((len(queries), K), -1, np.int64), []
         for row, query in enumerate(queries):
-            began = time.perf_counter()
-            found = search(query)
-            seconds.append(time.perf_counter() - began)
-            ids[row, : len(found)] = found
+            start = time.perf_counter()
+            nearest = search(query)
+            seconds.append(time.perf_counter() - start)
+            ids[row, : len(nearest)] = nearest
         return ids, seconds
 
     return {"build": lambda threads: _seconds(build, threads), "search": measure}
 
 
 def _seconds(function, argument):
-    began = time.perf_counter()
+    start = time.perf_counter()
     function(argument)
-    return time.perf_counter() - began
+    return time.perf_counter() - start

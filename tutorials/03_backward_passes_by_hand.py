@@ -34,7 +34,7 @@ import numpy as np
 from retro_np import gradcheck
 from retro_np.checking import GradientError
 from retro_np.kernels.attention import attention_backward, attention_forward
-from retro_np.kernels.rowwise import add_layer_norm
+from retro_np.kernels.bert import add_layer_norm
 from retro_np.nn.attention import relative_attention
 from retro_np.nn.checks import checks
 from retro_np.nn.operators import gelu, linear, rms_norm

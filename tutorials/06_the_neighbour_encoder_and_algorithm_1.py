@@ -43,7 +43,7 @@ from retro_np.nn.model import attention_maps
 from retro_np.nn.operators import embedding, linear, rms_norm
 from retro_np.nn.scope import ROOT
 from retro_np.parameters import is_retrieval, parameter_shapes
-from retro_np.tree import leaves
+from retro_np.tree import named_leaves
 
 BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 
@@ -433,7 +433,7 @@ for name, stated in (("retro-1.5b", 1451), ("retro-7.5b", 7532)):
 # %%
 sums = np.zeros((4, 3))
 for row, name in enumerate(order[1::2]):
-    for leaf, shape in leaves(parameter_shapes(RetroConfig.preset(name))):
+    for leaf, shape in named_leaves(parameter_shapes(RetroConfig.preset(name))):
         if leaf not in ("embedding", "readout", "encoder.embedding"):
             sums[row, is_retrieval(leaf) + leaf.startswith("encoder")] += np.prod(shape)
 added = sums[:, 1:].sum(axis=1) / sums[:, 0]
@@ -552,8 +552,8 @@ def backward(dlogits, kept, P):
 
 # %% tags=["check"]
 dlogits = rng.standard_normal(logits.shape)
-theirs = dict(leaves(retro(params, config, tokens, neighbours)[1](dlogits)))
-mine = dict(leaves(backward(dlogits, kept, config.cca_layers)))
+theirs = dict(named_leaves(retro(params, config, tokens, neighbours)[1](dlogits)))
+mine = dict(named_leaves(backward(dlogits, kept, config.cca_layers)))
 assert mine.keys() == theirs.keys(), sorted(mine.keys() ^ theirs.keys())
 wrong = [name for name in theirs if not np.allclose(mine[name], theirs[name])]
 assert not wrong, f"other than the library's: {wrong}"

@@ -47,7 +47,7 @@ from retro_np.experiments.pretrained import BUNDLED_BUILD
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.pretrained.bundled import load_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
-from retro_np.retrieval.deduplicate import DedupConfig, caught, grams, jaccard, signatures
+from retro_np.retrieval.deduplicate import DedupConfig, detection_probability, grams, jaccard, signatures
 from retro_np.retrieval.documents import read_records
 
 # %% [markdown]
@@ -93,8 +93,8 @@ for changes in (0, 1, 2, 10):
     one, other = signatures([" ".join(words), edited(changes)], settings)
     exact = jaccard(" ".join(words), edited(changes))
     print(f"{np.mean(one == other):.3f} of the minima are equal; exact: {exact:.3f}", end="; ")
-    print(f"found with probability {caught(exact, settings):.4f}")
-assert caught(0.8, settings) > 0.9999
+    print(f"found with probability {detection_probability(exact, settings):.4f}")
+assert detection_probability(0.8, settings) > 0.9999
 
 # %% [markdown]
 # ## A corpus with copies in it

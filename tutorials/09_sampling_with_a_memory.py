@@ -40,7 +40,7 @@ import numpy as np
 from retro_np import Database, EncoderConfig, RetroConfig, generate
 from retro_np.experiments import facts as world
 from retro_np.kernels.substring import common_prefix_lengths
-from retro_np.report.samples import BACKGROUNDS, FOREGROUNDS, LONGEST, show_chunks
+from retro_np.report.shown import BACKGROUNDS, FOREGROUNDS, MAX_SHOWN_RUN_TOKENS, show_chunks
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.tokenizer import encode
@@ -161,12 +161,12 @@ def draw_row(axes, y, x, pieces, divider=None):
 def draw_sample(chunks):
     _figure, axes = plt.subplots(figsize=(9, 0.45 * len(chunks) + 0.6))
     for chunk in chunks:
-        draw_row(axes, -chunk.number, 0, chunk.pieces)
-        for neighbour in chunk.neighbours[:1]:
-            draw_row(axes, -chunk.number, m + 4, neighbour.neighbour + neighbour.continuation, divider=m)
-    for run in range(LONGEST + 1):
+        draw_row(axes, -chunk.number, 0, chunk.tokens)
+        for value in chunk.values[:1]:
+            draw_row(axes, -chunk.number, m + 4, value.neighbour + value.continuation, divider=m)
+    for run in range(MAX_SHOWN_RUN_TOKENS + 1):
         style = {"facecolor": BACKGROUNDS[run] or "white", "edgecolor": "#cccccc", "pad": 2}
-        label = f"{run}" if run < LONGEST else "≥ 5"
+        label = f"{run}" if run < MAX_SHOWN_RUN_TOKENS else "≥ 5"
         axes.text(3 * run, 1.2, label, fontsize=8, bbox=style, color=FOREGROUNDS[run] or "black")
     axes.text(m + 3.5, 1.2, "retrieved at the chunk's end, N | F", fontsize=9, color="#2b7bba")
     axes.set(xlim=(-1, 3 * m + 5), ylim=(-len(chunks) + 0.5, 2))
@@ -177,7 +177,7 @@ def draw_sample(chunks):
 answer, retrieved = ask(unseen[0], memory)
 chunks = show_chunks(prompt, encode(memory.tokenizer, answer), retrieved, memory)
 draw_sample(chunks)
-runs = [piece.run for piece in chunks[1].pieces if not piece.prompt]
+runs = [piece.run for piece in chunks[1].tokens if not piece.prompt]
 print(f"{answer}: runs {runs}")
 
 # %% [markdown]

@@ -47,7 +47,7 @@ from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.sequences import sequence_neighbours
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import retrofit, train
-from retro_np.tree import leaves
+from retro_np.tree import named_leaves
 
 # %% [markdown]
 # ## A corpus of which half of the answer stands elsewhere
@@ -109,10 +109,10 @@ start, config = retrofit(
 )
 fit = replace(training, steps=200)
 retrofitted = train(database, config, fit, folder / "retrofit", begin_from=(start, "baseline"), trainable=is_retrieval)
-shapes = dict(leaves(parameter_shapes(config)))
+shapes = dict(named_leaves(parameter_shapes(config)))
 trained = sum(int(np.prod(shape)) for name, shape in shapes.items() if is_retrieval(name))
 print(f"{len(shapes)} arrays; {sum(map(is_retrieval, shapes))} are trained, {trained:,} numbers")
-before, after = dict(leaves(baseline)), dict(leaves(retrofitted))
+before, after = dict(named_leaves(baseline)), dict(named_leaves(retrofitted))
 assert all(np.array_equal(before[name], after[name]) for name in before)
 print("not one number of the baseline has changed")
 
@@ -133,8 +133,8 @@ def scored(params, config, k):
         neighbours = sequence_neighbours(database, valid, rows, k) if k else None
         nats = bits_per_byte.nats_of(retro(params, config, tokens, neighbours)[0], targets)
         b, t = np.nonzero(targets)
-        found.append((knn_lm.places_of(rows, b, t, m), targets[b, t], nats[b, t].astype(np.float64)))
-    return knn_lm.ScoredTokens(*knn_lm.in_order(found))
+        found.append((bits_per_byte.positions_of(rows, b, t, m), targets[b, t], nats[b, t].astype(np.float64)))
+    return bits_per_byte.ScoredTokens(*bits_per_byte.sorted_by_position(found))
 
 
 def bits(tokens):
@@ -217,11 +217,11 @@ print(f"with the held-out documents in the datastore: {bits(leaked):.3f} bits pe
 values_of_rows = sequence_neighbours(database, valid, np.arange(len(valid.tokens))[None], 1)[0].reshape(-1, 2 * m)
 states = hidden_states(baseline, baseline_config, values_of_rows, None)[:, :-1]  # each with the token after it:
 following = values_of_rows[:, 1:]
-row = plain.places // m  # the chunk that a token is in; what it may read was found by the chunk before, row − 1
+row = plain.positions // m  # the chunk that a token is in; what it may read was found by the chunk before, row − 1
 later = np.asarray(valid.documents)[row - 1] == documents  # in a document's first chunk nothing is retrieved yet
 distances = np.sum((hidden[:, None] - states[row - 1]) ** 2, axis=-1)
 distances[(following[row - 1] == 0) | ~later[:, None]] = np.inf  # padding, and what is not there, has no vote
-order = np.argsort(distances, axis=1, kind="stable")[:, : knn_lm.NEIGHBOURS]
+order = np.argsort(distances, axis=1, kind="stable")[:, : knn_lm.KNN_NEIGHBOURS]
 hits = np.take_along_axis(following[row - 1], order, 1) == plain.tokens[:, None]
 distances = np.take_along_axis(distances, order, 1)
 
@@ -239,10 +239,10 @@ ways = {
     "continuous cache": continuous_cache(plain, hidden, documents)[0],
     "kNN-LM, all tokens": with_knn,
     "prepended": prepended(baseline, baseline_config, database, k=1, sequence_length=window),
-    "kNN-LM, neighbour": knn_lm.tuned(plain, documents, vote, knn_lm.ALPHAS)[0],
+    "kNN-LM, neighbour": knn_lm.tuned(plain, documents, vote, knn_lm.KNN_ALPHAS)[0],
     "RETROfit": on,
 }
-assert all(np.array_equal(way.places, plain.places) for way in ways.values())
+assert all(np.array_equal(way.positions, plain.positions) for way in ways.values())
 for name, way in ways.items():
     print(f"{name:20} {bits(way):.3f} bits per byte, {100 * (bits(way) / bits(plain) - 1):+6.1f} %")
 assert bits(on) < min(bits(way) for name, way in ways.items() if name != "RETROfit")
@@ -426,7 +426,7 @@ def share_trained(baseline, retro):
 # %% tags=["check"]
 for plain_name, name in (("baseline-132m", "retro-172m"), ("baseline-7b", "retro-7.5b")):
     preset = RetroConfig.preset(name)
-    shapes = [(name, shape) for name, shape in leaves(parameter_shapes(preset)) if not name.endswith("embedding")]
+    shapes = [(name, shape) for name, shape in named_leaves(parameter_shapes(preset)) if not name.endswith("embedding")]
     added = sum(int(np.prod(shape)) for name, shape in shapes if is_retrieval(name))
     share = share_trained(RetroConfig.preset(plain_name), preset)
     assert np.isclose(share, added / count_parameters(preset)), f"{name}: {share}"

@@ -15,7 +15,7 @@
 # # 11 · One kernel, three ways
 #
 # Chunked cross-attention is a handful of matrix products with a softmax between them. The library computes it in
-# three ways: in NumPy, an array operation at a time; in Numba, a query at a time; in C, a tile of queries at a time.
+# three ways: in NumPy, an array operation at a time; in Numba and in C, a tile of queries at a time.
 # All three do the same arithmetic. This tutorial measures how far apart they are, and says why.
 #
 # Afterwards you can
@@ -178,7 +178,7 @@ for kind in KINDS:
 #
 # NumPy's way makes every array of the formula whole: the logits, the positions' products for every distance, the
 # exponentials. Each is written to memory and read back by the next operation. `tracemalloc` sees NumPy's arrays (not
-# what C takes for itself, here a scratch of some hundred KB).
+# what Numba and C take for themselves, here a scratch of some hundred KB).
 
 # %%
 peaks = {}
@@ -192,12 +192,13 @@ assert all(peaks["numpy"] > 3 * peaks[kind] for kind in KINDS[1:])
 
 # %% [markdown]
 # The picture shows the logits of one head of one chunk, queries down, keys along, and what of them is held at a time:
-# all, with those of the 127 other heads and chunks; a row; a tile of 32 rows. A row or a tile is used up, by softmax
-# and the sum of values, before the next one is made, and so it never leaves the cache.
+# in NumPy all, with those of the 127 other heads and chunks; in Numba and in C a tile of 32 rows. A tile is used up, by
+# softmax and the sum of values, before the next one is made, and so it never leaves the cache.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(8, 1.7), sharey=True, layout="constrained")
-held = {"numpy": (slice(None), "all"), "numba": (slice(20, 21), "a query"), "c": (slice(0, 32), "a tile of queries")}
+tile = slice(0, 32), "a tile of queries"
+held = {"numpy": (slice(None), "all"), "numba": tile, "c": tile}
 for axis, (kind, (rows, name)) in zip(axes, held.items(), strict=True):
     grid = np.ones((m, k * r, 3)) * 0.94
     grid[rows] = to_rgb(COLOURS[kind])
@@ -211,7 +212,7 @@ for kind, (rows, name) in held.items():
     print(f"{kind:6} logits of {name}: {number / 1024:,.0f} KB")
 
 # %% [markdown]
-# **8,192 KB**, **1 KB** and **32 KB**: a core's first cache has 32 to 48 KB, its second one 0.25 to 2 MB. Nor is
+# **8,192 KB** against **32 KB**: a core's first cache has 32 to 48 KB, its second one 0.25 to 2 MB. Nor is
 # anything of that size kept for the backward pass. It keeps the logarithm of each query's sum of exponentials, *lse*,
 # and makes the logits again: exp(logit − lse) are the weights at once.
 
@@ -361,9 +362,9 @@ for kind in KINDS:
 #   slope or below it, and a point above it would say that caches held much of what we counted. Making every array
 #   whole costs it copies and passes beside the products. (No kernel gets to its roof: exponentials take time, and
 #   were not counted.)
-# - **Numba** stands to the right and low, in our runs below NumPy, though it moves a tenth of the bytes. Memory does
-#   not limit it, nor does the peak. What does lies between the two: its inner loop adds four rows to a row of sums,
-#   and moves six vectors (four rows, the sums in, the sums out) for eight operations a column.
+# - **Numba** stands to the right, since it moves a tenth of the bytes, and in our runs above NumPy, but below C. Memory
+#   does not limit it, nor does the peak. What does lies between the two: its inner loop adds four rows to four rows of
+#   sums, and moves twelve vectors (four rows, the sums in, the sums out) for 32 operations a column.
 # - **C** has the same traffic and comes nearer to the roof, because a block of sums stays in *registers* while the
 #   index of the sum runs.
 #
@@ -371,13 +372,13 @@ for kind in KINDS:
 
 # %%
 lanes = 16  # float32 numbers in a vector of 64 bytes
-numba_step = (8 * lanes) / (6 * lanes * 4)  # four products and sums a column; rows in, sums in and out
+numba_step = (2 * 4 * 4 * lanes) / (12 * lanes * 4)  # four rows by four; four rows in, four of sums in and out
 c_step = (2 * 4 * 4 * lanes) / (4 * lanes * 4 + 4 * 4)  # four rows by four vectors; four vectors and four numbers in
 print(f"numba {numba_step:.2f} FLOP a byte moved between cache and registers")
 print(f"c     {c_step:.2f} FLOP a byte moved between cache and registers")
 
 # %% [markdown]
-# **0.33** against **1.88**: fewer bytes from memory are worth little to a loop that waits for the first cache.
+# **0.67** against **1.88**: Numba's loop does not wait for memory, but it waits for the first cache.
 # `csrc/README.md` goes through the steps, from a sum at a time to sixteen in registers.
 #
 # ## Threads

@@ -43,11 +43,11 @@ import numpy as np
 from retro_np import load_bert
 from retro_np.files import mapped
 from retro_np.kernels import threads
-from retro_np.kernels.search import exact_search, listed_distances
+from retro_np.kernels.search import exact_search, listed_distances, merge_lists
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.index import ExactIndex, build_hnsw
-from retro_np.retrieval.neighbours import NEIGHBOUR, merge_lists
+from retro_np.retrieval.neighbours import NEIGHBOUR
 
 threads.use_threads(1)  # all times below are one core's
 
@@ -195,7 +195,7 @@ for size in SIZES:
     building[size] = (time.process_time() - began) / size
     truth, _ = exact_search(queries, keys, K)
     for margin in (0, MARGIN):
-        graphs[size].margin = margin  # candidates kept beyond those asked for
+        graphs[size].ef_margin = margin  # candidates kept beyond those asked for
         recalls[margin, size] = recall(graphs[size].search_graph(queries, K)[0])
 assert recalls[MARGIN, 9000] > 0.8
 assert recalls[0, 9000] < recalls[0, 1000] - 0.05
@@ -369,7 +369,7 @@ print(f"{MEMORY / 48 * m / 1e9:.1f} billion tokens, not {MEMORY / (4 * MINILM) *
 #
 # | tokens | what is the trouble | what one does; what the paper did |
 # | --- | --- | --- |
-# | 10⁴ – 10⁵ | nothing: exact search is the quickest, and right | the library does so (`FEW` in `retrieval/index.py`) |
+# | 10⁴ – 10⁵ | nothing: exact search is the quickest, and right | the library does so (`index.MAX_EXACT_KEYS`) |
 # | 10⁶ | keys by BERT take minutes | make them once; BERT is frozen |
 # | 10⁷ – 10⁸ | exact search comes near 10 ms a query | a graph or a tree: O(log *T*) |
 # | 10⁹ | keys are more than 16 GB; days of queries for training's neighbours | shards; neighbours precomputed, once |

@@ -1,4 +1,4 @@
-"""Ground truth: the benchmarks, run; and the README, which shows what they wrote."""
+"""The benchmarks and their pages. Ground truth: results that the benchmarks wrote, and benchmarks run here."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def run(name, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-def test_the_readme_shows_what_the_benchmarks_wrote():
+def test_the_page_of_performance_shows_what_the_benchmarks_wrote():
     assert run("report", "--check").returncode == 0, "run python benchmarks/report.py"
 
 
@@ -28,7 +28,7 @@ def test_the_page_of_experiments_shows_what_was_recorded():
 
 @pytest.mark.slow
 @pytest.mark.oracle
-def test_a_step_of_the_pytorch_port_has_our_loss_and_is_timed(tmp_path):
+def test_the_pytorch_port_computes_the_same_loss_and_is_timed(tmp_path):
     done = run("train_step", "--rounds", 1, "--without", "compile,retro-pytorch", "-o", tmp_path / "step.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
@@ -38,7 +38,7 @@ def test_a_step_of_the_pytorch_port_has_our_loss_and_is_timed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.oracle
-def test_the_kernels_are_timed_in_each_kind_that_they_have(tmp_path):
+def test_a_kernel_is_timed_in_each_of_its_implementations(tmp_path):
     done = run("kernels", "--rounds", 1, "--only", "rms_norm", "-o", tmp_path / "kernels.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "kernels.json").read_text())["milliseconds"]
@@ -46,7 +46,7 @@ def test_the_kernels_are_timed_in_each_kind_that_they_have(tmp_path):
 
 
 @needs_c
-def test_every_step_from_the_plain_loop_to_the_kernel_computes_the_same(tmp_path):
+def test_every_step_from_the_plain_loop_to_the_kernel_computes_the_same_product(tmp_path):
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
     source, out = BENCHMARKS / "product_steps.c", tmp_path / "product_steps"
     include = BENCHMARKS.parent / "csrc"

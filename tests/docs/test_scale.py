@@ -1,4 +1,4 @@
-"""Ground truth: docs/scale.md, which shows what the arithmetic gives; and the arithmetic done by hand."""
+"""Ground truth: docs/scale.md, arithmetic done by hand, and the files of a real database."""
 
 import importlib
 import json
@@ -17,12 +17,12 @@ scale, costs = map(importlib.import_module, ("scale", "scale_costs"))
 LINE = {100: 1.0, 1000: 3.0, 10_000: 7.0}
 
 
-def test_the_page_shows_what_the_arithmetic_gives():
+def test_the_page_shows_the_results_of_the_arithmetic():
     command = [sys.executable, str(BENCHMARKS / "scale.py"), "--check"]
     assert subprocess.run(command, timeout=600).returncode == 0, "run python benchmarks/scale.py"
 
 
-def test_bytes_are_those_computed_by_hand():
+def test_bytes_equal_those_computed_by_hand():
     chunks = costs.chunks_of(10**9)
     assert chunks == 15_625_000  # 10⁹ / 64
     assert chunks * costs.key_bytes(384, "float16") == 12_000_000_000  # 15,625,000 × 384 × 2
@@ -35,7 +35,7 @@ def test_bytes_are_those_computed_by_hand():
     assert costs.tokens_in(256 * 10**9, 1000) == 16_384_000_000  # 256 million chunks
 
 
-def test_the_papers_figures_are_those_computed_by_hand():
+def test_the_papers_figures_equal_those_computed_by_hand():
     # 977,563 + 0.04 × 3,423,740 + 236,918 + 13,288 + 374,952 = 1,739,670.6 million; 1,772.8 million documents
     tokens, documents = costs.paper_tokens()
     assert tokens == pytest.approx(1_739_670.6e6)
@@ -46,47 +46,53 @@ def test_the_papers_figures_are_those_computed_by_hand():
 
 
 @pytest.mark.parametrize(("keys", "value"), [(100, 1), (1000, 3), (10**3.5, 5), (10**5, 11), (10, -1)])
-def test_a_measurement_goes_on_over_the_logarithm(keys, value):
+def test_measurements_are_interpolated_and_extrapolated_over_the_logarithm(keys, value):
     assert costs.by_log(LINE, keys) == pytest.approx(value)
 
 
-def test_asking_all_shards_takes_as_many_times_one_and_twice_the_tokens_four_times_all_neighbours():
+def test_a_query_costs_one_search_per_shard_and_all_neighbours_cost_the_square_of_the_tokens():
     shard = BuildConfig.shard_bytes
     shards = costs.shards_of(10**12, shard)
-    assert costs.search_seconds(10**12, shard) == pytest.approx(shards * costs.query_seconds(costs.keys_a_shard(shard)))
+    assert costs.search_seconds(10**12, shard) == pytest.approx(
+        shards * costs.query_seconds(costs.keys_per_shard(shard))
+    )
     assert costs.neighbours_seconds(2 * 10**12) == pytest.approx(4 * costs.neighbours_seconds(10**12))
-    assert costs.partial_list_bytes(2 * 10**12) == pytest.approx(4 * costs.partial_list_bytes(10**12))
     assert costs.shards_of(1000) == 1
 
 
-def test_a_stage_takes_a_chunk_over_its_rate():
+def test_temporary_lists_grow_with_the_shards_until_lists_are_merged():
+    assert costs.temporary_list_bytes(64, shard=10**9) == 384  # one chunk, one shard: a list of 32 × 12 bytes
+    assert costs.temporary_list_bytes(10**12) == 15_625_000_000 * 18 * 384  # 16 lists, and the merged one twice
+
+
+def test_a_stage_takes_the_inverse_of_its_measured_rate_per_chunk():
     seconds = costs.stage_seconds()
     assert 1 / seconds["keys by MiniLM"] == costs.results("embed")["rows"]["retro_np"]["chunks_a_second"]
-    assert all(each > 0 for each in seconds.values())
+    assert all(stage > 0 for stage in seconds.values())
 
 
-def test_a_real_database_weighs_what_the_arithmetic_says(tmp_path):
+def test_the_files_of_a_real_database_have_the_computed_sizes(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "corpus").mkdir()
     for part in range(10):
         text = " ".join(map(str, rng.integers(0, 10**6, 6000)))
         (tmp_path / "corpus" / f"{part}.txt").write_text(text)
     database = build_database(tmp_path / "corpus", tmp_path / "db", BuildConfig(vocabulary_size=300), "hashing")
-    header, chunks = 128, database.n_chunks  # of a .npy file
-    files = {name: each["bytes"] for name, each in database.manifest["files"].items()}
+    header, chunks = 128, database.n_chunks  # header: bytes of a .npy file before its data
+    files = {name: facts["bytes"] for name, facts in database.manifest["files"].items()}
     width = BuildConfig.d_key
     assert files["shards/00000/keys.npy"] - header == chunks * costs.key_bytes(width)
     assert files["shards/00000/tokens.npy"] - header == chunks * costs.token_bytes()
-    assert files["shards/00000/documents.npy"] - header == chunks * costs.NUMBER
+    assert files["shards/00000/documents.npy"] - header == chunks * costs.ID_BYTES
     lists = files["neighbours/train/00000/ids.npy"] + files["neighbours/train/00000/distances.npy"]
     assert lists - 2 * header == chunks * costs.list_bytes()
-    of_shard = [name for name in files if name.startswith(("shards/00000/", "neighbours/train/00000/"))]
-    assert len(of_shard) == costs.TRAINING_SHARD
-    # a node's further layers are drawn at random
+    shard_files = [name for name in files if name.startswith(("shards/00000/", "neighbours/train/00000/"))]
+    assert len(shard_files) == costs.FILES_PER_SHARD
+    # the number of a node's layers is random
     assert files["shards/00000/index.hnsw"] == pytest.approx(chunks * costs.node_bytes(width), rel=0.01)
 
 
-def test_numbers_are_written_with_three_digits():
+def test_numbers_are_written_with_three_significant_digits():
     assert scale.size(12_000_000_000) == "12 GB"
     assert scale.size(1.75e15) == "1.75 PB"
     assert scale.count(15_625_000_000) == "15.6 billion"
@@ -95,11 +101,11 @@ def test_numbers_are_written_with_three_digits():
 
 
 @pytest.mark.slow
-def test_what_the_arithmetic_needs_is_measured(tmp_path):
+def test_the_benchmark_measures_what_the_arithmetic_needs(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "scale.py"), "--count", "12000", "-o", str(tmp_path / "scale.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "scale.json").read_text())
-    assert 4 + 32 * 4 + 8 < found["node"]["file"] < 160  # M = 16: 32 links below, a label, and now and then a layer
-    assert found["sha256_bytes_a_second"] > 1e7
-    assert all(row["settings"][-1]["reranked"] > 0.5 for table in found["quantised"] for row in table["rows"])
+    figures = json.loads((tmp_path / "scale.json").read_text())
+    assert 4 + 32 * 4 + 8 < figures["node"]["file"] < 160  # M = 16: 32 links, a label, and a few upper layers
+    assert figures["sha256_bytes_a_second"] > 1e7
+    assert all(row["settings"][-1]["reranked"] > 0.5 for table in figures["quantised"] for row in table["rows"])
