@@ -99,8 +99,10 @@ def _exp32(x: np.float32) -> np.float32:
 @jit
 def _load(x: Array, bias: Array, scale: float, out: Array) -> None:
     """out = (x + bias) · scale, and zero in the padding. x: (rows, c), a slice of a larger array; bias: (c,)."""
-    out[: len(x), : len(bias)] = (x + bias) * scale
     out[len(x) :] = 0
+    for i in range(len(x)):
+        for t in range(len(bias)):
+            out[i, t] = (x[i, t] + bias[t]) * scale
 
 
 @jit

@@ -194,10 +194,8 @@ def _checked(queries: Any, keys: Any, k: Any) -> tuple[Array, Array, int]:
     if queries.dtype not in (np.float32, np.float64):
         raise UserError(f"exact_search: queries are {queries.dtype}; convert them to float32 or float64")
     if queries.shape[1] != keys.shape[1]:
-        raise UserError(
-            f"exact_search: queries have width {queries.shape[1]} and keys {keys.shape[1]}; "
-            "both must come from the same embedder"
-        )
+        widths = f"queries have width {queries.shape[1]} and keys {keys.shape[1]}"
+        raise UserError(f"exact_search: {widths}; both must come from the same embedder")
     try:
         k = operator.index(k)
     except TypeError:

@@ -24,9 +24,8 @@ def _longest(chunks: Array, values: np.ndarray) -> Array:
     return longest
 
 
-longest_common_substring = kernel(
-    "longest_common_substring", numpy=_longest, numba="retro_np.kernels.substring_numba:longest_common_substring"
-)
+_NUMBA = "retro_np.kernels.substring_numba:longest_common_substring"
+longest_common_substring = kernel("longest_common_substring", numpy=_longest, numba=_NUMBA)
 
 
 def common_prefix_lengths(tokens: Array, values: np.ndarray) -> Array:
