@@ -8,15 +8,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, CompileError, ExecError, LinkError, PlatformError
 
-# Without -march=native a wheel also runs elsewhere. The hot loops are compiled for several processors; the first call
-# chooses among them.
+# Without -march=native, a wheel runs on other processors too. The hot loops are compiled for several vector units, and
+# the first call chooses among them.
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FUSED = "-ffp-contract=fast"  # a product and a sum in one instruction, where the processor has it
 SEPARATE = {"csrc/search.c": "-ffp-contract=off"}  # the same bits on every machine
 
 
 class BuildOrWarn(build_ext):
-    """Compile with our flags. If that fails, say what is lost, and let setuptools continue without the extension."""
+    """Compile with our flags. If that fails, warn, and let setuptools continue without the extension."""
 
     def build_extension(self, ext):
         sources = list(ext.sources)
@@ -36,7 +36,7 @@ class BuildOrWarn(build_ext):
                 "For the C kernels install GCC or clang and Python's headers, and reinstall.",
                 stacklevel=1,
             )
-            raise  # Extension(optional=True) turns it into a message.
+            raise  # Extension(optional=True) turns the error into a message.
         finally:
             ext.sources = sources  # the source distribution needs all of them
 

@@ -13,8 +13,8 @@ includes pages of mapped files that the system can reclaim. "Anonymous" is RssAn
 every 10 ms. Both are available only on Linux.
 
 Recall@k: the share of the k exact neighbours that `Database.search_keys` finds with its default settings, for held-out
-chunks, as single queries and as one batch, for which another search method may be chosen. A neighbour as near as the
-k-th counts, because equal chunks are equally good; "same ids" counts only equal ids.
+chunks, as single queries and as one batch, for which another search method may be chosen. Any neighbour that is as near
+as the k-th exact one counts, because equal chunks are equally good; "same ids" counts only equal ids.
 """
 
 import argparse
@@ -45,16 +45,16 @@ from retro_np.retrieval import bert, build, stages, workers
 from retro_np.retrieval.corpus import Source, find_corpus
 from retro_np.retrieval.weights import find_bert
 
-PYTHON, PACKAGES = ("*.py",), ("site-packages", "dist-packages")  # packages may be inside the standard library's folder
+PYTHON, PACKAGES = ("*.py",), ("site-packages", "dist-packages")  # packages may be in the stdlib folder
 MAX_FILE_BYTES = 200_000
 SHARDS = {"hashing": 4, "MiniLM": 3}  # minimum number of shards in the databases whose recall is measured
-TRAINING_SHARE = 0.93  # about the share of text for training; gives a last shard of nearly full size
+TRAINING_SHARE = 0.93  # approximate share of text for training, so that the last shard is nearly full
 QUERIES, SAMPLING_SECONDS = 1000, 0.01
 REST = "the rest"
-OF_BUILD = {"write_texts": "reading", "_tokenizer": "tokenizer", "write_records": "list of documents"}
-OF_BUILD |= {"_manifest": "hashing of files"}
-OF_RUN = {"signatures of held-out documents": "duplicates", "looking for duplicates": "duplicates"}
-OF_BERT = {"prepacked_matmul": "products", "attention_forward": "attention", "add_layer_norm": "LayerNorm"}
+BUILD_STAGES = {"write_texts": "reading", "_tokenizer": "tokenizer", "write_records": "list of documents"}
+BUILD_STAGES |= {"_manifest": "hashing of files"}
+RUN_STAGES = {"signatures of held-out documents": "duplicates", "looking for duplicates": "duplicates"}
+BERT_PARTS = {"prepacked_matmul": "products", "attention_forward": "attention", "add_layer_norm": "LayerNorm"}
 
 
 def copied(folder, megabytes):
@@ -105,14 +105,14 @@ def measured(corpus, out, embedder, settings):
         return call
 
     def run(description, *args, run_here=workers.run_here, **kwargs):
-        name = OF_RUN.get(description, re.sub(" in .* shards", "", description))
+        name = RUN_STAGES.get(description, re.sub(" in .* shards", "", description))
         timed(name, run_here)(description, *args, **kwargs)
 
     workers.run_here = run
-    for name, stage in OF_BUILD.items():
+    for name, stage in BUILD_STAGES.items():
         setattr(build, name, timed(stage, getattr(build, name)))
     build.Database = SimpleNamespace(open=timed("opening", build.Database.open))
-    for name, part in OF_BERT.items():
+    for name, part in BERT_PARTS.items():
         setattr(bert, name, timed(part, getattr(bert, name), inside))
     bert.ACTIVATIONS |= {name: timed("activation", function, inside) for name, function in bert.ACTIVATIONS.items()}
     bert.Bert.word_pieces = timed("word pieces", bert.Bert.word_pieces, inside)
@@ -130,7 +130,7 @@ def measured(corpus, out, embedder, settings):
 
 
 def status(name):
-    """An entry of /proc/self/status in MB, None if there is no such file."""
+    """An entry of /proc/self/status in MB, or None if there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -140,7 +140,7 @@ def status(name):
 
 @contextlib.contextmanager
 def sampled(highest, running):
-    """Sample the anonymous memory; record its value before, and the highest value of each stage."""
+    """Sample the anonymous memory. Records its value before the work, and the highest value in each stage."""
     finished = threading.Event()
 
     def sample():
@@ -194,10 +194,10 @@ def memory_rows(folder, sizes):
     corpora, rows = {size: copied(folder, size) for size in sizes}, []
     size = int(min(sizes) * 1e6)
     settings = {"shard_bytes": size, "tokenizer_bytes": size, "neighbours": 2, "extra_candidates": 6}
-    for number, (one, size) in enumerate(itertools.product((False, True), sizes)):
+    for number, (single, size) in enumerate(itertools.product((False, True), sizes)):
         out = folder / f"memory{number}"
-        build = in_new_process(measured, corpora[size], out, "hashing", settings, one_thread=one)
-        row = {"threads": 1 if one else threads.cores(), "megabytes": build["megabytes"], "shards": build["shards"]}
+        build = in_new_process(measured, corpora[size], out, "hashing", settings, one_thread=single)
+        row = {"threads": 1 if single else threads.cores(), "megabytes": build["megabytes"], "shards": build["shards"]}
         rows.append(row | {"seconds": build["seconds"]} | build["memory"])
         print("  {megabytes:6.1f} MB of text, {shards} shards, {threads} threads".format(**row), end=": ")
         print(f"peak {mb(rows[-1]['peak_mb'])}, anonymous {mb(rows[-1]['anonymous_mb'])}", flush=True)

@@ -3,14 +3,14 @@
     python benchmarks/deduplicate.py [--documents 3000] [-o results.json]
 
 The documents are Python files of the standard library (with its tests) and of the installed packages, of 500 to 200,000
-bytes. Every fifth is held out. The training documents are the others and near-duplicates of the held-out ones, made by
-replacing words, dropping or doubling lines, or truncating, so that the similarities spread from 0.5 to 1. The ground
+bytes. Every fifth is held out. The training documents are the others, and near-duplicates of held-out documents made by
+replacing words, dropping or doubling lines, or truncating, so that the similarities range from 0.5 to 1. The ground
 truth is the exact Jaccard similarity of every training document with every held-out one, from an inverted index of
 grams.
 
-For each setting (bands × hashes per band) the figures are: for all pairs, those whose estimate reaches the threshold;
-for all pairs, those that agree in a band and whose exact similarity reaches it; and the documents that
-`find_duplicates` drops, compared with those that should be dropped. Speeds are the best of several rounds.
+For each setting (bands × hashes per band) recall and precision are computed of three things: the pairs whose estimate
+reaches the threshold; the pairs that agree in a band and whose exact similarity reaches it; and the documents that
+`find_duplicates` drops. Speeds are the best of several rounds.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from retro_np.retrieval.deduplicate import (
 
 SETTINGS = ((32, 4), (16, 8), (25, 5))
 MIN_BYTES, MAX_BYTES, SEED = 500, 200_000, 0
-BOUNDS = (0.0, 0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)  # of the classes of similarity in which pairs are counted
+BOUNDS = (0.0, 0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)  # bounds of the similarity classes in which pairs are counted
 
 
 def documents(count, rng):
-    """A sample of the installed Python files, without equal texts."""
+    """A sample of the installed Python files, without repeated texts."""
     folders = dict.fromkeys(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
     paths = dict.fromkeys(path for folder in folders for path in sorted(Path(folder).rglob("*.py")))
     fitting = [path for path in paths if path.is_file() and MIN_BYTES <= path.stat().st_size <= MAX_BYTES]
@@ -63,15 +63,15 @@ def edited(text, rng):
     return "".join(line * (2 if kind == 1 else 0) if change[i] else line for i, line in enumerate(lines))
 
 
-def all_similarities(texts, held, words):
+def all_similarities(texts, held_out, words):
     """The exact Jaccard similarities, (N, H) float32, from an inverted index of the training documents' grams."""
     sets = grams(texts, words)
     sizes = np.array([len(gram_set) for gram_set in sets])
     hashes, owners = np.concatenate(sets), np.repeat(np.arange(len(sets)), sizes)
     order = np.argsort(hashes, kind="stable")
     hashes, owners = hashes[order], owners[order]
-    exact = np.zeros((len(texts), len(held)), np.float32)
-    for j, held_set in enumerate(grams(held, words)):
+    exact = np.zeros((len(texts), len(held_out)), np.float32)
+    for j, held_set in enumerate(grams(held_out, words)):
         low, high = np.searchsorted(hashes, held_set, side="left"), np.searchsorted(hashes, held_set, side="right")
         counts = high - low
         positions = np.repeat(high - np.cumsum(counts), counts) + np.arange(counts.sum())
@@ -80,14 +80,14 @@ def all_similarities(texts, held, words):
     return exact
 
 
-def all_estimates(training, held):
+def all_estimates(training, held_out):
     """The share of equal hashes of every pair of signatures, (N, H) float32."""
-    return np.stack([(training == signature).mean(axis=1, dtype=np.float32) for signature in held], axis=1)
+    return np.stack([(training == signature).mean(axis=1, dtype=np.float32) for signature in held_out], axis=1)
 
 
-def banded_pairs(training, held, config, shape):
-    """Which pairs are candidates, (N, H) bool, including pairs with equal held-out signatures."""
-    index, pairs = band_index(held, config), np.zeros(shape, bool)
+def banded_pairs(training, held_out, config, shape):
+    """Which pairs are candidates, (N, H) bool. Held-out documents with equal signatures all count."""
+    index, pairs = band_index(held_out, config), np.zeros(shape, bool)
     i, j, _ = candidates(training, index, config, limit=shape[1])
     for row, held_row in zip(i, j, strict=True):
         pairs[row, index.same_signature(held_row)] = True
@@ -99,18 +99,18 @@ def share(part, whole):
     return float(part / whole) if whole else 1.0
 
 
-def measure(texts, held, exact, config):
+def measure(texts, held_out, exact, config):
     """The figures of one setting."""
-    training_signatures, held_signatures = signatures(texts, config), signatures(held, config)
+    training_signatures, held_signatures = signatures(texts, config), signatures(held_out, config)
     estimates, true = all_estimates(training_signatures, held_signatures), exact >= config.threshold
     estimated = estimates >= config.threshold
     candidate = banded_pairs(training_signatures, held_signatures, config, exact.shape)
     confirmed = np.zeros_like(candidate)
     for i, j in zip(*np.nonzero(candidate), strict=True):
-        confirmed[i, j] = jaccard(texts[i], held[j], config.words) >= config.threshold
+        confirmed[i, j] = jaccard(texts[i], held_out[j], config.words) >= config.threshold
     start = time.perf_counter()
     index = band_index(held_signatures, config)
-    duplicates = find_duplicates(texts, index, held.__getitem__, config)
+    duplicates = find_duplicates(texts, index, held_out.__getitem__, config)
     seconds = time.perf_counter() - start
     dropped, expected = {record.row for record in duplicates}, set(np.flatnonzero(true.any(axis=1)).tolist())
     errors = np.abs(estimates - exact)[exact >= 0.5]
@@ -148,14 +148,14 @@ def measure(texts, held, exact, config):
 
 def speeds(texts, config, rounds):
     """MB of UTF-8 per second that `signatures` processes, by number of threads, for many files and for one text."""
-    figures, one = {}, ["".join(texts)]
+    figures, joined = {}, ["".join(texts)]
     megabytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) / 1e6
     before = threads.count()
     for count in sorted({1, threads.cores()}):
         threads.use_threads(count)
         best = {"files": 0.0, "one_text": 0.0}
         for _ in range(rounds + 1):  # the first round compiles
-            for name, batch in (("files", texts), ("one_text", one)):
+            for name, batch in (("files", texts), ("one_text", joined)):
                 start = time.perf_counter()
                 signatures(batch, config)
                 best[name] = max(best[name], megabytes / (time.perf_counter() - start))
@@ -174,16 +174,16 @@ def main():
     options = parser.parse_args()
     rng = np.random.default_rng(SEED)
     real = documents(options.documents, rng)
-    held, texts = real[::5], [text for i, text in enumerate(real) if i % 5]
-    texts += [edited(text, rng) for text in held for _ in range(options.planted)]
+    held_out, texts = real[::5], [text for i, text in enumerate(real) if i % 5]
+    texts += [edited(text, rng) for text in held_out for _ in range(options.planted)]
     start = time.perf_counter()
-    exact = all_similarities(texts, held, DedupConfig().words)
+    exact = all_similarities(texts, held_out, DedupConfig().words)
     seconds = time.perf_counter() - start
-    print(f"{len(texts)} training documents × {len(held)} held out = {exact.size:,} pairs in {seconds:.1f} s.")
+    print(f"{len(texts)} training documents × {len(held_out)} held out = {exact.size:,} pairs in {seconds:.1f} s.")
     print(f"{(exact > 0).sum():,} pairs share a gram. {(exact >= 0.5).sum():,} have a similarity of at least 0.5.")
     rows = []
     for bands, width in SETTINGS:
-        row = measure(texts, held, exact, DedupConfig(hashes=bands * width, bands=bands))
+        row = measure(texts, held_out, exact, DedupConfig(hashes=bands * width, bands=bands))
         rows.append(row)
         estimate, both, dropped = row["estimate_alone"], row["bands_and_exact"], row["documents"]
         print(
@@ -202,9 +202,9 @@ def main():
         print(f"  {count} threads: {best['files']:.0f} MB/s for files, {best['one_text']:.0f} MB/s for one text")
     counts = {
         "training": len(texts),
-        "held_out": len(held),
+        "held_out": len(held_out),
         "pairs": exact.size,
-        "planted": options.planted * len(held),
+        "planted": options.planted * len(held_out),
     }
     counts |= {"share_a_gram": int((exact > 0).sum()), "at_least_half": int((exact >= 0.5).sum())}
     save(options.out, {"documents": counts, "settings": rows, "speed": speed, "machine": machine()})

@@ -4,8 +4,8 @@
 
 The texts are chunks of the standard library, as long as RETRO's chunks of 64 tokens. Each peer runs in its own process.
 In each round every peer tokenises and embeds the same texts and pools by the mean. The keys are compared before the
-timing. onnxruntime runs the model that PyTorch exported and its own BERT optimiser fused, on texts in order of length
-and with the batch size that was fastest for it. sentence-transformers runs with its defaults.
+timing. onnxruntime runs a model that PyTorch exported and onnxruntime's optimiser fused. It gets the texts in order of
+length, in batches of the fastest size. sentence-transformers runs with its defaults.
 """
 
 import argparse

@@ -29,7 +29,7 @@ from retro_np.retrieval.tokenizer import decode, encode, train_tokenizer
 M, VOCABULARY = 64, 4096
 WIDTHS = (64, 128, 256)
 MAX_WIDTH = 2048  # the noise of a cosine is 0.02
-MINILM_CHUNKS = 256  # chunks that MiniLM embeds per turn
+MINILM_CHUNKS = 256  # chunks that MiniLM embeds in one turn
 QUERIES = 1000
 
 
@@ -82,7 +82,7 @@ def minilm(count, limit):
 
 
 def usefulness(limit):
-    """The mean number of tokens in common with the continuation, by embedder."""
+    """For each embedder, the mean number of tokens that the values have in common with the continuation."""
     texts = modules(limit)
     training = [text for name, text in texts.items() if not held_out(name, 0.1)]
     tokenizer = train_tokenizer(training, VOCABULARY)
@@ -119,7 +119,7 @@ def main():
     rows = compare(makers, options.rounds, (options.chunks, options.bytes))
     for name, row in rows.items():
         rate = (MINILM_CHUNKS if name == "MiniLM" else options.chunks) / row["seconds"]
-        # peers embed different numbers of chunks, so only their rates can be compared
+        # Peers embed different numbers of chunks, so only their rates can be compared.
         rows[name] = {"seconds": row["seconds"], "chunks_a_second": rate, "peak_mb": row["peak_mb"]}
         print(f"{name:16} {rate:8.0f} chunks/s   peak {row['peak_mb']:.0f} MB")
     worth = usefulness(options.bytes)

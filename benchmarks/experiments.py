@@ -1,4 +1,4 @@
-"""EXPERIMENTS.md's results from docs/experiments/NAME.json and .png, which `retro-np experiment NAME` wrote.
+"""The results in EXPERIMENTS.md, made from docs/experiments/NAME.json and .png, which `retro-np experiment NAME` wrote.
 
 python benchmarks/experiments.py          rewrite the section
 python benchmarks/experiments.py --check  exit with 1 if the section differs from the results
@@ -28,8 +28,8 @@ def record(name):
         f"*The paper.* {result['paper']}",
         f"*Here.* {result['verdict']} **{AGREEMENT[result['agrees']]}**",
         f"![{result['title']}](docs/experiments/{name}.png)",
-        f"`{result['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), {time} besides what was "
-        f"already in the lab. All figures: [docs/experiments/{name}.json](docs/experiments/{name}.json).",
+        f"`{result['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), {time}, not counting "
+        f"what was already in the lab. All figures: [docs/experiments/{name}.json](docs/experiments/{name}.json).",
     ]
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py [--rounds 9] [--only NAME] [-o results.json]
 
-All kinds take turns in one process, on all cores. Before each turn there is a pause, in which the threads of the
-previous kind fall asleep. A figure is a median; it is left blank where a kernel lacks a kind. PyTorch computes the
-same. Its attention makes the logits of the positions with a product and a shift and passes them to
+The implementations take turns in one process, on all cores. Before each turn there is a pause, in which the threads of
+the previous one fall asleep. Figures are medians. A blank means that a kernel has no such implementation. PyTorch's
+attention computes the positions' part of the logits with a product and a shift, and passes it to
 scaled_dot_product_attention as a bias, as in torch_peer.py. Its backward pass is autograd's, without the forward pass.
 """
 
@@ -47,7 +47,7 @@ def attention_cases():
 
 
 def cases():
-    """(name, function that calls the kernel, the same in PyTorch or None)."""
+    """(name, function that calls the kernel, function that does the same in PyTorch or None)."""
     for name, arrays, masks in attention_cases():
         _, lse = attention.attention_forward(*arrays, **masks)
         dout = normal(*arrays[0].shape)
@@ -128,14 +128,14 @@ def no_grad(function):
 
 
 def pullback(function, inputs, dy):
-    """Autograd's backward pass of a forward pass that ran once."""
+    """A function that repeats autograd's backward pass of one forward pass."""
     y = function()
     cotangent = torch.tensor(dy).reshape(y.shape)
     return lambda: torch.autograd.grad(y, inputs, cotangent, retain_graph=True)
 
 
 def torch_attention(arrays, masks, dout):
-    """(forward, backward) in PyTorch."""
+    """Functions that run attention's forward and backward pass in PyTorch."""
     q, keys, values, table, u, v = (torch.tensor(array, requires_grad=True) for array in arrays)
 
     def run():
@@ -173,7 +173,7 @@ def main():
 
 
 def chosen(kind, call):
-    """The call, with the kernels of one kind."""
+    """A function that calls `call` with the kernels of one kind."""
 
     def run():
         kernels.use(kind)
@@ -183,7 +183,7 @@ def chosen(kind, call):
 
 
 def median_times(runs, rounds):
-    """The median milliseconds of each call, taken in turns."""
+    """The median milliseconds of each call; the calls take turns."""
     times = {kind: [] for kind in runs}
     for _ in range(rounds):
         for kind, run in runs.items():

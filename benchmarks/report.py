@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, made from benchmarks/results/*.json, which the benchmarks wrote with -o.
+"""The tables in docs/performance.md, made from benchmarks/results/*.json, which the benchmarks wrote with -o.
 
 python benchmarks/report.py          rewrite the tables
 python benchmarks/report.py --check  exit with status 1 if the page does not show the results
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("numpy", "numba", "c", "PyTorch")
-RATES = {"documents": 0, "chunks": 0, "megabytes": 1}  # of a build's stages, and the decimals to show
+RATES = {"documents": 0, "chunks": 0, "megabytes": 1}  # rates of a build's stages, and the decimals to show
 
 
 def results(name):
@@ -35,15 +35,15 @@ def milliseconds(seconds):
     return f"{1e3 * seconds:.0f} ms" if seconds >= 0.02 else f"{1e3 * seconds:.2f} ms"
 
 
-def machine():
-    """Where the figures were measured."""
-    facts = results("train_step")["machine"]
+def machine(benchmark="train_step"):
+    """Where the figures of a benchmark were measured."""
+    facts = results(benchmark)["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return [f"Measured on {facts['cores']} cores of an {facts['processor']} with {versions}."]
 
 
 def train_step():
-    """The time of a training step, its peers' times, and the share of the processor's peak that it reaches."""
+    """The time of a training step, its peers' times, and its rate relative to sgemm's."""
     figures = results("train_step")
     rows = [
         [name, f"{row['seconds']:.2f} s", ratio(row), f"{row['peak_mb']:.0f} MB"]
@@ -65,7 +65,7 @@ def kernels():
         [name, *(f"{row[kind]:.1f}" if kind in row else "" for kind in KINDS)]
         for name, row in results("kernels")["milliseconds"].items()
     ]
-    return [table(["kernel, ms per call", "NumPy", "Numba", "C", "PyTorch"], rows)]
+    return [table(["kernel, ms per call", "NumPy", "Numba", "C", "PyTorch"], rows), *machine("kernels")]
 
 
 def embed():
@@ -75,7 +75,7 @@ def embed():
 
 
 def search():
-    """Exact search beside faiss, and the best setting of each approximate index."""
+    """Exact search compared with faiss, and the best setting of each approximate index."""
     exact, approximate = [], []
     for keys in results("search")["tables"]:
         database = f"{keys['size']:,} {keys['keys'].replace('keys of minilm.npy', 'keys of MiniLM')}"
@@ -103,8 +103,8 @@ def build():
     stages, recalls = [], []
     for stage, seconds in sorted(hashing["stages"].items(), key=lambda item: -item[1]):
         rates = [f"{hashing[unit] / seconds:,.{decimals}f}" for unit, decimals in RATES.items()]
-        other = minilm["stages"].get(stage)
-        in_minilm = ("", "") if other is None else (f"{other:.2f} s", f"{other / total:.1%}")
+        minilm_seconds = minilm["stages"].get(stage)
+        in_minilm = ("", "") if minilm_seconds is None else (f"{minilm_seconds:.2f} s", f"{minilm_seconds / total:.1%}")
         stages.append([stage, f"{seconds:.2f} s", *rates, f"{seconds / hashing['seconds']:.1%}", *in_minilm])
     for row in figures["recall"]:
         for by_k, name in itertools.product(row["k"], ("alone", "batch")):
@@ -146,7 +146,7 @@ def sampling():
 
 
 def write_sections(path, program, sections, check):
-    """Write each section, {name: text}, between its markers in a file. check: only exit, with 1 if it would change."""
+    """Write each section, {name: text}, between its markers. check: only exit, with 1 if the file would change."""
     text = updated = path.read_text(encoding="utf-8")
     for name, section in sections.items():
         begin, end = f"<!-- {name}: python benchmarks/{program} -->", f"<!-- end of {name} -->"

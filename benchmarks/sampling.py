@@ -1,12 +1,11 @@
-"""Sampling: tokens per second with the cache and without, and the share of retrieval.
+"""Sampling: tokens per second with and without the cache, and the share of time that retrieval takes.
 
     python benchmarks/sampling.py [--length 512] [--rounds 3] [-o results.json]
 
 The model is that of train_step.py with its initial weights. The database holds some modules of the standard library,
-with keys by MiniLM. Without a cache every token costs a forward pass over all tokens so far and the neighbours of all
-chunks. These are already retrieved, so no retrieval is timed there. That pass is timed at 16 evenly spaced lengths and
-interpolated. An untrained model does not sample language, and its text has more word pieces than real text. So
-retrieval for one chunk of real text is also timed separately.
+with keys by MiniLM. Without a cache, every token costs a forward pass over all tokens so far and the neighbours of all
+chunks. This pass is timed at 16 evenly spaced lengths, without retrieval, and interpolated. The text of an untrained
+model is not language and has more word pieces than real text. So retrieval for one chunk of real text is also timed.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def small_database(folder):
 
 
 def with_cache(params, config, database, length):
-    """The seconds for all tokens, and those of them spent on retrieval."""
+    """The seconds for all tokens, and how many of them retrieval took."""
     timed = Timed(database)
     start = time.perf_counter()
     retro_np.generate(params, config, [1], length, database=timed)
@@ -81,7 +80,7 @@ def retrieval_seconds(database, count=50):
 
 
 def without_cache(params, config, length, lengths=16):
-    """The seconds for all tokens, from those at some lengths."""
+    """The seconds for all tokens, estimated from forward passes of several lengths."""
     rng = np.random.default_rng(0)
     seconds = 0.0
     for n in np.linspace(1, length, lengths).astype(int):
@@ -102,7 +101,7 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         database = small_database(Path(folder))
-        config = replace(setting()[0], vocabulary_size=database.vocabulary_size)  # a small corpus may have fewer
+        config = replace(setting()[0], vocabulary_size=database.vocabulary_size)  # maybe fewer, as the corpus is small
         params = retro_np.init_params(config, np.random.default_rng(0))
         with_cache(params, config, database, 70)  # compiles, and computes the tables
         without_cache(params, config, 70, lengths=2)
@@ -110,16 +109,16 @@ def main():
         for _ in range(options.rounds):
             cached, retrieving = with_cache(params, config, database, options.length)
             rounds.append((cached, without_cache(params, config, options.length), retrieving))
-        one, chunks = retrieval_seconds(database), database.n_chunks
+        retrieval, chunks = retrieval_seconds(database), database.n_chunks
     ratio = statistics.median(slow / fast for fast, slow, *_ in rounds)
     share = statistics.median(retrieving / fast for fast, _, retrieving in rounds)
     fast, slow, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"{options.length} tokens: {options.length / fast:.0f} tokens/s with the cache, {options.length / slow:.1f} "
           f"without: {ratio:.1f} times faster")  # fmt: skip
-    print(f"retrieval takes {share:.1%} of it; for a chunk of real text {1e3 * one:.1f} ms, BERT included, "
+    print(f"retrieval takes {share:.1%} of the time; for a chunk of real text {1e3 * retrieval:.1f} ms, BERT included, "
           f"from {chunks} chunks")  # fmt: skip
     figures = {"length": options.length, "cached_s": fast, "uncached_s": slow, "times": ratio}
-    figures |= {"retrieval_share": share, "retrieval_ms": 1e3 * one}
+    figures |= {"retrieval_share": share, "retrieval_ms": 1e3 * retrieval}
     save(options.out, {"rows": figures, "machine": machine()})
 
 

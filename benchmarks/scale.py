@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md, the cost of a retrieval database at internet scale, computed by scale_costs.py.
+"""The tables in docs/scale.md: the cost of a retrieval database at internet scale, computed by scale_costs.py.
 
 python benchmarks/scale.py           rewrite the tables from benchmarks/results/*.json
 python benchmarks/scale.py --check   exit with status 1 if the tables do not show the results
@@ -91,7 +91,7 @@ def sizes():
 
 
 def paper():
-    """The paper's figures, and the same arithmetic for its setup."""
+    """The paper's figures, and what the same arithmetic gives for its setup."""
     rows = []
     for tokens, total in costs.PAPER_INDEX.items():
         rows.append([f"the paper, {count(tokens)} tokens", size(total), *per_chunk(total / costs.chunks_of(tokens))])
@@ -162,7 +162,7 @@ def graphs():
 
 
 def shards():
-    """The number of shards, and the time and space to search all of them."""
+    """The number of shards, and the time and space that searching all of them takes."""
     rows = []
     for shard in SHARDS:
         keys = costs.keys_per_shard(shard)
@@ -246,7 +246,7 @@ def quantised():
     )
 
 
-BREAKS = {
+LIMITS = {
     "files": (f"{costs.OPEN_FILES:,} open files per process, systemd's hard limit", "shards",
               "larger shards, or map a shard only when it is searched"),
     "lists": ("10 TB of temporary neighbour lists", "chunks", "merge after fewer shards"),
@@ -267,7 +267,7 @@ BREAKS = {
 def limits():
     """The limits of this project, in the order in which a growing database meets them."""
     limits = sorted(costs.limits().items(), key=lambda item: item[1])
-    rows = [[count(tokens), *BREAKS[name]] for name, tokens in limits]
+    rows = [[count(tokens), *LIMITS[name]] for name, tokens in limits]
     entry, shards = results("scale")["database"]["manifest_bytes"], costs.shards_of(costs.SIZES[-1])
     files = shards * costs.FILES_PER_SHARD
     return "\n\n".join(

@@ -14,10 +14,10 @@ from retro_np.retrieval.neighbours import NEIGHBOUR
 from retro_np.retrieval.stages import SHARDS_PER_MERGE
 
 SIZES = (10**9, 10**12, 1_750 * 10**9)  # tokens
-MINILM = 384  # width of its keys
-ID_BYTES = 8  # of a document's number, an offset or a chunk's id
-CORES = 2  # per worker
-MACHINE_BYTES = 256 * 10**9  # memory of a machine that searches
+MINILM = 384  # width of MiniLM's keys
+ID_BYTES = 8  # bytes of a document's number, an offset or a chunk's id
+CORES = 2  # cores per worker
+MACHINE_BYTES = 256 * 10**9  # memory of a search machine
 DAY, WEEK = 86_400, 7 * 86_400  # seconds
 K = 2  # neighbours per query
 FILES_PER_SHARD = 7  # tokens, documents, keys, index.hnsw, equal, ids, distances
@@ -63,7 +63,7 @@ def node_bytes(width=MINILM):
 
 
 def node_memory(width=MINILM):
-    """Bytes of a node in memory. The part without the key is measured, or else taken from the file."""
+    """Bytes of a node in memory: its key, and links as measured in memory, or in the file if that is missing."""
     return key_bytes(width) + (results("scale")["node"]["memory"] or link_bytes())
 
 
@@ -79,9 +79,9 @@ def document_bytes():
 
 
 def database_bytes(width=MINILM, dtype="float32"):
-    """Bytes per chunk of all files. The two ids are in documents.npy and equal.npy."""
-    rest = token_bytes() + 2 * ID_BYTES + list_bytes() + document_bytes()
-    return key_bytes(width, dtype) + node_bytes(width) + rest
+    """Bytes per chunk of all files. documents.npy and equal.npy have ID_BYTES each."""
+    other_bytes = token_bytes() + 2 * ID_BYTES + list_bytes() + document_bytes()
+    return key_bytes(width, dtype) + node_bytes(width) + other_bytes
 
 
 def text_bytes():
@@ -215,7 +215,7 @@ def knn_lm_bytes():
 
 
 def limits():
-    """The numbers of tokens at which limits are reached with the default settings, {limit: tokens}."""
+    """{limit: number of tokens at which it is reached with the default settings}."""
     shard_tokens = keys_per_shard() * BuildConfig.chunk_size
     open_files = results("scale")["database"].get("open_files") or 2 * FILES_PER_SHARD
     rate = CORES * results("scale")["sha256_bytes_a_second"]

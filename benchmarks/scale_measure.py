@@ -31,7 +31,7 @@ K, CANDIDATES = 2, 100
 CODES = (24, 48, 96)  # bytes per key of 384 columns
 LISTS, PROBES = 256, (4, 16, 64, 256)  # lists in the inverted file, and how many of them a query searches
 QUERIES = 500
-TRAINING_KEYS, KMEANS_ROUNDS = 25_000, 10  # for the centroids
+TRAINING_KEYS, KMEANS_ROUNDS = 25_000, 10  # how the centroids are trained
 NODES = 20_000
 SMALL = BuildConfig(limit_bytes=3_000_000, shard_bytes=800_000, include=("*.py",))
 HASHED_BYTES, TASKS, ROUNDS = 1 << 27, 500, 3
@@ -61,7 +61,7 @@ def database_sizes():
 
 
 def _open_files():
-    """The number of files that this process has open, None if the system does not report it."""
+    """The number of files that this process has open, or None if the system does not report it."""
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
@@ -175,7 +175,7 @@ def task_seconds():
 
 
 def measured(count, file=None):
-    """All figures, with `count` hashed keys and, if given, as many keys from a file of benchmarks/search_keys.py."""
+    """All figures, with `count` hashed keys and, if given, as many keys from a file that search_keys.py wrote."""
     rng, tables = np.random.default_rng(0), []
     label, keys = search_keys.hashed(count + QUERIES, rng)
     for name, vectors in ([search_keys.from_file(file)] if file else []) + [(label, keys)]:

@@ -1,10 +1,10 @@
-"""The cost of a training step against k·r, the keys of a chunk, and against n, the sequence length, as a plot.
+"""The time of a training step over k·r, the keys that a chunk reads, and over n, the sequence length, as a plot.
 
     python benchmarks/scaling.py [--rounds 5] [-o results.json] [--plot scaling.png]
 
 Paper §2.4: cross-attention costs n · k · r, linear in all three. A batch has one sequence; k goes from 1 to 16 at r 128
 and n 512, and n from 512 to 4096 at k 2. Causal self-attention grows with n² and is timed separately. Each figure is
-the median of forward and backward. A line is fitted to each series by least squares, and R² says how straight it is.
+the median time of a forward and a backward pass. A line is fitted to each series by least squares; R² tells its fit.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def step_seconds(config, params, n, k, rounds):
 def line(x, y):
     """(slope, intercept, R²) of the least-squares line."""
     slope, intercept = np.polyfit(x, y, 1)
-    rest = np.asarray(y) - (slope * np.asarray(x) + intercept)
-    return float(slope), float(intercept), float(1 - rest.var() / np.var(y))
+    residuals = np.asarray(y) - (slope * np.asarray(x) + intercept)
+    return float(slope), float(intercept), float(1 - residuals.var() / np.var(y))
 
 
 def draw(series, path):
@@ -103,8 +103,8 @@ def main():
     }
     for name, (x, y, causal) in series.items():
         print(name)
-        for size, seconds, own in zip(x, y, causal, strict=True):
-            print(f"  {size:5} {1e3 * seconds:8.0f} ms, and {1e3 * own:.0f} in causal self-attention")
+        for size, seconds, causal_seconds in zip(x, y, causal, strict=True):
+            print(f"  {size:5} {1e3 * seconds:8.0f} ms, and {1e3 * causal_seconds:.0f} in causal self-attention")
         print(f"  least-squares line: R² {line(x, y)[2]:.4f}")
     if options.plot:
         draw(series, options.plot)

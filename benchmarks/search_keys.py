@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-WIDTH = 384  # of MiniLM's keys
+WIDTH = 384  # columns of MiniLM's keys
 CHUNK_TOKENS = 64
 CHUNK_BYTES = 170  # about 64 tokens of a BPE with 4096 words
-BUCKETS = 1 << 16  # of bigrams
+BUCKETS = 1 << 16  # buckets of hashed bigrams
 BLOCK_CHUNKS = 4096  # chunks per block of work
 
 
 def split(keys, queries, rng):
-    """Draw `queries` rows without replacement. Returns these and the remaining rows."""
+    """Draw `queries` rows without replacement. Returns the drawn and the remaining rows."""
     order = rng.permutation(len(keys))
     return keys[np.sort(order[:queries])], keys[np.sort(order[queries:])]
 
@@ -42,9 +42,9 @@ def random(count, rng):
 def hashed(count, rng):
     """(label, keys) of `count` chunks of the Python files of the standard library and the installed packages.
 
-    A chunk is CHUNK_TOKENS words and signs. Each bigram is hashed to a bucket, and each bucket has a random vector of
-    ±1. A key is the normalised sum of its bigrams' vectors, a random projection of their counts. If there is too little
-    text, the chunks overlap, and the label gives the number of shared tokens.
+    A chunk is CHUNK_TOKENS words and punctuation marks. Each bigram is hashed to a bucket, and each bucket has a random
+    vector of ±1. A key is the normalised sum of its bigrams' vectors, a random projection of their counts. If there is
+    too little text, the chunks overlap, and the label gives the number of shared tokens.
     """
     tokens = _tokens(count * CHUNK_TOKENS)
     step = min(CHUNK_TOKENS, (len(tokens) - CHUNK_TOKENS) // max(1, count - 1))

@@ -1,7 +1,7 @@
 """The searches that benchmarks/search.py compares, each in its own process.
 
 A peer is a function of the files of keys and queries. It returns a function for each command that it answers. NumPy is
-imported inside the functions: retro_np configures how BLAS's threads wait when it is imported before NumPy, and the
+imported inside the functions: if retro_np is imported before NumPy, it configures how BLAS's threads wait, and the
 other peers must run without this configuration.
 """
 
@@ -109,7 +109,7 @@ def _load(*files):
 
 
 def _exact(search, queries):
-    """Commands for search(queries) -> ids: batch -> (seconds, ids), and single, of `count` queries -> [seconds]."""
+    """Commands for search(queries) → ids. batch() → (seconds, ids); single(count) → [seconds] of single queries."""
 
     def batch(_):
         start = time.perf_counter()
@@ -123,7 +123,7 @@ def _exact(search, queries):
 
 
 def _approximate(build, choose, search, queries):
-    """Commands for search(query) -> ids (K,): build, with a number of threads -> seconds, and search, at a setting."""
+    """Commands for search(query) → ids (K,). build(threads) → seconds; search(setting) → (ids, [seconds])."""
     import numpy as np
 
     def measure(setting):

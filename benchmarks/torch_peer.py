@@ -1,7 +1,7 @@
-"""RETRO in PyTorch, as fast as its eager mode gets on a CPU, with the package's parameters and results.
+"""RETRO in PyTorch, written for speed on a CPU, with the parameters and the results of retro_np.
 
-Transformer-XL positions take one product and a shift by reshaping. They are the bias of scaled_dot_product_attention.
-It is written for training steps, with fused AdamW and masked padding, without dropout and ablations.
+The logits of Transformer-XL positions take one product and a shift by reshaping. They are passed to
+scaled_dot_product_attention as its bias. Padding is masked. Dropout and ablations are left out.
 """
 
 import math
@@ -96,7 +96,7 @@ def _attend(a, queries, context, offset, mask, n_heads, causal=False):
 def positions_as_bias(q, table, queries, keys):
     """The positions' part of the logits, (B, h, g·n, k·r). q: (B, h, g·n, c), v added; table: (h, c, n + r − 1)."""
     (g, n), (k, r) = queries, keys
-    if table.shape[-1] < n + r - 1:  # the distances that no query sees
+    if table.shape[-1] < n + r - 1:  # add the distances that no query sees
         table = pad(table, (0, n + r - 1 - table.shape[-1]))
     by_distance = q @ table / math.sqrt(q.shape[-1])
     # Row i starts at column n − 1 − i: drop n − 1 numbers, and read rows that are one shorter.
@@ -109,7 +109,7 @@ _constants = {}
 
 
 def sinusoids(first, count, d):
-    """R of falling distances, computed once."""
+    """The sinusoids R of `count` falling distances from `first`, computed once."""
     if (first, count, d) not in _constants:
         angles = torch.arange(first, first - count, -1, dtype=torch.float64)[:, None]
         angles = angles * 10000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)

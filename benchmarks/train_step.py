@@ -4,13 +4,13 @@
 
 The model: V 4096, d 256, 6 layers, 4 heads × 64, d_ffw 1024, CCA in layers 3 and 6, an encoder of 2 layers, n 512,
 m 64, k 2, r 128, 4 sequences. Peers: a port to PyTorch (torch_peer.py), the same compiled by torch.compile, and
-RETRO-pytorch as its users run it. Its sizes are the same except for its heads, which are always 8. It is another model,
-for example with rotary positions, so only its time is compared. Each peer runs in its own process and takes one step
-per turn.
+RETRO-pytorch as its users run it. RETRO-pytorch has the same sizes, except that it always has 8 heads. It is another
+model, for example with rotary positions, so only its time is compared. Each peer runs in its own process and takes one
+step per turn.
 
-The model's FLOPs are those of its products, with a multiplication and an addition each: three times those of the
-forward pass. Attention counts all pairs of query and key, masked or not, and one distance per pair. Their share of the
-rate that sgemm reaches in the same minute says how far a step is from what the cores can do.
+A step's FLOPs are those of its matrix products, three times those of the forward pass; a multiplication and an addition
+count as two. Attention counts all pairs of query and key, masked or not. The step's rate is compared with the rate that
+sgemm reaches in the same rounds, which shows how far the step is from what the cores can do.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 from turns import compare, machine, save
 
 SEED, BATCH, N, K, R = 0, 4, 512, 2, 128
-SGEMM = 2048
+SGEMM = 2048  # rows and columns of the matrices
 
 
 def setting():
@@ -78,7 +78,7 @@ def compiled():
 
 
 def retro_pytorch():
-    """The RETRO-pytorch package: its model, loss and AdamW. A step returns no loss because the model is another one."""
+    """The RETRO-pytorch package: its model, loss and AdamW. A step returns no loss, because the model is different."""
     import torch
     from retro_pytorch import RETRO
     from retro_pytorch.optimizer import get_optimizer
@@ -156,7 +156,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--without", default="", help="peers to leave out: compile, retro-pytorch")
-    parser.add_argument("--tuned", default="", help="peers that also get our process settings")
+    parser.add_argument("--tuned", default="", help="peers that also get retro_np's process settings")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
     left_out = [name for name in options.without.lower().split(",") if name]
@@ -171,7 +171,7 @@ def main():
     product = rows.pop("sgemm")
     linear, attention = flops()
     reached = (linear + attention) / rows["retro_np"]["seconds"] / 1e9
-    share = (linear + attention) * product["times_ours"] / (2 * SGEMM**3)  # in the same rounds
+    share = (linear + attention) * product["times_ours"] / (2 * SGEMM**3)  # both timed in the same rounds
     for name, row in rows.items():
         print(f"{name:18} {row['seconds']:6.2f} s   {row['times_ours']:5.2f} × ours "
               f"({row['from']:.2f} … {row['to']:.2f})   peak {row['peak_mb']:.0f} MB")  # fmt: skip

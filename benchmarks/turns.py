@@ -1,4 +1,4 @@
-"""Peers that take turns, each in its own process, so that their threads and caches do not disturb each other."""
+"""Time peers in turns, each in its own process, so that their threads and caches do not disturb each other."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ def compare(makers, rounds, arguments=(), same=None, tuned=()):
     """Time the functions that the makers return, in turns, for a number of rounds. Returns one row per maker.
 
     makers: {name: function of `arguments` that returns a function to time}; the first one is ours. same(ours, theirs):
-    whether a peer's first result is right; if it is not, nothing is timed. tuned: the peers that get the settings of
-    retro_np.runtime, like ours. A turn is two calls, of which the second is timed.
-    A row has the median seconds; the median, minimum and maximum of its ratios to ours in the same round; and the peak
-    memory of its process in MB.
+    whether a peer's first result is right; if it is not, nothing is timed. tuned: the peers that, like ours, get the
+    settings of retro_np.runtime. A turn is two calls, and the second is timed.
+    A row has the median seconds; the median, minimum and maximum of the ratios to our time in the same round; and the
+    peak memory of the process in MB.
     """
     context, pipes = multiprocessing.get_context("spawn"), {}
     ours = next(iter(makers))
@@ -31,22 +31,22 @@ def compare(makers, rounds, arguments=(), same=None, tuned=()):
         os.environ["RETRO_NP_TUNE"] = (
             "1" if name == ours or name in tuned else "0"
         )  # the others run with their own settings
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=_serve, args=(make, arguments, theirs), daemon=True).start()
+        pipes[name], child_end = context.Pipe()
+        context.Process(target=_serve, args=(make, arguments, child_end), daemon=True).start()
 
-    def turn(name, want=False):
+    def turn(name, wanted=False):
         time.sleep(PAUSE_SECONDS)
-        with contextlib.suppress(BrokenPipeError):  # the reason why it ended is in the pipe
-            pipes[name].send((True, want))
+        with contextlib.suppress(BrokenPipeError):  # the pipe has the error that ended the process
+            pipes[name].send((True, wanted))
         answer = pipes[name].recv()
         if isinstance(answer, str):
             raise SystemExit(f"{name}: {answer}")
         return answer
 
-    first = {name: turn(name, want=True)[2] for name in makers}  # this also compiles and fills caches
+    first = {name: turn(name, wanted=True)[2] for name in makers}  # this also compiles and fills caches
     for name, result in first.items():
         if same is not None and result is not None and not same(first[ours], result):
-            raise SystemExit(f"{name} computes something else than {ours}, so nothing is timed")
+            raise SystemExit(f"{name} computes another result than {ours}, so nothing is timed")
     turns = [{name: turn(name) for name in makers} for _ in range(rounds)]
     for pipe in pipes.values():
         pipe.send((False, False))
@@ -64,18 +64,18 @@ def compare(makers, rounds, arguments=(), same=None, tuned=()):
 
 
 def _serve(make, arguments, pipe):
-    """Work on request. Answer (seconds, peak MB so far, the result if wanted), or the text of an error."""
+    """Work on request. Sends (seconds, peak MB so far, the result if requested), or the text of an error."""
     try:
         work = make(*arguments)
         while True:
-            continues, want = pipe.recv()
+            continues, wanted = pipe.recv()
             if not continues:
                 return
-            work()  # as in a loop: this replaces what the previous peer left in the caches
+            work()  # replaces what the previous peer left in the caches
             start = time.perf_counter()
             result = work()
             seconds = time.perf_counter() - start
-            pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result if want else None))
+            pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result if wanted else None))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
 

@@ -3,7 +3,7 @@
  * attention.h has the computation, with the operations of product.h and tile.h. Here the arguments are checked before
  * any pointer is followed: contiguous, aligned, native byte order, one type, matching shapes, outputs writable. The
  * exception names the argument (TypeError, ValueError). The GIL is released around the work. A call does only the tasks
- * that it is asked for, so several threads can share the tasks. The results do not depend on how they share them.
+ * that it is asked for, so several threads can share the tasks. How they share them does not change the results.
  */
 
 #include "module.h"
@@ -16,7 +16,7 @@
 
 #include "settings.h"
 
-#define TILE 32 /* queries of a tile */
+#define TILE 32 /* queries per tile */
 
 /* One call: sizes, arrays of float or of double, and the number of parts of the batch. NULL: absent. */
 typedef struct {
@@ -45,7 +45,7 @@ static int has_shape(const Py_buffer *view, const char *name, const ptrdiff_t *s
     return 1;
 }
 
-/* Take an optional integer; *given says whether it is there. */
+/* Take an optional integer. *given tells whether it was passed. */
 static int take_integer(PyObject *object, const char *name, ptrdiff_t *value, int *given)
 {
     *given = object != Py_None;
@@ -87,7 +87,7 @@ static char check_inputs(attention_t *a, const Py_buffer *views, const argument_
             return 0;
     }
     if (!table->obj != !views[4].obj || !table->obj != !views[5].obj) {
-        PyErr_SetString(PyExc_TypeError, "table, u and v come together, or are all None");
+        PyErr_SetString(PyExc_TypeError, "table, u and v must all be arrays, or all be None");
         return 0;
     }
     if (table->obj && a->n_table > a->n + a->r - 1) {
@@ -122,7 +122,8 @@ static int check_outputs(const Py_buffer *views, const argument_t *arguments, co
 static int run_tasks(const attention_t *a, char type, Py_ssize_t first, Py_ssize_t last, int backward)
 {
     if (first < 0 || last < first || last > a->h * a->parts) {
-        PyErr_Format(PyExc_ValueError, "tasks %zd to %zd of %zd", first, last, (Py_ssize_t)(a->h * a->parts));
+        PyErr_Format(PyExc_ValueError, "tasks %zd to %zd are not within 0 to %zd", first, last,
+                     (Py_ssize_t)(a->h * a->parts));
         return 0;
     }
     run_t run = RUN[current_unit()][type == 'd'];
@@ -143,22 +144,22 @@ static const argument_t FORWARD[] = {
 PyObject *attention_forward(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *o[9], *offset;
+    PyObject *objects[9], *offset;
     Py_ssize_t first, last;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnn:attention_forward", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6],
-                          &offset, &o[7], &o[8], &first, &last))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnn:attention_forward", &objects[0], &objects[1], &objects[2], &objects[3],
+                          &objects[4], &objects[5], &objects[6], &offset, &objects[7], &objects[8], &first, &last))
         return NULL;
     attention_t a = {0};
     Py_buffer views[9];
-    int held = 0, done = 0;
+    int taken = 0, done = 0;
     char type;
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
-        (held = take_arrays(o, FORWARD, 9, views)) == 9 && (type = check_inputs(&a, views, FORWARD)) != 0) {
+        (taken = take_arrays(objects, FORWARD, 9, views)) == 9 && (type = check_inputs(&a, views, FORWARD)) != 0) {
         const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, *const shapes[] = {views[0].shape, rows};
         a.out = views[7].buf, a.lse = views[8].buf, a.parts = a.batch;
         done = check_outputs(views + 7, FORWARD + 7, shapes, 2, type) && run_tasks(&a, type, first, last, 0);
     }
-    release_arrays(views, held);
+    release_arrays(views, taken);
     if (!done)
         return NULL;
     Py_RETURN_NONE;
@@ -173,17 +174,19 @@ static const argument_t BACKWARD[] = {
 PyObject *attention_backward(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *o[15], *offset;
+    PyObject *objects[15], *offset;
     Py_ssize_t first, last;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOOOOOnn:attention_backward", &o[7], &o[8], &o[0], &o[1], &o[2], &o[3],
-                          &o[4], &o[5], &o[6], &offset, &o[9], &o[10], &o[11], &o[12], &o[13], &o[14], &first, &last))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOOOOOnn:attention_backward", &objects[7], &objects[8], &objects[0],
+                          &objects[1], &objects[2], &objects[3], &objects[4], &objects[5], &objects[6], &offset,
+                          &objects[9], &objects[10], &objects[11], &objects[12], &objects[13], &objects[14], &first,
+                          &last))
         return NULL;
     attention_t a = {0};
     Py_buffer views[15];
-    int held = 0, done = 0;
+    int taken = 0, done = 0;
     char type;
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
-        (held = take_arrays(o, BACKWARD, 15, views)) == 15 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
+        (taken = take_arrays(objects, BACKWARD, 15, views)) == 15 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
         const Py_buffer *v = views;
         a.parts = a.table && v[12].obj ? v[12].shape[0] : a.batch;
         const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, parts[] = {a.parts, a.n_table, a.h, a.c};
@@ -194,13 +197,13 @@ PyObject *attention_backward(PyObject *module, PyObject *args)
         int together = (a.table != NULL) == (v[12].obj != NULL) && (a.table != NULL) == (v[13].obj != NULL) &&
                        (a.table != NULL) == (v[14].obj != NULL);
         if (!together)
-            PyErr_SetString(PyExc_TypeError, "dtable, du and dv are there when table is, and None when it is not");
+            PyErr_SetString(PyExc_TypeError, "dtable, du and dv must be arrays if table is one, otherwise None");
         else if (a.parts < 1 && a.batch > 0)
             PyErr_SetString(PyExc_ValueError, "dtable needs at least one part");
         else
             done = check_outputs(views + 7, BACKWARD + 7, shapes, 8, type) && run_tasks(&a, type, first, last, 1);
     }
-    release_arrays(views, held);
+    release_arrays(views, taken);
     if (!done)
         return NULL;
     Py_RETURN_NONE;

@@ -29,8 +29,8 @@ typedef struct {
     real *bias;                                    /* (keys_wide): 0, or -inf for what is masked or padding */
     real *content, *position;                      /* (TILE, c_wide): (q + u) / sqrt(c), (q + v) / sqrt(c) */
     real *logits, *by_distance, *out;              /* (TILE, keys_wide), (TILE, distances), (TILE, c_wide) */
-    real *dout, *dlogits, *dcontent, *dposition;   /* of the backward pass */
-    real *dkeys, *dvalues, *dtable;                /* its sums, of the shapes of keys, values and table */
+    real *dout, *dlogits, *dcontent, *dposition;   /* used by the backward pass */
+    real *dkeys, *dvalues, *dtable;                /* its sums, shaped as keys, values and table */
 } NAME(scratch);
 
 ALWAYS_INLINE ptrdiff_t NAME(whole)(ptrdiff_t n)
@@ -113,14 +113,14 @@ TARGET static void NAME(load_keys)(const attention_t *a, NAME(scratch) *s, ptrdi
 {
     const real infinity = (real)INFINITY;
     for (ptrdiff_t group = 0; group < a->k; group++) {
-        ptrdiff_t from = (item * a->k + group) * a->r, to = group * s->width;
-        ptrdiff_t at = (from * a->h + head) * a->c, padding = (s->width - a->r) * s->c_wide;
-        NAME(gather)(a, (const real *)a->keys + at, a->r, NULL, 1, s->keys + to * s->c_wide, s->c_wide);
-        NAME(gather)(a, (const real *)a->values + at, a->r, NULL, 1, s->values + to * s->c_wide, s->c_wide);
-        memset(s->keys + (to + a->r) * s->c_wide, 0, padding * sizeof(real));
-        memset(s->values + (to + a->r) * s->c_wide, 0, padding * sizeof(real));
+        ptrdiff_t first_key = (item * a->k + group) * a->r, column = group * s->width;
+        ptrdiff_t offset = (first_key * a->h + head) * a->c, padding = (s->width - a->r) * s->c_wide;
+        NAME(gather)(a, (const real *)a->keys + offset, a->r, NULL, 1, s->keys + column * s->c_wide, s->c_wide);
+        NAME(gather)(a, (const real *)a->values + offset, a->r, NULL, 1, s->values + column * s->c_wide, s->c_wide);
+        memset(s->keys + (column + a->r) * s->c_wide, 0, padding * sizeof(real));
+        memset(s->values + (column + a->r) * s->c_wide, 0, padding * sizeof(real));
         for (ptrdiff_t j = 0; j < s->width; j++)
-            s->bias[to + j] = j < a->r && (!a->key_mask || a->key_mask[from + j]) ? 0 : -infinity;
+            s->bias[column + j] = j < a->r && (!a->key_mask || a->key_mask[first_key + j]) ? 0 : -infinity;
     }
     NAME(transpose)(s->keys_wide, a->c, s->keys, s->c_wide, s->keys_t, s->keys_wide);
     if (backward)
@@ -225,7 +225,7 @@ TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, c
     NAME(make_logits)(a, s, tile, head);
     NAME(gather)(a, (const real *)a->dout + (tile->query * a->h + head) * a->c, rows, NULL, 1, s->dout, c_wide);
     for (ptrdiff_t i = 0; i < rows; i++)
-        NAME(exponentials)(s->logits + i * wide, tile->keys, lse[i]); /* these are probabilities now */
+        NAME(exponentials)(s->logits + i * wide, tile->keys, lse[i]); /* logits now holds probabilities */
     NAME(product)(tile->keys, c_wide, rows, s->logits, 1, wide, s->dout, c_wide, s->dvalues, c_wide, 1);
     NAME(product)(rows, tile->keys, a->c, s->dout, c_wide, 1, s->values_t, wide, s->dlogits, wide, 0);
     for (ptrdiff_t i = 0; i < rows; i++) {
@@ -238,18 +238,18 @@ TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, c
     NAME(product)(rows, c_wide, tile->keys, s->dlogits, wide, 1, s->keys, c_wide, s->dcontent, c_wide, 0);
     NAME(product)(tile->keys, c_wide, rows, s->dlogits, 1, wide, s->content, c_wide, s->dkeys, c_wide, 1);
     if (a->table) {
-        const ptrdiff_t distances = tile->seen ? tile->seen + rows - 1 : 0, row_of = s->distances;
+        const ptrdiff_t distances = tile->seen ? tile->seen + rows - 1 : 0, stride = s->distances;
         for (ptrdiff_t i = 0; i < rows; i++) {
-            real *restrict skewed = s->by_distance + i * row_of;
+            real *restrict skewed = s->by_distance + i * stride;
             memset(skewed, 0, distances * sizeof(real));
             skewed += rows - 1 - i;
             for (ptrdiff_t group = 0; group < a->k; group++)
                 for (ptrdiff_t j = 0; j < tile->seen; j++)
                     skewed[j] += s->dlogits[i * wide + group * s->width + j];
         }
-        NAME(product)(rows, c_wide, distances, s->by_distance, row_of, 1, s->table + tile->distance * c_wide, c_wide,
+        NAME(product)(rows, c_wide, distances, s->by_distance, stride, 1, s->table + tile->distance * c_wide, c_wide,
                       s->dposition, c_wide, 0);
-        NAME(product)(distances, c_wide, rows, s->by_distance, 1, row_of, s->position, c_wide,
+        NAME(product)(distances, c_wide, rows, s->by_distance, 1, stride, s->position, c_wide,
                       s->dtable + tile->distance * c_wide, c_wide, 1);
         for (ptrdiff_t i = 0; i < rows; i++)
             for (ptrdiff_t t = 0; t < a->c; t++) {
@@ -280,9 +280,9 @@ TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, p
                 NAME(backward_tile)(a, s, &tile, head, du, dv);
             }
         for (ptrdiff_t group = 0; group < a->k; group++) {
-            ptrdiff_t at = (((item * a->k + group) * a->r) * a->h + head) * a->c, from = group * s->width * s->c_wide;
-            NAME(scatter)(a, s->dkeys + from, a->r, 1, (real *)a->dkeys + at, s->c_wide);
-            NAME(scatter)(a, s->dvalues + from, a->r, 1, (real *)a->dvalues + at, s->c_wide);
+            ptrdiff_t out = (((item * a->k + group) * a->r) * a->h + head) * a->c, in = group * s->width * s->c_wide;
+            NAME(scatter)(a, s->dkeys + in, a->r, 1, (real *)a->dkeys + out, s->c_wide);
+            NAME(scatter)(a, s->dvalues + in, a->r, 1, (real *)a->dvalues + out, s->c_wide);
         }
     }
     if (a->table)
@@ -290,7 +290,7 @@ TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, p
                       s->c_wide);
 }
 
-/* Whether the size of the scratch fits memory at all. The shapes of empty arrays are not bounded by their memory. */
+/* Whether the size of the scratch can be addressed. The shapes of empty arrays have no such bound. */
 static int NAME(fits)(const attention_t *a)
 {
     double keys = (double)a->k * ((double)a->r + LANES), c = (double)a->c + LANES;

@@ -26,7 +26,7 @@ char item_type(const Py_buffer *view)
 /* What is wrong with a buffer's shape and bytes, or NULL. */
 static const char *fault_of(const Py_buffer *view, int ndim, int written)
 {
-    static const char *const axes[] = {"must have no axis", "must have one dimension", "must have two dimensions",
+    static const char *const axes[] = {"must have no dimension", "must have one dimension", "must have two dimensions",
                                        "must have three dimensions", "must have four dimensions",
                                        "must have five dimensions"};
     if (view->ndim != ndim)
@@ -34,18 +34,18 @@ static const char *fault_of(const Py_buffer *view, int ndim, int written)
     if (view->suboffsets || !PyBuffer_IsContiguous(view, 'C'))
         return "must be C-contiguous";
     if (written && view->readonly)
-        return "is read-only and would be written";
+        return "is read-only but must be writable";
     if (view->itemsize <= 0)
-        return "has a shape or item size that no array has";
+        return "has a negative dimension or no item size";
     Py_ssize_t bytes = view->itemsize;
     for (int axis = 0; axis < ndim; axis++)
         if (view->shape[axis] < 0)
-            return "has a shape or item size that no array has";
+            return "has a negative dimension or no item size";
         else if (view->shape[axis] == 0)
             bytes = 0;
     for (int axis = 0; bytes > 0 && axis < ndim; axis++) {
         if (bytes > PY_SSIZE_T_MAX / view->shape[axis])
-            return "is larger than memory can be";
+            return "is larger than any memory";
         bytes *= view->shape[axis];
     }
     if (view->len != bytes)

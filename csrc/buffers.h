@@ -13,7 +13,7 @@
  * for a foreign byte order. */
 char item_type(const Py_buffer *view);
 
-/* Take the buffer of a C-contiguous, aligned array of `ndim` axes. written: it must not be read-only. On failure the
+/* Take the buffer of a C-contiguous, aligned array of `ndim` axes. written: whether it must be writable. On failure the
  * exception names the argument (TypeError, ValueError), no buffer is held, and -1 is returned. */
 int take_array(PyObject *object, Py_buffer *view, const char *name, int ndim, int written);
 

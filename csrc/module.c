@@ -12,7 +12,7 @@ static PyMethodDef methods[] = {
      "lists are then undefined."},
     {"nearest_screened", nearest_screened, METH_VARARGS,
      "nearest_screened(queries, keys, products, query_norms, key_norms, first_id, ids, distances)\n--\n\n"
-     "The same for finite keys, measuring only those that their products and norms do not exclude.\n\n"
+     "Like nearest, but for finite keys, and only keys that products and norms do not exclude are measured.\n\n"
      "products (N, M): q.k, approximately; query_norms (N), key_norms (M): lower bounds of |q|^2 and |k|^2, by\n"
      "csrc/search.h. Raises TypeError or ValueError, naming the argument."},
     {"attention_forward", attention_forward, METH_VARARGS,
@@ -34,8 +34,8 @@ static PyMethodDef methods[] = {
      "same. Raises TypeError or ValueError, naming the argument."},
     {"vector_unit", vector_unit, METH_VARARGS,
      "vector_unit(name=None)\n--\n\n"
-     "The vector unit that attention and products run on: 'avx512', 'avx2' or 'plain'. With a name, change to that\n"
-     "one. Raises ValueError if the processor does not have it."},
+     "The vector unit that attention and products run on: 'avx512', 'avx2' or 'plain'. With a name, switch to that\n"
+     "unit. Raises ValueError if the processor does not have it."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,7 +7,7 @@
 
 #include "settings.h"
 
-#define PANEL 64 /* columns of a panel: a multiple of every unit's vectors, in float and double */
+#define PANEL 64 /* columns per panel: a multiple of every unit's vectors, in float and double */
 
 #define TEMPLATES "panels.h"
 #include "units.h"
@@ -31,7 +31,7 @@ static int check_together(const Py_buffer *x, const Py_buffer *panels, const Py_
     else if (out->shape[0] != x->shape[0] || out->shape[1] != panels->shape[0] * PANEL)
         PyErr_Format(PyExc_ValueError, "out must be (%zd, %zd)", x->shape[0], panels->shape[0] * PANEL);
     else if (first < 0 || last < first || last > panels->shape[0])
-        PyErr_Format(PyExc_ValueError, "panels %zd to %zd of %zd", first, last, panels->shape[0]);
+        PyErr_Format(PyExc_ValueError, "panels %zd to %zd are not within 0 to %zd", first, last, panels->shape[0]);
     else
         return 1;
     return 0;
@@ -46,8 +46,8 @@ PyObject *multiply_panels(PyObject *module, PyObject *args)
         return NULL;
     static const argument_t arguments[3] = {{"x", 2, 0, 0}, {"panels", 3, 0, 0}, {"out", 2, 1, 0}};
     Py_buffer views[3];
-    int held = take_arrays(objects, arguments, 3, views), done = 0;
-    if (held == 3 && check_together(&views[0], &views[1], &views[2], first, last)) {
+    int taken = take_arrays(objects, arguments, 3, views), done = 0;
+    if (taken == 3 && check_together(&views[0], &views[1], &views[2], first, last)) {
         multiply_t multiply = MULTIPLY[current_unit()][item_type(&views[0]) == 'd'];
         Py_BEGIN_ALLOW_THREADS
         multiply(views[0].buf, views[1].buf, views[2].buf, views[0].shape[0], views[0].shape[1], views[2].shape[1],
@@ -55,7 +55,7 @@ PyObject *multiply_panels(PyObject *module, PyObject *args)
         Py_END_ALLOW_THREADS
         done = 1;
     }
-    release_arrays(views, held);
+    release_arrays(views, taken);
     if (!done)
         return NULL;
     Py_RETURN_NONE;

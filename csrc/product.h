@@ -1,4 +1,4 @@
-/* The product of two tiles in the cache. A template, as attention.h.
+/* The product of two tiles in the cache. A template like attention.h.
  *
  *   c[i][j] (+)= sum_t a[i][t] * b[t][j]
  *

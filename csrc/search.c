@@ -32,7 +32,7 @@
 #define VECTOR_CLONES
 #endif
 
-/* The arrays that search.h reads and writes. The pointers are to the type real. A call handles some of the queries. */
+/* The arrays of a call that search.h reads and writes. The pointers are to the type real. */
 typedef struct {
     const void *queries, *keys, *products, *query_norms, *key_norms;
     int64_t *ids;
@@ -117,12 +117,12 @@ static int check_finite(const Py_buffer *view, char type, const char *name)
     return -1;
 }
 
-static int search_all(const Search *all, ptrdiff_t (*search)(const Search *, ptrdiff_t, ptrdiff_t))
+static int search_blocks(const Search *call, ptrdiff_t (*search)(const Search *, ptrdiff_t, ptrdiff_t))
 {
-    for (ptrdiff_t first = 0; first < all->n_queries; first += QUERY_BLOCK) {
+    for (ptrdiff_t first = 0; first < call->n_queries; first += QUERY_BLOCK) {
         ptrdiff_t row;
         Py_BEGIN_ALLOW_THREADS
-        row = search(all, first, all->n_queries - first < QUERY_BLOCK ? all->n_queries - first : QUERY_BLOCK);
+        row = search(call, first, call->n_queries - first < QUERY_BLOCK ? call->n_queries - first : QUERY_BLOCK);
         Py_END_ALLOW_THREADS
         if (row >= 0) {
             PyErr_Format(PyExc_ValueError, "keys: row %zd holds NaN or infinity", (Py_ssize_t)row);
@@ -140,7 +140,7 @@ static int search_arrays(const Py_buffer views[ARRAYS], int64_t first_id)
     char type = check_together(views);
     if (!type)
         return -1;
-    Search all = {
+    Search call = {
         .queries = views[QUERIES].buf,
         .keys = views[KEYS].buf,
         .products = views[PRODUCTS].buf,
@@ -154,17 +154,17 @@ static int search_arrays(const Py_buffer views[ARRAYS], int64_t first_id)
         .k = views[IDS].shape[1],
         .first_id = first_id,
     };
-    if (first_id < 0 || first_id > INT64_MAX - all.n_keys) {
+    if (first_id < 0 || first_id > INT64_MAX - call.n_keys) {
         PyErr_SetString(PyExc_ValueError, "first_id must leave each key an id between 0 and 2^63");
         return -1;
     }
     if (views[PRODUCTS].obj)
-        return search_all(&all, type == 'f' ? search_screened_float : search_screened_double);
+        return search_blocks(&call, type == 'f' ? search_screened_float : search_screened_double);
     if (check_finite(&views[QUERIES], type, "queries") < 0)
         return -1;
-    if (all.n_queries == 0) /* otherwise the search checks them in passing */
+    if (call.n_queries == 0) /* otherwise the search checks them in passing */
         return check_finite(&views[KEYS], type, "keys");
-    return search_all(&all, type == 'f' ? search_float : search_double);
+    return search_blocks(&call, type == 'f' ? search_float : search_double);
 }
 
 /* Take the number and the arrays, NULL for those that this search does not use. */
@@ -189,18 +189,19 @@ static PyObject *search_objects(PyObject *const objects[ARRAYS], PyObject *numbe
 PyObject *nearest(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *of[ARRAYS] = {NULL}, *first_id;
-    if (!PyArg_ParseTuple(args, "OOOOO:nearest", &of[QUERIES], &of[KEYS], &first_id, &of[IDS], &of[DISTANCES]))
+    PyObject *objects[ARRAYS] = {NULL}, *first_id;
+    if (!PyArg_ParseTuple(args, "OOOOO:nearest", &objects[QUERIES], &objects[KEYS], &first_id, &objects[IDS],
+                          &objects[DISTANCES]))
         return NULL;
-    return search_objects(of, first_id);
+    return search_objects(objects, first_id);
 }
 
 PyObject *nearest_screened(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *of[ARRAYS] = {NULL}, *first_id;
-    if (!PyArg_ParseTuple(args, "OOOOOOOO:nearest_screened", &of[QUERIES], &of[KEYS], &of[PRODUCTS], &of[QUERY_NORMS],
-                          &of[KEY_NORMS], &first_id, &of[IDS], &of[DISTANCES]))
+    PyObject *objects[ARRAYS] = {NULL}, *first_id;
+    if (!PyArg_ParseTuple(args, "OOOOOOOO:nearest_screened", &objects[QUERIES], &objects[KEYS], &objects[PRODUCTS],
+                          &objects[QUERY_NORMS], &objects[KEY_NORMS], &first_id, &objects[IDS], &objects[DISTANCES]))
         return NULL;
-    return search_objects(of, first_id);
+    return search_objects(objects, first_id);
 }

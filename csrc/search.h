@@ -48,7 +48,7 @@ static INLINE int NAME(after)(real a, int64_t i, real b, int64_t j)
     return a > b || (a == b && (uint64_t)i > (uint64_t)j);
 }
 
-/* Let (distance, id) sink from the root of a max-heap of `count` entries. The old root is lost. */
+/* Replace the root of a max-heap of `count` entries by (distance, id), and sift it down. */
 static void NAME(sink)(int64_t *ids, real *distances, ptrdiff_t count, real distance, int64_t id)
 {
     ptrdiff_t slot = 0;
@@ -106,12 +106,12 @@ static ptrdiff_t NAME(row_not_finite)(const real *x, ptrdiff_t rows, ptrdiff_t d
 }
 
 /* Measure every key. Returns the first row of keys with an entry that is not finite, or -1. */
-static ptrdiff_t NAME(search)(const Search *all, ptrdiff_t first_query, ptrdiff_t n_queries)
+static ptrdiff_t NAME(search)(const Search *call, ptrdiff_t first_query, ptrdiff_t n_queries)
 {
-    ptrdiff_t n_keys = all->n_keys, d = all->d, k = all->k;
-    const real *queries = (const real *)all->queries + first_query * d, *keys = all->keys;
-    real *distances = (real *)all->distances + first_query * k;
-    int64_t *ids = all->ids + first_query * k, first_id = all->first_id;
+    ptrdiff_t n_keys = call->n_keys, d = call->d, k = call->k;
+    const real *queries = (const real *)call->queries + first_query * d, *keys = call->keys;
+    real *distances = (real *)call->distances + first_query * k;
+    int64_t *ids = call->ids + first_query * k, first_id = call->first_id;
     real tile[KEY_BLOCK];
     for (ptrdiff_t i = 0; i < n_queries; i++)
         NAME(open_list)(ids + i * k, distances + i * k, k);
@@ -144,8 +144,8 @@ static INLINE real NAME(limit)(real last, real query_norm)
     return last + 4 * EPSILON * last - query_norm;
 }
 
-/* The same by screening, for finite keys: a key is measured only if a lower bound of its distance does not put it after
- * the list's last entry. Returns -1.
+/* The same search with screening, for finite keys: a key is measured only if a lower bound of its distance does not put
+ * it after the list's last entry. Returns -1.
  *
  * products[i][j] is q.k, by any matrix product that adds d products in some order, fused or not. query_norms and
  * key_norms are lower bounds of |q|^2 and |k|^2: each is computed in type real, less a share c of itself and a slack,
@@ -153,25 +153,26 @@ static INLINE real NAME(limit)(real last, real query_norm)
  * Then, for the distance that is computed here,
  *   distance >= key_norms[j] - 2 products[i][j] + query_norms[i]
  * Proof. Let N = |q|^2 + |k|^2, so that |2 q.k| <= N and |q - k|^2 <= 2 N. The roundings are, in units of u N and to
- * first order, at most d of the product, d of the two norms, 2 (d / LANES + 8) of the distance, whose terms go through
- * so many each, and 6 of the sums with c, the slack and the limit: together 2.125 d + 22. That is little more than half
- * of c, which leaves room for the higher orders. Underflow, or flushing to zero, loses less than the smallest normal
- * number in each of about 8 d operations, together less than the two slacks. If a product could overflow, the caller
- * gives a norm of -inf: a comparison with it, or with a NaN that results from it, excludes no key. */
+ * first order, at most d of the product, d of the two norms, 2 (d / LANES + 8) of the distance, which is at most 2 N
+ * and each of whose terms is rounded d / LANES + 8 times, and 6 of the sums with c, the slack and the limit: together
+ * 2.125 d + 22. That is little more than half of c, which leaves room for the higher orders. Underflow, or flushing to
+ * zero, loses less than the smallest normal number in each of about 8 d operations, together less than the two slacks.
+ * If a product could overflow, the caller gives a norm of -inf: a comparison with it, or with a NaN that results from
+ * it, excludes no key. */
 VECTOR_CLONES
-static ptrdiff_t NAME(search_screened)(const Search *all, ptrdiff_t first_query, ptrdiff_t n_queries)
+static ptrdiff_t NAME(search_screened)(const Search *call, ptrdiff_t first_query, ptrdiff_t n_queries)
 {
-    ptrdiff_t n_keys = all->n_keys, d = all->d, k = all->k;
-    const real *keys = all->keys, *query_norms = all->query_norms, *key_norms = all->key_norms;
+    ptrdiff_t n_keys = call->n_keys, d = call->d, k = call->k;
+    const real *keys = call->keys, *query_norms = call->query_norms, *key_norms = call->key_norms;
     for (ptrdiff_t i = first_query; i < first_query + n_queries; i++) {
-        const real *query = (const real *)all->queries + i * d, *products = (const real *)all->products + i * n_keys;
-        int64_t *heap_ids = all->ids + i * k;
-        real *heap = (real *)all->distances + i * k, limit = NAME(limit)(heap[k - 1], query_norms[i]);
+        const real *query = (const real *)call->queries + i * d, *products = (const real *)call->products + i * n_keys;
+        int64_t *heap_ids = call->ids + i * k;
+        real *heap = (real *)call->distances + i * k, limit = NAME(limit)(heap[k - 1], query_norms[i]);
         int open = 0;
         for (ptrdiff_t first = 0; first < n_keys; first += KEY_BLOCK) {
             ptrdiff_t block = n_keys - first < KEY_BLOCK ? n_keys - first : KEY_BLOCK;
             const real *product = products + first, *norms = key_norms + first;
-            int within = 0; /* counted first, because a loop without branches is vectorised */
+            int within = 0; /* counted first, because a loop without branches can be vectorised */
             for (ptrdiff_t j = 0; j < block; j++)
                 within += !(norms[j] - 2 * product[j] > limit);
             if (within == 0)
@@ -183,8 +184,8 @@ static ptrdiff_t NAME(search_screened)(const Search *all, ptrdiff_t first_query,
                 if (norms[j] - 2 * product[j] > limit)
                     continue;
                 real distance = NAME(distance)(query, keys + (first + j) * d, d);
-                if (NAME(after)(heap[0], heap_ids[0], distance, all->first_id + first + j)) {
-                    NAME(sink)(heap_ids, heap, k, distance, all->first_id + first + j);
+                if (NAME(after)(heap[0], heap_ids[0], distance, call->first_id + first + j)) {
+                    NAME(sink)(heap_ids, heap, k, distance, call->first_id + first + j);
                     limit = NAME(limit)(heap[0], query_norms[i]);
                 }
             }

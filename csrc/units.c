@@ -1,4 +1,4 @@
-/* The vector unit that the kernels run on: the best one of the processor, or the one that was asked for. */
+/* The vector unit that the kernels run on: the processor's best one, or the one that was requested. */
 
 #include "module.h"
 
@@ -7,8 +7,8 @@
 /* In the order of FOR_UNITS (units.h): the best is last. */
 static const char *const NAMES[] = {"plain", "avx2", "avx512"};
 
-/* The number of these units that the processor has. */
-static int units_here(void)
+/* How many of these units the processor supports. */
+static int supported_units(void)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -28,7 +28,7 @@ static int unit = -1; /* -1 until the first call */
 int current_unit(void)
 {
     if (unit < 0)
-        unit = units_here() - 1;
+        unit = supported_units() - 1;
     return unit;
 }
 
@@ -40,10 +40,10 @@ PyObject *vector_unit(PyObject *module, PyObject *args)
         return NULL;
     int wanted = current_unit();
     if (name)
-        for (wanted = units_here() - 1; wanted >= 0 && strcmp(name, NAMES[wanted]); wanted--)
+        for (wanted = supported_units() - 1; wanted >= 0 && strcmp(name, NAMES[wanted]); wanted--)
             continue;
     if (wanted < 0)
-        return PyErr_Format(PyExc_ValueError, "no vector unit %s here", name);
+        return PyErr_Format(PyExc_ValueError, "this processor has no vector unit %s", name);
     unit = wanted;
     return PyUnicode_FromString(NAMES[unit]);
 }

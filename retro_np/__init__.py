@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
         globals()[name] = getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
     except ImportError as error:
         package = (error.name or __name__).partition(".")[0]
-        if sys.modules.get(package):  # The package is installed, so that something else is wrong.
+        if sys.modules.get(package):  # The package is installed, so something else is wrong.
             raise
         line = f"{__name__}.{name} needs {package}, which is not installed: pip install {package}"
         raise ImportError(line, name=package) from error
@@ -69,5 +69,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """All public names, the ones not loaded yet included."""
+    """All public names, including those that are not loaded yet."""
     return sorted({*globals(), *__all__})

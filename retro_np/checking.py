@@ -7,12 +7,12 @@ import numpy as np
 
 from retro_np.tree import Array, Pullback, map_tree, named_leaves
 
-MAX_ENTRIES = 256  # Arrays with at most this many entries are checked entry by entry,
-N_DIRECTIONS = 8  # larger ones along this many random directions.
+MAX_ENTRIES = 256  # Arrays with at most this many entries are checked entry by entry.
+N_DIRECTIONS = 8  # Larger arrays are checked along this many random directions.
 
 
 class GradientError(AssertionError):
-    """A pullback disagrees with finite differences. The message names the argument, the index and both values."""
+    """A pullback disagrees with finite differences. The message names the argument, the entry and both values."""
 
 
 def gradcheck(
@@ -26,12 +26,12 @@ def gradcheck(
     reduces the value to one number. Arrays with at most 256 entries are checked entry by entry, larger ones along 8
     random directions.
 
-    The error of an entry is |analytic − numeric|, divided by the largest entry of that argument's gradient, or by 0.01
-    if all entries are smaller, because rounding then dominates the differences. Along a random direction of N entries,
+    The error of an entry is |analytic − numeric|, divided by the largest entry of that array's gradient, or by 0.01 if
+    all entries are smaller, because rounding then dominates the differences. Along a random direction of N entries,
     one wrong entry shows with about 1/√N of its error, so check a small case of your function too.
-    Raises GradientError (an AssertionError), which names the worst entry, if its error is above `tolerance`; TypeError
-    if an argument is not floating-point; ValueError if a gradient does not have the form or shape of its argument, or
-    if all gradients are None.
+    Raises GradientError (an AssertionError) if the worst error, whose entry it names, is above `tolerance`, or if the
+    value is not finite; TypeError if an argument is not floating-point; ValueError if a gradient does not have the form
+    or shape of its argument, or if all gradients are None.
     """
     rng = np.random.default_rng(seed)
     arguments = [map_tree(_as_float64, argument) for argument in arrays]
@@ -79,8 +79,8 @@ def gradcheck(
 def _as_float64(name: str, array: Any) -> Array:
     array = np.asarray(array)
     if not np.issubdtype(array.dtype, np.floating):
-        which = f"the leaf {name} is" if name else "an argument is"
-        raise TypeError(f"{which} {array.dtype}, not floating-point: bind it in f, for example with a lambda")
+        subject = f"the leaf {name} is" if name else "an argument is"
+        raise TypeError(f"{subject} {array.dtype}, not floating-point: bind it in f, for example with a lambda")
     return np.array(array, dtype=np.float64)
 
 

@@ -46,7 +46,7 @@ def load_model(path: Path | str, database: Database) -> tuple[Tree, RetroConfig]
     """Read a model that is to retrieve from a database. Returns (params, config), as `load_params` does.
 
     Besides the errors of `load_params`, raises UserError if the database has another vocabulary or chunk size, or if
-    the checkpoint comes from a training run with another tokenizer, in which the same ids are other tokens.
+    the checkpoint was trained with another tokenizer, for which the same ids mean other tokens.
     """
     params, config = load_params(path)
     check_fit(config, database)
@@ -58,7 +58,7 @@ def load_model(path: Path | str, database: Database) -> tuple[Tree, RetroConfig]
             )
         trained = None if trained is None else trained.get(name)
     expected = database.identity["tokenizer"]
-    if trained not in (None, expected):  # a file of parameters alone names no tokenizer
+    if trained not in (None, expected):  # a file that holds only parameters names no tokenizer
         raise UserError(
             f"{path} was trained with another tokenizer ({trained!s:.6}…) than {database.path} has ({expected[:6]}…): "
             "use the database that it was trained with, or build this one with --tokenizer"
@@ -76,12 +76,12 @@ def save_checkpoint(path: Path | str, params: Tree, state: Tree, config: RetroCo
 def load_checkpoint(path: Path | str) -> tuple[Tree, Tree, RetroConfig, dict[str, Any]]:
     """Read a training run's checkpoint, to resume it. Returns (params, AdamW's state, config, run).
 
-    Raises the errors of `load_params`, and UserError for a file of parameters alone.
+    Raises the errors of `load_params`, and UserError for a file that holds only parameters.
     """
     tensors, meta = read_tensors(path)
     config = _config_in(meta, path)
     if "run" not in meta or "step" not in meta:
-        raise UserError(f"{path} holds only parameters: evaluate or sample from it; training cannot resume there")
+        raise UserError(f"{path} holds only parameters, so training cannot resume: use it to evaluate or sample")
     params = _tree_of(tensors, config, path)
     moments = {key: map_tree(lambda name, _: tensors.get(name), params, f"adamw.{key}") for key in ("m", "v")}
     return params, {"step": meta["step"], **moments}, config, meta["run"]
@@ -139,6 +139,6 @@ def _tree_of(tensors: dict[str, np.ndarray], config: RetroConfig, path) -> Tree:
             raise UserError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
         if not np.all(np.isfinite(tensor)):
             raise UserError(f"{path}: {name} is not finite everywhere: the file is damaged; use another checkpoint")
-        return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor  # halves are only for storage
+        return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor  # half precision is only for storage
 
     return map_tree(leaf, parameter_shapes(config))

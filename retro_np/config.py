@@ -39,7 +39,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class RetroConfig:
-    """A decoder and how it retrieves. If `cca_layers` is empty it is the baseline, whatever `encoder` says.
+    """A decoder and how it retrieves. If `cca_layers` is empty, it is a baseline and `encoder` is ignored.
 
     Raises UserError (a ValueError) for values that no model can have.
 
@@ -58,7 +58,7 @@ class RetroConfig:
     cca_positions: whether chunked cross-attention has relative positions; False in an ablation of table 13.
     retrieved_part: part of each value [N, F] that the encoder reads: "NF" both, "N" the neighbour alone, "F" its
         continuation alone (table 13).
-    copying_start: whether `init_params` initialises encoder and CCA to copy tokens; needs encoder.d_model = d_model.
+    copying_start: whether `init_params` makes the encoder and CCA copy tokens; needs encoder.d_model = d_model.
         Not in the paper; it helps small models.
     """
 
@@ -146,5 +146,5 @@ def _layer_tuple(layers: Any, n_layers: int, name: str) -> tuple[int, ...]:
         raise UserError(f"{name} must be a tuple of whole numbers, not {layers!r}")
     checked = tuple(sorted(int(p) for p in layers))
     if len(set(checked)) < len(checked) or any(not 1 <= p <= n_layers for p in checked):
-        raise UserError(f"{name} must be different layers from 1 to {n_layers}, not {checked}")
+        raise UserError(f"{name} must be distinct layers from 1 to {n_layers}, not {checked}")
     return checked

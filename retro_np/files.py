@@ -1,4 +1,4 @@
-"""Writing files atomically, locking folders, and the hashes by which files and names are known."""
+"""Atomic writes, locked folders, and the hashes that identify files and names."""
 
 import errno
 import hashlib
@@ -30,7 +30,7 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
     path = Path(path)
     with reporting_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = beside_of(path)
+        temporary = temporary_name(path)
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -43,7 +43,7 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
         flush_folder(path.parent)
 
 
-def beside_of(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
     """A unique temporary name in the folder of `path`, shortened because file systems limit the length of a name."""
     return path.with_name(f"{path.name[:40]}.{uuid.uuid4().hex}{PARTIAL}")
 
@@ -55,7 +55,7 @@ def remove_partial(folder: Path | str) -> None:
 
 
 def allow_open_files(number: int) -> None:
-    """Raise the process's limit of open files to `number`, or as far as the system allows."""
+    """Raise the process's limit on open files to `number`, or as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit.
@@ -78,7 +78,7 @@ def reporting_full_disk(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise UserError(f"the disk is full, {path} was not written: free some space and run it again") from error
+            raise UserError(f"the disk is full, {path} was not written: free space and try again") from error
         raise
 
 
@@ -118,7 +118,7 @@ def check_output(path: Path | str, option: str, inputs: Iterable[Path | str] = (
     if path.is_dir():
         raise UserError(f"{path} is a folder: give {option} the name of a file")
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not an ordinary file: give {option} the name of one")
+        raise UserError(f"{path} is not an ordinary file: give {option} another name")
     for source in (Path(name).resolve() for name in inputs):
         if path == source or source in path.parents:
             raise UserError(f"{path} would overwrite an input of the command: give {option} another name")
@@ -132,7 +132,7 @@ def write_atomically(path: Path | str, data: bytes) -> None:
 
 
 def write_array(path: Path | str, array: np.ndarray) -> None:
-    """Write an array as .npy, all of it or none."""
+    """Write an array as .npy, all of it or nothing."""
     with replacing(path) as file:
         # NumPy does not see the file descriptor, so it calls `write`, whose errors report a full disk.
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
@@ -161,9 +161,9 @@ def hash_fraction(name: str) -> float:
 
 @contextmanager
 def locked(folder: Path | str, purpose: str) -> Iterator[None]:
-    """Hold a folder for this process. The system releases the lock of a killed process.
+    """Lock a folder for this process. The system releases the lock if the process is killed.
 
-    Raises UserError if another process holds the folder, and ModuleNotFoundError if filelock is not installed.
+    Raises UserError if another process has locked the folder, and ModuleNotFoundError if filelock is not installed.
     """
     from filelock import FileLock, Timeout
 

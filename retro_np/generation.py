@@ -38,14 +38,14 @@ def generate(
     prompt_tokens: (n,) integers, n ≥ 1. A prompt longer than a training sequence works, but its relative positions go
         beyond those of training.
     length: the number of tokens to sample.
-    database: where each complete chunk looks for its neighbours. Its own embedder makes the query. None, or a model
-        without chunked cross-attention, samples with retrieval off.
+    database: its embedder embeds each complete chunk, and its index finds the chunk's neighbours. None, or a model
+        without chunked cross-attention: retrieval off.
     k: neighbours per chunk; 0 turns retrieval off.
     temperature: divides the logits; 0 always takes the most likely token.
     top_k: sample from the top_k most likely tokens only; None keeps all of them.
     top_p: sample from the fewest most likely tokens whose probabilities add up to top_p (Holtzman et al. 2020).
     seed: random seed.
-    stop_token: sampling ends early after this token, which is then the last one returned.
+    stop_token: sampling stops after this token, which is returned as the last one.
 
     Padding is never sampled. Returns the new tokens, (≤ length,) int64, and one Retrieved for each chunk that
     retrieved, the prompt's chunks first. Raises UserError for a prompt or a setting out of range, for logits that are
@@ -76,15 +76,15 @@ def decode_tokens(
     """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including stop_token.
 
     choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
-    neighbours (k, 2m), or None for no neighbours. It is called when a token after a complete chunk is needed.
+    neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed.
     Returns (≤ length,) int64.
     """
     m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
     for _ in range(length):
         for count in segments(cache.length, len(tokens) - cache.length, m):
-            begin = cache.length
-            neighbours = None if (begin + 1) % m else retrieve(begin // m, tokens[begin + 1 - m : begin + 1])
-            logits = extend(params, config, cache, tokens[begin : begin + count], neighbours)[-1]
+            start = cache.length
+            neighbours = None if (start + 1) % m else retrieve(start // m, tokens[start + 1 - m : start + 1])
+            logits = extend(params, config, cache, tokens[start : start + count], neighbours)[-1]
         tokens = np.append(tokens, choose(logits))
         if tokens[-1] == stop_token:
             break
@@ -107,12 +107,12 @@ def sample_token(
     order = np.argsort(-logits, kind="stable")[: top_k or len(logits)]
     with np.errstate(over="ignore"):  # a temperature near 0 leaves only the most likely token
         probabilities = np.exp(log_softmax((logits[order] - logits[order[0]]) / temperature))
-    before = np.cumsum(probabilities) - probabilities
-    allowed = before < top_p  # the token that crosses top_p is included
+    mass_before = np.cumsum(probabilities) - probabilities
+    allowed = mass_before < top_p  # the token that crosses top_p is included
     allowed[0] = True
     cumulative = np.cumsum(probabilities * allowed)
-    drawn = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-    return int(order[min(drawn, len(order) - 1)])
+    index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+    return int(order[min(index, len(order) - 1)])
 
 
 def _check_request(prompt, config, length, k, temperature, top_k, top_p):
@@ -120,9 +120,11 @@ def _check_request(prompt, config, length, k, temperature, top_k, top_p):
         raise UserError(f"a prompt must be at least one integer token, not {prompt.dtype} of shape {prompt.shape}")
     if prompt.min() < 0 or prompt.max() >= config.vocabulary_size:
         raise UserError(f"the prompt has tokens outside the vocabulary of {config.vocabulary_size}")
-    if length < 0 or k < 0 or not 0 <= temperature < np.inf:
-        raise UserError("length, k and temperature must be at least 0, and temperature must be finite")
-    if k > MAX_NEIGHBOURS_PER_CHUNK:
-        raise UserError(f"k must be at most {MAX_NEIGHBOURS_PER_CHUNK:,} neighbours per chunk, not {k:,}")
-    if not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
-        raise UserError("top_p must be in (0, 1], and top_k at least 1")
+    for name, value, valid, allowed in (
+        ("length", length, length >= 0, "at least 0"), ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
+        ("k", k, 0 <= k <= MAX_NEIGHBOURS_PER_CHUNK, f"from 0 to {MAX_NEIGHBOURS_PER_CHUNK:,} neighbours per chunk"),
+        ("temperature", temperature, 0 <= temperature < np.inf, "at least 0 and finite"),
+        ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
+    ):  # fmt: skip
+        if not valid:
+            raise UserError(f"{name} must be {allowed}, not {value:,}")

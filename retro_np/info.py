@@ -20,7 +20,7 @@ THREAD_LIMITS = (
 
 
 def facts() -> list[tuple[str, str]]:
-    """Name and value of each row of the table. A package that is not installed has a row that says so."""
+    """The name and value of each row of the table. Packages that are not installed are listed as such."""
     rows = [("python", f"{platform.python_version()} on {platform.machine()}")]
     rows += [(name, _version(name)) for name in PACKAGES]
     rows += [("BERT weights", _bert()), ("BLAS", _blas()), ("threads", _threads())]
@@ -59,7 +59,7 @@ def _bert() -> str:
 
 def _threads() -> str:
     limits = " ".join(f"{name}={os.environ[name]}" for name in THREAD_LIMITS if name in os.environ)
-    counts = f"{threads.cores()} cores; kernels use {threads.count()} threads, and BLAS its own"
+    counts = f"{threads.cores()} cores; kernels use {threads.count()} threads; BLAS has threads of its own"
     return f"{counts} ({limits})" if limits else counts
 
 

@@ -30,11 +30,11 @@ def adamw_update(
     grads: a tree like params, as a pullback returns it; state: from `adamw_init`. The defaults are the paper's.
     Weight decay is decoupled and applies to arrays with two or more axes, so that gains do not decay. A parameter whose
     gradient is None is frozen: it does not change or decay, and its moments, which may be None, do not change.
-    Raises UserError, and changes nothing, if a gradient or a moment is absent or has another shape than its parameter,
+    Raises UserError, and changes nothing, if a gradient or a moment is absent or its shape is not its parameter's,
     or if a trained parameter is not a floating-point array.
     """
     by_name = [dict(named_leaves(tree)) for tree in (grads, state["m"], state["v"])]
-    trained = []  # the arrays of each step: parameter, gradient, moments
+    trained = []  # (parameter, gradient, moment m, moment v) of each trained parameter
     for name, p in named_leaves(params):  # Everything is checked before anything changes.
         arrays = [tree.get(name) for tree in by_name]
         if name in by_name[0] and arrays[0] is None:

@@ -17,7 +17,7 @@ POSITION_SCALE = 3.4  # sharpness of the attention to the next token
 NEXT_TOKEN_SCALE = 1.2  # share of the next token that the encoder adds to a token
 DAMPING = 0.3  # scale of everything else that the encoder's first layer adds
 MATCH_SCALE = 1.2  # sharpness of the attention to equal tokens
-COPY_SCALE = 0.1  # share of the tokens found that CCA adds to the residual stream
+COPY_SCALE = 0.1  # share of the matching tokens that CCA adds to the residual stream
 
 
 def parameter_shapes(config: RetroConfig) -> Tree:
@@ -79,7 +79,7 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     √(2 L), so that the variance of the stream does not grow with depth (Radford et al. 2019). Embeddings have standard
     deviation 1, so that the encoder's output still identifies its tokens when training starts; if the readout is tied,
     the decoder's have 0.02, which keeps the logits small. Gains are 1; the position biases u and v are 0.
-    With `config.copying_start` the encoder and CCA are initialised to copy tokens, see `_init_copying`.
+    With `config.copying_start` the encoder and CCA are initialised to copy tokens; see `_init_copying`.
     """
 
     def leaf(name: str, shape: tuple[int, ...]) -> Array:
@@ -105,12 +105,12 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
 def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> None:
     """Initialise CCA to find the current token in the neighbours and copy the token after it, in place.
 
-    This is not in the paper. The encoder's embedding starts as a copy of the decoder's. A shared one would receive both
-    gradients, and the decoder would learn its language more slowly. In the encoder's first layer, the first head
+    This is not in the paper. The encoder's embedding starts as a copy of the decoder's. A shared table would receive
+    both gradients, and the decoder would learn its language more slowly. In the encoder's first layer, the first head
     attends to the next token by position alone, because the sinusoids of distance δ, shifted by one, peak at δ = −1. It
     adds a copy of the next token to each token; everything else that the layer adds is damped. In CCA, w_k = w_q makes
-    a query match the keys of equal tokens, and w_o is a multiple of w_vᵀ, which adds the token found, together with its
-    next token, to the residual stream.
+    a query match the keys of equal tokens, and w_o is a multiple of w_vᵀ, which adds the matching token, together with
+    its next token, to the residual stream.
     """
     if "embedding" in params["encoder"]:
         params["encoder"]["embedding"] = params["embedding"].copy()

@@ -1,4 +1,4 @@
-"""Old names of configuration fields and options. They work until version 0.3, with a line that gives the new name."""
+"""Old names of configuration fields and options. They work until version 0.3, and each use prints the new name."""
 
 import functools
 import sys
@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 C = TypeVar("C", bound=type)
 
 FIELDS = {"lent": "oracle_share", "lent_steps": "oracle_steps", "spares": "extra_candidates", "place": "location"}
-OPTIONS = {"--lent": "--oracle-share", "--lent-steps": "--oracle-steps", "--spares": "--extra-candidates"}
+OPTIONS = {  # command → old option → current option
+    "build": {"--spares": "--extra-candidates"},
+    "train": {"--lent": "--oracle-share", "--lent-steps": "--oracle-steps"},
+}
 
 
 def new_names(stored: dict[str, Any]) -> dict[str, Any]:
@@ -16,28 +19,37 @@ def new_names(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def accept_old_names(config: C) -> C:
-    """Decorate a dataclass so that its constructor also accepts the old names of its fields."""
+    """Decorate a dataclass so that its constructor, `dataclasses.replace` and its attributes accept old field names."""
     cls: Any = config
-    init = cls.__init__
+    init, renamed = cls.__init__, {old: new for old, new in FIELDS.items() if new in cls.__dataclass_fields__}
 
     @functools.wraps(init)
     def with_old_names(self: Any, *args: Any, **fields: Any) -> None:
-        for old in FIELDS.keys() & fields.keys():
-            _tell(f"{config.__name__}({old}=…)", f"{FIELDS[old]}=…")
-        init(self, *args, **new_names(fields))
+        for old in renamed.keys() & fields.keys():
+            _tell(f"{config.__name__}({old}=…)", f"{renamed[old]}=…")
+            fields[renamed[old]] = fields.pop(old)  # `replace` passes the current value of the new name as well
+        init(self, *args, **fields)
 
-    cls.__init__ = with_old_names
+    def old_attribute(self: Any, name: str) -> Any:
+        if name not in renamed:
+            raise AttributeError(f"{config.__name__!r} object has no attribute {name!r}")
+        return getattr(self, renamed[name])
+
+    cls.__init__, cls.__getattr__ = with_old_names, old_attribute
     return config
 
 
 def replace_old_options(arguments: list[str]) -> list[str]:
-    """The arguments of a command line, with old names of options replaced by the current ones."""
-    replaced = []
-    for argument in arguments:
+    """The arguments of a command line, the command first, with old options of that command replaced."""
+    options: dict[str, str] = OPTIONS.get(arguments[0], {}) if arguments else {}
+    replaced: list[str] = []
+    for number, argument in enumerate(arguments):
+        if argument == "--":  # What follows is not an option.
+            return replaced + arguments[number:]
         option, equals, value = argument.partition("=")
-        if option in OPTIONS:
-            _tell(option, OPTIONS[option])
-        replaced.append(OPTIONS.get(option, option) + equals + value)
+        if option in options:
+            _tell(option, options[option])
+        replaced.append(options.get(option, option) + equals + value)
     return replaced
 
 

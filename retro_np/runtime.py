@@ -10,7 +10,7 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
-tuned: dict[str, bool] = {}  # each setting, and whether it could be made
+tuned: dict[str, bool] = {}  # each setting, and whether it took effect
 
 
 def tune() -> None:
@@ -22,19 +22,19 @@ def tune() -> None:
 
 
 def _let_blas_sleep() -> bool:
-    """Have OpenBLAS's threads sleep as soon as a product is done.
+    """Make OpenBLAS's threads sleep as soon as a product is done.
 
     By default they spin for some 25 ms while they wait for the next product, on the cores that our kernels need.
-    OpenBLAS reads the variable when it is loaded, so nothing can be changed if NumPy was imported before.
+    OpenBLAS reads the variable when it is loaded, so it cannot be changed once NumPy has been imported.
     """
-    name = "OPENBLAS_THREAD_TIMEOUT"  # a power of two of processor cycles; 4 is the minimum
+    name = "OPENBLAS_THREAD_TIMEOUT"  # log₂ of the processor cycles that a thread spins; 4 is the minimum
     if "numpy" in sys.modules and name not in os.environ:
         return False
     return os.environ.setdefault(name, "4") == "4"
 
 
 def _keep_freed_memory() -> bool:
-    """Have glibc keep freed memory for later allocations. Another C library is left alone.
+    """Make glibc keep freed memory for later allocations. Other C libraries are left alone.
 
     By default, each array above 32 MB is mapped from the system again, which zeroes it page by page on first use.
     """

@@ -1,4 +1,4 @@
-"""Between the data layer and the model: rows of a split become tokens, targets and neighbours. Paper §2.3, §2.4.
+"""Between the data layer and the model: turn rows of a split into tokens, targets and neighbours. Paper §2.3, §2.4.
 
 `retrieval` and `nn` do not import each other. Training, evaluation and sampling call this module to turn chunks of a
 database into the arrays that `retro` takes.
@@ -31,10 +31,10 @@ def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
             )
 
 
-def sequence_chunks(sequence_length: int, chunk_size: int) -> int:
-    """The number of chunks in a sequence. Raises UserError unless the sequence is one or more whole chunks."""
+def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
+    """The number of chunks in a sequence. Raises UserError unless it is one or more whole chunks; `name` names it."""
     if sequence_length < chunk_size or sequence_length % chunk_size:
-        raise UserError(f"a sequence of {sequence_length} tokens is not whole chunks of {chunk_size}: use a multiple")
+        raise UserError(f"{name} must be a multiple of the chunk size, {chunk_size}, not {sequence_length}")
     return sequence_length // chunk_size
 
 
@@ -42,7 +42,7 @@ def tokens_and_targets(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.n
     """The tokens of sequences of chunks, and each position's target.
 
     rows: (B, l) row numbers of the split, −1 for padding. Returns tokens and targets, (B, n) int64 each, n = l · m. A
-    target is the next token of the same document, or 0 where there is none.
+    target is the next token of the same document, or 0 if there is none.
     """
     batch, length = rows.shape
     m = split.tokens.shape[1]

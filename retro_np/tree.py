@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray  # of any shape and dtype
+Array = np.ndarray  # an array of any shape and dtype
 Tree = Any  # a dict or a list of trees, or a leaf: an array, a shape, None
 Pullback = Callable[..., Any]  # vjp(dy) -> the gradients of a function's arguments, given that of its value
 

@@ -55,7 +55,7 @@ def db(built, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def more(tmp_path_factory):
+def additions(tmp_path_factory):
     """A corpus of further documents with other names."""
     folder = write_corpus(tmp_path_factory.mktemp("more") / "more", 12, seed=5)
     for path in list(folder.iterdir()):

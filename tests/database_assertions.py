@@ -1,4 +1,4 @@
-"""Compare everything that a database says and does with its model (`database_model.py`)."""
+"""Compare everything that a database stores and returns with its model (`database_model.py`)."""
 
 import hashlib
 import json
@@ -36,23 +36,23 @@ def assert_records(database, model):
     assert actual == [(d.name, d.source, d.split, d.tokens, len(d.chunks)) for d in model.documents]
     data = [d.text.encode() for d in model.documents]
     actual = [(r["bytes"], r["sha256"]) for r in database.documents]
-    assert actual == [(len(each), hashlib.sha256(each).hexdigest()) for each in data]
+    assert actual == [(len(text), hashlib.sha256(text).hexdigest()) for text in data]
     assert [r["id"] for r in database.documents] == list(range(len(model.documents)))
     assert [bool(r.get("removed")) for r in database.documents] == [d.gone for d in model.documents]
     for split, counts in database.manifest["splits"].items():
-        left = [d for _, d in model.of_split(split) if not d.gone]
-        assert counts["documents"] == len(left)
-        assert counts["chunks"] == sum(len(d.chunks) for d in left)
-        assert counts["tokens"] == sum(d.tokens for d in left)
-        assert counts["bytes"] == sum(len(d.text.encode()) for d in left)
+        remaining = [d for _, d in model.of_split(split) if not d.gone]
+        assert counts["documents"] == len(remaining)
+        assert counts["chunks"] == sum(len(d.chunks) for d in remaining)
+        assert counts["tokens"] == sum(d.tokens for d in remaining)
+        assert counts["bytes"] == sum(len(d.text.encode()) for d in remaining)
     listed = [json.loads(line) for line in (database.path / "duplicates.jsonl").read_text().splitlines()]
     assert [r["name"] for r in listed] == [name for name, _, _ in model.left_out]
     assert all(r["held_out"] in held for r, (_, _, held) in zip(listed, model.left_out, strict=True))
     rows = model.rows("train")
-    of_source = {s["name"]: [i for a, b in s["rows"] for i in range(a, b)] for s in database.manifest["sources"]}
-    for source, source_rows in of_source.items():
+    rows_by_source = {s["name"]: [i for a, b in s["rows"] for i in range(a, b)] for s in database.manifest["sources"]}
+    for source, source_rows in rows_by_source.items():
         assert source_rows == [i for i, (_, d, _) in enumerate(rows) if d.source == source]
-    assert sum(map(len, of_source.values())) == len(rows)
+    assert sum(map(len, rows_by_source.values())) == len(rows)
 
 
 def assert_rows(database, model, split):
@@ -61,12 +61,12 @@ def assert_rows(database, model, split):
     assert stored.tokens[:].tolist() == [blank if d.gone else d.chunks[position] for _, d, position in rows]
     assert stored.documents[:].tolist() == [number for number, _, _ in rows]
     keys = np.asarray(database.keys(split)[:], np.float32)
-    true = [d.keys[position] * (not d.gone) for _, d, position in rows]
-    assert np.array_equal(keys, np.array(true, np.float32).reshape(-1, D_KEY))
+    expected = [d.keys[position] * (not d.gone) for _, d, position in rows]
+    assert np.array_equal(keys, np.array(expected, np.float32).reshape(-1, D_KEY))
 
 
 def assert_neighbours(database, model, split):
-    """A list covers the documents that were there when it was made and those added since. Removal does not renew it."""
+    """A list covers the documents that existed when it was made and those added since. A removal does not change it."""
     stored, width, known = database.split(split), model.config.neighbours + model.config.extra_candidates, {}
     ids, distances = stored.neighbours[:], stored.distances[:]
     for row, (own, document, position) in enumerate(model.rows(split)):
@@ -96,13 +96,13 @@ def assert_values(database, model):
     assert database.document_of(ids).tolist() == [-1, *(number for number, _, _ in rows)]
     assert database.removed(ids).tolist() == [False, *(d.gone for _, d, _ in rows)]
     assert database.n_removed == sum(d.gone for _, d, _ in rows)
-    for wrong in (-2, len(rows)):
+    for invalid_id in (-2, len(rows)):
         with pytest.raises(UserError, match="chunk ids go from 0"):
-            database.value([wrong])
+            database.value([invalid_id])
 
 
 def assert_search(database, model, rng):
-    """Search by text and by the keys of some chunks, also removed ones, for fewer, as many and more than there are."""
+    """Search by text and by key, also of removed chunks, for fewer, exactly as many and more chunks than exist."""
     live = sum(not d.gone for _, d, _ in model.rows("train"))
     rows = model.rows("train")
     sample = [rows[i] for i in rng.choice(len(rows), min(3, len(rows)), replace=False)] if rows else []
@@ -116,12 +116,12 @@ def assert_search(database, model, rng):
             database.search_keys(queries, k),
             database.search_keys(queries, k, exact=True),
         ):
-            assert ids.tolist() == [found.tolist() for found, _ in expected]
-            assert np.array_equal(distances, np.array([far for _, far in expected]))
+            assert ids.tolist() == [nearest.tolist() for nearest, _ in expected]
+            assert np.array_equal(distances, np.array([row for _, row in expected]))
 
 
 def assert_sequences(database, model, rng):
-    """Consecutive chunks get no neighbour from any of their documents, and none that was removed."""
+    """Consecutive chunks get no neighbour from any of their documents and no removed neighbour."""
     k, length, values, sources = model.config.neighbours, 3, values_of(model), model.rows("train")
     for split in ("train", "valid"):
         stored, rows = database.split(split), model.rows(split)
@@ -135,11 +135,11 @@ def assert_sequences(database, model, rng):
             own = {rows[row][0] for row in sequence if row >= 0 and split == "train"}
             for row in sequence:
                 listed = stored.neighbours[[row]][0] if row >= 0 else []
-                found = [i for i in listed if i >= 0 and not sources[i][1].gone and sources[i][0] not in own]
-                found = [values[i] for i in found[:k]]
-                expected.append(found + [[0] * 2 * model.config.chunk_size] * (k - len(found)))
-        made = sequence_neighbours(database, stored, picked, k)
-        assert made.reshape(len(expected), k, -1).tolist() == expected
+                allowed = [i for i in listed if i >= 0 and not sources[i][1].gone and sources[i][0] not in own]
+                allowed = [values[i] for i in allowed[:k]]
+                expected.append(allowed + [[0] * 2 * model.config.chunk_size] * (k - len(allowed)))
+        neighbours = sequence_neighbours(database, stored, picked, k)
+        assert neighbours.reshape(len(expected), k, -1).tolist() == expected
     if not model.rows("train"):
         return
     m, split = model.config.chunk_size, database.split("train")

@@ -1,4 +1,4 @@
-"""A model of a database, made of plain lists, with which `test_database_model.py` compares a real one."""
+"""A model of a database in plain lists. `test_database_model.py` compares a real database with it."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ class Document:
     source: str
     split: str
     chunks: list = field(default_factory=list)
-    tokens: int = 0  # with end-of-text, without padding
+    tokens: int = 0  # tokens with end-of-text, without padding
     keys: np.ndarray | None = None  # (chunks, D_KEY) float32, rounded to the stored type
     born: int = 0
     removed: int = NEVER
@@ -62,7 +62,7 @@ def similarity(a, b):
 
 
 class Model:
-    """What a database should hold. documents: in order of number. left_out: (name, text, names of held-out ones)."""
+    """What a database should hold. documents: by number. left_out: (name, text, held-out documents like it)."""
 
     def __init__(self, config, deduplicated):
         self.config, self.deduplicated = config, deduplicated
@@ -73,9 +73,9 @@ class Model:
         fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
         return "valid" if fraction < self.config.held_out else "train"
 
-    def like_held_out(self, text, held):
-        """The names of the held-out documents in `held` that a text resembles too closely."""
-        alike = [(d.name, similarity(text, d.text)) for d in held] if self.deduplicated else []
+    def like_held_out(self, text, held_out):
+        """The names of the held-out documents in `held_out` that a text resembles too closely."""
+        alike = [(d.name, similarity(text, d.text)) for d in held_out] if self.deduplicated else []
         return [name for name, share in alike if share >= 0.8]
 
     def filled(self, documents):
@@ -96,10 +96,10 @@ class Model:
     def key_of(self, chunk):
         """The key of one chunk, from its tokens if the embedder reads tokens, otherwise from its text."""
         if hasattr(self.embedder, "embed_tokens"):
-            made = self.embedder.embed_tokens(np.array([chunk]))
+            key = self.embedder.embed_tokens(np.array([chunk]))
         else:
-            made = self.embedder.embed([decode(self.tokenizer, chunk)])
-        return made.astype(self.config.key_dtype).astype(np.float32)[0]
+            key = self.embedder.embed([decode(self.tokenizer, chunk)])
+        return key.astype(self.config.key_dtype).astype(np.float32)[0]
 
     def of_split(self, split):
         return [(number, d) for number, d in enumerate(self.documents) if d.split == split]
@@ -115,11 +115,11 @@ class Model:
         if not len(ids):
             return np.full(k, -1), np.full(k, np.inf, np.float32)
         keys = np.concatenate([d.keys for number, d in self.of_split("train") if visible(number, d)])
-        far = distances_of(query, keys)
-        order = np.lexsort((ids, far))[:k]
-        short = k - len(order)
-        far = np.pad(far[order], (0, short), constant_values=np.inf)
-        return np.pad(ids[order], (0, short), constant_values=-1), far
+        distances = distances_of(query, keys)
+        order = np.lexsort((ids, distances))[:k]
+        missing = k - len(order)
+        distances = np.pad(distances[order], (0, missing), constant_values=np.inf)
+        return np.pad(ids[order], (0, missing), constant_values=-1), distances
 
 
 # Strategies
@@ -182,15 +182,15 @@ def clean(text):
 
 
 def build(model, path, pairs, embedder):
-    """Build the model and the database. Returns the database, or None if the build must be refused, and is."""
+    """Build the model and the database. Returns the database, or None if the build must be, and is, refused."""
     corpus = written(path.parent / "first.jsonl", pairs)
     documents = [Document(name, clean(text), "first.jsonl", model.split_of(name)) for name, text in pairs]
-    held = [d for d in documents if d.split == "valid"]
-    like = {id(d): model.like_held_out(d.text, held) if d.split == "train" else [] for d in documents}
+    held_out = [d for d in documents if d.split == "valid"]
+    like = {id(d): model.like_held_out(d.text, held_out) if d.split == "train" else [] for d in documents}
     refused = None
     if not any(text for _, text in pairs):
         refused = "holds no text"
-    elif len(held) == len(documents):
+    elif len(held_out) == len(documents):
         refused = "every document of the corpus is held out"
     elif all(like[id(d)] for d in documents if d.split == "train"):
         refused = "every training document resembles a held-out one"
@@ -207,29 +207,29 @@ def build(model, path, pairs, embedder):
 
 
 def add(model, path, pairs):
-    """Append the new documents. One that was left out stays out while the document that it resembles is there."""
+    """Append the new documents. One that was left out stays out while the document that it resembles exists."""
     corpus = written(path.parent / f"more{len(list(path.parent.iterdir()))}.jsonl", pairs)
     options = {"embedder": None if path.joinpath("hashing.npy").exists() else model.embedder}
     if not any(text for _, text in pairs):
         with pytest.raises(UserError, match="holds no text"):
             add_documents(path, corpus, **options)
         return
-    there = {(d.name, d.text) for d in model.documents if not d.gone}
+    known = {(d.name, d.text) for d in model.documents if not d.gone}
     freed = {d.name for d in model.documents if d.split == "valid" and d.gone}
     # The file names one of several held-out documents that a text resembles; only that one can free it.
     listed = [json.loads(line) for line in (path / "duplicates.jsonl").read_text().splitlines()]
-    there |= {(n, t) for (n, t, _), r in zip(model.left_out, listed, strict=True) if r["held_out"] not in freed}
-    new = [Document(n, clean(t), corpus.name, "train") for n, t in pairs if (n, clean(t)) not in there]
+    known |= {(n, t) for (n, t, _), r in zip(model.left_out, listed, strict=True) if r["held_out"] not in freed}
+    new = [Document(n, clean(t), corpus.name, "train") for n, t in pairs if (n, clean(t)) not in known]
     before = all_bytes(path)
     add_documents(path, corpus, **options)
     if not new:
         assert all_bytes(path) == before
         return
     model.edits += 1
-    held = [d for d in model.documents if d.split == "valid" and not d.gone]
+    held_out = [d for d in model.documents if d.split == "valid" and not d.gone]
     for document in new:
         document.born = model.edits
-        like = model.like_held_out(document.text, held)
+        like = model.like_held_out(document.text, held_out)
         if like:
             model.left_out.append((document.name, document.text, like))
         else:
@@ -237,12 +237,12 @@ def add(model, path, pairs):
 
 
 def remove(model, path, wanted):
-    """Remove the documents of a number, and all of a name. A name may consist of digits."""
-    found, known = set(), set()
+    """Remove documents by number or by name. A name, which may be digits, removes every document that has it."""
+    numbers, known = set(), set()
     for number, document in enumerate(model.documents):
-        fits = {w for w in wanted if w in (number, document.name)}
-        known |= fits
-        found |= {number} if fits and not document.gone else set()
+        matches = {w for w in wanted if w in (number, document.name)}
+        known |= matches
+        numbers |= {number} if matches and not document.gone else set()
     before = all_bytes(path)
     if set(wanted) - known:
         with pytest.raises(UserError, match="has no document"):
@@ -250,11 +250,11 @@ def remove(model, path, wanted):
         assert all_bytes(path) == before
         return
     remove_documents(path, wanted)
-    if not found:
+    if not numbers:
         assert all_bytes(path) == before
         return
     model.edits += 1
-    for number in found:
+    for number in numbers:
         model.documents[number].removed = model.edits
 
 

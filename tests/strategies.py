@@ -1,4 +1,4 @@
-"""Hypothesis strategies for models and batches, small enough for loops and odd enough to find off-by-one errors."""
+"""Hypothesis strategies for models and batches, small enough for loops, odd enough to reveal off-by-one errors."""
 
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ class Case:
     tokens: np.ndarray  # (B, n), with padding
     targets: np.ndarray  # (B, n), at least one that is not padding
     neighbours: np.ndarray  # (B, floor(n / m), k, r)
-    rng: np.random.Generator  # for further random numbers of a test
+    rng: np.random.Generator  # further random numbers for a test
 
     @property
     def given(self):
@@ -76,7 +76,7 @@ def cases(draw, retrieving: bool = False) -> Case:
     batch = draw(st.integers(1, 2))
     k = draw(st.sampled_from([1, 2, 3] if retrieving else [0, 1, 2, 3, 40]))
     r = 2 * m if retrieving else draw(st.sampled_from([2 * m, 2 * m, m, 2 * m + 1]))  # mostly [N, F]
-    if k == 40:  # as in evaluation; the loops would be slow on two rows
+    if k == 40:  # as many as in evaluation, but in one row, because the loops are slow
         batch, n = 1, min(n, m + 2)
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)

@@ -62,18 +62,18 @@ def all_bytes(folder: Path) -> dict[str, str]:
 
 
 def fresh_python(code: str, **environment: str) -> tuple[str, str, int]:
-    """Run code in a new interpreter with no VARIABLES but these. Returns its output, errors and exit status."""
+    """Run code in a new interpreter with no VARIABLES but `environment`. Returns its output, errors and exit status."""
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
-    return done.stdout.strip(), done.stderr, done.returncode
+    child = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
+    return child.stdout.strip(), child.stderr, child.returncode
 
 
 def run(*arguments, cwd=None):
     """Run retro-np in its own process. Returns its exit status, output and errors."""
     command = [sys.executable, "-c", "from retro_np.cli import main; main()", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
-    return done.returncode, done.stdout, done.stderr
+    child = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
+    return child.returncode, child.stdout, child.stderr
 
 
 def refused(*arguments):
@@ -94,7 +94,7 @@ class Interrupter:
     """Counts every rename and removal of a file or folder, and raises KeyboardInterrupt before or after one of them."""
 
     def __init__(self, monkeypatch):
-        self.count, self.at = 0, None
+        self.count, self.target = 0, None
         for name in ("replace", "unlink", "rmdir"):
             monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
 
@@ -102,26 +102,26 @@ class Interrupter:
         def counted(*args, **options):
             self.count += 1
             number = self.count
-            if self.at == (number, "before"):
+            if self.target == (number, "before"):
                 raise KeyboardInterrupt
             change(*args, **options)
-            if self.at == (number, "after"):
+            if self.target == (number, "after"):
                 raise KeyboardInterrupt
 
         return counted
 
-    def count_changes(self, act) -> int:
+    def count_changes(self, action) -> int:
         """The number of changes that an action makes."""
-        self.count, self.at = 0, None
-        act()
+        self.count, self.target = 0, None
+        action()
         return self.count
 
-    def interrupt(self, act, change: int, when: str):
+    def interrupt(self, action, change: int, when: str):
         """Run an action and interrupt it "before" or "after" one of its changes, which count from 1."""
-        self.count, self.at = 0, (change, when)
+        self.count, self.target = 0, (change, when)
         with pytest.raises(KeyboardInterrupt):
-            act()
-        self.at = None
+            action()
+        self.target = None
 
 
 EMBEDDER = CountingEmbedder()

@@ -48,10 +48,10 @@ tokens, neighbours = rng.integers(1, vocabulary, (2, 3 * m + 1)), rng.integers(0
 
 
 def printed(code: str, cwd: Path) -> str:
-    """What a fresh interpreter prints in which only NumPy and the portable standard library can be imported."""
-    done = subprocess.run([sys.executable, "-c", BLOCK + code], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a fresh interpreter prints if it can import only NumPy and the portable standard library."""
+    process = subprocess.run([sys.executable, "-c", BLOCK + code], cwd=cwd, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def assert_gradients_pass(report: str) -> None:

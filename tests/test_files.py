@@ -1,4 +1,4 @@
-"""Files and locks. Ground truth: what a second process, or one without POSIX modules, is allowed to do."""
+"""Files and locks. Ground truth: what a second process, and a process without POSIX modules, may do."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ with locked({!r}, "build"):
 WITHOUT_POSIX = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
 
 
-def test_a_folder_is_held_by_one_process_and_by_none_after_it_is_killed(tmp_path):
+def test_a_folder_is_locked_by_one_process_and_free_after_it_is_killed(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD.format(str(tmp_path))], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
@@ -33,7 +33,7 @@ def test_a_folder_is_held_by_one_process_and_by_none_after_it_is_killed(tmp_path
         pass
 
 
-def test_the_lock_is_held_within_a_process_too_and_its_file_is_hidden(tmp_path):
+def test_the_lock_also_holds_within_a_process_and_its_file_is_hidden(tmp_path):
     with locked(tmp_path / "new", "edit"):
         assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
         assert list(visible(tmp_path / "new")) == []
@@ -71,7 +71,7 @@ with locked({str(tmp_path)!r}, "build"):
     assert (tmp_path / "a.json").read_text() == "[\n  1\n]\n"
 
 
-def test_a_missing_filelock_is_one_line_with_a_way_out(tmp_path):
+def test_a_missing_filelock_is_reported_in_one_line_with_the_command_that_installs_it(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
     command = ["build", str(tmp_path / "a.txt"), "-o", str(tmp_path / "db"), "--embedder", "hashing", "--held-out", "0"]
     code = f"""

@@ -84,7 +84,7 @@ def test_a_seed_determines_the_sample_and_another_seed_changes_it(model):
     assert first == again != other
 
 
-def test_k_of_a_thousand_is_padded_and_works(model, database):
+def test_a_thousand_neighbours_per_chunk_work_and_missing_ones_are_padded(model, database):
     _, retrieved = generate(*model, list(range(2, 12)), 2, database=database, k=1000)
     assert (retrieved[0].ids >= 0).sum() == min(1000, database.n_chunks)
 
@@ -100,7 +100,7 @@ def test_sampling_follows_the_softmax_and_never_draws_padding():
     np.testing.assert_allclose(draws(logits), [0, 0.2, 0.6, 0.2], atol=0.03)
 
 
-def test_temperature_sharpens():
+def test_a_low_temperature_sharpens_the_distribution():
     logits = np.log([0.5, 0.1, 0.3, 0.1])
     np.testing.assert_allclose(draws(logits, temperature=0.5), np.array([0, 1, 9, 1]) / 11, atol=0.03)
     assert draws(logits, temperature=0)[2] == 1
@@ -119,10 +119,12 @@ def test_top_k_and_top_p_keep_the_most_likely_tokens():
     [
         ([], {}, "at least one integer token"), ([[1]], {}, "at least one integer token"),
         ([1.5], {}, "at least one integer token"), ([10**6], {}, "outside the vocabulary"),
-        ([-1], {}, "outside the vocabulary"), ([1], {"temperature": -1}, "at least 0"), ([1], {"k": -1}, "at least 0"),
-        ([1], {"temperature": float("inf")}, "must be finite"), ([1], {"top_p": 0}, r"top_p must be in \(0, 1\]"),
-        ([1], {"top_p": 1.5}, r"top_p must be in \(0, 1\]"), ([1], {"top_k": 0}, "top_k at least 1"),
-        ([1], {"k": 10**8}, "at most 1,024 neighbours per chunk"),
+        ([-1], {}, "outside the vocabulary"), ([1], {"k": -1}, "k must be from 0 to 1,024 neighbours"),
+        ([1], {"temperature": -1}, "temperature must be at least 0 and finite, not -1"),
+        ([1], {"temperature": float("inf")}, "temperature must be at least 0 and finite, not inf"),
+        ([1], {"top_p": 0}, r"top_p must be in \(0, 1\], not 0"), ([1], {"top_k": 0}, "top_k must be at least 1"),
+        ([1], {"top_p": 1.5}, r"top_p must be in \(0, 1\], not 1\.5"),
+        ([1], {"k": 10**8}, "k must be from 0 to 1,024 neighbours per chunk, not 100,000,000"),
     ],
     ids=str,
 )  # fmt: skip

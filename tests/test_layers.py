@@ -1,4 +1,4 @@
-"""Ground truth: the order of the layers, held against every import statement of the package, lazy ones included."""
+"""Ground truth: every import statement of the package, including those inside functions."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -26,7 +26,7 @@ def module_name(path):
 
 
 def imported(path):
-    """The modules of the package that a file imports, anywhere in it. The package's own __init__ is left out."""
+    """The modules of the package that a file imports, at any level. The package's own __init__ is left out."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -59,8 +59,8 @@ def test_every_module_belongs_to_one_layer_and_imports_no_later_one():
     assert not {(a, b) for a, bs in IMPORTS.items() for b in bs if layer_of[top(b)] > layer_of[top(a)]}
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, with the circle
+def test_no_imports_form_a_cycle():
+    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which shows the cycle
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_no_modules_import_each_other_in_a_circle():
     ],
     ids=str,
 )
-def test_these_modules_do_not_import_those(sources, targets):
+def test_the_source_modules_do_not_import_the_target_modules(sources, targets):
     assert not edges(sources, targets)
 
 

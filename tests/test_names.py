@@ -7,7 +7,7 @@ from pathlib import Path
 import retro_np
 
 PACKAGE = Path(retro_np.__file__).parent
-OF_EACH_EXPERIMENT = {"EXPERIMENT", "PAPER"}  # every experiment has its own
+SET_BY_EACH_EXPERIMENT = {"EXPERIMENT", "PAPER"}  # every experiment sets its own value
 
 
 def constants() -> dict[str, dict[str, str]]:
@@ -24,14 +24,14 @@ def constants() -> dict[str, dict[str, str]]:
                 for name, expression in pairs:
                     if isinstance(name, ast.Name) and name.id.isupper() and not name.id.startswith("_"):
                         text = ast.unparse(expression)
-                        if not text.endswith(f".{name.id})"):  # a conversion of the same constant of another module
+                        if not text.endswith(f".{name.id})"):  # not a conversion of another module's constant
                             values[name.id][module] = text
     return values
 
 
 def test_a_constant_has_one_value_in_the_whole_package():
-    several = {name: where for name, where in constants().items() if len(set(where.values())) > 1}
-    assert {name: where for name, where in several.items() if name not in OF_EACH_EXPERIMENT} == {}
+    several = {name: values for name, values in constants().items() if len(set(values.values())) > 1}
+    assert {name: values for name, values in several.items() if name not in SET_BY_EACH_EXPERIMENT} == {}
 
 
 def test_a_bound_is_called_max_or_min():

@@ -1,4 +1,4 @@
-"""Ground truth: table 2 of the paper, and the parameters that were saved."""
+"""Ground truth: table 2 of the paper, and the parameters before they were saved."""
 
 from types import SimpleNamespace
 
@@ -77,7 +77,7 @@ def saved(path, change):
     return path
 
 
-def test_tensors_that_are_no_finite_floating_point_numbers_are_refused_by_name(tmp_path):
+def test_tensors_that_are_not_finite_floating_point_numbers_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"readout holds int32"):
         load_params(saved(tmp_path / "whole", lambda array: array.astype(np.int32)))
     for value in (np.nan, np.inf):
@@ -93,7 +93,7 @@ def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("run", [5, [], {"data": 3}, {"data": {"tokenizer": 5}}])
-def test_metadata_of_another_form_are_refused(tmp_path, run):
+def test_metadata_of_another_form_is_refused(tmp_path, run):
     tensors = dict(named_leaves(init_params(CONFIG, np.random.default_rng(0))))
     write_tensors(tmp_path / "x", tensors, {"config": CONFIG.to_dict(), "run": run})
     sizes = {"vocabulary_size": CONFIG.vocabulary_size, "chunk_size": CONFIG.chunk_size}
@@ -110,7 +110,7 @@ def test_metadata_of_another_form_are_refused(tmp_path, run):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_shape_that_no_model_can_have_is_a_value_error(change):
+def test_a_configuration_that_no_model_can_have_is_a_value_error(change):
     with pytest.raises(ValueError, match=r" (must be|needs) "):
         RetroConfig(**vars(CONFIG) | change)
 

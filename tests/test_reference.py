@@ -1,4 +1,4 @@
-"""Ground truth: the paper's equations, as `reference.py` writes them in loops, and values worked out by hand."""
+"""Ground truth: the paper's equations, written as loops in `reference.py`, and values worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -12,27 +12,27 @@ from retro_np import reference
 from retro_np.nn.checks import CONFIG, perturbed_params
 from retro_np.nn.model import retro
 
-# float64 after some hundred roundings, which RMSNorm of a small vector may amplify
+# float64 after a few hundred roundings, which RMSNorm of a small vector may amplify
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 @MANY
 @given(cases())
-def test_logits_equal_the_paper_by_loops(case):
+def test_logits_equal_the_reference(case):
     logits, _ = retro(*case.given)
     np.testing.assert_allclose(logits, reference.retro(*case.given), **EXACT)
 
 
 @MANY
 @given(cases())
-def test_logits_without_retrieval_equal_the_paper_by_loops(case):
+def test_logits_without_retrieval_equal_the_reference(case):
     logits, _ = retro(case.params, case.config, case.tokens, None)
     np.testing.assert_allclose(logits, reference.retro(case.params, case.config, case.tokens, None), **EXACT)
 
 
 @MANY
 @given(cases())
-def test_logits_of_a_baseline_equal_the_paper_by_loops(case):
+def test_logits_of_a_baseline_equal_the_reference(case):
     params, config = baseline_of(case)
     logits, _ = retro(params, config, case.tokens, case.neighbours)
     np.testing.assert_allclose(logits, reference.retro(params, config, case.tokens, None), **EXACT)
@@ -40,7 +40,7 @@ def test_logits_of_a_baseline_equal_the_paper_by_loops(case):
 
 @pytest.mark.parametrize("k", [1, 40])
 @pytest.mark.parametrize("change", [{}, {"chunk_size": 1}, {"n_heads": 1}, {"cca_layers": (1,)}], ids=str)
-def test_logits_equal_the_paper_by_loops_at_named_shapes(k, change):
+def test_logits_equal_the_reference_at_chosen_shapes(k, change):
     config = replace(CONFIG, **change)
     m, rng = config.chunk_size, np.random.default_rng(k)
     tokens = rng.integers(0, config.vocabulary_size, (1, 3 * m + 1))
@@ -58,18 +58,18 @@ def test_the_reference_position_vector_equals_its_formula():
 
 
 def test_the_reference_attention_to_two_keys_equals_the_result_by_hand():
-    one = np.ones((1, 1))
+    ones = np.ones((1, 1))
     # With d = 2, R_0 = (0, 1) and R_1 = (sin 1, cos 1); w_r selects the sine.
-    params = {"w_q": np.array([[1.0], [0.0]]), "w_k": one, "w_v": one, "w_o": np.array([[1.0, 2.0]])}
+    params = {"w_q": np.array([[1.0], [0.0]]), "w_k": ones, "w_v": ones, "w_o": np.array([[1.0, 2.0]])}
     params |= {"w_r": np.array([[1.0], [0.0]]), "u": np.array([[0.5]]), "v": np.array([[0.25]])}
     query, keys = np.array([2.0, 9.0]), [(np.array([3.0]), 0), (np.array([-1.0]), 1)]
     first, second = 2.5 * 3, 2.5 * -1 + 2.25 * math.sin(1)
     weight = 1 / (1 + math.exp(second - first))
-    read = 3 * weight - (1 - weight)
-    np.testing.assert_allclose(reference.attention(params, query, keys, 1), [read, 2 * read], rtol=1e-14)
+    update = 3 * weight - (1 - weight)
+    np.testing.assert_allclose(reference.attention(params, query, keys, 1), [update, 2 * update], rtol=1e-14)
 
 
-def test_the_reference_does_not_change_the_first_m_minus_1_tokens_by_retrieval():
+def test_retrieval_does_not_change_the_first_m_minus_1_logits_of_the_reference():
     m, rng = CONFIG.chunk_size, np.random.default_rng(0)
     params, tokens = perturbed_params(CONFIG), rng.integers(1, 11, (1, 3 * m))
     on = reference.retro(params, CONFIG, tokens, rng.integers(1, 11, (1, 3, 2, 2 * m)))

@@ -362,9 +362,9 @@ for kind in KINDS:
 #   slope or below it, and a point above it would say that caches held much of what we counted. Making every array
 #   whole costs it copies and passes beside the products. (No kernel gets to its roof: exponentials take time, and
 #   were not counted.)
-# - **Numba** stands to the right, since it moves a tenth of the bytes, and in our runs above NumPy, but below C. Memory
-#   does not limit it, nor does the peak. What does lies between the two: its inner loop adds four rows to four rows of
-#   sums, and moves twelve vectors (four rows, the sums in, the sums out) for 32 operations a column.
+# - **Numba** stands to the right, in our runs about as high as NumPy, though it moves a tenth of the bytes. Memory does
+#   not limit it, nor does the peak. What does lies between the two: its inner loop adds four rows to four rows of sums,
+#   and moves twelve vectors (four rows, the sums in, the sums out) for 32 operations a column.
 # - **C** has the same traffic and comes nearer to the roof, because a block of sums stays in *registers* while the
 #   index of the sum runs.
 #

@@ -11,7 +11,7 @@ from retro_np.errors import UserError
 
 
 def gradcheck(
-    name: Annotated[str, Argument(help="Check only operators whose name contains this, such as CCA.")] = "",
+    name: Annotated[str, Argument(metavar="NAME", help="Check only operators whose name has this, such as CCA.")] = "",
     tolerance: Annotated[float, Option(help="The largest error that passes.")] = 1e-6,
     seed: Seed = 0,
 ) -> None:
@@ -30,8 +30,8 @@ def gradcheck(
     failures = []
     chosen = [check for check in checks(seed) if name in check.name]
     if not chosen:
-        names = ", ".join(check.name for check in checks(seed))
-        raise UserError(f"no operator's name contains {name!r}; choose from {names}")
+        names = "; ".join(check.name for check in checks(seed))
+        raise UserError(f"no operator's name contains {name!r}; choose from: {names}")
     with progress_bar("checking", len(chosen)) as advance:
         for check in chosen:
             try:
@@ -68,7 +68,7 @@ def demo(
 ) -> None:
     """Go through all steps on Python's standard library.
 
-    The steps are database, baseline, RETRO, evaluation and samples. The two models are the bundled ones, or with
+    The steps are database, baseline, RETRO, evaluation and samples. The two models are the bundled ones; with
     --from-scratch they are trained. If interrupted, run the same command to resume. A finished demo is shown again.
 
     Example: `retro-np demo --minutes 5`

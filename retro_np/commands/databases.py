@@ -10,9 +10,9 @@ from retro_np.commands.shared import DatabasePath, EmbedderPath, console, finite
 from retro_np.errors import UserError
 
 LOCATIONS = "A folder, a text file, a .jsonl or .jsonl.gz file with a `text` per line, `stdlib`, or hub:DATASET."
-MAX_DOCUMENT_DIGITS = 18  # of a document's number; a longer --document is a name
+MAX_DOCUMENT_DIGITS = 18  # A --document with more digits is a name, not a number.
 
-Corpus = Annotated[list[str] | None, Argument(help=f"{LOCATIONS} Or use --source.")]
+Corpus = Annotated[list[str] | None, Argument(metavar="CORPUS", help=f"{LOCATIONS} Or use --source.")]
 Sources = Annotated[list[str] | None, Option("--source", help="NAME=LOCATION or NAME=LOCATION:WEIGHT; repeatable.")]
 Include = Annotated[list[str] | None, Option(help="Read only files that match this glob; repeatable.")]
 Exclude = Annotated[list[str] | None, Option(help="Skip files that match this glob; repeatable.")]
@@ -42,7 +42,7 @@ def build(
     keys: Annotated[str, Option(help="Type of the keys: float32 or float16.")] = "float32",
     neighbours: Annotated[int, Option(min=1, help="Neighbours stored per chunk.")] = 10,
     extra_candidates: Annotated[
-        int, Option(min=0, help="Further candidates per chunk, to replace neighbours in a sequence's documents.")
+        int, Option(min=0, help="Extra candidates per chunk, to replace neighbours from the sequence's documents.")
     ] = 22,
     training_neighbours: Annotated[
         bool, Option(help="Find neighbours of training chunks. Without them the build is faster, but the "
@@ -99,7 +99,7 @@ def build(
 
 def search(
     db: DatabasePath,
-    text: Annotated[str, Argument(help="The text to search for.")],
+    text: Annotated[str, Argument(metavar="TEXT", help="The text to search for.")],
     k: Annotated[int, Option("-k", "--neighbours", min=1, help="Number of results.")] = 5,
     exact: Annotated[bool, Option("--exact", help="Compare with every key instead of using the index.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per line.")] = False,
@@ -144,8 +144,8 @@ def add(
 ) -> None:
     """Add documents to a database and update all neighbours.
 
-    Documents that the database already has, and those that resemble a held-out document, are skipped. No new document
-    is held out. If interrupted, run the same command to resume.
+    Documents that are already in the database, or resemble a held-out document, are skipped. No new document is held
+    out. If interrupted, run the same command to resume.
 
     Example: `retro-np add runs/db notes.txt`
     """
@@ -165,7 +165,7 @@ def remove(
 ) -> None:
     """Remove documents from a database.
 
-    No search, sample, batch or evaluation uses them any more. `retro-np compact` deletes their bytes.
+    Searches, samples, batches and evaluations no longer use them. `retro-np compact` deletes their bytes.
 
     Example: `retro-np remove runs/db --document 12 --document json/decoder.py`
     """
@@ -208,7 +208,7 @@ def verify(db: DatabasePath) -> None:
 
 
 def _sources(locations: list[str] | None, named: list[str] | None) -> Any:
-    """The corpus of a command: one location without a name or weight as it was given, else a list of sources."""
+    """The corpus that a command names: a single unnamed location unchanged, otherwise a list of sources."""
     from retro_np.retrieval.corpus import parse_sources
 
     given = [*(locations or []), *(named or [])]

@@ -8,7 +8,7 @@ from typer import Argument, Option
 from retro_np.commands.shared import console
 
 Out = Annotated[Path, Option("-o", "--out", help="Folder of results, models and databases.")]
-Scale = Annotated[str, Option(help="small; or tiny, to try an experiment out.")]
+Scale = Annotated[str, Option(help="small, or tiny to try an experiment out.")]
 AGREEMENT = {
     True: "This agrees with the paper.",
     False: "This does not agree with the paper.",
@@ -17,7 +17,7 @@ AGREEMENT = {
 
 
 def experiment(
-    name: Annotated[str | None, Argument(help="The experiment; without a name, all are listed.")] = None,
+    name: Annotated[str | None, Argument(metavar="NAME", help="The experiment. Without it, all are listed.")] = None,
     out: Out = Path("runs/experiments"),
     scale: Scale = "small",
     seeds: Annotated[
@@ -33,8 +33,8 @@ def experiment(
     from retro_np.experiments.experiment import experiments, result_folder, run_experiment
 
     if name is None:
-        for each, listed in experiments().items():
-            console.print(f"{each:20} {listed.title}")
+        for key, listed in experiments().items():
+            console.print(f"{key:20} {listed.title}")
         return
     result = run_experiment(name, out, scale, seeds)
     console.print(result["verdict"])

@@ -26,8 +26,8 @@ def inspect(
 ) -> None:
     """Write a page about a text or a sample and what it retrieved.
 
-    The page shows what each chunk retrieved, how much each token gained by it, and what it attended to. It is one HTML
-    file that needs no network. If the text is long, only its beginning is shown.
+    The page shows what each chunk retrieved, how much each token gained from it, and what it attended to. It is one
+    HTML file that needs no network. If the text is long, only its beginning is shown.
 
     Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`
     """
@@ -39,7 +39,7 @@ def inspect(
     from retro_np.report.samples import prompt_tokens
     from retro_np.retrieval.tokenizer import END_OF_TEXT
 
-    given = [each for each in (text, file, prompt) if each is not None]
+    given = [source for source in (text, file, prompt) if source is not None]
     if len(given) != 1:
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
     page = check_output(out, "-o", [checkpoint, db, *([file] if file else [])])

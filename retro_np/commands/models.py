@@ -22,13 +22,13 @@ EXCLUDED = {
     "retrofit": SIZE_OPTIONS,
     "baseline": CCA_OPTIONS | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"},
 }
-PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # text that takes half a minute to build
+PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # builds in half a minute
 
 
 def train(
     context: Context,
     db: shared.DatabasePath,
-    out: Annotated[Path, Option("-o", "--out", help="The run's folder: new, or of an interrupted run.")],
+    out: Annotated[Path, Option("-o", "--out", help="The run's folder: a new one, or that of an interrupted run.")],
     baseline: Annotated[bool, Option("--baseline", help="Train without retrieval: no CCA, no encoder.")] = False,
     retrofit: Annotated[
         Path | None, Option(help="Checkpoint of a baseline to freeze; only CCA and encoder are trained.")
@@ -48,7 +48,7 @@ def train(
     share_embeddings: Annotated[bool, Option(help="Use the decoder's embeddings in the encoder.")] = False,
     tie_readout: Annotated[bool, Option(help="Use the transposed embeddings as readout.")] = False,
     retrieved_part: Annotated[str, Option(help="The part of a value that is read: NF, N or F.")] = "NF",
-    copying_start: Annotated[bool, Option(help="Make encoder and CCA copy at first. Not in the paper.")] = False,
+    copying_start: Annotated[bool, Option(help="Initialise encoder and CCA to copy tokens. Not in the paper.")] = False,
     retrieval_off: Annotated[float, Option(help="Share of sequences trained without neighbours.")] = 0.0,
     oracle_share: Annotated[
         float,
@@ -64,7 +64,7 @@ def train(
         int, Option("-k", "--neighbours", min=0, help="Neighbours per chunk; 0 turns retrieval off.")
     ] = 2,
     learning_rate: Annotated[float, Option(help="Peak learning rate.")] = 1e-3,
-    warmup: Annotated[int, Option(min=0, help="Steps of warm-up, before the cosine decay.")] = 50,
+    warmup: Annotated[int, Option(min=0, help="Warm-up steps before the cosine decay.")] = 50,
     weight_decay: Annotated[float, Option(help="Weight decay of AdamW.")] = 0.1,
     seed: shared.Seed = 0,
     checkpoint_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 50,
@@ -88,6 +88,7 @@ def train(
     refuse_contradictions(context)
     database = open_database(db)
     layers = () if baseline else parse_layers(cca_layers)
+    RetroConfig(1, d_model, d_ffw, n_heads, d_head, n_layers)  # An error in a shared size names the decoder's option.
     encoder = EncoderConfig(d_model, d_ffw, n_heads, d_head, encoder_layers, (1,) if conditioning else ())
     training = TrainingConfig(
         steps, sequence_length, batch_size, micro_batches, neighbours, learning_rate, warmup, weight_decay,
@@ -125,7 +126,7 @@ def evaluate(
     split: Annotated[str, Option(help="The documents to score: valid (held out) or train.")] = "valid",
     k: shared.K = 2,
     sequence_length: shared.SequenceLength = 512,
-    stride: Annotated[int, Option(min=1, help="Tokens by which the window moves; whole chunks.")] = 256,
+    stride: Annotated[int, Option(min=1, help="Tokens by which the window moves, a multiple of the chunk size.")] = 256,
     limit: Annotated[int | None, Option(min=1, help="Score only this many chunks.")] = None,
     retrieve_from: Annotated[list[Path] | None, Option(help="Retrieve from this database instead; repeatable.")] = None,
     fraction: Annotated[float, Option(help="Retrieve from a random share of the documents.")] = 1.0,
@@ -192,7 +193,7 @@ def sample(
 ) -> None:  # fmt: skip
     """Continue a prompt, and show what was retrieved.
 
-    Colours mark tokens that a chunk shares with what was retrieved for it.
+    Colours mark the tokens that a chunk shares with its retrieved text.
 
     Example: `retro-np sample --pretrained --prompt "import json"`
     """

@@ -53,7 +53,7 @@ class ScoredTokens:
     nats: np.ndarray
 
     def __getitem__(self, rows: slice | np.ndarray) -> "ScoredTokens":
-        """Some of the tokens: a slice, or a mask (N,)."""
+        """The tokens that a slice or a mask (N,) selects."""
         return ScoredTokens(self.positions[rows], self.tokens[rows], self.nats[rows])
 
     def losses(self, database: Database, split_name: str = "valid", limit: int | None = None) -> Losses:
@@ -93,7 +93,7 @@ def score(
         least sequence_length − stride tokens of context.
     limit: score only this many chunks, from the start of the split; None scores all of them.
     shuffle_seed: gives each chunk the neighbours of another chunk, drawn with this seed. This control shows whether the
-        model uses what its neighbours say.
+        model uses the content of its neighbours.
     retrieval: neighbours from another database, made by `retrieval.join.retrieve_from`; None uses the database's own.
     description: the label of the progress bar.
 
@@ -102,7 +102,7 @@ def score(
     """
     check_fit(config, database)
     m = config.chunk_size
-    length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m)
+    length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m, "stride")
     if step > length:
         raise UserError(f"stride must be at most sequence_length ({sequence_length} tokens), not {stride}")
     retrieval = retrieval or Retrieval.own(database, split_name)
@@ -168,7 +168,7 @@ def sorted_by_position(parts: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndar
 
 
 def positions_of(window: np.ndarray, b: np.ndarray, t: np.ndarray, m: int) -> np.ndarray:
-    """Where the tokens that positions t of windows b predict are in the split: row · m + position in the chunk.
+    """Positions in the split, row · m + position in the chunk, of the tokens that positions t of windows b predict.
 
     window: (B, l) row numbers; b, t: (N,). Returns (N,).
     """

@@ -1,4 +1,4 @@
-"""Evaluate models under the conditions of the usual table, and say in one sentence whether retrieval helped."""
+"""Evaluate models with retrieval off, on and shuffled between chunks, and say in one sentence whether it helped."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ SHUFFLE_SEED = 0
 
 
 def conditions(baseline: Any, retro: Any, retrieves: bool = True) -> dict[str, tuple[Any, bool, int | None]]:
-    """The lines of the usual table: name → (model, whether it retrieves, shuffle seed).
+    """The conditions that are compared: name → (model, whether it retrieves, shuffle seed).
 
     baseline, retro: models in any form; None leaves the baseline out. retrieves: whether retro has cross-attention.
     """
@@ -46,8 +46,8 @@ def evaluate(
 
     Returns what results.json holds. "models" maps each condition to its bits per byte, "bpb" over all chunks and
     "bpb_no_leakage" over those with r(C) ≤ 12.5 % (None if there are none). "bpb_alpha" maps it to bpb(α) for each of
-    "alphas". "sentence" says whether retrieval helped. Raises UserError for other models, for a folder that cannot be
-    written, and as `score` does.
+    "alphas". "sentence" says whether retrieval helped. Raises UserError for other names in models, for a folder that
+    cannot be written, and as `score` does.
     """
     out = Path(out)
     check_folder(out)
@@ -55,7 +55,7 @@ def evaluate(
         raise UserError(f'models must be {{"RETRO": …}} or {{"RETRO": …, "baseline": …}}, not {list(models)}')
     baseline, retro = models.get("baseline"), models["RETRO"]
     if baseline is not None and baseline[1].retrieves:
-        raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use a checkpoint without")
+        raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use a checkpoint without it")
     losses: dict[str, Losses] = {}
     for name, ((params, config), retrieve, shuffle_seed) in conditions(baseline, retro, retro[1].retrieves).items():
         if shuffle_seed is not None and split == "train":
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def verdict(figures: dict[str, dict[str, Any]]) -> str:
-    """One sentence: by how much retrieval helped, and whether the model used what its own neighbours say.
+    """One sentence: by how much retrieval helped, and whether the model used the content of its own neighbours.
 
     figures: {condition: {"bpb": …}}, as in the results of `evaluate`.
     """
@@ -111,6 +111,6 @@ def verdict(figures: dict[str, dict[str, Any]]) -> str:
     if own > 0.05:
         return f"{sentence}; its own neighbours save {own:.2f} % compared with the neighbours of other chunks."
     return (
-        f"{sentence}; but the neighbours of other chunks serve it as well ({own:+.2f} %): "
+        f"{sentence}; but it does equally well with the neighbours of other chunks ({own:+.2f} %): "
         "this model does not use what it retrieves."
     )

@@ -34,7 +34,7 @@ def continuous_cache(
 def cache_probability(
     hidden: np.ndarray, tokens: np.ndarray, documents: np.ndarray, theta: float, window: int = CACHE_POSITIONS
 ) -> np.ndarray:
-    """p_cache of each token: (N,) float64, NaN where the cache is empty, at the first token of a document.
+    """p_cache of each token: (N,) float64, NaN at the first token of a document, where the cache is empty.
 
     hidden: (N, d); tokens: (N,), the token that follows each hidden state; documents: (N,), ascending.
     """
@@ -42,9 +42,9 @@ def cache_probability(
     for begin, end in document_runs(documents):
         for start in range(begin, end, CACHE_BLOCK):
             stop, oldest = min(start + CACHE_BLOCK, end), max(begin, start - window)
-            back = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
+            distance = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
             scores = np.where(
-                (back > 0) & (back <= window), theta * (hidden[start:stop] @ hidden[oldest:stop].T), -np.inf
+                (distance > 0) & (distance <= window), theta * (hidden[start:stop] @ hidden[oldest:stop].T), -np.inf
             )
             peak = scores.max(axis=1, keepdims=True)
             weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0))

@@ -1,4 +1,4 @@
-"""The copy bound: what a baseline would gain by copying from its neighbours. It rates a corpus before any training.
+"""The copy bound: what a baseline would gain by copying from neighbours. It rates a corpus before a RETRO is trained.
 
 At each position, find the longest run of tokens, ending there, that also occurs in a neighbour which CCA would read at
 this position. Let s be its length. The token after the match gets the weight λ, and the baseline's own prediction the
@@ -57,10 +57,10 @@ def copy_bound(
 
 
 def longest_matches(tokens: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The longest match of the run that ends at each position, and the token after it, in what CCA reads there.
+    """The longest run that ends at each position and occurs in what CCA reads there, and the token after that match.
 
     tokens: (B, n); neighbours: (B, l, k, 2m). Returns lengths (B, n), at most MAX_MATCH_TOKENS, and tokens (B, n), 0
-    without a match.
+    if nothing matches.
     """
     batch, n_chunks, k, r = neighbours.shape
     m = r // 2
@@ -68,16 +68,16 @@ def longest_matches(tokens: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndar
     following = np.zeros_like(neighbours)
     following[..., :-1] = neighbours[..., 1:]
     runs = np.zeros(neighbours.shape, np.int32)
-    for i in range(-MAX_MATCH_TOKENS, m):  # a negative i only starts the runs
+    for i in range(-MAX_MATCH_TOKENS, m):  # With a negative i, runs only start.
         position = (np.arange(n_chunks) + 1) * m - 1 + i
         inside = (position >= 0) & (position < tokens.shape[1])
         token = np.where(inside, tokens[:, np.clip(position, 0, tokens.shape[1] - 1)], 0)
         runs = extend_runs(runs, token[..., None, None], neighbours)
         if i < 0:
             continue
-        useful = np.where(following != 0, runs, 0).reshape(batch, n_chunks, k * r)
-        best = useful.argmax(axis=-1)[..., None]
-        longest = np.take_along_axis(useful, best, -1)[..., 0]
+        match_lengths = np.where(following != 0, runs, 0).reshape(batch, n_chunks, k * r)
+        best = match_lengths.argmax(axis=-1)[..., None]
+        longest = np.take_along_axis(match_lengths, best, -1)[..., 0]
         token = np.take_along_axis(following.reshape(batch, n_chunks, k * r), best, -1)[..., 0]
         lengths[:, position[inside]] = np.minimum(longest, MAX_MATCH_TOKENS)[:, inside]
         copied[:, position[inside]] = np.where(longest > 0, token, 0)[:, inside]
@@ -94,4 +94,4 @@ def _nats_with_copying(scored: ScoredTokens, hit, lengths, half) -> np.ndarray:
 
 
 def _mix_copies(scored: ScoredTokens, hit, half) -> np.ndarray:
-    return tuned(scored, half, lambda _: hit, [0])[0].nats  # a copy is certain, so there is no setting to tune but λ
+    return tuned(scored, half, lambda _: hit, [0])[0].nats  # a copy has probability 1, so λ is all there is to tune

@@ -24,7 +24,7 @@ from retro_np.tree import Tree
 
 KNN_NEIGHBOURS = 10  # keys per token (paper, Wikitext103)
 KNN_ALPHAS = 2.0 ** np.arange(-10, 3)
-MIXTURE_WEIGHTS = np.linspace(0, 0.98, 50)  # λ; ties go to the first, so 0 is chosen where nothing is gained
+MIXTURE_WEIGHTS = np.linspace(0, 0.98, 50)  # λ; ties go to the first value, so λ is 0 if mixing does not help
 TOKENS_PER_SEARCH = 8192
 
 
@@ -100,10 +100,10 @@ def frozen_model(
 def tuned(
     scored: ScoredTokens, documents: np.ndarray, probability: Callable[[float], np.ndarray], settings: Iterable[float]
 ) -> tuple[ScoredTokens, list[tuple[float, float]]]:
-    """Mix a second prediction into the first, with the setting and weight λ that are best for the other documents.
+    """Mix a second prediction into the first, with the setting and weight λ that are best for the other half.
 
-    documents: (N,), the document of each token. Every second document is in one half; each half is scored with what is
-    best for the other. probability(setting) → (N,), the second prediction's probability of each token.
+    documents: (N,), the document of each token. Documents alternate between two halves; each half is scored with
+    what is best for the other. probability(setting) → (N,), the second prediction's probability of each token.
     Returns the tokens with new nats, and (setting, λ) for each half.
     """
     half = np.unique(documents, return_inverse=True)[1].reshape(-1) % 2
@@ -120,7 +120,7 @@ def tuned(
 
 
 def mixed(nats: np.ndarray, probability: np.ndarray, weight: float) -> np.ndarray:
-    """The nats of the mixture, −log((1 − λ) exp(−nats) + λ p). nats, probability: (N,). λ = 0 leaves the bits alone."""
+    """The nats of the mixture, −log((1 − λ) exp(−nats) + λ p). Both arrays: (N,). λ = 0 returns nats exactly."""
     with np.errstate(divide="ignore"):
         return -np.logaddexp(np.log1p(-weight) - nats, np.log(weight) + np.log(probability))
 

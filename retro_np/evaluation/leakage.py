@@ -10,7 +10,7 @@ from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
 
-LEAKAGE_NEIGHBOURS = 10  # per chunk, compared with it (paper §2.6)
+LEAKAGE_NEIGHBOURS = 10  # neighbours that each chunk is compared with (paper §2.6)
 ALPHAS = tuple(i / 16 for i in range(17))
 NO_LEAKAGE = 2 / 16  # a chunk with r(C) up to this share counts as free of leakage (paper §2.6)
 CHUNKS_PER_BATCH = 256
@@ -21,8 +21,8 @@ def chunk_leakage(
 ) -> np.ndarray:
     """r(C) = s / m of each chunk C, where s is the longest run of tokens that C shares with one of its neighbours.
 
-    The values of the 10 nearest neighbours are compared, or of all stored ones if there are fewer. split_name, limit
-    and retrieval as in `score`. Returns (chunks,) float64 in [0, 1].
+    C is compared with the values of its 10 nearest neighbours, or of all stored ones if there are fewer. split_name,
+    limit and retrieval as in `score`. Returns (chunks,) float64 in [0, 1].
     """
     retrieval = retrieval or Retrieval.own(database, split_name)
     split = retrieval.split

@@ -1,7 +1,7 @@
 """In-context retrieval: a baseline reads the neighbours at the start of its context, instead of by cross-attention.
 
 The neighbours of the previous chunk precede the text, the nearest one last. Nothing is trained. Each chunk needs its
-own forward pass, because each has other neighbours.
+own forward pass, because each has neighbours of its own.
 """
 
 import numpy as np
@@ -50,7 +50,8 @@ def prepended_nats(
     """Negative log-likelihood of each target, with neighbours in front of its context. (B, n) float64, 0 for padding.
 
     tokens, targets: (B, n); neighbours: (B, l, k, 2m). The neighbours of chunk u are read where CCA reads them: by
-    chunk u's last token and by all but the last token of the next chunk. length: tokens that the model reads at most.
+    chunk u's last token and by all but the last token of the next chunk. length: the maximum number of tokens that the
+    model reads.
     """
     prompts = sorted(_prompts(tokens, targets, neighbours, config.chunk_size, length), key=lambda row: len(row[0]))
     nats = np.zeros(tokens.shape)
@@ -67,7 +68,7 @@ def prepended_nats(
 
 
 def _prompts(tokens, targets, neighbours, m, length):
-    """Per chunk and window: neighbours and context up to the last scored position, the window, the positions."""
+    """For each chunk and window: neighbours and context up to the last scored position, the window, the positions."""
     batch, n = tokens.shape
     for b in range(batch):
         for u in range(-1, n // m):  # the chunk whose neighbours are read; −1 for the first chunk, which reads none

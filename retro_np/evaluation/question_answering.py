@@ -54,7 +54,7 @@ def fits(tokenizer: Tokenizer, questions: list[str], answers: list[str], m: int)
 
 
 def qa_batch(questions: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and targets, (B, 2m − 1) each, from question and answer chunks (B, m). Only the answer and its end count.
+    """Tokens and targets, (B, 2m − 1) each, from question and answer chunks (B, m). Targets: the answer and its end.
 
     The second chunk's last token predicts nothing. Without this token the chunk is incomplete and needs no neighbours.
     """
@@ -104,8 +104,8 @@ def answers_of(
     texts = []
     with progress_bar(description, len(questions), unit="questions") as advance:
         for row, question in enumerate(questions):
-            read = None if passages is None or passage_rows is None else passages[passage_rows[row]]
-            texts.append(decode(tokenizer, answer(params, config, question, read)).strip())
+            own_passages = None if passages is None or passage_rows is None else passages[passage_rows[row]]
+            texts.append(decode(tokenizer, answer(params, config, question, own_passages)).strip())
             advance()
     return texts
 
@@ -131,7 +131,7 @@ def _padded(tokenizer, texts, width, *, left=False, cut=False, end=()) -> np.nda
     for row, text, tokens in zip(rows, texts, encode_batch(tokenizer, texts), strict=True):
         tokens = [*tokens, *end][: width if cut else None]
         if len(tokens) > width:
-            raise UserError(f"{text!r} has {len(tokens)} tokens with its end, but its chunk has room for {width}")
+            raise UserError(f"{text!r} needs {len(tokens)} tokens, but its chunk has room for {width}")
         start = width - len(tokens) if left else 0
         row[start : start + len(tokens)] = tokens
     return rows

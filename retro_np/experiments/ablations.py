@@ -1,4 +1,4 @@
-"""What each part of the model and of the recipe contributes. Paper table 13, and the parts that are ours."""
+"""What each part of the model and of the recipe contributes. Paper table 13, and our own parts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from retro_np.experiments.lab import Lab
 from retro_np.report.plots import plot_bars
 from retro_np.training.config import TrainingConfig
 
-SHARE_OF_STEPS = 0.25  # of the recipe's, because there are many models and differences show early
+SHARE_OF_STEPS = 0.25  # A part of the recipe's steps suffices: differences show early.
 PAPER = {
     "RETRO": 0.822, "no query conditioning": 0.829, "no CCA positions": 0.826, "deeper encoder": 0.821,
     "shared embeddings": 0.823, "neighbour alone (N)": 0.950, "continuation alone (F)": 0.895,
@@ -76,13 +76,13 @@ def verdict(figures: Figures) -> Verdict:
     rows, paper = figures["rows"], figures["paper"]
     full = rows["RETRO"][ON]["bpb"]
     change = {name: line[ON]["bpb"] / full - 1 for name, line in rows.items() if name != "RETRO"}
-    both = [name for name in paper if name != "RETRO"]
-    same = [name for name in both if (change[name] > 0) == (paper[name] > paper["RETRO"])]
+    compared = [name for name in paper if name != "RETRO"]
+    same = [name for name in compared if (change[name] > 0) == (paper[name] > paper["RETRO"])]
     worst = sorted(change, key=change.__getitem__)[-3:][::-1]
-    losses = "; ".join(f"{name} ({100 * change[name]:+.2f} %)" for name in worst)
-    return len(same) > len(both) / 2, (
-        f"{len(same)} of {len(both)} rows change the bits in the same direction as in the paper. The largest losses: "
-        f"{losses}."
+    losses = "; ".join(f"“{name}” ({100 * change[name]:+.2f} %)" for name in worst)
+    return len(same) > len(compared) / 2, (
+        f"{len(same)} of the paper's {len(compared)} ablations change the bits in the same direction here. Bits rise "
+        f"most with these changes: {losses}."
     )
 
 

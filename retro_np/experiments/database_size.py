@@ -1,4 +1,4 @@
-"""A database larger than the training set: trained with a fifth of it, evaluated with a fifth, a half and all."""
+"""A database larger than the training set: models trained with a fifth of it read a fifth, a half and all of it."""
 
 import itertools
 from pathlib import Path
@@ -14,7 +14,7 @@ DATABASE_SHARES = (0.2, 0.5, 1.0)
 
 
 def measure(lab: Lab) -> Figures:
-    """Bits per byte of the same models with each share of the database, over seeds."""
+    """Bits per byte of the same models with each share of the database, for each seed."""
     database = lab.database()
     training_set = database.fraction(TRAINING_SHARE)
     baseline, _ = lab.pair(training_set, 0)
@@ -32,18 +32,17 @@ def measure(lab: Lab) -> Figures:
     return {
         "trained_on": TRAINING_SHARE,
         "shares": DATABASE_SHARES,
-        "tokens_of_database": [round(share * tokens) for share in DATABASE_SHARES],  # approximate: shares of documents
+        "tokens_of_database": [round(share * tokens) for share in DATABASE_SHARES],  # approximate
         "lines": {name: spreads(rows) for name, rows in lines.items()},
     }
 
 
 def draw(figures: Figures, path: Path) -> None:
     """Bits per byte over the share of the database, with a dot for every seed."""
-    axes = new_axes(xlabel="share of the database; trained with a fifth", ylabel="bits per byte")
+    axes = new_axes(xlabel="share of the database (the models were trained with a fifth)", ylabel="bits per byte")
     lines = [figures["lines"][str(share)]["bpb"] for share in figures["shares"]]
     axes.plot(figures["shares"], [line["mean"] for line in lines], color=COLOURS[ON], label=ON)
-    for share, line in zip(figures["shares"], lines, strict=True):
-        axes.plot([share] * len(line["seeds"]), line["seeds"], "o", color=COLOURS[ON])
+    axes.plot(figures["shares"], [line["seeds"] for line in lines], "o", color=COLOURS[ON])
     for name in ("baseline", OFF):
         axes.axhline(figures["lines"][name]["bpb"]["mean"], color=COLOURS[name], linestyle="--", label=name)
     axes.set_xticks(figures["shares"])
@@ -55,11 +54,10 @@ def verdict(figures: Figures) -> Verdict:
     rows = [figures["lines"][str(share)]["bpb"] for share in figures["shares"]]
     by_seed = list(zip(*(row["seeds"] for row in rows), strict=True))
     falls = all(smaller > larger for values in by_seed for smaller, larger in itertools.pairwise(values))
-    means = zip((row["mean"] for row in rows), figures["shares"], strict=True)
-    shown = ", ".join(f"{mean:.4f} with {100 * share:.0f} %" for mean, share in means)
+    means = ", ".join(f"{row['mean']:.4f} with {100 * s:.0f} %" for row, s in zip(rows, figures["shares"], strict=True))
     off = figures["lines"][OFF]["bpb"]["mean"]
     return falls, (
-        f"Mean bits per byte: {shown} of the database, and {off:.4f} without retrieval. The whole database instead of "
+        f"Mean bits per byte: {means} of the database, and {off:.4f} without retrieval. The whole database instead of "
         f"a fifth saves {100 * (1 - rows[-1]['mean'] / rows[0]['mean']):.2f} %."
     )
 

@@ -35,16 +35,16 @@ from retro_np.training.loop import CHECKPOINT, read_log, train, train_step
 
 DEFAULT_MINUTES = 10.0
 MAX_MINUTES = 10_000.0
-# The text and the held-out chunks that fit into a minute on two cores, by from_scratch. Training from scratch also
-# needs the neighbours of training chunks.
+# The bytes of text and the held-out chunks that two cores process per minute, by from_scratch. Training from scratch
+# also needs the neighbours of training chunks.
 BYTES_PER_MINUTE = {False: 3_000_000, True: 350_000}
 CHUNKS_PER_MINUTE = {False: 2_000, True: 500}
 TRAINING_SHARE_OF_TIME = 0.55
-MIN_CORPUS_BYTES = 300_000  # with less text there is nothing to learn or to hold out
+MIN_CORPUS_BYTES = 300_000  # less text is too little to learn from and to hold out
 WINDOW: dict[str, Any] = {"sequence_length": 256, "stride": 128}
 PROMPT = 'def read_json(path):\n    """Read a JSON file and return the object in it."""\n'
 SAMPLES = 3
-INSPECTED_CHUNKS, CANDIDATE_CHUNKS = 32, 4000  # on the page, and among which they are chosen
+INSPECTED_CHUNKS, CANDIDATE_CHUNKS = 32, 4000  # shown on the page, and considered for it
 
 
 def run_demo(
@@ -52,8 +52,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the demo, or resume it with the plan in `out`, and return the results of the evaluation.
 
-    minutes, seed: None takes those of the plan, or ten minutes and seed 0. Raises UserError if `out` holds a demo with
-    another plan.
+    minutes, seed: None takes the plan's values, or ten minutes and seed 0 for a new demo. Raises UserError if `out`
+    holds a demo with another plan.
     """
     out = Path(out)
     with locked(out, "demo"):
@@ -79,7 +79,7 @@ def run_demo(
 
 
 def _plan(out, minutes, seed, from_scratch) -> dict:
-    """The request, and how much text and evaluation fit into the time; kept in plan.json."""
+    """The request, and how much text and evaluation fit into the time; stored in plan.json."""
     path = out / "plan.json"
     if path.exists():
         names = {"minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks"}
@@ -95,7 +95,7 @@ def _plan(out, minutes, seed, from_scratch) -> dict:
     if not 0 < minutes <= MAX_MINUTES:
         raise UserError(f"minutes must be above 0 and at most {MAX_MINUTES:,.0f}, not {minutes}")
     if any(visible(out)):
-        raise UserError(f"{out} holds other files; choose a new folder with -o")
+        raise UserError(f"{out} holds other files; choose another folder with -o")
     plan = {
         "minutes": minutes,
         "seed": 0 if seed is None else seed,
@@ -119,8 +119,8 @@ def _read(path, names, remedy) -> dict:
 
 
 def _bundled(out, console) -> dict:
-    """The bundled models, written where training would have left them."""
-    console.rule("2 · two bundled models; --from-scratch trains them here", align="left")
+    """The bundled models, also written to the files that training would have written."""
+    console.rule("2 · the two bundled models (--from-scratch trains new ones)", align="left")
     models = {"baseline": load_pretrained(BASELINE)[:2], "RETRO": load_pretrained(RETRO)[:2]}
     for name, (params, config) in models.items():
         path = out / name.lower() / CHECKPOINT
@@ -192,7 +192,7 @@ def _evaluate(out, models, database, plan) -> dict:
 
 
 def _write_samples(out, params, config, database, results, plan) -> None:
-    """A page of samples from our own prompt and from the first chunks of held-out modules."""
+    """Write a page of samples that continue our own prompt and the first chunks of held-out modules."""
     split = database.split("valid")
     prompts = [("a prompt of our own", PROMPT)]
     for start, _ in itertools.islice(document_runs(split.documents[:]), SAMPLES - 1):
@@ -208,11 +208,11 @@ def _write_samples(out, params, config, database, results, plan) -> None:
 
 
 def _write_inspection(out, params, config, database) -> None:
-    """A page on the start of the held-out module that shares the longest runs with what it retrieved."""
+    """Write a page about the start of the held-out module that shares the longest runs with what it retrieved."""
     split = database.split("valid")
     leakage = chunk_leakage(database, limit=CANDIDATE_CHUNKS)
-    long = [run for run in document_runs(split.documents[: len(leakage)]) if run[1] - run[0] >= INSPECTED_CHUNKS]
-    start, _ = max(long, key=lambda run: leakage[run[0] : run[0] + INSPECTED_CHUNKS].mean(), default=(0, 0))
+    long_runs = [run for run in document_runs(split.documents[: len(leakage)]) if run[1] - run[0] >= INSPECTED_CHUNKS]
+    start, _ = max(long_runs, key=lambda run: leakage[run[0] : run[0] + INSPECTED_CHUNKS].mean(), default=(0, 0))
     tokens = split.tokens[start : start + INSPECTED_CHUNKS].reshape(-1)
     facts = {"held-out module": database.documents[int(split.documents[start])]["name"]}
     inspection = inspect(params, config, database, tokens[tokens != 0], k=recipe.NEIGHBOURS)

@@ -24,7 +24,7 @@ from retro_np.experiments.lab import SCALES, Lab
 from retro_np.files import check_folder, locked, remove_partial, write_json
 from retro_np.kernels.threads import cores
 
-SEEDS = 3  # of experiments whose claim depends on the spread over seeds
+SEEDS = 3  # seeds of an experiment whose claim depends on the spread over seeds
 
 Figures = dict[str, Any]
 Verdict = tuple[bool | None, str]
@@ -38,9 +38,9 @@ class Experiment:
     paper: str  # what the paper shows, and where
     measure: Callable[[Lab], Figures]  # returns plain values for JSON
     draw: Callable[[Figures, Path], None]  # writes a PNG file
-    verdict: Callable[[Figures], Verdict]  # whether the shape agrees (None: nothing to agree with), and one sentence
-    over_seeds: bool = True  # whether models of `lab.seeds` seeds are trained, or of one seed
-    position: int = 1000  # in the list of experiments
+    verdict: Callable[[Figures], Verdict]  # whether it agrees (None: nothing to compare), and a summary
+    over_seeds: bool = True  # whether to train models with `lab.seeds` seeds rather than with one
+    position: int = 1000  # order in the list of experiments
 
 
 def experiments() -> dict[str, Experiment]:
@@ -51,7 +51,7 @@ def experiments() -> dict[str, Experiment]:
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment with this name. Only its own module is imported. Raises UserError if there is none."""
+    """The experiment with this name, importing only its module. Raises UserError for an unknown name."""
     path = _modules().get(name)
     experiment = getattr(importlib.import_module(path), "EXPERIMENT", None) if path else None
     if experiment is None:
@@ -66,11 +66,11 @@ def _modules():
 
 
 def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int | None = None) -> dict[str, Any]:
-    """Run an experiment, or resume it, and write NAME.json and NAME.png. Returns what NAME.json holds.
+    """Run an experiment, or resume it, and write NAME.json and NAME.png. Returns the contents of NAME.json.
 
-    out: the folder of the results; those of another scale than small go to OUT/SCALE. Databases, models and scores are
-    kept in OUT/SCALE, where other experiments find them. seeds: None means three, or one if the experiment trains
-    models of one seed. Raises UserError for an unknown name or scale, and for several seeds of such an experiment.
+    out: the folder for the results; unless the scale is small, they go to OUT/SCALE. Databases, models and scores are
+    stored in OUT/SCALE, where other experiments find them. seeds: None means three, or one for an experiment that uses
+    one seed. Raises UserError for an unknown name or scale, and if such an experiment is asked for several seeds.
     """
     experiment = find_experiment(name)
     usual = SEEDS if experiment.over_seeds else 1
@@ -81,7 +81,7 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
     folder = result_folder(out, scale)
     for file in (folder / f"{name}.json", folder / f"{name}.png"):
         if file.is_dir():
-            raise UserError(f"{file} is a folder, but the result is written there; choose another folder with -o")
+            raise UserError(f"{file} is a folder, but the result needs that file name; choose another folder with -o")
     with open_lab(out, scale, seeds) as lab:
         start = time.perf_counter()
         figures = json.loads(json.dumps(experiment.measure(lab), default=_plain))
@@ -99,7 +99,7 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
             "cores": cores(), "processor": _processor(), "retro_np": importlib.metadata.version("retro-np"),
             "numpy": np.__version__,
         },
-        "seconds": round(seconds, 1),  # of this run, without what earlier runs left in the lab
+        "seconds": round(seconds, 1),  # This run alone. Earlier runs may have left models and scores.
         "agrees": agrees,
         "verdict": sentence,
         "figures": figures,
@@ -111,7 +111,7 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
 
 
 def result_folder(out: Path, scale: str) -> Path:
-    """The folder of a scale's results, so that those of a tiny run do not replace those of a full one."""
+    """The folder of a scale's results. A tiny run has its own, so that it does not replace a full run's results."""
     return out if scale == "small" else out / scale
 
 

@@ -1,8 +1,8 @@
 """A synthetic corpus of facts: invented names, each with a code that only a document about the name contains.
 
 A document is two chunks of CHUNK tokens, one token per byte. The first chunk contains the name, the second the code.
-WORDINGS say the same in different ways and put the code at different positions, so that two documents of one fact share
-name and code and little else. A name says nothing about its code: without a document about it, one can only guess.
+WORDINGS say the same in different ways and put the code at different positions, so that two documents about one fact
+share its name and code and little else. A name says nothing about its code: without a document, a model can only guess.
 """
 
 import json
@@ -24,8 +24,8 @@ WORDINGS = (  # the chunk with the name, and the text before and after the code 
     ("enter {}", " with ", "."),
 )
 SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiou"]
-NAME_SYLLABLES = 5  # The first chunk then has CHUNK bytes. Names of fewer syllables would be too similar.
-DIGITS = 5  # of a code, all different
+NAME_SYLLABLES = 5  # The first chunk then has CHUNK bytes. Shorter names would be too similar.
+DIGITS = 5  # digits of a code, all different
 CHANCE = 1 / math.perm(10, DIGITS)
 
 
@@ -63,8 +63,9 @@ def document(fact: Fact, wording: int) -> str:
 def write_facts(path: Path, facts: list[Fact], ways: tuple[str, ...]) -> Path:
     """Write a JSON Lines corpus with each fact's document for each of `ways` ("told", "asked"). Returns its path.
 
-    A document's name is the fact's name and the way. All documents of one way come before those of the next. So the two
-    documents of a fact are never in one training sequence, where one could be read without being retrieved.
+    A document is named by the fact's name and the way. All documents of one way come before those of the next, so that
+    the two documents about a fact are never in the same training sequence, where the first could be read without
+    retrieval.
     """
     records = ({"name": f"{f.name} {way}", "text": document(f, getattr(f, way))} for way in ways for f in facts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +74,9 @@ def write_facts(path: Path, facts: list[Fact], ways: tuple[str, ...]) -> Path:
 
 
 def questions(tokenizer: Tokenizer, facts: list[Fact]) -> tuple[np.ndarray, np.ndarray]:
-    """The documents that ask, answer included: tokens (N, 2 · CHUNK), padded, and the code's positions (N, DIGITS).
+    """The documents that ask, with their answers: padded tokens (N, 2 · CHUNK), and the codes' positions (N, DIGITS).
 
-    tokenizer: without merges, so that a token is a byte. The code is in the second chunk, and retrieval sees only the
+    tokenizer: one without merges, so that a token is a byte. The code is in the second chunk; retrieval sees only the
     first.
     """
     tokens = np.zeros((len(facts), 2 * CHUNK), np.int64)

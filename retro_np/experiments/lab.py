@@ -1,6 +1,6 @@
-"""The folder in which experiments work: databases, trained models and scores, each made once and found again.
+"""The folder in which experiments work. It stores databases, trained models and scores, so that each is made once.
 
-Each of them is named by a hash of everything that it depends on, except the version of this package. So an interrupted
+Each is named by a hash of everything that it depends on, except the version of this package. So an interrupted
 experiment resumes where it stopped, and two experiments that need the same model train it once. After an upgrade, use
 another folder.
 """
@@ -42,16 +42,16 @@ class Scale:
     """How large an experiment is. `small` is for results; `tiny` only shows that the experiment runs."""
 
     name: str
-    limit_bytes: int | None  # of the corpus
+    limit_bytes: int | None  # bytes of the corpus to use; None for all
     vocabulary_size: int
     d_model: int
     n_layers: int
     steps: int
     batch_size: int
     sequence_length: int
-    evaluated_tokens: int  # about this many held-out tokens
-    few_tokens: int  # for evaluations that are much slower than usual
-    widths: tuple[int, ...]  # d_model of the models, where several sizes are compared
+    evaluated_tokens: int  # held-out tokens, approximately
+    few_tokens: int  # the same for evaluations that are much slower
+    widths: tuple[int, ...]  # values of d_model where models of several sizes are compared
 
 
 SCALES = {
@@ -149,13 +149,13 @@ class Lab:
         return trained, self.trained(database, retro, self.training(retro, seed))
 
     def retrofit_steps(self, share: float) -> int:
-        """The number of steps that is this share of the baseline's steps."""
+        """A share of the baseline's steps as a number of steps, at least 1."""
         return max(1, round(share * self.scale.steps))
 
     def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, share: float) -> Model:
-        """A baseline with the recipe's CCA and encoder, and only these trained, for a share of the baseline's steps.
+        """A baseline to which the recipe's CCA and encoder are added and trained, for a share of the baseline's steps.
 
-        Every sequence has neighbours: without them it would teach nothing, because the decoder is frozen.
+        Every sequence gets neighbours. Without them it would teach nothing, because the decoder is frozen.
         """
         start, encoder = replace(baseline.config, copying_start=True), retro_config.encoder
         assert encoder is not None  # the configuration of a RETRO
@@ -164,7 +164,7 @@ class Lab:
         return self.trained(database, config, training, begin_from=(params, baseline.name), trainable=is_retrieval)
 
     def conditions(self, database: Database, baseline: Model, retro: Model) -> dict[str, Losses]:
-        """The losses of each line of the usual table: baseline, OFF, ON, ON with the neighbours of others."""
+        """The losses of the baseline, RETRO[OFF], RETRO[ON] and RETRO[ON] with the neighbours of other chunks."""
         return {
             name: self.scored(database, model, k=recipe.NEIGHBOURS if retrieve else 0, shuffle_seed=shuffle_seed)
             for name, (model, retrieve, shuffle_seed) in conditions(baseline, retro).items()
@@ -176,9 +176,9 @@ class Lab:
         return {name: bits(losses, ratios) for name, losses in self.conditions(database, baseline, retro).items()}
 
     def over_seeds(self, database: Database) -> dict[str, Any]:
-        """The `table` over seeds, the `savings`, and the copy bound of the first baseline.
+        """The `table` and the `savings` over seeds, and the copy bound of the first seed's baseline.
 
-        "lines" and "gains" hold `mean_and_spread` of each figure.
+        "lines" and "gains" contain the `mean_and_spread` of each figure.
         """
         pairs = [self.pair(database, seed) for seed in range(self.seeds)]
         tables = [self.table(database, *pair) for pair in pairs]
@@ -217,6 +217,11 @@ def savings(lines: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The share of its baseline's bits that RETRO[ON] saves, for each figure of `bits`; None if a figure is missing."""
     on, baseline = lines[ON], lines["baseline"]
     return {figure: None if on[figure] is None else 1 - on[figure] / baseline[figure] for figure in on}
+
+
+def more_or_fewer(saved: float) -> str:
+    """A saved share of the bits in words, for example "5.62 % fewer bits"; "more bits" if it is negative."""
+    return f"{100 * abs(saved):.2f} % {'fewer' if saved > 0 else 'more'} bits"
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict[str, Any]:

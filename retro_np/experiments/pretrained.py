@@ -39,7 +39,7 @@ def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
 
 
 def make_pretrained(lab: Lab, out: Path) -> list[Path]:
-    """Train the recipe's baseline and RETRO with seed 0, or find them in the lab, and write them to `out`.
+    """Train the recipe's baseline and RETRO with seed 0, or load them from the lab, and write them to `out`.
 
     Returns the files: the two models in half precision, with the settings of their training in the metadata, and the
     tokenizer.
@@ -78,12 +78,12 @@ def draw(figures: Figures, path: Path) -> None:
 
 
 def verdict(figures: Figures) -> Verdict:
-    """The paper has nothing to agree with."""
+    """The figures in a sentence. The paper published no models to compare with."""
     shown = ", ".join(f"{name} {line['bpb']:.4f}" for name, line in figures["lines"].items())
     baseline, retro = figures["parameters"]
     return None, (
         f"The bundled models ({figures['bytes_of_files'] / 1e6:.1f} MB; RETRO has {retro:,} parameters, its baseline "
-        f"{baseline:,}) have these bits per byte on {figures['held_out']['documents']} held-out modules: {shown}."
+        f"{baseline:,}) have these bits per byte on held-out modules: {shown}."
     )
 
 

@@ -1,9 +1,9 @@
-"""Fine-tuned on questions answered by retrieved passages: RETRO with passages, without, and a closed-book baseline.
+"""Fine-tuning on questions answered by retrieved passages: RETRO with and without them, and a closed-book baseline.
 
 A question asks for the first line of a function of the corpus, by its name. A passage is the start of a function. The
-models train on questions about training documents and are tested on those about held-out documents. All passages can
-be found for both, as in an open-book task. An answer is part of its passage word for word, because copying is what a
-small RETRO learns.
+models train on questions about training documents and are tested on questions about held-out documents. Both kinds of
+questions can retrieve all passages, as in an open-book task. An answer is part of its passage word for word, because
+copying is what a small RETRO learns.
 """
 
 import ast
@@ -36,14 +36,14 @@ PASSAGE_COUNTS = (1, TRAINING_PASSAGES, PASSAGES)
 CLOSED, OPEN = "closed book", f"{ON}, k = {PASSAGES}"
 PASSAGES_GIVEN = {CLOSED: 0, OFF: 0} | {f"{ON}, k = {k}": k for k in PASSAGE_COUNTS}  # name → number of passages
 MAX_ARGUMENTS = 4
-MAX_SOURCE_CHARACTERS = 1024  # of a function; a passage holds fewer
-LEARNING_RATE = 2e-3  # as before fine-tuning; with half of it a toy model did not learn to copy
+MAX_SOURCE_CHARACTERS = 1024  # characters of a function's source; a passage has fewer
+LEARNING_RATE = 2e-3  # the recipe's; at half of it a toy model did not learn to copy
 EXAMPLES = 8
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the corpus: its module and split, and the start of its source, which is a passage's text."""
+    """A function of the corpus: its module, its split and the start of its source, which is the passage's text."""
 
     module: str
     split: str
@@ -58,7 +58,7 @@ class Function:
 
     @property
     def answer(self) -> str:
-        """The first line, which is the answer and the text of the passage's key."""
+        """The first line of the source. It is the answer, and the text whose key finds the passage."""
         return self.source.split("\n", 1)[0]
 
 
@@ -70,14 +70,14 @@ class Questions:
     questions: np.ndarray  # (N, M)
     answers: np.ndarray  # (N, M)
     passages: np.ndarray  # (N, PASSAGES) row indices
-    rank: np.ndarray  # (N,) of the right passage, from 0; PASSAGES if it was not found
+    rank: np.ndarray  # (N,) rank of the right passage, from 0; PASSAGES if it was not found
 
 
 def functions_in(text: str) -> Iterator[tuple[str, int, str]]:
-    """(name, number of arguments, source) of each function in Python source. Source with errors has none."""
+    """(name, number of arguments, source) of each function in Python source; nothing if the source has errors."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the parsed code
+            warnings.simplefilter("ignore")  # warnings about the parsed code
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
         return
@@ -85,7 +85,7 @@ def functions_in(text: str) -> Iterator[tuple[str, int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             a = node.args
-            names = [each.arg for each in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if each]
+            names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if arg]
             source = "\n".join(lines[node.lineno - 1 : node.end_lineno]).lstrip()
             yield node.name, len(names) - (names[:1] in (["self"], ["cls"])), source[:MAX_SOURCE_CHARACTERS]
 
@@ -104,8 +104,9 @@ def functions_of(database: Database) -> list[Function]:
 
 
 def asked(functions: list[Function]) -> np.ndarray:
-    """Which functions a question can be about, (N,) bool: the name is unique, and the first line ends the signature of
-    1 to MAX_ARGUMENTS arguments.
+    """Which functions a question can be about, (N,) bool.
+
+    The name must be unique, and the first line must hold the whole signature, of 1 to MAX_ARGUMENTS arguments.
     """
     count = Counter(f.name for f in functions)
     return np.array(
@@ -118,11 +119,11 @@ def measure(lab: Lab) -> Figures:
     database = lab.database()
     functions = functions_of(database)
     passages = qa.passage_values(database.tokenizer, [(f.module, f.source) for f in functions], M)
-    # A passage is found by its first line: a question of a few words has too little in common with the whole passage.
+    # Keys are made of first lines: a question of a few words has too little in common with a whole passage.
     keys = database.embedder.embed([f.answer for f in functions], show_progress=False)
     suitable = asked(functions)
-    room = qa.fits(database.tokenizer, [f.question for f in functions], [f.answer for f in functions], M)
-    train, test = (_questions(database, functions, suitable & room, split, keys) for split in ("train", "valid"))
+    fitting = qa.fits(database.tokenizer, [f.question for f in functions], [f.answer for f in functions], M)
+    train, test = (_questions(database, functions, suitable & fitting, split, keys) for split in ("train", "valid"))
 
     baseline, retro = lab.pair(database, 0)
     closed = _fine_tuned(lab, baseline, train, None)
@@ -144,7 +145,7 @@ def measure(lab: Lab) -> Figures:
             for name, part in (("train", train), ("test", test))
         },
         "questions": {"train": len(train.functions), "test": len(test.functions)},
-        "left_out": int((suitable & ~room).sum()),
+        "left_out": int((suitable & ~fitting).sum()),
         "passages": len(passages),
         "examples": [
             {"question": test.functions[i].question, "answer": test.functions[i].answer, "before": int(test.rank[i])}
@@ -170,7 +171,7 @@ def _questions(database, functions, usable, split, keys) -> Questions:
 
 
 def _fine_tuned(lab, model: Model, train: Questions, passages) -> tuple[Tree, RetroConfig]:
-    """The parameters and configuration of a model fine-tuned on the questions, now or in an earlier run."""
+    """The parameters and configuration of a model fine-tuned on the questions, loaded if an earlier run made them."""
     config, scale = replace(model.config, chunk_size=M), lab.scale
     steps, k = 2 * scale.steps // 3, 0 if passages is None else TRAINING_PASSAGES
     training = TrainingConfig(
@@ -188,31 +189,31 @@ def _fine_tuned(lab, model: Model, train: Questions, passages) -> tuple[Tree, Re
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Bars of exact match. A dot is the upper bound: how often the right passage is among the k."""
+    """Bars of exact match. A dot is its upper bound: how often the right passage is among the k."""
     match, recall = figures["exact_match"], figures["recall"]["test"]
     plot_bars(
-        match, path, "exact match, %; dots: questions whose right passage is among the k", scale=100,
+        match, path, "exact match, %; dots: share of questions with the right passage among the k", scale=100,
         dots={name: recall[str(k)] for name, k in PASSAGES_GIVEN.items() if k},
         notes={name: f" {100 * share:.1f}" for name, share in match.items()}, limits=(0, 110),
     )  # fmt: skip
 
 
 def verdict(figures: Figures) -> Verdict:
-    """Whether RETRO with all passages beats the closed book, and is best with the paper's number of passages."""
+    """Whether RETRO is best with the paper's number of passages, and then beats the closed-book baseline."""
     match, counts, recall = figures["exact_match"], figures["questions"], figures["recall"]["test"]
     share = {name: f"{100 * value:.1f} %" for name, value in match.items()}
     given = ", ".join(f"{share[name]} with {k}" for name, k in PASSAGES_GIVEN.items() if k)
     return match[OPEN] > match[CLOSED] and max(match, key=match.get) == OPEN, (
-        f"Of {counts['test']:,} questions about functions of held-out modules, RETRO answers {given} passages and "
-        f"{share[OFF]} with none; the closed-book baseline answers {share[CLOSED]}. Both learned from "
-        f"{counts['train']:,} questions about other modules. The right passage is among the {PASSAGES} found for "
-        f"{100 * recall[str(PASSAGES)]:.1f} % of the questions."
+        f"Of {counts['test']:,} questions about functions of held-out modules, RETRO answers these shares exactly: "
+        f"{given} passages, and {share[OFF]} with none. The closed-book baseline answers {share[CLOSED]}. Both were "
+        f"fine-tuned on {counts['train']:,} questions about other modules. The {PASSAGES} retrieved passages contain "
+        f"the right one for {100 * recall[str(PASSAGES)]:.1f} % of the questions."
     )
 
 
 EXPERIMENT = Experiment(
     "Questions with and without passages",
-    "Fine-tuned on Natural Questions with 20 passages, RETRO has 45.5 % exact match; a closed-book model has 30.4 %, "
-    "and FiD 51.4 % (§4.3).",
+    "Fine-tuned on Natural Questions with 20 passages, RETRO reaches an exact match of 45.5 %, its closed-book "
+    "baseline 30.4 %, and FiD 51.4 % (§4.3).",
     measure, draw, verdict, over_seeds=False, position=13,
 )  # fmt: skip

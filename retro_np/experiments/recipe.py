@@ -1,11 +1,11 @@
-"""The small-scale recipe: a model, a database and a training with which retrieval helps after minutes on two cores.
+"""The small-scale recipe: a model, a database and a training run in which retrieval helps after minutes on two cores.
 
 It departs from the paper in five points (EXPERIMENTS.md has the figures):
 
-- Chunks have 16 tokens, not 64. The decoder then looks for what to copy among 2 · 32 retrieved tokens, not 2 · 128,
-  which it learns sooner, and it retrieves four times as often.
-- Keys are hashed token uni- and bigrams, not BERT's: at this scale the gain comes from tokens in common.
-- Encoder and CCA start as a rough copying mechanism (`copying_start`, in `retro_np/parameters.py`).
+- Chunks have 16 tokens, not 64. The decoder then searches 2 · 32 retrieved tokens for what to copy, not 2 · 128. It
+  learns this sooner, and it retrieves four times as often.
+- Keys are hashed unigrams and bigrams of tokens, not BERT embeddings: at this scale, shared tokens give the gain.
+- The encoder and CCA start as a rough copying mechanism (`copying_start`, in `retro_np/parameters.py`).
 - Early in training some chunks get an oracle neighbour (`retro_np/training/curriculum.py`).
 - Three of five sequences get no neighbours, so that the decoder alone is about as good as the baseline. With fewer such
   sequences, retrieval saves more, and the model without it is worse.

@@ -1,9 +1,9 @@
-"""Does a continuation stay on topic? The first chunks of held-out documents, continued with retrieval on and off.
+"""Does a continuation stay on topic? The first chunks of held-out documents are continued with retrieval on and off.
 
-The same model continues the same prompt with the same random numbers. The measures are the shares of a continuation's
+One model continues each prompt twice with the same random numbers. The measures are the shares of a continuation's
 token 4-grams that also occur in the rest of the prompt's document, in the rest of another document (the control), in
 the values retrieved with retrieval on, and earlier in the continuation itself. The continuation without retrieval is
-compared with the same retrieved values: this is how much they share without being read.
+compared with the same values, which shows how much it shares with them without reading them.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from retro_np.report.shown import show_chunks
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING
 
-N = 4  # tokens of an n-gram
+N = 4  # tokens per n-gram
 PROMPT_CHUNKS = 4
 PROMPTS, LENGTH, DRAWS = 24, 128, 3  # prompts, tokens of a continuation, continuations per prompt
 TINY_PROMPTS, TINY_LENGTH = 3, 32
@@ -35,9 +35,9 @@ MEASURES = (REMAINDER, OTHER, RETRIEVED, REPEATED)
 
 
 def measure(lab: Lab) -> Figures:
-    """Shares by measure and condition (`seeds` has one value per prompt), their paired difference, and a few texts.
+    """Shares by measure and condition, their paired difference, and a few texts. Also writes samples.html.
 
-    A prompt's shares are means over DRAWS continuations. Writes samples.html as well.
+    `seeds` has one value per prompt, which is the mean over DRAWS continuations.
     """
     database = lab.database()
     retro = lab.pair(database, 0)[1]
@@ -73,16 +73,16 @@ def measure(lab: Lab) -> Figures:
 
 
 def prompts_and_rests(database: Database, n_prompts: int, seed: int = 0) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """The number, first PROMPT_CHUNKS chunks and remaining tokens of at most n_prompts random held-out documents.
+    """Draw at most n_prompts held-out documents: the number, first PROMPT_CHUNKS chunks and other tokens of each.
 
-    Only documents whose rest is at least as long as the prompt are taken.
+    Only documents of at least 2 · PROMPT_CHUNKS chunks are drawn.
     """
     split = database.split("valid")
     documents = np.asarray(split.documents)
     numbers, starts, counts = np.unique(documents, return_index=True, return_counts=True)
-    long = np.flatnonzero(counts >= 2 * PROMPT_CHUNKS)
+    eligible = np.flatnonzero(counts >= 2 * PROMPT_CHUNKS)
     parts = []
-    for i in np.random.default_rng(seed).permutation(long)[:n_prompts]:
+    for i in np.random.default_rng(seed).permutation(eligible)[:n_prompts]:
         tokens = split.tokens[starts[i] : starts[i] + counts[i]].reshape(-1).astype(np.int64)
         cut = PROMPT_CHUNKS * database.chunk_size
         rest = tokens[cut:]
@@ -156,23 +156,23 @@ def verdict(figures: Figures) -> Verdict:
     shares, gain = figures["shares"], figures["gain"]
     percent = {(name, line): 100 * shares[name][line]["mean"] for name in MEASURES for line in (ON, OFF)}
     pairs = list(zip(shares[REMAINDER][ON]["seeds"], shares[REMAINDER][OFF]["seeds"], strict=True))
-    more, fewer = sum(on > off for on, off in pairs), sum(on < off for on, off in pairs)
+    higher, lower = sum(on > off for on, off in pairs), sum(on < off for on, off in pairs)
 
-    def both(name):
+    def on_and_off(name):
         return f"{percent[name, ON]:.1f} % with retrieval and {percent[name, OFF]:.1f} % without"
 
     return gain["mean"] > 2 * gain["standard_error"], (
-        f"The share of a continuation's token {N}-grams that occur in the rest of the prompt's document is "
-        f"{both(REMAINDER)} (difference {100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f} points, one "
-        f"standard error; higher for {more} and lower for {fewer} of {figures['prompts']} prompts). In the rest of "
-        f"another document it is {both(OTHER)}; in the retrieved values, {both(RETRIEVED)}; earlier in the "
-        f"continuation itself, {both(REPEATED)}."
+        f"The share of a continuation's token {N}-grams that also occur in the rest of the prompt's document is "
+        f"{on_and_off(REMAINDER)}. The difference is {100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f} "
+        f"points (standard error); retrieval raises the share for {higher} and lowers it for {lower} of "
+        f"{figures['prompts']} prompts. The share in the rest of another document is {on_and_off(OTHER)}; in the "
+        f"retrieved values, {on_and_off(RETRIEVED)}; earlier in the continuation itself, {on_and_off(REPEATED)}."
     )
 
 
 EXPERIMENT = Experiment(
     "Samples with and without retrieval",
     "Samples with retrieval stay on the prompt's topic and take runs of tokens from what was retrieved (tables 6, 7 "
-    "and 16–21). The paper shows texts; the counts of shared runs are ours.",
+    "and 16–21). The paper shows texts; the counts of shared 4-grams are ours.",
     measure, draw, verdict, over_seeds=False, position=14,
 )  # fmt: skip

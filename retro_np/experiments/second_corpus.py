@@ -1,8 +1,8 @@
 """A corpus whose documents share text, as forks on GitHub do: the models of a release of Hugging Face transformers.
 
-By policy each model's file there is self-contained and repeats code of other models, so that many passages are part of
-several files, changed or not. Files too similar to a held-out one are left out, as from any corpus. The corpus was
-chosen for this, and because one command fetches it.
+It was chosen because one command fetches it, and because each model's file is self-contained by policy and repeats the
+code of other models. So many passages occur in several files, with or without changes. As with any corpus, files too
+similar to a held-out one are left out.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab
+from retro_np.experiments.lab import Lab, more_or_fewer
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 from retro_np.retrieval.database import Database
 
@@ -20,7 +20,7 @@ RELEASE = "transformers==4.46.3"
 MODEL_FILES = {
     "include": ("*/modeling_*.py",), "exclude": ("*/modeling_tf_*.py", "*/modeling_flax_*.py"),
 }  # fmt: skip
-SECOND_CHUNK_SIZE = 64  # the paper's size: with so much text in common, a model learns to read without shorter chunks
+SECOND_CHUNK_SIZE = 64  # the paper's: with so much shared text, a model learns to read without shorter chunks
 BINS = 16
 
 
@@ -64,21 +64,20 @@ def draw(figures: Figures, path: Path) -> None:
 def verdict(figures: Figures) -> Verdict:
     """Whether retrieval saves at least 5 % of the bits, and at least 1 % where nothing leaks, with every seed."""
     gains, line = figures["gains"], figures["lines"]
-    agrees = gains["bpb"]["from"] >= 0.05 and gains["bpb_no_leakage"]["from"] >= 0.01
     spread = f"{100 * gains['bpb']['from']:.2f} to {100 * gains['bpb']['to']:.2f} %"
     bpb = {name: f"{line[name]['bpb']['mean']:.4f}" for name in LINES}
-    return agrees, (
-        f"RETRO[ON] needs {bpb[ON]} bits per byte and its baseline {bpb['baseline']}, a change of "
-        f"{-100 * gains['bpb']['mean']:+.2f} % ({spread} saved, over seeds). At α = 12.5 % the change is "
-        f"{-100 * gains['bpb_no_leakage']['mean']:+.2f} %. The copy bound is "
-        f"{100 * figures['copy_bound']['gain']:.2f} %. With the neighbours of others RETRO needs {bpb[SHUFFLED]}, and "
-        f"without retrieval {bpb[OFF]}."
+    return gains["bpb"]["from"] >= 0.05 and gains["bpb_no_leakage"]["from"] >= 0.01, (
+        f"RETRO[ON] needs {bpb[ON]} bits per byte and its baseline {bpb['baseline']}: it saves "
+        f"{100 * gains['bpb']['mean']:.2f} % ({spread} over seeds). Copying alone (the copy bound) saves "
+        f"{100 * figures['copy_bound']['gain']:.2f} %. At α = 12.5 % RETRO[ON] needs "
+        f"{more_or_fewer(gains['bpb_no_leakage']['mean'])} than its baseline. RETRO needs {bpb[SHUFFLED]} bits per "
+        f"byte with the neighbours of other chunks, and {bpb[OFF]} without retrieval."
     )
 
 
 EXPERIMENT = Experiment(
     "A corpus whose documents share text",
-    "Retrieval saves most where corpus and database overlap: half of the bits on GitHub, and 5 % of the nats on "
-    "Wikitext103 with Wikipedia as database (§4.1). Our own goal here is 5 %, and 1 % at α = 12.5 %.",
+    "Retrieval saves most where corpus and database overlap: half of the bits on GitHub, and 6 % of the nats on "
+    "Wikitext103 with Wikipedia as database (§4.1). The goal that we set here is 5 %, and 1 % at α = 12.5 %.",
     measure, draw, verdict, position=10,
 )  # fmt: skip

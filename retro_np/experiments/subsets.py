@@ -1,4 +1,4 @@
-"""What retrieval saves on each source of text: here, on the packages of the standard library."""
+"""What retrieval saves on each source of text. The sources here are the packages of the standard library."""
 
 from pathlib import Path
 from typing import Any
@@ -53,22 +53,22 @@ def draw(figures: Figures, path: Path) -> None:
 
 
 def verdict(figures: Figures) -> Verdict:
-    """Whether most subsets gain. The sentence also tells whether chunks that share more with their neighbours do."""
+    """Whether most subsets gain. The sentence also tells whether gains are larger where more text is shared."""
     lines = figures["subsets"]
     gains, ratios = (np.array([line[key] for line in lines.values()]) for key in ("gain", "mean_r"))
     ranks = [np.argsort(np.argsort(values)) for values in (gains, ratios)]
     correlation = float(np.asarray(np.corrcoef(ranks))[0, 1]) if len(lines) > 2 else float("nan")
     best, worst = max(lines, key=lambda n: lines[n]["gain"]), min(lines, key=lambda n: lines[n]["gain"])
     return bool(np.mean(gains > 0) > 0.5), (
-        f"Retrieval saves bits on {int((gains > 0).sum())} of {len(lines)} subsets: the most on {best} "
-        f"({100 * lines[best]['gain']:.2f} %), the least on {worst} ({100 * lines[worst]['gain']:.2f} %). The rank "
-        f"correlation between the savings and mean r(C) is {correlation:.2f}."
+        f"Retrieval saves bits on {int((gains > 0).sum())} of {len(lines)} subsets. The savings range from "
+        f"{100 * lines[worst]['gain']:.2f} % ({worst}) to {100 * lines[best]['gain']:.2f} % ({best}). Their rank "
+        f"correlation with mean r(C) is {correlation:.2f}."
     )
 
 
 EXPERIMENT = Experiment(
     "Savings by source",
-    "On the Pile's subsets RETRO beats its baseline of 7.5B parameters on all but a few, most where documents have "
-    "much in common, as on GitHub (§4.1).",
+    "With 7.5B parameters, RETRO beats its baseline on all but a few subsets of the Pile, and by most where documents "
+    "have much in common, as on GitHub (§4.1).",
     measure, draw, verdict, position=8,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ways to use a corpus besides training on it: kNN-LM, a cache, neighbours in the context, RETROfit, RETRO."""
+"""Ways to use text beyond the trained weights: a cache, kNN-LM, neighbours in the context, RETROfit, RETRO."""
 
 import math
 from pathlib import Path
@@ -18,12 +18,12 @@ RETROFIT, FULL_RETRO = "RETROfit", "RETRO"
 METHODS = ("baseline", CONTINUOUS_CACHE, KNN, PREPENDED, RETROFIT, FULL_RETRO)
 DATASTORE_TOKENS = 2**18  # kNN-LM searches these exactly; more would take longer than the rest of the experiment
 TINY_DATASTORE_TOKENS = 2**12
-RETROFIT_SHARE = 0.25  # of the baseline's steps
+RETROFIT_SHARE = 0.25  # share of the baseline's steps
 PERPLEXITIES = {"baseline": 22.96, KNN: 19.54, FULL_RETRO: 18.97}  # paper, Wikitext103
 
 
 def measure(lab: Lab) -> Figures:
-    """Bits per byte of each way with the first seed's models, and the settings that were tuned."""
+    """Bits per byte of each method with the first seed's models, and the settings that were tuned."""
     database, scale = lab.database(), lab.scale
     baseline, retro = lab.pair(database, 0)
     retrofitted = lab.retrofitted(database, baseline, retro.config, RETROFIT_SHARE)
@@ -53,7 +53,7 @@ def measure(lab: Lab) -> Figures:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Bars of bits per byte of all chunks, and dots for chunks without leakage."""
+    """Bars of bits per byte on all chunks, and dots for chunks without leakage."""
     lines = figures["lines"]
     plot_bars(
         {name: line["bpb"] for name, line in lines.items()}, path,
@@ -69,15 +69,15 @@ def verdict(figures: Figures) -> Verdict:
     paper = {name: 1 - math.log(PERPLEXITIES[name]) / math.log(PERPLEXITIES["baseline"]) for name in (KNN, FULL_RETRO)}
     saved = ", ".join(f"{name} {100 * (1 - bpb[name] / bpb['baseline']):.2f} %" for name in METHODS[1:])
     return bpb[FULL_RETRO] < bpb[KNN] < bpb["baseline"], (
-        f"The share of the baseline's bits that each way saves: {saved}. In the paper kNN-LM saves "
-        f"{100 * paper[KNN]:.1f} % on Wikitext103 and RETRO {100 * paper[FULL_RETRO]:.1f} %. The kNN-LM here searches "
+        f"The methods save these shares of the baseline's bits: {saved}. In the paper, on Wikitext103, kNN-LM saves "
+        f"{100 * paper[KNN]:.1f} % and RETRO {100 * paper[FULL_RETRO]:.1f} %. Our kNN-LM searches only "
         f"{figures['knn']['datastore']:,} of {figures['knn']['of']:,} training tokens."
     )
 
 
 EXPERIMENT = Experiment(
     "One corpus, six ways to use it",
-    "On Wikitext103 the baseline's test perplexity is 22.96, kNN-LM's on it 19.54, and RETRO's with Wikipedia as "
-    "database 18.97 (§4.1, table 4). The cache, prepended neighbours and RETROfit are our additions.",
+    "On Wikitext103 the baseline has a test perplexity of 22.96, kNN-LM on top of it 19.54, and RETRO, with Wikipedia "
+    "as database, 18.97 (§4.1, table 4). The cache, prepended neighbours and RETROfit are our additions.",
     measure, draw, verdict, over_seeds=False, position=11,
 )  # fmt: skip

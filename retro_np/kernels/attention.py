@@ -96,14 +96,14 @@ def _backward_numpy(
     dlogits -= np.sum(dlogits * probabilities, axis=-1, keepdims=True)
     dlogits *= probabilities
     dlogits *= q.dtype.type(c**-0.5)
-    dcontent = dlogits @ _heads_first(keys)  # with respect to q + u
+    dcontent = dlogits @ _heads_first(keys)  # the gradient of q + u
     dkeys = dlogits.swapaxes(-1, -2) @ _heads_first(q if u is None else q + u)
     dq, dtable, du, dv = dcontent, None, None, None
     if table is not None:
         by_distance = np.zeros((batch, h, g, n, max(0, n + r - 1)), q.dtype)
         skewed(by_distance, r)[...] = dlogits.reshape(batch, h, g, n, k, r).sum(axis=4)
         by_distance = by_distance.reshape(batch, h, g * n, max(0, n + r - 1))[..., : len(table)]
-        dposition = by_distance @ table.transpose(1, 0, 2)  # with respect to q + v
+        dposition = by_distance @ table.transpose(1, 0, 2)  # the gradient of q + v
         dtable = np.sum(by_distance.swapaxes(-1, -2) @ _heads_first(q + v), axis=0).transpose(1, 0, 2)
         du, dv = dcontent.sum(axis=(0, 2)), dposition.sum(axis=(0, 2))
         dq = dcontent + dposition

@@ -19,7 +19,7 @@ BUCKET_BITS = 18  # The quality was no better with 20.
 BUCKETS = 1 << BUCKET_BITS
 MAX_SPECIAL_TOKEN = 1  # tokens up to this one are not features
 SIGNS_PER_HASH = 64
-MAX_NUMPY_ROWS, MAX_NUMPY_SIGNS = 1024, 1 << 19  # per block: the temporaries stay in the cache
+MAX_NUMPY_ROWS, MAX_NUMPY_SIGNS = 1024, 1 << 19  # rows and signs per block, which fit into the cache
 
 # SplitMix64 (Steele, Lea & Flood 2014): its output number n is the hash of n.
 SPLITMIX_STEP, SPLITMIX_FACTOR, SPLITMIX_FACTOR2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -80,8 +80,8 @@ def _features(tokens: Array) -> tuple[Array, Array]:
 def _signs(buckets: Array, words: int) -> Array:
     """Rows of the projection, −1 and 1: (…, words · 64) int64."""
     numbers = (buckets.astype(np.uint64) << np.uint64(SIGN_SHIFT))[..., None] + np.arange(words, dtype=np.uint64)
-    bits = _split_mix(numbers)[..., None] >> np.arange(SIGNS_PER_HASH, dtype=np.uint64) & np.uint64(1)
-    return np.where(bits, 1, -1).reshape(*buckets.shape, words * SIGNS_PER_HASH)
+    bits: Array = _split_mix(numbers)[..., None] >> np.arange(SIGNS_PER_HASH, dtype=np.uint64) & np.uint64(1)
+    return bits.astype(np.int64).reshape(*buckets.shape, words * SIGNS_PER_HASH) * 2 - 1
 
 
 def _split_mix(numbers: Array) -> Any:

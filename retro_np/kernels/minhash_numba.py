@@ -30,7 +30,7 @@ def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     """As retro_np.kernels.minhash.minhash."""
     data, offsets, factors = checked_texts(data, offsets, words, factors)
     starts, ends = offsets[:-1], offsets[1:]
-    n_spans = np.maximum(1, -(-(ends - starts) // SPAN_BYTES))  # of each text
+    n_spans = np.maximum(1, -(-(ends - starts) // SPAN_BYTES))  # spans per text
     row, first = np.repeat(np.arange(len(starts)), n_spans), np.cumsum(n_spans) - n_spans
     begins = starts[row] + SPAN_BYTES * (np.arange(len(row)) - first[row])
     spans = np.stack([starts[row], ends[row], begins, np.minimum(begins + SPAN_BYTES, ends[row])], axis=1)

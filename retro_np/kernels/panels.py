@@ -11,7 +11,7 @@ import numpy as np
 from retro_np.kernels import Array, c_extension, kernel
 from retro_np.kernels.threads import blocks, count, parallel_for
 
-PANEL_COLUMNS = 64  # as PANEL in csrc/panels.c
+PANEL_COLUMNS = 64  # the same as PANEL in csrc/panels.c
 MAX_PREPACKED_ROWS = 160  # With more rows BLAS is as fast.
 
 

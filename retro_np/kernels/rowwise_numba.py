@@ -78,7 +78,7 @@ def adamw_step(
 def _rms_norm_forward(x: Array, gain: Array, eps: float, y: Array, scale: Array) -> None:
     rows, d = x.shape
     for i in range(rows):
-        square = np.float64(0)  # for any dtype: rows near zero are scaled up a thousandfold, and with them roundings
+        square = np.float64(0)  # Float64 for any dtype: rows near zero, and their roundings, grow a thousandfold.
         for t in range(d):
             square += np.float64(x[i, t]) * x[i, t]
         factor = 1 / np.sqrt(square / d + eps)

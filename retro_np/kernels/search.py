@@ -17,7 +17,7 @@ MAX_CONVERTED_KEYS = 65536  # keys of another dtype that are converted in one op
 KEYS_PER_JOB = 8192
 MIN_SCREENED_QUERIES = 32  # With fewer queries a matrix product costs more than it saves.
 MIN_KEYS_PER_SCREENED_NEIGHBOUR = 16  # If a larger share of the keys is asked for, screening excludes too few.
-MAX_PRODUCT_ENTRIES = 1024 * 2048  # of one matrix product, 8 MB in float32
+MAX_PRODUCT_ENTRIES = 1024 * 2048  # entries of one matrix product, 8 MB in float32
 MAX_PRODUCT_QUERIES, MAX_PRODUCT_KEYS = 1024, 16384
 
 

@@ -1,5 +1,7 @@
 """Attention with relative positions as blocks of the model, in three parts: projections, position table, kernel."""
 
+from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
+
 from typing import Any
 
 from retro_np.kernels.attention import attention_backward, attention_forward, attention_weights

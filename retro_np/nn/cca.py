@@ -1,5 +1,7 @@
 """Chunked cross-attention: how the decoder reads its neighbours. Paper §2.4, eq. 3."""
 
+from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
+
 import numpy as np
 
 from retro_np.nn.attention import attend
@@ -32,9 +34,9 @@ def cca(
 ) -> tuple[Array, Pullback]:
     """Residual block h + CCA(norm(h), E). Paper §2.4, eq. 3; positions B.1.2.
 
-    h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1. Chunks
-    beyond that number have no effect, because no position attends to them.
-    key_mask: (B, l, k, r), False at padding. If a chunk has no key left, its attending positions keep their h.
+    h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1. Further
+    chunks have no effect, because no position attends to them.
+    key_mask: (B, l, k, r), False at padding. If a chunk's keys are all masked, its attending positions keep their h.
     Returns (B, n, d) and vjp(dy) -> (gradients of params, dh, dencoded).
     """
     batch, n_chunks, k, r, d_context = encoded.shape

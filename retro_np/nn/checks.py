@@ -1,5 +1,7 @@
 """A gradient check of every operator, small enough for finite differences. `retro-np gradcheck` runs them all."""
 
+from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,15 +72,15 @@ def checks(seed: int = 0) -> Iterator[Check]:
     def heads(groups: int, length: int) -> Array:
         return normal((2, groups, length, 2, 3))
 
-    bias, square = (normal((2, 3)), normal((2, 3))), (heads(1, 5), heads(1, 5), heads(1, 5))
+    bias, self_arguments = (normal((2, 3)), normal((2, 3))), (heads(1, 5), heads(1, 5), heads(1, 5))
     causal, masked = partial(relative_attention, causal_offset=0), partial(relative_attention, key_mask=mask[:, 1])
-    yield Check("attention, causal", "B.1.2", causal, (*square, normal((5, 2, 3)), *bias))
-    yield Check("attention, both ways", "B.1.2", relative_attention, (*square, normal((9, 2, 3)), *bias))
-    across, table = (heads(1, 3), heads(k, r), heads(k, r)), normal((3 + r - 1, 2, 3))
-    yield Check("attention, over neighbours", "eq. 3", masked, (*across, table, *bias))
-    of_neighbours = (heads(k, r), heads(1, 3), heads(1, 3), table, *bias)
-    yield Check("attention, of neighbours", "§2.4", relative_attention, of_neighbours)
-    yield Check("attention, no positions", "table 13", masked, across)
+    yield Check("attention, causal", "B.1.2", causal, (*self_arguments, normal((5, 2, 3)), *bias))
+    yield Check("attention, both ways", "B.1.2", relative_attention, (*self_arguments, normal((9, 2, 3)), *bias))
+    cross_arguments, table = (heads(1, 3), heads(k, r), heads(k, r)), normal((3 + r - 1, 2, 3))
+    yield Check("attention, over neighbours", "eq. 3", masked, (*cross_arguments, table, *bias))
+    neighbour_arguments = (heads(k, r), heads(1, 3), heads(1, 3), table, *bias)
+    yield Check("attention, of neighbours", "§2.4", relative_attention, neighbour_arguments)
+    yield Check("attention, no positions", "table 13", masked, cross_arguments)
 
     h = normal((2, n, CONFIG.d_model))
     causal_attention = partial(self_attention, n_heads=CONFIG.n_heads, causal=True)

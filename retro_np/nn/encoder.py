@@ -1,5 +1,7 @@
 """The neighbour encoder, conditioned on the chunk that retrieved. Paper §2.4, algorithm 1, ENCODER."""
 
+from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
+
 from retro_np.config import EncoderConfig
 from retro_np.nn.attention import attend, self_attention
 from retro_np.nn.ffw import ffw

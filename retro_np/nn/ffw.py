@@ -1,5 +1,7 @@
 """The feed-forward block."""
 
+from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
+
 from retro_np.nn.operators import gelu, linear, rms_norm
 from retro_np.nn.scope import ROOT, Scope
 from retro_np.tree import Array, Pullback, Tree

@@ -27,7 +27,7 @@ class Cache:
     chunk_activations: H of the current chunk after ATTN of layer min(P), (1, < m, d).
     cca_keys: keys and values of the neighbours that the current positions attend to, by layer, each (1, k, r, h, c).
     key_mask: (1, k, r), False at padding; None: there are no neighbours to attend to.
-    tables: the farthest distance and the projected positions from there on, by attention.
+    tables: by attention, the farthest distance and the projected positions from that distance down.
     """
 
     length: int = 0
@@ -66,8 +66,8 @@ def segments(past: int, count: int, chunk_size: int) -> list[int]:
     """
     lengths = []
     while count:
-        until = chunk_size - (past + 1) % chunk_size  # tokens before the last token of the next chunk
-        lengths.append(min(count, until))
+        room = chunk_size - (past + 1) % chunk_size  # tokens before the next one that must start a segment
+        lengths.append(min(count, room))
         past, count = past + lengths[-1], count - lengths[-1]
     return lengths
 
@@ -76,7 +76,7 @@ def _enter_chunk(params: Tree, config: Any, cache: Cache, h: Array, neighbours: 
     """Remember H of the current chunk. When the first token of h completes it, encode the chunk's neighbours."""
     m, past = config.chunk_size, cache.chunk_activations
     activations = h if past is None else np.concatenate([past, h], axis=1)
-    if (cache.length + 1) % m:  # the chunk goes on
+    if (cache.length + 1) % m:  # the chunk is not complete
         cache.chunk_activations = activations
         return
     cache.chunk_activations = activations[:, m:]
@@ -92,10 +92,10 @@ def _enter_chunk(params: Tree, config: Any, cache: Cache, h: Array, neighbours: 
 
 def _self_attention(weights: Tree, h: Array, n_heads: int, cache: Cache, p: int) -> Array:
     normed, _ = rms_norm(h, weights["norm"])
-    new = _keys_and_values(weights, normed[:, None], n_heads)
+    pairs = _keys_and_values(weights, normed[:, None], n_heads)
     if p in cache.self_keys:
-        new = tuple(np.concatenate(pair, axis=2) for pair in zip(cache.self_keys[p], new, strict=True))
-    keys, values = cache.self_keys[p] = new
+        pairs = tuple(np.concatenate(pair, axis=2) for pair in zip(cache.self_keys[p], pairs, strict=True))
+    keys, values = cache.self_keys[p] = pairs
     farthest = cache.length + h.shape[1] - 1
     table = _positions(weights, cache, p, farthest, farthest + 1, span=(max(2 * farthest, 127), 0))
     update, _ = attend_to(weights, normed[:, None], keys, values, table, causal_offset=cache.length)

@@ -1,5 +1,7 @@
 """RETRO, the whole model: algorithm 1 of the paper, forward and backward."""
 
+from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
+
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +99,7 @@ def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours:
 
 
 def readout(params: Tree, config: RetroConfig) -> Array:
-    """The matrix (d, V) that turns hidden states into logits."""
+    """The matrix (d, V) that maps hidden states to logits."""
     matrix: Array = params["embedding"].T if config.tie_readout else params["readout"]
     return matrix
 
@@ -117,7 +119,7 @@ def _decode(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, sco
     def vjp(dlogits: Array) -> Tree:
         dlogits = np.asarray(dlogits, logits.dtype)
         if dlogits.shape != logits.shape:
-            raise UserError(f"the gradient of the logits has shape {dlogits.shape}, not {logits.shape} as the logits")
+            raise UserError(f"the gradient of the logits has shape {dlogits.shape}, but the logits have {logits.shape}")
         dhidden, dreadout = readout_vjp(dlogits)
         grads = hidden_vjp(dhidden)
         if not tied:

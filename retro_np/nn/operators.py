@@ -3,6 +3,8 @@
 Each returns its value and its pullback. A pullback returns a tuple with one entry per differentiable argument.
 """
 
+from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
+
 import zlib
 from typing import Any
 

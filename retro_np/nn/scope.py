@@ -8,7 +8,7 @@ from retro_np.tree import Array, Pullback
 
 
 def every(name: str) -> bool:
-    """The default for `trainable`: every parameter is."""
+    """The default for `trainable`: every parameter is trained."""
     return True
 
 
@@ -20,7 +20,7 @@ class Scope:
     trainable: tells from a parameter's dotted name whether it gets a gradient.
     rate: dropout rate.
     key: dropout key; None: no dropout.
-    watch: called with the path and the weights of each attention.
+    watch: called with the path and the attention weights of each attention block.
     """
 
     path: str = ""
@@ -42,4 +42,4 @@ class Scope:
         return dropout(x, self.rate, self.key, self.path)
 
 
-ROOT = Scope()  # for a block that is called by itself: everything trains and nothing is dropped
+ROOT = Scope()  # the scope of a block that is called on its own: everything is trained, nothing is dropped

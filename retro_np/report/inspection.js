@@ -1,6 +1,6 @@
-// Pointing at a token shows what it cost, and which retrieved tokens were read to predict it.
+// Pointing at a token shows its loss, and which retrieved tokens the model read to predict it.
 "use strict";
-const WHOLE = Number(document.getElementById("read").dataset.whole); // a weight of 1
+const WHOLE = Number(document.getElementById("read").dataset.whole); // stands for a weight of 1
 const reads = JSON.parse(document.getElementById("read").textContent);
 const chunks = [...document.querySelectorAll(".chunk")];
 const tokens = [...document.querySelectorAll(".t")];
@@ -68,8 +68,8 @@ function step(token, key) {
   return tokens[targets[key]];
 }
 
-// A focused token scrolls to where neither the controls nor the status line cover it.
-function leaveRoom() {
+// Scrolling to a focused token leaves it uncovered by the controls and the status line.
+function keepVisible() {
   const above = getComputedStyle(controls).position === "sticky" ? controls.offsetHeight : 0;
   document.documentElement.style.scrollPadding = `${above + 16}px 0 ${statusLine.offsetHeight + 48}px`;
 }
@@ -88,14 +88,14 @@ for (const token of tokens) {
   });
   token.addEventListener("blur", clear);
   token.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // keys of the browser
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // shortcuts of the browser
     if (event.key === "Escape") token.blur();
     const next = step(token, event.key);
     if (!next) return;
     event.preventDefault();
-    leaveRoom();
+    keepVisible();
     next.focus();
   });
 }
 if (stop) stop.tabIndex = 0;
-leaveRoom();
+keepVisible();

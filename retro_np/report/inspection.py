@@ -1,4 +1,4 @@
-"""A text under a RETRO on one HTML page: what each chunk retrieved, and what each token gained and read."""
+"""An HTML page that shows how a RETRO reads a text: what each chunk retrieved, and what each token gained and read."""
 
 import hashlib
 import math
@@ -24,8 +24,8 @@ from retro_np.sequences import check_fit
 from retro_np.tree import Tree
 
 MAX_PAGE_TOKENS = 2048
-MAX_PAGE_NEIGHBOURS = 100  # of each chunk
-WHOLE = 999  # an attention weight of 1 on the page, which holds integers
+MAX_PAGE_NEIGHBOURS = 100  # neighbours per chunk
+WHOLE = 999  # stands for an attention weight of 1 on the page, which has integers
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def inspect(
     params: Tree, config: RetroConfig, database: Database, tokens: Sequence[int] | np.ndarray, *, k: int = 2,
     n_prompt: int = 0, retrieved: Iterable[Retrieved] = (),
 ) -> Inspection:  # fmt: skip
-    """Run a text through a RETRO with retrieval on and off, and record what each token cost and read.
+    """Run a text through a RETRO with retrieval on and off, and record each token's losses and attention weights.
 
     tokens: (n,), of which the first n_prompt are the prompt of a sample. Each complete chunk retrieves its k nearest
     values. A token's weights are those of the position before it, which predicts it, averaged over heads and CCA
-    layers. retrieved: what `generate` retrieved for a sample with this k. It replaces what the search finds, because
-    an approximate index may answer differently when it is searched for all chunks together.
+    layers. retrieved: what `generate` retrieved for a sample with this k. It replaces the search results, because an
+    approximate index may answer differently when it is searched for all chunks together.
     Raises UserError for a baseline, fewer than 2 or more than MAX_PAGE_TOKENS tokens, and k > MAX_PAGE_NEIGHBOURS.
     """
     tokens = np.asarray(tokens, np.int64)
@@ -111,7 +111,7 @@ def _search(database, chunks, k):
 
 
 def _reads(params, config, tokens, neighbours) -> dict[int, list[int]]:
-    """Token's position → weights of the k · 2m retrieved tokens at the position before, in units of 1 / WHOLE."""
+    """Position of a token → weights of the k · 2m retrieved tokens when it is predicted, in units of 1 / WHOLE."""
     if neighbours is None:
         return {}
     maps = attention_maps(params, config, tokens[None], neighbours)
@@ -120,12 +120,12 @@ def _reads(params, config, tokens, neighbours) -> dict[int, list[int]]:
     full = np.zeros((*weights.shape[:3], 2 * m))
     read_part(full, config)[...] = weights
     rows = np.rint(WHOLE * full.reshape(len(full) * m, -1)).astype(int)
-    # Row i of attending chunk u, both from 0, is the query at position u·m + m − 1 + i, which predicts the next token.
+    # Row i of attending chunk u, both from 0, is the query at position (u + 1)·m − 1 + i, which predicts the next.
     return {m + i: rows[i].tolist() for i in range(len(rows)) if m + i < len(tokens)}
 
 
 def write_inspection(path: Path | str, title: str, facts: dict[str, str], inspection: Inspection) -> None:
-    """Write one self-contained HTML page. facts: name → text, listed at the top. All text in it is escaped."""
+    """Write one self-contained HTML page. facts: name → text, listed at the top. All text is escaped."""
     script = files("retro_np.report").joinpath("inspection.js").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     spread = max(

@@ -1,4 +1,4 @@
-"""Plots as PNG files, drawn without pyplot, so that no window opens and the caller's figures stay untouched."""
+"""Plots as PNG files, drawn without pyplot, so that no window opens and the caller's own figures do not change."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ COLOURS = {
 
 
 def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None:
-    """Plot the training loss over steps: each run's log, and its running mean over a twentieth of the steps."""
+    """Plot each run's training loss over steps, and its running mean over a twentieth of the steps."""
     axes = new_axes(xlabel="step", ylabel="training loss, nats per token")
     for name, log in runs.items():
         steps = np.array([line["step"] for line in log])
@@ -37,7 +37,7 @@ def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None
 
 
 def plot_leakage(alphas: Sequence[float], curves: dict[str, list[float | None]], path: Path | str) -> None:
-    """Plot bpb(α) over α, one curve per model; None leaves a point out. Paper eq. 5."""
+    """Plot bpb(α) over α, one curve per condition. A point that is None is not drawn. Paper eq. 5."""
     label = "α: largest allowed r(C), the longest run shared with a neighbour as a share of the chunk"
     axes = new_axes(xlabel=label, ylabel="bits per byte")
     for name, curve in curves.items():
@@ -56,9 +56,9 @@ def plot_bars(
 ) -> None:  # fmt: skip
     """Plot horizontal bars from top to bottom, each in the colour of its model or condition.
 
-    values: name → a number, or the mean and the seeds of `mean_and_spread`, which are marked on the bar. label: of the
-    axis. scale: a factor for all values. dots: name → another number, marked on the bar. notes: name → text after the
-    bar. limits: of the axis.
+    values: name → a number or a `mean_and_spread`, whose seeds are drawn as dots. label: the axis label. scale: a
+    factor for all values. dots: name → another number, drawn as a dot. notes: name → text after the bar. limits: the
+    limits of the axis.
     """
     axes = new_axes(xlabel=label)
     for row, (name, value) in enumerate(values.items()):

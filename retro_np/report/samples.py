@@ -1,4 +1,4 @@
-"""Samples beside what they retrieved, tokens coloured by longest common prefix, as in the paper's tables 6 and 7."""
+"""Samples next to what they retrieved, coloured by the runs of tokens in common, as in the paper's tables 6 and 7."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from retro_np.tree import Tree
 def sample_chunks(
     params: Tree, config: RetroConfig, database: Database, prompt: str, length: int, k: int, **settings: Any
 ) -> list[Chunk]:
-    """Sample from a text prompt and cut the result into coloured chunks.
+    """Continue a text prompt and cut the result into coloured chunks.
 
     k = 0 turns retrieval off. settings: further arguments of `generate`.
     """
@@ -39,7 +39,7 @@ def prompt_tokens(database: Database, text: str) -> list[int]:
 
 
 def print_sample(console: Console, chunks: list[Chunk]) -> None:
-    """Print a table of the chunks, each beside the values that it retrieved for the next chunk."""
+    """Print a table of the chunks, each next to the values that it retrieved for the next chunk."""
     table = Table(show_lines=True, expand=True)
     table.add_column("chunk", width=5)
     table.add_column("text (prompt dim), coloured by the run shared with what the previous chunk retrieved", ratio=1)
@@ -74,6 +74,6 @@ def _style(run):
 def write_page(path: Path | str, title: str, samples: list[dict[str, Any]], facts: dict[str, str]) -> None:
     """Write samples as one self-contained HTML page.
 
-    samples: a "heading" and "chunks" each. facts: name → text, listed at the top. All text is escaped.
+    samples: dicts with "heading" and "chunks". facts: name → text, listed at the top. All text is escaped.
     """
     write_template(path, "samples.html", title=title, samples=samples, facts=facts)

@@ -1,4 +1,4 @@
-"""A text cut into chunks, beside the values that each chunk retrieved, with the runs of tokens that both share."""
+"""A text cut into chunks, the values that each chunk retrieved, and the runs of tokens that text and values share."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 
 from retro_np.files import write_atomically
 from retro_np.generation import Retrieved
@@ -16,7 +15,7 @@ from retro_np.kernels.substring import common_prefix_lengths
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import token_texts
 
-MAX_SHOWN_RUN_TOKENS = 5  # longer runs are shown as this long
+MAX_SHOWN_RUN_TOKENS = 5  # longer runs have the same colour
 # The colours of runs of 0, 1, … 5 tokens: one hue, lighter to darker, so that lightness alone tells them apart.
 BACKGROUNDS = ("", "#f1e7c8", "#f3cf86", "#f0ab57", "#d97b3a", "#9c4a1f")
 FOREGROUNDS = ("", "#1a1a1a", "#1a1a1a", "#1a1a1a", "#1a1a1a", "#ffffff")
@@ -48,7 +47,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk, counted from 0, and the values that it retrieved for the next one. `inspect` fills in the rest."""
+    """A chunk, numbered from 0, and the values that it retrieved for the next one. `inspect` fills in the figures."""
 
     number: int
     tokens: list[Token]
@@ -64,8 +63,9 @@ def show_chunks(
 ) -> list[Chunk]:  # fmt: skip
     """Cut a prompt and its sample into chunks, and find the runs that they share with what was retrieved.
 
-    A token of chunk u + 1 ends a run of tokens that is also part of a value retrieved by chunk u; a token of that
-    value ends a run that is also part of chunk u + 1. The longest run counts. Missing neighbours are left out.
+    A token of chunk u + 1 gets the length of the longest run that ends at it and is part of a value retrieved by chunk
+    u. A token of a value gets the length of the longest run that ends at it and is part of chunk u + 1. Missing
+    neighbours are left out.
     """
     m, n_prompt = database.chunk_size, len(prompt)
     tokens = np.concatenate([prompt, sample]).astype(np.int64)
@@ -95,12 +95,14 @@ def _tokens(database, tokens, runs, n_prompt=0):
 
 
 def visible(text: str) -> str:
-    """A text with symbols or code points in place of its invisible characters."""
+    """A text with visible symbols or code points in place of its invisible characters."""
     return INVISIBLE.sub(lambda c: chr(0x2400 + ord(c[0])) if c[0] < " " else f"[U+{ord(c[0]):04X}]", text)
 
 
 def write_template(path: Path | str, template: str, **context: Any) -> None:
-    """Render a template of this folder as one self-contained page. Its text is escaped."""
+    """Render a template of this folder as one self-contained page. All text is escaped."""
+    from jinja2 import Environment  # only a page needs it
+
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["visible"] = visible
     source = files("retro_np.report").joinpath(template).read_text(encoding="utf-8")

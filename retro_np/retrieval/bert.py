@@ -128,7 +128,7 @@ def load_bert(path: str | Path | None = None) -> Bert:
 def _read_once(folder: Path, sha256: str) -> Bert:
     bert = load_bert(folder)
     if bert.sha256 != sha256:
-        raise UserError(f"{folder} holds another BERT here ({bert.sha256[:6]}…) than where it was read ({sha256[:6]}…)")
+        raise UserError(f"{folder} is BERT {bert.sha256[:6]}… on this worker, not {sha256[:6]}…: copy the folder")
     return bert
 
 

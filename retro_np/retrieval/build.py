@@ -12,7 +12,7 @@ however large the corpus is. The layout:
                          retrieved; without hnswlib there is no index.hnsw and no equal.npy
     splits/valid/00000/  tokens.npy documents.npy keys.npy: held-out documents, which cannot be retrieved
     neighbours/SPLIT/00000/   ids.npy distances.npy
-    work/                what stages leave for later ones; removed at the end
+    work/                the stages' temporary files; removed at the end
 """
 
 import heapq
@@ -47,7 +47,7 @@ from retro_np.retrieval.tokenizer import (
 )
 from retro_np.retrieval.workers import Runner, workers
 
-STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # in a manifest
+STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # manifest fields
 NEAR_DUPLICATE = DedupConfig()
 MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS = 65_536, 10_000  # far beyond use: larger values are mistakes
 
@@ -63,13 +63,14 @@ class BuildConfig:
     held_out: share of the documents that are held out, in [0, 1), chosen by a hash of the document's name.
     key_dtype: stored type of keys, "float16" or "float32".
     neighbours: neighbours stored per chunk (k), at least 1.
-    extra_candidates: further neighbours stored, for those that a sequence's own documents exclude in training, from 0.
-    limit_bytes: bytes of text of a slice of the corpus, approximately, from 1; None for the whole corpus.
-    shard_bytes: bytes of text per shard, approximately, from 1; memory holds one shard.
-    tokenizer_bytes: bytes of text that a tokenizer is trained on, approximately, from 1.
-    duplicates: which training documents are left out because they resemble a held-out one; None keeps them all.
-    include: glob patterns of the files of a folder to read; empty for all.
-    exclude: glob patterns of the files of a folder to leave out.
+    extra_candidates: extra neighbours stored per chunk, at least 0. Training excludes neighbours from a sequence's own
+        documents, and extra ones take their place.
+    limit_bytes: bytes of text to take from the corpus, approximately, at least 1; None for the whole corpus.
+    shard_bytes: bytes of text per shard, approximately, at least 1; memory holds one shard.
+    tokenizer_bytes: bytes of text to train a tokenizer on, approximately, at least 1.
+    duplicates: how to find training documents that resemble a held-out one, to leave them out; None keeps them all.
+    include: glob patterns of the files to read in folders; empty for all.
+    exclude: glob patterns of the files to leave out in folders.
     d_key: width of the hashing embedder's keys, at least 1.
     training_neighbours: whether to find neighbours of training chunks, which training needs. Without them, a build for
         evaluation and sampling is much faster.
@@ -118,10 +119,17 @@ def build_database(
 ) -> Database:  # fmt: skip
     """Build a database from a corpus, resume an interrupted build, or open the database if it is finished.
 
-    source: see `corpus.find_corpus`. out: the database's folder. embedder: "hashing", or an object with `embed`,
-    `d_key`, `name` and `sha256` (see `embedders.Embedder`), as `load_bert` returns. dask: None, "local", or the address
-    of a scheduler whose workers see `out` under the same path. Raises UserError for an empty corpus, for a folder with
-    another build or a build in progress, for a full disk, and for keys that are not finite.
+    source: the corpus: the path of a folder, a text file or a .jsonl file, "stdlib", "hub:NAME", or a list of Source to
+        mix several (see `corpus.find_corpus`).
+    out: the database's folder. It must not be the corpus.
+    config: how to cut and index the corpus. A build is resumed only with the settings that it was started with.
+    embedder: "hashing", or an object with `embed`, `d_key`, `name` and `sha256` (see `embedders.Embedder`), as
+        `load_bert` returns.
+    dask: None to build in this process, "local", or the address of a scheduler whose workers see `out` under the same
+        path.
+
+    Returns the open database. Raises UserError for an empty corpus, for a folder with another build or a build in
+    progress, for a full disk, and for keys that are not finite.
     """
     out = Path(out)
     if isinstance(embedder, str) and embedder != HASHED:
@@ -157,8 +165,8 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, given: E
     left_out = _left_out(run, out, work, splits, config)
     folders = stages.write_tokens(run, out, work, tokenizer_path, splits, config.chunk_size, 0, (0, left_out))
     if not (out / layout.DOCUMENTS).exists():
-        pieces = ([stages.record_file(work, s, n) for n in range(f["shards"])] for s, f in splits.items())
-        write_records(out / layout.DOCUMENTS, heapq.merge(*map(chained, pieces), key=lambda record: record["id"]))
+        record_files = ([stages.record_file(work, s, n) for n in range(f["shards"])] for s, f in splits.items())
+        write_records(out / layout.DOCUMENTS, heapq.merge(*map(chained, record_files), key=lambda record: record["id"]))
     training = folders[: splits["train"]["shards"]]
     if not any(stages.chunk_count(folder) for folder in training):
         raise UserError(f"every training document resembles a held-out one (see {out / layout.DUPLICATES}): give more")
@@ -170,7 +178,7 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, given: E
     queries = stages.all_queries(training, folders[len(training) :])
     candidates = config.neighbours + config.extra_candidates
     stages.write_neighbours(run, out, work, queries, candidates, ef_margin_of(embedder), config.training_neighbours)
-    remove_partial(out)  # A killed worker may have left files, although another worker has done its task.
+    remove_partial(out)  # A killed worker may have left partial files although another worker did its task.
     layout.write_manifest(out, _manifest(out, config, corpus, facts, tokenizer, embedder))
     remove_folder(work)
 
@@ -186,13 +194,13 @@ def _texts(out: Path, work: Path, corpus: Corpus, config: BuildConfig) -> dict[s
     def split_of(document):
         return "valid" if held_out(document.name, config.held_out) else "train"
 
-    changed = f"{out} was started with another corpus, or it changed while it was read: give another folder"
+    changed = f"{out} was started with another corpus, or the corpus changed while it was read: give another folder"
     return write_texts(corpus, work, split_of, config.shard_bytes, changed)
 
 
 def _check_corpus(out: Path, corpus: Corpus, digest: str) -> None:
     if any(source.location.startswith("hub:") for source in corpus.sources):
-        return  # It would have to be downloaded again.
+        return  # A dataset of the Hub would have to be downloaded again.
     if corpus_digest(corpus) != digest:
         raise UserError(
             f"{out} was started with another corpus (its documents have changed since): give another folder, or update "
@@ -201,7 +209,7 @@ def _check_corpus(out: Path, corpus: Corpus, digest: str) -> None:
 
 
 def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
-    """Load the tokenizer, or train it. The trainer holds every distinct word, so a large corpus is sampled."""
+    """Load the tokenizer, or train it. The trainer keeps all distinct words in memory, so a large corpus is sampled."""
     if not path.exists():
         if config.tokenizer is not None:
             tokenizer = load_tokenizer(config.tokenizer)
@@ -215,7 +223,7 @@ def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
 
 
 def _sample(files, share, advance):
-    """A share of the pieces of all texts; of a long document, some pieces."""
+    """A share of the pieces of all texts, chosen by a hash. A short text is one piece."""
     for path in files:
         for text in read_texts(path):
             for number, piece in enumerate(pieces_of(text.text)):
@@ -225,21 +233,21 @@ def _sample(files, share, advance):
 
 
 def _left_out(run, out, work, splits, config) -> np.ndarray:
-    """The corpus numbers of training documents that resemble a held-out one; they are listed in duplicates.jsonl."""
+    """The numbers of the training documents that resemble a held-out one. duplicates.jsonl lists them."""
     path = out / layout.DUPLICATES
     if not path.exists():
         files = []
         if config.duplicates is not None:
-            training, held = (stages.text_files(work, split, splits[split]) for split in ("train", "valid"))
-            files = stages.write_duplicates(run, work, training, held, config.duplicates)
+            train_texts, valid_texts = (stages.text_files(work, split, splits[split]) for split in ("train", "valid"))
+            files = stages.write_duplicates(run, work, train_texts, valid_texts, config.duplicates)
         write_records(path, chained(files))
     return np.array([record["number"] for record in chained([path])], np.int64)
 
 
 def _embedder(run, out, training, tokenizer, config, given) -> Embedder:
-    """The given embedder, or a hashing embedder with the counts of the chunks in the folders `training`."""
+    """The given embedder, or a hashing embedder that counts the features of the chunks in the folders `training`."""
     path = out / layout.HASHING
-    if isinstance(given, HashingEmbedder):  # It cannot be loaded by itself.
+    if isinstance(given, HashingEmbedder):  # Its counts may exist nowhere else.
         save_hashing(given, path)
     if given is None and not path.exists():
         counts, chunks = stages.write_counts(run, out / layout.WORK, training), sum(map(stages.chunk_count, training))
@@ -273,7 +281,7 @@ def _request(corpus: Corpus, config: BuildConfig, given: Embedder | None) -> dic
     if config.tokenizer is not None:
         request |= {"tokenizer": tokenizer_sha256(load_tokenizer(config.tokenizer)), "vocabulary_size": None}
     if config.training_neighbours:
-        del request["training_neighbours"]  # Builds older than this field do not have it.
+        del request["training_neighbours"]  # Requests of older versions lack this field.
     request |= {"sources": [[source.name, source.weight] for source in corpus.sources]}
     return json.loads(json.dumps(request))
 

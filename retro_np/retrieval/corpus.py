@@ -1,4 +1,4 @@
-"""The corpus of a database: documents streamed from one or more sources, which ones are held out, and slices."""
+"""The corpus of a database: documents streamed from one or more sources, held-out documents, and slices."""
 
 import math
 import os
@@ -72,8 +72,9 @@ def parse_source(text: str) -> Source:
     """Parse `name=location:weight`; the name and the weight are optional.
 
     A location may contain `:` and `=` itself. Only `:` with a number at the end is a weight, and the first `=` ends a
-    name only if letters, digits and `_.-` alone precede it. The default name is that of the resolved file or folder,
-    of the dataset, or stdlib. Raises UserError for an empty name, an empty location or a weight that is not above 0.
+    name only if nothing but letters, digits and `_.-` precedes it. The default name is that of the resolved file or
+    folder, of the dataset, or stdlib. Raises UserError for an empty name, an empty location or a weight that is not
+    above 0.
     """
     location, weight = text, None
     if (match := SPEC_WEIGHT.fullmatch(text)) and match[1] != "hub" and not match[1].endswith("=hub"):
@@ -105,11 +106,11 @@ def find_corpus(
     source: str | Path | list[Source], leave_out: str | Path | None = None, include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Corpus:  # fmt: skip
-    """The documents at one location, which is not parsed any further, or of several sources.
+    """The documents at one location or of several sources. A location is not parsed for a name or a weight.
 
     A location is `stdlib`, a folder, a .jsonl or .jsonl.gz file with `text` on each line, a text file, or
     `hub:NAME[@CONFIG][#SPLIT]`. Every regular file of a folder is a document, except hidden files, binary files (a NUL
-    in the first 8 KiB), links to files outside, and files below the folder leave_out. include, exclude: patterns for
+    in the first 8 KiB), links to files outside it, and files below the folder leave_out. include, exclude: patterns for
     relative paths in folders (see `patterns.py`). A file is taken if it matches an include pattern, or none is given,
     and matches no exclude pattern. Raises UserError for a location that does not exist or holds no text, and for a
     single binary file.
@@ -133,8 +134,9 @@ def check_apart(database: Path, corpus: Corpus) -> None:
     """Raise UserError if a source is inside the database's own folder: the build would read what it writes."""
     folder = Path(database).resolve()
     for source in corpus.sources:
-        if os.path.exists(source.location) and Path(source.location).resolve().is_relative_to(folder):
-            raise UserError(f"{source.location} is inside the database {database}: give texts from another folder")
+        if os.path.exists(source.location) and (path := Path(source.location).resolve()).is_relative_to(folder):
+            where = "both the corpus and the database" if path == folder else f"inside the database {database}"
+            raise UserError(f"{source.location} is {where}: give another folder")
 
 
 def held_out(name: str, share: float) -> bool:
@@ -147,7 +149,7 @@ def limited(corpus: Corpus, limit_bytes: int | None) -> Corpus:
 
     Documents that no longer fit are skipped. The hashes differ from those of `held_out`, so that a slice has its share
     of held-out documents. A slice needs 9 bytes of memory per document of the whole corpus, and about 30 while it is
-    made.
+    chosen.
     """
     if limit_bytes is None:
         return corpus
@@ -156,12 +158,12 @@ def limited(corpus: Corpus, limit_bytes: int | None) -> Corpus:
         hashes.append(_slice_order(entry.name))
         sizes.append(entry.size)
     order = np.argsort(np.asarray(hashes), kind="stable")
-    chosen, left, smallest = np.zeros(len(order), bool), limit_bytes, min(sizes, default=0)
+    chosen, bytes_left, smallest = np.zeros(len(order), bool), limit_bytes, min(sizes, default=0)
     for number in order:
-        if sizes[number] <= left:
+        if sizes[number] <= bytes_left:
             chosen[number] = True
-            left -= sizes[number]
-        if left < smallest:
+            bytes_left -= sizes[number]
+        if bytes_left < smallest:
             break
     if not chosen.any():
         chosen[order[:1]] = True
@@ -175,7 +177,7 @@ def _slice_order(name: str) -> float:
 def _chosen(corpus: Corpus, hashes: array, chosen: np.ndarray, on_skip: OnSkip) -> Iterator[Entry]:
     number = -1
     for number, entry in enumerate(corpus.entries(on_skip)):
-        # `chosen` is indexed by number, so documents that came or went meanwhile would shift it
+        # `chosen` goes by position, so a document that was added or deleted meanwhile would shift it.
         if number >= len(hashes) or hashes[number] != _slice_order(entry.name):
             raise UserError(f"the corpus changed at {entry.name} while it was read: run the same command again")
         if chosen[number]:

@@ -31,16 +31,16 @@ MAX_RESULTS = 10**9  # entries of one answer: a larger request is refused before
 
 
 class EditedError(UserError):
-    """The files just opened may belong to an edit, in which ids have another meaning."""
+    """The files just opened may belong to a later edit, in which ids have another meaning."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The chunks of a split, in order of document.
+    """The chunks of a split, in the order of their documents.
 
     tokens: (N, m). documents: (N,), line numbers of documents.jsonl. neighbours: (N, K), chunk ids, nearest first, −1
-    missing. distances: (N, K), squared L2. Chunks of removed documents read as padding. In the split "train", row i is
-    chunk i of the database. sources: each source's weight in training (or None) and its row ranges in the training
+    if missing. distances: (N, K), squared L2. Chunks of removed documents read as padding. In the split "train", row i
+    is chunk i of the database. sources: each source's weight in training (or None) and its row ranges in the training
     split. removed: sorted rows of removed documents.
     """
 
@@ -59,7 +59,7 @@ class Database:
     def __init__(self, path: Path, manifest: dict[str, Any], embedder: Embedder | None, index: str):
         self.path = path
         self.manifest = manifest
-        self.part = ""  # describes a fraction of the documents; empty for all of them
+        self.part = ""  # describes the fraction of the documents; empty for the whole database
         self._embedder = embedder
         self._index_kind = index
         self.chunk_size: int = manifest["chunk_size"]
@@ -91,8 +91,8 @@ class Database:
         if broken and edited_since(path, manifest):  # The files changed during the check.
             return cls.open(path, embedder, index)
         if broken:
-            more = f", and {len(broken) - 1} more files are broken (retro-np verify names them)" if broken[1:] else ""
-            raise UserError(f"{broken[0]}{more}: {layout.REBUILD}")
+            suffix = f", and {len(broken) - 1} more files are broken (retro-np verify names them)" if broken[1:] else ""
+            raise UserError(f"{broken[0]}{suffix}: {layout.REBUILD}")
         allow_open_files(len(manifest["files"]) + EXTRA_OPEN_FILES)
         try:
             database = cls(path, manifest, embedder, index)
@@ -103,7 +103,7 @@ class Database:
         # The hashes are right, but the contents are not.
         except (ValueError, TypeError, KeyError, IndexError, EOFError) as error:
             raise UserError(
-                f"the files of {path} are no database ({type(error).__name__}): {layout.REBUILD}"
+                f"the files of {path} are not a database ({type(error).__name__}): {layout.REBUILD}"
             ) from error
         if embedder is not None:
             database.check_embedder(embedder)
@@ -126,7 +126,7 @@ class Database:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The hashes of the manifest and the tokenizer, and the fraction if it is one: what gives ids their meaning."""
+        """What determines the meaning of ids: the manifest's and the tokenizer's hashes, and the fraction, if any."""
         whole = {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
         return whole | {"part": self.part} if self.part else whole
 
@@ -171,16 +171,16 @@ class Database:
         if keys.ndim != 2 or keys.shape[1] != self.d_key:
             raise UserError(f"keys must be (N, {self.d_key}), not {keys.shape}")
         if not np.all(np.isfinite(keys)):
-            raise UserError("a key to search for is NaN or infinite: check the embedder that made it")
+            raise UserError("a query key is NaN or infinite: check the embedder that made it")
         if k * max(1, len(keys)) > MAX_RESULTS:
             raise UserError(f"{k:,} neighbours of {len(keys):,} keys are more than {MAX_RESULTS:,}: ask for fewer")
         lists = [(np.empty((len(keys), 0), np.int64), np.empty((len(keys), 0), np.float32))]
-        opened = any("index" not in vars(shard) for shard in self._shards)
+        reads_indexes = any("index" not in vars(shard) for shard in self._shards)
         for shard, start, deleted in zip(self._shards, self._tokens.starts, self.deleted_rows, strict=False):
             shard_k = min(k, max(1, len(shard.keys)))
             rows, distances = search_shard(shard, keys, shard_k, deleted=deleted, exact=exact)
             lists.append((np.where(rows >= 0, rows + start, -1), distances))
-        if opened:
+        if reads_indexes:
             self._check_unedited()
         return merge_lists(lists, k)
 
@@ -196,9 +196,9 @@ class Database:
             return out
         chunk = np.maximum(ids, 0)
         following = np.minimum(chunk + 1, self.n_chunks - 1)
-        same = (ids >= 0) & (chunk + 1 < self.n_chunks) & (self._documents[chunk] == self._documents[following])
+        continues = (ids >= 0) & (chunk + 1 < self.n_chunks) & (self._documents[chunk] == self._documents[following])
         out[..., : self.chunk_size] = np.where((ids >= 0)[..., None], self._tokens[chunk], 0)
-        out[..., self.chunk_size :] = np.where(same[..., None], self._tokens[following], 0)
+        out[..., self.chunk_size :] = np.where(continues[..., None], self._tokens[following], 0)
         return out
 
     def document_of(self, ids: Any) -> np.ndarray:
@@ -227,11 +227,11 @@ class Database:
         return part
 
     def without(self, sha256s: set[str]) -> "Database":
-        """The same database, in which no document is found whose text has one of these SHA-256 hashes."""
+        """The same database, in which no search finds a document whose text has one of these SHA-256 hashes."""
         return self._only(lambda record: record["sha256"] not in sha256s)
 
     def _only(self, included: Callable[[dict[str, Any]], bool]) -> "Database":
-        """The same files, in which only the documents are found whose record is included."""
+        """The same database, in which searches find only documents whose record is included."""
         dropped = np.array([not included(record) for record in self.documents], bool)
         part = copy.copy(self)
         part._deleted = np.union1d(self._deleted, np.flatnonzero(dropped[np.asarray(self._documents)]))
@@ -248,7 +248,7 @@ class Database:
         removed = self._deleted if name == "train" else self._removed_rows(name)
         sources = _present(self.manifest["sources"], removed) if name == "train" else ()
         if self.part and all(weight is None for weight, _ in sources):
-            # Most rows of a fraction are deleted. One source of the remaining rows avoids sequences of padding.
+            # Most rows of a fraction are deleted. Joining the rest in one source avoids sequences of padding.
             sources = ((1.0, tuple(itertools.chain.from_iterable(ranges for _, ranges in sources))),)
         tokens, documents = self._sharded(folder, "tokens.npy", removed), self._sharded(folder, "documents.npy")
         ids, distances = (self._sharded(f"neighbours/{name}", file) for file in ("ids.npy", "distances.npy"))
@@ -273,7 +273,7 @@ class Database:
         return sorted(folders, key=lambda folder: int(folder.name))
 
     def has_graph(self, shard: Path) -> bool:
-        """Whether the manifest lists a graph index of a shard. There is none if it was built without hnswlib."""
+        """Whether the manifest lists a graph index of a shard. A shard that was built without hnswlib has none."""
         return (shard / INDEX).relative_to(self.path).as_posix() in self.manifest["files"]
 
     @cached_property
@@ -318,8 +318,8 @@ def _present(sources, removed) -> tuple:
     for source in sources:
         ranges = []
         for start, stop in source["rows"]:
-            gone = removed[np.searchsorted(removed, start) : np.searchsorted(removed, stop)]
-            edges = np.concatenate([[start - 1], gone, [stop]])
+            removed_rows = removed[np.searchsorted(removed, start) : np.searchsorted(removed, stop)]
+            edges = np.concatenate([[start - 1], removed_rows, [stop]])
             gaps = zip(edges[:-1] + 1, edges[1:], strict=True)
             ranges += [(int(begin), int(end)) for begin, end in gaps if begin < end]
         if ranges or not source["rows"]:

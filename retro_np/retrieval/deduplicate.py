@@ -2,8 +2,8 @@
 
 The similarity of two documents is the Jaccard similarity of their sets of 13-grams, |A ∩ B| / |A ∪ B|. The paper (§2.1)
 drops training documents at 0.8 or more. MinHash signatures (Broder 1997) estimate it. Banding the signatures finds the
-few promising pairs without comparing all (Indyk & Motwani 1998; Leskovec, Rajaraman & Ullman, chapter 3). Pairs that
-may reach the threshold are compared exactly, so that no document is dropped because of an estimate.
+few promising pairs without comparing them all (Indyk & Motwani 1998; Leskovec, Rajaraman & Ullman, chapter 3). Pairs
+that may reach the threshold are compared exactly, so that no document is dropped because of an estimate.
 retro_np/kernels/minhash.py defines words and grams.
 """
 
@@ -22,10 +22,10 @@ from retro_np.kernels.minhash import NO_GRAM, band_matches, gram_hashes, minhash
 
 MIN_DETECTION = 0.9  # The bands must detect this share of pairs at the threshold. The default bands miss 5 in 10⁸.
 STANDARD_ERRORS = 4  # A pair is compared exactly unless its estimate is this far below the threshold.
-FIRST_CANDIDATES = 4  # The best candidates of a document are compared first. They are usually all there are.
+FIRST_CANDIDATES = 4  # The best candidates of a document are compared first. Usually there are no others.
 MAX_WORDS_PER_GRAM, MAX_HASHES = 1000, 65_536  # Larger values are mistakes.
-BATCH_BYTES = 1 << 23  # of text whose signatures are computed together
-MAX_CACHED_GRAMS = 1 << 25  # of held-out documents, 256 MiB
+BATCH_BYTES = 1 << 23  # bytes of text whose signatures are computed together
+MAX_CACHED_GRAMS = 1 << 25  # 13-grams of held-out documents, 256 MiB
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class DedupConfig:
     """Which documents count as near-duplicates, and how they are found. Raises UserError for invalid settings."""
 
     threshold: float = 0.8  # Documents of at least this Jaccard similarity are dropped.
-    words: int = 13  # per gram
-    hashes: int = 128  # per signature
-    bands: int = 32  # per signature, each of hashes / bands entries
+    words: int = 13  # words per gram
+    hashes: int = 128  # hashes per signature
+    bands: int = 32  # bands per signature, each of hashes / bands entries
 
     def __post_init__(self) -> None:
         try:
@@ -114,7 +114,7 @@ def jaccard(text_a: str, text_b: str, words: int = 13) -> float:
 
 
 def band_index(held_signatures: np.ndarray, config: DedupConfig) -> BandIndex:
-    """Index held-out signatures (H, hashes) for `candidates`. Raises UserError unless they have these settings."""
+    """Index held-out signatures (H, hashes) for `candidates`. Raises UserError unless they fit the settings."""
     held_signatures = _checked(held_signatures, config)
     rows = np.flatnonzero((held_signatures != NO_GRAM).any(axis=1))  # texts without grams have no duplicates
     _, first, group = np.unique(held_signatures[rows], axis=0, return_index=True, return_inverse=True)
@@ -132,11 +132,11 @@ def candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs that agree in a band and whose estimate is at most 4 standard errors below the threshold.
 
-    signatures: (N, hashes) uint32 of training documents. held: a `band_index`, or held-out signatures. limit: how many
-    pairs to return per training document, those with the best estimates. Of held-out documents with equal signatures
-    only the first is returned. Returns rows i (P,) int64, held-out rows j (P,) int64 and estimates (P,) float64, the
-    share of equal hashes, sorted by i, by descending estimate and by j. Memory: N · (limit + bands). Raises UserError
-    for signatures made with other settings.
+    signatures: (N, hashes) uint32 of training documents. held: a `band_index`, or held-out signatures. limit: the
+    maximum number of pairs per training document; the best estimates are kept. Of held-out documents with equal
+    signatures only the first is returned. Returns rows i (P,) int64, held-out rows j (P,) int64 and estimates (P,)
+    float64, the share of equal hashes, sorted by i, by descending estimate and by j. Memory: N · (limit + bands).
+    Raises UserError for signatures made with other settings.
     """
     signatures = _checked(signatures, config)
     held = held if isinstance(held, BandIndex) else band_index(held, config)
@@ -158,7 +158,7 @@ def find_duplicates(
 
     held_text: returns the text of a held-out row; called only for rows that are compared. Returns at most one record
     per text, in order of the texts. Each text is compared with its candidates in order of their estimates until one
-    reaches the threshold, so a match is never hidden behind a better estimate.
+    reaches the threshold, so a better estimate never hides a match.
     """
     text_signatures, duplicates = signatures(texts, config), []
     held_sets = _held_sets(held_index, held_text, config.words)
@@ -176,7 +176,7 @@ def find_duplicates(
 
 
 def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
-    """(held row, estimate, exact similarity) of the first candidate that reaches the threshold, or None."""
+    """(held-out row, estimate, exact similarity) of the first candidate that reaches the threshold, or None."""
     for candidate, estimate in zip(held_rows.tolist(), estimates.tolist(), strict=True):
         for row, held_grams in held_sets(candidate):
             exact = _similarity(text_grams, held_grams)
@@ -188,7 +188,7 @@ def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
 def _held_sets(index: BandIndex, text: Callable[[int], str], words: int) -> Callable[[int], Iterator]:
     """A function that yields (row, grams) of a held-out row and of rows with the same signature but other grams.
 
-    Rows with equal grams are compared only once. A cache keeps up to MAX_CACHED_GRAMS grams.
+    Rows with equal grams are compared only once. A cache holds about MAX_CACHED_GRAMS grams at most.
     """
     cache: dict[int, np.ndarray] = {}
 
@@ -215,7 +215,7 @@ def _held_sets(index: BandIndex, text: Callable[[int], str], words: int) -> Call
 
 
 def _unique(hashes):
-    """The sorted unique hashes. np.unique's hash table takes a minute for 15 million."""
+    """The sorted unique hashes. np.unique uses a hash table, which takes a minute for 15 million."""
     hashes, first = np.sort(hashes), np.ones(len(hashes), bool)
     np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
     return hashes[first]
@@ -223,16 +223,16 @@ def _unique(hashes):
 
 def _similarity(a, b) -> float:
     """Jaccard similarity of two sets, given as sorted arrays."""
-    both = np.sort(np.concatenate([a, b]), kind="stable")  # a stable sort merges sorted runs quickly
-    common = np.count_nonzero(both[1:] == both[:-1])
+    merged = np.sort(np.concatenate([a, b]), kind="stable")  # a stable sort merges sorted runs quickly
+    common = np.count_nonzero(merged[1:] == merged[:-1])
     return common / (len(a) + len(b) - common) if common else 0.0
 
 
 def _matches(signatures, held, config, limit):
     """(rows, indices into held.signatures, equal entries) of pairs that agree in a band, the best `limit` per row."""
-    share = config.threshold
-    standard_error = math.sqrt(share * (1 - share) / config.hashes)
-    min_equal = math.ceil((share - STANDARD_ERRORS * standard_error) * config.hashes - 1e-9)
+    threshold = config.threshold
+    standard_error = math.sqrt(threshold * (1 - threshold) / config.hashes)
+    min_equal = math.ceil((threshold - STANDARD_ERRORS * standard_error) * config.hashes - 1e-9)
     keys = _band_keys(signatures, config)
     lows, highs = np.empty(keys.shape, np.int64), np.empty(keys.shape, np.int64)
     for band, sorted_keys in enumerate(held.keys):

@@ -32,7 +32,7 @@ class Documents(Sequence[dict[str, Any]]):
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write one record per line, all of them or none."""
+    """Write one record per line, atomically."""
     with replacing(path) as file:
         for record in records:
             file.write((json.dumps(record) + "\n").encode())
@@ -51,10 +51,10 @@ def document_runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def summarise(records: Iterable[dict[str, Any]], splits: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a manifest says of all documents, given their records in order of id.
+    """A manifest's facts about all documents, from their records in order of id.
 
-    Returns the counts of each split, {split: {"documents", "chunks", "tokens", "bytes", "replaced"}}, without removed
-    documents; and the training rows of each source, {source: [[start, stop], …]}, with removed ones.
+    Returns the counts of each split, {split: {"documents", "chunks", "tokens", "bytes", "replaced"}}, which exclude
+    removed documents, and the training rows of each source, {source: [[start, stop], …]}, which include them.
     """
     counts = {split: {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0, "replaced": 0} for split in splits}
     rows: dict[str, list[list[int]]] = {}

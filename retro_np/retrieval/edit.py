@@ -1,8 +1,8 @@
 """Edit a database without rebuilding it: add documents, remove documents, compact. journal.py makes edits atomic.
 
-Added documents become new shards. Every chunk's list of neighbours is merged with the new shards' chunks, so that it
-ends as if all shards had been built together. Removed documents are listed in tombstones.npy and can no longer be found
-or read. `compact` deletes their bytes.
+Added documents become new shards. Every chunk's list of neighbours is merged with the new shards' chunks. The
+lists are then the same as if all shards had been built together. tombstones.npy lists the chunks of removed documents,
+which can no longer be found or read. `compact` deletes their bytes.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ def add_documents(
     path: str | Path, source: str | Path | list[Source], *, embedder: Embedder | None = None, dask: str | None = None,
     include: Sequence[str] = (), exclude: Sequence[str] = (),
 ) -> Database:  # fmt: skip
-    """Add the documents of a corpus to the documents that a database retrieves. None of them is held out.
+    """Add the documents of a corpus to those that a database retrieves. None of them is held out.
 
-    Documents with a name and text that are in the database already, and near-duplicates of held-out documents, are
-    skipped. After an interruption the same call resumes. Raises UserError as `build_database` does.
+    Documents whose name and text the database already has, and near-duplicates of held-out documents, are skipped.
+    After an interruption, the same call resumes. Raises UserError as `build_database` does.
     """
     path = Path(path)
     corpus = find_corpus(source, leave_out=path, include=include, exclude=exclude)
@@ -56,7 +56,7 @@ def add_documents(
                 _add(run, database, edit, facts["splits"]["train"], weights)
         else:
             remove_folder(edit)
-            print(f"{path}: nothing was added; every document is there already or was skipped before", file=sys.stderr)
+            print(f"{path}: nothing was added; every document is already there or was skipped before", file=sys.stderr)
     return Database.open(path, embedder)
 
 
@@ -69,7 +69,7 @@ def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
     with _editing(path) as database:
         removed = _numbers(database, documents)
         if not removed:
-            print(f"{path}: nothing was removed; these documents were removed before", file=sys.stderr)
+            print(f"{path}: nothing was removed; these documents had been removed before", file=sys.stderr)
         else:
             edit = begin_edit(path, {"kind": "remove", "documents": removed})
             for split in layout.SPLITS:
@@ -91,10 +91,10 @@ def compact(path: str | Path, *, dask: str | None = None) -> Database:
     """
     path = Path(path)
     with _editing(path) as database:
-        removed = any(len(database.split(split).removed) for split in layout.SPLITS)
-        missing = hnswlib_installed() and not all(map(database.has_graph, database.folders(layout.shard_dir("train"))))
+        has_removed = any(len(database.split(split).removed) for split in layout.SPLITS)
+        to_index = hnswlib_installed() and not all(map(database.has_graph, database.folders(layout.shard_dir("train"))))
         groups = {split: _groups(database, split) for split in layout.SPLITS}
-        if not removed and not missing and all(len(group) == 1 for of_split in groups.values() for group in of_split):
+        if not has_removed and not to_index and all(len(group) == 1 for group in itertools.chain(*groups.values())):
             print(f"{path} holds nothing to compact", file=sys.stderr)
         else:
             edit = begin_edit(path, {"kind": "compact"})
@@ -136,7 +136,7 @@ def _new_texts(database, corpus, work) -> dict:
             raise UserError(changed)
         return facts
     known = array("Q", (_fingerprint(r["name"], r["sha256"]) for r in database.documents if not r.get("removed")))
-    # known duplicates are skipped too, unless the held-out document that they duplicate has been removed since
+    # Known duplicates are skipped too, unless the held-out document that they resemble has been removed since.
     removed = {r["name"] for r in database.documents if r["split"] == "valid" and r.get("removed")}
     duplicates = chained([database.path / layout.DUPLICATES])
     known.extend(_fingerprint(r["name"], r["sha256"]) for r in duplicates if r["held_out"] not in removed)
@@ -188,11 +188,11 @@ def _left_out(run, database, edit, facts) -> np.ndarray:
     work, config = edit / layout.WORK, database.manifest["duplicates"]
     duplicates: list[Path] = []
     if config is not None:
-        held = work / "held" / f"{layout.shard_name(0)}.jsonl"
-        if not held.exists():
-            write_text_shard(held, _held_texts(database))
+        held_path = work / "held" / f"{layout.shard_name(0)}.jsonl"
+        if not held_path.exists():
+            write_text_shard(held_path, _held_texts(database))
         training = stages.text_files(work, "train", facts)
-        duplicates = stages.write_duplicates(run, work, training, [held], DedupConfig(**config))
+        duplicates = stages.write_duplicates(run, work, training, [held_path], DedupConfig(**config))
     write_records(edit / layout.DUPLICATES, chained([database.path / layout.DUPLICATES, *duplicates]))
     return np.array([record["number"] for record in chained(duplicates)], np.int64)
 
@@ -212,9 +212,9 @@ def _numbers(database, documents) -> list[int]:
     """The numbers of documents given by number (int) or name (str), without those that are removed already."""
     if isinstance(documents, str) or any(isinstance(document, bool) for document in documents):
         raise UserError("documents to remove must be a list of numbers and names")
-    missing, numbers, wanted = set(documents), [], set(documents)
+    missing, numbers, requested = set(documents), [], set(documents)
     for record in database.documents:
-        matches = {record["id"], record["name"]} & wanted
+        matches = {record["id"], record["name"]} & requested
         missing -= matches
         if matches and not record.get("removed"):
             numbers.append(record["id"])
@@ -225,7 +225,7 @@ def _numbers(database, documents) -> list[int]:
 
 
 def _groups(database, split) -> list[list[int]]:
-    """Group consecutive shards of a split that together are no larger than one shard should be."""
+    """Numbers of a split's shards, grouped in order so that each group fits into one shard."""
     counts = database.manifest["splits"].values()
     chunks, size = (sum(split[name] for split in counts) for name in ("chunks", "bytes"))
     max_chunks = database.manifest["shard_bytes"] * max(1, chunks) // max(1, size)
@@ -241,7 +241,7 @@ def _groups(database, split) -> list[list[int]]:
 
 
 def _remaining_rows(database, split) -> list[np.ndarray]:
-    """The rows of each shard of a split that are not removed."""
+    """For each shard of a split, its rows that are not removed, numbered within the shard."""
     stored = database.split(split)
     bounds = itertools.pairwise(stored.documents.starts)
     return [np.setdiff1d(np.arange(start, stop), stored.removed) - start for start, stop in bounds]
@@ -279,7 +279,7 @@ def _commit(database, edit, weights, unchanged=None) -> None:
     splits, rows = summarise(chained([edit / layout.DOCUMENTS]), layout.SPLITS)
     weights = {source["name"]: source["weight"] for source in old["sources"]} | weights
     files = {name: old["files"][name] for name in (old["files"] if unchanged is None else unchanged)}
-    # a source that has lost its last rows, or added none, is dropped: training cannot draw from it
+    # A source that lost all its rows, or added none, is dropped, because training cannot draw from it.
     names = [s["name"] for s in old["sources"] if s["name"] in rows or not s["rows"]] + [*rows]
     files |= layout.file_facts([edit], [name for name in layout.file_names(edit) if name != EDIT_REQUEST])
     manifest = {key: value for key, value in old.items() if key not in ("sha256", "files")} | {

@@ -22,7 +22,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """The name that people read."""
+        """A human-readable name."""
 
     @property
     def sha256(self) -> str:

@@ -22,7 +22,7 @@ from retro_np.retrieval.tokenizer import encode_batch, tokenizer_sha256
 
 __all__ = ["BUCKETS", "D_KEY", "HASHED", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
 
-VERSION = 1  # of the algorithm; another version makes other keys
+VERSION = 1  # The algorithm's version. Another version makes other keys.
 D_KEY = 128
 HASHED = "hashing"  # the `embedder` argument of `build_database` for a database's own hashing embedder
 UNIT = 64  # the integer that represents a weight of 1
@@ -51,8 +51,8 @@ class HashingEmbedder:
 
     def __post_init__(self) -> None:
         if self.counts.shape != (BUCKETS,) or self.counts.dtype != np.uint32:
-            given = f"{self.counts.shape} {self.counts.dtype}"
-            raise UserError(f"counts must be ({BUCKETS},) uint32, not {given}: use count_features")
+            actual = f"{self.counts.shape} {self.counts.dtype}"
+            raise UserError(f"counts must be ({BUCKETS},) uint32, not {actual}: use count_features")
         if self.d_key < 1:
             raise UserError(f"d_key must be at least 1, not {self.d_key}")
         if self.counts.max() > self.chunks:
@@ -67,7 +67,7 @@ class HashingEmbedder:
     def weights(self) -> np.ndarray:
         """Each bucket's weight, (BUCKETS,) int32: √idf in units of 1/64, with idf = log(1 + chunks / (1 + count)) > 0.
 
-        The square root was chosen by measurement. A projection adds the same noise to all pairs of chunks, and hides
+        The square root was chosen by measurement. The projection adds noise to all pairs of chunks, which hides
         similarities that depend on a few rare features.
         """
         idf = np.log1p(self.chunks / (1.0 + self.counts))
@@ -86,19 +86,19 @@ class HashingEmbedder:
         """The keys of rows of tokens (N, t), integers: (N, d_key) float32 of length one.
 
         A key depends only on its row, to the bit. Padding and end-of-text are not counted, and separate pairs. All rows
-        without a token have the same key, which is as far from the others as those of unrelated chunks. Raises
+        without tokens share one key, which is as far from other keys as the keys of unrelated chunks are. Raises
         UserError for anything but token ids.
         """
         return project_features(tokens, self.weights, self.d_key)
 
 
 def save_hashing(embedder: HashingEmbedder, path: Path | str) -> None:
-    """Write an embedder's counts as .npy, all of it or nothing. The same embedder gives the same bytes."""
+    """Write an embedder's counts as .npy, atomically. The same embedder gives the same bytes."""
     write_array(path, _record(embedder))
 
 
 def load_hashing(path: Path | str, tokenizer: Tokenizer) -> HashingEmbedder:
-    """Read a file of `save_hashing`. Raises UserError for a damaged file, and for another tokenizer than its own."""
+    """Read a file that `save_hashing` wrote. Raises UserError for a damaged file and for the wrong tokenizer."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no feature counts at {path}: {REBUILD}")
@@ -117,7 +117,7 @@ def load_hashing(path: Path | str, tokenizer: Tokenizer) -> HashingEmbedder:
             f"{path} was counted with another tokenizer: use the tokenizer.json in its folder, or {REBUILD}"
         )
     if record["d_key"] < 1 or record["counts"].max() > record["chunks"]:
-        raise UserError(f"{path} is damaged, because its numbers do not fit together: {REBUILD}")
+        raise UserError(f"{path} is damaged (its numbers do not fit together): {REBUILD}")
     return HashingEmbedder(tokenizer, record["counts"].astype(np.uint32), int(record["chunks"]), int(record["d_key"]))
 
 

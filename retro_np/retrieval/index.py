@@ -32,18 +32,18 @@ MIN_BATCH_QUERIES = 32
 
 
 class Index(Protocol):
-    """What searches the keys of one shard. `Shard.index` chooses the implementation."""
+    """An object that searches the keys of one shard. `Shard.index` chooses the implementation."""
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest keys of each query (N, d_key): rows (N, k) int64 and squared L2 distances (N, k) float32.
 
-        In order of (distance, row); −1 and inf where there are fewer than k keys.
+        Sorted by (distance, row); −1 and inf where there are fewer than k keys.
         """
 
 
 @functools.cache
 def hnswlib_installed() -> bool:
-    """Whether hnswlib is installed. If not, one line on standard error says what that means, once per process."""
+    """Whether hnswlib is installed. If not, print NOTICE to standard error, once per process."""
     if hnswlib is None:
         print(NOTICE, file=sys.stderr)
     return hnswlib is not None
@@ -82,7 +82,7 @@ class HnswIndex:
         return self.graph.get_current_count() if self.graph is not None else 0
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Index.search`. The graph may miss a neighbour; where it is no faster, exact search answers."""
+        """See `Index.search`. The graph may miss a neighbour. Where it is no faster, exact search is used."""
         queries = np.asarray(queries, np.float32)
         batch = len(queries) >= MIN_BATCH_QUERIES
         max_keys = max(MAX_EXACT_KEYS, batch * EXACT_KEYS_PER_CANDIDATE * (k + self.ef_margin))
@@ -112,7 +112,7 @@ class HnswIndex:
                 return exact_search(queries, self.keys, k)
             return _stacked([self._block(half, k) for half in np.array_split(queries, 2)])
         rows = self._with_equals(labels.astype(np.int64))
-        # hnswlib sums a distance in another order. Measured again, equal pairs have equal bits in both kinds of search.
+        # hnswlib sums in another order. Distances are computed again, so that both kinds of search return equal bits.
         distances = listed_distances(queries, self.keys, rows)
         order = np.lexsort((rows, distances))
         return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
@@ -137,7 +137,7 @@ def build_hnsw(keys: np.ndarray, path: Path | str | None = None, *, seed: int = 
     """Build the graph of keys (n, d_key), with one thread, so that the same keys give the same graph.
 
     path: where to write the graph, with equal.npy (the rows of equal keys) in the same folder. Without keys there is no
-    graph, and the file is empty. Raises UserError if hnswlib is missing or a key is not finite or the disk is full.
+    graph, and the file is empty. Raises UserError if hnswlib is missing, a key is not finite, or the disk is full.
     """
     if not np.all(np.isfinite(keys)):
         raise UserError("a key is NaN or infinite: check the embedder that made it")

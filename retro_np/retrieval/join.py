@@ -19,8 +19,8 @@ from retro_np.retrieval.index import QUERIES_PER_BLOCK
 class DatabaseUnion:
     """Several databases that are searched as one. Chunk ids and document numbers continue from one to the next.
 
-    `databases` are its parts. Raises UserError if it has none, if one is given twice, or if their chunk sizes,
-    tokenizers or embedders differ, because then ids or distances would not be comparable.
+    `databases` are its parts. Raises UserError if there are none, if one is given twice, or if their chunk
+    sizes, tokenizers or embedders differ, because then values or distances would not be comparable.
     """
 
     def __init__(self, databases: list[Database]):
@@ -33,12 +33,12 @@ class DatabaseUnion:
             check_values_fit(first, other)
             if not _same_keys(first, other):
                 raise UserError(
-                    f"the keys of {first.path} and {other.path} were made by different embedders, so that distances "
-                    f"cannot be compared: build one of them with --like {first.path}"
+                    f"the keys of {first.path} and {other.path} were made by different embedders, so their "
+                    f"distances cannot be compared: build one of them with --like {first.path}"
                 )
         self.databases = databases
         self.path: str = " + ".join(str(database.path) for database in databases)
-        self.manifest: dict[str, Any] = first.manifest  # with which the others agree on chunks, tokenizer and embedder
+        self.manifest: dict[str, Any] = first.manifest  # the others have the same chunk size, tokenizer and embedder
         self.identity: dict[str, Any] = {"union": [database.identity for database in databases]}
         self.chunk_size: int = first.chunk_size
         self.vocabulary_size: int = first.vocabulary_size
@@ -90,7 +90,7 @@ class DatabaseUnion:
     def _gathered(
         self, ids: Any, read: Callable[..., np.ndarray], out: np.ndarray, offsets: Iterable[int] = itertools.repeat(0)
     ) -> np.ndarray:
-        """Fill `out` with what each id's database says, plus that database's offset."""
+        """Fill `out` with what `read` returns for each id in its own database, plus that database's offset."""
         ids = self._checked_ids(ids)
         owner = np.searchsorted(self._first_chunk, ids, side="right") - 1
         for number, (database, offset) in enumerate(zip(self.databases, offsets, strict=False)):

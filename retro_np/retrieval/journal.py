@@ -1,7 +1,7 @@
 """How an edit of a database takes effect completely or not at all, wherever it is killed.
 
 An edit writes its files below edit/, in the layout of a database, and writes its manifest there last. Before that, the
-database is unchanged. After that, the edit counts as made: the edit itself, or whoever opens the database next, moves
+database is unchanged. After that, the edit is committed: the same process, or whoever opens the database next, moves
 the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last.
 """
 
@@ -20,17 +20,17 @@ LOCK_TIMEOUT = 10.0  # seconds
 
 
 def recover_edit(path: Path) -> None:
-    """Move the files of a completed edit into place, or wait until the process that does so has finished.
+    """Move the files of a committed edit into place, or wait until the process that does so has finished.
 
     Raises UserError if another process holds the database for more than LOCK_TIMEOUT seconds.
     """
-    end = time.monotonic() + LOCK_TIMEOUT
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while (path / EDIT / MANIFEST).exists():
         try:
             with locked(path, "edit"):
                 finish_edit(path)
         except UserError:
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -41,12 +41,12 @@ def edited_since(path: Path, manifest: dict[str, Any]) -> bool:
         return True
     try:
         return read_manifest(path)["sha256"] != manifest.get("sha256")
-    except UserError:  # The manifest is no longer there.
+    except UserError:  # The manifest is gone or damaged.
         return True
 
 
 def finish_edit(path: Path) -> None:
-    """Move an edit's files into place if the edit is made. The caller holds the database's lock."""
+    """Move an edit's files into place if the edit is committed. The caller holds the database's lock."""
     edit = path / EDIT
     if (edit / MANIFEST).exists():
         new, old = read_manifest(edit), read_manifest(path)
@@ -61,7 +61,7 @@ def finish_edit(path: Path) -> None:
         (edit / MANIFEST).replace(path / MANIFEST)
         flush_folder(path)
     elif (edit / EDIT_REQUEST).exists() and _stored_request(edit).get("base") == read_manifest(path)["sha256"]:
-        return  # The edit was started and is not made. Any other folder is left over from an edit that is in place.
+        return  # The edit is unfinished and can be resumed. Any other folder is left over from a finished edit.
     remove_folder(edit)
 
 
@@ -72,17 +72,17 @@ def begin_edit(path: Path, request: dict[str, Any]) -> Path:
     """
     edit = path / EDIT
     finish_edit(path)
-    wanted = json.loads(json.dumps(request | {"base": read_manifest(path)["sha256"]}))
+    request = json.loads(json.dumps(request | {"base": read_manifest(path)["sha256"]}))
     if (edit / EDIT_REQUEST).exists():
         stored = _stored_request(edit)
-        if stored != wanted:
+        if stored != request:
             raise UserError(
-                f"another edit of {path} was stopped half-way ({stored.get('kind')}): give the same command again to "
-                f"finish it, or remove {edit} to give it up"
+                f"another edit of {path} was interrupted ({stored.get('kind')}): run the same command again to "
+                f"finish it, or remove {edit} to abandon it"
             )
         return edit
     remove_folder(edit)
-    write_json(edit / EDIT_REQUEST, wanted)
+    write_json(edit / EDIT_REQUEST, request)
     return edit
 
 
@@ -90,12 +90,12 @@ def _stored_request(edit: Path) -> dict:
     try:
         return dict(json.loads((edit / EDIT_REQUEST).read_bytes()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{edit / EDIT_REQUEST} is damaged: remove {edit} to give the edit up") from error
+        raise UserError(f"{edit / EDIT_REQUEST} is damaged: remove {edit} to abandon the edit") from error
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
     while folder != root:
-        if folder.exists():  # It is gone if a kill came after its removal.
+        if folder.exists():  # An earlier, interrupted attempt may have removed it.
             if os.listdir(folder):
                 return
             folder.rmdir()

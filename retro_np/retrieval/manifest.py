@@ -26,7 +26,7 @@ SPLITS = {"train": "shards", "valid": "splits/valid"}  # the folder of each spli
 
 
 def shard_dir(split: str) -> str:
-    """The folder of a split's shards. Only training documents can be retrieved."""
+    """The folder of a split's shards."""
     return SPLITS[split]
 
 
@@ -41,14 +41,15 @@ def shard_name(number: int) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A database's manifest under today's names, checked against its own hash.
+    """A database's manifest, checked against its own hash, with old names of entries replaced by the current ones.
 
-    Raises UserError if there is no manifest, or it has changed, is of another format or lacks an entry.
+    Raises UserError if the manifest is missing, has been changed, has another format or lacks an entry.
     """
     file = Path(path) / MANIFEST
     if not file.is_file():
         unfinished = (Path(path) / REQUEST).is_file()
-        hint = "its build was not finished; run the same command again" if unfinished else "retro-np build makes one"
+        build = "its build was not finished; run the same retro-np build again"
+        hint = build if unfinished else "retro-np build makes one"
         raise UserError(f"no database at {path}: {hint}")
     try:
         stored = file.read_bytes()
@@ -108,7 +109,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def file_names(folder: Path) -> list[str]:
-    """The sorted names of a database's files, without the manifest and the remains of unfinished builds and edits."""
+    """The sorted names of a database's files, without the manifest and what unfinished builds and edits left."""
     paths: list[Path] = []
     for parent, folders, names in os.walk(folder):
         if Path(parent) == folder:
@@ -118,7 +119,7 @@ def file_names(folder: Path) -> list[str]:
 
 
 def file_facts(folders: Iterable[Path], names: list[str]) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of each file, in the first folder that has it. All threads compute hashes."""
+    """{name: {"bytes", "sha256"}} of each file, in the first folder that has it. Files are hashed in parallel."""
     folders, facts = list(folders), {}
 
     def measure(name):
@@ -138,7 +139,7 @@ def broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:
         if not file.is_file():
             complaints[name] = f"{file} is missing"
         elif file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
-            complaints[name] = f"{file} is not what the manifest says (its SHA-256 differs)"
+            complaints[name] = f"{file} does not match the manifest (its SHA-256 differs)"
 
     threads.parallel_for(examine, manifest["files"])
     return [complaints[name] for name in sorted(complaints)]

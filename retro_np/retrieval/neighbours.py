@@ -1,4 +1,4 @@
-"""The nearest chunks of a shard that a query may retrieve: no deleted ones, none of its own document. Paper §2.3."""
+"""The nearest chunks of a shard, without deleted ones and those of the query's own document. Paper §2.3."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from retro_np.kernels.search import exact_search, merge_lists
 from retro_np.retrieval.index import EF_MARGIN, INDEX, ExactIndex, Index, load_hnsw
 from retro_np.retrieval.sharded import is_in
 
-NEIGHBOUR = np.dtype([("id", "<i8"), ("distance", "<f4")])  # an entry of a list that one stage leaves for another
+NEIGHBOUR = np.dtype([("id", "<i8"), ("distance", "<f4")])  # an entry of a list that one stage writes for another
 NONE_DELETED = np.empty(0, np.int64)
 MIN_GRAPH_SHARE = 0.25  # If no more than this share of the keys is allowed, exact search is faster than the graph.
 MAX_SLICES = 8  # Up to this many runs of rows are searched in the memory map; more are gathered first.
@@ -21,7 +21,7 @@ MAX_SLICES = 8  # Up to this many runs of rows are searched in the memory map; m
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a database to search in.
+    """A shard of a database that can be searched.
 
     folder: the shard's folder. keys: (n, d_key). documents: (n,), ascending. ef_margin: candidates that the graph keeps
     beyond k; None compares with every key.
@@ -54,7 +54,7 @@ def search_shard(
 
     queries: (N, d_key) float32. own: (N,) document numbers to leave out, or None. deleted: sorted rows. exact: do not
     use the graph. Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer remain.
-    The graph is asked for more than k, and its answer is filtered. Where too few remain, exact search takes over.
+    The graph is asked for more than k rows, which are then filtered. Queries left with too few are searched exactly.
     """
     size = len(shard.keys)
     rows = np.full((len(queries), k), -1, np.int64)
@@ -64,18 +64,18 @@ def search_shard(
     if own is not None:
         start, stop = np.searchsorted(shard.documents, own), np.searchsorted(shard.documents, own, side="right")
         n_allowed += start - stop + np.searchsorted(deleted, stop) - np.searchsorted(deleted, start)
-    wanted = np.minimum(n_allowed, k)
-    unfinished = np.flatnonzero(wanted > 0)
+    n_wanted = np.minimum(n_allowed, k)
+    unfinished = np.flatnonzero(n_wanted > 0)
     if not exact and size - len(deleted) > MIN_GRAPH_SHARE * size:
         unfiltered = own is None and not len(deleted)
-        for fetched in (k,) if unfiltered else (2 * k, 8 * k):
-            if not len(unfinished) or (fetched >= size and not unfiltered):
+        for n_candidates in (k,) if unfiltered else (2 * k, 8 * k):
+            if not len(unfinished) or (n_candidates >= size and not unfiltered):
                 break
-            candidates, candidate_distances = shard.index.search(queries[unfinished], fetched)
+            candidates, candidate_distances = shard.index.search(queries[unfinished], n_candidates)
             outside = (candidates < start[unfinished, None]) | (candidates >= stop[unfinished, None])
             allowed = outside & ~is_in(candidates, deleted)
             rows[unfinished], distances[unfinished] = keep_first(candidates, candidate_distances, allowed, k)
-            unfinished = unfinished[(rows[unfinished] >= 0).sum(axis=1) < wanted[unfinished]]
+            unfinished = unfinished[(rows[unfinished] >= 0).sum(axis=1) < n_wanted[unfinished]]
     if len(unfinished):
         bounds = np.stack([start[unfinished], stop[unfinished]], axis=1)
         rows[unfinished], distances[unfinished] = _exact_among(shard.keys, queries[unfinished], k, bounds, deleted)
@@ -132,7 +132,7 @@ def keep_first(ids: Array, distances: Array, allowed: Any, k: int) -> tuple[Arra
 
 
 def packed(ids: Array, distances: Array) -> Array:
-    """Ids and distances as one array of NEIGHBOUR entries, which is saved atomically."""
+    """Ids and distances as one array of NEIGHBOUR entries, so that one file holds both."""
     entries = np.empty(ids.shape, NEIGHBOUR)
     entries["id"], entries["distance"] = ids, distances
     return entries

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Sharded:
-    """The rows of several arrays under consecutive numbers. Indexing reads only the requested rows.
+    """The rows of several arrays, numbered consecutively. Indexing reads only the requested rows.
 
     parts: one or more arrays of equal width and dtype, usually memory maps. blank: sorted numbers of rows that read as
     zeros, whatever the files contain.
@@ -33,7 +33,7 @@ class Sharded:
             rows = np.arange(*rows.indices(len(self)))
         rows = np.asarray(rows, np.int64)
         if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+            raise IndexError(f"rows {rows.min()} to {rows.max()} are out of range for {len(self)} rows")
         rows = np.where(rows < 0, rows + len(self), rows)
         out = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         part = np.searchsorted(self.starts, rows, side="right") - 1

@@ -92,7 +92,7 @@ def _text_blocks(path):
 
 
 def count_shard(shard: Path, out: Path, advance: Advance = silent) -> None:
-    """Count the chunks of a shard that hold each hashed feature: (BUCKETS,) uint32, for the hashing embedder."""
+    """Write, for each hashed feature, how many chunks of a shard contain it: (BUCKETS,) uint32."""
     tokens = mapped(shard / "tokens.npy")
     counts = np.zeros(BUCKETS, np.uint32)
     for start in range(0, len(tokens), CHUNKS_PER_BLOCK):
@@ -113,29 +113,29 @@ def embed_shard(
     tokens, bpe = mapped(shard / "tokens.npy"), _tokenizer(tokenizer, *_identity(tokenizer))
     fast = isinstance(embedder, TokenEmbedder)
     size = CHUNKS_PER_BLOCK if fast else CHUNKS_PER_SAVE
-    with replacing(shard / "keys.npy") as file:  # a block at a time: a shard's keys may be larger than memory
+    with replacing(shard / "keys.npy") as file:  # block by block, since a shard's keys may not fit into memory
         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(tokens), int(embedder.d_key))}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(tokens), size):
-            chunks, saved = tokens[start : start + size], work / f"{start // size:06d}.npy"
-            if saved.exists():
-                keys = np.load(saved, allow_pickle=False)
+            chunks, block_file = tokens[start : start + size], work / f"{start // size:06d}.npy"
+            if block_file.exists():
+                keys = np.load(block_file, allow_pickle=False)
             else:
                 keys = _checked_keys(embed_chunks(embedder, bpe, chunks), len(chunks), embedder, dtype, shard, start)
                 if not fast:
-                    write_array(saved, keys)
+                    write_array(block_file, keys)
             file.write(keys.tobytes())
             advance(len(chunks))
     remove_folder(work)
 
 
 def _checked_keys(keys, count, embedder, dtype, shard, start) -> np.ndarray:
-    """Keys as they are stored. Raises UserError if their shape is wrong or a key is not finite in `dtype`."""
+    """The keys as stored. Raises UserError if their shape is wrong or a key is not finite in `dtype`."""
     keys = np.asarray(keys, np.float32)
     if keys.shape != (count, embedder.d_key):
         raise UserError(
             f"embedder {embedder.name} made keys of shape {keys.shape}, not {(count, embedder.d_key)}, "
-            f"for chunk {start} of {shard} and the next: check the embedder and run the same command again"
+            f"for {count} chunks from {start} of {shard}: check the embedder and run the same command again"
         )
     with np.errstate(over="ignore"):
         keys = keys.astype(dtype)
@@ -158,20 +158,20 @@ def index_shard(shard: Path, advance: Advance = silent) -> None:
 def query_shard(
     query: Path, shard: IndexShard, out: Path, candidates: int, ef_margin: int, advance: Advance = silent
 ) -> None:
-    """Find the `candidates` nearest keys in `shard` for each chunk of the shard `query`: (N, candidates) NEIGHBOUR.
+    """Write the `candidates` nearest keys in `shard` of each chunk of the shard `query`: (N, candidates) NEIGHBOUR.
 
-    The two may be the same shard. Then chunks of the query's own document are left out; no document is in two shards.
+    If both are the same shard, chunks of the query's own document are left out. No document is in two shards.
     ef_margin: see `HnswIndex`.
     """
     keys = mapped(query / "keys.npy")
     own = np.load(query / "documents.npy", allow_pickle=False) if query == shard.folder else None
-    searched = _shard(shard.folder, ef_margin, *_identity(shard.folder / "keys.npy"))
+    opened = _shard(shard.folder, ef_margin, *_identity(shard.folder / "keys.npy"))
     lists = [np.empty((0, candidates), NEIGHBOUR)]
     for start in range(0, len(keys), QUERIES_PER_BLOCK):
         block = slice(start, start + QUERIES_PER_BLOCK)
         queries = np.asarray(keys[block], np.float32)
         own_documents = None if own is None else own[block]
-        rows, distances = search_shard(searched, queries, candidates, own=own_documents, deleted=shard.deleted)
+        rows, distances = search_shard(opened, queries, candidates, own=own_documents, deleted=shard.deleted)
         lists.append(packed(np.where(rows >= 0, rows + shard.first_id, -1), distances))
         advance(len(queries))
     write_array(out, np.concatenate(lists))
@@ -210,7 +210,7 @@ def _identity(path):
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path, *_identity) -> Tokenizer:
-    """A tokenizer, cached because the library never frees the megabytes of one that has encoded."""
+    """A tokenizer. It is cached because the library never frees the memory of one that has encoded text."""
     return load_tokenizer(path)
 
 

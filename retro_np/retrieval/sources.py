@@ -1,7 +1,7 @@
 """Streams of documents, one for each kind of location: folders, text files, lines of JSON, Hub datasets.
 
-A stream's order does not depend on the file system. Memory holds one document at a time, and for a folder the names in
-the folders above it. An Entry knows a document's name and size; the text is read on demand.
+A stream's order does not depend on the file system. Memory holds one document at a time and, for a folder, the names in
+the folders on the current path. An Entry knows a document's name and size; the text is read on demand.
 """
 
 import codecs
@@ -58,7 +58,7 @@ def without_surrogates(text: str) -> str:
 def opener(
     location: str, name: str, takes: Takes, enters: Takes, leave_out: Path | str | None
 ) -> Callable[[OnSkip], Iterator[Entry]]:
-    """A function that opens the entries of the source `name`, any number of times.
+    """A function that iterates over the entries of the source `name`. It can be called any number of times.
 
     takes, enters, leave_out: see `folder_files`. Raises UserError for a location that does not exist or is binary.
     """
@@ -87,14 +87,14 @@ def folder_files(
 ) -> Iterator[Entry]:
     """The text files below a folder, in the order of their relative paths (by code point).
 
-    takes, enters: whether to take a file or enter a folder, given its relative path. Never taken are hidden files,
-    links to folders or to files outside root, special files, and files below leave_out. on_skip is called with the
-    names of binary files. Raises UserError for a file or folder that cannot be read.
+    takes, enters: whether to take a file or enter a folder, given its relative path. Hidden files, links to folders or
+    to files outside root, special files, and files below leave_out are never taken. Binary files are skipped, and
+    on_skip is called with their names. Raises UserError for a file or folder that cannot be read.
     """
     base, real = os.path.join(os.fsencode(root), b""), os.path.realpath(os.fsencode(root))
-    # outside root this path starts with "..", and no relative path below does
+    # If leave_out is outside root, this path starts with "..". No relative path below root does.
     left_out = None if leave_out is None else os.path.relpath(os.path.realpath(os.fsencode(leave_out)), real) + b"/"
-    pending = [b""]  # a stack of relative paths; a folder's ends in a slash
+    pending = [b""]  # a stack of relative paths; those of folders end in a slash
     while pending:
         relative = pending.pop()
         name = without_surrogates(os.fsdecode(relative))
@@ -119,7 +119,7 @@ def _sorted_names(folder: bytes) -> list[bytes]:
 
 
 def _size_of(path: str, real_root: str, left_out: bytes | None) -> int | None:
-    """The size of a regular file in bytes. None for anything else, and for a link to a file outside or left out."""
+    """The size of a regular file in bytes. None for anything else, and for a link that leads outside or to left_out."""
     with _reading(path):
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
@@ -133,7 +133,7 @@ def _size_of(path: str, real_root: str, left_out: bytes | None) -> int | None:
 
 
 def text_file(path: str, source: str) -> Iterator[Entry]:
-    """One text file, named without its folder."""
+    """The one entry of a text file. Its name does not include the folder."""
     with _reading(path):
         size = os.stat(path).st_size
     name = without_surrogates(os.path.basename(path))
@@ -264,7 +264,7 @@ def hub_rows(location: str, dataset: Any, source: str) -> Iterator[Entry]:
     while True:
         try:
             record = next(rows, None)
-        except Exception as error:  # as above
+        except Exception as error:  # as in hub_dataset
             raise _unreadable(location, error, f" after row {number}") from error
         if record is None:
             return

@@ -21,7 +21,7 @@ SHARDS_PER_MERGE = 16  # Lists of neighbours are merged each time this many inde
 
 
 class QueryShard(NamedTuple):
-    """A shard whose chunks need neighbours, and the shards to search. known: a folder of lists from other shards."""
+    """A shard whose chunks need neighbours, and the shards to search. known: a folder with lists from other shards."""
 
     name: str  # SPLIT/NNNNN
     folder: Path
@@ -36,9 +36,9 @@ def index_shards(folders: list[Path], first_id: int = 0) -> list[IndexShard]:
 
 
 def all_queries(training: list[Path], held: list[Path]) -> list[QueryShard]:
-    """A query for every shard, which searches all training shards."""
+    """A QueryShard for every shard of both splits. Each searches all training shards."""
     index, splits = index_shards(training), {"train": training, "valid": held}
-    return [QueryShard(f"{name}/{folder.name}", folder, index) for name, all in splits.items() for folder in all]
+    return [QueryShard(f"{name}/{folder.name}", folder, index) for name, paths in splits.items() for folder in paths]
 
 
 def chunk_count(folder: Path) -> int:
@@ -117,8 +117,8 @@ def write_keys(run: Runner, work: Path, tokenizer: Path, folders: list[Path], em
     tasks = []
     for folder in folders:
         if not (folder / "keys.npy").exists():
-            saved = work / "keys" / folder.parent.name / folder.name
-            tasks.append(Task(shards.embed_shard, (folder, saved, tokenizer, embedder, dtype), chunk_count(folder)))
+            blocks = work / "keys" / folder.parent.name / folder.name
+            tasks.append(Task(shards.embed_shard, (folder, blocks, tokenizer, embedder, dtype), chunk_count(folder)))
     run("keys", "chunks", tasks)
 
 
@@ -148,21 +148,21 @@ def write_neighbours(
     queries = [query for query in queries if not _has_lists(_result(out, query))]
     total = max((len(query.shards) for query in queries), default=0)
 
-    def is_merged(query, start):  # or a later group is, after which this group's lists are deleted
+    def is_merged(query, start):  # A later group counts too: after its merge, this group's lists are deleted.
         return any(_has_lists(_merged(out, work, query, later)) for later in range(start, total, SHARDS_PER_MERGE))
 
     for start in range(0, total, SHARDS_PER_MERGE):
         group = [(query, query.shards[start : start + SHARDS_PER_MERGE]) for query in queries]
         group = [(query, index) for query, index in group if index and not is_merged(query, start)]
-        searched = {shard.folder: shard for _, index in group for shard in index}
+        group_shards = {shard.folder: shard for _, index in group for shard in index}
         tasks = []
-        for shard in searched.values():  # shard by shard, so that each index is loaded once
+        for shard in group_shards.values():  # shard by shard, so that each index is loaded once
             for query, index in group:
                 part = _part(work, query, shard)
                 if any(shard.folder == other.folder for other in index) and not part.exists():
                     arguments = (query.folder, shard, part, candidates, ef_margin)
                     tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
-        run(f"neighbours in {len(searched)} of {total} shards", "queries", tasks)
+        run(f"neighbours in {len(group_shards)} of {total} shards", "queries", tasks)
         merges = []
         for query, index in group:
             known = _merged(out, work, query, start - SHARDS_PER_MERGE) if start else query.known
@@ -184,9 +184,9 @@ def _result(out, query):
 
 
 def _merged(out, work, query, start):
-    """The folder of the lists merged so far, after the group of index shards at `start`. The last one is the result."""
-    last = start + SHARDS_PER_MERGE >= len(query.shards)
-    return _result(out, query) if last else work / "neighbours" / query.name / f"merged{start:05d}"
+    """The folder of the lists merged up to the group of index shards that begins at `start`; at the end, the result."""
+    is_last = start + SHARDS_PER_MERGE >= len(query.shards)
+    return _result(out, query) if is_last else work / "neighbours" / query.name / f"merged{start:05d}"
 
 
 def _has_lists(folder):

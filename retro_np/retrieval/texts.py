@@ -1,8 +1,8 @@
 """Text shards: the first stage of a build, and the only one that reads the corpus.
 
-work/texts/train/00000.jsonl and work/texts/valid/00000.jsonl hold one document per line. All later stages read these
-files, so the corpus is read once, whatever the number of shards and workers and however often the build is interrupted.
-The text shards are deleted at the end.
+work/texts/train/00000.jsonl and work/texts/valid/00000.jsonl hold one document per line. Later stages read them
+instead of the corpus. A repeated build reads the corpus again only to check that it has not changed. The text shards
+are deleted at the end.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ OVERHEAD_BYTES = 64  # Each document adds this to its shard's size, since it nee
 
 
 class Text(NamedTuple):
-    """A line of a text shard. number: the document's position among those taken from the corpus, from 0."""
+    """A line of a text shard. number: the document's position in the corpus, from 0, not counting those left out."""
 
     number: int
     name: str
@@ -47,8 +47,8 @@ def write_texts(
 ) -> dict[str, Any]:
     """Write the documents of a corpus to text shards of about shard_bytes; return the facts stored in texts.json.
 
-    split_of: the split of a document, or None to leave it out. Shards that an interrupted run has finished are compared
-    with the corpus. If they differ, UserError is raised with the text `changed`. Memory: one document.
+    split_of: returns a document's split, or None to leave it out. Shards that an interrupted run finished are compared
+    with the corpus. Raises UserError with the message `changed` if they differ. Memory: one document.
     """
     skipped: list[str] = []
     facts: dict[str, Any] = {"documents": 0, "skipped": 0, "splits": {}}
@@ -103,7 +103,7 @@ def read_texts(path: Path) -> Iterator[Text]:
 
 
 class Lines:
-    """The lines of a file by number, as bytes. The file is memory-mapped; an index of 8 bytes per line is in memory."""
+    """The lines of a file by number, as bytes. The file is memory-mapped. An index in memory takes 8 bytes per line."""
 
     def __init__(self, path: Path):
         self._bytes: bytes | mmap.mmap = b""

@@ -38,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator((piece for text in texts for piece in pieces_of(text)), trainer)
-    # The trainer marks its special tokens as "added", so that they would be matched in every text. Start again without.
+    # The trainer marks its special tokens as "added", so a text could encode to them. Start again without the mark.
     model = json.loads(tokenizer.to_str())["model"]
     return _byte_level(models.BPE(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]))
 
@@ -46,8 +46,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json that `save_tokenizer` wrote. Raises UserError for any other file.
 
-    Only the checked vocabulary and merges are used, so that the file cannot add a normaliser, added tokens or anything
-    else that would make encoding lossy.
+    Only the vocabulary and merges are used, after a check, so the file cannot bring a normaliser, added tokens or
+    anything else that would make encoding lossy.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,16 +55,16 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     try:
         state = json.loads(path.read_bytes())
         vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
-        known = _is_byte_level(state) and _is_closed(vocabulary, merges)
+        is_valid = _is_byte_level(state) and _is_consistent(vocabulary, merges)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a tokenizer ({type(error).__name__}): {EXPECTED}") from error
-    if not known:
+    if not is_valid:
         raise UserError(f"{path} is not a tokenizer that retro-np build made: {EXPECTED}")
     return _byte_level(models.BPE(vocab=vocabulary, merges=merges))
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
-    """Write tokenizer.json, all of it or nothing."""
+    """Write tokenizer.json atomically."""
     write_atomically(path, tokenizer_bytes(tokenizer))
 
 
@@ -82,8 +82,8 @@ def _is_byte_level(state: dict) -> bool:
     return kinds == ("BPE", "ByteLevel", False) and not state["normalizer"] and not state["added_tokens"]
 
 
-def _is_closed(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:
-    """Whether ids are 0 … V − 1, the special tokens come first, all bytes are there, and merges use and make tokens."""
+def _is_consistent(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:
+    """Whether ids are 0 … V − 1, special tokens are first, each byte has a token, and merges join tokens to a token."""
     ids = list(vocabulary.values())
     tokens = set(vocabulary) - set(SPECIAL)
     alphabet = set(_byte_of_character())
@@ -115,8 +115,8 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The token ids of each text, on all cores.
 
-    A long text is encoded in pieces to save memory. It is cut where no token can cross the cut, or, if there is no such
-    boundary (as in megabytes without a space), anywhere.
+    A long text is encoded in pieces to save memory. It is cut where no token can cross the cut. If there is no such
+    boundary, as in megabytes without a space, it is cut anywhere.
     """
     groups = [pieces_of(text) for text in texts]
     pieces = [piece for group in groups for piece in group]
@@ -157,7 +157,7 @@ def vocabulary_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
 
 
 def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """The text of each token; joined, they are the text that `decode` returns.
+    """The text of each token. Joined, these texts are what `decode` returns.
 
     A character whose bytes belong to several tokens is given to the last of them.
     """
@@ -171,7 +171,7 @@ def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable Latin-1 represents itself, characters from U+0100 on the other bytes."""
+    """Byte-level BPE's alphabet. Printable Latin-1 stands for itself, and U+0100 onwards for the other bytes."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

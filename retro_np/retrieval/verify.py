@@ -25,8 +25,8 @@ from retro_np.retrieval.sharded import Sharded
 from retro_np.retrieval.tokenizer import END_OF_TEXT
 
 ROWS_PER_CHECK, LISTS_PER_CHECK = 65_536, 8192  # rows of a shard that are in memory at a time
-SAMPLED_KEYS, SAMPLED_K = 100, 10  # keys of each shard that are searched for in its index, and neighbours of each
-MIN_RECALL = 0.8  # A graph with a lower recall on the sample is damaged.
+SAMPLED_KEYS, SAMPLED_K = 100, 10  # keys of each shard to search for in its index, and neighbours of each
+MIN_RECALL = 0.8  # A graph whose recall on the sample is lower counts as damaged.
 KEY_TOLERANCE = 1e-3  # BERT's keys depend slightly on the batch, and float16 keys on rounding.
 
 
@@ -65,10 +65,10 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
         "each document's chunks are contiguous and end with end-of-text": _chunks,
         "every chunk has a finite key": _keys,
         "the removed chunks are those of removed documents": _tombstones,
-        "neighbours are sorted, from other documents, and have the stored distances": _neighbours,
+        "neighbours are sorted, from other documents, and at the stored distances (sampled)": _neighbours,
     }
-    for what, check in checks.items():
-        report.note(what, [line for split in SPLITS for line in _problems(check, database, split)])
+    for statement, check in checks.items():
+        report.note(statement, [line for split in SPLITS for line in _problems(check, database, split)])
     if not report.broken:
         try:
             _indexes(database, report)
@@ -166,23 +166,23 @@ def _neighbours(database, split) -> Iterator[str]:
         block = slice(start, min(start + LISTS_PER_CHECK, rows))
         ids, distances = stored.neighbours[block], stored.distances[block]
         missing = ids < 0
-        right = (ids >= -1) & (ids < database.n_chunks) & (missing == np.isinf(distances)) & ~np.isnan(distances)
-        right[:, 1:] &= distances[:, 1:] >= distances[:, :-1]
-        if right.all() and split == "train":
-            right &= missing | (database.document_of(ids) != stored.documents[block][:, None])
-        if right.all():
+        is_valid = (ids >= -1) & (ids < database.n_chunks) & (missing == np.isinf(distances)) & ~np.isnan(distances)
+        is_valid[:, 1:] &= distances[:, 1:] >= distances[:, :-1]
+        if is_valid.all() and split == "train":
+            is_valid &= missing | (database.document_of(ids) != stored.documents[block][:, None])
+        if is_valid.all():
             sample = rng.integers(0, len(ids), min(8, len(ids)))
             queries = np.asarray(keys[sample + start], np.float32)
             true = listed_distances(queries, all_keys, np.maximum(ids[sample], 0)) if database.n_chunks else 0
-            right[sample] &= missing[sample] | (true == distances[sample])
-        if not right.all():
-            row = start + int(np.argmin(right.all(axis=1)))
+            is_valid[sample] &= missing[sample] | (true == distances[sample])
+        if not is_valid.all():
+            row = start + int(np.argmin(is_valid.all(axis=1)))
             yield f"neighbours/{split}: the list of chunk {row} is not sorted, or has a wrong neighbour or distance"
             return
 
 
 def _indexes(database, report) -> None:
-    """Check the graph indexes: their keys, and on a sample how many of the exact neighbours they find."""
+    """Check the graph indexes: their keys, and their recall on a sample."""
     folders = database.folders(shard_dir("train"))
     graphs = [folder for folder in folders if database.has_graph(folder)]
     if len(graphs) < len(folders):
@@ -222,19 +222,19 @@ def _embedder(database, report) -> None:
     except UserError as error:
         report.checked.append(f"not checked: keys against the embedder ({error})")
         return
-    every = isinstance(embedder, TokenEmbedder)  # a fast one
+    is_fast = isinstance(embedder, TokenEmbedder)
     size, rng = database.n_chunks, np.random.default_rng(0)
-    rows = np.arange(size) if every else np.sort(rng.choice(size, min(SAMPLED_KEYS, size), replace=False))
+    rows = np.arange(size) if is_fast else np.sort(rng.choice(size, min(SAMPLED_KEYS, size), replace=False))
     tokens, keys = _stored(database, "train", "tokens"), _stored(database, "train", "keys")
     wrong_rows: list[int] = []
     with progress_bar("keys against the embedder", len(rows), unit="chunks") as advance:
         for start in range(0, len(rows), LISTS_PER_CHECK):
             block = rows[start : start + LISTS_PER_CHECK]
-            stored, fresh = np.asarray(keys[block], np.float32), database.embed_chunks(tokens[block])
-            wrong = np.abs(stored - fresh).max(axis=1) > KEY_TOLERANCE * np.abs(stored).max(initial=1e-9)
+            stored, recomputed = np.asarray(keys[block], np.float32), database.embed_chunks(tokens[block])
+            wrong = np.abs(stored - recomputed).max(axis=1) > KEY_TOLERANCE * np.abs(stored).max(initial=1e-9)
             wrong_rows += block[wrong].tolist()
             advance(len(block))
-    sample = "" if every else f" (a sample of {len(rows)})"
+    sample = "" if is_fast else f" (a sample of {len(rows)})"
     problems = [f"the key of chunk {row} differs from the one that {embedder.name} makes" for row in wrong_rows[:1]]
     report.note(f"keys match those that {embedder.name} makes{sample}", problems)
 

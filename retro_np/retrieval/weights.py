@@ -32,11 +32,11 @@ class BertFiles:
 
     folder: Path
     name: str
-    sha256: str  # of everything that determines a key
+    sha256: str  # hash of everything that determines a key
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
     tokenizer: Tokenizer
-    max_length: int  # word pieces, with [CLS] and [SEP], to which a longer text is cut
+    max_length: int  # word pieces, including [CLS] and [SEP]; longer texts are cut
     normalise: bool
 
 
@@ -45,9 +45,9 @@ def find_bert() -> Path:
 
     Raises UserError if there is none, or if the package's weights are not the published ones.
     """
-    named = os.environ.get("RETRO_NP_BERT")
-    if named:
-        return Path(named)
+    override = os.environ.get("RETRO_NP_BERT")
+    if override:
+        return Path(override)
     spec = importlib.util.find_spec(PACKAGE)  # Importing the package would need a framework.
     for location in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(location) / "model"
@@ -76,14 +76,14 @@ def read_bert(folder: Path) -> BertFiles:
     folder = Path(folder)
     if not folder.is_dir():
         if str(folder) == HASHED:
-            raise UserError("--embedder must be a BERT's folder; leave it out for a hashing database")
-        raise UserError(f"no folder {folder}: give one with {', '.join(FILES)}")
+            raise UserError("--embedder must be a BERT folder; leave it out for a hashing database")
+        raise UserError(f"no folder {folder}: give one with {', '.join(FILES)}, or `hashing` to build")
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing: a BERT folder has {', '.join(FILES)}")
     config = _read_json(folder / "config.json")
     if config.get("model_type", "bert") != "bert" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{folder / 'config.json'} is not of a BERT with absolute positions: give a BERT encoder")
+        raise UserError(f"{folder / 'config.json'} is not for a BERT with absolute positions: give a BERT encoder")
     for name in SIZES:
         if not isinstance(config.get(name), int) or config[name] < 1:
             raise UserError(f"{folder / 'config.json'}: {name} must be 1 or more, not {config.get(name)!r}")
@@ -101,15 +101,15 @@ def read_bert(folder: Path) -> BertFiles:
 
 
 def _max_length(folder: Path, config: dict) -> int:
-    """sentence_bert_config.json's, else tokenizer_config.json's; at most the number of positions."""
+    """The limit in sentence_bert_config.json, else in tokenizer_config.json; at most the number of positions."""
     positions = int(config["max_position_embeddings"])
-    wanted = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    if wanted is None:
-        wanted = _read_json(folder / "tokenizer_config.json").get("model_max_length")
-    if wanted is not None and (not isinstance(wanted, int | float) or wanted < 2):
-        raise UserError(f"{folder}: the maximum length must be at least 2 word pieces, not {wanted!r}")
-    wanted = positions if wanted is None or wanted > NO_LIMIT else int(wanted)
-    return min(wanted, positions)
+    limit = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    if limit is None:
+        limit = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+    if limit is not None and (not isinstance(limit, int | float) or limit < 2):
+        raise UserError(f"{folder}: the maximum length must be at least 2 word pieces, not {limit!r}")
+    limit = positions if limit is None or limit > NO_LIMIT else int(limit)
+    return min(limit, positions)
 
 
 def _check_modules(folder: Path) -> bool:
@@ -123,9 +123,9 @@ def _check_modules(folder: Path) -> bool:
         if kind == "Pooling":
             path = folder / module.get("path", "1_Pooling") / "config.json"
             pooling = _read_json(path)
-            on = {key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True}
-            if on - {"pooling_mode_mean_tokens"}:
-                raise UserError(f"{path} asks for {', '.join(sorted(on))}: only mean pooling is supported")
+            modes = {key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True}
+            if modes - {"pooling_mode_mean_tokens"}:
+                raise UserError(f"{path} asks for {', '.join(sorted(modes))}: only mean pooling is supported")
     return "Normalize" in kinds
 
 
@@ -133,7 +133,7 @@ def _tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # The library raises no narrower class.
-        raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from error
+        raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error}): download it again") from error
     tokenizer.no_truncation()  # word_pieces truncates; the file's own length often differs
     tokenizer.no_padding()
     return tokenizer
@@ -170,5 +170,5 @@ def _read_json(path: Path, kind: type = dict):
 
 
 def _hub_caches() -> list[Path]:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return [Path(folder) for folder in (os.environ.get("HF_HUB_CACHE"), home / "hub") if folder]
+    hf_home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return [Path(folder) for folder in (os.environ.get("HF_HUB_CACHE"), hf_home / "hub") if folder]

@@ -46,7 +46,7 @@ def workers(address: str | None) -> Iterator[Runner]:
     """Yield a function that runs tasks, with the signature of `run_here`.
 
     address: None runs them in this process, "local" on a Dask cluster started for the purpose, and a scheduler's
-    address on that scheduler's cluster. Tasks of a worker that dies are run by the others. A task that raises stops the
+    address on that scheduler's cluster. If a worker dies, the others run its tasks. An exception in a task ends the
     run. Raises UserError if dask is not installed or no scheduler answers.
     """
     if address is None:

@@ -10,15 +10,15 @@ from retro_np.sequences import sequence_chunks, sequence_neighbours, tokens_and_
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # tokens (B, n), targets (B, n), neighbours (B, l, k, 2m)
 Ranges = Sequence[tuple[int, int]]  # the (start, stop) of a source's rows
-SHARE_BITS = 53  # a share is an integer multiple of 2⁻⁵³, so that the count of turns stays exact in any long run
+SHARE_BITS = 53  # a share is an integer multiple of 2⁻⁵³, so that turns are counted exactly however long a run is
 
 
 def sequence_rows(n_rows: int, length: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """The chunks of a step's sequences: (batch_size, length) row numbers of the split, −1 for padding.
 
     n_rows: chunks in the split; length: chunks per sequence. Each epoch cuts the stream of chunks into sequences, from
-    a random offset, and visits them in a random order. Offset and order depend on (seed, epoch) alone. The stream is a
-    ring, so no chunk is left over at its end.
+    a random offset, and visits them in a random order. Offset and order depend on (seed, epoch) alone. The stream is
+    a ring, so the few chunks that an epoch leaves out are not always the last ones.
     """
     return _ring_sequences(n_rows, length, range(step * batch_size, (step + 1) * batch_size), seed)
 
@@ -70,19 +70,19 @@ def _shares(ranges, weights) -> list[tuple[float, int]]:
     """(weight, source) of each source with a weight above 0, the heaviest first."""
     if not all(0 <= weight < np.inf for weight in weights) or not any(weights):
         raise UserError(f"weights must be finite, at least 0, and one of them above 0, not {weights}")
-    drawn = [(weight / max(weights), source) for source, weight in enumerate(weights) if weight > 0]
-    for _, source in drawn:
+    shares = [(weight / max(weights), source) for source, weight in enumerate(weights) if weight > 0]
+    for _, source in shares:
         if not any(stop > start for start, stop in ranges[source]):
             raise UserError(
                 f"source {source + 1} of {len(weights)} has a weight but no chunks to train on: leave it out"
             )
-    return sorted(drawn, key=lambda share: (-share[0], share[1]))
+    return sorted(shares, key=lambda share: (-share[0], share[1]))
 
 
 def _balanced_tree(shares: list[tuple[float, int]]):
     """A binary tree over sources: a source, or (share of the left part · 2⁵³, left part, right part).
 
-    The two parts of a node are as even as possible. The left part gets a turn whenever share · turns, rounded, grows.
+    The two parts of a node are as even as possible. The left part gets a turn whenever round(share · turns) increases.
     This adds an error of at most ½ to the part's share of the node's own error. Because the shares are sorted, a part
     with several sources has at most ⅔ of its node, so its error E satisfies E ≤ ⅔ E + ½, hence E ≤ 1½. A single source
     errs by less than 1½ + ½ = 2, and by at most ½ directly below the root.
@@ -100,15 +100,15 @@ def _turn(tree, turn: int) -> tuple[int, int]:
     while isinstance(tree, tuple):
         share, left, right = tree
         half = 1 << (SHARE_BITS - 1)
-        before, after = (share * turn + half) >> SHARE_BITS, (share * (turn + 1) + half) >> SHARE_BITS
-        tree, turn = (left, before) if after > before else (right, turn - before)
+        left_before, left_after = (share * turn + half) >> SHARE_BITS, (share * (turn + 1) + half) >> SHARE_BITS
+        tree, turn = (left, left_before) if left_after > left_before else (right, turn - left_before)
     return tree, turn
 
 
 def training_batch(
     database: Database, split: Split, k: int, *, sequence_length: int, batch_size: int, seed: int, step: int
 ) -> Batch:
-    """The tokens, targets and neighbours of a step. k = 0: no neighbours."""
+    """The tokens, targets and neighbours of a step. k = 0: retrieval off."""
     length = sequence_chunks(sequence_length, database.chunk_size)
     if any(weight is not None for weight, _ in split.sources):
         weights, ranges = zip(*split.sources, strict=True)

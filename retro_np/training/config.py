@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from retro_np.errors import UserError
 from retro_np.renamed import accept_old_names
@@ -47,22 +48,21 @@ class TrainingConfig:
     oracle_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "sequence_length", "batch_size", "micro_batches", "checkpoint_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, not {getattr(self, name)}")
-        if self.neighbours < 0 or self.warmup < 0 or self.seed < 0:
-            raise UserError("neighbours, warmup and seed must be at least 0")
-        if not 0 < self.learning_rate <= 1 or not self.clip > 0 or not 0 <= self.weight_decay < math.inf:
-            raise UserError("learning_rate must be in (0, 1], clip above 0, and weight_decay at least 0")
-        if not 0 <= self.retrieval_off < 1:
-            raise UserError(f"retrieval_off must be in [0, 1), not {self.retrieval_off}")
-        if not 0 <= self.oracle_share <= 1 or self.oracle_steps < 0:
-            raise UserError("oracle_share must be in [0, 1], and oracle_steps at least 0")
+        minima = dict.fromkeys(("steps", "sequence_length", "batch_size", "micro_batches", "checkpoint_every"), 1)
+        for name, minimum in (minima | dict.fromkeys(("neighbours", "warmup", "seed", "oracle_steps"), 0)).items():
+            if not isinstance(getattr(self, name), Integral) or getattr(self, name) < minimum:
+                raise UserError(f"{name} must be a whole number of at least {minimum}, not {getattr(self, name)}")
+        for name, valid, allowed in (
+            ("learning_rate", 0 < self.learning_rate <= 1, "in (0, 1]"), ("clip", self.clip > 0, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),
+            ("retrieval_off", 0 <= self.retrieval_off < 1, "in [0, 1)"),
+            ("oracle_share", 0 <= self.oracle_share <= 1, "in [0, 1]"),
+        ):  # fmt: skip
+            if not valid:
+                raise UserError(f"{name} must be {allowed}, not {getattr(self, name)}")
         if (self.oracle_share > 0) != (self.oracle_steps > 0):
             raise UserError("oracle_share and oracle_steps go together: give both, or neither")
         if not self.neighbours and (self.oracle_share or self.retrieval_off):
             raise UserError("without neighbours (k = 0), retrieval_off and oracle_share have no effect: leave them out")
         if self.batch_size % self.micro_batches:
-            raise UserError(
-                f"a batch of {self.batch_size} sequences does not split into {self.micro_batches} equal micro-batches"
-            )
+            raise UserError(f"micro_batches = {self.micro_batches} does not divide batch_size = {self.batch_size}")

@@ -47,6 +47,6 @@ def insert_oracle_neighbours(
     position = start[:, None] + np.arange(r)
     copies = np.where((position >= 0) & (position < tokens.shape[1]), tokens[b[:, None], position % tokens.shape[1]], 0)
     noise = rng.random((len(b), 1)) * MAX_NOISE
-    others = rng.choice(tokens.reshape(-1), copies.shape)
+    random_tokens = rng.choice(tokens.reshape(-1), copies.shape)
     replaced = (rng.random(copies.shape) < noise) & (copies != 0)
-    neighbours[b, u, rng.integers(0, k, len(b))] = np.where(replaced, others, copies)
+    neighbours[b, u, rng.integers(0, k, len(b))] = np.where(replaced, random_tokens, copies)

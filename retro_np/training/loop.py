@@ -97,9 +97,9 @@ def train(
     out: the run's folder, created if necessary. It receives checkpoint.safetensors (which `load_params` and `generate`
         can use), log.jsonl (one line per step: loss in nats per token, learning rate, gradient norm, tokens per second)
         and config.json.
-    begin_from: (params, name) to start from these parameters instead of fresh ones. The arrays are copied. The name is
-        any text that identifies them, because a run that resumes must start from the same parameters.
-    trainable: says for each parameter's dotted name whether it is trained. The others stay as they are.
+    begin_from: (params, name) to start from these parameters instead of fresh ones. The arrays are copied. The name,
+        any text, identifies them, because a run resumes only if it started from the same parameters.
+    trainable: tells from a parameter's dotted name whether it is trained. The others do not change.
     description: the label of the progress bar.
 
     Returns the trained parameters. If `out` holds a run with the same settings, training resumes at its last checkpoint
@@ -115,7 +115,7 @@ def train(
     frozen = [name for name, _ in named_leaves(parameter_shapes(config)) if not trainable(name)]
     start = {"begun_from": begin_from[1] if begin_from else None, "frozen": frozen}
     identity = {"model": config.to_dict(), "training": asdict(training), "data": {**database.identity, **start}}
-    identity = json.loads(json.dumps(identity))  # a checkpoint returns lists for tuples
+    identity = json.loads(json.dumps(identity))  # as a checkpoint stores it: tuples become lists
     with locked(out, "training run"):
         remove_partial(out)
         if (out / CHECKPOINT).exists():
@@ -140,7 +140,7 @@ def _take_steps(database, config, training, out, params, state, identity, traina
     with progress_bar(description, training.steps, state["step"]) as advance, (out / LOG).open("a") as log:
         advance(0, note="the first step compiles the kernels")
         for step in range(state["step"], training.steps):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             tokens, targets, neighbours = training_batch(
                 database, split, k, sequence_length=training.sequence_length, batch_size=training.batch_size,
                 seed=training.seed, step=step,
@@ -148,7 +148,7 @@ def _take_steps(database, config, training, out, params, state, identity, traina
             if neighbours is not None:
                 neighbours = with_curriculum(neighbours, tokens, training, step)
             line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable)
-            line["tokens_per_s"] = speed = tokens_per_step / (time.perf_counter() - began)
+            line["tokens_per_s"] = speed = tokens_per_step / (time.perf_counter() - start_time)
             log.write(json.dumps(line) + "\n")
             advance(note=f"loss {line['loss']:.3f}, {speed:.0f} tokens/s")
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
@@ -190,7 +190,7 @@ def _cut_log(log: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] < step:
                 lines.append(line + b"\n")
-        except (ValueError, TypeError, KeyError):  # a killed run left half a line; nothing depends on the log
+        except (ValueError, TypeError, KeyError):  # A killed run may leave half a line. Nothing depends on the log.
             break
     write_atomically(log, b"".join(lines))
 
@@ -198,10 +198,10 @@ def _cut_log(log: Path, step: int) -> None:
 def _check_same_run(path: Path, stored: dict, wanted: dict) -> None:
     """Raise UserError, naming the first difference, if the checkpoint at path belongs to another run."""
     for section, settings in wanted.items():
-        before = new_names(stored.get(section, {}))
+        previous = new_names(stored.get(section, {}))
         for name, value in settings.items():
-            if name != "checkpoint_every" and value != before.get(name):
+            if name != "checkpoint_every" and value != previous.get(name):
                 raise UserError(
-                    f"{path} was trained with {name} = {before.get(name)}, and now it is {value}; "
+                    f"{path} was trained with {name} = {previous.get(name)}, and now it is {value}; "
                     "use the same value, or another folder for another run"
                 )

@@ -1,4 +1,4 @@
-"""The commands as a user runs them, each in a process of its own. Ground truth: what the library itself answers."""
+"""The commands as a user runs them, each in its own process. Ground truth: what the library itself returns."""
 
 import json
 import signal
@@ -62,7 +62,7 @@ def work(tmp_path_factory):
         ["demo"],
     ],
 )
-def test_every_command_has_a_help_that_teaches(command):
+def test_every_command_has_a_help_text_of_more_than_15_words(command):
     status, out, _ = run(*command, "--help")
     assert status == 0
     assert len(out.split()) > 15
@@ -138,7 +138,7 @@ def test_info_names_kernels_blas_and_weights():
 
 
 @pytest.mark.slow
-def test_a_missing_or_wrong_input_is_one_line_and_status_2(work, tmp_path):
+def test_a_missing_or_wrong_input_gives_one_line_and_status_2(work, tmp_path):
     checkpoint, db = work / "retro" / "checkpoint.safetensors", work / "db"
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary").write_bytes(b"\0\1\2")
@@ -149,7 +149,7 @@ def test_a_missing_or_wrong_input_is_one_line_and_status_2(work, tmp_path):
     assert "no database at" in refused("search", tmp_path, "text")
     assert "no checkpoint at" in refused("evaluate", tmp_path / "none.safetensors", db)
     assert "bad.safetensors" in refused("evaluate", tmp_path / "bad.safetensors", db)
-    assert "not whole chunks" in refused("evaluate", checkpoint, db, "--stride", "17")
+    assert "stride must be a multiple of the chunk size, " in refused("evaluate", checkpoint, db, "--stride", "17")
     assert "no split" in refused("evaluate", checkpoint, db, "--split", "test")
     assert "--cca-layers" in refused("train", db, "-o", tmp_path / "run", "--cca-layers", "two")
     assert "no preset" in refused("train", db, "-o", tmp_path / "run", "--preset", "gpt")
@@ -165,9 +165,14 @@ def test_a_missing_or_wrong_input_is_one_line_and_status_2(work, tmp_path):
     assert "is a file" in refused("evaluate", checkpoint, db, "-o", tmp_path / "binary")
     assert "so it is a RETRO" in refused("evaluate", checkpoint, db, "--baseline", checkpoint, "-o", tmp_path / "out")
     assert "is a folder" in refused("sample", checkpoint, db, "--prompt", "x", "--page", tmp_path / "empty")
-    assert "temperature must be finite" in refused("sample", checkpoint, db, "--prompt", "x", "--temperature", "inf")
+    assert "temperature must be at least 0 and finite, not inf" in refused(
+        "sample", checkpoint, db, "--prompt", "x", "--temperature", "inf"
+    )
     assert "--pretrained replaces CHECKPOINT" in refused("sample", "--pretrained", checkpoint, db, "--prompt", "x")
-    assert "learning_rate must be in (0, 1]" in refused("train", db, "-o", tmp_path / "run", "--learning-rate", "nan")
+    assert refused("train", db, "-o", tmp_path / "run", "--d-model", 7).startswith("retro-np: d_model must be even")
+    assert "learning_rate must be in (0, 1], not nan" in refused(
+        "train", db, "-o", tmp_path / "run", "--learning-rate", "nan"
+    )
     assert "minutes must be above 0 and at most 10,000, not inf" in refused(
         "demo", "--minutes", "inf", "-o", tmp_path / "demo"
     )
@@ -210,11 +215,11 @@ def test_an_interrupt_says_how_to_resume(tmp_path, work):
     process = subprocess.Popen(
         [*command, str(tmp_path / "run"), *SIZES, *RETRIEVAL, *STEPS, "--steps", "100000", "--checkpoint-every", "1"],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # Shells ignore it in background jobs.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # Background jobs of a shell ignore it.
     )  # fmt: skip
     log = tmp_path / "run" / "log.jsonl"
     while process.poll() is None and not (log.exists() and log.stat().st_size):
-        time.sleep(0.05)  # Wait for the first step, in which Numba's compiler may swallow an interrupt.
+        time.sleep(0.05)  # Wait until the first step is done, because Numba's compiler may swallow an interrupt.
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -261,7 +266,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):
     ],
     ids=str,
 )
-def test_a_wrong_command_line_is_one_line_too(arguments, line):
+def test_a_wrong_command_line_gives_one_line_too(arguments, line):
     assert line in refused(*arguments)
 
 
@@ -303,12 +308,12 @@ def test_the_demo_writes_its_files_and_a_second_run_reuses_them(tmp_path, traine
     assert status == 0, err
     assert "RETRO needs" in out
     assert ("models trained here" if scratch else "bundled models") in " ".join(out.split())
-    made = [
+    files = [
         "plan.json", "results.json", "losses.npz", "bpb_alpha.png", "samples.html", "inspect.html",
         "baseline/checkpoint.safetensors", "retro/checkpoint.safetensors", "db/manifest.json",
     ]  # fmt: skip
     assert (tmp_path / "demo" / "loss.png").exists() == bool(scratch)
-    stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in made}
+    stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in files}
     status, again, err = run("demo", "-o", tmp_path / "demo", *scratch)
     assert status == 0, err
     assert {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in stamps} == stamps
@@ -320,7 +325,7 @@ def test_the_demo_writes_its_files_and_a_second_run_reuses_them(tmp_path, traine
 
 
 @pytest.mark.slow
-def test_a_sample_of_the_bundled_model_needs_nothing_but_a_prompt(tmp_path):
+def test_sampling_from_the_bundled_model_needs_only_a_prompt(tmp_path):
     status, out, err = run("sample", "--pretrained", "--prompt", "import json\n", "--length", "40", cwd=tmp_path)
     assert status == 0, err
     assert (tmp_path / "runs" / "pretrained" / "db" / "manifest.json").exists()

@@ -1,4 +1,4 @@
-"""The commands about databases as a user runs them. Ground truth: what the library itself answers."""
+"""The commands about databases as a user runs them. Ground truth: what the library itself returns."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def test_sources_and_their_weights_are_in_the_manifest(db):
     assert {record["source"] for record in database.documents} == {"code", "prose"}
 
 
-def test_search_prints_as_json_what_the_library_finds(db):
+def test_search_prints_what_the_library_finds_as_json(db):
     status, out, err = run("search", db, "once upon a time", "-k", "4", "--json")
     assert status == 0, err
     database = Database.open(db)
@@ -103,7 +103,7 @@ def test_add_remove_and_compact(copy, tmp_path):
     assert all_bytes(copy) == before
 
 
-def test_mistakes_are_one_line(db, copy, tmp_path):
+def test_mistakes_give_one_line(db, copy, tmp_path):
     assert "no corpus is named" in refused("build", "-o", tmp_path / "x", *HASHING)
     assert "name the folder of the database" in refused("build", "stdlib", *HASHING)
     assert "a number above 0" in refused("build", "--source", "a=stdlib:-1", "-o", tmp_path / "x", *HASHING)
@@ -124,7 +124,7 @@ def test_mistakes_are_one_line(db, copy, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_is_evaluated_with_another_database_several_or_a_fraction(db, tmp_path):
+def test_a_model_is_evaluated_with_another_database_with_several_or_with_a_fraction(db, tmp_path):
     other = tmp_path / "other"
     corpus = write_corpus(tmp_path / "docs", documents=6, seed=4)
     assert run("build", corpus, "-o", other, "--like", db, "--held-out", "0")[0] == 0

@@ -1,4 +1,4 @@
-"""What `retro-np COMMAND --help` teaches. Ground truth: the commands' own parameters."""
+"""The text of `retro-np COMMAND --help`. Ground truth: the commands' own parameters."""
 
 import shlex
 
@@ -28,7 +28,7 @@ def test_every_command_has_one_example_that_its_parser_accepts(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_of_commands_shows_one_short_sentence_of_each(name):
+def test_the_list_of_commands_shows_one_short_sentence_for_each(name):
     first = COMMANDS[name].help.splitlines()[0]
     assert first.endswith(".")
     assert len(first) <= 80

@@ -1,4 +1,4 @@
-"""A missing package is one line that says what to install. Ground truth: interpreters that cannot import it."""
+"""A missing package gives one line that says what to install. Ground truth: interpreters that cannot import it."""
 
 import importlib.metadata
 import re
@@ -37,8 +37,8 @@ main()
 
 
 def without(missing: list[str], *arguments: str) -> tuple[str, str, int]:
-    """Run a command in an interpreter that cannot import some packages: its output, errors and status."""
-    return fresh_python(WITHOUT.format(missing=missing, arguments=[str(each) for each in arguments]), COLUMNS="200")
+    """Run a command in an interpreter that cannot import some packages. Returns its output, errors and status."""
+    return fresh_python(WITHOUT.format(missing=missing, arguments=list(map(str, arguments))), COLUMNS="200")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def without(missing: list[str], *arguments: str) -> tuple[str, str, int]:
     ],
     ids=str,
 )
-def test_a_missing_package_is_one_line_and_status_2(package, arguments):
+def test_a_missing_package_gives_one_line_and_status_2(package, arguments):
     out, err, status = without([package], *arguments)
     assert (out, status) == ("", 2), err
     assert err == f"retro-np needs {package}: pip install {package}\n"
@@ -78,7 +78,7 @@ def test_info_names_the_kind_of_each_kernel_that_runs():
     assert "numba;" not in out
 
 
-def test_an_unknown_missing_module_is_not_taken_for_a_package():
+def test_a_missing_module_that_is_not_a_dependency_gives_a_traceback():
     _, err, status = fresh_python(
         "import retro_np.cli\n"
         "def run(arguments): import a_module_that_does_not_exist\n"

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal with rich, lines elsewhere, nothing for short work."""
+"""Progress on standard error: a bar on a terminal if rich is installed, otherwise lines, and nothing for short work."""
 
 import os
 import pty
@@ -25,7 +25,7 @@ with progress.progress_bar("working", 3, unit="chunks") as advance:
 
 
 def on_a_terminal(block: str) -> str:
-    """What a process writes whose standard error is a terminal."""
+    """What a process writes if its standard error is a terminal."""
     master, terminal = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     subprocess.run([sys.executable, "-c", SHOW.format(block=block)], stderr=terminal, env=environment, check=True)
@@ -50,7 +50,7 @@ def test_short_work_is_silent(capsys):
     ("total", "line"),
     [(3, "working: 2 of 3 chunks, about 0 s left "), (None, "working: 2 chunks ")],
 )
-def test_a_line_is_printed_if_standard_error_is_no_terminal(total, line, capsys, monkeypatch):
+def test_a_line_is_printed_if_standard_error_is_not_a_terminal(total, line, capsys, monkeypatch):
     monkeypatch.setattr(progress, "DELAY", -1.0)
     with progress_bar("working", total, unit="chunks") as advance:
         advance(2, note="loss 1.0")

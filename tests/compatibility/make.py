@@ -1,4 +1,4 @@
-"""Make `files/` with version 0.1.0 (commit 5116341): databases, runs and checkpoints that today's code must read.
+"""Make `files/` with version 0.1.0 (commit 5116341): databases, runs and checkpoints that the current code must read.
 
     python3 -m venv old && old/bin/pip install REPOSITORY_AT_5116341 && cd /tmp
     old/bin/python PATH/tests/compatibility/make.py
@@ -7,7 +7,7 @@ Writes old.tar.gz (two corpora, databases, runs, checkpoints), expected.json (wh
 and commands.json (its commands and their parameters).
 """
 
-# ruff: noqa: E402, SIM905 - variables are set before NumPy is imported; command lines are read more easily as strings
+# ruff: noqa: E402, SIM905 - variables must be set before NumPy is imported; command lines are easier to read as strings
 
 import gzip
 import importlib.metadata
@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-# OpenBLAS takes the same kernels on every x86-64 processor with AVX2. It reads these when NumPy is imported.
+# With these, OpenBLAS uses the same kernels on every x86-64 processor with AVX2. It reads them when NumPy is imported.
 VARIABLES = {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.update(VARIABLES)
 
@@ -85,7 +85,7 @@ def main() -> None:
         write_corpus(Path("more"), 3, seed=2)
         make()
         write(FILES / "expected.json", record())
-        edits = ["half_added/edit", "not_moved/edit"]  # The rest of these databases is that of `finished`.
+        edits = ["half_added/edit", "not_moved/edit"]  # The other files of these databases are those of `finished`.
         databases = ["finished", "unfinished", "edited", *edits]
         pack(FILES / "old.tar.gz", ["corpus", "more", *databases, "run", "stopped", *CHECKPOINTS])
     write(FILES / "commands.json", commands())
@@ -123,13 +123,13 @@ def make() -> None:
     save_params("params.safetensors", params, config)
     halves = {name: array.astype(np.float16) for name, array in arrays_of(params)}
     write_tensors("float16.safetensors", halves, {"config": config.to_dict()})
-    for log in (Path("run/log.jsonl"), Path("stopped/log.jsonl")):  # without the times, the archive is reproducible
+    for log in (Path("run/log.jsonl"), Path("stopped/log.jsonl")):  # With fixed speeds, the archive is reproducible.
         lines = [json.loads(line) | {"tokens_per_s": 1000.0} for line in log.read_text().splitlines()]
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def record() -> dict:
-    """What the old version found in these files, and what it made of them."""
+    """What the old version read from these files and computed from them."""
     shutil.copytree("edited", "compacted")
     run("compact", "compacted")
     run("evaluate", "run/checkpoint.safetensors", "finished", *WINDOW, "-o", "evaluation")
@@ -166,10 +166,10 @@ def search(database: str, query: str) -> list[dict]:
 
 
 def commands() -> dict[str, list[dict]]:
-    """Every command's parameters: names, default, whether one must be given."""
+    """Every command's parameters: their names, their defaults, and whether they are required."""
     facts = ("param_type_name", "name", "opts", "secondary_opts", "default", "required", "nargs")
     return {
-        name: [{fact: plain(getattr(each, fact)) for fact in facts} for each in command.params]
+        name: [{fact: plain(getattr(parameter, fact)) for fact in facts} for parameter in command.params]
         for name, command in typer.main.get_command(app).commands.items()
     }
 
@@ -180,12 +180,12 @@ def plain(value: object) -> object:
 
 
 def run(*arguments: str) -> str:
-    """Standard output of a command."""
+    """Run a command and return its standard output."""
     return python("-c", "from retro_np.cli import main; main()", *arguments).stdout
 
 
 def killed(module: str, function: str, call: int, *arguments: str) -> None:
-    """A command that ends as a kill would end it, at the start of a function's n-th call."""
+    """Run a command that ends at the start of a function's n-th call, as if it were killed."""
     python("-c", KILLED, module, function, str(call), *arguments, status=9)
 
 
@@ -208,7 +208,7 @@ def pack(path: Path, names: list[str]) -> None:
 
 def write(path: Path, value: dict) -> None:
     """Write JSON, one entry of the outermost object per line."""
-    lines = (f"{json.dumps(name)}: {json.dumps(each)}" for name, each in value.items())
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of databases and parameters. The old version and the tests both use it, so it imports neither."""
+"""Hashes of databases and parameters. The old version and the tests both run this module, so it imports neither."""
 
 import hashlib
 import importlib.metadata
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-RENAMED = ("manifest.json", "build.json")  # files with entries that have other names today
+RENAMED = ("manifest.json", "build.json")  # files in which entries have been renamed since
 
 
 def environment() -> dict[str, str]:
-    """What the last bits of a float depend on besides the code."""
+    """What determines the last bits of a float, besides the code."""
     kernels = os.environ.get("RETRO_NP_KERNELS", "auto"), "C" if importlib.util.find_spec("retro_np._c") else "no C"
     return {
         "machine": platform.machine(),

@@ -1,7 +1,7 @@
-"""Databases, runs and checkpoints of version 0.1.0 work with today's code. Ground truth: what that version computed.
+"""Databases, runs and checkpoints of version 0.1.0 work with the current code. Ground truth: that version's results.
 
-`make.py` made the files. Bits are compared where processor, kernels, NumPy and hnswlib are those that made them, and
-with a tolerance elsewhere.
+`make.py` made the files. Results are compared to the bit if the processor, the kernels, NumPy and hnswlib are those
+that made the files, and otherwise within a tolerance.
 """
 
 import json
@@ -22,7 +22,7 @@ from retro_np.tree import map_tree
 FILES = Path(__file__).parent / "files"
 EXPECTED = json.loads((FILES / "expected.json").read_text())
 SAME_ENVIRONMENT = environment() == EXPECTED["environment"]
-TOLERANCE = 1e-4  # of float32 after nine steps on another processor
+TOLERANCE = 1e-4  # Float32 may differ by this much after nine steps on another processor.
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def succeed(*arguments):
 
 
 def assert_same_files(folder, expected):
-    """Every file has the recorded bytes, or in another environment the same names and the same exact files."""
+    """Every file has the recorded bytes; in another environment, the names and the exact files are equal."""
     hashes = file_hashes(folder)
     if not SAME_ENVIRONMENT:
         assert hashes.keys() == expected.keys()
         hashes, expected = (
-            {name: value for name, value in each.items() if "tokens" in name or "documents" in name}
-            for each in (hashes, expected)
+            {name: value for name, value in files.items() if "tokens" in name or "documents" in name}
+            for files in (hashes, expected)
         )
     assert hashes == expected
 
@@ -72,7 +72,7 @@ def test_an_old_database_is_verified(old, name):
     assert "BROKEN" not in succeed("verify", name)[0]
 
 
-def test_an_old_database_edited_today_is_the_one_that_was_edited_then(old):
+def test_editing_an_old_database_gives_the_same_files_as_the_old_version(old):
     succeed("add", "finished", "more")
     succeed("remove", "finished", "--document", "corpus_03.txt", "--document", "more_01.txt")
     assert_same_files("finished", file_hashes("edited"))
@@ -103,14 +103,14 @@ def test_an_old_edited_database_is_compacted_to_the_same_files(old):
 def test_an_unfinished_old_build_is_resumed_to_the_same_files(old, spelling):
     arguments = EXPECTED["build"]
     if spelling == "new":
-        arguments = ["--extra-candidates" if each == "--spares" else each for each in arguments]
+        arguments = ["--extra-candidates" if option == "--spares" else option for option in arguments]
     assert (old / "unfinished" / "work").is_dir()
     succeed("build", *arguments, "-o", "unfinished")
     assert_same_files("unfinished", EXPECTED["finished"])
     succeed("verify", "unfinished")
 
 
-def test_an_old_build_that_is_finished_is_used(old):
+def test_a_finished_old_build_is_used(old):
     before = file_hashes("finished")
     _, err = succeed("build", *EXPECTED["build"], "-o", "finished")
     assert "already holds this database" in err
@@ -119,7 +119,7 @@ def test_an_old_build_that_is_finished_is_used(old):
 
 def test_a_stopped_old_run_is_resumed_to_the_same_parameters(old):
     step = json.loads((old / "stopped" / "log.jsonl").read_text().splitlines()[-1])["step"]
-    assert step < 8  # of steps 0 to 8
+    assert step < 8  # the run has steps 0 to 8
     succeed("train", "finished", "-o", "stopped", *EXPECTED["train"], *EXPECTED["curriculum"])
     params, _ = load_params("stopped/checkpoint.safetensors")
     expected, _ = load_params("params.safetensors")  # the old version's, resumed from the same checkpoint
@@ -152,7 +152,7 @@ def test_an_old_run_samples_the_same_tokens(old):
         params, config, prompt_tokens(database, sample["prompt"]), database=database, **sample["settings"]
     )
     assert tokens.tolist() == sample["tokens"]
-    assert [each.ids.tolist() for each in retrieved] == sample["retrieved"]
+    assert [chunk.ids.tolist() for chunk in retrieved] == sample["retrieved"]
 
 
 @pytest.mark.parametrize("name", EXPECTED["parameters"])
@@ -167,7 +167,7 @@ def test_old_parameters_are_loaded_to_the_bit(old, name):
 
 
 @pytest.mark.parametrize("name", ["params.safetensors", "float16.safetensors"])
-def test_old_parameters_without_a_run_are_sampled_from(old, name):
+def test_old_parameters_without_a_run_can_be_sampled_from(old, name):
     out, _ = succeed("sample", name, "finished", "--prompt", "ships and tides", "--length", "8")
     assert "corpus_" in out
 

@@ -1,6 +1,7 @@
 """Commands, options and configuration fields of version 0.1.0 are accepted. Ground truth: that version's own list."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from retro_np.retrieval.build import BuildConfig
 from retro_np.training.config import TrainingConfig
 
 OLD = json.loads((Path(__file__).parent / "files" / "commands.json").read_text())
-TODAY = typer.main.get_command(app).commands
+CURRENT = typer.main.get_command(app).commands
 
 
 def default(value):
@@ -20,38 +21,59 @@ def default(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def test_every_old_command_is_there():
-    assert TODAY.keys() >= OLD.keys()
+def test_every_old_command_still_exists():
+    assert CURRENT.keys() >= OLD.keys()
 
 
 @pytest.mark.parametrize("command", OLD)
 def test_every_old_option_is_accepted_with_the_same_default(command):
-    today = {option: each for each in TODAY[command].params for option in (*each.opts, *each.secondary_opts)}
+    current = {option: p for p in CURRENT[command].params for option in (*p.opts, *p.secondary_opts)}
     for old in OLD[command]:
         if old["param_type_name"] == "option":
             for option in (*old["opts"], *old["secondary_opts"]):
-                (name,) = replace_old_options([option])
-                assert name in today, option
-                each = today[name]
-                facts = default(each.default), each.required, each.nargs
+                _, name = replace_old_options([command, option])
+                assert name in current, option
+                parameter = current[name]
+                facts = default(parameter.default), parameter.required, parameter.nargs
                 assert facts == (old["default"], old["required"], old["nargs"]), option
 
 
 @pytest.mark.parametrize("command", OLD)
-def test_arguments_are_taken_in_the_old_order(command):
-    arguments = [each for each in TODAY[command].params if each.param_type_name == "argument"]
-    old = [each for each in OLD[command] if each["param_type_name"] == "argument"]
-    assert [(default(each.default), each.required, each.nargs) for each in arguments] == [
-        (each["default"], each["required"], each["nargs"]) for each in old
+def test_arguments_have_the_old_order(command):
+    arguments = [p for p in CURRENT[command].params if p.param_type_name == "argument"]
+    old = [p for p in OLD[command] if p["param_type_name"] == "argument"]
+    assert [(default(p.default), p.required, p.nargs) for p in arguments] == [
+        (p["default"], p["required"], p["nargs"]) for p in old
     ]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_an_old_option_is_replaced_and_its_new_name_told(option, capsys):
-    assert replace_old_options([option, "1"]) == [OPTIONS[option], "1"]
-    assert replace_old_options([f"{option}=1"]) == [f"{OPTIONS[option]}=1"]
-    line = f"retro-np: {option} is now called {OPTIONS[option]}; the old name works until version 0.3\n"
+@pytest.mark.parametrize(("command", "option"), [(command, old) for command in OPTIONS for old in OPTIONS[command]])
+def test_an_old_option_is_replaced_and_its_new_name_is_printed(command, option, capsys):
+    new = OPTIONS[command][option]
+    assert replace_old_options([command, option, "1"]) == [command, new, "1"]
+    assert replace_old_options([command, f"{option}=1"]) == [command, f"{new}=1"]
+    line = f"retro-np: {option} is now called {new}; the old name works until version 0.3\n"
     assert capsys.readouterr().err == 2 * line
+
+
+@pytest.mark.parametrize("arguments", [["search", "db", "--lent"], ["train", "db", "--", "--lent"], ["--lent"], []])
+def test_text_that_looks_like_an_old_option_is_left_alone(arguments, capsys):
+    assert replace_old_options(arguments) == arguments
+    assert capsys.readouterr().err == ""
+
+
+def test_replace_and_attributes_accept_old_fields():
+    changed = replace(TrainingConfig(), lent=0.5, lent_steps=3)
+    assert changed == TrainingConfig(oracle_share=0.5, oracle_steps=3)
+    assert (changed.lent, changed.lent_steps) == (0.5, 3)
+    assert replace(BuildConfig(extra_candidates=5), spares=9).extra_candidates == 9
+
+
+def test_an_old_field_of_another_configuration_is_not_translated():
+    with pytest.raises(TypeError, match="'lent'"):
+        BuildConfig(lent=1)
+    with pytest.raises(AttributeError, match="'BuildConfig' object has no attribute 'lent'"):
+        BuildConfig().lent  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -61,9 +83,9 @@ def test_an_old_option_is_replaced_and_its_new_name_told(option, capsys):
         (BuildConfig, {"spares": 3}, {"extra_candidates": 3}),
     ],
 )
-def test_an_old_field_is_accepted_and_its_new_name_told(config, old, new, capsys):
+def test_an_old_field_is_accepted_and_its_new_name_is_printed(config, old, new, capsys):
     assert config(**old) == config(**new)
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == len(old)
-    for line, (field, successor) in zip(sorted(told), zip(old, new, strict=True), strict=True):
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == len(old)
+    for line, (field, successor) in zip(sorted(printed), zip(old, new, strict=True), strict=True):
         assert line.startswith(f"retro-np: {config.__name__}({field}=…) is now called {successor}=…;")

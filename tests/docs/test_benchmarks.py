@@ -1,4 +1,4 @@
-"""The benchmarks and their pages. Ground truth: results that the benchmarks wrote, and benchmarks run here."""
+"""The benchmarks and their pages. Ground truth: results that the benchmarks wrote, and short runs of benchmarks."""
 
 import json
 import os
@@ -18,11 +18,11 @@ def run(name, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-def test_the_page_of_performance_shows_what_the_benchmarks_wrote():
+def test_the_performance_page_shows_what_the_benchmarks_wrote():
     assert run("report", "--check").returncode == 0, "run python benchmarks/report.py"
 
 
-def test_the_page_of_experiments_shows_what_was_recorded():
+def test_the_experiments_page_shows_what_was_recorded():
     assert run("experiments", "--check").returncode == 0, "run python benchmarks/experiments.py"
 
 

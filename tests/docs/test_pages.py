@@ -1,4 +1,4 @@
-"""The pages in Markdown. Ground truth: the files that they name, the package's modules, an example run on a demo."""
+"""The pages in Markdown. Ground truth: the files that they name, the package's modules, and a run of an example."""
 
 import importlib
 import re
@@ -11,7 +11,7 @@ import pytest
 import retro_np
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = Path(retro_np.__file__).parent  # it may be installed elsewhere than beside the tests
+PACKAGE = Path(retro_np.__file__).parent  # the package may be installed elsewhere
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "tutorials/*.md", "csrc/*.md", "retro_np/pretrained/stdlib/*.md")
@@ -42,13 +42,13 @@ def test_the_pages_name_many_files():
     assert len({path for page in PAGES for path in named_files(page)}) > 100
 
 
-def test_every_module_that_computes_something_of_the_paper_is_in_its_map():
+def test_every_module_that_implements_the_paper_is_in_the_map():
     folders = ("nn", "retrieval", "training", "evaluation")
     modules = [path.relative_to(PACKAGE).as_posix() for f in folders for path in (PACKAGE / f).glob("[a-z]*.py")]
-    # These modules serve the others and belong to no section of the paper.
-    serving = {"nn/checks.py", "nn/scope.py", "retrieval/sharded.py", "retrieval/documents.py", "retrieval/manifest.py"}
-    serving |= {"retrieval/patterns.py"}
-    assert sorted(m for m in modules if f"`retro_np/{m}`" not in MAP and m not in serving) == []
+    # These modules are used by the others and belong to no section of the paper.
+    helpers = {"nn/checks.py", "nn/scope.py", "retrieval/sharded.py", "retrieval/documents.py", "retrieval/manifest.py"}
+    helpers |= {"retrieval/patterns.py"}
+    assert sorted(m for m in modules if f"`retro_np/{m}`" not in MAP and m not in helpers) == []
 
 
 def test_every_new_import_path_of_the_changelog_exists():
@@ -58,12 +58,12 @@ def test_every_new_import_path_of_the_changelog_exists():
     for old, new in rows:
         modules, names = re.findall(r"`(retro_np[\w.]*)`", new), re.findall(r"`(\w+)`", new.partition("`:")[2] or old)
         for module in filter(lambda name: name != "retro_np", modules):
-            there = vars(importlib.import_module(module))
-            assert [name for name in names if name not in {*there, "retro_np"}] == [], new
+            contents = vars(importlib.import_module(module))
+            assert [name for name in names if name not in {*contents, "retro_np"}] == [], new
 
 
 @pytest.mark.slow
-def test_the_example_of_the_database_page_runs_on_what_the_demo_leaves(tmp_path):
+def test_the_example_of_the_database_page_runs_on_the_demos_database(tmp_path):
     page = (ROOT / "docs" / "database.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     demo = "from retro_np.cli import main; import sys; sys.argv = ['retro-np', 'demo', '--minutes', '0.5']; main()"

@@ -1,4 +1,4 @@
-"""The README. Ground truth: its examples, run, and the files and public names of the package."""
+"""The README. Ground truth: runs of its examples, and the files and public names of the package."""
 
 import re
 import subprocess
@@ -19,12 +19,12 @@ def run_example(code, cwd):
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
-def test_the_first_example_trains_a_model_and_says_what_retrieval_saves(tmp_path):
+def test_the_first_example_trains_a_model_and_prints_what_retrieval_saves(tmp_path):
     done = run_example(EXAMPLES[0], tmp_path)
     assert done.returncode == 0, done.stderr
     sentence, retrieved = done.stdout.splitlines()
     shown = re.search(r"# (With retrieval on.*) …", EXAMPLES[0])[1]
-    # The figures depend on the standard library of this Python.
+    # The figures depend on this Python's standard library.
     assert FIGURE.sub("#", sentence).startswith(FIGURE.sub("#", shown))
     assert len(retrieved) > 2
 
@@ -39,7 +39,7 @@ def test_every_public_name_is_in_the_readme():
     assert [name for name in retro_np.__all__ if f"`{name}`" not in README] == []
 
 
-def test_the_tree_is_what_the_top_folder_and_the_package_contain():
+def test_the_tree_lists_exactly_the_contents_of_the_top_folder_and_the_package():
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     top = [path for path in ROOT.iterdir() if not any(path.match(pattern.rstrip("/")) for pattern in ignored)]
     top = [path for path in top if path.name in (".ci", ".github") or path.name[0] != "."]

@@ -1,4 +1,4 @@
-"""Ground truth: docs/scale.md, arithmetic done by hand, and the files of a real database."""
+"""The page and the arithmetic of scale. Ground truth: arithmetic by hand, and the files of a real database."""
 
 import importlib
 import json
@@ -60,7 +60,7 @@ def test_a_query_costs_one_search_per_shard_and_all_neighbours_cost_the_square_o
     assert costs.shards_of(1000) == 1
 
 
-def test_temporary_lists_grow_with_the_shards_until_lists_are_merged():
+def test_temporary_lists_grow_with_the_number_of_shards_until_lists_are_merged():
     assert costs.temporary_list_bytes(64, shard=10**9) == 384  # one chunk, one shard: a list of 32 × 12 bytes
     assert costs.temporary_list_bytes(10**12) == 15_625_000_000 * 18 * 384  # 16 lists, and the merged one twice
 
@@ -88,7 +88,7 @@ def test_the_files_of_a_real_database_have_the_computed_sizes(tmp_path):
     assert lists - 2 * header == chunks * costs.list_bytes()
     shard_files = [name for name in files if name.startswith(("shards/00000/", "neighbours/train/00000/"))]
     assert len(shard_files) == costs.FILES_PER_SHARD
-    # the number of a node's layers is random
+    # The number of a node's layers is random.
     assert files["shards/00000/index.hnsw"] == pytest.approx(chunks * costs.node_bytes(width), rel=0.01)
 
 

@@ -13,14 +13,14 @@ from retro_np.evaluation.knn_lm import MIXTURE_WEIGHTS
 
 
 @given(seed=st.integers(0, 2**32 - 1), m=st.integers(1, 5), chunks=st.integers(1, 4), k=st.integers(1, 3))
-def test_the_longest_match_is_that_of_plain_loops(seed, m, chunks, k):
+def test_the_longest_match_equals_plain_loops(seed, m, chunks, k):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, 4, (1, m * chunks))
     neighbours = rng.integers(0, 4, (1, chunks, k, 2 * m))
     lengths, copied = longest_matches(tokens, neighbours)
     for t in range(m * chunks):
         u = (t + 1) // m - 1  # the chunk whose neighbours position t reads
-        best, following = 0, {0}
+        best, continuations = 0, {0}
         for j in range(k if u >= 0 else 0):
             value = neighbours[0, u, j]
             for end in range(2 * m - 1):
@@ -31,18 +31,18 @@ def test_the_longest_match_is_that_of_plain_loops(seed, m, chunks, k):
                 ):  # fmt: skip
                     run += 1
                 if value[end + 1] != 0 and run >= best and run > 0:
-                    following = {int(value[end + 1])} | (following if run == best else set())
+                    continuations = {int(value[end + 1])} | (continuations if run == best else set())
                     best = run
         assert lengths[0, t] == best
-        assert copied[0, t] in following
+        assert copied[0, t] in continuations
 
 
 def test_the_weight_of_a_copy_is_tuned_on_the_other_half_of_the_documents():
     scored, half = ScoredTokens(np.arange(40), np.full(40, 2), np.full(40, 2.0)), np.repeat([0, 1], 20)
     hit = half == 0  # copying is always right in the first half, and never in the second
     after = _nats_with_copying(scored, hit, np.ones(40, np.int64), half)
-    assert (after[half == 0] == 2.0).all()  # the second half says never to copy
-    np.testing.assert_allclose(after[half == 1], 2.0 - np.log(1 - MIXTURE_WEIGHTS[-1]))  # the first says always
+    assert (after[half == 0] == 2.0).all()  # the second half says: never copy
+    np.testing.assert_allclose(after[half == 1], 2.0 - np.log(1 - MIXTURE_WEIGHTS[-1]))  # the first: always
 
 
 def test_the_copy_bound_is_what_a_weight_on_the_copied_token_saves(database, monkeypatch):
@@ -63,7 +63,7 @@ def test_the_copy_bound_is_what_a_weight_on_the_copied_token_saves(database, mon
     assert mixed["gain"] == pytest.approx(saved / np.log(database.vocabulary_size), abs=0.02)
 
 
-@pytest.mark.parametrize("limit", [None, 105])  # a full window ends there, whose last target is beyond the limit
+@pytest.mark.parametrize("limit", [None, 105])  # a full window ends at 105, so its last target is beyond the limit
 def test_the_copy_bound_starts_from_the_baselines_bits_and_copying_saves_some(database, limit):
     config = small_config(database, cca_layers=(), encoder=None)
     params = init_params(config, np.random.default_rng(0))
@@ -71,6 +71,6 @@ def test_the_copy_bound_starts_from_the_baselines_bits_and_copying_saves_some(da
     plain = score(params, config, database, k=0, sequence_length=32, stride=16, limit=limit)
     assert bound["bpb"] == pytest.approx(plain.bits_per_byte(), rel=1e-6)
     assert sum(bound["positions"]) == pytest.approx(1)
-    # an untrained model knows nothing, and a tenth of the tokens after a match is right
+    # An untrained model knows nothing, and about a tenth of the copied tokens are right.
     assert 0 < bound["gain"] <= bound["gain_by_length"] + 0.02 < 1
     assert bound["right"][0] == 0

@@ -26,7 +26,7 @@ def model(database):
 
 
 def plain_losses(params, config, database, n, stride, k):
-    """Nats and bytes of each chunk of "valid". The first window, in whole strides, to reach a token scores it."""
+    """Nats and bytes of each chunk of "valid". The first window, in whole strides, that reaches a token scores it."""
     split, m = database.split("valid"), database.chunk_size
     lengths = token_byte_lengths(database.tokenizer)
     documents = split.documents[:]
@@ -93,7 +93,7 @@ def test_bits_per_byte_is_nats_over_ln_2_and_bytes():
         bits_per_byte([], [])
 
 
-def test_filtered_bits_per_byte_is_that_of_the_chunks_that_pass():
+def test_filtered_bits_per_byte_counts_only_the_chunks_that_pass():
     losses = Losses(np.array([1.0, 2.0, 4.0]), np.array([1, 1, 2]), np.zeros(3, int))
     figures = filtered_bits_per_byte(losses, np.array([0.5, 0.0, 1.0]), (0.0, 0.5, 1.0))
     assert figures == pytest.approx([2 / math.log(2), 1.5 / math.log(2), 7 / 4 / math.log(2)])
@@ -117,7 +117,7 @@ def test_leakage_is_the_longest_run_shared_with_a_value_over_m(database):
         assert ratios[row] == best / m
 
 
-def test_evaluate_writes_its_results_and_curves_end_at_the_figure_of_all_chunks(model, database, tmp_path):
+def test_evaluate_writes_its_results_and_its_curves_end_at_the_figure_for_all_chunks(model, database, tmp_path):
     results = evaluate({"RETRO": model}, database, tmp_path, sequence_length=32, stride=16)
     assert set(results["models"]) == {OFF, ON, SHUFFLED}
     for name, curve in results["bpb_alpha"].items():
@@ -165,7 +165,7 @@ def test_the_verdict_says_when_retrieval_is_not_used():
 def test_lengths_that_do_not_fit_and_a_missing_split_are_refused(model, database):
     with pytest.raises(UserError, match="stride must be at most"):
         score(*model, database, sequence_length=16, stride=32)
-    with pytest.raises(UserError, match="not whole chunks"):
+    with pytest.raises(UserError, match="stride must be a multiple of the chunk size, 8, not 3"):
         score(*model, database, sequence_length=32, stride=3)
     with pytest.raises(UserError, match="no split 'test'"):
         score(*model, database, "test", sequence_length=32, stride=16)

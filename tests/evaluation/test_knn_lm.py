@@ -64,7 +64,7 @@ def test_logits_are_hidden_states_times_the_readout():
         np.testing.assert_allclose(logits, retro(params, CONFIG, tokens, retrieved)[0], rtol=1e-12, atol=1e-12)
 
 
-def test_frozen_model_is_a_forward_pass_over_each_tokens_window(model, frozen, database):
+def test_the_frozen_model_is_a_forward_pass_over_each_tokens_window(model, frozen, database):
     scored, hidden, documents = frozen
     params, config = model
     windows = list(token_windows(database))
@@ -78,7 +78,7 @@ def test_frozen_model_is_a_forward_pass_over_each_tokens_window(model, frozen, d
         assert scored.nats[i] == pytest.approx(-log_softmax(logits[0, -1])[token], rel=1e-10)
 
 
-@pytest.mark.parametrize("limit", [None, 11, 12])  # at 12 a full window ends, whose last target is beyond the limit
+@pytest.mark.parametrize("limit", [None, 11, 12])  # a full window ends at 12, so its last target is beyond the limit
 def test_losses_of_the_frozen_model_are_those_of_score_to_the_bit(model, database, limit):
     losses = frozen_model(*model, database, limit=limit, **WINDOW)[0].losses(database, limit=limit)
     expected = score(*model, database, k=0, stride=16, limit=limit, **WINDOW)
@@ -124,9 +124,8 @@ def test_a_sampled_datastore_is_a_part_of_the_whole_and_no_larger_than_requested
     for size in (1, 100, 301):
         keys, values = datastore(*model, database, size, **WINDOW)
         assert size - 2 * database.chunk_size < len(keys) == len(values) <= size  # documents end in padding
-        assert len({tuple(row) for row in np.round(keys, 8)} & whole) >= 0.9 * len(
-            keys
-        )  # except where the 8th digit rounds differently
+        # Not all of them, because the 8th digit may round differently.
+        assert len({tuple(row) for row in np.round(keys, 8)} & whole) >= 0.9 * len(keys)
     again, _ = datastore(*model, database, 301, **WINDOW)
     assert np.array_equal(keys, again)
 
@@ -143,7 +142,7 @@ def plain_knn(h, keys, values, alpha, vocabulary_size, k=10):
 
 @pytest.mark.parametrize("stored", [6, 40])
 @pytest.mark.parametrize("alpha", [0.01, 1.0])
-def test_knn_probability_is_that_of_plain_loops_and_sums_to_one(stored, alpha):
+def test_knn_probability_equals_plain_loops_and_sums_to_one(stored, alpha):
     rng, vocabulary_size = np.random.default_rng(stored), 7
     keys, values = rng.standard_normal((stored, 5)), rng.integers(0, vocabulary_size, stored)
     hidden = rng.standard_normal((4, 5))
@@ -180,7 +179,7 @@ def plain_cache(hidden, tokens, documents, t, theta, window, vocabulary_size):
 
 
 @pytest.mark.parametrize("window", [1, 5, 1000])
-def test_the_cache_is_that_of_plain_loops_and_sums_to_one(window):
+def test_the_cache_equals_plain_loops_and_sums_to_one(window):
     rng, vocabulary_size, n = np.random.default_rng(window), 5, 300  # more than a block of positions
     hidden, documents = rng.standard_normal((n, 3)), np.repeat([2, 3, 7], [1, 280, 19])
     tokens = rng.integers(0, vocabulary_size, n)
@@ -198,7 +197,7 @@ def test_the_cache_is_that_of_plain_loops_and_sums_to_one(window):
 
 
 def test_the_weight_of_the_cache_is_tuned_on_the_other_half_of_the_documents():
-    """In the documents of one half tokens repeat, in those of the other never, so each half gets the wrong weight."""
+    """Tokens repeat in the documents of one half but not of the other, so each half gets the wrong weight."""
     documents = np.repeat([0, 1], 30)
     tokens = np.where(documents == 0, 7, np.arange(60))
     hidden = np.zeros((60, 4), np.float32)
@@ -232,13 +231,13 @@ def test_no_later_token_changes_an_earlier_probability_of_the_cache():
         assert not np.array_equal(after[t:], before[t:])
 
 
-def test_prepended_neighbours_are_a_forward_pass_with_them_before_the_text(model, database):
+def test_prepending_is_a_forward_pass_with_the_neighbours_before_the_text(model, database):
     params, config = model
     scored, m, k, n = prepended(params, config, database, k=1, **WINDOW), database.chunk_size, 1, 32
     split = database.split("valid")
     windows = list(token_windows(database))
     assert scored.positions.tolist() == [position for position, *_ in windows]
-    cut = 0
+    n_cut = 0
     for i in range(0, len(windows), 7):
         _, _, rows, context, token = windows[i]
         retrieved = np.empty(0, int)
@@ -249,11 +248,11 @@ def test_prepended_neighbours_are_a_forward_pass_with_them_before_the_text(model
         room = n - len(retrieved)
         text_end = min(chunk_end - 1, n)  # the chunk's last token is predicted, not read
         dropped = max(0, text_end - room)
-        cut += dropped > 0
+        n_cut += dropped > 0
         text = np.concatenate([retrieved, context[dropped:]])
         logits, _ = retro(params, config, text[None], None)
         assert scored.nats[i] == pytest.approx(-log_softmax(logits[0, -1])[token], rel=1e-9)
-    assert cut  # some contexts were cut
+    assert n_cut  # some contexts were cut
 
 
 def test_the_nearest_neighbour_comes_last(model):
@@ -286,11 +285,10 @@ def test_no_later_token_or_neighbour_changes_an_earlier_prepended_score(model):
         changed, others, wanted = tokens.copy(), neighbours.copy(), targets.copy()
         changed[0, t:] = 299 - changed[0, t:] + 2
         wanted[0, t:-1] = changed[0, t + 1 :]
-        others[0, t // m :] = 299 - others[0, t // m :] + 2  # of the chunks with a changed token
+        others[0, t // m :] = 299 - others[0, t // m :] + 2  # neighbours of the chunks with a changed token
         after = prepended_nats(params, config, changed, wanted, others, 4 * m)
-        np.testing.assert_allclose(
-            after[0, : t - 1], before[0, : t - 1], rtol=1e-12
-        )  # different batches round differently
+        # Not to the bit, because different batches round differently.
+        np.testing.assert_allclose(after[0, : t - 1], before[0, : t - 1], rtol=1e-12)
         assert not np.isclose(after[0, t : 4 * m - 1], before[0, t : 4 * m - 1]).all()
 
 

@@ -84,7 +84,7 @@ def test_fits_says_which_questions_and_answers_are_accepted(tokenizer):
                 if accepted:
                     make(tokenizer, [text], m)
                 else:
-                    with pytest.raises(UserError, match="has room for"):
+                    with pytest.raises(UserError, match="tokens, but its chunk has room for"):
                         make(tokenizer, [text], m)
 
 
@@ -131,12 +131,12 @@ def test_fine_tuning_takes_adamws_steps_along_the_gradients_of_retro_loss(with_p
     questions, answers, passages, passage_rows = random_questions(3, 2, seed=1)
     training = TrainingConfig(steps=3, batch_size=2, learning_rate=1e-2, warmup=0, seed=4)
     start = perturbed_params(CONFIG)
-    read = passages if with_passages else None
-    tuned = fine_tune(start, CONFIG, questions, answers, read, passage_rows, training)
+    given_passages = passages if with_passages else None
+    tuned = fine_tune(start, CONFIG, questions, answers, given_passages, passage_rows, training)
 
     params = perturbed_params(CONFIG)
     state = adamw_init(params)
-    for step, rate in enumerate([1e-2, 0.55e-2, 1e-3]):  # a cosine to a tenth
+    for step, rate in enumerate([1e-2, 0.55e-2, 1e-3]):  # a cosine down to a tenth of the peak
         rows = sequence_rows(5, 1, 2, 4, step)[:, 0]
         sequence = np.concatenate([questions[rows], answers[rows]], axis=1)
         targets = np.where(np.arange(1, 6) >= 3, sequence[:, 1:], 0)
@@ -165,13 +165,13 @@ def test_a_loss_that_is_not_finite_stops_fine_tuning_and_names_the_step():
 def test_answers_are_the_most_likely_tokens_of_the_full_forward_pass(m, k, seed):
     config, (questions, _, passages, passage_rows) = replace(CONFIG, chunk_size=m), random_questions(m, max(k, 1), seed)
     params = perturbed_params(config, seed)
-    read = passages[passage_rows[0]] if k else None  # k = 0: closed book
+    context = passages[passage_rows[0]] if k else None  # k = 0: closed book
     tokens = list(questions[0])
     while len(tokens) < 2 * m and 1 not in tokens[m:]:
-        logits, _ = retro(params, config, np.array([tokens]), None if read is None else read[None, None])
+        logits, _ = retro(params, config, np.array([tokens]), None if context is None else context[None, None])
         logits[..., 0] = -np.inf  # padding is never sampled
         tokens.append(int(logits[0, -1].argmax()))
-    assert answer(params, config, questions[0], read).tolist() == [token for token in tokens[m:] if token != 1]
+    assert answer(params, config, questions[0], context).tolist() == [token for token in tokens[m:] if token != 1]
 
 
 def test_answers_of_reads_each_questions_own_passages_and_returns_texts(database):
@@ -202,7 +202,7 @@ def test_texts_are_normalised_as_in_squad(text, expected):
     assert normalised(text) == expected
 
 
-def test_a_match_is_with_a_whole_accepted_answer():
+def test_an_exact_match_is_with_a_whole_accepted_answer():
     assert exact_match("The United States", ["USA", "united states"])
     assert not exact_match("United States of America", ["USA", "united states"])
     assert not exact_match("", ["USA"])
@@ -227,13 +227,13 @@ def test_a_model_learns_to_answer_what_only_its_passages_say():
         training,
     )  # fmt: skip
 
-    def accuracy(read):
+    def accuracy(passages_of):
         return np.mean(
-            [answer(params, config, questions[i], read(i)).tolist() == [values[i]] for i in range(trained, n)]
+            [answer(params, config, questions[i], passages_of(i)).tolist() == [values[i]] for i in range(trained, n)]
         )
 
     assert accuracy(lambda i: passages[i : i + 1]) > 0.9
-    assert accuracy(lambda i: None) < 0.3  # by chance 0.05
+    assert accuracy(lambda i: None) < 0.3  # 0.05 by chance
 
 
 SOURCE = '''import os

@@ -26,7 +26,7 @@ from retro_np.pretrained.bundled import BUNDLED, load_pretrained
 from retro_np.training.loop import CHECKPOINT
 
 NAMES = list(experiments())
-RUN_HERE = sorted(set(NAMES) - {"knowledge", "question-answering", "samples"})  # which have test files of their own
+RUN_HERE = sorted(set(NAMES) - {"knowledge", "question-answering", "samples"})  # these have their own test files
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_experiments_are_listed_in_the_order_of_their_positions():
     assert NAMES[-1] == "pretrained"
 
 
-def test_a_new_file_in_the_package_is_all_that_a_new_experiment_needs(tmp_path, monkeypatch):
+def test_a_new_experiment_needs_only_a_new_file_in_the_package(tmp_path, monkeypatch):
     source = """
 from retro_np.experiments.experiment import Experiment
 
@@ -99,7 +99,7 @@ def test_a_second_run_of_an_experiment_gives_the_same_figures(name, folder):
     assert written["seeds"] == (seeds or 1)
     assert first["verdict"].endswith(".")
     assert (folder / "tiny" / f"{name}.png").stat().st_size > 1000
-    assert not (folder / f"{name}.json").exists()  # the file of a full run
+    assert not (folder / f"{name}.json").exists()  # only a full run writes this file
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_each_seed_has_its_own_models(lab):
         assert not np.array_equal(first.params["embedding"], second.params["embedding"])
 
 
-def test_each_condition_has_the_losses_of_its_evaluation(lab):
+def test_each_condition_has_the_losses_that_score_returns(lab):
     lab, database, ((baseline, retro), _) = lab
     window = {"sequence_length": 128, "stride": 64, "limit": lab.limit(database)}
     lines = lab.conditions(database, baseline, retro)
@@ -133,7 +133,7 @@ def test_each_condition_has_the_losses_of_its_evaluation(lab):
     assert all(np.array_equal(again[name].nats, lines[name].nats) for name in lines)
 
 
-def test_a_damaged_file_of_the_lab_is_named(lab):
+def test_an_error_names_the_damaged_file_of_the_lab(lab):
     lab, database, ((baseline, retro), _) = lab
     lab.conditions(database, baseline, retro)
     lab.leakage(database)
@@ -146,7 +146,7 @@ def test_a_damaged_file_of_the_lab_is_named(lab):
         path.write_bytes(whole)
 
 
-def test_unusable_seeds_and_folders_in_the_way_are_refused(tmp_path):
+def test_several_seeds_for_a_one_seed_experiment_and_a_folder_named_like_the_result_are_refused(tmp_path):
     with pytest.raises(UserError, match="trains models of one seed"):
         run_experiment("model-size", tmp_path, "tiny", seeds=2)
     (tmp_path / "tiny" / "leakage.png").mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_pretrain_writes_the_trained_models_in_half_precision(folder, tmp_path):
     assert files[2].read_bytes() == (lab.database().path / "tokenizer.json").read_bytes()
 
 
-def test_the_bundled_folder_holds_two_models_of_one_decoder_their_licences_and_no_more():
+def test_the_bundled_folder_has_two_models_of_one_decoder_their_licences_and_nothing_else():
     assert sorted(path.name for path in BUNDLED.iterdir()) == [
         "LICENSE", "LICENSE-MiniLM", "README.md", "baseline.safetensors", "retro.safetensors", "tokenizer.json",
     ]  # fmt: skip
@@ -228,7 +228,7 @@ def test_a_lab_scores_as_score_does(folder):
         assert (folder / "tiny" / "models" / retro.name / CHECKPOINT).exists()
 
 
-def test_a_mistake_is_reported_in_one_line_with_a_remedy(tmp_path):
+def test_a_mistake_is_reported_in_one_line_that_says_what_to_do(tmp_path):
     assert "choose from random-neighbours, leakage" in refused("experiment", "perplexity", "-o", tmp_path)
     assert "choose from tiny, small" in refused("experiment", "leakage", "--scale", "huge", "-o", tmp_path)
     line = refused("experiment", "second-corpus", "--scale", "tiny", "-o", tmp_path)
@@ -257,7 +257,7 @@ def line(*seeds):
         ((1.9, 1.91), 2.1, 2.2, False),
     ],
 )  # fmt: skip
-def test_the_control_requires_a_gain_beyond_the_spread_none_if_shuffled_and_off_near_the_baseline(
+def test_the_control_requires_a_gain_with_every_seed_none_if_shuffled_and_off_near_the_baseline(
     on, off, shuffled, agrees
 ):
     lines = {"baseline": line(1.98, 1.99), OFF: line(off, off), ON: line(*on), SHUFFLED: line(shuffled, shuffled)}
@@ -278,7 +278,7 @@ def test_verdicts_follow_the_figures():
     runs = [{"share": share, ON: {"bpb": 1.9}, "off_equals_baseline": True} for share in (0.05, 0.25)]
     fitted = {"baseline": {"bpb": 2.0}, "RETRO": {"bpb": 1.8}, "runs": runs}
     assert retrofit.verdict(fitted)[0] is True
-    runs[1][ON]["bpb"] = 1.95  # less than half of what a RETRO from scratch gains
+    runs[1][ON]["bpb"] = 1.95  # less than half of the gain of a RETRO from scratch
     assert retrofit.verdict(fitted)[0] is False
     runs[0][ON]["bpb"], runs[1][ON]["bpb"] = 2.1, 1.9
     assert retrofit.verdict(fitted)[0] is False
@@ -296,6 +296,6 @@ def test_verdicts_follow_the_figures():
     assert leakage.verdict(figures)[0] is True
     curves[ON][2] = 2.11
     assert leakage.verdict(figures)[0] is False
-    assert "RETRO[ON] is lower for every α above 12.5 %." in leakage.verdict(figures)[1]
+    assert "RETRO[ON] is below its baseline at every α above 12.5 %." in leakage.verdict(figures)[1]
     curves[ON][2], curves[ON][-1] = 2.05, 1.99
     assert leakage.verdict(figures)[0] is False

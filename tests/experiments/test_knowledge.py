@@ -10,7 +10,7 @@ from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.experiments import knowledge, recipe
 from retro_np.experiments.experiment import run_experiment
 from retro_np.experiments.facts import CHUNK, DIGITS, WORDINGS, document, invent, questions, write_facts
-from retro_np.experiments.knowledge import ANSWER_LINES, KEPT, REMOVED, SWAPPED, verdict
+from retro_np.experiments.knowledge import ANSWER_LINES, REMAINING, REMOVED, SWAPPED, verdict
 from retro_np.experiments.lab import SCALES, Lab, Model
 
 FACTS = invent(12, seed=3)
@@ -33,7 +33,7 @@ def test_a_document_has_two_chunks_the_first_with_the_name_and_the_second_with_t
             text = document(fact, wording)
             assert fact.name in text[:CHUNK]
             assert fact.code in text[CHUNK:]
-            assert len(text) < 2 * CHUNK  # room for the end-of-text
+            assert len(text) < 2 * CHUNK  # space for the end-of-text
     assert told.n_chunks == 2 * len(FACTS)
 
 
@@ -45,7 +45,7 @@ def test_the_positions_of_a_question_are_those_of_its_code(told):
         assert len(fact.code) == DIGITS
 
 
-def test_other_codes_differ_for_the_same_names_and_wordings():
+def test_other_codes_change_the_codes_but_not_the_names_and_wordings():
     changed = knowledge.other_codes(FACTS, seed=0)
     assert [(f.name, f.told, f.asked) for f in changed] == [(f.name, f.told, f.asked) for f in FACTS]
     assert all(new.code != old.code for new, old in zip(changed, FACTS, strict=True))
@@ -73,7 +73,7 @@ def test_the_share_of_right_answers_equals_that_of_greedy_decoding(told):
         assert knowledge.answers(model, FACTS, told, k=k)["right"] == decoded
 
 
-def test_the_experiment_runs_and_after_six_steps_it_does_not_agree(tmp_path):
+def test_the_experiment_runs_and_does_not_agree_after_six_steps(tmp_path):
     result = run_experiment("knowledge", tmp_path, "tiny", 1)
     lines = result["figures"]["lines"]
     assert set(lines) == set(ANSWER_LINES)
@@ -86,24 +86,24 @@ def test_the_experiment_runs_and_after_six_steps_it_does_not_agree(tmp_path):
 
 def test_the_verdict_depends_on_every_condition():
     def lines(**changed):
-        shares = {name: 1.0 if name in (ON, SWAPPED, KEPT) else 0.0 for name in ANSWER_LINES} | changed
-        one = {name: dict.fromkeys(("mean", "from", "to"), share) for name, share in shares.items()}
-        return {name: {"right": share, "bits": {"mean": 1.0}} for name, share in one.items()}
+        shares = {name: 1.0 if name in (ON, SWAPPED, REMAINING) else 0.0 for name in ANSWER_LINES} | changed
+        right = {name: dict.fromkeys(("mean", "from", "to"), share) for name, share in shares.items()}
+        return {name: {"right": share, "bits": {"mean": 1.0}} for name, share in right.items()}
 
-    rest = {"asked": 1, "chance": 0.1, "chance_bits": 3.3, "old_codes_after_swap": {"mean": 0.0}, "found": 1.0}
-    assert verdict({"lines": lines(), **rest})[0]
+    other_figures = {"asked": 1, "chance": 0.1, "chance_bits": 3.3, "old_codes_after_swap": {"mean": 0.0}, "found": 1.0}
+    assert verdict({"lines": lines(), **other_figures})[0]
     for name in ANSWER_LINES:
-        assert not verdict({"lines": lines(**{name: 0.5}), **rest})[0]
+        assert not verdict({"lines": lines(**{name: 0.5}), **other_figures})[0]
 
 
 @pytest.mark.slow
-def test_only_retrieval_answers_and_the_database_decides(tmp_path):
+def test_answers_need_retrieval_and_follow_the_database(tmp_path):
     lab = Lab(tmp_path, SCALES["small"], 1)
     figures = knowledge.measure(lab)
     right = {name: figures["lines"][name]["right"]["mean"] for name in ANSWER_LINES}
     assert right[ON] >= 0.9
     assert right[SWAPPED] >= 0.9  # new codes, from a database that gives the names other codes
-    assert right[KEPT] >= 0.9
+    assert right[REMAINING] >= 0.9
     # Of 256 guesses at one of 30,240 codes, two are right with a probability of 1 in 30,000.
     assert max(right[name] for name in (OFF, SHUFFLED, REMOVED)) <= 1 / 256
     assert figures["old_codes_after_swap"]["mean"] <= 1 / 256

@@ -1,4 +1,4 @@
-"""Ground truth: n-grams counted by hand, and texts of the database itself."""
+"""Ground truth: n-grams counted by hand, and the texts in the database."""
 
 import json
 
@@ -19,7 +19,7 @@ from retro_np.experiments.samples import (
 )
 
 
-def test_n_grams_are_the_slices_at_each_position_without_padding():
+def test_n_grams_are_the_slices_at_each_position_except_those_with_padding():
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 5, (3, 2, 11))
     slices = [tuple(row[i : i + 4].tolist()) for row in rows.reshape(-1, 11) for i in range(8)]

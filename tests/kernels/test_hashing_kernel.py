@@ -131,7 +131,7 @@ def test_a_row_without_features_is_as_far_from_others_as_unrelated_rows_are(kind
     keys = project_features(tokens, WEIGHTS, 256)
     np.testing.assert_array_equal(keys[0], keys[1])
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-6)
-    # of independent signs: 2, give or take 2 / √d_key, here within six of these
+    # Independent signs give 2, with a standard deviation of 2 / √d_key. Six of these are allowed.
     assert np.abs(((keys[2:] - keys[0]) ** 2).sum(axis=1) - 2).max() < 6 * 2 / 16
 
 

@@ -43,9 +43,9 @@ def random_text(rng, words, longest=12):
 @KINDS
 @settings(deadline=None)  # Numba compiles in the first call
 @given(data=texts, more=texts, words=st.integers(1, 15))
-def test_grams_have_equal_hashes_just_where_their_tuples_of_words_are_equal(kind, data, more, words):
+def test_two_grams_have_equal_hashes_if_and_only_if_their_words_are_equal(kind, data, more, words):
     kernels.use(kind)
-    hashes = [hash for text in (data, more) for hash in gram_hashes(as_array(text), words).tolist()]
+    hashes = [gram for text in (data, more) for gram in gram_hashes(as_array(text), words).tolist()]
     expected = grams_as_tuples(data, words) + grams_as_tuples(more, words)
     assert len(hashes) == len(expected)
     assert len(set(zip(hashes, expected, strict=True))) == len(set(hashes)) == len(set(expected))
@@ -65,7 +65,7 @@ def test_numba_and_numpy_give_a_gram_the_same_hash(data, words):
 @KINDS
 @settings(deadline=None)
 @given(parts=st.lists(texts, max_size=5), words=st.integers(1, 6), hashes=st.integers(1, 9))
-def test_a_signature_holds_the_least_value_of_each_hash_function(kind, parts, words, hashes):
+def test_a_signature_holds_the_minimum_of_each_hash_function(kind, parts, words, hashes):
     kernels.use(kind)
     factors = multipliers(hashes)
     signatures = minhash(*joined(parts), words, factors)

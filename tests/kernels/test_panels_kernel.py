@@ -68,8 +68,8 @@ def call(**changes):
         ({"out": np.zeros((3, 127))}, ValueError, "out must be \\(3, 128\\)"),
         ({"out": np.zeros((3, 128), np.float32)}, TypeError, "out must have the type of x"),
         ({"out": np.broadcast_to(np.zeros(128), (3, 128))}, ValueError, "out must be C-contiguous"),
-        ({"last": 3}, ValueError, "panels 0 to 3 of 2"),
-        ({"first": -1}, ValueError, "panels -1 to 2 of 2"),
+        ({"last": 3}, ValueError, "panels 0 to 3 are not within 0 to 2"),
+        ({"first": -1}, ValueError, "panels -1 to 2 are not within 0 to 2"),
     ],
 )
 def test_the_c_function_refuses_wrong_arguments_by_name(changes, error, words):

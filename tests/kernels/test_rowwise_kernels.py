@@ -16,13 +16,13 @@ from retro_np.kernels.threads import blocks, parallel_for, use_threads
 
 
 @st.composite
-def matrices(draw, how_many):
-    """`how_many` matrices of one shape, and a generator for the rest."""
+def matrices(draw, count):
+    """`count` matrices of one shape, and a generator for the rest."""
     shape = draw(st.sampled_from([(0, 4), (1, 1), (3, 5), (70, 16), (200, 33), (2000, 24)]))
     dtype = draw(st.sampled_from([np.float32, np.float64]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scale = draw(st.sampled_from([1e-3, 1.0, 20.0]))
-    return [(scale * rng.standard_normal(shape)).astype(dtype) for _ in range(how_many)], rng
+    return [(scale * rng.standard_normal(shape)).astype(dtype) for _ in range(count)], rng
 
 
 def both(function, *arrays, **options):

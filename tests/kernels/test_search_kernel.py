@@ -112,7 +112,7 @@ def test_the_extension_is_built_unless_the_environment_says_otherwise():
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None)
 @given(problem=problems())
-def test_ids_and_distances_are_those_of_sorting_in_plain_python(kind, problem):
+def test_ids_and_distances_equal_sorting_in_plain_python(kind, problem):
     queries, keys, k = problem
     ids, distances = run(kind, np.rint(queries), np.rint(keys), k)
     expected_ids, expected_distances = by_sorting(np.rint(queries), np.rint(keys), k)
@@ -124,7 +124,7 @@ def test_ids_and_distances_are_those_of_sorting_in_plain_python(kind, problem):
 
 @settings(deadline=None)
 @given(problem=problems())
-def test_distances_are_those_of_plain_python_in_float64_up_to_rounding(problem):
+def test_distances_equal_plain_python_in_float64_up_to_rounding(problem):
     queries, keys, k = problem
     ids, distances = run("numpy", queries, keys, k)
     pairs = (
@@ -199,7 +199,7 @@ def test_no_distance_is_below_its_bound_however_the_product_was_rounded(case, d,
     norms = search._lower_norms(vectors).astype(np.float64)
     lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1))
     product = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
-    product -= d * 2.0**-24 * np.outer(lengths, lengths) + d * float(np.finfo(np.float32).tiny)  # the worst there is
+    product -= d * 2.0**-24 * np.outer(lengths, lengths) + d * float(np.finfo(np.float32).tiny)  # the worst case
     bound = norms[:, None] - 2 * product + norms
     assert (search._distances(vectors[:, None], vectors[None]) >= bound).all()
 

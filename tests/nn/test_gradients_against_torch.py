@@ -14,30 +14,30 @@ pytestmark = pytest.mark.oracle
 
 @pytest.fixture(scope="module")
 def port():
-    import torch_port  # imported here, so that the tests without oracles need no PyTorch
+    import torch_port  # imported here, so that tests without oracles do not need PyTorch
 
     return torch_port
 
 
-def assert_same_gradients(ours, theirs, rtol, floor):
+def assert_same_gradients(actual, expected, rtol, floor):
     """Assert that every leaf agrees within rtol of its largest entry.
 
-    floor, a share of the whole tree's largest entry, is for leaves that are zero in exact arithmetic (W_q where there
-    is one key, say) and hold nothing but rounding.
+    floor, a share of the whole tree's largest entry, is for leaves that are zero in exact arithmetic and hold only
+    rounding, such as W_q if there is a single key.
     """
-    theirs = dict(named_leaves(theirs))
-    whole = max(np.abs(grad).max() for grad in theirs.values())
-    names = [name for name, _ in named_leaves(ours)]
-    assert sorted(names) == sorted(theirs)
-    for name, grad in named_leaves(ours):
-        tolerance = rtol * np.abs(theirs[name]).max() + floor * whole
-        worst = np.abs(grad - theirs[name]).max()
+    expected = dict(named_leaves(expected))
+    whole = max(np.abs(grad).max() for grad in expected.values())
+    names = [name for name, _ in named_leaves(actual)]
+    assert sorted(names) == sorted(expected)
+    for name, grad in named_leaves(actual):
+        tolerance = rtol * np.abs(expected[name]).max() + floor * whole
+        worst = np.abs(grad - expected[name]).max()
         assert worst <= tolerance, f"{name} is off by {worst:.3g}, more than {tolerance:.3g}"
 
 
 @MANY
 @given(case=cases())
-def test_the_port_equals_the_paper_by_loops(port, case):
+def test_the_port_equals_the_reference(port, case):
     np.testing.assert_allclose(port.retro_logits(*case.given), reference.retro(*case.given), rtol=1e-10, atol=1e-10)
 
 
@@ -72,7 +72,7 @@ def test_the_pullback_of_a_random_cotangent_equals_autograd(port, case):
 def test_gradients_in_float32_equal_autograd_in_float64_to_its_precision(port, case):
     params = map_tree(lambda _, array: array.astype(np.float32), case.params)
     loss, vjp = retro_loss(params, case.config, case.tokens, case.targets, case.neighbours)
-    # The port gets the rounded parameters, so only the arithmetic differs: some hundred roundings of 6e-8 each.
+    # The port gets the rounded parameters, so only the arithmetic differs: a few hundred roundings of 6e-8 each.
     expected, gradients = port.retro_loss(params, case.config, case.tokens, case.targets, case.neighbours)
     np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5)
     assert_same_gradients(vjp(1.0), gradients, rtol=1e-3, floor=1e-4)

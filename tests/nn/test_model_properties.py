@@ -17,20 +17,20 @@ ROUNDING = {"rtol": 1e-9, "atol": 1e-10}  # float64, with the terms of a sum in 
 
 
 def other_token(tokens, vocabulary_size):
-    """A different token for each, never padding."""
+    """Replace each token by a different one, never padding."""
     return tokens % (vocabulary_size - 1) + 1
 
 
-def assert_equal_trees(ours, theirs, compare):
-    theirs = dict(named_leaves(theirs))
-    for name, grad in named_leaves(ours):
-        compare(grad, theirs[name], err_msg=name)
+def assert_equal_trees(actual, expected, compare):
+    expected = dict(named_leaves(expected))
+    for name, grad in named_leaves(actual):
+        compare(grad, expected[name], err_msg=name)
 
 
 @MANY
-@given(case=cases(), where=st.integers(0, 63))
-def test_a_token_changes_its_own_logits_and_no_earlier_logit_by_a_bit(case, where):
-    t = where % case.tokens.shape[1]
+@given(case=cases(), number=st.integers(0, 63))
+def test_a_token_changes_its_own_logits_and_no_earlier_logit_by_a_bit(case, number):
+    t = number % case.tokens.shape[1]
     changed = case.tokens.copy()
     changed[:, t] = other_token(changed[:, t], case.config.vocabulary_size)
     before, _ = retro(*case.given)
@@ -40,12 +40,12 @@ def test_a_token_changes_its_own_logits_and_no_earlier_logit_by_a_bit(case, wher
 
 
 @MANY
-@given(case=cases(retrieving=True), where=st.integers(0, 63))
-def test_a_neighbour_changes_later_logits_and_none_before_its_chunks_last_token_by_a_bit(case, where):
+@given(case=cases(retrieving=True), number=st.integers(0, 63))
+def test_a_neighbour_changes_later_logits_and_none_before_its_chunks_last_token_by_a_bit(case, number):
     batch, chunks, k, _ = case.neighbours.shape
-    u, first = where % chunks, (where % chunks + 1) * case.config.chunk_size - 1
+    u, first = number % chunks, (number % chunks + 1) * case.config.chunk_size - 1
     changed = case.neighbours.copy()
-    j = where % k
+    j = number % k
     changed[:, u, j] = other_token(changed[:, u, j], case.config.vocabulary_size)
     before, _ = retro(*case.given)
     after, _ = retro(case.params, case.config, case.tokens, changed)
@@ -127,9 +127,9 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows_weighted_by_their_targets(c
     loss, vjp = retro_loss(case.params, case.config, tokens, targets, neighbours)
     mean, total = 0, map_tree(lambda _, array: np.zeros_like(array), case.params)
     for row in range(len(tokens)):
-        one = slice(row, row + 1)
+        rows = slice(row, row + 1)
         share = np.count_nonzero(targets[row]) / np.count_nonzero(targets)
-        row_loss, row_vjp = retro_loss(case.params, case.config, tokens[one], targets[one], neighbours[one])
+        row_loss, row_vjp = retro_loss(case.params, case.config, tokens[rows], targets[rows], neighbours[rows])
         mean += share * row_loss
         row_grads = dict(named_leaves(row_vjp(share)))
         total = map_tree(lambda name, array, grads=row_grads: array + grads[name], total)
@@ -184,8 +184,8 @@ def test_the_same_dropout_key_drops_the_same(key):
 
 @pytest.mark.parametrize("keys", [(7, 8), ((3, 4), (3, 5)), ((3, 4), (4, 3))], ids=str)
 def test_another_dropout_key_changes_every_position(keys):
-    one, other = (retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS, dropout_key=key)[0] for key in keys)
-    assert np.all(np.any(one != other, axis=-1))
+    first, second = (retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS, dropout_key=key)[0] for key in keys)
+    assert np.all(np.any(first != second, axis=-1))
 
 
 def test_nothing_is_dropped_without_a_key():

@@ -1,4 +1,4 @@
-"""Ground truth: the model on one sequence at a time; the kernel's own weighted sum; runs by definition; a browser."""
+"""Ground truth: the model on one sequence at a time; the kernel's weighted sum; runs by definition; a browser."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def test_weighted_sums_of_values_equal_the_kernels_output(g, n, k, r, positions,
     assert np.allclose(np.einsum("bhgnkr,bkrhc->bgnhc", weights, values), out, atol=1e-12)
 
 
-def test_maps_of_a_batch_equal_those_of_each_sequence_and_respect_the_masks(params):
+def test_attention_maps_of_a_batch_equal_those_of_each_sequence_and_respect_the_masks(params):
     rng = np.random.default_rng(1)
     tokens, neighbours = rng.integers(1, V, (2, 21)), rng.integers(1, V, (2, 2, 3, 2 * M))
     neighbours[1, 0, 2, M:] = 0
@@ -101,7 +101,7 @@ def test_a_page_has_the_models_losses_and_the_weights_of_the_position_before_eac
                 )
 
 
-def test_what_a_page_cannot_show_is_refused(database, params):
+def test_requests_that_a_page_cannot_show_are_refused(database, params):
     with pytest.raises(UserError, match="too short"):
         inspect(params, CONFIG, database, [5])
     with pytest.raises(UserError, match="at most 2,048"):
@@ -149,7 +149,7 @@ def test_the_command_takes_exactly_one_of_text_file_and_prompt(tmp_path, corpus,
     assert contents == {path: path.read_bytes() for path in inputs}
 
 
-def test_a_sample_is_shown_with_the_neighbours_that_it_read_and_not_with_those_of_a_new_search(database, params):
+def test_a_sample_is_shown_with_the_neighbours_that_it_read_not_with_those_of_a_new_search(database, params):
     tokens = np.array(encode(database.tokenizer, "return value index chunk neighbour self " * 6))[: 2 * M + 3]
     ids, distances = np.array([7, 5]), np.array([0.25, 0.5])
     read = Retrieved(0, ids, distances, database.value(ids))
@@ -245,7 +245,7 @@ def test_text_in_a_page_is_escaped(browser, page):
     assert browser.get_log("browser") == []
 
 
-def test_pointing_at_a_token_lights_up_what_it_read_beside_the_previous_chunk(browser, page):
+def test_pointing_at_a_token_lights_up_the_tokens_that_were_read_to_predict_it(browser, page):
     from selenium.webdriver import ActionChains
 
     browser.get(page.as_uri())
@@ -277,10 +277,10 @@ def test_the_arrow_keys_step_through_tokens(browser, page):
         assert browser.switch_to.active_element == tokens[index]
         assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[index]]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tokens[4])
-    tokens[4].click()  # a click moves the one stop, too
+    tokens[4].click()  # a click also moves the token that Tab reaches
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[5]]
-    browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.HOME)  # the browser handles these
+    browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.HOME)  # the browser handles this shortcut
     assert browser.switch_to.active_element == tokens[5]
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert browser.find_elements("css selector", ".picked, .lit") == []
@@ -288,7 +288,7 @@ def test_the_arrow_keys_step_through_tokens(browser, page):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.slow
-def test_each_way_of_colouring_keeps_text_readable_in_both_themes(browser, page, theme):
+def test_text_is_readable_in_every_colour_mode_and_theme(browser, page, theme):
     browser.get(page.as_uri())
     browser.find_element("id", theme).click()
     canvas = browser.find_element("css selector", "body")
@@ -300,7 +300,7 @@ def test_each_way_of_colouring_keeps_text_readable_in_both_themes(browser, page,
         assert coloured, mode
         seen.add(frozenset(background(t) for t in coloured))
         legend = [s for s in browser.find_elements("css selector", ".key span") if s.is_displayed()]
-        assert legend  # in full colour
+        assert legend  # The legend is in full colour.
         for token in coloured + legend:
             assert contrast(token.value_of_css_property("color"), background(token), canvas) > 4.5  # WCAG 2, AA
     assert len(seen) == 3
@@ -332,7 +332,7 @@ def test_a_focused_token_is_not_covered(browser, page):
 
 
 @pytest.mark.slow
-def test_after_pointing_elsewhere_the_focused_token_is_described_again(browser, page):
+def test_when_the_pointer_leaves_a_token_the_focused_token_is_described_again(browser, page):
     from selenium.webdriver import ActionChains
 
     browser.get(page.as_uri())

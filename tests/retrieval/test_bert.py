@@ -83,14 +83,14 @@ def tiny_folder(folder, seed=0, **config):
         "embeddings.LayerNorm.weight": (d,), "embeddings.LayerNorm.bias": (d,),
     }  # fmt: skip
     for i in range(config["num_hidden_layers"]):
-        at = f"encoder.layer.{i}."
+        prefix = f"encoder.layer.{i}."
         for part, out, into in [
             ("attention.self.query", d, d), ("attention.self.key", d, d), ("attention.self.value", d, d),
             ("attention.output.dense", d, d), ("intermediate.dense", inner, d), ("output.dense", d, inner),
         ]:  # fmt: skip
-            shapes |= {f"{at}{part}.weight": (out, into), f"{at}{part}.bias": (out,)}
+            shapes |= {f"{prefix}{part}.weight": (out, into), f"{prefix}{part}.bias": (out,)}
         for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
-            shapes |= {f"{at}{norm}.weight": (d,), f"{at}{norm}.bias": (d,)}
+            shapes |= {f"{prefix}{norm}.weight": (d,), f"{prefix}{norm}.bias": (d,)}
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnop"]
@@ -100,7 +100,7 @@ def tiny_folder(folder, seed=0, **config):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.enable_truncation(4)  # load_bert must override it, and the padding too
+    tokenizer.enable_truncation(4)  # load_bert must override the truncation and the padding
     tokenizer.enable_padding(length=9)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -170,7 +170,7 @@ def test_keys_are_normalised_only_if_the_folder_says_so(tmp_path):
     assert plain.sha256 != normalised.sha256
 
 
-def test_names_with_the_prefix_bert_are_the_same_model(tmp_path):
+def test_tensor_names_may_have_the_prefix_bert(tmp_path):
     folder = tiny_folder(tmp_path / "bert")
     keys = load_bert(folder).embed(["a b c"])
     tensors = load_file(folder / "model.safetensors")
@@ -182,7 +182,7 @@ def test_a_missing_or_broken_file_is_refused_by_name(tmp_path):
     whole = tiny_folder(tmp_path / "bert")
     with pytest.raises(UserError, match="no folder"):
         load_bert(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="must be a BERT's folder; leave it out for a hashing database"):
+    with pytest.raises(UserError, match="must be a BERT folder; leave it out for a hashing database"):
         load_bert("hashing")
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         folder = shutil.copytree(whole, tmp_path / f"without {name}")
@@ -197,7 +197,7 @@ def test_a_missing_or_broken_file_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "roberta"}, "not of a BERT"),
+        ({"model_type": "roberta"}, "is not for a BERT with absolute positions"),
         ({"hidden_act": "swish"}, "hidden_act must be one of"),
         ({"intermediate_size": 13}, "intermediate.dense.weight is of shape"),
         ({"num_hidden_layers": 3}, "encoder.layer.2.*is missing"),

@@ -29,18 +29,18 @@ def test_compacting_forgets_duplicates_of_a_removed_document(db, built, tmp_path
     assert second["name"] in listed
 
 
-def test_all_documents_can_be_removed_and_others_added_after_compacting(db, more):
+def test_all_documents_can_be_removed_and_others_added_after_compacting(db, additions):
     database = Database.open(db)
     everything = list(range(len(database.documents)))
-    gone = remove_documents(db, everything)
-    assert (gone.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
+    removed = remove_documents(db, everything)
+    assert (removed.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
     assert verify_database(db, EMBEDDER).broken == []
     empty = compact(db)
     assert (empty.n_chunks, empty.n_removed, len(empty.documents)) == (0, 0, 0)
     assert (empty.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
     assert empty.value([-1]).shape == (1, 16)
     assert verify_database(db, EMBEDDER).broken == []
-    full = add_documents(db, more, embedder=EMBEDDER)
+    full = add_documents(db, additions, embedder=EMBEDDER)
     assert len(full.documents) == 12
     assert_lists_are_exact(full)
     assert verify_database(db, EMBEDDER).broken == []
@@ -61,21 +61,21 @@ def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
     rows = rows_of(before)
     after = compact(db)
     assert len(after.folders("shards")) <= len(before.folders("shards")) - 3
-    for one, other in zip(rows, rows_of(after), strict=True):
-        assert np.array_equal(one, other)
+    for expected, array in zip(rows, rows_of(after), strict=True):
+        assert np.array_equal(expected, array)
     assert_lists_are_exact(after)
     assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in after.folders("shards")]
 
 
-def test_compacting_renumbers_documents_and_finds_their_neighbours_again(db, more):
-    add_documents(db, more, embedder=EMBEDDER)
+def test_compacting_renumbers_documents_and_finds_their_neighbours_again(db, additions):
+    add_documents(db, additions, embedder=EMBEDDER)
     before = remove_documents(db, [*range(0, 30, 3), 31, 40])
     rows = np.flatnonzero(~before.removed(np.arange(before.n_chunks)))
     values = before.value(rows)
     after = compact(db)
-    kept = [record for record in before.documents if not record.get("removed")]
-    assert [r | {"id": 0} for r in after.documents] == [r | {"id": 0} for r in kept]
-    assert [r["id"] for r in after.documents] == list(range(len(kept)))
+    remaining = [record for record in before.documents if not record.get("removed")]
+    assert [r | {"id": 0} for r in after.documents] == [r | {"id": 0} for r in remaining]
+    assert [r["id"] for r in after.documents] == list(range(len(remaining)))
     assert np.array_equal(after.value(np.arange(after.n_chunks)), values)
     assert after.n_removed == 0
     assert_lists_are_exact(after)
@@ -95,8 +95,8 @@ def test_compacting_removes_a_shard_whose_only_document_was_removed(tmp_path):
 
 
 def test_training_works_after_a_source_has_lost_all_its_documents(tmp_path):
-    places = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
-    sources = parse_sources(f"{name}={place}:1" for name, place in places.items())
+    files = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
+    sources = parse_sources(f"{name}={file}:1" for name, file in files.items())
     build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
     options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
     for edit in (lambda: remove_documents(tmp_path / "db", ["b"]), lambda: compact(tmp_path / "db")):

@@ -18,7 +18,7 @@ from retro_np.sequences import sequence_neighbours
 
 
 def plain_chunks(database, corpus, split, share):
-    """[(document number, tokens)] of a split, with plain lists."""
+    """[(document number, tokens)] of a split, as plain lists."""
     m, chunks = database.chunk_size, []
     for number, document in enumerate(corpus.documents()):
         if held_out(document.name, share) == (split == "valid"):
@@ -54,7 +54,7 @@ def test_values_have_the_shape_of_their_ids_and_missing_ones_are_padding(databas
             database.value([wrong])
 
 
-def test_neighbours_of_a_training_chunk_are_the_nearest_of_other_documents(database, embedder):
+def test_neighbours_of_a_training_chunk_are_the_nearest_chunks_of_other_documents(database, embedder):
     split = database.split("train")
     documents = split.documents[:]
     keys = embedder.embed([database.text(tokens) for tokens in split.tokens[:]])
@@ -69,10 +69,10 @@ def test_neighbours_of_a_training_chunk_are_the_nearest_of_other_documents(datab
 def test_neighbours_beyond_the_stored_ones_are_padding(database):
     split = database.split("valid")
     values = sequence_neighbours(database, split, np.array([[0, 1, -1]]), 40)
-    kept = SMALL.neighbours + SMALL.extra_candidates
+    stored = SMALL.neighbours + SMALL.extra_candidates
     assert values.shape == (1, 3, 40, 2 * database.chunk_size)
-    assert values[0, :2, :kept].any(axis=-1).all()
-    assert not values[0, :2, kept:].any()
+    assert values[0, :2, :stored].any(axis=-1).all()
+    assert not values[0, :2, stored:].any()
     assert not values[0, 2].any()  # a row of padding retrieves nothing
 
 
@@ -96,11 +96,11 @@ def test_a_search_for_more_than_all_chunks_returns_all_of_them_and_then_missing_
 
 def test_deleted_chunks_are_never_found(database, tmp_path):
     copy = shutil.copytree(database.path, tmp_path / "db")
-    gone, _ = database.search("value", 5)
-    buried = Database.open(copy, CountingEmbedder())
-    buried._deleted = np.sort(gone)
-    ids, _ = buried.search("value", database.n_chunks)
-    assert not set(gone) & set(ids)
+    deleted, _ = database.search("value", 5)
+    opened = Database.open(copy, CountingEmbedder())
+    opened._deleted = np.sort(deleted)
+    ids, _ = opened.search("value", database.n_chunks)
+    assert not set(deleted) & set(ids)
     assert (ids >= 0).sum() == database.n_chunks - 5
 
 
@@ -111,12 +111,10 @@ def test_many_shards_hold_the_same_chunks_and_neighbours_as_one(corpus, database
     ids = np.arange(database.n_chunks)
     assert np.array_equal(many.value(ids), database.value(ids))
     for split in ("train", "valid"):
-        one, other = database.split(split), many.split(split)
-        np.testing.assert_allclose(one.distances[:], other.distances[:], rtol=1e-5)
-    exact = [
-        Database.open(d.path, embedder, index="exact").search(["value index", "class"], 9) for d in (many, database)
-    ]
-    assert np.array_equal(exact[0][0], exact[1][0])
+        np.testing.assert_allclose(database.split(split).distances[:], many.split(split).distances[:], rtol=1e-5)
+    opened = [Database.open(path, embedder, index="exact") for path in (many.path, database.path)]
+    many_ids, ids = (exact.search(["value index", "class"], 9)[0] for exact in opened)
+    assert np.array_equal(many_ids, ids)
 
 
 def test_the_same_corpus_gives_the_same_bytes(corpus, database, tmp_path, embedder):
@@ -124,7 +122,7 @@ def test_the_same_corpus_gives_the_same_bytes(corpus, database, tmp_path, embedd
     assert all_bytes(tmp_path / "db") == all_bytes(database.path)
 
 
-def test_a_finished_database_is_reused_and_another_request_refused(corpus, database, embedder):
+def test_a_finished_database_is_reused_and_another_request_is_refused(corpus, database, embedder):
     before = all_bytes(database.path)
     build_database(corpus, database.path, SMALL, embedder)
     assert all_bytes(database.path) == before
@@ -132,19 +130,19 @@ def test_a_finished_database_is_reused_and_another_request_refused(corpus, datab
         build_database(corpus, database.path, BuildConfig(**vars(SMALL) | {"chunk_size": 4}), embedder)
 
 
-def test_any_flipped_byte_is_refused_by_the_name_of_its_file(database, tmp_path):
+def test_the_error_for_a_flipped_byte_names_its_file(database, tmp_path):
     copy = shutil.copytree(database.path, tmp_path / "db")
     rng = np.random.default_rng(0)
     for path in sorted(p for p in copy.rglob("*") if p.is_file() and p.name != ".lock"):
-        whole = path.read_bytes()
-        for place in {0, len(whole) - 1, int(rng.integers(len(whole)))} if whole else {None}:
-            broken = bytearray(whole or b"!")
-            if place is not None:
-                broken[place] ^= 1
+        intact = path.read_bytes()
+        for position in {0, len(intact) - 1, int(rng.integers(len(intact)))} if intact else {None}:
+            broken = bytearray(intact or b"!")
+            if position is not None:
+                broken[position] ^= 1
             path.write_bytes(broken)
             with pytest.raises(UserError, match=path.name):
                 Database.open(copy)
-        path.write_bytes(whole)
+        path.write_bytes(intact)
     Database.open(copy)
 
 
@@ -163,7 +161,7 @@ def test_another_embedder_is_refused(database):
         Database.open(database.path, other)
 
 
-def test_a_hashing_database_is_opened_without_another_embedder(corpus, tmp_path, embedder):
+def test_a_hashing_database_refuses_another_embedder(corpus, tmp_path, embedder):
     path = build_database(corpus, tmp_path / "db", SMALL, "hashing").path
     with pytest.raises(UserError, match=r"was built with embedder hashing .*; leave out --embedder, or build another"):
         Database.open(path, embedder)
@@ -182,7 +180,7 @@ def test_a_hashing_database_is_opened_without_another_embedder(corpus, tmp_path,
         (lambda db: Database.open(db.path, index="flat"), "hnsw or exact"),
     ],
 )
-def test_an_invalid_argument_is_refused_with_the_valid_ones(database, call, complaint):
+def test_the_error_for_an_invalid_argument_says_what_is_valid(database, call, complaint):
     with pytest.raises(UserError, match=complaint):
         call(database)
 
@@ -204,13 +202,13 @@ def test_files_that_the_manifest_does_not_list_are_not_read(database, tmp_path):
 
 
 @pytest.mark.parametrize("index", ["hnsw", "exact"])
-def test_search_returns_the_first_of_all_sorted_distances(database, embedder, index):
+def test_search_returns_the_smallest_of_all_distances(database, embedder, index):
     keys = np.load(database.path / "shards" / "00000" / "keys.npy").astype(np.float64)
     texts = [f"class value {i} return" * (1 + i % 3) for i in range(12)]
     distances = ((embedder.embed(texts)[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
-    found, nearest = Database.open(database.path, embedder, index=index).search(texts, 5)
+    ids, nearest = Database.open(database.path, embedder, index=index).search(texts, 5)
     np.testing.assert_allclose(nearest, np.sort(distances)[:, :5], rtol=1e-4)  # float32 keys and sums
-    np.testing.assert_allclose(np.take_along_axis(distances, found, 1), nearest, rtol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(distances, ids, 1), nearest, rtol=1e-4)
 
 
 odd_texts = st.text(max_size=30) | st.sampled_from(
@@ -250,7 +248,7 @@ def test_chunks_are_embedded_from_their_tokens_if_the_embedder_reads_tokens(data
     assert Database.open(database.path, reader).embed_chunks(chunks).tolist() == chunks[:, :1].tolist()
 
 
-def test_a_name_that_is_no_embedder_is_refused(corpus, tmp_path):
+def test_an_unknown_name_of_an_embedder_is_refused(corpus, tmp_path):
     with pytest.raises(UserError, match="embedder must be \"hashing\" or an object that embeds, not 'bert'"):
         build_database(corpus, tmp_path / "db", SMALL, "bert")
 

@@ -26,25 +26,25 @@ def play(folder, plan):
     if build(model, path, first, embedder) is None:
         return
     last = None
-    for kind, what in [("built", None), *edits]:
+    for kind, argument in [("built", None), *edits]:
         if kind == "again":
-            kind, what = last or ("built", None)
+            kind, argument = last or ("built", None)
         if kind == "add":
-            add(model, path, what)
+            add(model, path, argument)
         elif kind == "remove":
-            remove(model, path, what)
+            remove(model, path, argument)
         elif kind == "compact":
             compacted(model, path)
-        last = kind, what
+        last = kind, argument
         assert_equal(path, model, rng)
 
 
 # A failing plan is reported as drawn, because shrinking it would take minutes.
-PLAYED = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
+SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
 
 
 @given(plans())
-@settings(max_examples=20, **PLAYED)
+@settings(max_examples=20, **SETTINGS)
 def test_an_edited_database_equals_its_model_of_lists_after_every_edit(tmp_path_factory, plan):
     folder = tmp_path_factory.mktemp("model")
     play(folder, plan)
@@ -53,7 +53,7 @@ def test_an_edited_database_equals_its_model_of_lists_after_every_edit(tmp_path_
 
 @pytest.mark.slow
 @given(plans())
-@settings(max_examples=60, **PLAYED)
+@settings(max_examples=60, **SETTINGS)
 def test_a_database_that_is_edited_often_equals_its_model_of_lists_after_every_edit(tmp_path_factory, plan):
     folder = tmp_path_factory.mktemp("model")
     play(folder, plan)

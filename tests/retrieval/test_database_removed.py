@@ -30,8 +30,8 @@ def test_a_removed_text_is_shown_nowhere_and_is_in_no_file_after_compacting(tmp_
     rows = np.flatnonzero(database.split(split).documents[:] == number)
     texts = [database.text(row) for row in database.split(split).tokens[rows]]
     keys = np.asarray(database.keys(split)[:][rows], np.float32)
-    marks = [database.tokenizer.encode(SECRET).ids, database.tokenizer.encode(" " + SECRET).ids]
-    marks = [np.array(mark, "<u2").tobytes() for mark in marks]
+    encodings = [database.tokenizer.encode(SECRET).ids, database.tokenizer.encode(" " + SECRET).ids]
+    encodings = [np.array(encoding, "<u2").tobytes() for encoding in encodings]
 
     def shown(database):
         """All text that a database shows."""
@@ -62,7 +62,7 @@ def test_a_removed_text_is_shown_nowhere_and_is_in_no_file_after_compacting(tmp_
         return [p.read_bytes() for p in path.rglob("*") if p.is_file()]
 
     assert any(SECRET in text for text in shown(database))
-    assert any(mark in data for data in files() for mark in marks)
+    assert any(encoding in data for data in files() for encoding in encodings)
     removed = remove_documents(path, [name])
     assert not any(SECRET in text or name in text for text in shown(removed))
     after = compact(path)
@@ -70,5 +70,5 @@ def test_a_removed_text_is_shown_nowhere_and_is_in_no_file_after_compacting(tmp_
     for data in files():
         assert SECRET.encode() not in data
         assert name.encode() not in data
-        assert not any(mark in data for mark in marks)
+        assert not any(encoding in data for encoding in encodings)
     assert verify_database(path).broken == []

@@ -1,5 +1,5 @@
 """Near-duplicates. Ground truth: Jaccard similarity of Python sets of tuples of words, all pairs by brute force, and
-the formulas for the error of an estimate and for the chance to agree in a band."""
+the formulas for the error of an estimate and for the probability of agreeing in a band."""
 
 import re
 
@@ -28,9 +28,9 @@ WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+|[^\x00-\x20\x7f]")
 
 
 def set_of_grams(text, words=13):
-    found = [word.lower() for word in WORD.findall(text.encode("utf-8", "surrogatepass"))]
-    length = min(words, len(found))
-    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)} if found else set()
+    tokens = [word.lower() for word in WORD.findall(text.encode("utf-8", "surrogatepass"))]
+    length = min(words, len(tokens))
+    return {tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)} if tokens else set()
 
 
 def slow_jaccard(text_a, text_b, words=13):
@@ -43,36 +43,36 @@ def invented(rng, length):
 
 
 def edited(rng, words, edits):
-    """The words, so many of them replaced."""
+    """The words, with `edits` of them replaced."""
     words = list(words)
-    for place in rng.choice(len(words), edits, replace=False):
-        words[place] = f"new{rng.integers(0, 10**9)}"
+    for position in rng.choice(len(words), edits, replace=False):
+        words[position] = f"new{rng.integers(0, 10**9)}"
     return words
 
 
 def planted(seed, held_count, copies):
-    """Held-out texts, and training texts that are those edited at rates from 0 to 3 %, and as many of their own."""
+    """Training and held-out texts. Half of the former are held-out texts with up to 3 % of their words replaced."""
     rng = np.random.default_rng(seed)
-    held = [invented(rng, int(length)) for length in rng.integers(100, 900, held_count)]
-    near = [edited(rng, words, int(rng.uniform(0, 0.03) * len(words))) for words in held for _ in range(copies)]
+    originals = [invented(rng, int(length)) for length in rng.integers(100, 900, held_count)]
+    near = [edited(rng, words, int(rng.uniform(0, 0.03) * len(words))) for words in originals for _ in range(copies)]
     fresh = [invented(rng, 300) for _ in near]
-    return [" ".join(words) for words in near + fresh], [" ".join(words) for words in held]
+    return [" ".join(words) for words in near + fresh], [" ".join(words) for words in originals]
 
 
-def search(texts, held, config=CONFIG):
-    return find_duplicates(texts, band_index(signatures(held, config), config), held.__getitem__, config)
+def search(texts, originals, config=CONFIG):
+    return find_duplicates(texts, band_index(signatures(originals, config), config), originals.__getitem__, config)
 
 
 @settings(deadline=None)
 @given(
     pieces=st.lists(st.sampled_from(["if", "IF", "x", "é", "(", " ", "\n", "\0", "\ud800", "= "]), max_size=40),
-    more=st.lists(st.sampled_from(["if ", "x", "(", " "]), max_size=10),
+    suffix=st.lists(st.sampled_from(["if ", "x", "(", " "]), max_size=10),
     words=st.integers(1, 14),
 )
-def test_jaccard_is_that_of_sets_of_tuples(pieces, more, words):
-    text, other = "".join(pieces), "".join(pieces[5:] + more)
+def test_jaccard_is_that_of_sets_of_tuples(pieces, suffix, words):
+    text, other = "".join(pieces), "".join(pieces[5:] + suffix)
     assert jaccard(text, other, words) == pytest.approx(slow_jaccard(text, other, words), abs=1e-15)
-    assert [len(found) for found in grams([text, other], words)] == [
+    assert [len(text_grams) for text_grams in grams([text, other], words)] == [
         len(set_of_grams(text, words)),
         len(set_of_grams(other, words)),
     ]
@@ -85,13 +85,13 @@ def test_an_estimate_has_no_bias_and_the_variance_of_independent_draws():
     left, right = (signatures(side, CONFIG) for side in zip(*pairs, strict=True))
     exact = np.array([slow_jaccard(*pair) for pair in pairs])
     scores = ((left == right).mean(axis=1) - exact) / np.sqrt(exact * (1 - exact) / CONFIG.hashes)
-    assert abs(scores.mean()) < 4 / np.sqrt(len(scores))  # four standard errors of a mean, of a variance
+    assert abs(scores.mean()) < 4 / np.sqrt(len(scores))  # four standard errors of the mean; below, of the variance
     assert abs(scores.var() - 1) < 4 * np.sqrt(2 / len(scores))
 
 
 @pytest.mark.parametrize(("bands", "hashes"), [(32, 128), (16, 128), (25, 125)])
 def test_pairs_agree_in_a_band_as_often_as_the_formula_says(bands, hashes, monkeypatch):
-    monkeypatch.setattr(deduplicate, "STANDARD_ERRORS", 1000)  # whatever the estimate
+    monkeypatch.setattr(deduplicate, "STANDARD_ERRORS", 1000)  # accept every estimate
     config = DedupConfig(hashes=hashes, bands=bands)
     rng = np.random.default_rng(bands)
     originals = [invented(rng, 400) for _ in range(1000)]
@@ -101,44 +101,44 @@ def test_pairs_agree_in_a_band_as_often_as_the_formula_says(bands, hashes, monke
     exact = [slow_jaccard(" ".join(a), " ".join(b)) for a, b in zip(originals, near, strict=True)]
     chances = [detection_probability(similarity, config) for similarity in exact]
     spread = np.sqrt(sum(chance * (1 - chance) for chance in chances))
-    assert 50 < sum(chances) < 950  # else the formula says little
+    assert 50 < sum(chances) < 950  # otherwise the formula would hardly be tested
     assert abs(agree - sum(chances)) < 4 * spread
 
 
 def test_planted_duplicates_are_found_with_full_precision_and_at_least_99_percent_recall():
-    texts, held = planted(1, 60, 8)
-    sets, held_sets = [set_of_grams(text) for text in texts], [set_of_grams(text) for text in held]
+    texts, originals = planted(1, 60, 8)
+    sets, held_sets = [set_of_grams(text) for text in texts], [set_of_grams(text) for text in originals]
     exact = np.array([[len(a & b) / len(a | b) for b in held_sets] for a in sets])
     true = exact.max(axis=1) >= 0.8
-    found = search(texts, held)
-    rows = [record.row for record in found]
+    duplicates = search(texts, originals)
+    rows = [record.row for record in duplicates]
     assert 100 < true.sum() < len(texts) - 100
     assert true[rows].all()
     assert len(set(rows)) == len(rows) >= 0.99 * true.sum()
-    for record in found:
+    for record in duplicates:
         assert record.exact == pytest.approx(exact[record.row, record.held], abs=1e-15)
         assert abs(record.estimated - record.exact) < 0.2
 
 
 @pytest.mark.parametrize(("threshold", "bands"), [(0.3, 128), (0.6, 64), (0.95, 16), (1.0, 1)])
-def test_other_thresholds_drop_just_what_reaches_them(threshold, bands):
-    texts, held = planted(2, 15, 6)
-    found = {record.row for record in search(texts, held, DedupConfig(threshold=threshold, bands=bands))}
-    assert found == {i for i, text in enumerate(texts) if max(slow_jaccard(text, b) for b in held) >= threshold}
+def test_other_thresholds_find_exactly_the_texts_that_reach_them(threshold, bands):
+    texts, originals = planted(2, 15, 6)
+    rows = {record.row for record in search(texts, originals, DedupConfig(threshold=threshold, bands=bands))}
+    assert rows == {i for i, text in enumerate(texts) if max(slow_jaccard(text, b) for b in originals) >= threshold}
 
 
 def test_candidates_are_sorted_and_the_best_come_first():
-    texts, held = planted(3, 10, 4)
-    held = held + [" ".join(edited(np.random.default_rng(0), text.split(), 1)) for text in held]
-    marks, marks_held = signatures(texts, CONFIG), signatures(held, CONFIG)
-    i, j, estimates = candidates(marks, marks_held, CONFIG, limit=20)
-    np.testing.assert_array_equal(estimates, (marks[i] == marks_held[j]).mean(axis=1))
+    texts, originals = planted(3, 10, 4)
+    originals = originals + [" ".join(edited(np.random.default_rng(0), text.split(), 1)) for text in originals]
+    signed, held_out = signatures(texts, CONFIG), signatures(originals, CONFIG)
+    i, j, estimates = candidates(signed, held_out, CONFIG, limit=20)
+    np.testing.assert_array_equal(estimates, (signed[i] == held_out[j]).mean(axis=1))
     keys = list(zip(i.tolist(), (-estimates).tolist(), j.tolist(), strict=True))
     assert keys == sorted(keys)
     assert max(np.bincount(i)) > 1
     best = [key for key in keys if key[0] not in {other[0] for other in keys[: keys.index(key)]}]
-    assert list(zip(*(column.tolist() for column in candidates(marks, marks_held, CONFIG, limit=1)), strict=True)) == [
-        (row, held_row, -less) for row, less, held_row in best
+    assert list(zip(*(column.tolist() for column in candidates(signed, held_out, CONFIG, limit=1)), strict=True)) == [
+        (row, held_row, -negated) for row, negated, held_row in best
     ]
 
 
@@ -149,11 +149,11 @@ def test_a_match_is_not_hidden_by_worse_candidates_of_better_estimates():
     exact_of = lambda other: slow_jaccard(text, other)  # noqa: E731
     others = [" ".join(edited(rng, words, int(edits))) for edits in rng.integers(4, 8, 300)]
     worse = [other for other in others if 0.74 < exact_of(other) < 0.8]
-    marks = signatures([text], CONFIG)[0]
-    estimate = lambda other: (signatures([other], CONFIG)[0] == marks).mean()  # noqa: E731
+    signed = signatures([text], CONFIG)[0]
+    estimate = lambda other: (signatures([other], CONFIG)[0] == signed).mean()  # noqa: E731
     match = min((other for other in others if 0.8 <= exact_of(other) < 0.86), key=estimate)
     better = [other for other in worse if estimate(other) > estimate(match)]
-    assert len(better) > 2 * deduplicate.FIRST_CANDIDATES  # else nothing is tested
+    assert len(better) > 2 * deduplicate.FIRST_CANDIDATES  # otherwise nothing would be tested
     (record,) = search([text], [*better, match])
     assert record.held == len(better)
     assert record.exact == pytest.approx(exact_of(match), abs=1e-15)
@@ -168,35 +168,35 @@ def test_a_match_is_not_hidden_by_another_document_of_the_same_signature():
         for other in (f"{longer} last{number}" for number in range(100))
         if (signatures([other], CONFIG) == signatures([longer], CONFIG)).all()
     )
-    exact, less = slow_jaccard(text, longer), slow_jaccard(text, hiding)
-    config = DedupConfig(threshold=(exact + less) / 2)
-    assert less < config.threshold < exact
+    exact, lower = slow_jaccard(text, longer), slow_jaccard(text, hiding)
+    config = DedupConfig(threshold=(exact + lower) / 2)
+    assert lower < config.threshold < exact
     (record,) = search([text], [hiding, hiding, longer], config)
     assert (record.held, record.exact) == (2, pytest.approx(exact, abs=1e-15))
 
 
-@pytest.mark.parametrize("edits", [2, 5])  # similarities of 0.87 and 0.73: a match, and none whose estimate may be one
-def test_thousands_of_equal_documents_are_one_pair_each_and_one_comparison(edits):
+@pytest.mark.parametrize("edits", [2, 5])  # similarity 0.87 is a match; 0.73 is not, but its estimate may be
+def test_thousands_of_equal_documents_give_one_pair_each_and_are_compared_once(edits):
     rng = np.random.default_rng(6)
     words = invented(rng, 400)
     held_text, text = " ".join(words), " ".join(edited(rng, words, edits))
-    marks = np.repeat(signatures([text], CONFIG), 10_000, axis=0)
+    signed = np.repeat(signatures([text], CONFIG), 10_000, axis=0)
     index = band_index(np.repeat(signatures([held_text], CONFIG), 1000, axis=0), CONFIG)
-    i, j, _ = candidates(marks, index, CONFIG)
+    i, j, _ = candidates(signed, index, CONFIG)
     assert i.tolist() == list(range(10_000))
     assert set(j.tolist()) == {0}
-    asked = []
-    found = find_duplicates([text] * 100, index, lambda row: asked.append(row) or held_text, CONFIG)
+    rows_read = []
+    duplicates = find_duplicates([text] * 100, index, lambda row: rows_read.append(row) or held_text, CONFIG)
     is_match = slow_jaccard(text, held_text) >= 0.8
-    assert [record[:2] for record in found] == ([(row, 0) for row in range(100)] if is_match else [])
-    assert len(asked) == (1 if is_match else 1000)  # where the first is none, each is looked at, once
+    assert [record[:2] for record in duplicates] == ([(row, 0) for row in range(100)] if is_match else [])
+    assert len(rows_read) == (1 if is_match else 1000)  # without a match, each held-out text is read once
 
 
 def test_texts_without_words_resemble_nothing_not_even_each_other():
     texts = ["", " \n\0\x7f", "a"]
-    marks = signatures(texts, CONFIG)
-    assert (marks[:2] == 2**32 - 1).all()
-    assert [column.tolist() for column in candidates(marks, marks, CONFIG)] == [[2], [2], [1.0]]
+    signed = signatures(texts, CONFIG)
+    assert (signed[:2] == 2**32 - 1).all()
+    assert [column.tolist() for column in candidates(signed, signed, CONFIG)] == [[2], [2], [1.0]]
     assert [record[:2] for record in search(texts, [" ", "", "a"])] == [(2, 2)]
     assert search(texts, ["", "\n"]) == []
     assert search([], ["a"]) == []
@@ -205,7 +205,7 @@ def test_texts_without_words_resemble_nothing_not_even_each_other():
 
 
 def test_short_texts_are_compared_by_all_their_words():
-    assert jaccard("to be or not", "To be,or not") == 0.0  # five words, the comma among them
+    assert jaccard("to be or not", "To be,or not") == 0.0  # five words, including the comma
     assert jaccard("to be or not", "TO\tbe\n or not ") == 1.0
     assert jaccard("\ud800 x\0y", "\ud800  X y") == 1.0
 
@@ -216,17 +216,17 @@ def test_long_texts_of_odd_shapes_are_compared(text):
 
 
 def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
-    texts, held = planted(7, 20, 3)
-    expected, marks = search(texts, held), signatures(texts, CONFIG)
+    texts, originals = planted(7, 20, 3)
+    expected, signed = search(texts, originals), signatures(texts, CONFIG)
     monkeypatch.setattr(deduplicate, "BATCH_BYTES", 5000)
     monkeypatch.setattr(deduplicate, "MAX_CACHED_GRAMS", 100)
     for kind in ("numpy", "numba"):
         kernels.use(kind)
         for count in (1, 3):
             threads.use_threads(count)
-            np.testing.assert_array_equal(signatures(texts, CONFIG), marks)
-            assert search(texts, held) == expected
-    assert search(texts[5:9], held) == [r._replace(row=r.row - 5) for r in expected if 5 <= r.row < 9]
+            np.testing.assert_array_equal(signatures(texts, CONFIG), signed)
+            assert search(texts, originals) == expected
+    assert search(texts[5:9], originals) == [r._replace(row=r.row - 5) for r in expected if 5 <= r.row < 9]
 
 
 @pytest.mark.parametrize(
@@ -246,16 +246,16 @@ def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
         ({"bands": 8}, "detect only 20 %"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused_by_name(wrong, message):
+def test_the_error_for_an_invalid_setting_names_it(wrong, message):
     with pytest.raises(UserError, match=message):
         DedupConfig(**wrong)
 
 
 def test_signatures_of_other_settings_are_refused():
-    marks, other = signatures(["a"], CONFIG), DedupConfig(bands=16)
+    signed, other = signatures(["a"], CONFIG), DedupConfig(bands=16)
     with pytest.raises(UserError, match="index them again"):
-        candidates(marks, band_index(marks, CONFIG), other)
+        candidates(signed, band_index(signed, CONFIG), other)
     with pytest.raises(UserError, match="must be uint32"):
-        band_index(marks[:, :64], CONFIG)
+        band_index(signed[:, :64], CONFIG)
     with pytest.raises(UserError, match="must be uint32"):
-        candidates(marks.astype(np.int64), marks, CONFIG)
+        candidates(signed.astype(np.int64), signed, CONFIG)

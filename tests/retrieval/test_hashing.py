@@ -1,4 +1,4 @@
-"""The hashing embedder. Ground truth: TF-IDF cosines of dictionaries of counts; its own keys, computed differently."""
+"""The hashing embedder. Ground truth: TF-IDF cosines of dictionaries of counts; for texts, the keys of their tokens."""
 
 import math
 import pickle
@@ -42,7 +42,7 @@ def embedder(tokenizer):
     return counted(tokenizer, chunks())
 
 
-def test_name_hash_width_and_length(embedder):
+def test_the_embedder_has_a_name_and_a_hash_and_makes_keys_of_length_one(embedder):
     assert (embedder.name, embedder.d_key, len(embedder.sha256)) == ("hashing", 128, 64)
     keys = embedder.embed_tokens(chunks())
     assert (keys.shape, keys.dtype) == ((300, 128), np.float32)
@@ -52,13 +52,13 @@ def test_name_hash_width_and_length(embedder):
 def test_cosines_of_keys_equal_those_of_tf_idf_up_to_projection_noise(tokenizer):
     tokens = chunks()
     bags = [Counter(row) + Counter(pairwise(row)) for row in tokens.tolist()]
-    held_by = Counter(feature for bag in bags for feature in bag)
-    weight = {feature: math.sqrt(math.log(1 + len(bags) / (1 + n))) for feature, n in held_by.items()}
+    n_chunks = Counter(feature for bag in bags for feature in bag)
+    weight = {feature: math.sqrt(math.log(1 + len(bags) / (1 + n))) for feature, n in n_chunks.items()}
     features = {feature: i for i, feature in enumerate(weight)}
     table = np.zeros((len(bags), len(features)))
     for row, bag in zip(table, bags, strict=True):
-        for feature, times in bag.items():
-            row[features[feature]] = times * weight[feature]
+        for feature, count in bag.items():
+            row[features[feature]] = count * weight[feature]
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     keys = counted(tokenizer, tokens, 4096).embed_tokens(tokens)
     # The standard deviation of a cosine's noise is at most about √(2 / d_key) = 0.022. There are 45,000 pairs.
@@ -70,9 +70,9 @@ def test_cosines_of_keys_equal_those_of_tf_idf_up_to_projection_noise(tokenizer)
 def test_the_key_of_a_text_depends_only_on_its_tokens(embedder, texts):
     keys = embedder.embed(texts, show_progress=False)
     assert (keys.shape, keys.dtype) == ((len(texts), 128), np.float32)
-    for found, text in zip(keys, texts, strict=True):
+    for key, text in zip(keys, texts, strict=True):
         ids = np.array(encode(embedder.tokenizer, text), np.int64)
-        np.testing.assert_array_equal(found, embedder.embed_tokens(ids[None])[0])
+        np.testing.assert_array_equal(key, embedder.embed_tokens(ids[None])[0])
 
 
 def test_texts_of_very_different_lengths_are_embedded_in_several_batches(embedder, monkeypatch):

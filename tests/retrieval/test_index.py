@@ -27,8 +27,8 @@ def test_hnsw_finds_what_exact_search_finds_among_real_keys():
         bounds = [part[0] for part in np.array_split(np.arange(len(keys)), parts)]
         lists = [build_hnsw(part).search_graph(keys, 10) for part in np.array_split(keys, parts)]
         lists = [(ids + first, distances) for first, (ids, distances) in zip(bounds, lists, strict=True)]
-        found, _ = merge_lists(lists, 10)
-        recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
+        merged, _ = merge_lists(lists, 10)
+        recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(merged, true, strict=True)])
         assert recall >= 0.95
 
 
@@ -42,9 +42,9 @@ def test_the_graph_finds_hashed_keys_with_their_larger_ef_margin(tmp_path):
     keys = embedder.embed_tokens(tokens)
     build_hnsw(keys, tmp_path / "index")
     graph = load_hnsw(tmp_path / "index", keys, embedder.ef_margin)
-    found, _ = graph.search_graph(keys[:300], 10)
+    ids, _ = graph.search_graph(keys[:300], 10)
     true, _ = ExactIndex(keys).search(keys[:300], 10)
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, true, strict=True)])
     assert recall >= 0.95
 
 
@@ -67,8 +67,8 @@ def test_the_same_keys_give_the_same_file_and_a_loaded_index_gives_the_same_answ
     build_hnsw(keys, tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     queries = RNG.standard_normal((20, 13)).astype(np.float32)
-    for ours, theirs in zip(load_hnsw(tmp_path / "a", keys).search(queries, 7), built.search(queries, 7), strict=True):
-        assert np.array_equal(ours, theirs)
+    for array, answer in zip(load_hnsw(tmp_path / "a", keys).search(queries, 7), built.search(queries, 7), strict=True):
+        assert np.array_equal(array, answer)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

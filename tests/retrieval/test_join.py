@@ -1,5 +1,6 @@
 """Ground truth: exact search over the keys of all databases, sorted in NumPy."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +21,8 @@ def other(database, tmp_path_factory, embedder):
     """A database of other documents and one held-out document of the first, with the first one's tokenizer."""
     folder = tmp_path_factory.mktemp("other")
     corpus = write_corpus(folder / "docs", documents=15, seed=11)
-    held = next(record for record in database.documents if record["split"] == "valid")
-    rows = np.flatnonzero(np.asarray(database.split("valid").documents) == held["id"])
+    held_out = next(record for record in database.documents if record["split"] == "valid")
+    rows = np.flatnonzero(np.asarray(database.split("valid").documents) == held_out["id"])
     (corpus / "copied.py").write_text(database.text(database.split("valid").tokens[rows].reshape(-1)))
     config = replace(SMALL, tokenizer=str(database.path / "tokenizer.json"), held_out=0.0, shard_bytes=4000)
     return build_database(corpus, folder / "db", config, embedder)
@@ -54,10 +55,10 @@ def test_a_union_finds_the_nearest_chunks_of_all_databases(database, other, embe
 
 def test_a_union_of_one_database_finds_what_that_database_finds(database, embedder):
     queries = embedder.embed(["class value return"])
-    for ours, theirs in zip(
+    for array, expected in zip(
         DatabaseUnion([database]).search_keys(queries, 5), database.search_keys(queries, 5), strict=True
     ):
-        assert np.array_equal(ours, theirs)
+        assert np.array_equal(array, expected)
 
 
 def test_databases_that_cannot_be_compared_are_refused(database, corpus, tmp_path, other):
@@ -80,8 +81,8 @@ def test_databases_that_cannot_be_compared_are_refused(database, corpus, tmp_pat
 def test_held_out_chunks_retrieve_from_another_database_but_never_their_own_text(database, other):
     retrieval = retrieve_from(database, other, 7)
     keys, queries = all_keys(other), np.asarray(database.keys("valid")[:], np.float32)
-    held = {record["sha256"] for record in database.documents if record["split"] == "valid"}
-    copied = [record["id"] for record in other.documents if record["sha256"] in held]
+    held_out_texts = {record["sha256"] for record in database.documents if record["split"] == "valid"}
+    copied = [record["id"] for record in other.documents if record["sha256"] in held_out_texts]
     assert len(copied) == 1
     true = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
     true[:, other.document_of(np.arange(other.n_chunks)) == copied[0]] = np.inf
@@ -101,17 +102,17 @@ def test_a_fraction_finds_what_exact_search_finds_among_its_documents(database, 
     whole, keys = Database.open(database.path, embedder, index), all_keys(database)
     queries = embedder.embed(["class value return", "neighbour"])
     true = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
-    before = set()
+    smaller = set()
     for share in (0.05, 0.3, 0.8, 1.0):
         part = whole.fraction(share, seed=3)
-        kept = ~part.removed(np.arange(whole.n_chunks))
-        documents = set(np.unique(whole.document_of(np.flatnonzero(kept))).tolist())
-        assert before <= documents  # a larger share includes a smaller one
-        before = documents
-        allowed = np.where(kept, true, np.inf)
+        included = ~part.removed(np.arange(whole.n_chunks))
+        documents = set(np.unique(whole.document_of(np.flatnonzero(included))).tolist())
+        assert smaller <= documents  # a larger share includes a smaller one
+        smaller = documents
+        allowed = np.where(included, true, np.inf)
         _, distances = part.search_keys(queries, 6)
         np.testing.assert_allclose(distances, np.sort(allowed)[:, :6], rtol=1e-5)
-    assert len(before) == whole.manifest["splits"]["train"]["documents"]
+    assert len(smaller) == whole.manifest["splits"]["train"]["documents"]
     assert not whole.removed(np.arange(whole.n_chunks)).any()  # the whole database is unchanged
     for share in (0, -1, 1.5, float("nan")):
         with pytest.raises(UserError, match="a fraction of a database"):
@@ -129,23 +130,21 @@ def test_training_on_a_fraction_reads_only_its_documents(database):
         seen |= {tuple(chunk) for chunk in tokens.reshape(-1, SMALL.chunk_size).tolist()}
         seen |= {tuple(chunk) for chunk in neighbours[..., : SMALL.chunk_size].reshape(-1, SMALL.chunk_size).tolist()}
     chunks = [tuple(chunk) for chunk in database.split("train").tokens[:].tolist()]
-    kept = {chunk for chunk, gone in zip(chunks, deleted, strict=True) if not gone}
-    assert seen - kept <= {(0,) * SMALL.chunk_size}
-    assert len(seen) > len(kept) / 2
+    included = {chunk for chunk, is_deleted in zip(chunks, deleted, strict=True) if not is_deleted}
+    assert seen - included <= {(0,) * SMALL.chunk_size}
+    assert len(seen) > len(included) / 2
     assert part.identity != database.identity
 
 
 def test_a_removed_document_is_in_no_fraction_and_no_union(database, other, tmp_path, embedder):
-    import shutil
-
     shutil.copytree(other.path, tmp_path / "db")
-    gone = int(other.document_of(0))
-    less = remove_documents(tmp_path / "db", [gone])
-    less = Database.open(less.path, embedder)
-    everything = embedder.embed(["class"])
-    for searched in (less.fraction(0.9), DatabaseUnion([database, less]).databases[1], less):
-        ids, _ = searched.search_keys(everything, searched.n_chunks)
-        assert gone not in searched.document_of(ids[ids >= 0])
+    removed = int(other.document_of(0))
+    edited = remove_documents(tmp_path / "db", [removed])
+    edited = Database.open(edited.path, embedder)
+    queries = embedder.embed(["class"])
+    for searched in (edited.fraction(0.9), DatabaseUnion([database, edited]).databases[1], edited):
+        ids, _ = searched.search_keys(queries, searched.n_chunks)
+        assert removed not in searched.document_of(ids[ids >= 0])
 
 
 def test_a_union_of_a_database_with_itself_is_refused(database):

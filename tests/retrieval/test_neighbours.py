@@ -20,9 +20,9 @@ def test_chosen_neighbours_equal_those_of_a_loop_over_allowed_documents(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     sources = rng.integers(0, 5, size=30)  # chunk -> document
     candidates = rng.integers(-1, 30, size=(batch, length, stored))
-    of = np.where(candidates >= 0, sources[candidates], -1)
+    candidate_documents = np.where(candidates >= 0, sources[candidates], -1)
     excluded = rng.integers(-1, 5, size=(batch, 3))
-    chosen = choose_neighbours(candidates, of, excluded[:, None, :], k)
+    chosen = choose_neighbours(candidates, candidate_documents, excluded[:, None, :], k)
     for b in range(batch):
         for u in range(length):
             first = [c for c in candidates[b, u] if c >= 0 and sources[c] not in excluded[b]][:k]
@@ -42,8 +42,8 @@ def test_a_training_batch_gets_the_nearest_values_from_outside_its_documents(dat
         documents = {int(split.documents[i]) for i in row if i >= 0}
         spanned.append(len(documents))
         for u, i in enumerate(row):
-            kept = split.neighbours[int(i)] if i >= 0 else []
-            allowed = [c for c in kept if c >= 0 and int(database.document_of(c)) not in documents][:k]
+            neighbours = split.neighbours[int(i)] if i >= 0 else []
+            allowed = [c for c in neighbours if c >= 0 and int(database.document_of(c)) not in documents][:k]
             expected = [database.value(c).tolist() for c in allowed] + [[0] * 2 * m] * (k - len(allowed))
             assert values[b, u].tolist() == expected
     assert max(spanned) > 1  # otherwise the test would not cover several documents
@@ -59,10 +59,10 @@ def test_held_out_chunks_may_retrieve_from_every_training_document(database):
 
 def test_no_sequence_gets_a_removed_chunk(database):
     split = database.split("valid")
-    buried = Database.open(database.path)
-    gone = int(split.neighbours[0][0])
-    buried._deleted = np.array([gone])
-    first = sequence_neighbours(buried, split, np.array([[0]]), 1)[0, 0, 0]
+    opened = Database.open(database.path)
+    deleted = int(split.neighbours[0][0])
+    opened._deleted = np.array([deleted])
+    first = sequence_neighbours(opened, split, np.array([[0]]), 1)[0, 0, 0]
     assert first.tolist() == database.value(split.neighbours[0][1]).tolist()
 
 
@@ -91,30 +91,30 @@ def test_a_document_longer_than_a_shard_retrieves_none_of_its_own_chunks(tmp_pat
 def test_sharded_arrays_are_indexed_like_one_array(sizes, data):
     sizes[0] += 1
     parts = np.split(np.arange(3 * sum(sizes)).reshape(-1, 3), np.cumsum(sizes)[:-1])
-    one, many = np.concatenate(parts), Sharded(parts)
-    n = len(one)
+    whole, sharded = np.concatenate(parts), Sharded(parts)
+    n = len(whole)
     row = st.integers(-n, n - 1)
     rows = data.draw(row | st.lists(row, min_size=1, max_size=6).map(np.array) | st.slices(n))
-    assert many.shape == one.shape
-    assert np.array_equal(many[rows], one[rows])
-    assert np.array_equal(many[rows, :2], one[rows][..., :2])
-    assert np.array_equal(np.asarray(many), one)
+    assert sharded.shape == whole.shape
+    assert np.array_equal(sharded[rows], whole[rows])
+    assert np.array_equal(sharded[rows, :2], whole[rows][..., :2])
+    assert np.array_equal(np.asarray(sharded), whole)
     for outside in (n, -n - 1):
         with pytest.raises(IndexError):
-            many[outside]
+            sharded[outside]
 
 
 def test_bert_finds_a_chunk_by_its_own_text_and_shards_do_not_change_the_result(tmp_path):
     corpus, bert = write_corpus(tmp_path / "docs", documents=4, seed=2), load_bert()
     config = BuildConfig(**vars(SMALL) | {"held_out": 0.0, "chunk_size": 32})
-    one = build_database(corpus, tmp_path / "one", config, bert)
-    many = build_database(corpus, tmp_path / "many", BuildConfig(**vars(config) | {"shard_bytes": 900}), bert)
-    assert one.d_key == bert.d_key
-    assert one.n_chunks == many.n_chunks > 20
-    texts = [one.text(one.value(i)[:32]) for i in range(one.n_chunks)]
-    ids, distances = one.search(texts, 1)
+    single = build_database(corpus, tmp_path / "single", config, bert)
+    sharded = build_database(corpus, tmp_path / "sharded", BuildConfig(**vars(config) | {"shard_bytes": 900}), bert)
+    assert single.d_key == bert.d_key
+    assert single.n_chunks == sharded.n_chunks > 20
+    texts = [single.text(single.value(i)[:32]) for i in range(single.n_chunks)]
+    ids, distances = single.search(texts, 1)
     assert [texts[i] for i in ids[:, 0]] == texts
     assert distances.max() < 1e-9  # keys have length one; other batches than the build's may change their last bits
-    np.testing.assert_allclose(one.split("train").distances[:], many.split("train").distances[:], atol=1e-5)
-    again = Database.open(tmp_path / "one")  # loads BERT at the first search
-    assert again.search(texts[3], 1)[0].tolist() == [3]
+    np.testing.assert_allclose(single.split("train").distances[:], sharded.split("train").distances[:], atol=1e-5)
+    opened = Database.open(tmp_path / "single")  # loads BERT at the first search
+    assert opened.search(texts[3], 1)[0].tolist() == [3]

@@ -1,4 +1,4 @@
-"""Without hnswlib, in a new interpreter. Ground truth: exact search over all keys, in this one."""
+"""Without hnswlib, in a new interpreter. Ground truth: exact search over all keys in this interpreter."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from retro_np.retrieval.build import build_database
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents
 from retro_np.retrieval.verify import verify_database
-def told(database, texts):
+def show(database, texts):
     ids, distances = database.search(texts, 7)
     report = verify_database(database.path, EMBEDDER)
     kinds = sorted({type(shard.index).__name__ for shard in database._shards})
@@ -34,7 +34,7 @@ TEXTS = ["class value return", "neighbour", "zqxj"]
 
 
 def in_new_interpreter(code):
-    """What `told` printed, one entry per line; the notice must be the only line on standard error of its kind."""
+    """The lines that `show` printed, parsed. The notice must be on standard error exactly once."""
     out, err, status = fresh_python(BLOCKED + code)
     assert status == 0, err
     assert err.count(NOTICE) == 1
@@ -50,35 +50,35 @@ def assert_exact(database, ids, distances):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory, corpus):
-    """A database that was built and then edited without hnswlib, and what was found in it there before and after."""
+    """A database that was built and then edited without hnswlib, and what `show` printed before and after the edit."""
     folder = tmp_path_factory.mktemp("bare")
     added = json_lines(folder / "added.jsonl", {"added": TEXTS[-1]})
-    told = in_new_interpreter(f"""
-told(build_database({str(corpus)!r}, {str(folder / "db")!r}, SHARDS, EMBEDDER), {TEXTS})
-told(add_documents({str(folder / "db")!r}, {str(added)!r}, embedder=EMBEDDER), {TEXTS})
+    shown = in_new_interpreter(f"""
+show(build_database({str(corpus)!r}, {str(folder / "db")!r}, SHARDS, EMBEDDER), {TEXTS})
+show(add_documents({str(folder / "db")!r}, {str(added)!r}, embedder=EMBEDDER), {TEXTS})
 """)
-    return folder / "db", told
+    return folder / "db", shown
 
 
 def test_a_database_is_built_searched_edited_and_verified_without_hnswlib(bare):
-    path, told = bare
+    path, shown = bare
     database = Database.open(path, EMBEDDER)
     assert not list(path.rglob("index.hnsw"))
-    for ids, distances, kinds, broken, checked in told:
+    for ids, distances, kinds, broken, checked in shown:
         assert kinds == ["ExactIndex"]
         assert broken == []
         assert any("have no graph index and are searched exactly" in line for line in checked)
         assert len(ids) == len(distances) == len(TEXTS)
-    assert_exact(database, *told[-1][:2])
-    assert told[-1][1][-1][0] == 0  # the added text is found
-    assert told[0][1][-1][0] > 0
+    assert_exact(database, *shown[-1][:2])
+    assert shown[-1][1][-1][0] == 0  # the added text is found
+    assert shown[0][1][-1][0] > 0
     assert_lists_are_exact(database)
 
 
 def test_a_database_without_graphs_opens_with_hnswlib_and_finds_the_same(bare):
-    path, told = bare
+    path, shown = bare
     ids, distances = Database.open(path, EMBEDDER).search(TEXTS, 7)
-    assert [ids.tolist(), distances.tolist()] == told[-1][:2]
+    assert [ids.tolist(), distances.tolist()] == shown[-1][:2]
     report = verify_database(path, EMBEDDER)
     assert report.broken == []
     assert any("have no graph index" in line for line in report.checked)
@@ -99,8 +99,8 @@ def test_a_database_with_graphs_is_searched_exactly_and_edited_without_hnswlib(d
     graphs = len(list(db.rglob("index.hnsw")))
     before = Database.open(db, EMBEDDER)
     first, second = in_new_interpreter(f"""
-told(Database.open({str(db)!r}, EMBEDDER), {TEXTS})
-told(add_documents({str(db)!r}, {str(added)!r}, embedder=EMBEDDER), {TEXTS})
+show(Database.open({str(db)!r}, EMBEDDER), {TEXTS})
+show(add_documents({str(db)!r}, {str(added)!r}, embedder=EMBEDDER), {TEXTS})
 """)
     assert first[2] == second[2] == ["ExactIndex"]
     assert first[3] == second[3] == []

@@ -60,14 +60,22 @@ def test_the_oracle_share_falls_to_zero_and_some_sequences_have_no_neighbours():
     assert np.array_equal(
         with_curriculum(neighbours, tokens, CURRICULUM, 2), with_curriculum(neighbours, tokens, CURRICULUM, 2)
     )
-    assert with_curriculum(neighbours, tokens, TrainingConfig(), 0) is neighbours  # the paper's training
+    assert with_curriculum(neighbours, tokens, TrainingConfig(), 0) is neighbours  # the default is the paper's training
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"retrieval_off": 1.5}, {"oracle_share": -0.1}, {"oracle_steps": -1}, {"oracle_share": float("nan")}]
+    ("wrong", "complaint"),
+    [
+        ({"retrieval_off": 1.5}, r"retrieval_off must be in \[0, 1\), not 1\.5"),
+        ({"oracle_share": -0.1}, r"oracle_share must be in \[0, 1\], not -0\.1"),
+        ({"oracle_share": float("nan")}, r"oracle_share must be in \[0, 1\], not nan"),
+        ({"oracle_steps": -1}, "oracle_steps must be a whole number of at least 0, not -1"),
+        ({"weight_decay": float("inf")}, "weight_decay must be at least 0 and finite, not inf"),
+        ({"clip": 0}, "clip must be above 0, not 0"),
+    ],
 )
-def test_a_share_outside_0_to_1_is_refused(wrong):
-    with pytest.raises(UserError, match=r"in \[0, 1[\])]"):
+def test_a_setting_out_of_range_is_refused_by_name_and_value(wrong, complaint):
+    with pytest.raises(UserError, match=complaint):
         TrainingConfig(**wrong)
 
 
@@ -100,7 +108,7 @@ def test_oracle_neighbours_start_before_or_after_the_chunk_and_depend_on_the_see
     assert len(set(starts)) > m // 2
 
 
-def test_with_copying_start_cca_matches_equal_tokens_from_the_start():
+def test_with_copying_start_fresh_cca_matches_equal_tokens():
     encoder = EncoderConfig(16, 32, 2, 8, 1, (1,))
     config = RetroConfig(60, 16, 32, 2, 8, 2, (2,), 4, encoder, copying_start=True)
     params = init_params(config, np.random.default_rng(0))
@@ -110,7 +118,7 @@ def test_with_copying_start_cca_matches_equal_tokens_from_the_start():
     distances = np.arange(-20, 21)
     logits = sinusoids(distances, 16) @ attention["w_r"][:, :8] @ attention["v"][0]
     assert distances[np.argmax(logits)] == -1  # i − j: the next token
-    assert not attention["w_q"][:, :8].any()  # by position alone
+    assert not attention["w_q"][:, :8].any()  # position alone determines these logits
     assert np.array_equal(params["encoder"]["embedding"], params["embedding"])
     plain = init_params(replace(config, copying_start=False), np.random.default_rng(0))["layers"][1]["cca"]
     assert not np.array_equal(plain["w_k"], plain["w_q"])
@@ -119,12 +127,12 @@ def test_with_copying_start_cca_matches_equal_tokens_from_the_start():
 
 
 def sinusoids(distances, width):
-    """R_δ as the paper's appendix B has it, here by its formula."""
+    """R_δ by the formula of the paper's appendix B."""
     angles = distances[:, None] * 10000.0 ** (-2 * np.arange(width // 2) / width)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def test_with_copying_start_a_fresh_model_reads_most_at_its_own_token():
+def test_with_copying_start_a_fresh_model_reads_mainly_the_token_that_equals_its_own():
     encoder = EncoderConfig(64, 128, 2, 32, 1, (1,))
     config = RetroConfig(500, 64, 128, 2, 32, 1, (1,), 8, encoder, copying_start=True)
     rng = np.random.default_rng(0)
@@ -136,7 +144,7 @@ def test_with_copying_start_a_fresh_model_reads_most_at_its_own_token():
         value[5] = tokens[0, 10]  # position 10 reads this neighbour
         on = retro(params, config, tokens, value[None, None, None].repeat(2, axis=1))[0][0, 10]
         added += (on - retro(params, config, tokens, None)[0][0, 10])[value]
-    assert set(np.argsort(-added)[:2]) == {5, 6}  # the token itself, and the one after it, of which it is the shadow
+    assert set(np.argsort(-added)[:2]) == {5, 6}  # the matching token, and the next one, which the encoder added to it
 
 
 def test_copying_start_changes_only_the_initial_parameters():

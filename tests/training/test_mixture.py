@@ -97,7 +97,7 @@ def test_sources_and_seeds_have_their_own_orders():
 
 
 def test_sequence_rows_are_those_of_earlier_versions():
-    # Old runs can resume only while the order stays this one: NumPy's Philox, seeded with (seed, epoch).
+    # Old runs can resume only if the order does not change: NumPy's Philox, seeded with (seed, epoch).
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([3, 2])))
     offset, order = int(rng.integers(23)), rng.permutation(5)
     expected = (offset + order[:, None] * 4 + np.arange(4)) % 23

@@ -29,7 +29,7 @@ from retro_np.tree import map_tree, named_leaves
 
 
 @pytest.mark.oracle
-def test_adamw_takes_the_steps_of_pytorchs():
+def test_adamw_takes_the_same_steps_as_pytorchs():
     import torch
 
     rng = np.random.default_rng(0)
@@ -177,7 +177,7 @@ train(database, small_config(database), replace(TRAINING, steps=60, checkpoint_e
 """
 
 
-def test_a_run_killed_with_sigkill_ends_in_the_same_bytes(database, tmp_path):
+def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bytes(database, tmp_path):
     def start(out):
         script = SCRIPT.format(tests=str(Path(__file__).parents[1]), database=str(database.path), out=str(out))
         return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
@@ -186,9 +186,9 @@ def test_a_run_killed_with_sigkill_ends_in_the_same_bytes(database, tmp_path):
         return len((out / "log.jsonl").read_bytes().splitlines()) if (out / "log.jsonl").exists() else 0
 
     assert start(tmp_path / "whole").wait(timeout=120) == 0
-    for after in (1, 17, 40):
+    for n_steps in (1, 17, 40):
         process = start(tmp_path / "killed")
-        while process.poll() is None and steps(tmp_path / "killed") < after:
+        while process.poll() is None and steps(tmp_path / "killed") < n_steps:
             time.sleep(0.005)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -198,7 +198,7 @@ def test_a_run_killed_with_sigkill_ends_in_the_same_bytes(database, tmp_path):
     assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
 
 
-def test_a_folder_with_another_run_is_refused_and_the_difference_named(database, tmp_path):
+def test_a_folder_with_another_run_is_refused_and_the_difference_is_named(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=1), tmp_path)
     with pytest.raises(UserError, match=r"learning_rate = 0\.01, and now it is 0\.5"):
         train(database, small_config(database), replace(TRAINING, steps=1, learning_rate=0.5), tmp_path)
@@ -246,7 +246,7 @@ def test_a_model_with_another_vocabulary_is_refused(database, tmp_path):
 
 
 def test_a_sequence_that_is_not_whole_chunks_is_refused(database, tmp_path):
-    with pytest.raises(UserError, match="not whole chunks of 8"):
+    with pytest.raises(UserError, match="sequence_length must be a multiple of the chunk size, 8, not 30"):
         train(database, small_config(database), replace(TRAINING, sequence_length=30), tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_a_build_interrupted_before_or_after_any_change_to_its_folder_ends_in_th
     """Interrupt at every rename and every removal, with KeyboardInterrupt, which Ctrl-C raises."""
     monkeypatch.setattr(shards, "CHUNKS_PER_SAVE", 128)
     monkeypatch.setattr(stages, "SHARDS_PER_MERGE", 1)
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and only matters if the machine itself stops
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # Flushing is slow, and only matters if the machine crashes.
     corpus = write_corpus(tmp_path / "docs", documents=4, seed=4)
     config, interrupter = replace(SMALL, shard_bytes=1500), Interrupter(monkeypatch)  # two shards
     total = interrupter.count_changes(lambda: build_database(corpus, tmp_path / "whole", config, embedder))

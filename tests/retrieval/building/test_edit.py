@@ -29,10 +29,10 @@ from retro_np.training.loop import train
 pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
-def test_after_an_add_all_neighbours_equal_those_of_exact_search(db, more):
+def test_after_an_add_all_neighbours_equal_those_of_exact_search(db, additions):
     before = Database.open(db)
     split = before.split("train")
-    database = add_documents(db, more, embedder=EMBEDDER)
+    database = add_documents(db, additions, embedder=EMBEDDER)
     assert len(database.documents) == len(before.documents) + 12
     assert len(database.folders("shards")) > len(before.folders("shards")) > 2
     assert database.manifest["generation"] == 1
@@ -43,12 +43,12 @@ def test_after_an_add_all_neighbours_equal_those_of_exact_search(db, more):
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_without_training_neighbours_only_held_out_chunks_have_neighbours_also_after_edits(corpus, more, tmp_path):
+def test_without_training_neighbours_only_held_out_chunks_have_neighbours_also_after_edits(corpus, additions, tmp_path):
     whole = build_database(corpus, tmp_path / "whole", SHARDS, EMBEDDER)
     reduced = build_database(corpus, tmp_path / "reduced", replace(SHARDS, training_neighbours=False), EMBEDDER)
     edits = [
         lambda path: Database.open(path, EMBEDDER),
-        lambda path: add_documents(path, more, embedder=EMBEDDER),
+        lambda path: add_documents(path, additions, embedder=EMBEDDER),
         lambda path: remove_documents(path, [int(numbers_of(Database.open(path), "train")[0])]),
         compact,
     ]
@@ -61,9 +61,9 @@ def test_without_training_neighbours_only_held_out_chunks_have_neighbours_also_a
             training_batch(reduced, reduced.split("train"), 2, sequence_length=16, batch_size=1, seed=0, step=0)
 
 
-def test_consecutive_adds_give_the_chunks_keys_and_neighbours_of_one_build(tmp_path, built, more):
+def test_consecutive_adds_give_the_chunks_keys_and_neighbours_of_one_build(tmp_path, built, additions):
     """All databases use the same tokenizer and hold out no documents."""
-    parts = [sorted(more.iterdir())[i : i + 4] for i in (0, 4, 8)]
+    parts = [sorted(additions.iterdir())[i : i + 4] for i in (0, 4, 8)]
     for number, part in enumerate(parts):
         json_lines(tmp_path / f"{number}.jsonl", {path.name: path.read_text() for path in part})
     config = replace(SHARDS, held_out=0.0, tokenizer=str(built / "tokenizer.json"))
@@ -72,31 +72,31 @@ def test_consecutive_adds_give_the_chunks_keys_and_neighbours_of_one_build(tmp_p
     build_database(sources[0], tmp_path / "parts", config, EMBEDDER)
     for source in sources[1:]:
         edited = add_documents(tmp_path / "parts", source, embedder=EMBEDDER)
-    for one, other in zip(rows_of(whole), rows_of(edited), strict=True):
-        assert np.array_equal(one, other)
+    for expected, array in zip(rows_of(whole), rows_of(edited), strict=True):
+        assert np.array_equal(expected, array)
     assert np.array_equal(whole.keys("train")[:], edited.keys("train")[:])
     assert list(whole.documents) == list(edited.documents)
     assert whole.manifest["sources"] == edited.manifest["sources"]
 
 
-def test_adding_twice_changes_no_byte(db, more, capsys):
-    add_documents(db, more, embedder=EMBEDDER)
+def test_adding_twice_changes_no_byte(db, additions, capsys):
+    add_documents(db, additions, embedder=EMBEDDER)
     before = all_bytes(db)
-    add_documents(db, more, embedder=EMBEDDER)
+    add_documents(db, additions, embedder=EMBEDDER)
     assert all_bytes(db) == before
     assert "nothing was added" in capsys.readouterr().err
 
 
 def test_a_near_duplicate_of_a_held_out_document_is_listed_once_instead_of_added(db, built, tmp_path):
     database = Database.open(db)
-    held = database.documents[numbers_of(database, "valid")[0]]
-    text = (built.parent / "docs" / held["name"]).read_text()
+    original = database.documents[numbers_of(database, "valid")[0]]
+    text = (built.parent / "docs" / original["name"]).read_text()
     corpus = json_lines(tmp_path / "c.jsonl", {"copy": text, "near": text + "\nmore", "own": "a text of its own"})
     listed = (db / "duplicates.jsonl").read_text()
     added = add_documents(db, corpus, embedder=EMBEDDER)
     assert [r["name"] for r in added.documents[len(database.documents) :]] == ["own"]
     records = [json.loads(line) for line in (db / "duplicates.jsonl").read_text()[len(listed) :].splitlines()]
-    assert [(r["name"], r["held_out"]) for r in records] == [("copy", held["name"]), ("near", held["name"])]
+    assert [(r["name"], r["held_out"]) for r in records] == [("copy", original["name"]), ("near", original["name"])]
     assert records[0]["exact"] == 1.0
     before = all_bytes(db)
     add_documents(db, corpus, embedder=EMBEDDER)
@@ -105,8 +105,8 @@ def test_a_near_duplicate_of_a_held_out_document_is_listed_once_instead_of_added
 
 def test_if_all_new_documents_are_near_duplicates_no_chunk_is_added(db, built, tmp_path):
     database = Database.open(db)
-    held = database.documents[numbers_of(database, "valid")[0]]
-    text = (built.parent / "docs" / held["name"]).read_text()
+    original = database.documents[numbers_of(database, "valid")[0]]
+    text = (built.parent / "docs" / original["name"]).read_text()
     added = add_documents(db, json_lines(tmp_path / "c.jsonl", {"copy": text}), embedder=EMBEDDER)
     assert added.n_chunks == database.n_chunks
     assert verify_database(db, EMBEDDER).broken == []
@@ -118,11 +118,11 @@ def test_if_all_new_documents_are_near_duplicates_no_chunk_is_added(db, built, t
 
 def test_a_near_duplicate_can_be_added_after_its_held_out_document_is_removed(db, built, tmp_path):
     database = Database.open(db)
-    held = database.documents[numbers_of(database, "valid")[0]]
-    text = (built.parent / "docs" / held["name"]).read_text()
+    original = database.documents[numbers_of(database, "valid")[0]]
+    text = (built.parent / "docs" / original["name"]).read_text()
     corpus = json_lines(tmp_path / "c.jsonl", {"copy": text})
     add_documents(db, corpus, embedder=EMBEDDER)
-    remove_documents(db, [held["id"]])
+    remove_documents(db, [original["id"]])
     added = add_documents(db, corpus, embedder=EMBEDDER)
     assert added.documents[-1]["name"] == "copy"
     assert verify_database(db, EMBEDDER).broken == []
@@ -138,13 +138,13 @@ def test_a_removed_document_can_be_added_again(db, built):
     assert len(added.documents) == len(database.documents) + 1
 
 
-def test_new_documents_do_not_retrieve_removed_documents(db, more):
+def test_new_documents_do_not_retrieve_removed_documents(db, additions):
     database = Database.open(db)
-    gone = numbers_of(database, "train")[:5]
-    remove_documents(db, gone)
-    added = add_documents(db, more, embedder=EMBEDDER)
+    removed = numbers_of(database, "train")[:5]
+    remove_documents(db, removed)
+    added = add_documents(db, additions, embedder=EMBEDDER)
     lists = added.split("train").neighbours[database.n_chunks :]
-    assert not np.isin(added.document_of(lists), gone).any()
+    assert not np.isin(added.document_of(lists), removed).any()
     assert (lists >= 0).all()
 
 
@@ -181,14 +181,14 @@ def test_either_all_sources_have_weights_or_none(tmp_path, built_with, added_wit
 def test_documents_are_removed_by_number_and_by_name(db):
     database = Database.open(db)
     first, second, third = numbers_of(database, "train")[:3]
-    held = numbers_of(database, "valid")[0]
+    held_out = numbers_of(database, "valid")[0]
     name = database.documents[second]["name"]
-    removed = remove_documents(db, [first, name, np.int64(third), held])
-    assert [r["id"] for r in removed.documents if r.get("removed")] == sorted([first, second, third, held])
+    removed = remove_documents(db, [first, name, np.int64(third), held_out])
+    assert [r["id"] for r in removed.documents if r.get("removed")] == sorted([first, second, third, held_out])
     rows = np.isin(removed.split("train").documents[:], [first, second, third])
     assert np.array_equal(removed.removed(np.arange(removed.n_chunks)), rows)
     assert not removed.split("train").tokens[:][rows].any()
-    assert not removed.split("valid").tokens[:][removed.split("valid").documents[:] == held].any()
+    assert not removed.split("valid").tokens[:][removed.split("valid").documents[:] == held_out].any()
     assert verify_database(db, EMBEDDER).broken == []
 
 
@@ -221,7 +221,7 @@ def test_removing_twice_changes_nothing(db, capsys):
     assert all_bytes(db) == before
 
 
-def test_a_wrong_or_missing_embedder_is_refused_before_an_edit_starts(db, more, monkeypatch):
+def test_a_wrong_or_missing_embedder_is_refused_before_an_edit_starts(db, additions, monkeypatch):
     def missing():
         raise UserError("no BERT here")
 
@@ -229,14 +229,14 @@ def test_a_wrong_or_missing_embedder_is_refused_before_an_edit_starts(db, more, 
     other = CountingEmbedder()
     other.sha256 = "ab" * 32
     before = all_bytes(db)
-    for given, complaint in ((other, "was built with embedder counting"), (None, "no BERT here")):
+    for embedder, complaint in ((other, "was built with embedder counting"), (None, "no BERT here")):
         with pytest.raises(UserError, match=complaint):
-            add_documents(db, more, embedder=given)
+            add_documents(db, additions, embedder=embedder)
         assert all_bytes(db) == before
 
 
-def test_a_folder_without_a_database_is_not_edited(tmp_path, more):
-    for edit in (lambda p: add_documents(p, more), lambda p: remove_documents(p, [0]), compact):
+def test_a_folder_without_a_database_is_not_edited(tmp_path, additions):
+    for edit in (lambda p: add_documents(p, additions), lambda p: remove_documents(p, [0]), compact):
         with pytest.raises(UserError, match="no database at"):
             edit(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
@@ -244,8 +244,12 @@ def test_a_folder_without_a_database_is_not_edited(tmp_path, more):
 
 def test_a_database_cannot_be_added_to_itself(db):
     before = all_bytes(db)
-    with pytest.raises(UserError, match="is inside the database"):
-        add_documents(db, db, embedder=EMBEDDER)
+    for folder, complaint in (
+        (db, "is both the corpus and the database: give"),
+        (db / "manifest.json", "is inside the database"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            add_documents(db, folder, embedder=EMBEDDER)
     assert all_bytes(db) == before
 
 

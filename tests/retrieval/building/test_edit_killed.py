@@ -42,8 +42,8 @@ def small(tmp_path):
     database = build_database(corpus, tmp_path / "small", config, EMBEDDER)
     assert len(database.folders("shards")) > 1
     remove_documents(tmp_path / "small", ["d", "e"])
-    held = [r["name"] for r in database.documents if r["split"] == "valid"]
-    added = {"copy": texts[held[0]], "x": "a new document that says little", "y": "and another " * 9}
+    held_out = [r["name"] for r in database.documents if r["split"] == "valid"]
+    added = {"copy": texts[held_out[0]], "x": "a new document that says little", "y": "and another " * 9}
     return tmp_path / "small", json_lines(tmp_path / "new.jsonl", added)
 
 
@@ -65,7 +65,7 @@ def test_an_edit_interrupted_at_any_change_to_the_folder_is_atomic_and_resumes_t
     old, work, interrupter = outside_the_edit(base), tmp_path / "stopped", Interrupter(monkeypatch)
     shutil.copytree(base, work)
     total = interrupter.count_changes(lambda: EDITS[kind](work, corpus))
-    new, seen = all_bytes(work), set()
+    new, outcomes = all_bytes(work), set()
     assert total >= 10
     assert new != old
     for number, change in enumerate(range(1, total + 1, STEP)):
@@ -76,17 +76,17 @@ def test_an_edit_interrupted_at_any_change_to_the_folder_is_atomic_and_resumes_t
         Database.open(work)
         present = outside_the_edit(work)
         assert present in (old, new), (change, when)
-        seen.add(present == new)
+        outcomes.add(present == new)
         EDITS[kind](work, corpus)
         assert all_bytes(work) == new, (change, when)
-    assert seen == {False, True}
+    assert outcomes == {False, True}
 
 
 def test_moving_files_into_place_can_be_interrupted_at_any_move(tmp_path, monkeypatch):
-    """Only the journal: files that stay, change, are added, and are deleted with their folders."""
+    """The journal alone, with files that are unchanged, changed, added, and deleted with their folders."""
     monkeypatch.setattr(manifest, "_is_complete", lambda manifest: True)  # these manifests lack most entries
-    stays, goes = ["a", "shards/00000/x"], ["shards/00001/x", "shards/00001/y", "neighbours/valid/00000/z"]
-    comes = ["b", "shards/00000/y", "neighbours/train/00000/z"]
+    unchanged, deleted = ["a", "shards/00000/x"], ["shards/00001/x", "shards/00001/y", "neighbours/valid/00000/z"]
+    added = ["b", "shards/00000/y", "neighbours/train/00000/z"]
 
     def write(folder, names, text, manifest_names):
         for name in names:
@@ -95,22 +95,22 @@ def test_moving_files_into_place_can_be_interrupted_at_any_move(tmp_path, monkey
         listed = {"format": FORMAT, "note": text, "files": dict.fromkeys(manifest_names)}
         write_manifest(folder, listed)
 
-    def begin(path):
+    def prepare(path):
         shutil.rmtree(path, ignore_errors=True)
-        write(path, [*stays, *goes], "old", [*stays, *goes])
-        write(path / "edit", ["shards/00000/x", *comes], "new", [*stays, *comes])
+        write(path, [*unchanged, *deleted], "old", [*unchanged, *deleted])
+        write(path / "edit", ["shards/00000/x", *added], "new", [*unchanged, *added])
         (path / "edit" / "request.json").write_text(json.dumps({"base": read_manifest(path)["sha256"]}))
         return path
 
-    path, interrupter = begin(tmp_path / "db"), Interrupter(monkeypatch)
+    path, interrupter = prepare(tmp_path / "db"), Interrupter(monkeypatch)
     total = interrupter.count_changes(lambda: finish_edit(path))
     expected = all_bytes(path)
-    assert sorted(expected) == sorted(["manifest.json", *stays, *comes])
+    assert sorted(expected) == sorted(["manifest.json", *unchanged, *added])
     assert sorted(p.name for p in path.rglob("*") if p.is_dir()) == ["00000", "00000", "neighbours", "shards", "train"]
     folders = sorted(p for p in path.rglob("*") if p.is_dir())
     for change in range(1, total + 1):
         for when in ("before", "after"):
-            begin(path)
+            prepare(path)
             interrupter.interrupt(lambda: finish_edit(path), change, when)
             finish_edit(path)
             assert all_bytes(path) == expected, (change, when)
@@ -152,10 +152,10 @@ def start(kind, db, corpus):
 
 @pytest.mark.parametrize("kind", EDITS)
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow) for seed in range(6)])
-def test_a_killed_edit_is_atomic_and_resumes_to_the_same_bytes(tmp_path, db, more, kind, seed, monkeypatch):
+def test_a_killed_edit_is_atomic_and_resumes_to_the_same_bytes(tmp_path, db, additions, kind, seed, monkeypatch):
     monkeypatch.setattr(editing.stages.shards, "CHUNKS_PER_SAVE", 4)
     calls = {
-        "add": lambda path: add_documents(path, more, embedder=EMBEDDER),
+        "add": lambda path: add_documents(path, additions, embedder=EMBEDDER),
         "remove": lambda path: remove_documents(path, list(range(20))),
         "compact": compact,
     }
@@ -165,7 +165,7 @@ def test_a_killed_edit_is_atomic_and_resumes_to_the_same_bytes(tmp_path, db, mor
     start_time = time.monotonic()
     calls[kind](whole)
     seconds, new = time.monotonic() - start_time, all_bytes(whole)
-    process = start(kind, db, more)
+    process = start(kind, db, additions)
     while process.poll() is None and not (db / "edit").exists():
         time.sleep(0.0005)
     time.sleep(random.Random(seed).random() * seconds)  # each seed kills at another moment
@@ -177,8 +177,8 @@ def test_a_killed_edit_is_atomic_and_resumes_to_the_same_bytes(tmp_path, db, mor
     assert all_bytes(db) == new
 
 
-def test_a_second_edit_is_refused_while_the_first_runs(db, more):
-    first = start("add", db, more)
+def test_a_second_edit_is_refused_while_the_first_runs(db, additions):
+    first = start("add", db, additions)
     while not (db / "edit").exists():
         assert first.poll() is None, first.stderr.read().decode()
         time.sleep(0.0005)
@@ -194,7 +194,7 @@ def test_a_second_edit_is_refused_while_the_first_runs(db, more):
     assert Database.open(db).manifest["generation"] == 1
 
 
-def test_an_unfinished_edit_refuses_another_edit_and_can_be_abandoned(db, more, monkeypatch):
+def test_an_unfinished_edit_refuses_another_edit_and_can_be_abandoned(db, additions, monkeypatch):
     before = all_bytes(db)
 
     def stopped(*args, **options):
@@ -203,17 +203,17 @@ def test_an_unfinished_edit_refuses_another_edit_and_can_be_abandoned(db, more, 
     with monkeypatch.context() as patch:
         patch.setattr(editing.stages, "write_indexes", stopped)
         with pytest.raises(KeyboardInterrupt):
-            add_documents(db, more, embedder=EMBEDDER)
-    half = all_bytes(db)
+            add_documents(db, additions, embedder=EMBEDDER)
+    unfinished = all_bytes(db)
     assert outside_the_edit(db) == before
     for another in (
         lambda: remove_documents(db, [0]),
-        lambda: add_documents(db, more / "added_module_00.py", embedder=EMBEDDER),
-        lambda: add_documents(db, more, embedder=EMBEDDER, exclude=("*_00.py",)),
+        lambda: add_documents(db, additions / "added_module_00.py", embedder=EMBEDDER),
+        lambda: add_documents(db, additions, embedder=EMBEDDER, exclude=("*_00.py",)),
     ):
-        with pytest.raises(UserError, match=r"another edit of .* was stopped half-way \(add\)"):
+        with pytest.raises(UserError, match=r"another edit of .* was interrupted \(add\)"):
             another()
-        assert all_bytes(db) == half
+        assert all_bytes(db) == unfinished
     shutil.rmtree(db / "edit")
     assert all_bytes(db) == before
     assert remove_documents(db, [0]).manifest["generation"] == 1

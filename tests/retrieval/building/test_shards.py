@@ -1,4 +1,4 @@
-"""Ground truth: all distances sorted in NumPy, texts tokenised whole, lines read by json, one merge of all lists."""
+"""Ground truth: distances sorted in NumPy, texts tokenised in one piece, lines read by json, one merge of all lists."""
 
 import json
 import resource
@@ -93,13 +93,13 @@ fragments = st.sampled_from([*"ab'st1.\n\t  é\u00a0\u2028\x1c_-", "the", " it's
 def test_a_text_in_pieces_has_the_tokens_of_the_whole_text(text, size):
     before, tokenizer.MIN_PIECE_CHARACTERS = tokenizer.MIN_PIECE_CHARACTERS, size
     try:
-        cut = tokenizer.pieces_of(text)
+        pieces = tokenizer.pieces_of(text)
         ids = tokenizer.encode(TOKENIZER, text)
     finally:
         tokenizer.MIN_PIECE_CHARACTERS = before
-    assert "".join(cut) == text
+    assert "".join(pieces) == text
     assert tokenizer.decode(TOKENIZER, ids) == text
-    cuts = np.cumsum([len(piece) for piece in cut[:-1]], dtype=int).tolist()
+    cuts = np.cumsum([len(piece) for piece in pieces[:-1]], dtype=int).tolist()
     if set(cuts) <= {seam.end() for seam in tokenizer.SEAM.finditer(text)}:
         assert ids == TOKENIZER.encode(text).ids
 

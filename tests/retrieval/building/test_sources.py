@@ -68,7 +68,7 @@ def test_jsonl_may_have_invalid_utf8_blank_lines_and_a_byte_order_mark(tmp_path)
     assert documents_of(path) == [("c.jsonl:2", "a", 0)]
 
 
-def damaged(data, how):
+def damaged(data, damage):
     middle = len(data) // 2
     return {
         "truncated": data[:middle],
@@ -77,19 +77,19 @@ def damaged(data, how):
         "wrong checksum": data[:-8] + bytes(4) + data[-4:],
         "with trailing garbage": data + b"garbage",
         "not gzip": b'{"text": "a"}\n',
-    }[how]
+    }[damage]
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "without its end", "flipped", "wrong checksum", "with trailing garbage", "not gzip"]
+    "damage", ["truncated", "without its end", "flipped", "wrong checksum", "with trailing garbage", "not gzip"]
 )
-def test_damaged_gzip_data_are_refused_with_the_line_number(tmp_path, how):
+def test_damaged_gzip_data_are_refused_with_the_line_number(tmp_path, damage):
     path = write_lines(tmp_path / "c.jsonl.gz", [{"text": f"{i * i * 7919 % 10007}"} for i in range(5000)])
-    path.write_bytes(damaged(path.read_bytes(), how))
+    path.write_bytes(damaged(path.read_bytes(), damage))
     with pytest.raises(UserError, match=r"c.jsonl.gz:\d+ (cannot be unpacked|is not JSON)") as caught:
         documents_of(path)
     line = int(str(caught.value).split(".gz:")[1].split()[0])
-    expected = {"not gzip": (1, 1), "truncated": (1500, 3500), "flipped": (1500, 3500)}.get(how, (5001, 5001))
+    expected = {"not gzip": (1, 1), "truncated": (1500, 3500), "flipped": (1500, 3500)}.get(damage, (5001, 5001))
     assert expected[0] <= line <= expected[1]
     assert "\n" not in str(caught.value)
 

@@ -162,9 +162,9 @@ def test_an_incomplete_manifest_with_a_valid_hash_is_refused_in_one_line(copy, b
     del manifest["sha256"]
     breaking(manifest)
     write_manifest(copy, manifest)
-    for look in (Database.open, verify_database):
+    for read in (Database.open, verify_database):
         with pytest.raises(UserError, match="lacks entries of a manifest"):
-            look(copy)
+            read(copy)
 
 
 @pytest.mark.parametrize("name", ["tombstones.npy", "documents.jsonl", "shards/00000/tokens.npy", "tokenizer.json"])

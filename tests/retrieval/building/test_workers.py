@@ -15,7 +15,7 @@ import pytest
 from support import SMALL, all_bytes, write_corpus
 
 from retro_np.errors import UserError
-from retro_np.files import beside_of
+from retro_np.files import temporary_name
 from retro_np.retrieval import stages
 from retro_np.retrieval.bert import load_bert
 from retro_np.retrieval.build import build_database
@@ -47,7 +47,7 @@ def cluster(folder, n_workers):
         wait_until(scheduler_file.exists, scheduler)
         options = ["--scheduler-file", scheduler_file, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
         options += ["--local-directory", folder, "--host", "127.0.0.1"]
-        started = [
+        processes = [
             stack.enter_context(process("-m", "distributed.cli.dask_worker", *options, "--name", f"worker-{number}"))
             for number in range(n_workers)
         ]
@@ -55,7 +55,7 @@ def cluster(folder, n_workers):
 
         with Client(scheduler_file=str(scheduler_file)) as client:
             client.wait_for_workers(n_workers, timeout=60)
-            yield client.scheduler.address, started
+            yield client.scheduler.address, processes
 
 
 def wait_until(condition, running, seconds=60):
@@ -82,12 +82,12 @@ def expected(corpus, tmp_path_factory):
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_builds_the_same_bytes(corpus, expected, tmp_path):
     out = tmp_path / "db"
-    with cluster(tmp_path, 2) as (address, started):
+    with cluster(tmp_path, 2) as (address, processes):
         was_finished = []
 
         def kill_half_way():
-            wait_until(lambda: (out / "shards" / "00003" / "tokens.npy").exists(), started[0])
-            os.kill(started[0].pid, signal.SIGKILL)
+            wait_until(lambda: (out / "shards" / "00003" / "tokens.npy").exists(), processes[0])
+            os.kill(processes[0].pid, signal.SIGKILL)
             was_finished.append((out / "manifest.json").exists())
 
         killer = threading.Thread(target=kill_half_way)
@@ -95,16 +95,16 @@ def test_a_cluster_that_loses_a_worker_builds_the_same_bytes(corpus, expected, t
         build_database(corpus, out, CONFIG, "hashing", dask=address)
         killer.join()
         assert was_finished == [False]  # the worker was killed during the build
-        assert started[0].poll() == -signal.SIGKILL
-        assert started[1].poll() is None
+        assert processes[0].poll() == -signal.SIGKILL
+        assert processes[1].poll() is None
         assert all_bytes(out) == expected
         # edits by the remaining worker, compared with edits in this process
-        more = write_corpus(tmp_path / "more", documents=6, seed=9)
-        for path in list(more.iterdir()):
+        additions = write_corpus(tmp_path / "more", documents=6, seed=9)
+        for path in list(additions.iterdir()):
             path.rename(path.with_name("new_" + path.name))
         build_database(corpus, tmp_path / "same", CONFIG, "hashing")
         for folder, dask in ((out, address), (tmp_path / "same", None)):
-            add_documents(folder, more, dask=dask)
+            add_documents(folder, additions, dask=dask)
             remove_documents(folder, [2, "new_module_03.py"])
             compact(folder, dask=dask)
         assert all_bytes(out) == all_bytes(tmp_path / "same")
@@ -114,7 +114,7 @@ def test_partial_files_of_a_killed_worker_are_not_left_in_the_database(corpus, e
     out, index = tmp_path / "db", stages.write_indexes
 
     def write_indexes(run, folders):
-        beside_of(folders[1] / "documents.npy").write_bytes(b"from a worker that died")
+        temporary_name(folders[1] / "documents.npy").write_bytes(b"from a worker that died")
         index(run, folders)
 
     monkeypatch.setattr(stages, "write_indexes", write_indexes)
