@@ -1,4 +1,4 @@
-"""The cost of building a database: seconds per stage, BERT's share, memory by size of corpus, recall of the index.
+"""The cost of building a database: seconds per stage, BERT's share, memory by corpus size, and the index's recall.
 
     python benchmarks/build.py [--megabytes 20] [--bert 3.5] [--sizes 1.5 3 6 12] [-o results.json] [--plot memory.png]
 
@@ -7,14 +7,14 @@ runs in its own process. The hashing embedder is used with the default settings.
 text, so that each shard has too many keys to be searched exactly. A stage's documents, chunks and MB per second are the
 totals of the corpus, including held-out documents, divided by the stage's seconds, so that stages can be compared.
 
-Memory: builds with shards and tokenizer samples as large as the smallest corpus, with all threads and with
-RETRO_NP_THREADS=1. Chunks have 8 neighbours, which affects the time but hardly the memory. "Peak" is VmHWM, which
+Memory is measured in builds with shards and tokenizer samples as large as the smallest corpus, with all threads and
+with RETRO_NP_THREADS=1. Chunks have 8 neighbours, which affects the time but hardly the memory. "Peak" is VmHWM, which
 includes pages of mapped files that the system can reclaim. "Anonymous" is RssAnon, the process's own memory, sampled
 every 10 ms. Both are available only on Linux.
 
-Recall@k: the share of the k exact neighbours that `Database.search_keys` finds with its default settings, for held-out
-chunks, as single queries and as one batch, for which another search method may be chosen. Any neighbour that is as near
-as the k-th exact one counts, because equal chunks are equally good; "same ids" counts only equal ids.
+Recall@k is the share of the k exact neighbours that `Database.search_keys` finds with its default settings. The queries
+are held-out chunks, one at a time and as one batch, for which a different search method may be chosen. Any neighbour
+that is as near as the k-th exact one counts, because equal chunks are equally good; "same ids" counts only equal ids.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def copied(folder, megabytes):
 
 def in_new_process(function, *arguments, one_thread=False):
     """Call a function in a new process and return its result."""
-    before = os.environ.pop(threads.THREADS_VARIABLE, None)
+    previous = os.environ.pop(threads.THREADS_VARIABLE, None)
     if one_thread:
         os.environ[threads.THREADS_VARIABLE] = "1"
     try:
@@ -85,21 +85,21 @@ def in_new_process(function, *arguments, one_thread=False):
             return pool.submit(function, *arguments).result()
     finally:
         os.environ.pop(threads.THREADS_VARIABLE, None)
-        os.environ |= {} if before is None else {threads.THREADS_VARIABLE: before}
+        os.environ |= {} if previous is None else {threads.THREADS_VARIABLE: previous}
 
 
 def measured(corpus, out, embedder, settings):
     """Build a database; return the seconds of its stages and of BERT's parts, memory in MB, and counts."""
-    seconds, inside, running = Counter(), Counter(), [REST]
+    seconds, bert_times, current = Counter(), Counter(), [REST]
 
     def timed(name, function, counter=seconds):
         def call(*args, **kwargs):
-            before, start = running[0], time.perf_counter()
-            running[0] = name if counter is seconds else before
+            outer_stage, start = current[0], time.perf_counter()
+            current[0] = name if counter is seconds else outer_stage
             try:
                 return function(*args, **kwargs)
             finally:
-                running[0] = before
+                current[0] = outer_stage
                 counter[name] += time.perf_counter() - start
 
         return call
@@ -113,20 +113,20 @@ def measured(corpus, out, embedder, settings):
         setattr(build, name, timed(stage, getattr(build, name)))
     build.Database = SimpleNamespace(open=timed("opening", build.Database.open))
     for name, part in BERT_PARTS.items():
-        setattr(bert, name, timed(part, getattr(bert, name), inside))
-    bert.ACTIVATIONS |= {name: timed("activation", function, inside) for name, function in bert.ACTIVATIONS.items()}
-    bert.Bert.word_pieces = timed("word pieces", bert.Bert.word_pieces, inside)
+        setattr(bert, name, timed(part, getattr(bert, name), bert_times))
+    bert.ACTIVATIONS |= {name: timed("activation", function, bert_times) for name, function in bert.ACTIVATIONS.items()}
+    bert.Bert.word_pieces = timed("word pieces", bert.Bert.word_pieces, bert_times)
     embedder = build.HASHED if embedder == "hashing" else retro_np.load_bert()
-    highest, start = {}, time.perf_counter()
-    with sampled(highest, running):
+    peaks, start = {}, time.perf_counter()
+    with sampled(peaks, current):
         database = build.build_database(corpus, out, build.BuildConfig(include=PYTHON, **settings), embedder)
     total = time.perf_counter() - start
     seconds[REST] = total - sum(seconds.values())
     count = {name: sum(s[name] for s in database.manifest["splits"].values()) for name in ("documents", "chunks")}
     count |= {"megabytes": sum(s["bytes"] for s in database.manifest["splits"].values()) / 1e6}
-    memory = {"peak_mb": status("VmHWM"), "anonymous_mb": max(highest.values(), default=None), "stages_mb": highest}
+    memory = {"peak_mb": status("VmHWM"), "anonymous_mb": max(peaks.values(), default=None), "stages_mb": peaks}
     count |= {"shards": len(database.first_ids), "retrievable": database.n_chunks, "seconds": total}
-    return count | {"stages": dict(seconds), "bert": dict(inside), "memory": memory}
+    return count | {"stages": dict(seconds), "bert": dict(bert_times), "memory": memory}
 
 
 def status(name):
@@ -139,17 +139,17 @@ def status(name):
 
 
 @contextlib.contextmanager
-def sampled(highest, running):
-    """Sample the anonymous memory. Records its value before the work, and the highest value in each stage."""
+def sampled(peaks, current):
+    """Sample the anonymous memory. peaks receives its value before the work, and the highest value of each stage."""
     finished = threading.Event()
 
     def sample():
         while not finished.wait(SAMPLING_SECONDS):
-            highest[running[0]] = max(highest.get(running[0], 0), status("RssAnon"))
+            peaks[current[0]] = max(peaks.get(current[0], 0), status("RssAnon"))
 
     thread = threading.Thread(target=sample, daemon=True)
-    if (before := status("RssAnon")) is not None:
-        highest["before"] = before
+    if (initial := status("RssAnon")) is not None:
+        peaks["before"] = initial
         thread.start()
     try:
         yield

@@ -3,12 +3,12 @@
     python benchmarks/deduplicate.py [--documents 3000] [-o results.json]
 
 The documents are Python files of the standard library (with its tests) and of the installed packages, of 500 to 200,000
-bytes. Every fifth is held out. The training documents are the others, and near-duplicates of held-out documents made by
-replacing words, dropping or doubling lines, or truncating, so that the similarities range from 0.5 to 1. The ground
-truth is the exact Jaccard similarity of every training document with every held-out one, from an inverted index of
-grams.
+bytes. Every fifth is held out. The training documents are the remaining ones and near-duplicates of held-out documents.
+These have words replaced, lines dropped or doubled, or the end truncated, so that similarities range from 0.5 to 1. The
+ground truth is the exact Jaccard similarity of every training document with every held-out one, from an inverted index
+of grams.
 
-For each setting (bands × hashes per band) recall and precision are computed of three things: the pairs whose estimate
+For each setting (bands × hashes per band) recall and precision are computed for three things: the pairs whose estimate
 reaches the threshold; the pairs that agree in a band and whose exact similarity reaches it; and the documents that
 `find_duplicates` drops. Speeds are the best of several rounds.
 """
@@ -94,9 +94,9 @@ def banded_pairs(training, held_out, config, shape):
     return pairs
 
 
-def share(part, whole):
-    """Recall or precision: part / whole, or 1 if there was nothing to find."""
-    return float(part / whole) if whole else 1.0
+def share(part, total):
+    """Recall or precision: part / total, or 1 if there was nothing to find."""
+    return float(part / total) if total else 1.0
 
 
 def measure(texts, held_out, exact, config):
@@ -150,7 +150,7 @@ def speeds(texts, config, rounds):
     """MB of UTF-8 per second that `signatures` processes, by number of threads, for many files and for one text."""
     figures, joined = {}, ["".join(texts)]
     megabytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) / 1e6
-    before = threads.count()
+    initial_threads = threads.count()
     for count in sorted({1, threads.cores()}):
         threads.use_threads(count)
         best = {"files": 0.0, "one_text": 0.0}
@@ -160,7 +160,7 @@ def speeds(texts, config, rounds):
                 signatures(batch, config)
                 best[name] = max(best[name], megabytes / (time.perf_counter() - start))
         figures[str(count)] = best
-    threads.use_threads(before)
+    threads.use_threads(initial_threads)
     return figures | {"megabytes": megabytes}
 
 
@@ -185,11 +185,11 @@ def main():
     for bands, width in SETTINGS:
         row = measure(texts, held_out, exact, DedupConfig(hashes=bands * width, bands=bands))
         rows.append(row)
-        estimate, both, dropped = row["estimate_alone"], row["bands_and_exact"], row["documents"]
+        estimate, banded, dropped = row["estimate_alone"], row["bands_and_exact"], row["documents"]
         print(
             f"  {row['setting']:6}  estimate: recall {estimate['recall']:.4f}, precision"
-            f" {estimate['precision']:.4f}   bands and exact: recall {both['recall']:.4f}, precision"
-            f" {both['precision']:.4f}   documents: recall {dropped['recall']:.4f} of {dropped['to_drop']}, precision"
+            f" {estimate['precision']:.4f}   bands and exact: recall {banded['recall']:.4f}, precision"
+            f" {banded['precision']:.4f}   documents: recall {dropped['recall']:.4f} of {dropped['to_drop']}, precision"
             f" {dropped['precision']:.4f}\n          {row['candidate_pairs']} candidates for"
             f" {row['pairs_at_threshold']} pairs, mean error of the estimate {row['mean_absolute_error']:.4f},"
             f" {row['find_seconds']:.2f} s"

@@ -4,8 +4,8 @@
 
 The texts are chunks of the standard library, as long as RETRO's chunks of 64 tokens. Each peer runs in its own process.
 In each round every peer tokenises and embeds the same texts and pools by the mean. The keys are compared before the
-timing. onnxruntime runs a model that PyTorch exported and onnxruntime's optimiser fused. It gets the texts in order of
-length, in batches of the fastest size. sentence-transformers runs with its defaults.
+timing. onnxruntime runs a model that PyTorch exported and onnxruntime's optimiser fused. The texts are sorted by length
+and passed to it in batches of the fastest size. sentence-transformers runs with its defaults.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from turns import compare, machine, save
 
 from retro_np.retrieval.weights import find_bert
 
-CHUNK_BYTES = 170  # about 64 tokens of a BPE with 4096 words
+CHUNK_CHARACTERS = 170  # about 64 tokens of a BPE with a vocabulary of 4096 tokens
 
 
 def texts(count):
@@ -29,7 +29,7 @@ def texts(count):
     chunks = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         text = path.read_text(encoding="utf-8", errors="replace")
-        chunks += [text[i : i + CHUNK_BYTES] for i in range(0, len(text) - CHUNK_BYTES, CHUNK_BYTES)]
+        chunks += [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text) - CHUNK_CHARACTERS, CHUNK_CHARACTERS)]
     chosen = np.random.default_rng(0).choice(len(chunks), count, replace=False)
     return [chunks[i] for i in chosen]
 

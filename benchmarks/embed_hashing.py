@@ -5,7 +5,7 @@
 Usefulness is measured as retrieval uses neighbours. Modules of the standard library are cut into chunks, and a tenth of
 the modules is held out. For each held-out chunk, exact search finds the two nearest values [N, F] of the other modules.
 The figure is the mean number of tokens in the longest run that these values share with the chunk's continuation. Random
-values are the lower bound. Keys with so many columns that the projection adds almost no noise are the upper bound.
+values give the lower bound. Keys with so many columns that the projection adds almost no noise give the upper bound.
 """
 
 import argparse
@@ -34,7 +34,7 @@ QUERIES = 1000
 
 
 def modules(limit):
-    """{name: text} of about `limit` bytes of the standard library's modules."""
+    """{name: text} of the standard library's modules, about `limit` characters in all."""
     texts, total = {}, 0
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         if total < limit:
@@ -82,7 +82,7 @@ def minilm(count, limit):
 
 
 def usefulness(limit):
-    """For each embedder, the mean number of tokens that the values have in common with the continuation."""
+    """For each embedder, the mean length of the longest run that the values share with the continuation."""
     texts = modules(limit)
     training = [text for name, text in texts.items() if not held_out(name, 0.1)]
     tokenizer = train_tokenizer(training, VOCABULARY)
@@ -93,17 +93,17 @@ def usefulness(limit):
     sample = np.sort(rng.choice(continued, min(QUERIES, len(continued)), replace=False))
     queries, continuations = queries[sample], continuations[sample]
 
-    def common(ids):
+    def longest_run(ids):
         return longest_common_substring(continuations, np.concatenate([chunks, following], axis=1)[ids]).mean()
 
-    tokens = {"random values": common(rng.integers(0, len(chunks), (len(queries), 2)))}
+    tokens = {"random values": longest_run(rng.integers(0, len(chunks), (len(queries), 2)))}
     for d_key in (*WIDTHS, MAX_WIDTH):
         embed = embedder(tokenizer, chunks, d_key).embed_tokens
         ids, _ = exact_search(embed(queries), embed(chunks), 2)
-        tokens[f"hashing, {d_key}"] = common(ids)
+        tokens[f"hashing, {d_key}"] = longest_run(ids)
     bert = retro_np.load_bert()
     keys, query_keys = (bert.embed([decode(tokenizer, chunk) for chunk in part]) for part in (chunks, queries))
-    tokens["MiniLM"] = common(exact_search(query_keys, keys, 2)[0])
+    tokens["MiniLM"] = longest_run(exact_search(query_keys, keys, 2)[0])
     return {"tokens_in_common": tokens, "chunks": len(chunks), "queries": len(queries)}
 
 
@@ -122,10 +122,10 @@ def main():
         # Peers embed different numbers of chunks, so only their rates can be compared.
         rows[name] = {"seconds": row["seconds"], "chunks_a_second": rate, "peak_mb": row["peak_mb"]}
         print(f"{name:16} {rate:8.0f} chunks/s   peak {row['peak_mb']:.0f} MB")
-    worth = usefulness(options.bytes)
-    for name, tokens in worth["tokens_in_common"].items():
+    figures = usefulness(options.bytes)
+    for name, tokens in figures["tokens_in_common"].items():
         print(f"{name:16} {tokens:8.2f} tokens in common with the continuation")
-    save(options.out, {"rows": rows, "worth": worth, "machine": machine()})
+    save(options.out, {"rows": rows, "worth": figures, "machine": machine()})
 
 
 if __name__ == "__main__":

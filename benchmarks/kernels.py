@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py [--rounds 9] [--only NAME] [-o results.json]
 
-The implementations take turns in one process, on all cores. Before each turn there is a pause, in which the threads of
-the previous one fall asleep. Figures are medians. A blank means that a kernel has no such implementation. PyTorch's
-attention computes the positions' part of the logits with a product and a shift, and passes it to
+The implementations take turns in one process, on all cores. Before each turn there is a pause, so that the threads of
+the previous implementation fall asleep. Figures are medians. A blank means that a kernel has no such implementation.
+PyTorch's attention computes the positions' part of the logits with a product and a shift, and passes this part to
 scaled_dot_product_attention as a bias, as in torch_peer.py. Its backward pass is autograd's, without the forward pass.
 """
 

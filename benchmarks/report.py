@@ -60,7 +60,7 @@ def train_step():
 
 
 def kernels():
-    """The time of each kernel in each implementation."""
+    """The milliseconds of each kernel in each implementation."""
     rows = [
         [name, *(f"{row[kind]:.1f}" if kind in row else "" for kind in KINDS)]
         for name, row in results("kernels")["milliseconds"].items()
@@ -79,9 +79,9 @@ def search():
     exact, approximate = [], []
     for keys in results("search")["tables"]:
         database = f"{keys['size']:,} {keys['keys'].replace('keys of minilm.npy', 'keys of MiniLM')}"
-        own, faiss = keys["exact"]["retro_np"], keys["exact"]["faiss IndexFlatL2"]
+        retro_np, faiss = keys["exact"]["retro_np"], keys["exact"]["faiss IndexFlatL2"]
         for kind, queries in (("batch", f"{keys['queries']} together"), ("single", "1")):
-            times = (milliseconds(peer[kind]["seconds"]) for peer in (own, faiss))
+            times = (milliseconds(peer[kind]["seconds"]) for peer in (retro_np, faiss))
             exact.append([database, queries, *times, ratio(faiss[kind])])
         for peer, row in keys.get("approximate", {}).items():
             best = row["at_recall_0.95"] or max(row["settings"], key=lambda setting: setting["recall"])
@@ -89,8 +89,8 @@ def search():
             approximate.append([database, peer, f"{row['build_seconds']:.0f} s", *figures])
     return [
         table(["keys, exact search, k = 2", "queries", "retro_np", "faiss", "relative time of faiss"], exact),
-        "For each approximate index the table has the first setting that reaches a recall of 0.95, or the setting with "
-        "the highest recall if none does. One query at a time, on one thread:",
+        "For each approximate index the table gives the first setting that reaches a recall of 0.95, or the setting "
+        "with the highest recall if none does. One query at a time, on one thread:",
         table(["keys", "index", "build time", "ef or leaves", "recall@2", "time per query"], approximate),
     ]
 
@@ -150,8 +150,8 @@ def write_sections(path, program, sections, check):
     text = updated = path.read_text(encoding="utf-8")
     for name, section in sections.items():
         begin, end = f"<!-- {name}: python benchmarks/{program} -->", f"<!-- end of {name} -->"
-        before, rest = updated.split(begin)
-        updated = f"{before}{begin}\n{section}\n{end}{rest.split(end)[1]}"
+        head, rest = updated.split(begin)
+        updated = f"{head}{begin}\n{section}\n{end}{rest.split(end)[1]}"
     if check:
         raise SystemExit(int(updated != text))
     path.write_text(updated, encoding="utf-8")

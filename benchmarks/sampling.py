@@ -2,10 +2,11 @@
 
     python benchmarks/sampling.py [--length 512] [--rounds 3] [-o results.json]
 
-The model is that of train_step.py with its initial weights. The database holds some modules of the standard library,
-with keys by MiniLM. Without a cache, every token costs a forward pass over all tokens so far and the neighbours of all
+The model is the one in train_step.py, untrained. The database contains some modules of the standard library, with
+MiniLM's keys. Without a cache, every token costs a forward pass over all tokens so far and the neighbours of all
 chunks. This pass is timed at 16 evenly spaced lengths, without retrieval, and interpolated. The text of an untrained
-model is not language and has more word pieces than real text. So retrieval for one chunk of real text is also timed.
+model is not language and has more word pieces than real text. For this reason, retrieval for one chunk of real text is
+also timed.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def small_database(folder):
 
 
 def with_cache(params, config, database, length):
-    """The seconds for all tokens, and how many of them retrieval took."""
+    """The seconds for all tokens, and the seconds of them that retrieval took."""
     timed = Timed(database)
     start = time.perf_counter()
     retro_np.generate(params, config, [1], length, database=timed)
@@ -101,7 +102,7 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         database = small_database(Path(folder))
-        config = replace(setting()[0], vocabulary_size=database.vocabulary_size)  # maybe fewer, as the corpus is small
+        config = replace(setting()[0], vocabulary_size=database.vocabulary_size)  # a small corpus has fewer
         params = retro_np.init_params(config, np.random.default_rng(0))
         with_cache(params, config, database, 70)  # compiles, and computes the tables
         without_cache(params, config, 70, lengths=2)

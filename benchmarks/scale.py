@@ -103,7 +103,7 @@ def paper():
     chunk_bytes, name = costs.database_bytes(), "4 billion: this project, MiniLM, float32, all files"
     rows.append([name, size(chunk_bytes * costs.chunks_of(4 * 10**9)), *per_chunk(chunk_bytes)])
     knn_lm, index = costs.PAPER_KNN_LM, costs.PAPER_INDEX[4 * 10**9]
-    both, only_n = (64 * costs.knn_lm_bytes() / costs.paper_value_bytes(768, "float32", n) for n in (2, 1))
+    n_and_f, only_n = (64 * costs.knn_lm_bytes() / costs.paper_value_bytes(768, "float32", n) for n in (2, 1))
     tokens, documents = costs.paper_tokens()
     return "\n\n".join(
         [
@@ -111,8 +111,8 @@ def paper():
             f"kNN-LM: 15 TB for 4 × 10⁹ tokens are {knn_lm / 4e9:,.0f} bytes per token (15 TiB: "
             f"{knn_lm * 1.024**4 / 4e9:,.0f}). A float32 key of the Wikitext model and a token take "
             f"4 × {costs.WIKITEXT_WIDTH} + 4 = {costs.knn_lm_bytes():,} bytes. The ratio of the paper's two sizes is "
-            f"{knn_lm / index:.1f} ({1.024 * knn_lm / index:.1f} in binary units). The arithmetic gives {both:.1f} if "
-            f"N and F are stored and {only_n:.1f} if only N is.",
+            f"{knn_lm / index:.1f} ({1.024 * knn_lm / index:.1f} in binary units). The arithmetic gives {n_and_f:.1f} "
+            f"if N and F are stored and {only_n:.1f} if only N is.",
             f"MassiveText's counts, with {costs.PAPER_BOOKS:.0%} of the books, add up to {tokens / 1e12:.2f} × 10¹² "
             f"tokens and {documents / 1e6:,.0f} million documents, {tokens / documents:,.0f} tokens per document.",
         ]

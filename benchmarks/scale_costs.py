@@ -28,7 +28,7 @@ PAPER_INDEX = {4 * 10**9: 215e9, 1_750 * 10**9: 93e12}  # bytes by number of tok
 PAPER_KNN_LM = 15e12  # bytes for 4 billion tokens
 PAPER_TOKENS = {"Web": 977_563, "Books": 3_423_740, "News": 236_918, "Wikipedia": 13_288, "GitHub": 374_952}  # millions
 PAPER_DOCUMENTS = {"Web": 1208, "Books": 20, "News": 398, "Wikipedia": 23, "GitHub": 143}  # millions
-PAPER_BOOKS = 0.04  # the share of the books that the evaluation database holds
+PAPER_BOOKS = 0.04  # the share of the books in the evaluation database
 PAPER_VOCABULARY, WIKITEXT_WIDTH = 128_000, 1024
 
 
@@ -63,7 +63,7 @@ def node_bytes(width=MINILM):
 
 
 def node_memory(width=MINILM):
-    """Bytes of a node in memory: its key, and links as measured in memory, or in the file if that is missing."""
+    """Bytes of a node in memory: its key, and its links as measured in memory, or else in the file."""
     return key_bytes(width) + (results("scale")["node"]["memory"] or link_bytes())
 
 

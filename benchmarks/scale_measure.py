@@ -31,7 +31,7 @@ K, CANDIDATES = 2, 100
 CODES = (24, 48, 96)  # bytes per key of 384 columns
 LISTS, PROBES = 256, (4, 16, 64, 256)  # lists in the inverted file, and how many of them a query searches
 QUERIES = 500
-TRAINING_KEYS, KMEANS_ROUNDS = 25_000, 10  # how the centroids are trained
+TRAINING_KEYS, KMEANS_ROUNDS = 25_000, 10  # keys and rounds that train the centroids
 NODES = 20_000
 SMALL = BuildConfig(limit_bytes=3_000_000, shard_bytes=800_000, include=("*.py",))
 HASHED_BYTES, TASKS, ROUNDS = 1 << 27, 500, 3
@@ -41,7 +41,7 @@ def database_sizes():
     """The counts and bytes of a small database, and the open files per shard."""
     with tempfile.TemporaryDirectory() as folder:
         database = build_database("stdlib", Path(folder) / "db", SMALL, HASHED)
-        before = _open_files()
+        initially_open = _open_files()
         splits = [database.split(name) for name in ("train", "valid")]
         database.search_keys(np.ones((1, database.d_key)), 1)
         manifest = database.manifest
@@ -54,8 +54,8 @@ def database_sizes():
             "document_bytes": (database.path / DOCUMENTS).stat().st_size / len(database.documents),
             "manifest_bytes": (database.path / MANIFEST).stat().st_size / files,
         }
-        if before is not None:  # two files of each training shard were open before
-            figures["open_files"] = (_open_files() - before + 2 * shards) / shards
+        if initially_open is not None:  # they include two files of each training shard
+            figures["open_files"] = (_open_files() - initially_open + 2 * shards) / shards
         del splits
         return figures
 
@@ -76,22 +76,23 @@ def node_bytes():
         np.save(Path(folder) / "keys.npy", keys)
         build_hnsw(keys, path)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            grown = pool.submit(_loaded, folder).result()
-        sizes = {"file": path.stat().st_size, "memory": grown}
+            growth = pool.submit(_loading_growth, folder).result()
+        sizes = {"file": path.stat().st_size, "memory": growth}
     return {name: None if size is None else size / NODES - 4 * keys.shape[1] for name, size in sizes.items()}
 
 
-def _loaded(folder):
+def _loading_growth(folder):
+    """The bytes of memory that loading index.hnsw takes, or None if the system does not report them."""
     keys = np.load(Path(folder) / "keys.npy", mmap_mode="r")
     build_hnsw(np.ascontiguousarray(keys[:100]))  # one-time allocations
-    before = _anonymous()
+    initial = _anonymous_bytes()
     graph = load_hnsw(Path(folder) / "index.hnsw", keys)
-    grown = None if before is None else _anonymous() - before
+    growth = None if initial is None else _anonymous_bytes() - initial
     del graph
-    return grown
+    return growth
 
 
-def _anonymous():
+def _anonymous_bytes():
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -116,16 +117,16 @@ def quantised(label, keys, queries):
         index.pq.cp.niter = KMEANS_ROUNDS
         start = time.perf_counter()
         index.train(keys[:: max(1, len(keys) // TRAINING_KEYS)])
-        trained = time.perf_counter()
+        add_start = time.perf_counter()
         index.add(keys)
-        row = {"code_bytes": size, "train_seconds": trained - start, "add_seconds": time.perf_counter() - trained}
+        row = {"code_bytes": size, "train_seconds": add_start - start, "add_seconds": time.perf_counter() - add_start}
         row["bytes"] = len(faiss.serialize_index(index)) / len(keys)
         row["settings"] = [_probed(index, probes, queries, exact) for probes in PROBES]
         rows.append(row)
-        best = row["settings"][-2]
+        shown = row["settings"][-2]
         print(
-            f"  {label}: {size} bytes per code, {best['lists']} of {LISTS} lists: recall@{K} {best['recall']:.3f}, "
-            f"{best['reranked']:.3f} with {CANDIDATES} candidates reranked, {1e3 * best['seconds']:.2f} ms",
+            f"  {label}: {size} bytes per code, {shown['lists']} of {LISTS} lists: recall@{K} {shown['recall']:.3f}, "
+            f"{shown['reranked']:.3f} with {CANDIDATES} candidates reranked, {1e3 * shown['seconds']:.2f} ms",
             flush=True,
         )
     figures = {"keys": label, "size": len(keys), "width": keys.shape[1], "queries": len(queries)}
@@ -158,7 +159,7 @@ def hash_rate():
 
 
 def task_seconds():
-    """Seconds of a Dask scheduler per empty task, submitted as in a build. None without Dask."""
+    """Seconds that a Dask scheduler takes per empty task, submitted as in a build. None without Dask."""
     try:
         with workers(LOCAL) as run:
             tasks = [Task(silent, (0,), 1)] * TASKS
@@ -175,7 +176,7 @@ def task_seconds():
 
 
 def measured(count, file=None):
-    """All figures, with `count` hashed keys and, if given, as many keys from a file that search_keys.py wrote."""
+    """All figures, with `count` hashed keys and, if `file` is given, as many keys from that file of search_keys.py."""
     rng, tables = np.random.default_rng(0), []
     label, keys = search_keys.hashed(count + QUERIES, rng)
     for name, vectors in ([search_keys.from_file(file)] if file else []) + [(label, keys)]:

@@ -1,10 +1,10 @@
-"""The time of a training step over k·r, the keys that a chunk reads, and over n, the sequence length, as a plot.
+"""Plot the time of a training step against k·r, the keys that a chunk reads, and against n, the sequence length.
 
     python benchmarks/scaling.py [--rounds 5] [-o results.json] [--plot scaling.png]
 
 Paper §2.4: cross-attention costs n · k · r, linear in all three. A batch has one sequence; k goes from 1 to 16 at r 128
 and n 512, and n from 512 to 4096 at k 2. Causal self-attention grows with n² and is timed separately. Each figure is
-the median time of a forward and a backward pass. A line is fitted to each series by least squares; R² tells its fit.
+the median time of a forward and a backward pass. A least-squares line is fitted to each series; R² measures the fit.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def counted(kernel):
 
 
 def step_seconds(config, params, n, k, rounds):
-    """Median (seconds without causal self-attention, seconds in it) of forward and backward of one sequence."""
+    """Median seconds of a forward and a backward pass of one sequence: (without causal self-attention, in it)."""
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(1, config.vocabulary_size, (2, 1, n))
     m = config.chunk_size
@@ -70,8 +70,8 @@ def draw(series, path):
 
     figure, panels = plt.subplots(1, 2, figsize=(10, 4))
     for panel, (name, (x, y, causal)) in zip(panels, series.items(), strict=True):
-        slope, intercept, straight = line(x, y)
-        panel.plot(x, 1e3 * np.array(y), "o", label=f"without self-attention (R² of the line {straight:.3f})")
+        slope, intercept, r_squared = line(x, y)
+        panel.plot(x, 1e3 * np.array(y), "o", label=f"without self-attention (R² of the line {r_squared:.3f})")
         panel.plot(x, 1e3 * (slope * np.array(x) + intercept), "-", color="C0", alpha=0.5)
         panel.plot(x, 1e3 * np.array(causal), "s--", color="C1", label="causal self-attention")
         panel.set(xlabel=name, ylabel="ms, forward and backward", ylim=(0, None), xlim=(0, None))

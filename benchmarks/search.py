@@ -4,16 +4,16 @@
 
 Without --keys the keys are random vectors, and the output says so. Queries are rows held out of the keys.
 
-Exact search: a batch of queries, and single queries, both on all cores. The ids are compared first. The peers take
-turns for several rounds. A ratio compares times of the same round, and the median of the ratios is printed.
-Approximate search: recall@2 relative to exact search, and the latency of single queries on one thread (median and 95th
-percentile) for each setting, which is ef for graphs and the number of leaves for ScaNN. pip install faiss-cpu scann; a
-peer that is not installed is skipped, with a message.
+Exact search is timed for a batch of queries and for single queries, both on all cores. The ids are compared first. The
+peers take turns for several rounds. A ratio compares times of the same round, and the median of the ratios is printed.
+For approximate search the figures are recall@2 relative to exact search, and the latency of single queries on one
+thread (median and 95th percentile). They are given for each setting, which is ef for graphs and the number of leaves
+for ScaNN. `pip install faiss-cpu scann` installs the peers; a peer that is not installed is skipped, with a message.
 
 Each peer runs in its own process with its default threading. Only faiss's number of threads is set, and retro_np lets
 its BLAS threads sleep, as it always does when it is imported first. In a shared process, the threads of OpenMP and BLAS
-would spin during another peer's turn. Since they may spin for a moment after their own turn, each turn begins with a
-pause.
+would spin during another peer's turn. Threads may spin for a moment after their own peer's turn, so each turn begins
+with a pause.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from turns import machine, save
 SEED, PAUSE = 0, 0.1
 EF = (10, 20, 40, 66, 100, 200, 400)  # retro_np/retrieval/index.py uses 66 for two neighbours
 LEAVES = (1, 2, 5, 10, 20, 50, 100, 200)
-EXACT = {"retro_np": search_peers.exact_ours, "faiss IndexFlatL2": search_peers.exact_faiss}
+EXACT = {"retro_np": search_peers.exact_retro_np, "faiss IndexFlatL2": search_peers.exact_faiss}
 APPROXIMATE = {
-    "hnswlib": (search_peers.hnsw_ours, EF),
+    "hnswlib": (search_peers.hnsw_hnswlib, EF),
     "faiss HNSW": (search_peers.hnsw_faiss, EF),
     "ScaNN": (search_peers.scann, LEAVES),
 }
@@ -46,9 +46,9 @@ def peers(makers, files):
     """Start one process per peer; yield a function turn(name, command, argument) that returns the peer's answer."""
     context, pipes = multiprocessing.get_context("spawn"), {}
     for name, make in makers.items():
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=search_peers.serve, args=(make, files, theirs), daemon=True).start()
-        theirs.close()
+        pipes[name], child_end = context.Pipe()
+        context.Process(target=search_peers.serve, args=(make, files, child_end), daemon=True).start()
+        child_end.close()
     for name, pipe in list(pipes.items()):
         try:
             pipe.recv()
@@ -113,9 +113,9 @@ def compare_approximate(files, rounds, threads, recall):
             rows[name] = {"build_seconds": turn(name, "build", threads), "build_threads": threads, "settings": []}
             print(f"  {name:18} built in {rows[name]['build_seconds']:.1f} s, threads: {threads}")
         for step in range(max(len(settings) for _, settings in makers.values())):
-            due = {name: makers[name][1][step] for name in turn.names if step < len(makers[name][1])}
-            answers = [{name: turn(name, "search", setting) for name, setting in due.items()} for _ in range(rounds)]
-            for name, setting in due.items():
+            settings = {name: makers[name][1][step] for name in turn.names if step < len(makers[name][1])}
+            answers = [{name: turn(name, "search", value) for name, value in settings.items()} for _ in range(rounds)]
+            for name, setting in settings.items():
                 medians = [statistics.median(answer[name][1]) for answer in answers]
                 row = {"setting": setting, "recall": recall(answers[0][name][0])}
                 row |= {"median": statistics.median(medians), "from": min(medians), "to": max(medians)}
@@ -183,7 +183,7 @@ def main():
         held_out, keys = search_keys.split(keys, options.queries, rng)
         for size in sizes:
             if size > len(keys):
-                print(f"\nskipped {size} keys: there are only {len(keys)} besides the queries")
+                print(f"\nskipped {size} keys: only {len(keys)} remain after the queries are held out")
                 continue
             subset = keys[np.sort(rng.permutation(len(keys))[:size])]
             results["tables"].append(measure(label, held_out, subset, options))

@@ -2,7 +2,7 @@
 
     python benchmarks/search_keys.py 100000 -o keys.npy
 
-writes real keys: MiniLM's keys of 100,000 chunks of Python code. Two cores make about 140 per second.
+writes real keys: MiniLM's keys of 100,000 chunks of Python code. Two cores embed about 140 chunks per second.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 
 WIDTH = 384  # columns of MiniLM's keys
 CHUNK_TOKENS = 64
-CHUNK_BYTES = 170  # about 64 tokens of a BPE with 4096 words
+CHUNK_CHARACTERS = 170  # about 64 tokens of a BPE with a vocabulary of 4096 tokens
 BUCKETS = 1 << 16  # buckets of hashed bigrams
 BLOCK_CHUNKS = 4096  # chunks per block of work
 
@@ -27,10 +27,12 @@ def split(keys, queries, rng):
 
 
 def from_file(path):
-    """(label, keys) of a .npy file (N, d) float32. Raises SystemExit for anything else."""
+    """(label, keys) of a .npy file (N, d) float32. Raises SystemExit for another shape or type, or NaN or infinity."""
     keys = np.load(path)
-    if keys.ndim != 2 or keys.dtype != np.float32 or not np.isfinite(keys).all():
-        raise SystemExit(f"{path}: keys must be a finite float32 matrix (N, d), not {keys.dtype} {keys.shape}")
+    if keys.ndim != 2 or keys.dtype != np.float32:
+        raise SystemExit(f"{path}: keys must be a float32 matrix (N, d), not {keys.dtype} {keys.shape}")
+    if not np.isfinite(keys).all():
+        raise SystemExit(f"{path}: keys must be finite; check the embedder that made them")
     return f"keys of {Path(path).name}", keys
 
 
@@ -64,12 +66,12 @@ def hashed(count, rng):
 
 
 def minilm(count):
-    """MiniLM's keys (count, WIDTH) of chunks of CHUNK_BYTES bytes of the same files."""
+    """MiniLM's keys (count, WIDTH) of chunks of CHUNK_CHARACTERS characters of the files that `hashed` reads."""
     import retro_np
 
     chunks = []
     for text in _texts():
-        chunks += [text[i : i + CHUNK_BYTES] for i in range(0, len(text) - CHUNK_BYTES, CHUNK_BYTES)]
+        chunks += [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text) - CHUNK_CHARACTERS, CHUNK_CHARACTERS)]
         if len(chunks) >= count:
             return retro_np.load_bert().embed(chunks[:count])
     raise SystemExit(f"the installed Python files have {len(chunks)} chunks, not {count}")
@@ -85,19 +87,17 @@ def _texts():
             continue
 
 
-def _tokens(wanted):
-    """The first `wanted` tokens of the files, or all if there are fewer, each as its CRC: (n,) uint32."""
+def _tokens(max_tokens):
+    """The first `max_tokens` tokens of the files, or all if there are fewer, each as its CRC: (n,) uint32."""
     table, parts, total = {}, [], 0
     for text in _texts():
-        if total >= wanted:
+        if total >= max_tokens:
             break
         words = re.findall(r"\w+|[^\w\s]", text)
-        for word in words:
-            if word not in table:
-                table[word] = zlib.crc32(word.encode("utf-8", "ignore"))
+        table |= {word: zlib.crc32(word.encode("utf-8", "ignore")) for word in set(words) - table.keys()}
         parts.append(np.fromiter(map(table.__getitem__, words), np.uint32, len(words)))
         total += len(words)
-    return np.concatenate(parts)[:wanted]
+    return np.concatenate(parts)[:max_tokens]
 
 
 def _normalised(x):
@@ -110,7 +110,10 @@ def recall(ids, exact):
 
 
 def agreement(queries, keys, ids, peer_ids):
-    """The share of equal ids, (N, k). Raises SystemExit if distances differ by more than rounding."""
+    """The share of positions at which ids and peer_ids, (N, k) each, agree.
+
+    Raises SystemExit if their distances differ by more than rounding.
+    """
 
     def distances(rows):
         return ((queries[:, None].astype(np.float64) - keys[rows]) ** 2).sum(axis=2)

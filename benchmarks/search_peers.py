@@ -2,7 +2,7 @@
 
 A peer is a function of the files of keys and queries. It returns a function for each command that it answers. NumPy is
 imported inside the functions: if retro_np is imported before NumPy, it configures how BLAS's threads wait, and the
-other peers must run without this configuration.
+peers other than retro_np must run without this configuration.
 """
 
 import time
@@ -20,7 +20,7 @@ def serve(peer, files, pipe):
         pipe.send(commands[name](argument))
 
 
-def exact_ours(keys_file, queries_file):
+def exact_retro_np(keys_file, queries_file):
     """exact_search with its default threads."""
     from retro_np.kernels.search import exact_search
 
@@ -42,7 +42,7 @@ def exact_faiss(keys_file, queries_file):
     return _exact(lambda batch: index.search(batch, K)[1], queries)
 
 
-def hnsw_ours(keys_file, queries_file):
+def hnsw_hnswlib(keys_file, queries_file):
     """hnswlib as in retro_np/retrieval/index.py. The setting is ef."""
     import hnswlib
 

@@ -1,4 +1,4 @@
-"""RETRO in PyTorch, written for speed on a CPU, with the parameters and the results of retro_np.
+"""RETRO in PyTorch, written for speed on a CPU, with the same parameters and results as retro_np.
 
 The logits of Transformer-XL positions take one product and a shift by reshaping. They are passed to
 scaled_dot_product_attention as its bias. Padding is masked. Dropout and ablations are left out.
@@ -28,7 +28,7 @@ def leaves(tree):
 
 
 def loss(params, config, tokens, targets, neighbours):
-    """Mean nats per target that is not padding, as `retro_np.retro_loss`. tokens, targets, neighbours: long tensors."""
+    """Mean nats per target without padding, as in `retro_np.retro_loss`. tokens, targets, neighbours: long tensors."""
     h = embedding(tokens, params["embedding"])
     encoded = None
     for p, layer in enumerate(params["layers"], start=1):
@@ -94,7 +94,7 @@ def _attend(a, queries, context, offset, mask, n_heads, causal=False):
 
 
 def positions_as_bias(q, table, queries, keys):
-    """The positions' part of the logits, (B, h, g·n, k·r). q: (B, h, g·n, c), v added; table: (h, c, n + r − 1)."""
+    """The positions' part of the logits, (B, h, g·n, k·r). q: (B, h, g·n, c), including v; table: (h, c, n + r − 1)."""
     (g, n), (k, r) = queries, keys
     if table.shape[-1] < n + r - 1:  # add the distances that no query sees
         table = pad(table, (0, n + r - 1 - table.shape[-1]))

@@ -4,13 +4,13 @@
 
 The model: V 4096, d 256, 6 layers, 4 heads × 64, d_ffw 1024, CCA in layers 3 and 6, an encoder of 2 layers, n 512,
 m 64, k 2, r 128, 4 sequences. Peers: a port to PyTorch (torch_peer.py), the same compiled by torch.compile, and
-RETRO-pytorch as its users run it. RETRO-pytorch has the same sizes, except that it always has 8 heads. It is another
-model, for example with rotary positions, so only its time is compared. Each peer runs in its own process and takes one
-step per turn.
+RETRO-pytorch as its users run it. RETRO-pytorch has the same sizes, except that it always has 8 heads. It is a
+different model, for example with rotary positions, so only its time is compared. Each peer runs in its own process and
+takes one step per turn.
 
-A step's FLOPs are those of its matrix products, three times those of the forward pass; a multiplication and an addition
-count as two. Attention counts all pairs of query and key, masked or not. The step's rate is compared with the rate that
-sgemm reaches in the same rounds, which shows how far the step is from what the cores can do.
+A step's FLOPs are those of its matrix products, three times as many as in the forward pass. A multiplication and an
+addition count as two. Attention counts all pairs of query and key, masked or not. The step's rate is compared with the
+rate that sgemm reaches in the same rounds, which shows how much of the cores' speed a step uses.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def setting():
     return config, params, *(rng.integers(1, config.vocabulary_size, shape) for shape in shapes)
 
 
-def ours():
+def retro_np_step():
     """A function that takes a step and returns the loss."""
     config, params, tokens, targets, neighbours = setting()
     state = retro_np.adamw_init(params)
@@ -105,7 +105,7 @@ def retro_pytorch():
 
 
 def sgemm():
-    """A product of square float32 matrices: what the cores can do at that moment."""
+    """A product of square float32 matrices, which shows the rate that the cores reach at that moment."""
     a = np.random.default_rng(SEED).standard_normal((SGEMM, SGEMM), dtype=np.float32)
 
     def step():
@@ -119,8 +119,8 @@ def flops():
     config, params, *_ = setting()
     e, tokens, keys = config.encoder, BATCH * N, BATCH * (N // config.chunk_size) * K * R
 
-    def weights(tree, without=()):
-        return sum(leaf.size for name, leaf in tree.items() if leaf.ndim == 2 and name not in (*without, "u", "v"))
+    def weights(tree, excluded=()):
+        return sum(leaf.size for name, leaf in tree.items() if leaf.ndim == 2 and name not in (*excluded, "u", "v"))
 
     def pairs(block, queries, seen, distances):  # keys and values by pair, positions by distance
         return 2 * block["w_q"].shape[1] * queries * (2 * seen + distances)
@@ -130,16 +130,16 @@ def flops():
         linear += tokens * (weights(layer["attention"], ["w_r"]) + weights(layer["ffw"]))
         attention += pairs(layer["attention"], tokens, N, N)
         if "cca" in layer:
-            own = layer["cca"]["w_q"].size + layer["cca"]["w_o"].size
-            linear += tokens * own + keys * (weights(layer["cca"], ["w_r"]) - own)
+            query_and_output = layer["cca"]["w_q"].size + layer["cca"]["w_o"].size
+            linear += tokens * query_and_output + keys * (weights(layer["cca"], ["w_r"]) - query_and_output)
             attention += pairs(layer["cca"], tokens, K * R, R)
     for p, layer in enumerate(params["encoder"]["layers"], start=1):
         linear += keys * (weights(layer["attention"], ["w_r"]) + weights(layer["ffw"]))
         attention += pairs(layer["attention"], keys, R, R)
         if p in e.ca_layers:
             block = layer["cross_attention"]
-            own = block["w_q"].size + block["w_o"].size
-            linear += keys * own + tokens * (weights(block, ["w_r"]) - own)
+            query_and_output = block["w_q"].size + block["w_o"].size
+            linear += keys * query_and_output + tokens * (weights(block, ["w_r"]) - query_and_output)
             attention += pairs(block, keys, config.chunk_size, config.chunk_size)
     return 3 * 2 * linear, 3 * attention
 
@@ -160,8 +160,8 @@ def main():
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
     left_out = [name for name in options.without.lower().split(",") if name]
-    others = {name: make for name, make in PEERS.items() if not any(part in name.lower() for part in left_out)}
-    peers = {"retro_np": ours} | others
+    other_peers = {name: make for name, make in PEERS.items() if not any(part in name.lower() for part in left_out)}
+    peers = {"retro_np": retro_np_step} | other_peers
     rows = compare(
         peers | {"sgemm": sgemm},
         options.rounds,
@@ -170,14 +170,14 @@ def main():
     )
     product = rows.pop("sgemm")
     linear, attention = flops()
-    reached = (linear + attention) / rows["retro_np"]["seconds"] / 1e9
+    gflops = (linear + attention) / rows["retro_np"]["seconds"] / 1e9
     share = (linear + attention) * product["times_ours"] / (2 * SGEMM**3)  # both timed in the same rounds
     for name, row in rows.items():
-        print(f"{name:18} {row['seconds']:6.2f} s   {row['times_ours']:5.2f} × ours "
+        print(f"{name:18} {row['seconds']:6.2f} s   {row['times_ours']:5.2f} × retro_np "
               f"({row['from']:.2f} … {row['to']:.2f})   peak {row['peak_mb']:.0f} MB")  # fmt: skip
-    print(f"{linear / 1e9:.0f} GFLOP in linear layers and {attention / 1e9:.0f} in attention: {reached:.0f} GFLOP/s, "
+    print(f"{linear / 1e9:.0f} GFLOP in linear layers and {attention / 1e9:.0f} in attention: {gflops:.0f} GFLOP/s, "
           f"{share:.0%} of what sgemm reaches ({SGEMM} × {SGEMM})")  # fmt: skip
-    work = {"linear_flop": linear, "attention_flop": attention, "gflops": reached, "share_of_sgemm": share}
+    work = {"linear_flop": linear, "attention_flop": attention, "gflops": gflops, "share_of_sgemm": share}
     save(options.out, {"rows": rows, "work": work, "machine": machine()})
 
 

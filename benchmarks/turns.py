@@ -19,40 +19,40 @@ PAUSE_SECONDS = 0.5  # before a turn, so that the threads of the previous peer f
 def compare(makers, rounds, arguments=(), same=None, tuned=()):
     """Time the functions that the makers return, in turns, for a number of rounds. Returns one row per maker.
 
-    makers: {name: function of `arguments` that returns a function to time}; the first one is ours. same(ours, theirs):
-    whether a peer's first result is right; if it is not, nothing is timed. tuned: the peers that, like ours, get the
-    settings of retro_np.runtime. A turn is two calls, and the second is timed.
-    A row has the median seconds; the median, minimum and maximum of the ratios to our time in the same round; and the
-    peak memory of the process in MB.
+    makers: {name: function of `arguments` that returns a function to time}; the first one is the baseline. same(a, b):
+    whether a peer's first result b agrees with the baseline's a; if not, nothing is timed. tuned: the peers that, like
+    the baseline, get the settings of retro_np.runtime. A turn is two calls, and the second is timed.
+    A row has the median seconds; the median, minimum and maximum of the ratios to the baseline's time in the same
+    round; and the peak memory of the process in MB.
     """
     context, pipes = multiprocessing.get_context("spawn"), {}
-    ours = next(iter(makers))
+    baseline = next(iter(makers))
     for name, make in makers.items():
         os.environ["RETRO_NP_TUNE"] = (
-            "1" if name == ours or name in tuned else "0"
-        )  # the others run with their own settings
+            "1" if name == baseline or name in tuned else "0"
+        )  # the other peers run with their own settings
         pipes[name], child_end = context.Pipe()
         context.Process(target=_serve, args=(make, arguments, child_end), daemon=True).start()
 
-    def turn(name, wanted=False):
+    def turn(name, return_result=False):
         time.sleep(PAUSE_SECONDS)
         with contextlib.suppress(BrokenPipeError):  # the pipe has the error that ended the process
-            pipes[name].send((True, wanted))
+            pipes[name].send((True, return_result))
         answer = pipes[name].recv()
         if isinstance(answer, str):
             raise SystemExit(f"{name}: {answer}")
         return answer
 
-    first = {name: turn(name, wanted=True)[2] for name in makers}  # this also compiles and fills caches
+    first = {name: turn(name, return_result=True)[2] for name in makers}  # this also compiles and fills caches
     for name, result in first.items():
-        if same is not None and result is not None and not same(first[ours], result):
-            raise SystemExit(f"{name} computes another result than {ours}, so nothing is timed")
+        if same is not None and result is not None and not same(first[baseline], result):
+            raise SystemExit(f"{name} computes a different result from {baseline}, so nothing is timed")
     turns = [{name: turn(name) for name in makers} for _ in range(rounds)]
     for pipe in pipes.values():
         pipe.send((False, False))
     rows = {}
     for name in makers:
-        ratios = sorted(turn[name][0] / turn[ours][0] for turn in turns)
+        ratios = sorted(turn[name][0] / turn[baseline][0] for turn in turns)
         rows[name] = {
             "seconds": statistics.median(turn[name][0] for turn in turns),
             "times_ours": statistics.median(ratios),
@@ -68,14 +68,14 @@ def _serve(make, arguments, pipe):
     try:
         work = make(*arguments)
         while True:
-            continues, wanted = pipe.recv()
+            continues, return_result = pipe.recv()
             if not continues:
                 return
             work()  # replaces what the previous peer left in the caches
             start = time.perf_counter()
             result = work()
-            seconds = time.perf_counter() - start
-            pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result if wanted else None))
+            seconds, peak_mb = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            pipe.send((seconds, peak_mb, result if return_result else None))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
 

@@ -1,9 +1,10 @@
 /* Relative attention for Python: the argument checks.
  *
- * attention.h has the computation, with the operations of product.h and tile.h. Here the arguments are checked before
- * any pointer is followed: contiguous, aligned, native byte order, one type, matching shapes, outputs writable. The
- * exception names the argument (TypeError, ValueError). The GIL is released around the work. A call does only the tasks
- * that it is asked for, so several threads can share the tasks. How they share them does not change the results.
+ * attention.h contains the computation, with the operations of product.h and tile.h. This file checks the arguments
+ * before any pointer is followed: arrays must be contiguous, aligned, in native byte order, of one type and of matching
+ * shapes, and outputs must be writable. If a check fails, a TypeError or ValueError names the argument. The GIL is
+ * released during the work. A call runs only the tasks in the range that it is given, so several threads can share the
+ * tasks. How they share them does not change the results.
  */
 
 #include "module.h"
@@ -18,7 +19,8 @@
 
 #define TILE 32 /* queries per tile */
 
-/* One call: sizes, arrays of float or of double, and the number of parts of the batch. NULL: absent. */
+/* The arguments of one call. The batch is divided into `parts`, each with its own sums dtable, du and dv. Absent arrays
+ * are NULL. */
 typedef struct {
     ptrdiff_t batch, g, n, k, r, h, c, n_table, causal_offset, parts;
     int causal;
@@ -33,23 +35,23 @@ typedef struct {
 typedef int (*run_t)(const attention_t *, ptrdiff_t first, ptrdiff_t last, int backward);
 static const run_t RUN[][2] = FOR_UNITS(run);
 
-/* Whether a view has this shape; if not, the exception is set. */
+/* Whether a view has this shape; if not, an exception is set. */
 static int has_shape(const Py_buffer *view, const char *name, const ptrdiff_t *shape)
 {
     for (int axis = 0; axis < view->ndim; axis++)
         if (view->shape[axis] != shape[axis]) {
-            PyErr_Format(PyExc_ValueError, "%s has %zd along axis %d, not %zd", name, view->shape[axis], axis,
+            PyErr_Format(PyExc_ValueError, "%s has size %zd along axis %d, not %zd", name, view->shape[axis], axis,
                          (Py_ssize_t)shape[axis]);
             return 0;
         }
     return 1;
 }
 
-/* Take an optional integer. *given tells whether it was passed. */
-static int take_integer(PyObject *object, const char *name, ptrdiff_t *value, int *given)
+/* Take an optional integer. *present tells whether it was passed. Returns -1 with an exception set on failure. */
+static int take_integer(PyObject *object, const char *name, ptrdiff_t *value, int *present)
 {
-    *given = object != Py_None;
-    if (!*given)
+    *present = object != Py_None;
+    if (!*present)
         return 0;
     if (!PyIndex_Check(object)) {
         PyErr_Format(PyExc_TypeError, "%s must be an integer", name);
@@ -59,10 +61,11 @@ static int take_integer(PyObject *object, const char *name, ptrdiff_t *value, in
     return *value == -1 && PyErr_Occurred() ? -1 : 0;
 }
 
-/* Sizes and pointers from q, keys, values, table, u, v and key_mask, if they match. Returns the type, or 0. */
+/* Check the inputs q, keys, values, table, u, v and key_mask, and fill in a's sizes and pointers. Returns the type of
+ * q, or 0 with an exception set. */
 static char check_inputs(attention_t *a, const Py_buffer *views, const argument_t *arguments)
 {
-    const Py_buffer *q = &views[0], *keys = &views[1], *table = &views[3], *key_mask = &views[6];
+    const Py_buffer *q = &views[0], *keys = &views[1], *table = &views[3];
     char type = item_type(q);
     if (type != 'f' && type != 'd') {
         PyErr_SetString(PyExc_TypeError, "q must be float32 or float64, in native byte order");
@@ -74,8 +77,9 @@ static char check_inputs(attention_t *a, const Py_buffer *views, const argument_
         return 0;
     }
     a->k = keys->shape[1], a->r = keys->shape[2], a->n_table = table->obj ? table->shape[0] : 0;
-    const ptrdiff_t keys_shape[] = {a->batch, a->k, a->r, a->h, a->c}, heads[] = {a->n_table, a->h, a->c};
-    const ptrdiff_t *shapes[] = {q->shape, keys_shape, keys_shape, heads, heads + 1, heads + 1, keys_shape};
+    const ptrdiff_t keys_shape[] = {a->batch, a->k, a->r, a->h, a->c}, table_shape[] = {a->n_table, a->h, a->c};
+    const ptrdiff_t *bias_shape = table_shape + 1;
+    const ptrdiff_t *shapes[] = {q->shape, keys_shape, keys_shape, table_shape, bias_shape, bias_shape, keys_shape};
     for (int i = 0; i < 7; i++) {
         if (!views[i].obj)
             continue;
@@ -95,15 +99,14 @@ static char check_inputs(attention_t *a, const Py_buffer *views, const argument_
                      (Py_ssize_t)(a->n + a->r - 1));
         return 0;
     }
-    a->q = q->buf, a->keys = keys->buf, a->values = views[2].buf;
-    a->table = table->obj ? table->buf : NULL, a->u = views[4].buf, a->v = views[5].buf;
-    a->key_mask = key_mask->obj ? key_mask->buf : NULL;
+    a->q = q->buf, a->keys = keys->buf, a->values = views[2].buf; /* buf is NULL for absent arrays */
+    a->table = table->buf, a->u = views[4].buf, a->v = views[5].buf, a->key_mask = views[6].buf;
     return type;
 }
 
-/* Whether each output has the type and its shape. */
-static int check_outputs(const Py_buffer *views, const argument_t *arguments, const ptrdiff_t *const *shapes, int count,
-                         char type)
+/* Whether each array has q's type and its expected shape; if not, an exception is set. Absent arrays are skipped. */
+static int check_arrays(const Py_buffer *views, const argument_t *arguments, const ptrdiff_t *const *shapes, int count,
+                        char type)
 {
     for (int i = 0; i < count; i++) {
         if (!views[i].obj)
@@ -118,7 +121,7 @@ static int check_outputs(const Py_buffer *views, const argument_t *arguments, co
     return 1;
 }
 
-/* Run the tasks without the GIL. */
+/* Run the tasks first <= t < last without the GIL. Returns 0 with an exception set on failure. */
 static int run_tasks(const attention_t *a, char type, Py_ssize_t first, Py_ssize_t last, int backward)
 {
     if (first < 0 || last < first || last > a->h * a->parts) {
@@ -155,9 +158,9 @@ PyObject *attention_forward(PyObject *module, PyObject *args)
     char type;
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
         (taken = take_arrays(objects, FORWARD, 9, views)) == 9 && (type = check_inputs(&a, views, FORWARD)) != 0) {
-        const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, *const shapes[] = {views[0].shape, rows};
+        const ptrdiff_t lse_shape[] = {a.batch, a.h, a.g, a.n}, *const shapes[] = {views[0].shape, lse_shape};
         a.out = views[7].buf, a.lse = views[8].buf, a.parts = a.batch;
-        done = check_outputs(views + 7, FORWARD + 7, shapes, 2, type) && run_tasks(&a, type, first, last, 0);
+        done = check_arrays(views + 7, FORWARD + 7, shapes, 2, type) && run_tasks(&a, type, first, last, 0);
     }
     release_arrays(views, taken);
     if (!done)
@@ -187,21 +190,21 @@ PyObject *attention_backward(PyObject *module, PyObject *args)
     char type;
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
         (taken = take_arrays(objects, BACKWARD, 15, views)) == 15 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
-        const Py_buffer *v = views;
-        a.parts = a.table && v[12].obj ? v[12].shape[0] : a.batch;
-        const ptrdiff_t rows[] = {a.batch, a.h, a.g, a.n}, parts[] = {a.parts, a.n_table, a.h, a.c};
-        const ptrdiff_t heads[] = {a.parts, a.h, a.c};
-        const ptrdiff_t *const shapes[] = {v[0].shape, rows, v[0].shape, v[1].shape, v[1].shape, parts, heads, heads};
-        a.dout = v[7].buf, a.lse = v[8].buf, a.dq = v[9].buf, a.dkeys = v[10].buf, a.dvalues = v[11].buf;
-        a.dtable = v[12].buf, a.du = v[13].buf, a.dv = v[14].buf;
-        int together = (a.table != NULL) == (v[12].obj != NULL) && (a.table != NULL) == (v[13].obj != NULL) &&
-                       (a.table != NULL) == (v[14].obj != NULL);
-        if (!together)
+        const Py_buffer *view = views;
+        a.parts = a.table && view[12].obj ? view[12].shape[0] : a.batch;
+        const ptrdiff_t lse[] = {a.batch, a.h, a.g, a.n}, dtable[] = {a.parts, a.n_table, a.h, a.c};
+        const ptrdiff_t du[] = {a.parts, a.h, a.c}, *q = view[0].shape, *keys = view[1].shape;
+        const ptrdiff_t *const shapes[] = {q, lse, q, keys, keys, dtable, du, du};
+        a.dout = view[7].buf, a.lse = view[8].buf, a.dq = view[9].buf, a.dkeys = view[10].buf, a.dvalues = view[11].buf;
+        a.dtable = view[12].buf, a.du = view[13].buf, a.dv = view[14].buf;
+        int consistent = (a.table != NULL) == (view[12].obj != NULL) && (a.table != NULL) == (view[13].obj != NULL) &&
+                         (a.table != NULL) == (view[14].obj != NULL);
+        if (!consistent)
             PyErr_SetString(PyExc_TypeError, "dtable, du and dv must be arrays if table is one, otherwise None");
         else if (a.parts < 1 && a.batch > 0)
             PyErr_SetString(PyExc_ValueError, "dtable needs at least one part");
         else
-            done = check_outputs(views + 7, BACKWARD + 7, shapes, 8, type) && run_tasks(&a, type, first, last, 1);
+            done = check_arrays(views + 7, BACKWARD + 7, shapes, 8, type) && run_tasks(&a, type, first, last, 1);
     }
     release_arrays(views, taken);
     if (!done)

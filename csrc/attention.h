@@ -4,14 +4,14 @@
  *   logits[i][j] = ((q[i] + u) . k[j] + (q[i] + v) . p[(n - 1 - i) + j]) / sqrt(c)       paper B.1.2; Dai et al. 2019
  *   out[i]       = sum_j exp(logits[i][j] - lse[i]) * values[j],   lse[i] = log sum_j exp(logits[i][j])
  *
- * Queries come in g groups of n, keys in k groups of r. j runs over all k * r keys, and the distance counts within the
- * groups. A key that is masked, or that causality hides from the query, has logit -inf. If all logits are -inf, lse is
- * +inf.
+ * Queries come in g groups of n, keys in k groups of r. j runs over all k * r keys, and distances are counted within
+ * the groups. A key that is masked, or that causality hides from the query, has logit -inf. If all logits are -inf,
+ * lse is +inf.
  *
  * The naive version (retro_np/kernels/attention.py) stores all logits, all products with positions and all
  * probabilities. Here TILE queries at a time meet all their keys. Their logits are in a scratch of (TILE, k * r) that
- * stays in the cache. Nothing of that size is kept: the backward pass recomputes the logits, and exp(logits - lse) are
- * the probabilities. A tile meets only TILE + r - 1 distances, so its products with positions are
+ * stays in the cache. No array of that size is kept for the backward pass. It recomputes the logits, and
+ * exp(logits - lse) are the probabilities. A tile meets only TILE + r - 1 distances, so its products with positions are
  * (TILE, TILE + r - 1), and row i has its key j in column TILE - 1 - i + j.
  *
  * Rows of scratch are padded to whole vectors: k groups of r keys become k * width columns, and c becomes c_wide. The
@@ -26,26 +26,27 @@ typedef struct {
     ptrdiff_t width, keys_wide, c_wide, distances; /* padded r, k * r, c; columns of the products with positions */
     real *keys, *keys_t, *values, *values_t;       /* (keys_wide, c_wide) and transposed, (c, keys_wide) */
     real *table, *table_t;                         /* (distances, c_wide), (c, distances) */
-    real *bias;                                    /* (keys_wide): 0, or -inf for what is masked or padding */
+    real *bias;                                    /* (keys_wide): 0, or -inf for masked keys and padding */
     real *content, *position;                      /* (TILE, c_wide): (q + u) / sqrt(c), (q + v) / sqrt(c) */
     real *logits, *by_distance, *out;              /* (TILE, keys_wide), (TILE, distances), (TILE, c_wide) */
-    real *dout, *dlogits, *dcontent, *dposition;   /* used by the backward pass */
-    real *dkeys, *dvalues, *dtable;                /* its sums, shaped as keys, values and table */
+    real *dout, *dlogits, *dcontent, *dposition;   /* used only by the backward pass */
+    real *dkeys, *dvalues, *dtable;                /* the backward pass's sums, shaped as keys, values and table */
 } NAME(scratch);
 
-ALWAYS_INLINE ptrdiff_t NAME(whole)(ptrdiff_t n)
+/* n rounded up to whole vectors. */
+ALWAYS_INLINE ptrdiff_t NAME(padded)(ptrdiff_t n)
 {
     return (n + LANES - 1) / LANES * LANES;
 }
 
-/* Lay out the scratch in `memory`, and return its size in numbers. memory NULL: only count. */
+/* Lay out the scratch in `memory`, and return its size in numbers. If memory is NULL, only count. */
 static ptrdiff_t NAME(lay_out)(const attention_t *a, NAME(scratch) *s, real *memory, int backward)
 {
     ptrdiff_t used = 0;
-    s->width = NAME(whole)(a->r);
+    s->width = NAME(padded)(a->r);
     s->keys_wide = a->k * s->width;
-    s->c_wide = NAME(whole)(a->c);
-    s->distances = a->table ? NAME(whole)(a->n + a->r + LANES) : 0;
+    s->c_wide = NAME(padded)(a->c);
+    s->distances = a->table ? NAME(padded)(a->n + a->r + LANES) : 0;
 #define TAKE(pointer, count) (s->pointer = memory ? memory + used : NULL, used += (count))
     TAKE(keys, s->keys_wide * s->c_wide);
     TAKE(keys_t, a->c * s->keys_wide);
@@ -89,7 +90,7 @@ TARGET static void NAME(gather)(const attention_t *a, const real *restrict x, pt
     }
 }
 
-/* The inverse: one head of an array (rows, h, c) = x (rows, c_wide) * scale. */
+/* The inverse of gather: one head of an array (rows, h, c) = x (rows, c_wide) * scale. */
 TARGET static void NAME(scatter)(const attention_t *a, const real *restrict x, ptrdiff_t rows, real scale, real *out,
                                  ptrdiff_t c_wide)
 {
@@ -137,10 +138,10 @@ ALWAYS_INLINE ptrdiff_t NAME(seen)(const attention_t *a, ptrdiff_t end)
 /* A tile: its queries, their positions in the arrays, and how much of the scratch they use. */
 typedef struct {
     ptrdiff_t first, rows; /* queries first <= i < first + rows of the group */
-    ptrdiff_t query;       /* the index of the first one in the batch, in rows of (h, c) */
-    ptrdiff_t row;         /* its index in lse */
-    ptrdiff_t seen, keys;  /* keys per group that they see; columns of logits in use, padded */
-    ptrdiff_t distance;    /* the first row of the table that they use */
+    ptrdiff_t query;       /* the index of the first query in the batch, in rows of (h, c) */
+    ptrdiff_t row;         /* the first query's index in lse */
+    ptrdiff_t seen, keys;  /* keys per group that the queries see; columns of logits in use, padded */
+    ptrdiff_t distance;    /* the first row of the table that the queries use */
 } NAME(tile_t);
 
 TARGET static NAME(tile_t) NAME(tile)(const attention_t *a, const NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head,
@@ -150,7 +151,7 @@ TARGET static NAME(tile_t) NAME(tile)(const attention_t *a, const NAME(scratch) 
     tile.query = (item * a->g + group) * a->n + first;
     tile.row = ((item * a->h + head) * a->g + group) * a->n + first;
     tile.seen = NAME(seen)(a, first + tile.rows);
-    tile.keys = a->k == 1 ? NAME(whole)(tile.seen) : s->keys_wide;
+    tile.keys = a->k == 1 ? NAME(padded)(tile.seen) : s->keys_wide;
     tile.distance = a->n - first - tile.rows;
     return tile;
 }
@@ -166,7 +167,7 @@ TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, con
                   s->keys_wide, 0);
     if (a->table) {
         NAME(gather)(a, q, tile->rows, (const real *)a->v + head * a->c, scale, s->position, s->c_wide);
-        NAME(product)(tile->rows, NAME(whole)(tile->seen + tile->rows - 1), a->c, s->position, s->c_wide, 1,
+        NAME(product)(tile->rows, NAME(padded)(tile->seen + tile->rows - 1), a->c, s->position, s->c_wide, 1,
                       s->table_t + tile->distance, s->distances, s->by_distance, s->distances, 0);
     }
     for (ptrdiff_t i = 0; i < tile->rows; i++) {
@@ -187,7 +188,7 @@ TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, con
     }
 }
 
-/* Forward of one head of one item: out and lse. */
+/* The forward pass of one head of one item: out and lse. */
 TARGET static void NAME(forward_head)(const attention_t *a, NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head)
 {
     const real infinity = (real)INFINITY;
@@ -213,7 +214,7 @@ TARGET static void NAME(forward_head)(const attention_t *a, NAME(scratch) *s, pt
         }
 }
 
-/* Backward of one tile: dq, and its part of dkeys, dvalues, dtable, du and dv.
+/* The backward pass of one tile: dq, and the tile's part of dkeys, dvalues, dtable, du and dv.
  *   dvalues += P^T dout;  dP = dout values^T;  dlogits = P * (dP - sum_j P dP);
  *   dcontent = dlogits keys;  dkeys += dlogits^T content;  the same for positions, with dlogits summed by distance. */
 TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, const NAME(tile_t) *tile, ptrdiff_t head,
@@ -261,7 +262,7 @@ TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, c
     NAME(scatter)(a, s->dcontent, rows, scale, (real *)a->dq + (tile->query * a->h + head) * a->c, c_wide);
 }
 
-/* Backward of one head of the items first <= b < last. Their sums go to the part's own dtable, du and dv. */
+/* The backward pass of one head of the items first <= b < last. Their sums go to the dtable, du and dv of `part`. */
 TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, ptrdiff_t part, ptrdiff_t first,
                                        ptrdiff_t last, ptrdiff_t head)
 {
@@ -290,7 +291,7 @@ TARGET static void NAME(backward_head)(const attention_t *a, NAME(scratch) *s, p
                       s->c_wide);
 }
 
-/* Whether the size of the scratch can be addressed. The shapes of empty arrays have no such bound. */
+/* Whether the size of the scratch can be addressed. An empty array's shape may be too large. */
 static int NAME(fits)(const attention_t *a)
 {
     double keys = (double)a->k * ((double)a->r + LANES), c = (double)a->c + LANES;
@@ -298,7 +299,7 @@ static int NAME(fits)(const attention_t *a)
     return (keys + distances + TILE) * (8 * c + 3 * TILE) < (double)PTRDIFF_MAX / 16;
 }
 
-/* The tasks first <= t < last: t is head t / parts of part t % parts. Returns -1 if memory does not suffice. */
+/* Run the tasks first <= t < last: t is head t / parts of part t % parts. Returns -1 if memory does not suffice. */
 static int NAME(run)(const attention_t *a, ptrdiff_t first, ptrdiff_t last, int backward)
 {
     NAME(scratch) s;

@@ -13,8 +13,8 @@
  * for a foreign byte order. */
 char item_type(const Py_buffer *view);
 
-/* Take the buffer of a C-contiguous, aligned array of `ndim` axes. written: whether it must be writable. On failure the
- * exception names the argument (TypeError, ValueError), no buffer is held, and -1 is returned. */
+/* Take the buffer of a C-contiguous, aligned array of `ndim` axes. written: whether it must be writable. On failure a
+ * TypeError or ValueError names the argument, no buffer is held, and -1 is returned. */
 int take_array(PyObject *object, Py_buffer *view, const char *name, int ndim, int written);
 
 /* An array argument: its name, its number of axes, whether it is written, and whether it may be None. */
@@ -24,7 +24,7 @@ typedef struct {
 } argument_t;
 
 /* Take `count` arrays. An absent one, which is NULL or an allowed None, gives a view without obj. Returns the number of
- * arrays taken, which the caller must release. If it is less than `count`, the exception is set. */
+ * arrays taken, which the caller must release. If that number is less than `count`, an exception is set. */
 int take_arrays(PyObject *const *objects, const argument_t *arguments, int count, Py_buffer *views);
 
 /* Release the first `count` views. */

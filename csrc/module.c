@@ -7,12 +7,12 @@ static PyMethodDef methods[] = {
      "nearest(queries, keys, first_id, ids, distances)\n--\n\n"
      "Update the lists of each query's k nearest keys, by squared L2, with more keys.\n\n"
      "queries (N, d) and keys (M, d): float32 or float64; ids (N, k) int64; distances (N, k) of the queries' type.\n"
-     "A list is ascending by (distance, id), with -1 and inf in the rest. Key j has the id first_id + j.\n"
-     "Raises TypeError or ValueError, naming the argument, for anything else and for entries that are not finite. The\n"
+     "A list is ascending by (distance, id), with -1 and inf for missing entries. Key j has the id first_id + j.\n"
+     "Raises TypeError or ValueError, naming the argument, for other arrays and for entries that are not finite. The\n"
      "lists are then undefined."},
     {"nearest_screened", nearest_screened, METH_VARARGS,
      "nearest_screened(queries, keys, products, query_norms, key_norms, first_id, ids, distances)\n--\n\n"
-     "Like nearest, but for finite keys, and only keys that products and norms do not exclude are measured.\n\n"
+     "Like nearest, but for finite keys, and without measuring the keys that products and norms exclude.\n\n"
      "products (N, M): q.k, approximately; query_norms (N), key_norms (M): lower bounds of |q|^2 and |k|^2, by\n"
      "csrc/search.h. Raises TypeError or ValueError, naming the argument."},
     {"attention_forward", attention_forward, METH_VARARGS,
@@ -25,11 +25,11 @@ static PyMethodDef methods[] = {
      "attention_backward(dout, lse, q, keys, values, table, u, v, key_mask, causal_offset, dq, dkeys, dvalues,\n"
      "    dtable, du, dv, first, last)\n--\n\n"
      "The pullback: write the gradients for the tasks first <= t < last; task t is head t // P of part t % P.\n\n"
-     "Part p holds the items p * B / P <= b < (p + 1) * B / P and has its own sums: dtable (P, T, h, c), du and dv\n"
+     "Part p contains the items p * B / P <= b < (p + 1) * B / P and has its own sums: dtable (P, T, h, c), du and dv\n"
      "(P, h, c). Without positions the three are None, and each item is a part."},
     {"multiply_panels", multiply_panels, METH_VARARGS,
      "multiply_panels(x, panels, out, first, last)\n--\n\n"
-     "Write the columns of out = x w that the panels first <= p < last of w hold.\n\n"
+     "Write the columns of out = x w that come from the panels first <= p < last of w.\n\n"
      "x (M, K); panels (P, K, 64), panel p being w[:, 64 p : 64 (p + 1)]; out (M, 64 P): float32 or float64, all the\n"
      "same. Raises TypeError or ValueError, naming the argument."},
     {"vector_unit", vector_unit, METH_VARARGS,

@@ -1,4 +1,4 @@
-/* A product of a few rows, for Python: the argument checks. panels.h has the computation. */
+/* A product of a few rows, for Python: the argument checks. panels.h contains the computation. */
 
 #include "module.h"
 
@@ -15,9 +15,9 @@
 typedef void (*multiply_t)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
 static const multiply_t MULTIPLY[][2] = FOR_UNITS(multiply);
 
-/* Whether the arrays match; if not, the exception is set. */
-static int check_together(const Py_buffer *x, const Py_buffer *panels, const Py_buffer *out, Py_ssize_t first,
-                          Py_ssize_t last)
+/* Whether the arguments match; if not, an exception is set. */
+static int check_arguments(const Py_buffer *x, const Py_buffer *panels, const Py_buffer *out, Py_ssize_t first,
+                           Py_ssize_t last)
 {
     char type = item_type(x);
     if (type != 'f' && type != 'd')
@@ -47,7 +47,7 @@ PyObject *multiply_panels(PyObject *module, PyObject *args)
     static const argument_t arguments[3] = {{"x", 2, 0, 0}, {"panels", 3, 0, 0}, {"out", 2, 1, 0}};
     Py_buffer views[3];
     int taken = take_arrays(objects, arguments, 3, views), done = 0;
-    if (taken == 3 && check_together(&views[0], &views[1], &views[2], first, last)) {
+    if (taken == 3 && check_arguments(&views[0], &views[1], &views[2], first, last)) {
         multiply_t multiply = MULTIPLY[current_unit()][item_type(&views[0]) == 'd'];
         Py_BEGIN_ALLOW_THREADS
         multiply(views[0].buf, views[1].buf, views[2].buf, views[0].shape[0], views[0].shape[1], views[2].shape[1],

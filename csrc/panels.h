@@ -1,7 +1,7 @@
 /* A product of a few rows with a constant matrix: out (m, width) = x (m, depth) w (depth, width). A template.
  *
- * For a few rows a BLAS spends its time on copying w into the order in which it reads it. Here w was copied once, into
- * panels of PANEL columns, each (depth, PANEL) and contiguous, and is read sequentially.
+ * For a few rows a BLAS spends its time on copying w into the order in which it reads it. Here w has been copied
+ * once, into panels of PANEL columns, each (depth, PANEL) and contiguous, and is read sequentially.
  */
 
 #include "product.h"

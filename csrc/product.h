@@ -44,16 +44,16 @@ TARGET static void NAME(product)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, cons
         for (ptrdiff_t i = 0; i < m;) {
             const real *ai = a + i * a_row, *bj = b + j;
             real *cij = c + i * c_row + j;
-            int whole = m - i >= ROWS;
-            if (whole && wide)
+            int tall = m - i >= ROWS;
+            if (tall && wide)
                 NAME(block)(ROWS, VECTORS, depth, ai, a_row, a_column, bj, b_row, cij, c_row, add);
-            else if (whole)
+            else if (tall)
                 NAME(block)(ROWS, 1, depth, ai, a_row, a_column, bj, b_row, cij, c_row, add);
             else if (wide)
                 NAME(block)(1, VECTORS, depth, ai, a_row, a_column, bj, b_row, cij, c_row, add);
             else
                 NAME(block)(1, 1, depth, ai, a_row, a_column, bj, b_row, cij, c_row, add);
-            i += whole ? ROWS : 1;
+            i += tall ? ROWS : 1;
         }
         j += wide ? VECTORS * LANES : LANES;
     }

@@ -3,14 +3,14 @@
  *   nearest(queries, keys, first_id, ids, distances)
  *   nearest_screened(queries, keys, products, query_norms, key_norms, first_id, ids, distances)
  *     queries (N, d), keys (M, d): float32 or float64, both the same; key j has the id first_id + j
- *     products (N, M), query_norms (N), key_norms (M) of that type: they exclude keys, see search.h
- *     ids (N, k) int64, distances (N, k) of that type, k >= 1: lists of the nearest so far, ascending, with (-1, inf)
- *     in the rest; read and written
+ *     products (N, M), query_norms (N), key_norms (M) of the same type: used to exclude keys, see search.h
+ *     ids (N, k) int64, distances (N, k) of the same type, k >= 1: lists of the nearest keys so far, ascending, with
+ *     (-1, inf) for missing entries; read and written
  *
- * search.h has the computation. Here the arguments are checked before any pointer is followed: contiguous, aligned,
- * native byte order, of matching types and shapes, outputs writable. The exception names the argument (TypeError,
- * ValueError). `nearest` also refuses entries that are not finite. The GIL is released around each block of queries,
- * and signals such as Ctrl-C are handled between two blocks.
+ * search.h contains the computation. This file checks the arguments before any pointer is followed: arrays must be
+ * contiguous, aligned, in native byte order and of matching types and shapes, and outputs must be writable. If a check
+ * fails, a TypeError or ValueError names the argument. `nearest` also refuses entries that are not finite. The GIL is
+ * released for each block of queries, and signals such as Ctrl-C are handled between two blocks.
  */
 
 #include "module.h"
@@ -64,9 +64,9 @@ static const argument_t arrays[ARRAYS] = {
     {"key_norms", 1, 0, 0}, {"ids", 2, 1, 0},  {"distances", 2, 1, 0},
 };
 
-/* Whether types and shapes match; arrays that were not taken have no object. Returns the queries' type, or 0 with the
- * exception set. */
-static char check_together(const Py_buffer views[ARRAYS])
+/* Check that types and shapes match; absent arrays have no obj. Returns the queries' type, or 0 with an exception
+ * set. */
+static char check_arrays(const Py_buffer views[ARRAYS])
 {
     Py_ssize_t n_queries = views[QUERIES].shape[0], n_keys = views[KEYS].shape[0], k = views[IDS].shape[1];
     const Py_ssize_t shapes[ARRAYS][2] = {[QUERIES] = {n_queries, views[QUERIES].shape[1]},
@@ -103,7 +103,7 @@ static char check_together(const Py_buffer views[ARRAYS])
     return type;
 }
 
-/* Returns -1 with the exception set if a row holds an entry that is not finite. */
+/* Returns -1 with an exception set if a row contains an entry that is not finite. */
 static int check_finite(const Py_buffer *view, char type, const char *name)
 {
     ptrdiff_t row;
@@ -117,6 +117,7 @@ static int check_finite(const Py_buffer *view, char type, const char *name)
     return -1;
 }
 
+/* Search one block of queries after another. Returns -1 with an exception set on failure. */
 static int search_blocks(const Search *call, ptrdiff_t (*search)(const Search *, ptrdiff_t, ptrdiff_t))
 {
     for (ptrdiff_t first = 0; first < call->n_queries; first += QUERY_BLOCK) {
@@ -134,10 +135,10 @@ static int search_blocks(const Search *call, ptrdiff_t (*search)(const Search *,
     return 0;
 }
 
-/* Check the arrays and search. Returns -1 with the exception set on failure. */
+/* Check the arrays and search. Returns -1 with an exception set on failure. */
 static int search_arrays(const Py_buffer views[ARRAYS], int64_t first_id)
 {
-    char type = check_together(views);
+    char type = check_arrays(views);
     if (!type)
         return -1;
     Search call = {
@@ -162,19 +163,19 @@ static int search_arrays(const Py_buffer views[ARRAYS], int64_t first_id)
         return search_blocks(&call, type == 'f' ? search_screened_float : search_screened_double);
     if (check_finite(&views[QUERIES], type, "queries") < 0)
         return -1;
-    if (call.n_queries == 0) /* otherwise the search checks them in passing */
+    if (call.n_queries == 0) /* otherwise the search checks the keys as it reads them */
         return check_finite(&views[KEYS], type, "keys");
     return search_blocks(&call, type == 'f' ? search_float : search_double);
 }
 
-/* Take the number and the arrays, NULL for those that this search does not use. */
-static PyObject *search_objects(PyObject *const objects[ARRAYS], PyObject *number)
+/* Search with arrays from Python; unused arrays are NULL. `id` is the first key's id. */
+static PyObject *search_objects(PyObject *const objects[ARRAYS], PyObject *id)
 {
-    if (!PyIndex_Check(number)) {
+    if (!PyIndex_Check(id)) {
         PyErr_SetString(PyExc_TypeError, "first_id must be an integer");
         return NULL;
     }
-    Py_ssize_t first_id = PyNumber_AsSsize_t(number, NULL); /* clipped: if too large, the keys have no ids */
+    Py_ssize_t first_id = PyNumber_AsSsize_t(id, NULL); /* if too large, clipped, and then refused by search_arrays */
     if (first_id == -1 && PyErr_Occurred())
         return NULL;
     Py_buffer views[ARRAYS];

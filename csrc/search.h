@@ -3,11 +3,11 @@
  *   distance[i][j] = sum_t (queries[i][t] - keys[j][t])^2
  *   ids[i], distances[i] = the first k by (distance, id) of their old entries and of (distance[i][j], first_id + j)
  *
- * A template: search.c includes it once with `real` float and once with double, NAME(x) giving each its own names.
+ * A template: search.c includes it once with `real` float and once with double. NAME(x) tells the two apart.
  * queries (n_queries, d), keys (n_keys, d), ids and distances (n_queries, k): contiguous, in a Search; k >= 1.
  * A list, one row of ids and distances, is ascending before and after, with (-1, inf) for missing entries.
  *
- * Two orders are fixed, so that no bit depends on the blocks, on a key's position or on the machine:
+ * Two orders are fixed, so that the results have the same bits whatever the blocks, a key's position and the machine:
  * - column t is added to lane t % LANES, columns ascending, and the lanes are folded in half until one is left.
  *   The lanes are what the compiler vectorises. The products must not be fused with the sums (-ffp-contract=off).
  * - lists are ordered by (distance, id), so equal distances keep the lowest ids.
@@ -17,14 +17,14 @@
 static INLINE real NAME(distance)(const real *restrict query, const real *restrict key, ptrdiff_t d)
 {
     real lanes[LANES] = {0};
-    ptrdiff_t whole = d - d % LANES;
-    for (ptrdiff_t t = 0; t < whole; t += LANES)
+    ptrdiff_t aligned = d - d % LANES;
+    for (ptrdiff_t t = 0; t < aligned; t += LANES)
         for (int l = 0; l < LANES; l++) {
             real difference = query[t + l] - key[t + l];
             lanes[l] += difference * difference;
         }
-    for (int l = 0; l < d - whole; l++) {
-        real difference = query[whole + l] - key[whole + l];
+    for (int l = 0; l < d - aligned; l++) {
+        real difference = query[aligned + l] - key[aligned + l];
         lanes[l] += difference * difference;
     }
     for (int half = LANES / 2; half > 0; half /= 2)
@@ -42,8 +42,8 @@ static void NAME(distances)(const real *restrict query, const real *restrict key
         out[j] = NAME(distance)(query, keys + j * d, d);
 }
 
-/* Whether (distance a, id i) comes after (distance b, id j). As an unsigned number -1, the missing id, comes last. */
-static INLINE int NAME(after)(real a, int64_t i, real b, int64_t j)
+/* Whether (distance a, id i) comes after (distance b, id j). The missing id, -1, comes last as an unsigned number. */
+static INLINE int NAME(farther)(real a, int64_t i, real b, int64_t j)
 {
     return a > b || (a == b && (uint64_t)i > (uint64_t)j);
 }
@@ -54,9 +54,9 @@ static void NAME(sink)(int64_t *ids, real *distances, ptrdiff_t count, real dist
     ptrdiff_t slot = 0;
     while (slot < count / 2) {
         ptrdiff_t child = 2 * slot + 1;
-        if (child + 1 < count && NAME(after)(distances[child + 1], ids[child + 1], distances[child], ids[child]))
+        if (child + 1 < count && NAME(farther)(distances[child + 1], ids[child + 1], distances[child], ids[child]))
             child++;
-        if (!NAME(after)(distances[child], ids[child], distance, id))
+        if (!NAME(farther)(distances[child], ids[child], distance, id))
             break;
         distances[slot] = distances[child];
         ids[slot] = ids[child];
@@ -128,7 +128,7 @@ static ptrdiff_t NAME(search)(const Search *call, ptrdiff_t first_query, ptrdiff
                     return first + row;
             }
             for (ptrdiff_t j = 0; j < block; j++)
-                if (NAME(after)(heap[0], heap_ids[0], tile[j], first_id + first + j))
+                if (NAME(farther)(heap[0], heap_ids[0], tile[j], first_id + first + j))
                     NAME(sink)(heap_ids, heap, k, tile[j], first_id + first + j);
         }
     }
@@ -137,18 +137,18 @@ static ptrdiff_t NAME(search)(const Search *call, ptrdiff_t first_query, ptrdiff
     return -1;
 }
 
-/* The largest value of a key's norm less twice its product that does not exclude the key: the list's last distance less
- * the query's norm. The distance is raised first, because it, and so its rounding, may exceed N below. */
+/* The largest value of (key's norm - 2 * product) that does not exclude a key: the list's last distance minus the
+ * query's norm. The distance is raised first, because the distance, and so its rounding error, may exceed N below. */
 static INLINE real NAME(limit)(real last, real query_norm)
 {
     return last + 4 * EPSILON * last - query_norm;
 }
 
 /* The same search with screening, for finite keys: a key is measured only if a lower bound of its distance does not put
- * it after the list's last entry. Returns -1.
+ * the key after the list's last entry. Returns -1.
  *
  * products[i][j] is q.k, by any matrix product that adds d products in some order, fused or not. query_norms and
- * key_norms are lower bounds of |q|^2 and |k|^2: each is computed in type real, less a share c of itself and a slack,
+ * key_norms are lower bounds of |q|^2 and |k|^2: each is the norm in type real, minus a share c of it, minus a slack,
  *   c = (4 d + 64) u,  slack = 8 (d + 8) times the smallest normal number,  where u is half of EPSILON and c < 1/8.
  * Then, for the distance that is computed here,
  *   distance >= key_norms[j] - 2 products[i][j] + query_norms[i]
@@ -184,7 +184,7 @@ static ptrdiff_t NAME(search_screened)(const Search *call, ptrdiff_t first_query
                 if (norms[j] - 2 * product[j] > limit)
                     continue;
                 real distance = NAME(distance)(query, keys + (first + j) * d, d);
-                if (NAME(after)(heap[0], heap_ids[0], distance, call->first_id + first + j)) {
+                if (NAME(farther)(heap[0], heap_ids[0], distance, call->first_id + first + j)) {
                     NAME(sink)(heap_ids, heap, k, distance, call->first_id + first + j);
                     limit = NAME(limit)(heap[0], query_norms[i]);
                 }

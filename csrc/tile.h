@@ -1,6 +1,4 @@
-/* The other operations on a tile in the cache: transposition, exponential, sums along a row. A template like
- * attention.h.
- */
+/* Operations on a tile in the cache: transposition, exponential, sums along a row. A template like attention.h. */
 
 /* out (columns, rows) = the transpose of a (rows, columns), in squares whose lines stay in the first-level cache. */
 TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real *restrict a, ptrdiff_t a_row,

@@ -1,4 +1,4 @@
-/* The vector unit that the kernels run on: the processor's best one, or the one that was requested. */
+/* The vector unit that the kernels run on: the processor's best unit, or the one that was requested. */
 
 #include "module.h"
 
@@ -38,12 +38,12 @@ PyObject *vector_unit(PyObject *module, PyObject *args)
     const char *name = NULL;
     if (!PyArg_ParseTuple(args, "|z:vector_unit", &name))
         return NULL;
-    int wanted = current_unit();
+    int chosen = current_unit();
     if (name)
-        for (wanted = supported_units() - 1; wanted >= 0 && strcmp(name, NAMES[wanted]); wanted--)
+        for (chosen = supported_units() - 1; chosen >= 0 && strcmp(name, NAMES[chosen]); chosen--)
             continue;
-    if (wanted < 0)
+    if (chosen < 0)
         return PyErr_Format(PyExc_ValueError, "this processor has no vector unit %s", name);
-    unit = wanted;
+    unit = chosen;
     return PyUnicode_FromString(NAMES[unit]);
 }

@@ -22,8 +22,8 @@ def save_params(path: Path | str, params: Tree, config: RetroConfig) -> None:
     """Write a model to one safetensors file.
 
     path: the file, which is replaced if it exists; an interrupted write leaves the old file. params: arrays of any
-    floating dtype, stored unchanged and named by their dotted path (`layers.0.attention.w_q`). config: stored with
-    them. The same input gives the same bytes. Raises UserError if params does not have the tree of config, or if the
+    floating dtype, stored unchanged and named by their dotted path (`layers.0.attention.w_q`). config: stored with the
+    arrays. The same input gives the same bytes. Raises UserError if params does not have the tree of config, or if the
     file cannot be written.
     """
     check_tree(params, config)
@@ -33,7 +33,7 @@ def save_params(path: Path | str, params: Tree, config: RetroConfig) -> None:
 def load_params(path: Path | str) -> tuple[Tree, RetroConfig]:
     """Read a model that `save_params` or a training run wrote.
 
-    Returns (params, config). The arrays are float32, or float64 where they were stored so; half precision becomes
+    Returns (params, config). The arrays are float32, or float64 if stored as float64; half precision becomes
     float32. Raises UserError if the file is missing or damaged, was not written by retro_np, or does not hold the
     tensors that its configuration describes.
     """
@@ -43,31 +43,31 @@ def load_params(path: Path | str) -> tuple[Tree, RetroConfig]:
 
 
 def load_model(path: Path | str, database: Database) -> tuple[Tree, RetroConfig]:
-    """Read a model that is to retrieve from a database. Returns (params, config), as `load_params` does.
+    """Read a model that will retrieve from a database. Returns (params, config), as `load_params` does.
 
-    Besides the errors of `load_params`, raises UserError if the database has another vocabulary or chunk size, or if
-    the checkpoint was trained with another tokenizer, for which the same ids mean other tokens.
+    Besides the errors of `load_params`, raises UserError if the model and the database differ in vocabulary size or
+    chunk size, or if the checkpoint was trained with a different tokenizer, in which the same ids mean other tokens.
     """
     params, config = load_params(path)
     check_fit(config, database)
-    trained: Any = read_meta(path)
+    entry: Any = read_meta(path)
     for name in ("run", "data", "tokenizer"):
-        if trained is not None and not isinstance(trained, dict):
+        if entry is not None and not isinstance(entry, dict):
             raise UserError(
                 f"{path}: {name!r} is missing from the metadata of its training run: use another checkpoint"
             )
-        trained = None if trained is None else trained.get(name)
-    expected = database.identity["tokenizer"]
-    if trained not in (None, expected):  # a file that holds only parameters names no tokenizer
+        entry = None if entry is None else entry.get(name)
+    expected, folder = database.identity["tokenizer"], database.path
+    if entry not in (None, expected):  # a file that holds only parameters names no tokenizer
         raise UserError(
-            f"{path} was trained with another tokenizer ({trained!s:.6}…) than {database.path} has ({expected[:6]}…): "
-            "use the database that it was trained with, or build this one with --tokenizer"
+            f"{path} was trained with a different tokenizer ({entry!s:.6}…) from that of {folder} ({expected[:6]}…): "
+            f"use the database that it was trained with, or rebuild {folder} with that tokenizer (--tokenizer)"
         )
     return params, config
 
 
 def save_checkpoint(path: Path | str, params: Tree, state: Tree, config: RetroConfig, run: dict[str, Any]) -> None:
-    """Write a training run's parameters, AdamW's moments and step, and `run`: the plain values that identify it."""
+    """Write a training run's parameters, AdamW's moments and step, and `run`, the plain values that identify it."""
     moments = named_leaves({"m": state["m"], "v": state["v"]}, "adamw")
     tensors = dict(named_leaves(params)) | {name: moment for name, moment in moments if moment is not None}
     write_tensors(path, tensors, {"config": config.to_dict(), "run": run, "step": state["step"]})
@@ -95,15 +95,18 @@ def write_tensors(path: Path | str, tensors: dict[str, np.ndarray], meta: dict[s
 
 
 def read_tensors(
-    path: Path | str, wanted: Callable[[str], bool] = lambda name: True
+    path: Path | str, selects: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the tensors whose name is wanted, and the JSON value in the header. Raises UserError for any other file."""
+    """Read the tensors whose names are selected, and the JSON value in the header.
+
+    Raises UserError for a file that retro_np did not write.
+    """
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}: give the path of a .safetensors file that a training run wrote")
     try:
         with safe_open(path, framework="numpy") as file:
             meta = json.loads((file.metadata() or {}).get("retro_np", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys() if selects(name)}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}): use another checkpoint") from error
     except TypeError as error:  # for example bfloat16
@@ -123,7 +126,7 @@ def _config_in(meta: dict, path) -> RetroConfig:
         return RetroConfig(**meta["config"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} has no configuration of retro_np ({error}): use a file that save_params or a training run wrote"
+            f"{path} has no retro_np configuration ({error}): use a file that save_params or a training run wrote"
         ) from error
 
 
@@ -134,7 +137,7 @@ def _tree_of(tensors: dict[str, np.ndarray], config: RetroConfig, path) -> Tree:
         tensor = tensors.get(name)
         if tensor is None or tensor.shape != tuple(shape):
             actual = "absent" if tensor is None else f"of shape {tensor.shape}"
-            raise UserError(f"{path}: {name} is {actual}, but its configuration needs {tuple(shape)}")
+            raise UserError(f"{path}: {name} is {actual}, but its configuration needs shape {tuple(shape)}")
         if not np.issubdtype(tensor.dtype, np.floating):
             raise UserError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
         if not np.all(np.isfinite(tensor)):

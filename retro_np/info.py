@@ -33,8 +33,8 @@ def facts() -> list[tuple[str, str]]:
         built = f"built; attention uses {extension.vector_unit()} vectors"
     rows += [("C extension", built), ("kernels", f"{kernels.using()} (set RETRO_NP_KERNELS to choose)")]
     for name, kind, available in kernels.table():
-        others = ", ".join(other for other in available if other != kind)
-        rows.append((f"  {name}", f"{kind}; also available: {others}" if others else kind))
+        alternatives = ", ".join(other for other in available if other != kind)
+        rows.append((f"  {name}", f"{kind}; also available: {alternatives}" if alternatives else kind))
     return rows
 
 

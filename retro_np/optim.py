@@ -14,8 +14,8 @@ from retro_np.tree import Tree, map_tree, named_leaves
 def adamw_init(params: Tree, trainable: Callable[[str], bool] = every) -> Tree:
     """The state of AdamW before the first step: {"step": 0, "m": moments, "v": moments}.
 
-    trainable: tells from a parameter's dotted name whether it is trained.
-    The moments are trees like params, of zeros in the shape and dtype of each trainable parameter, None for the others.
+    trainable: decides from a parameter's dotted name whether it is trained.
+    The moments are trees like params, of zeros in the shape and dtype of each trainable parameter, None for the rest.
     """
     m, v = (map_tree(lambda name, p: np.zeros_like(p) if trainable(name) else None, params) for _ in range(2))
     return {"step": 0, "m": m, "v": v}
@@ -34,7 +34,7 @@ def adamw_update(
     or if a trained parameter is not a floating-point array.
     """
     by_name = [dict(named_leaves(tree)) for tree in (grads, state["m"], state["v"])]
-    trained = []  # (parameter, gradient, moment m, moment v) of each trained parameter
+    updates = []  # (parameter, gradient, moment m, moment v) of each trained parameter
     for name, p in named_leaves(params):  # Everything is checked before anything changes.
         arrays = [tree.get(name) for tree in by_name]
         if name in by_name[0] and arrays[0] is None:
@@ -44,9 +44,9 @@ def adamw_update(
                 f"{name}: gradient and moments must be present and have shape {p.shape}, and the parameter must be "
                 "floating-point; a parameter that was frozen in adamw_init has no moments"
             )
-        trained.append((p, *arrays))
+        updates.append((p, *arrays))
     state["step"] += 1
-    for p, g, m, v in trained:
+    for p, g, m, v in updates:
         decay = weight_decay if p.ndim >= 2 else 0
         adamw_step(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=state["step"])
 

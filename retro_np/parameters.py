@@ -83,15 +83,15 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     """
 
     def leaf(name: str, shape: tuple[int, ...]) -> Array:
-        last = name.rsplit(".", 1)[-1]
-        if last in ("norm", "norm_context"):
+        leaf_name = name.rsplit(".", 1)[-1]
+        if leaf_name in ("norm", "norm_context"):
             return np.ones(shape, np.float32)
-        if last in ("u", "v"):
+        if leaf_name in ("u", "v"):
             return np.zeros(shape, np.float32)
         deviation = shape[0] ** -0.5
-        if last == "embedding":
-            deviation = 0.02 if config.tie_readout and name == last else 1.0
-        if last in ("w_o", "w_out"):
+        if leaf_name == "embedding":
+            deviation = 0.02 if config.tie_readout and name == leaf_name else 1.0
+        if leaf_name in ("w_o", "w_out"):
             part: Any = config.encoder if name.startswith("encoder.") else config
             deviation /= math.sqrt(2 * part.n_layers)
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
@@ -114,8 +114,8 @@ def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> No
     """
     if "embedding" in params["encoder"]:
         params["encoder"]["embedding"] = params["embedding"].copy()
-    first = params["encoder"]["layers"][0]
-    attention, c, width = first["attention"], encoder.d_head, encoder.d_model
+    first_layer = params["encoder"]["layers"][0]
+    attention, c, width = first_layer["attention"], encoder.d_head, encoder.d_model
     half, count = width // 2, min(width // 2, POSITION_FREQUENCIES)
     frequencies = 10000.0 ** (-2 * np.arange(count) / width)
     peak = np.zeros(width, np.float32)
@@ -126,8 +126,8 @@ def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> No
     attention["w_o"][c:] *= DAMPING
     attention["w_o"][:c] = NEXT_TOKEN_SCALE * attention["w_v"][:, :c].T
     for name, matrix in (("ffw", "w_out"), ("cross_attention", "w_o")):
-        if name in first:
-            first[name][matrix] *= DAMPING
+        if name in first_layer:
+            first_layer[name][matrix] *= DAMPING
     for p in cca_layers:
         cca = params["layers"][p - 1]["cca"]
         cca["w_q"] *= MATCH_SCALE

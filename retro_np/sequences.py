@@ -23,16 +23,19 @@ WINDOWS_PER_BATCH = 8
 def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
     """Raise UserError unless the model and the database have the same vocabulary size and chunk size."""
     for name in ("vocabulary_size", "chunk_size"):
-        wanted, stored = getattr(config, name), getattr(database, name)
-        if wanted != stored:
+        needed, stored = getattr(config, name), getattr(database, name)
+        if needed != stored:
             raise UserError(
-                f"the model has {name} {wanted}, and the database {database.path} has {stored}: "
-                "use the database that the model was trained with, or train a model for this one"
+                f"the model has {name} {needed}, and the database {database.path} has {stored}: "
+                "use the database that the model was trained with, or train a model for this database"
             )
 
 
 def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
-    """The number of chunks in a sequence. Raises UserError unless it is one or more whole chunks; `name` names it."""
+    """The number of chunks in a sequence.
+
+    name: what an error calls the length. Raises UserError unless the sequence is one or more whole chunks.
+    """
     if sequence_length < chunk_size or sequence_length % chunk_size:
         raise UserError(f"{name} must be a multiple of the chunk size, {chunk_size}, not {sequence_length}")
     return sequence_length // chunk_size
@@ -99,27 +102,27 @@ def evaluation_windows(
 
     length, stride: in chunks; stride None is half of length. The first window of a document scores all of its tokens,
     and each later one its last stride · m tokens. limit: use only this many chunks, from the start of the split.
-    Returns rows (windows, length), −1 beyond the end of the document, and first (windows,), the first position that
-    each window scores.
+    Returns rows (windows, length), −1 beyond the end of the document, and first_scored (windows,), the first position
+    that each window scores.
     """
     m = split.tokens.shape[1]
     stride = stride or max(1, length // 2)
-    rows, first = [], []
+    rows, first_scored = [], []
     for begin, end in document_runs(split.documents[:limit]):
         for window in range(begin, max(begin + 1, end - length + stride), stride):
             row = np.arange(window, window + length)
             rows.append(np.where(row < end, row, -1))
-            first.append(0 if window == begin else (length - stride) * m)
-    return np.array(rows).reshape(-1, length), np.array(first, dtype=np.int64)
+            first_scored.append(0 if window == begin else (length - stride) * m)
+    return np.array(rows).reshape(-1, length), np.array(first_scored, dtype=np.int64)
 
 
 def scored_windows(
-    split: Split, rows: np.ndarray, first: np.ndarray, description: str = "evaluating"
+    split: Split, rows: np.ndarray, first_scored: np.ndarray, description: str = "evaluating"
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield evaluation windows in batches, behind a progress bar: rows (B, l), tokens (B, n) and targets (B, n).
 
-    rows, first: from `evaluation_windows`. Windows of similar length share a batch, to save padding. A target that is
-    not scored is 0.
+    rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch, to save padding. A target
+    that is not scored is 0.
     """
     lengths = (rows >= 0).sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
@@ -128,6 +131,6 @@ def scored_windows(
             window = rows[batch, : lengths[batch].max(initial=0)]
             tokens, targets = tokens_and_targets(split, window)
             targets[targets == END_OF_TEXT] = 0
-            targets[np.arange(tokens.shape[1]) < first[batch][:, None]] = 0
+            targets[np.arange(tokens.shape[1]) < first_scored[batch][:, None]] = 0
             yield window, tokens, targets
             advance(len(window))

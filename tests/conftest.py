@@ -14,10 +14,10 @@ from retro_np.retrieval.build import build_database
 @pytest.fixture(autouse=True)
 def _restore_kernels_and_threads():
     """Restore the kernels and the number of threads after each test."""
-    before = kernels.using(), threads.count()
+    kernel_choice, n_threads = kernels.using(), threads.count()
     yield
-    kernels.use(before[0])
-    threads.use_threads(before[1])
+    kernels.use(kernel_choice)
+    threads.use_threads(n_threads)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ def db(built, tmp_path):
 
 @pytest.fixture(scope="module")
 def additions(tmp_path_factory):
-    """A corpus of further documents with other names."""
+    """A corpus of further documents, with names that `built` does not have."""
     folder = write_corpus(tmp_path_factory.mktemp("more") / "more", 12, seed=5)
     for path in list(folder.iterdir()):
         path.rename(folder / f"added_{path.name}")

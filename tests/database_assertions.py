@@ -16,9 +16,9 @@ from retro_np.training.batches import sequence_rows, training_batch
 
 
 def assert_equal(path, model, rng):
-    given = None if (path / "hashing.npy").exists() else model.embedder
-    assert verify_database(path, given).broken == []
-    database = Database.open(path, given)
+    embedder = None if (path / "hashing.npy").exists() else model.embedder
+    assert verify_database(path, embedder).broken == []
+    database = Database.open(path, embedder)
     assert not (path / "edit").exists()
     assert not (path / "work").exists()
     assert database.manifest["generation"] == model.edits
@@ -47,7 +47,7 @@ def assert_records(database, model):
         assert counts["bytes"] == sum(len(d.text.encode()) for d in remaining)
     listed = [json.loads(line) for line in (database.path / "duplicates.jsonl").read_text().splitlines()]
     assert [r["name"] for r in listed] == [name for name, _, _ in model.left_out]
-    assert all(r["held_out"] in held for r, (_, _, held) in zip(listed, model.left_out, strict=True))
+    assert all(r["held_out"] in resembled for r, (_, _, resembled) in zip(listed, model.left_out, strict=True))
     rows = model.rows("train")
     rows_by_source = {s["name"]: [i for a, b in s["rows"] for i in range(a, b)] for s in database.manifest["sources"]}
     for source, source_rows in rows_by_source.items():
@@ -69,11 +69,11 @@ def assert_neighbours(database, model, split):
     """A list covers the documents that existed when it was made and those added since. A removal does not change it."""
     stored, width, known = database.split(split), model.config.neighbours + model.config.extra_candidates, {}
     ids, distances = stored.neighbours[:], stored.distances[:]
-    for row, (own, document, position) in enumerate(model.rows(split)):
+    for row, (number, document, position) in enumerate(model.rows(split)):
         key = document.keys[position]
-        query = (own, key.tobytes())
+        query = (number, key.tobytes())
         if query not in known:
-            visible = lambda n, d, own=own, born=document.born: n != own and d.removed > born  # noqa: E731
+            visible = lambda n, d, number=number, born=document.born: n != number and d.removed > born  # noqa: E731
             known[query] = model.nearest(key, width, visible)
         assert ids[row].tolist() == known[query][0].tolist()
         assert np.array_equal(distances[row], known[query][1])
@@ -102,7 +102,7 @@ def assert_values(database, model):
 
 
 def assert_search(database, model, rng):
-    """Search by text and by key, also of removed chunks, for fewer, exactly as many and more chunks than exist."""
+    """Search by text and key, also with texts of removed chunks, and k below, at and above the number of chunks."""
     live = sum(not d.gone for _, d, _ in model.rows("train"))
     rows = model.rows("train")
     sample = [rows[i] for i in rng.choice(len(rows), min(3, len(rows)), replace=False)] if rows else []
@@ -132,10 +132,10 @@ def assert_sequences(database, model, rng):
         picked = np.where((picked < len(rows)) & (picked >= 0), picked, -1)
         expected = []
         for sequence in picked:
-            own = {rows[row][0] for row in sequence if row >= 0 and split == "train"}
+            numbers = {rows[row][0] for row in sequence if row >= 0 and split == "train"}
             for row in sequence:
                 listed = stored.neighbours[[row]][0] if row >= 0 else []
-                allowed = [i for i in listed if i >= 0 and not sources[i][1].gone and sources[i][0] not in own]
+                allowed = [i for i in listed if i >= 0 and not sources[i][1].gone and sources[i][0] not in numbers]
                 allowed = [values[i] for i in allowed[:k]]
                 expected.append(allowed + [[0] * 2 * model.config.chunk_size] * (k - len(allowed)))
         neighbours = sequence_neighbours(database, stored, picked, k)

@@ -62,7 +62,7 @@ def similarity(a, b):
 
 
 class Model:
-    """What a database should hold. documents: by number. left_out: (name, text, held-out documents like it)."""
+    """What a database should hold. left_out: (name, text, names of the held-out documents that it resembles)."""
 
     def __init__(self, config, deduplicated):
         self.config, self.deduplicated = config, deduplicated
@@ -105,7 +105,7 @@ class Model:
         return [(number, d) for number, d in enumerate(self.documents) if d.split == split]
 
     def rows(self, split):
-        """(document number, document, position in it) of each chunk of a split."""
+        """(document number, document, chunk position in the document) of each chunk of a split."""
         return [(number, d, position) for number, d in self.of_split(split) for position in range(len(d.chunks))]
 
     def nearest(self, query, k, visible):
@@ -182,7 +182,7 @@ def clean(text):
 
 
 def build(model, path, pairs, embedder):
-    """Build the model and the database. Returns the database, or None if the build must be, and is, refused."""
+    """Build the model and the database. Returns the database, or None if the build must be refused."""
     corpus = written(path.parent / "first.jsonl", pairs)
     documents = [Document(name, clean(text), "first.jsonl", model.split_of(name)) for name, text in pairs]
     held_out = [d for d in documents if d.split == "valid"]
@@ -194,12 +194,12 @@ def build(model, path, pairs, embedder):
         refused = "every document of the corpus is held out"
     elif all(like[id(d)] for d in documents if d.split == "train"):
         refused = "every training document resembles a held-out one"
-    given = CountingEmbedder() if embedder == "counting" else HASHED
+    embedder = CountingEmbedder() if embedder == "counting" else HASHED
     if refused:
         with pytest.raises(UserError, match=refused):
-            build_database(corpus, path, model.config, given)
+            build_database(corpus, path, model.config, embedder)
         return None
-    database = build_database(corpus, path, model.config, given)
+    database = build_database(corpus, path, model.config, embedder)
     model.tokenizer, model.embedder = database.tokenizer, database.embedder
     model.left_out = [(d.name, d.text, like[id(d)]) for d in documents if like[id(d)]]
     model.documents = model.filled([d for d in documents if not like[id(d)]])
@@ -220,10 +220,10 @@ def add(model, path, pairs):
     listed = [json.loads(line) for line in (path / "duplicates.jsonl").read_text().splitlines()]
     known |= {(n, t) for (n, t, _), r in zip(model.left_out, listed, strict=True) if r["held_out"] not in freed}
     new = [Document(n, clean(t), corpus.name, "train") for n, t in pairs if (n, clean(t)) not in known]
-    before = all_bytes(path)
+    hashes = all_bytes(path)
     add_documents(path, corpus, **options)
     if not new:
-        assert all_bytes(path) == before
+        assert all_bytes(path) == hashes
         return
     model.edits += 1
     held_out = [d for d in model.documents if d.split == "valid" and not d.gone]
@@ -236,22 +236,22 @@ def add(model, path, pairs):
             model.documents += model.filled([document])
 
 
-def remove(model, path, wanted):
+def remove(model, path, requested):
     """Remove documents by number or by name. A name, which may be digits, removes every document that has it."""
     numbers, known = set(), set()
     for number, document in enumerate(model.documents):
-        matches = {w for w in wanted if w in (number, document.name)}
+        matches = {w for w in requested if w in (number, document.name)}
         known |= matches
         numbers |= {number} if matches and not document.gone else set()
-    before = all_bytes(path)
-    if set(wanted) - known:
+    hashes = all_bytes(path)
+    if set(requested) - known:
         with pytest.raises(UserError, match="has no document"):
-            remove_documents(path, wanted)
-        assert all_bytes(path) == before
+            remove_documents(path, requested)
+        assert all_bytes(path) == hashes
         return
-    remove_documents(path, wanted)
+    remove_documents(path, requested)
     if not numbers:
-        assert all_bytes(path) == before
+        assert all_bytes(path) == hashes
         return
     model.edits += 1
     for number in numbers:

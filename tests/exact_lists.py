@@ -6,13 +6,13 @@ from retro_np.kernels.search import exact_search
 
 
 def lists_by_exact_search(database, split):
-    """The correct neighbours of every chunk of a split: all distances are sorted, and its own document is left out."""
+    """The nearest chunks of every chunk of a split, by exact search and without those of its own document."""
     stored, keys = database.split(split), np.asarray(database.keys("train")[:], np.float32)
     documents, width = database.split("train").documents[:], stored.neighbours.shape[1]
     ids, distances = exact_search(np.asarray(database.keys(split)[:], np.float32), keys, len(keys))
     lists = np.full((len(ids), width), -1), np.full((len(ids), width), np.inf, np.float32)
-    for row, own in enumerate(stored.documents[:]):
-        allowed = [i for i, near in enumerate(ids[row]) if split == "valid" or documents[near] != own][:width]
+    for row, number in enumerate(stored.documents[:]):
+        allowed = [i for i, near in enumerate(ids[row]) if split == "valid" or documents[near] != number][:width]
         lists[0][row, : len(allowed)], lists[1][row, : len(allowed)] = ids[row, allowed], distances[row, allowed]
     return lists
 

@@ -24,7 +24,7 @@ class Case:
     rng: np.random.Generator  # further random numbers for a test
 
     @property
-    def given(self):
+    def arguments(self):
         """The arguments of `retro` and of its oracles."""
         return self.params, self.config, self.tokens, self.neighbours
 
@@ -32,8 +32,8 @@ class Case:
 def _layers(depth: int, at_least_one: bool):
     """Tuples of layers, which count from 1: none, the first, all, or any."""
     drawn = st.sets(st.integers(1, depth), min_size=int(at_least_one)).map(lambda p: tuple(sorted(p)))
-    named = [(1,), tuple(range(1, depth + 1))] + ([] if at_least_one else [()])
-    return st.one_of(st.sampled_from(named), drawn)
+    fixed = [(1,), tuple(range(1, depth + 1))] + ([] if at_least_one else [()])
+    return st.one_of(st.sampled_from(fixed), drawn)
 
 
 @st.composite

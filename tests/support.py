@@ -62,7 +62,7 @@ def all_bytes(folder: Path) -> dict[str, str]:
 
 
 def fresh_python(code: str, **environment: str) -> tuple[str, str, int]:
-    """Run code in a new interpreter with no VARIABLES but `environment`. Returns its output, errors and exit status."""
+    """Run code in a new interpreter; of VARIABLES, only `environment` is set. Returns output, errors and status."""
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     child = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
     return child.stdout.strip(), child.stderr, child.returncode

@@ -11,11 +11,11 @@ from retro_np.nn.operators import linear, rms_norm
 RNG = np.random.default_rng(0)
 
 
-# The quick tests compare the whole models of table 13 with autograd.
-ALL = [pytest.param(check, id=check.name, marks=[pytest.mark.slow] if check.long else []) for check in checks()]
+# The long checks are slow. The quick tests compare the models of table 13 with autograd.
+CHECKS = [pytest.param(check, id=check.name, marks=[pytest.mark.slow] if check.long else []) for check in checks()]
 
 
-@pytest.mark.parametrize("check", ALL)
+@pytest.mark.parametrize("check", CHECKS)
 def test_every_operator_agrees_with_finite_differences(check):
     assert gradcheck(check.f, *check.arrays) < 1e-6
 
@@ -43,7 +43,7 @@ def test_random_directions_find_a_wrong_entry_of_a_large_array():
         gradcheck(squared_with_error((123, 4), 1.0), RNG.standard_normal((200, 50)))
 
 
-def test_a_wrong_factor_is_reported_for_the_argument_that_has_it():
+def test_an_error_names_the_argument_whose_gradient_is_wrong():
     def f(x, gain):
         y, vjp = rms_norm(x, gain)
         return y, lambda dy: (vjp(dy)[0], 2 * vjp(dy)[1])
@@ -74,10 +74,10 @@ def test_one_argument_may_have_a_bare_gradient_and_the_value_may_be_a_scalar():
 
 def test_float32_arguments_are_checked_in_float64_and_do_not_change():
     x = RNG.standard_normal((2, 3)).astype(np.float32)
-    before = x.copy()
+    original = x.copy()
     assert gradcheck(lambda x: (x**2, lambda dy: (2 * x * dy,)), x) < 1e-8
     assert x.dtype == np.float32
-    assert np.array_equal(x, before)
+    assert np.array_equal(x, original)
 
 
 def test_arguments_and_gradients_that_cannot_be_checked_are_refused():
@@ -106,6 +106,6 @@ def test_a_pullback_that_returns_nothing_is_refused():
         gradcheck(lambda x: (np.sin(x), lambda dy: None), np.ones(3))
 
 
-def test_a_tree_that_is_frozen_as_a_whole_is_not_checked():
+def test_a_completely_frozen_tree_is_not_checked():
     tree, y = {"a": np.ones(3)}, np.ones(3)
     gradcheck(lambda p, y: ((p["a"] * y).sum(), lambda d: (None, d * p["a"])), tree, y)

@@ -1,6 +1,6 @@
 """The core needs only NumPy. Ground truth: fresh interpreters in which no other package can be imported.
 
-These tests themselves need no package but NumPy and pytest.
+These tests themselves need only NumPy and pytest.
 """
 
 import json
@@ -69,8 +69,8 @@ def test_the_model_equals_the_reference():
         MODEL
         + """
 params = perturbed_params(CONFIG)
-given = params, CONFIG, tokens, neighbours
-print(np.max(np.abs(retro(*given)[0] - reference.retro(*given))))
+arguments = params, CONFIG, tokens, neighbours
+print(np.max(np.abs(retro(*arguments)[0] - reference.retro(*arguments))))
 """
     )
     assert float(printed(code, PACKAGE.parent)) < 1e-10
@@ -82,14 +82,14 @@ def test_a_step_of_adamw_lowers_the_loss():
         + """
 params = init_params(CONFIG, rng)
 state = adamw_init(params)
-before, vjp = retro_loss(params, CONFIG, tokens, tokens, neighbours)
+first, vjp = retro_loss(params, CONFIG, tokens, tokens, neighbours)
 adamw_update(params, vjp(1.0), state, lr=1e-3)
-after, _ = retro_loss(params, CONFIG, tokens, tokens, neighbours)
-print(json.dumps([float(before), float(after)]))
+second, _ = retro_loss(params, CONFIG, tokens, tokens, neighbours)
+print(json.dumps([float(first), float(second)]))
 """
     )
-    before, after = json.loads(printed(code, PACKAGE.parent))
-    assert after < before
+    first, second = json.loads(printed(code, PACKAGE.parent))
+    assert second < first
 
 
 def test_the_core_has_at_most_2400_lines_besides_the_checker():

@@ -58,7 +58,7 @@ def test_greedy_sampling_takes_the_most_likely_tokens_of_the_full_forward_pass(m
     assert [item.chunk for item in retrieved] == list(range(len(retrieved)))
 
 
-def test_generate_retrieves_what_a_search_for_the_chunks_text_finds(model, database):
+def test_generate_retrieves_the_chunks_that_a_search_for_the_text_finds(model, database):
     params, config = model
     prompt = np.arange(2, 20)
     _, retrieved = generate(params, config, prompt, 4, database=database, k=3)
@@ -80,8 +80,8 @@ def test_prompts_of_any_length_work(model, database, prompt):
 
 
 def test_a_seed_determines_the_sample_and_another_seed_changes_it(model):
-    first, again, other = (generate(*model, [4, 5], 40, seed=seed)[0].tolist() for seed in (1, 1, 2))
-    assert first == again != other
+    first, repeated, different = (generate(*model, [4, 5], 40, seed=seed)[0].tolist() for seed in (1, 1, 2))
+    assert first == repeated != different
 
 
 def test_a_thousand_neighbours_per_chunk_work_and_missing_ones_are_padded(model, database):

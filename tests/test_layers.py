@@ -53,7 +53,7 @@ def edges(sources, targets):
     return {(a, b) for a, bs in IMPORTS.items() for b in bs if top(a) in sources and top(b) in targets}
 
 
-def test_every_module_belongs_to_one_layer_and_imports_no_later_one():
+def test_every_module_belongs_to_one_layer_and_imports_from_no_later_layer():
     layer_of = {name: number for number, names in enumerate(LAYERS) for name in names}
     assert {top(module) for module in MODULES} <= layer_of.keys()
     assert not {(a, b) for a, bs in IMPORTS.items() for b in bs if layer_of[top(b)] > layer_of[top(a)]}
@@ -82,7 +82,7 @@ def test_only_question_answering_trains_during_evaluation():
     assert {a for a, _ in edges({"evaluation"}, {"training"})} == {"evaluation.question_answering"}
 
 
-def test_the_reference_imports_the_configuration_alone():
+def test_the_reference_imports_only_the_configuration():
     assert IMPORTS["reference"] == {"config"}
 
 

@@ -11,7 +11,7 @@ SET_BY_EACH_EXPERIMENT = {"EXPERIMENT", "PAPER"}  # every experiment sets its ow
 
 
 def constants() -> dict[str, dict[str, str]]:
-    """Constant → module → the expression that it is assigned."""
+    """{constant: {module: the expression that is assigned to it}}."""
     values: dict[str, dict[str, str]] = defaultdict(dict)
     for path in sorted(PACKAGE.rglob("*.py")):
         module = path.relative_to(PACKAGE).as_posix()

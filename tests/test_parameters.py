@@ -17,9 +17,9 @@ TABLE_2 = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "parameters"), TABLE_2.items())
-def test_presets_have_the_parameter_counts_of_table_2(name, parameters):
-    assert abs(count_parameters(RetroConfig.preset(name)) - parameters) < max(1e6, 5e-4 * parameters)
+@pytest.mark.parametrize(("name", "expected"), TABLE_2.items())
+def test_presets_have_the_parameter_counts_of_table_2(name, expected):
+    assert abs(count_parameters(RetroConfig.preset(name)) - expected) < max(1e6, 5e-4 * expected)
 
 
 def test_the_parameter_count_equals_the_sizes_of_the_arrays():
@@ -37,16 +37,16 @@ def test_fresh_parameters_are_float32_and_a_function_of_the_generator():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_saved_parameters_come_back_to_the_bit_with_their_configuration(tmp_path, dtype):
+def test_saved_parameters_come_back_bit_for_bit_with_their_configuration(tmp_path, dtype):
     params = init_params(CONFIG, np.random.default_rng(0))
     params["norm"] = params["norm"].astype(dtype)
     save_params(tmp_path / "a.safetensors", params, CONFIG)
     loaded, config = load_params(tmp_path / "a.safetensors")
     assert config == CONFIG
-    for (name, array), (other, again) in zip(named_leaves(params), named_leaves(loaded), strict=True):
-        assert name == other
-        assert array.dtype == again.dtype
-        assert np.array_equal(array, again)
+    for (name, array), (loaded_name, loaded_array) in zip(named_leaves(params), named_leaves(loaded), strict=True):
+        assert name == loaded_name
+        assert array.dtype == loaded_array.dtype
+        assert np.array_equal(array, loaded_array)
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):
@@ -56,20 +56,20 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_checkpoint_that_is_missing_cut_short_or_of_another_kind_is_refused_by_name(tmp_path):
+def test_a_file_that_is_missing_cut_short_or_not_a_checkpoint_is_refused_and_named(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(UserError, match=r"no checkpoint at .*a\.safetensors"):
         load_params(path)
     save_params(path, init_params(CONFIG, np.random.default_rng(0)), CONFIG)
-    whole = path.read_bytes()
-    for broken in (b"", b"hello", whole[: len(whole) // 2], whole[:-1]):
+    complete = path.read_bytes()
+    for broken in (b"", b"hello", complete[: len(complete) // 2], complete[:-1]):
         path.write_bytes(broken)
         with pytest.raises(UserError, match=r"a\.safetensors"):
             load_params(path)
 
 
-def saved(path, change):
-    """Write a checkpoint whose readout is changed."""
+def save_readout(path, change):
+    """Write a checkpoint with a changed readout. Returns its path."""
     params = init_params(CONFIG, np.random.default_rng(0))
     tensors = dict(named_leaves(params))
     tensors["readout"] = change(tensors["readout"])
@@ -77,12 +77,12 @@ def saved(path, change):
     return path
 
 
-def test_tensors_that_are_not_finite_floating_point_numbers_are_refused_by_name(tmp_path):
+def test_tensors_that_are_not_finite_floating_point_numbers_are_refused_and_named(tmp_path):
     with pytest.raises(UserError, match=r"readout holds int32"):
-        load_params(saved(tmp_path / "whole", lambda array: array.astype(np.int32)))
+        load_params(save_readout(tmp_path / "integers", lambda array: array.astype(np.int32)))
     for value in (np.nan, np.inf):
         with pytest.raises(UserError, match=r"readout is not finite everywhere"):
-            load_params(saved(tmp_path / "broken", lambda array, value=value: np.full_like(array, value)))
+            load_params(save_readout(tmp_path / "broken", lambda array, value=value: np.full_like(array, value)))
 
 
 def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path):
@@ -93,12 +93,12 @@ def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("run", [5, [], {"data": 3}, {"data": {"tokenizer": 5}}])
-def test_metadata_of_another_form_is_refused(tmp_path, run):
+def test_metadata_of_the_wrong_form_is_refused(tmp_path, run):
     tensors = dict(named_leaves(init_params(CONFIG, np.random.default_rng(0))))
     write_tensors(tmp_path / "x", tensors, {"config": CONFIG.to_dict(), "run": run})
     sizes = {"vocabulary_size": CONFIG.vocabulary_size, "chunk_size": CONFIG.chunk_size}
     database = SimpleNamespace(**sizes, path="db", identity={"tokenizer": "abcdefgh"})
-    with pytest.raises(UserError, match=r"is missing from the metadata|another tokenizer"):
+    with pytest.raises(UserError, match=r"is missing from the metadata|trained with a different tokenizer"):
         load_model(tmp_path / "x", database)
 
 
@@ -115,7 +115,7 @@ def test_a_configuration_that_no_model_can_have_is_a_value_error(change):
         RetroConfig(**vars(CONFIG) | change)
 
 
-def test_an_encoder_without_cross_attention_in_the_decoder_is_a_baseline():
+def test_a_model_with_an_encoder_but_no_cross_attention_is_a_baseline():
     config = RetroConfig(11, 6, 8, 2, 4, 3, (), 3, EncoderConfig())
     assert "encoder" not in init_params(config, np.random.default_rng(0))
     assert not config.retrieves

@@ -12,7 +12,7 @@ from retro_np import BuildConfig, EncoderConfig, RetroConfig, TrainingConfig
 
 
 def imports_for_type_checkers() -> dict[str, str]:
-    """name → module below retro_np, from the block `if TYPE_CHECKING` of the package's __init__.py."""
+    """{name: its module without "retro_np."}, from the block `if TYPE_CHECKING` of the package's __init__.py."""
     tree = ast.parse(Path(retro_np.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     return {name.name: line.module.removeprefix("retro_np.") for line in block.body for name in line.names}

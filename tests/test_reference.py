@@ -19,8 +19,8 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 @MANY
 @given(cases())
 def test_logits_equal_the_reference(case):
-    logits, _ = retro(*case.given)
-    np.testing.assert_allclose(logits, reference.retro(*case.given), **EXACT)
+    logits, _ = retro(*case.arguments)
+    np.testing.assert_allclose(logits, reference.retro(*case.arguments), **EXACT)
 
 
 @MANY

@@ -10,10 +10,10 @@ FAULTS = """
 import retro_np, resource, numpy as np
 for _ in range(3):
     np.ones(10_000_000)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     np.ones(10_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
 """
 
 

@@ -53,20 +53,20 @@ def _logits(params, config, tokens, neighbours):
 
 
 def _encode(params, config, values, h):
-    encoder, own = config.encoder, params["encoder"]
+    encoder, weights = config.encoder, params["encoder"]
     (chunks, _, r), m = values.shape[1:], config.chunk_size
-    e = (params["embedding"] if config.share_embeddings else own["embedding"])[values]
+    e = (params["embedding"] if config.share_embeddings else weights["embedding"])[values]
     conditions = h[:, : chunks * m].unflatten(1, (chunks, m))[:, :, None]  # (B, l, 1, m, d)
     keys = (values != 0)[..., None, :].expand(*values.shape, r)
     distances = torch.arange(r)[:, None] - torch.arange(m)
-    for p, layer in enumerate(own["layers"], start=1):
+    for p, layer in enumerate(weights["layers"], start=1):
         e = e + _self_attention(layer["attention"], e, encoder.n_heads, keys)
         if p in encoder.ca_layers:
             a = layer["cross_attention"]
             context = _norm(conditions, a["norm_context"])
             e = e + _attention(a, _norm(e, a["norm"]), context, distances, None, encoder.n_heads)
         e = e + _ffw(layer["ffw"], e)
-    return _norm(e, own["norm"])
+    return _norm(e, weights["norm"])
 
 
 def _self_attention(a, h, n_heads, mask):
@@ -79,8 +79,8 @@ def _chunked_cross_attention(a, h, encoded, present, config):
     # Each position gathers the neighbours of the chunk that it attends to, which needs no shifting and no padding.
     n, m = h.shape[1], config.chunk_size
     k, r = present.shape[2:]
-    beyond = torch.arange(n - m + 1)  # position − (m − 1)
-    chunk, i = beyond // m, beyond % m
+    offset = torch.arange(n - m + 1)  # position − (m − 1)
+    chunk, i = offset // m, offset % m
     queries = _norm(h[:, m - 1 :], a["norm"])[:, :, None]
     context = encoded[:, chunk].flatten(2, 3)
     mask = present[:, chunk].flatten(2, 3)[:, :, None]

@@ -48,7 +48,7 @@ from retro_np.kernels.substring import longest_common_substring
 from retro_np.pretrained.bundled import load_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.deduplicate import DedupConfig, detection_probability, grams, jaccard, signatures
-from retro_np.retrieval.documents import read_records
+from retro_np.retrieval.documents import chained
 
 # %% [markdown]
 # ## Two texts that are nearly one
@@ -191,7 +191,7 @@ assert np.mean(ratios["copies"] == 1) > 0.9
 
 # %%
 mended = built("mended", plain | copies)
-dropped = list(read_records(mended.path / "duplicates.jsonl"))
+dropped = list(chained([mended.path / "duplicates.jsonl"]))
 for record in dropped:
     print({key: record[key] for key in ("name", "held_out", "estimated", "exact")})
 assert [record["exact"] for record in dropped] == [1.0] * len(HELD)
@@ -218,7 +218,7 @@ for name, host in zip(HELD, OTHERS, strict=False):
     halves[f"legacy/{name}.py"] = text[host] + "".join(lines[len(lines) // 2 :])
     print(f"legacy/{name}.py: {jaccard(text[name], halves[f'legacy/{name}.py']):.2f} like {name}.py")
 passed = built("passed", plain | halves)
-assert not list(read_records(passed.path / "duplicates.jsonl"))
+assert not list(chained([passed.path / "duplicates.jsonl"]))
 
 on_passed, ratios["halves"] = scored(passed), chunk_leakage(passed)
 saving["halves"] = 1 - on_passed.bits_per_byte() / off.bits_per_byte()

@@ -11,7 +11,7 @@ from retro_np.errors import UserError
 
 
 def gradcheck(
-    name: Annotated[str, Argument(metavar="NAME", help="Check only operators whose name has this, such as CCA.")] = "",
+    name: Annotated[str, Argument(metavar="NAME", help="Check only operators whose names contain NAME: CCA, ….")] = "",
     tolerance: Annotated[float, Option(help="The largest error that passes.")] = 1e-6,
     seed: Seed = 0,
 ) -> None:
@@ -28,23 +28,23 @@ def gradcheck(
 
     table = Table("operator", "source", "worst error", title="pullback against central differences, float64")
     failures = []
-    chosen = [check for check in checks(seed) if name in check.name]
-    if not chosen:
+    matching = [check for check in checks(seed) if name in check.name]
+    if not matching:
         names = "; ".join(check.name for check in checks(seed))
         raise UserError(f"no operator's name contains {name!r}; choose from: {names}")
-    with progress_bar("checking", len(chosen)) as advance:
-        for check in chosen:
+    with progress_bar("checking", len(matching)) as advance:
+        for check in matching:
             try:
-                shown = f"{check_gradients(check.f, *check.arrays, tolerance=tolerance, seed=seed):.1e}"
+                outcome = f"{check_gradients(check.f, *check.arrays, tolerance=tolerance, seed=seed):.1e}"
             except GradientError as error:
                 failures.append(f"{check.name}: {error}")
-                shown = "FAILS"
-            table.add_row(check.name, check.source, shown)
+                outcome = "FAILS"
+            table.add_row(check.name, check.source, outcome)
             advance(note=check.name)
     console.print(table)
     if failures:
         raise UserError("; ".join(failures))
-    console.print(f"{len(chosen)} of {len(chosen)} passed: no error above {tolerance:g}")
+    console.print(f"{len(matching)} of {len(matching)} passed: no error above {tolerance:g}")
 
 
 def info() -> None:
@@ -61,7 +61,7 @@ def info() -> None:
 
 
 def demo(
-    minutes: Annotated[float | None, Option(min=0.5, help="Approximate duration. Default: 10.")] = None,
+    minutes: Annotated[float | None, Option(min=0.5, help="Approximate duration in minutes. Default: 10.")] = None,
     from_scratch: Annotated[bool, Option("--from-scratch", help="Train both models first.")] = False,
     out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/demo"),
     seed: Annotated[int | None, Option(min=0, help="Random seed.")] = None,

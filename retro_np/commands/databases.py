@@ -42,7 +42,7 @@ def build(
     keys: Annotated[str, Option(help="Type of the keys: float32 or float16.")] = "float32",
     neighbours: Annotated[int, Option(min=1, help="Neighbours stored per chunk.")] = 10,
     extra_candidates: Annotated[
-        int, Option(min=0, help="Extra candidates per chunk, to replace neighbours from the sequence's documents.")
+        int, Option(min=0, help="Extra candidates per chunk, to replace neighbours from the sequence's own documents.")
     ] = 22,
     training_neighbours: Annotated[
         bool, Option(help="Find neighbours of training chunks. Without them the build is faster, but the "
@@ -76,10 +76,10 @@ def build(
     if like is not None:
         if tokenizer is not None or embedder is not None:
             raise UserError("--like determines tokenizer and embedder; leave out --tokenizer and --embedder")
-        model = open_database(like)
-        if chunk_size not in (BuildConfig.chunk_size, model.chunk_size):
-            raise UserError(f"{like} has chunks of {model.chunk_size} tokens; leave out --chunk-size")
-        tokenizer, chunk_size = like / "tokenizer.json", model.chunk_size
+        template = open_database(like)
+        if chunk_size not in (BuildConfig.chunk_size, template.chunk_size):
+            raise UserError(f"{like} has chunks of {template.chunk_size} tokens; leave out --chunk-size")
+        tokenizer, chunk_size = like / "tokenizer.json", template.chunk_size
     config = BuildConfig(
         chunk_size, vocabulary_size, str(tokenizer) if tokenizer else None, held_out, keys, neighbours,
         extra_candidates, limit_bytes=None if limit_mb is None else int(finite("--limit-mb", limit_mb) * 1e6),
@@ -89,12 +89,12 @@ def build(
         training_neighbours=training_neighbours,
     )  # fmt: skip
     sources = _sources(corpus, source)
-    chosen: Any = HASHED
+    database_embedder: Any = HASHED
     if like is not None:
-        chosen = model.embedder
+        database_embedder = template.embedder
     elif embedder != HASHED:
-        chosen = load_bert(Path(embedder) if embedder else None)
-    _describe(build_database(sources, out, config, chosen, dask))
+        database_embedder = load_bert(Path(embedder) if embedder else None)
+    _describe(build_database(sources, out, config, database_embedder, dask))
 
 
 def search(
@@ -211,12 +211,12 @@ def _sources(locations: list[str] | None, named: list[str] | None) -> Any:
     """The corpus that a command names: a single unnamed location unchanged, otherwise a list of sources."""
     from retro_np.retrieval.corpus import parse_sources
 
-    given = [*(locations or []), *(named or [])]
-    if not given:
+    corpora = [*(locations or []), *(named or [])]
+    if not corpora:
         raise UserError(
             "no corpus is named; give a folder, a text file, a .jsonl file, stdlib, or --source NAME=LOCATION"
         )
-    return given[0] if len(given) == 1 and not named else parse_sources(given)
+    return corpora[0] if len(corpora) == 1 and not named else parse_sources(corpora)
 
 
 def _describe(database: Any) -> None:

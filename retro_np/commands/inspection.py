@@ -26,8 +26,8 @@ def inspect(
 ) -> None:
     """Write a page about a text or a sample and what it retrieved.
 
-    The page shows what each chunk retrieved, how much each token gained from it, and what it attended to. It is one
-    HTML file that needs no network. If the text is long, only its beginning is shown.
+    The page shows what each chunk retrieved, how much retrieval saves on each token, and which retrieved tokens the
+    model attended to. It is one HTML file that needs no network. If the text is long, only its beginning is shown.
 
     Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`
     """
@@ -39,13 +39,13 @@ def inspect(
     from retro_np.report.samples import prompt_tokens
     from retro_np.retrieval.tokenizer import END_OF_TEXT
 
-    given = [source for source in (text, file, prompt) if source is not None]
-    if len(given) != 1:
+    inputs = [source for source in (text, file, prompt) if source is not None]
+    if len(inputs) != 1:
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
     page = check_output(out, "-o", [checkpoint, db, *([file] if file else [])])
     database = open_database(db, embedder)
     params, config = load_model(checkpoint, database)
-    tokens = prompt_tokens(database, read_text(given[0]) if isinstance(given[0], Path) else given[0])
+    tokens = prompt_tokens(database, read_text(inputs[0]) if isinstance(inputs[0], Path) else inputs[0])
     n_prompt = 0 if prompt is None else len(tokens)
     retrieved: list[Any] = []
     if n_prompt >= MAX_PAGE_TOKENS:
@@ -63,11 +63,12 @@ def inspect(
     if len(tokens) > MAX_PAGE_TOKENS:
         facts["shown"] = f"the first {MAX_PAGE_TOKENS:,} of {len(tokens):,} tokens"
         console.print(f"The page shows {facts['shown']}.")
-    shown = inspect_tokens(
+    inspection = inspect_tokens(
         params, config, database, tokens[:MAX_PAGE_TOKENS], k=k, n_prompt=n_prompt, retrieved=retrieved
     )  # fmt: skip
-    write_inspection(page, "A text under RETRO" if prompt is None else "A sample of RETRO", facts, shown)
-    console.print(f"{shown.bits_on:.4f} bits per byte with retrieval, {shown.bits_off:.4f} without. The page is {out}.")
+    write_inspection(page, "A text under RETRO" if prompt is None else "A sample of RETRO", facts, inspection)
+    console.print(f"{inspection.bits_on:.4f} bits per byte with retrieval, {inspection.bits_off:.4f} without.")
+    console.print(f"The page is {out}.")
 
 
 def read_text(path: Path) -> str:

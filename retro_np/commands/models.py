@@ -34,7 +34,7 @@ def train(
         Path | None, Option(help="Checkpoint of a baseline to freeze; only CCA and encoder are trained.")
     ] = None,
     preset: Annotated[
-        str | None, Option(help="A model of the paper's table 2, such as retro-172m, instead of the sizes.")
+        str | None, Option(help="A model of the paper's table 2, such as retro-172m, instead of size options.")
     ] = None,
     d_model: Annotated[int, Option(help="Width of the decoder, d.")] = 128,
     d_ffw: Annotated[int, Option(help="Width of the feed-forward layers.")] = 512,
@@ -47,12 +47,12 @@ def train(
     cca_positions: Annotated[bool, Option(help="Use relative positions in CCA.")] = True,
     share_embeddings: Annotated[bool, Option(help="Use the decoder's embeddings in the encoder.")] = False,
     tie_readout: Annotated[bool, Option(help="Use the transposed embeddings as readout.")] = False,
-    retrieved_part: Annotated[str, Option(help="The part of a value that is read: NF, N or F.")] = "NF",
+    retrieved_part: Annotated[str, Option(help="The part of a value that the encoder reads: NF, N or F.")] = "NF",
     copying_start: Annotated[bool, Option(help="Initialise encoder and CCA to copy tokens. Not in the paper.")] = False,
     retrieval_off: Annotated[float, Option(help="Share of sequences trained without neighbours.")] = 0.0,
     oracle_share: Annotated[
         float,
-        Option(help="Share of chunks that get an oracle neighbour at first: their own continuation, with noise."),
+        Option(help="Share of chunks that get an oracle neighbour (a noisy copy of their text) at step 0."),
     ] = 0.0,
     oracle_steps: Annotated[int, Option(min=0, help="Steps over which that share falls to 0.")] = 0,
     dropout: Annotated[float, Option(help="Dropout rate.")] = 0.0,
@@ -72,7 +72,7 @@ def train(
     """Train a RETRO or a baseline, or RETROfit a trained baseline.
 
     CCA is chunked cross-attention (paper §2.4). If interrupted, run the same command to resume from the last
-    checkpoint. The result is the same to the bit.
+    checkpoint. The result is the same, bit for bit, as without the interruption.
 
     Example: `retro-np train runs/db -o runs/retro --steps 500`
     """
@@ -97,13 +97,13 @@ def train(
     )  # fmt: skip
     start: dict[str, Any] = {}
     if retrofit is not None:
-        trained, config = load_model(retrofit, database)
+        weights, config = load_model(retrofit, database)
         encoder = replace(encoder, d_model=config.d_model) if share_embeddings else encoder
         config = replace(
             config, cca_positions=cca_positions, share_embeddings=share_embeddings, retrieved_part=retrieved_part,
             dropout=dropout, copying_start=copying_start,
         )  # fmt: skip
-        params, config = make_retrofit(trained, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
+        params, config = make_retrofit(weights, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
         start = {"begin_from": (params, sha256_of(retrofit)), "trainable": is_retrieval}
     elif preset is not None:
         config = replace(RetroConfig.preset(preset, database.vocabulary_size), chunk_size=database.chunk_size)
@@ -185,7 +185,7 @@ def sample(
     k: shared.K = 2,
     retrieval: Annotated[bool, Option(help="Retrieve at the end of each chunk.")] = True,
     temperature: shared.Temperature = 0.8,
-    top_k: Annotated[int | None, Option(min=1, help="Sample from this many likeliest tokens.")] = None,
+    top_k: Annotated[int | None, Option(min=1, help="Sample only from this many of the likeliest tokens.")] = None,
     top_p: shared.TopP = 0.95,
     seed: shared.Seed = 0,
     page: Annotated[Path | None, Option(help="Also write an HTML page to this file.")] = None,
@@ -227,12 +227,12 @@ def sample(
 def refuse_contradictions(context: Context) -> None:
     """Raise UserError if `train` is given options that another option would silently override."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    for kind, excluded in EXCLUDED.items():
-        clash = [name for name in given if name in excluded | EXCLUDED.keys() - {kind}]
-        if kind in given and clash:
+    typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    for option, excluded in EXCLUDED.items():
+        clash = [name for name in typed if name in excluded | EXCLUDED.keys() - {option}]
+        if option in typed and clash:
             options = ", ".join("--" + name.replace("_", "-") for name in clash)
-            raise UserError(f"--{kind} excludes {options}; leave out one or the other")
+            raise UserError(f"--{option} excludes {options}; leave out one or the other")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

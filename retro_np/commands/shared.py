@@ -24,7 +24,9 @@ EmbedderPath = Annotated[
 K = Annotated[int, Option("-k", "--neighbours", min=1, help="Neighbours per chunk.")]
 SequenceLength = Annotated[int, Option(min=1, help="Tokens per sequence, n: a multiple of the chunk size.")]
 Temperature = Annotated[float, Option(min=0, help="Temperature of sampling; 0 is greedy.")]
-TopP = Annotated[float, Option(min=0, max=1, help="Sample from the likeliest tokens of this total probability.")]
+TopP = Annotated[
+    float, Option(min=0, max=1, help="Sample only from the likeliest tokens whose probabilities add up to this.")
+]
 Seed = Annotated[int, Option(min=0, help="Random seed.")]
 
 
@@ -45,7 +47,8 @@ def finite(option: str, value: float) -> float:
 
 def print_results(results: dict[str, Any]) -> None:
     """Print the table and the sentence of an evaluation."""
-    table = Table("", "bits per byte", "against the first", "without leakage (α = 12.5 %)", title="held-out documents")
+    title = {"valid": "held-out documents", "train": "training documents"}[results["settings"]["split"]]
+    table = Table("", "bits per byte", "relative to the first row", "without leakage (α = 12.5 %)", title=title)
     first = next(iter(results["models"].values()))["bpb"]
     for name, figures in results["models"].items():
         filtered = figures["bpb_no_leakage"]

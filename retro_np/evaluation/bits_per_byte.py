@@ -82,7 +82,7 @@ def score(
     sequence_length: int = 512, stride: int = 256, limit: int | None = None, shuffle_seed: int | None = None,
     retrieval: Retrieval | None = None, description: str = "evaluating",
 ) -> Losses:  # fmt: skip
-    """Score one model under one condition: its loss on each chunk of a split.
+    """Compute the loss of one model on each chunk of a split, under one condition.
 
     params, config: the model, as `load_params` returns it.
     database: built with the model's vocabulary and chunk size m.
@@ -155,16 +155,16 @@ def scored_tokens(
         b, t = np.nonzero(targets)
         positions = positions_of(window, b, t, split.tokens.shape[1])
         parts.append((positions, targets[b, t], *(array[b, t] for array in predict(window, tokens, targets))))
-    positions, tokens, nats, *others = sorted_by_position(parts)
+    positions, tokens, nats, *arrays = sorted_by_position(parts)
     end = np.searchsorted(positions, len(split.tokens[:limit]) * split.tokens.shape[1])
-    return ScoredTokens(positions, tokens, nats.astype(np.float64))[:end], [array[:end] for array in others]
+    return ScoredTokens(positions, tokens, nats.astype(np.float64))[:end], [array[:end] for array in arrays]
 
 
 def sorted_by_position(parts: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """Join parts, each a tuple of positions (n,) and further arrays (n, …), and sort them by position."""
-    positions, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    positions, *values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(positions, kind="stable")
-    return tuple(array[order] for array in (positions, *others))
+    return tuple(array[order] for array in (positions, *values))
 
 
 def positions_of(window: np.ndarray, b: np.ndarray, t: np.ndarray, m: int) -> np.ndarray:

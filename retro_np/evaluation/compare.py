@@ -1,4 +1,4 @@
-"""Evaluate models with retrieval off, on and shuffled between chunks, and say in one sentence whether it helped."""
+"""Evaluate models with retrieval off, on, and with shuffled neighbours; say in a sentence whether retrieval helps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,9 +45,9 @@ def evaluate(
     split, k, sequence_length, stride, limit, retrieval: as in `score` (split is its split_name).
 
     Returns what results.json holds. "models" maps each condition to its bits per byte, "bpb" over all chunks and
-    "bpb_no_leakage" over those with r(C) ≤ 12.5 % (None if there are none). "bpb_alpha" maps it to bpb(α) for each of
-    "alphas". "sentence" says whether retrieval helped. Raises UserError for other names in models, for a folder that
-    cannot be written, and as `score` does.
+    "bpb_no_leakage" over those with r(C) ≤ 12.5 % (None if there are none). "bpb_alpha" maps each
+    condition to bpb(α) for each of "alphas". "sentence" says whether retrieval helped. Raises UserError for any other
+    name in models, for a folder that cannot be written, and as `score` does.
     """
     out = Path(out)
     check_folder(out)
@@ -55,11 +55,11 @@ def evaluate(
         raise UserError(f'models must be {{"RETRO": …}} or {{"RETRO": …, "baseline": …}}, not {list(models)}')
     baseline, retro = models.get("baseline"), models["RETRO"]
     if baseline is not None and baseline[1].retrieves:
-        raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use a checkpoint without it")
+        raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use another checkpoint")
     losses: dict[str, Losses] = {}
     for name, ((params, config), retrieve, shuffle_seed) in conditions(baseline, retro, retro[1].retrieves).items():
         if shuffle_seed is not None and split == "train":
-            continue  # another training chunk's neighbours may come from the chunk's own document
+            continue  # the neighbours of another training chunk may come from this chunk's own document
         losses[name] = score(
             params, config, database, split, k=k if retrieve else 0, sequence_length=sequence_length, stride=stride,
             limit=limit, shuffle_seed=shuffle_seed, retrieval=retrieval, description=f"evaluating {name}",
@@ -100,17 +100,17 @@ def verdict(figures: dict[str, dict[str, Any]]) -> str:
     if ON not in figures:
         return "This model has no chunked cross-attention, so there is no retrieval to judge."
     on, parts = figures[ON]["bpb"], []
-    for name in ("baseline", OFF):
+    for name, phrase in (("baseline", "the baseline"), (OFF, OFF)):
         if name in figures:
             gain = 100 * (1 - on / figures[name]["bpb"])
-            parts.append(f"{abs(gain):.2f} % {'fewer' if gain > 0 else 'more'} bits than {name}")
+            parts.append(f"{abs(gain):.2f} % {'fewer' if gain > 0 else 'more'} bits than {phrase}")
     sentence = f"With retrieval on, RETRO needs {' and '.join(parts)}"
     if SHUFFLED not in figures:
         return sentence + "."
-    own = 100 * (1 - on / figures[SHUFFLED]["bpb"])
-    if own > 0.05:
-        return f"{sentence}; its own neighbours save {own:.2f} % compared with the neighbours of other chunks."
+    saving = 100 * (1 - on / figures[SHUFFLED]["bpb"])
+    if saving > 0.05:
+        return f"{sentence}; its own neighbours save {saving:.2f} % compared with the neighbours of other chunks."
     return (
-        f"{sentence}; but it does equally well with the neighbours of other chunks ({own:+.2f} %): "
+        f"{sentence}; but it does equally well with the neighbours of other chunks ({saving:+.2f} %): "
         "this model does not use what it retrieves."
     )

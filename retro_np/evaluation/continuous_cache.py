@@ -26,7 +26,7 @@ def continuous_cache(
 
     def probability(theta):
         cached = cache_probability(hidden, scored.tokens, documents, theta, window)
-        return np.where(np.isnan(cached), np.exp(-scored.nats), cached)  # an empty cache leaves the model's prediction
+        return np.where(np.isnan(cached), np.exp(-scored.nats), cached)  # an empty cache does not change the prediction
 
     return tuned(scored, documents, probability, THETAS)
 

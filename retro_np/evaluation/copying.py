@@ -30,8 +30,8 @@ def copy_bound(
     """The share of its bits that a baseline, or RETRO[OFF], would save by copying from the k neighbours of its chunks.
 
     Arguments as in `score`, on the held-out documents, with windows that overlap by half. Returns "bpb" without
-    copying, the shares "gain" and "gain_by_length", and two lists over the match lengths 0 to 8: the share of
-    "positions" with that length, and how often the token after the match is "right".
+    copying, the shares "gain" and "gain_by_length", and two lists with an entry for each match length from 0
+    to 8: the share of "positions" with that length, and how often the token after the match is "right".
     """
     retrieval = retrieval or Retrieval.own(database, "valid")
     split = retrieval.split
@@ -45,13 +45,13 @@ def copy_bound(
     documents, hit = split.documents[scored.positions // config.chunk_size], copied == scored.tokens
     half = np.unique(documents, return_inverse=True)[1] % 2
     n_bytes = token_byte_lengths(database.tokenizer)[scored.tokens]
-    plain = bits_per_byte(scored.nats, n_bytes)
+    bpb = bits_per_byte(scored.nats, n_bytes)
     copying = [_nats_with_copying(scored, hit, lengths, half) for lengths in (np.minimum(match, 1), match)]
-    gain, gain_by_length = (1 - bits_per_byte(after, n_bytes) / plain for after in copying)
+    gain, gain_by_length = (1 - bits_per_byte(nats, n_bytes) / bpb for nats in copying)
     counts = np.bincount(match, minlength=MAX_MATCH_TOKENS + 1)
     right = np.bincount(match, hit, MAX_MATCH_TOKENS + 1) / np.maximum(counts, 1)
     return {
-        "bpb": plain, "gain": gain, "gain_by_length": gain_by_length, "positions": (counts / len(match)).tolist(),
+        "bpb": bpb, "gain": gain, "gain_by_length": gain_by_length, "positions": (counts / len(match)).tolist(),
         "right": right.tolist(),
     }  # fmt: skip
 
@@ -94,4 +94,4 @@ def _nats_with_copying(scored: ScoredTokens, hit, lengths, half) -> np.ndarray:
 
 
 def _mix_copies(scored: ScoredTokens, hit, half) -> np.ndarray:
-    return tuned(scored, half, lambda _: hit, [0])[0].nats  # a copy has probability 1, so λ is all there is to tune
+    return tuned(scored, half, lambda _: hit, [0])[0].nats  # a copy has probability 1, so only λ is tuned

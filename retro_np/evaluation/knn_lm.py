@@ -1,9 +1,9 @@
-"""kNN-LM (Khandelwal et al. 2020), the paper's comparison: p = λ p_kNN + (1 − λ) p_LM with a frozen language model.
+"""kNN-LM (Khandelwal et al. 2020), a method that the paper compares RETRO with. The language model is frozen.
 
-The datastore holds one key per training token: the hidden state from which the readout predicts the token. To predict
-the next token w, take the 10 keys nearest to the current hidden state, by squared L2 distance d. Then
-p_kNN(w) ∝ Σ exp(−α d), summed over the keys whose token is w. α and λ are tuned on one half of the held-out documents
-and scored on the other half, both ways round (see `tuned`).
+p = λ p_kNN + (1 − λ) p_LM. The datastore holds one key per training token: the hidden state from which the readout
+predicts the token. To predict the next token w, take the 10 keys nearest to the current hidden state, by squared L2
+distance d. Then p_kNN(w) ∝ Σ exp(−α d), summed over the keys whose token is w. α and λ are tuned on one half of the
+held-out documents and scored on the other half, and vice versa (see `tuned`).
 """
 
 from collections.abc import Callable, Iterable
@@ -72,13 +72,13 @@ def datastore(
     The keys need memory in proportion to size · d.
     """
     split = database.split("train")
-    rows, first = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size))
+    rows, first_scored = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size))
     if size is not None:
         order = np.random.default_rng(0).permutation(len(rows))
-        count = np.cumsum((rows[order] >= 0).sum(axis=1) * config.chunk_size - first[order])
-        drawn = np.sort(order[: np.searchsorted(count, size) + 1])
-        rows, first = rows[drawn], first[drawn]
-    scored, hidden = _read(params, config, split, (rows, first), "datastore")
+        count = np.cumsum((rows[order] >= 0).sum(axis=1) * config.chunk_size - first_scored[order])
+        drawn_rows = np.sort(order[: np.searchsorted(count, size) + 1])
+        rows, first_scored = rows[drawn_rows], first_scored[drawn_rows]
+    scored, hidden = _read(params, config, split, (rows, first_scored), "datastore")
     return hidden[:size], scored.tokens[:size]
 
 
@@ -100,23 +100,25 @@ def frozen_model(
 def tuned(
     scored: ScoredTokens, documents: np.ndarray, probability: Callable[[float], np.ndarray], settings: Iterable[float]
 ) -> tuple[ScoredTokens, list[tuple[float, float]]]:
-    """Mix a second prediction into the first, with the setting and weight λ that are best for the other half.
+    """Mix a second prediction into the first, with a setting and a weight λ tuned on other documents.
 
-    documents: (N,), the document of each token. Documents alternate between two halves; each half is scored with
-    what is best for the other. probability(setting) → (N,), the second prediction's probability of each token.
-    Returns the tokens with new nats, and (setting, λ) for each half.
+    Documents alternate between two halves. Each half is scored with the setting and the λ that are best for the other
+    half.
+
+    documents: (N,), the document of each token. probability(setting) → (N,), the second prediction's probability of
+    each token. Returns the tokens with new nats, and (setting, λ) for each half.
     """
     half = np.unique(documents, return_inverse=True)[1].reshape(-1) % 2
     best = [(np.inf, 0.0, 0.0)] * 2
     for setting in settings:
-        second = probability(setting)
+        second_probability = probability(setting)
         for weight in MIXTURE_WEIGHTS:
-            loss = np.bincount(half, mixed(scored.nats, second, weight), minlength=2)
+            loss = np.bincount(half, mixed(scored.nats, second_probability, weight), minlength=2)
             for part in (0, 1):
                 if loss[1 - part] < best[part][0]:
                     best[part] = loss[1 - part], float(setting), float(weight)
-    after = [mixed(scored.nats, probability(setting), weight) for _, setting, weight in best]
-    return replace(scored, nats=np.where(half == 0, *after)), [choice[1:] for choice in best]
+    mixed_nats = [mixed(scored.nats, probability(setting), weight) for _, setting, weight in best]
+    return replace(scored, nats=np.where(half == 0, *mixed_nats)), [choice[1:] for choice in best]
 
 
 def mixed(nats: np.ndarray, probability: np.ndarray, weight: float) -> np.ndarray:

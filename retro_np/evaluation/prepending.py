@@ -1,7 +1,7 @@
-"""In-context retrieval: a baseline reads the neighbours at the start of its context, instead of by cross-attention.
+"""In-context retrieval: a baseline reads the neighbours at the start of its context, without cross-attention.
 
 The neighbours of the previous chunk precede the text, the nearest one last. Nothing is trained. Each chunk needs its
-own forward pass, because each has neighbours of its own.
+own forward pass, because its neighbours differ from those of other chunks.
 """
 
 import numpy as np
@@ -24,8 +24,8 @@ def prepended(
 ) -> ScoredTokens:  # fmt: skip
     """Score the held-out tokens with k neighbours in the model's context.
 
-    The windows are those of `frozen_model`, and the arguments those of `score`. If neighbours and context exceed
-    sequence_length together, the start of the context is dropped. Raises UserError if less than a chunk of context
+    The windows are those of `frozen_model`, and the arguments those of `score`. If neighbours and context together
+    exceed sequence_length, the start of the context is dropped. Raises UserError if less than a chunk of context
     could be left.
     """
     check_fit(config, database)
@@ -68,7 +68,7 @@ def prepended_nats(
 
 
 def _prompts(tokens, targets, neighbours, m, length):
-    """For each chunk and window: neighbours and context up to the last scored position, the window, the positions."""
+    """Yield a prompt for each window and chunk: (neighbours and context, window, scored positions)."""
     batch, n = tokens.shape
     for b in range(batch):
         for u in range(-1, n // m):  # the chunk whose neighbours are read; −1 for the first chunk, which reads none

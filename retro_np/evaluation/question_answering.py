@@ -104,8 +104,8 @@ def answers_of(
     texts = []
     with progress_bar(description, len(questions), unit="questions") as advance:
         for row, question in enumerate(questions):
-            own_passages = None if passages is None or passage_rows is None else passages[passage_rows[row]]
-            texts.append(decode(tokenizer, answer(params, config, question, own_passages)).strip())
+            retrieved = None if passages is None or passage_rows is None else passages[passage_rows[row]]
+            texts.append(decode(tokenizer, answer(params, config, question, retrieved)).strip())
             advance()
     return texts
 

@@ -23,7 +23,7 @@ PAPER = {
 def variants(retro: RetroConfig, training: TrainingConfig) -> dict[str, tuple[RetroConfig, TrainingConfig]]:
     """The model and training configuration of each row, by name."""
     encoder: Any = retro.encoder
-    last = retro.n_layers
+    last_layer = retro.n_layers
     ordinary_start = replace(retro, copying_start=False)
     no_oracle = replace(training, oracle_share=0.0, oracle_steps=0)
     models = {
@@ -34,8 +34,8 @@ def variants(retro: RetroConfig, training: TrainingConfig) -> dict[str, tuple[Re
         "neighbour alone (N)": replace(retro, retrieved_part="N"),
         "continuation alone (F)": replace(retro, retrieved_part="F"),
         "CCA in the first layer alone": replace(retro, cca_layers=(1,)),
-        "CCA in the last layer alone": replace(retro, cca_layers=(last,)),
-        "CCA in every layer": replace(retro, cca_layers=tuple(range(1, last + 1))),
+        "CCA in the last layer alone": replace(retro, cca_layers=(last_layer,)),
+        "CCA in every layer": replace(retro, cca_layers=tuple(range(1, last_layer + 1))),
         "ours: ordinary start": ordinary_start,
         "shared embeddings": replace(retro, share_embeddings=True),
     }
@@ -68,7 +68,7 @@ def draw(figures: Figures, path: Path) -> None:
     full = figures["rows"]["RETRO"][ON]["bpb"]
     change = {name: line[ON]["bpb"] / full - 1 for name, line in figures["rows"].items()}
     bars = {name: change[name] for name in sorted(change, key=change.__getitem__)}
-    plot_bars(bars, path, f"% bits relative to RETRO, after {figures['steps']} steps", scale=100)
+    plot_bars(bars, path, f"change in bits relative to RETRO after {figures['steps']} steps (%)", scale=100)
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -77,12 +77,12 @@ def verdict(figures: Figures) -> Verdict:
     full = rows["RETRO"][ON]["bpb"]
     change = {name: line[ON]["bpb"] / full - 1 for name, line in rows.items() if name != "RETRO"}
     compared = [name for name in paper if name != "RETRO"]
-    same = [name for name in compared if (change[name] > 0) == (paper[name] > paper["RETRO"])]
+    agreeing = [name for name in compared if (change[name] > 0) == (paper[name] > paper["RETRO"])]
     worst = sorted(change, key=change.__getitem__)[-3:][::-1]
     losses = "; ".join(f"“{name}” ({100 * change[name]:+.2f} %)" for name in worst)
-    return len(same) > len(compared) / 2, (
-        f"{len(same)} of the paper's {len(compared)} ablations change the bits in the same direction here. Bits rise "
-        f"most with these changes: {losses}."
+    return len(agreeing) > len(compared) / 2, (
+        f"{len(agreeing)} of the paper's {len(compared)} ablations change the bits in the same direction here. Bits "
+        f"rise most with these changes: {losses}."
     )
 
 

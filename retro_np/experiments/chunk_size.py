@@ -35,7 +35,7 @@ def draw(figures: Figures, path: Path) -> None:
     for size in figures["sizes"]:
         bars[f"m = {size['chunk_size']}, all chunks"] = size["gains"]["bpb"]
         bars[f"m = {size['chunk_size']}, r(C) ≤ 12.5 %"] = size["gains"]["bpb_no_leakage"]
-    plot_bars(bars, path, "% of its baseline's bits that RETRO[ON] saves; dots: seeds", scale=100)
+    plot_bars(bars, path, "share of its baseline's bits that RETRO[ON] saves (%); dots: seeds", scale=100)
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -54,6 +54,6 @@ def verdict(figures: Figures) -> Verdict:
 
 EXPERIMENT = Experiment(
     "Chunks of 16 or of 64 tokens",
-    "All of the paper's models have chunks of 64 tokens. This experiment shows the effect of our shorter ones.",
+    "All of the paper's models have chunks of 64 tokens. This experiment shows the effect of our shorter chunks.",
     measure, draw, verdict, position=9,
 )  # fmt: skip

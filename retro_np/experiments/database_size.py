@@ -38,7 +38,7 @@ def measure(lab: Lab) -> Figures:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Bits per byte over the share of the database, with a dot for every seed."""
+    """Bits per byte against the share of the database, with a dot for every seed."""
     axes = new_axes(xlabel="share of the database (the models were trained with a fifth)", ylabel="bits per byte")
     lines = [figures["lines"][str(share)]["bpb"] for share in figures["shares"]]
     axes.plot(figures["shares"], [line["mean"] for line in lines], color=COLOURS[ON], label=ON)

@@ -53,7 +53,7 @@ def run_demo(
     """Run the demo, or resume it with the plan in `out`, and return the results of the evaluation.
 
     minutes, seed: None takes the plan's values, or ten minutes and seed 0 for a new demo. Raises UserError if `out`
-    holds a demo with another plan.
+    holds a demo with a different plan.
     """
     out = Path(out)
     with locked(out, "demo"):
@@ -185,7 +185,7 @@ def _describe_slice(database, console) -> None:
 def _evaluate(out, models, database, plan) -> dict:
     path = out / "results.json"
     if path.exists():
-        return _read(path, {"models", "sentence"}, "remove it, and the demo will evaluate again")
+        return _read(path, {"models", "sentence", "settings"}, "remove it, and the demo will evaluate again")
     results = evaluate(models, database, out, k=recipe.NEIGHBOURS, limit=plan["evaluated_chunks"], **WINDOW)
     plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
     return results

@@ -73,10 +73,10 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
     one seed. Raises UserError for an unknown name or scale, and if such an experiment is asked for several seeds.
     """
     experiment = find_experiment(name)
-    usual = SEEDS if experiment.over_seeds else 1
+    default_seeds = SEEDS if experiment.over_seeds else 1
     if seeds not in (None, 1) and not experiment.over_seeds:
         raise UserError(f"{name} trains models of one seed; leave out --seeds")
-    seeds = seeds or usual
+    seeds = seeds or default_seeds
     out = Path(out)
     folder = result_folder(out, scale)
     for file in (folder / f"{name}.json", folder / f"{name}.png"):
@@ -92,7 +92,7 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
         "title": experiment.title,
         "paper": experiment.paper,
         "command": f"retro-np experiment {name}"
-        + ("" if scale == "small" else f" --scale {scale}") + ("" if seeds == usual else f" --seeds {seeds}"),
+        + ("" if scale == "small" else f" --scale {scale}") + ("" if seeds == default_seeds else f" --seeds {seeds}"),
         "scale": asdict(SCALES[scale]),
         "seeds": seeds,
         "machine": {

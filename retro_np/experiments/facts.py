@@ -60,14 +60,14 @@ def document(fact: Fact, wording: int) -> str:
     return naming.format(fact.name) + before + fact.code + after
 
 
-def write_facts(path: Path, facts: list[Fact], ways: tuple[str, ...]) -> Path:
-    """Write a JSON Lines corpus with each fact's document for each of `ways` ("told", "asked"). Returns its path.
+def write_facts(path: Path, facts: list[Fact], roles: tuple[str, ...]) -> Path:
+    """Write a JSON Lines corpus with each fact's document for each of `roles` ("told", "asked"). Returns its path.
 
-    A document is named by the fact's name and the way. All documents of one way come before those of the next, so that
+    A document's name is the fact's name and the role. All documents of one role come before those of the next, so that
     the two documents about a fact are never in the same training sequence, where the first could be read without
     retrieval.
     """
-    records = ({"name": f"{f.name} {way}", "text": document(f, getattr(f, way))} for way in ways for f in facts)
+    records = ({"name": f"{f.name} {role}", "text": document(f, getattr(f, role))} for role in roles for f in facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
     return path
@@ -82,5 +82,5 @@ def questions(tokenizer: Tokenizer, facts: list[Fact]) -> tuple[np.ndarray, np.n
     tokens = np.zeros((len(facts), 2 * CHUNK), np.int64)
     for row, text in zip(tokens, encode_batch(tokenizer, [document(f, f.asked) for f in facts]), strict=True):
         row[: len(text)] = text
-    first = np.array([CHUNK + len(WORDINGS[f.asked][1]) for f in facts])
-    return tokens, first[:, None] + np.arange(DIGITS)
+    code_start = np.array([CHUNK + len(WORDINGS[f.asked][1]) for f in facts])
+    return tokens, code_start[:, None] + np.arange(DIGITS)

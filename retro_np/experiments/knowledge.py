@@ -20,17 +20,14 @@ from retro_np.report.plots import plot_bars
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import MIN_VOCABULARY_SIZE
 
-TRAINED, ASKED = 3000, 256  # names
-TINY_TRAINED, TINY_ASKED = 64, 8
+TRAINING_NAMES, ASKED_NAMES = 3000, 256  # numbers of names
+TINY_TRAINING_NAMES, TINY_ASKED_NAMES = 64, 8
 STEPS = 600  # steps of 512 tokens each
 D_MODEL, LAYERS = 64, 2
 FACTS_D_KEY = 512  # With 256 columns, search finds the right chunk for only 95 % of the names, not for 99 %.
 FACTS_K = 1  # If the nearest chunk does not contain the name, no chunk does.
-SWAPPED, REMAINING, REMOVED = (
-    "other codes in the database",
-    "half removed: remaining names",
-    "half removed: removed names",
-)
+SWAPPED = "other codes in the database"
+REMAINING, REMOVED = "half removed: remaining names", "half removed: removed names"
 MIN_KNOWN, MAX_GUESSED = 0.9, 0.01  # shares of right answers, of a model that knows and of one that guesses
 ANSWER_LINES = (ON, OFF, SHUFFLED, SWAPPED, REMAINING, REMOVED)
 
@@ -47,18 +44,19 @@ def measure(lab: Lab) -> Figures:
 
 
 def setting(lab: Lab) -> tuple[Database, tuple[list[Fact], Database], tuple[list[Fact], Database]]:
-    """The training database; facts about other names, and a database that tells them; the same with other codes."""
-    n_trained, n_asked = (TINY_TRAINED, TINY_ASKED) if lab.scale.name == "tiny" else (TRAINED, ASKED)
-    facts = invent(n_trained + n_asked, seed=0)
-    database = _database(lab, "to-train-on", facts[:n_trained], ("told", "asked"))
-    facts = facts[n_trained:]
+    """The training database, (new facts, their database), and (the same facts with new codes, their database)."""
+    tiny = lab.scale.name == "tiny"
+    n_training, n_asked = (TINY_TRAINING_NAMES, TINY_ASKED_NAMES) if tiny else (TRAINING_NAMES, ASKED_NAMES)
+    facts = invent(n_training + n_asked, seed=0)
+    database = _database(lab, "to-train-on", facts[:n_training], ("told", "asked"))
+    facts = facts[n_training:]
     swapped = other_codes(facts, seed=1)
     original = (facts, _database(lab, "told", facts, ("told",)))
     return database, original, (swapped, _database(lab, "swapped", swapped, ("told",)))
 
 
-def _database(lab, name, facts, ways) -> Database:
-    corpus = write_facts(lab.folder / "corpora" / f"facts-{name}.jsonl", facts, ways)
+def _database(lab, name, facts, roles) -> Database:
+    corpus = write_facts(lab.folder / "corpora" / f"facts-{name}.jsonl", facts, roles)
     return lab.database(
         corpus, f"facts-{name}", chunk_size=CHUNK, vocabulary_size=MIN_VOCABULARY_SIZE, held_out=0.0, d_key=FACTS_D_KEY,
         limit_bytes=None,
@@ -143,8 +141,8 @@ def draw(figures: Figures, path: Path) -> None:
     """Bars of the share of right codes, with a dot for every seed."""
     right = {name: line["right"] for name, line in figures["lines"].items()}
     notes = {name: f"   {line['bits']['mean']:.1f} bits per code" for name, line in figures["lines"].items()}
-    # The notes need the space beyond 100 %.
-    plot_bars(right, path, "% of codes answered entirely right; dots: seeds", scale=100, notes=notes, limits=(0, 140))
+    label = "share of codes answered entirely right (%); dots: seeds"
+    plot_bars(right, path, label, scale=100, notes=notes, limits=(0, 140))  # The notes need the space beyond 100 %.
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -157,18 +155,18 @@ def verdict(figures: Figures) -> Verdict:
     return knows and guesses, (
         f"The model is asked for the codes of {figures['asked']} names that it never saw in training. With documents "
         f"about them in the database it gives {percent[ON]} of the codes right ({bits[ON]:.1f} bits per code), without "
-        f"retrieval {percent[OFF]} ({bits[OFF]:.1f} bits; a guess has {100 * figures['chance']:.3f} % and "
+        f"retrieval {percent[OFF]} ({bits[OFF]:.1f} bits; a guess: {100 * figures['chance']:.3f} %, "
         f"{figures['chance_bits']:.1f} bits), and with the neighbours of other questions {percent[SHUFFLED]}. If the "
-        f"database gives the names other codes, {percent[SWAPPED]} of the answers are the new codes and "
+        f"database gives the names different codes, {percent[SWAPPED]} of the answers are the new codes and "
         f"{100 * figures['old_codes_after_swap']['mean']:.1f} % the old ones. With half of the documents removed, "
-        f"{percent[REMAINING]} of the remaining codes are right and {percent[REMOVED]} of the removed. The nearest "
-        f"chunk is from the right document for {100 * figures['found']:.1f} % of the questions."
+        f"{percent[REMAINING]} of the remaining codes are right and {percent[REMOVED]} of the removed ones. The "
+        f"nearest chunk is from the right document for {100 * figures['found']:.1f} % of the questions."
     )
 
 
 EXPERIMENT = Experiment(
     "Facts that only the database contains",
     "Changing the database changes what the model knows, without training (§1, §5). The paper does not measure this. "
-    "Our result agrees if the model gives the codes that are in the database, also after a swap, and guesses others.",
+    "Our result agrees if the model gives the codes in the database, even after a change, and otherwise guesses.",
     measure, draw, verdict, position=12,
 )  # fmt: skip

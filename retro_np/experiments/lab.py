@@ -1,6 +1,6 @@
 """The folder in which experiments work. It stores databases, trained models and scores, so that each is made once.
 
-Each is named by a hash of everything that it depends on, except the version of this package. So an interrupted
+Each file is named by a hash of everything that it depends on, except the version of this package. So an interrupted
 experiment resumes where it stopped, and two experiments that need the same model train it once. After an upgrade, use
 another folder.
 """
@@ -50,7 +50,7 @@ class Scale:
     batch_size: int
     sequence_length: int
     evaluated_tokens: int  # held-out tokens, approximately
-    few_tokens: int  # the same for evaluations that are much slower
+    few_tokens: int  # held-out tokens for evaluations that are much slower
     widths: tuple[int, ...]  # values of d_model where models of several sizes are compared
 
 
@@ -82,7 +82,7 @@ class Lab:
         return self.scale.evaluated_tokens // database.chunk_size
 
     def configs(self, database: Database, d_model: int | None = None) -> tuple[RetroConfig, RetroConfig]:
-        """The recipe's baseline and RETRO at this scale, or with another width."""
+        """The recipe's baseline and RETRO at this scale. d_model replaces the scale's width."""
         scale = self.scale
         retro = recipe.retro_config(
             database.vocabulary_size, database.chunk_size, d_model=d_model or scale.d_model, n_layers=scale.n_layers
@@ -137,7 +137,7 @@ class Lab:
     def bits(
         self, database: Database, model: Model, ratios: np.ndarray | None = None, **settings: Any
     ) -> dict[str, float | None]:
-        """`bits` of a model's losses. ratios: of `leakage`; None computes them. settings: as in `scored`."""
+        """`bits` of a model's losses. ratios: from `leakage`; None computes them. settings: as in `scored`."""
         losses = self.scored(database, model, **settings)
         ratios = self.leakage(database) if ratios is None else ratios
         return bits(losses, ratios[: len(losses.nats)])
@@ -145,8 +145,8 @@ class Lab:
     def pair(self, database: Database, seed: int, d_model: int | None = None) -> tuple[Model, Model]:
         """The recipe's baseline and RETRO of a seed, trained on the same tokens."""
         baseline, retro = self.configs(database, d_model)
-        trained = self.trained(database, baseline, self.training(baseline, seed))
-        return trained, self.trained(database, retro, self.training(retro, seed))
+        baseline_model = self.trained(database, baseline, self.training(baseline, seed))
+        return baseline_model, self.trained(database, retro, self.training(retro, seed))
 
     def retrofit_steps(self, share: float) -> int:
         """A share of the baseline's steps as a number of steps, at least 1."""
@@ -155,7 +155,7 @@ class Lab:
     def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, share: float) -> Model:
         """A baseline to which the recipe's CCA and encoder are added and trained, for a share of the baseline's steps.
 
-        Every sequence gets neighbours. Without them it would teach nothing, because the decoder is frozen.
+        Every sequence gets neighbours. A sequence without them would teach nothing, because the decoder is frozen.
         """
         start, encoder = replace(baseline.config, copying_start=True), retro_config.encoder
         assert encoder is not None  # the configuration of a RETRO

@@ -29,7 +29,7 @@ def measure(lab: Lab) -> Figures:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Curves of bpb(α) over α."""
+    """Curves of bpb(α) against α."""
     plot_leakage(figures["alphas"], figures["curves"], path)
 
 
@@ -42,13 +42,13 @@ def verdict(figures: Figures) -> Verdict:
     needs = {i: more_or_fewer(1 - curves[ON][i] / curves["baseline"][i]) for i in (strict, -1)}
     remaining, longest = 100 * figures["share_of_chunks"][strict], int(NO_LEAKAGE * figures["chunk_size"])
     rows = zip(alphas, curves[ON], curves["baseline"], strict=True)
-    above = [alpha for alpha, on, baseline in rows if on is not None and on >= baseline]
-    limit = f" above {100 * max(above):g} %" if above else ""
-    where = "not below its baseline at α = 100 %" if alphas[-1] in above else f"below its baseline at every α{limit}"
-    return fall[ON] > fall["baseline"] and not above, (
+    failing = [alpha for alpha, on, baseline in rows if on is not None and on >= baseline]
+    limit = f" above {100 * max(failing):g} %" if failing else ""
+    where = "not below its baseline at α = 100 %" if alphas[-1] in failing else f"below its baseline at every α{limit}"
+    return fall[ON] > fall["baseline"] and not failing, (
         f"From α = 12.5 % to α = 100 %, the bits per byte of RETRO[ON] change by {-fall[ON]:+.4f} and those of its "
         f"baseline by {-fall['baseline']:+.4f}. RETRO[ON] is {where}. It needs {needs[-1]} than its baseline on all "
-        f"chunks, and {needs[strict]} at α = 12.5 %. There {remaining:.0f} % of the chunks remain, which share at most "
+        f"chunks, and {needs[strict]} at α = 12.5 %. There, {remaining:.0f} % of the chunks remain; they share at most "
         f"{longest} consecutive tokens with a neighbour."
     )
 

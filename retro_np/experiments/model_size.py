@@ -32,7 +32,7 @@ def measure(lab: Lab) -> Figures:
 def equal_baseline(sizes: list[dict[str, Any]], bpb: float) -> float:
     """The parameter count of a baseline with this bpb.
 
-    bpb is interpolated linearly over the logarithm of the parameters, and extrapolated beyond the measured sizes.
+    bpb is interpolated linearly in the logarithm of the parameters, and extrapolated beyond the measured sizes.
     """
     points = sorted((size["lines"]["baseline"]["bpb"], np.log(size["parameters"]["baseline"])) for size in sizes)
     i = int(np.clip(np.searchsorted([point[0] for point in points], bpb), 1, len(points) - 1))
@@ -41,7 +41,7 @@ def equal_baseline(sizes: list[dict[str, Any]], bpb: float) -> float:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Bits per byte over parameters, one line per condition."""
+    """Bits per byte against parameters, one line per condition."""
     axes = new_axes(xlabel="parameters without embeddings", ylabel="bits per byte")
     for name in LINES:
         kind = "baseline" if name == "baseline" else "RETRO"
@@ -67,10 +67,10 @@ def verdict(figures: Figures) -> Verdict:
         f"{size['equal_baseline'] / size['parameters']['RETRO']:.2f} times as many as RETRO."
         for size, gain, off in zip(sizes, gains, offs, strict=True)
     ]
-    alike = all(abs(off) <= 0.01 for off in offs)
-    lasting = gains[0] > 0 and all(later >= 0.9 * earlier for earlier, later in itertools.pairwise(gains))
-    worth = all(size["equal_baseline"] >= MIN_SIZE_RATIO * size["parameters"]["RETRO"] for size in sizes)
-    return alike and lasting and worth, " ".join(sentences)
+    off_is_close = all(abs(off) <= 0.01 for off in offs)
+    gain_lasts = gains[0] > 0 and all(later >= 0.9 * earlier for earlier, later in itertools.pairwise(gains))
+    worth_parameters = all(size["equal_baseline"] >= MIN_SIZE_RATIO * size["parameters"]["RETRO"] for size in sizes)
+    return off_is_close and gain_lasts and worth_parameters, " ".join(sentences)
 
 
 EXPERIMENT = Experiment(

@@ -27,8 +27,8 @@ def measure(lab: Lab) -> Figures:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Change of bits per byte relative to k = 0, over k, one line per width."""
-    axes = new_axes(xlabel="neighbours k at evaluation", ylabel="% bits relative to retrieval off")
+    """Change in bits per byte relative to k = 0, against k, one line per width."""
+    axes = new_axes(xlabel="neighbours k at evaluation", ylabel="change in bits relative to retrieval off (%)")
     for width, lines in figures["models"].items():
         change = [100 * (line["bpb"] / lines[OFF]["bpb"] - 1) for line in lines[ON]]
         axes.plot(figures["counts"], change, marker="o", markersize=4, label=f"width {width}")

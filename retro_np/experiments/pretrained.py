@@ -1,7 +1,8 @@
 """The bundled models: a baseline and a RETRO of the recipe, trained on Python's standard library.
 
 `retro_np/pretrained/stdlib/` contains both in half precision and their tokenizer, made by `retro-np pretrain`. The
-held-out modules were chosen by a hash of their names. Neither tokenizer nor training saw them or near-duplicates.
+held-out modules were chosen by a hash of their names. Neither the tokenizer nor the models were trained on them or on
+their near-duplicates.
 """
 
 from dataclasses import replace
@@ -79,16 +80,16 @@ def draw(figures: Figures, path: Path) -> None:
 
 def verdict(figures: Figures) -> Verdict:
     """The figures in a sentence. The paper published no models to compare with."""
-    shown = ", ".join(f"{name} {line['bpb']:.4f}" for name, line in figures["lines"].items())
+    bpb_list = ", ".join(f"{name} {line['bpb']:.4f}" for name, line in figures["lines"].items())
     baseline, retro = figures["parameters"]
     return None, (
         f"The bundled models ({figures['bytes_of_files'] / 1e6:.1f} MB; RETRO has {retro:,} parameters, its baseline "
-        f"{baseline:,}) have these bits per byte on held-out modules: {shown}."
+        f"{baseline:,}) have these bits per byte on held-out modules: {bpb_list}."
     )
 
 
 EXPERIMENT = Experiment(
     "The bundled models",
-    "The paper's checkpoints were never published. These follow our recipe, on the standard library of Python 3.11.",
+    "The paper's checkpoints were never published. These models follow our recipe, on Python 3.11's standard library.",
     measure, draw, verdict, over_seeds=False, position=15,
 )  # fmt: skip

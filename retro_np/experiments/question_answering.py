@@ -126,11 +126,11 @@ def measure(lab: Lab) -> Figures:
     train, test = (_questions(database, functions, suitable & fitting, split, keys) for split in ("train", "valid"))
 
     baseline, retro = lab.pair(database, 0)
-    closed = _fine_tuned(lab, baseline, train, None)
-    opened = _fine_tuned(lab, retro, train, passages)
+    closed_model = _fine_tuned(lab, baseline, train, None)
+    open_model = _fine_tuned(lab, retro, train, passages)
     answered = {
         name: qa.answers_of(
-            *(closed if name == CLOSED else opened), database.tokenizer, test.questions,
+            *(closed_model if name == CLOSED else open_model), database.tokenizer, test.questions,
             passages if k else None, test.passages[:, :k], f"answering, {name}",
         )
         for name, k in PASSAGES_GIVEN.items()
@@ -192,7 +192,7 @@ def draw(figures: Figures, path: Path) -> None:
     """Bars of exact match. A dot is its upper bound: how often the right passage is among the k."""
     match, recall = figures["exact_match"], figures["recall"]["test"]
     plot_bars(
-        match, path, "exact match, %; dots: share of questions with the right passage among the k", scale=100,
+        match, path, "exact match (%); dots: share of questions with the right passage among the k", scale=100,
         dots={name: recall[str(k)] for name, k in PASSAGES_GIVEN.items() if k},
         notes={name: f" {100 * share:.1f}" for name, share in match.items()}, limits=(0, 110),
     )  # fmt: skip
@@ -202,12 +202,12 @@ def verdict(figures: Figures) -> Verdict:
     """Whether RETRO is best with the paper's number of passages, and then beats the closed-book baseline."""
     match, counts, recall = figures["exact_match"], figures["questions"], figures["recall"]["test"]
     share = {name: f"{100 * value:.1f} %" for name, value in match.items()}
-    given = ", ".join(f"{share[name]} with {k}" for name, k in PASSAGES_GIVEN.items() if k)
+    exact_shares = ", ".join(f"{share[name]} with {k}" for name, k in PASSAGES_GIVEN.items() if k)
     return match[OPEN] > match[CLOSED] and max(match, key=match.get) == OPEN, (
         f"Of {counts['test']:,} questions about functions of held-out modules, RETRO answers these shares exactly: "
-        f"{given} passages, and {share[OFF]} with none. The closed-book baseline answers {share[CLOSED]}. Both were "
-        f"fine-tuned on {counts['train']:,} questions about other modules. The {PASSAGES} retrieved passages contain "
-        f"the right one for {100 * recall[str(PASSAGES)]:.1f} % of the questions."
+        f"{exact_shares} passages, and {share[OFF]} with none. The closed-book baseline answers {share[CLOSED]}. Both "
+        f"were fine-tuned on {counts['train']:,} questions about other modules. The {PASSAGES} retrieved passages "
+        f"contain the right one for {100 * recall[str(PASSAGES)]:.1f} % of the questions."
     )
 
 

@@ -28,18 +28,18 @@ def draw(figures: Figures, path: Path) -> None:
 def verdict(figures: Figures) -> Verdict:
     """Whether ON beats the baseline with every seed, OFF is within 1 % of it, and shuffled neighbours gain nothing."""
     line = {name: figures["lines"][name]["bpb"] for name in LINES}
-    apart = line[ON]["to"] < line["baseline"]["from"]
-    control = line[SHUFFLED]["mean"] >= line[OFF]["mean"]
-    alike = abs(line[OFF]["mean"] / line["baseline"]["mean"] - 1) <= 0.01
+    on_is_better = line[ON]["to"] < line["baseline"]["from"]
+    shuffled_is_no_better = line[SHUFFLED]["mean"] >= line[OFF]["mean"]
+    off_is_close = abs(line[OFF]["mean"] / line["baseline"]["mean"] - 1) <= 0.01
     gain, bound = figures["gain"], figures["copy_bound"]["gain"]
-    strict = {name: figures["lines"][name]["bpb_no_leakage"]["mean"] for name in LINES}
-    return apart and control and alike, (
+    filtered = {name: figures["lines"][name]["bpb_no_leakage"]["mean"] for name in LINES}
+    return on_is_better and shuffled_is_no_better and off_is_close, (
         f"RETRO[ON] saves {100 * gain['mean']:.2f} % of the baseline's bits ({100 * gain['from']:.2f} to "
         f"{100 * gain['to']:.2f} % over seeds). Copying the neighbours' next tokens into the baseline's predictions "
         f"saves {100 * bound:.2f} %. RETRO[OFF] needs "
         f"{more_or_fewer(1 - line[OFF]['mean'] / line['baseline']['mean'])} than the baseline. With the neighbours of "
         f"other chunks RETRO needs {more_or_fewer(1 - line[SHUFFLED]['mean'] / line[OFF]['mean'])} than RETRO[OFF]. At "
-        f"α = 12.5 % the baseline needs {strict['baseline']:.4f} bits per byte and RETRO[ON] {strict[ON]:.4f}."
+        f"α = 12.5 % the baseline needs {filtered['baseline']:.4f} bits per byte and RETRO[ON] {filtered[ON]:.4f}."
     )
 
 

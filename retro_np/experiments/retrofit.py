@@ -16,13 +16,13 @@ def measure(lab: Lab) -> Figures:
     """Bits per byte of the baseline, of RETRO, and of RETROfits of several lengths, each with its own schedule."""
     database = lab.database()
     baseline, retro = lab.pair(database, 0)
-    plain = lab.scored(database, baseline, k=0)
+    baseline_losses = lab.scored(database, baseline, k=0)
     runs = []
     for share in RETROFIT_SHARES:
         model = lab.retrofitted(database, baseline, retro.config, share)
         runs.append({
             "share": share, "steps": lab.retrofit_steps(share), ON: lab.bits(database, model),
-            "off_equals_baseline": np.array_equal(lab.scored(database, model, k=0).nats, plain.nats),
+            "off_equals_baseline": np.array_equal(lab.scored(database, model, k=0).nats, baseline_losses.nats),
         })  # fmt: skip
     return {
         "baseline_steps": lab.scale.steps, "baseline": lab.bits(database, baseline, k=0),
@@ -31,8 +31,8 @@ def measure(lab: Lab) -> Figures:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Bits per byte over RETROfit's steps."""
-    axes = new_axes(xlabel="steps of RETROfit, % of the baseline's steps", ylabel="bits per byte")
+    """Bits per byte against RETROfit's steps."""
+    axes = new_axes(xlabel="steps of RETROfit as a share of the baseline's steps (%)", ylabel="bits per byte")
     shares = [100 * run["share"] for run in figures["runs"]]
     axes.plot(shares, [run[ON]["bpb"] for run in figures["runs"]], "o-", color=COLOURS[ON], label="RETROfit[ON]")
     axes.axhline(figures["baseline"]["bpb"], color=COLOURS["baseline"], label="baseline = RETROfit[OFF]")
@@ -44,16 +44,16 @@ def verdict(figures: Figures) -> Verdict:
     """Whether a tenth of the steps suffices to beat the baseline, the longest run gains at least half as much as a
     RETRO from scratch, and RETROfit[OFF] equals the baseline bit for bit.
     """
-    plain = figures["baseline"]["bpb"]
+    baseline = figures["baseline"]["bpb"]
     same = all(run["off_equals_baseline"] for run in figures["runs"])
-    below = [run["share"] for run in figures["runs"] if run[ON]["bpb"] < plain]
-    last = figures["runs"][-1]
-    first = f"after {100 * below[0]:.1f} % of the baseline's steps" if below else "at none of these lengths"
-    close = plain - last[ON]["bpb"] >= 0.5 * (plain - figures["RETRO"]["bpb"])
-    return same and bool(below) and below[0] <= 0.1 and close, (
-        f"RETROfit beats its baseline {first}. After {100 * last['share']:.0f} % it needs "
-        f"{more_or_fewer(1 - last[ON]['bpb'] / plain)} than the baseline, and a RETRO trained from scratch "
-        f"{more_or_fewer(1 - figures['RETRO']['bpb'] / plain)}. With retrieval off, "
+    shares = [run["share"] for run in figures["runs"] if run[ON]["bpb"] < baseline]
+    longest = figures["runs"][-1]
+    earliest = f"after {100 * shares[0]:.1f} % of the baseline's steps" if shares else "at none of these lengths"
+    close = baseline - longest[ON]["bpb"] >= 0.5 * (baseline - figures["RETRO"]["bpb"])
+    return same and bool(shares) and shares[0] <= 0.1 and close, (
+        f"RETROfit beats its baseline {earliest}. After {100 * longest['share']:.0f} % it needs "
+        f"{more_or_fewer(1 - longest[ON]['bpb'] / baseline)} than the baseline, and a RETRO trained from scratch "
+        f"{more_or_fewer(1 - figures['RETRO']['bpb'] / baseline)}. With retrieval off, "
         + ("every loss equals the baseline's bit for bit." if same else "not every loss equals the baseline's.")
     )
 

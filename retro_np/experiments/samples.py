@@ -47,13 +47,13 @@ def measure(lab: Lab) -> Figures:
     texts, pages = [], []
     with progress_bar("sampling", len(parts) * DRAWS) as advance:
         for number, (document, prompt, rest) in enumerate(parts):
-            other = parts[number - 1][2]
+            other_rest = parts[number - 1][2]
             runs = []
             for seed in range(DRAWS):
                 runs.append(_continuations(retro, database, prompt, length, seed))
                 advance()
             for line in (ON, OFF):
-                draws = [_shares(run[line][0], rest, other, run[ON][1]) for run in runs]
+                draws = [_shares(run[line][0], rest, other_rest, run[ON][1]) for run in runs]
                 for name in MEASURES:
                     shares[name][line].append(np.mean([draw[name] for draw in draws]))
             if number < SHOWN:
@@ -73,9 +73,9 @@ def measure(lab: Lab) -> Figures:
 
 
 def prompts_and_rests(database: Database, n_prompts: int, seed: int = 0) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Draw at most n_prompts held-out documents: the number, first PROMPT_CHUNKS chunks and other tokens of each.
+    """Draw at most n_prompts held-out documents: the number, prompt and remaining tokens of each.
 
-    Only documents of at least 2 · PROMPT_CHUNKS chunks are drawn.
+    The prompt is the first PROMPT_CHUNKS chunks. Only documents of at least twice as many chunks are drawn.
     """
     split = database.split("valid")
     documents = np.asarray(split.documents)
@@ -122,10 +122,10 @@ def _continuations(retro, database, prompt, length, seed):
     }  # fmt: skip
 
 
-def _shares(sample, rest, other, retrieved):
+def _shares(sample, rest, other_rest, retrieved):
     values = np.stack([item.values for item in retrieved if item.chunk >= PROMPT_CHUNKS - 1])
     return {
-        REMAINDER: shared(sample, rest), OTHER: shared(sample, other), RETRIEVED: shared(sample, values),
+        REMAINDER: shared(sample, rest), OTHER: shared(sample, other_rest), RETRIEVED: shared(sample, values),
         REPEATED: repeated(sample),
     }  # fmt: skip
 
@@ -138,7 +138,7 @@ def _texts(database, prompt, rest, run):
 
 def draw(figures: Figures, path: Path) -> None:
     """Two bars per measure, and two joined dots for each prompt."""
-    axes = new_axes(ylabel=f"% of a continuation's token {N}-grams found in …")
+    axes = new_axes(ylabel=f"share of token {N}-grams found in … (%)")
     columns, shifts = np.arange(len(MEASURES)), {ON: -0.2, OFF: 0.2}
     for line, shift in shifts.items():
         means = [100 * figures["shares"][name][line]["mean"] for name in MEASURES]

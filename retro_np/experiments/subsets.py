@@ -49,11 +49,12 @@ def draw(figures: Figures, path: Path) -> None:
     lines = sorted(figures["subsets"].items(), key=lambda item: -item[1]["gain"])
     gains = {name: line["gain"] for name, line in lines}
     notes = {name: f"r = {line['mean_r']:.2f}" for name, line in lines}
-    plot_bars(gains, path, "% of the baseline's bits that RETRO[ON] saves; r: mean r(C)", scale=100, notes=notes)
+    label = "share of the baseline's bits that RETRO[ON] saves (%); r: mean r(C)"
+    plot_bars(gains, path, label, scale=100, notes=notes)
 
 
 def verdict(figures: Figures) -> Verdict:
-    """Whether most subsets gain. The sentence also tells whether gains are larger where more text is shared."""
+    """Whether most subsets gain. The sentence also says whether gains are larger where more text is shared."""
     lines = figures["subsets"]
     gains, ratios = (np.array([line[key] for line in lines.values()]) for key in ("gain", "mean_r"))
     ranks = [np.argsort(np.argsort(values)) for values in (gains, ratios)]
@@ -68,7 +69,7 @@ def verdict(figures: Figures) -> Verdict:
 
 EXPERIMENT = Experiment(
     "Savings by source",
-    "With 7.5B parameters, RETRO beats its baseline on all but a few subsets of the Pile, and by most where documents "
-    "have much in common, as on GitHub (§4.1).",
+    "With 7.5B parameters, RETRO beats its baseline on all but a few subsets of the Pile. The lead is largest where "
+    "documents have much in common, as on GitHub (§4.1).",
     measure, draw, verdict, position=8,
 )  # fmt: skip

@@ -33,12 +33,12 @@ def measure(lab: Lab) -> Figures:
 
     size = TINY_DATASTORE_TOKENS if scale.name == "tiny" else DATASTORE_TOKENS
     keys, values = datastore(*model, size, sequence_length=length)
-    plain, hidden, documents = frozen_model(*model, **held_out)
-    with_neighbours, knn_settings = knn_lm(plain, hidden, documents, keys, values)
-    with_cache, cache_settings = continuous_cache(plain, hidden, documents)
+    baseline_tokens, hidden, documents = frozen_model(*model, **held_out)
+    with_neighbours, knn_settings = knn_lm(baseline_tokens, hidden, documents, keys, values)
+    with_cache, cache_settings = continuous_cache(baseline_tokens, hidden, documents)
     k = min(recipe.NEIGHBOURS, length // (4 * database.chunk_size))  # at most half of the context
     scored = {
-        "baseline": plain, CONTINUOUS_CACHE: with_cache, KNN: with_neighbours,
+        "baseline": baseline_tokens, CONTINUOUS_CACHE: with_cache, KNN: with_neighbours,
         PREPENDED: prepended(*model, k=k, **held_out),
     }  # fmt: skip
     ratios, train = lab.leakage(database), database.manifest["splits"]["train"]

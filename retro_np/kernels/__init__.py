@@ -33,13 +33,13 @@ def kernel(
     """Register a kernel's implementations, and return the function that calls the chosen one.
 
     numpy, c: functions of one signature. c gets its compiled function from `c_extension`.
-    numba: "module:function", imported at the first call, so that Numba is imported only if it is used.
+    numba: "module:function", imported on the first call, so that Numba is imported only if it is used.
     one_type: Numba and C need all arrays in one type, float32 or float64. Calls with other or mixed types run in NumPy,
       whose promotion rules then determine the result's type.
     The returned function has the NumPy function's signature and docstring.
     """
-    given = {"c": c, "numba": numba, "numpy": numpy}  # fastest first
-    _kernels[name] = {kind: function for kind, function in given.items() if function is not None}
+    implementations = {"c": c, "numba": numba, "numpy": numpy}  # fastest first
+    _kernels[name] = {kind: function for kind, function in implementations.items() if function is not None}
 
     @functools.wraps(numpy)
     def dispatch(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +56,7 @@ def kernel(
 def use(name: str) -> None:
     """Choose the kernels from now on: "numpy", "numba", "c", or "auto" for the fastest kind of each.
 
-    Raises UserError for another name, and for a kind that is not installed; the previous choice then stays.
+    Raises UserError for an unknown name, and for a kind that is not installed; the previous choice then stays.
     """
     global _choice
     _choice = _checked(name, "kernels.use")

@@ -44,7 +44,7 @@ def _forward_numpy(
 
     q: (B, g, n, h, c). keys, values: (B, k, r, h, c). u, v: (h, c).
     table: (T, h, c), the projected positions by falling distance: row (n − 1 − i) + j is for query i and key j.
-      T = n + r − 1, or less if the other rows are masked. None: no positions, the logit is q_i·k_j / √c.
+      T = n + r − 1, or less if the remaining rows are masked. None: no positions, the logit is q_i·k_j / √c.
     causal_offset: query i sees only keys j ≤ i + causal_offset. key_mask: (B, k, r), False for missing keys.
     Returns out (B, g, n, h, c) and lse (B, h, g, n), the logarithm of the sum of the logits' exponentials. For a query
     without keys, out is zero and lse is +inf.
@@ -135,7 +135,7 @@ def in_order(
     q: Array, keys: Array, values: Array, table: Maybe = None, u: Maybe = None, v: Maybe = None, *,
     causal_offset: int | None = None, key_mask: Maybe = None,
 ) -> list[Any]:  # fmt: skip
-    """The arguments of attention_forward in the order of the compiled functions, the arrays as they need them."""
+    """The arguments of attention_forward in the order and the memory layout that the compiled functions need."""
     return [*contiguous(q, keys, values, table, u, v, key_mask), causal_offset]
 
 
@@ -155,7 +155,7 @@ def forward_by_tasks(run: Callable[..., Any], *arguments: Any) -> tuple[Array, A
 def backward_by_tasks(run: Callable[..., Any], dout: Array, lse: Array, *arguments: Any) -> tuple[Maybe, ...]:
     """The gradients from a compiled `run`. Task t is head t // P of part t % P of the batch.
 
-    Each part has its own sums for table, u and v, so that they are added in one order.
+    Each part has its own sums for table, u and v, so that they are added in a fixed order.
     """
     q, keys, values, table, u, v, *_ = arguments
     batch, h = q.shape[0], q.shape[3]
@@ -175,7 +175,7 @@ def _backward_c(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Ma
     return backward_by_tasks(c_extension().attention_backward, *contiguous(dout, lse), *in_order(*arrays, **masks))
 
 
-_FORWARD, _BACKWARD = (f"retro_np.kernels.attention_numba:attention_{way}" for way in ("forward", "backward"))
+_FORWARD, _BACKWARD = (f"retro_np.kernels.attention_numba:attention_{name}" for name in ("forward", "backward"))
 attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=_FORWARD, c=_forward_c, one_type=True)
 attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=_BACKWARD, c=_backward_c, one_type=True)
 

@@ -23,12 +23,12 @@ EXP_TAYLOR = tuple(np.float32(1 / math.factorial(degree)) for degree in range(7,
 
 
 def attention_forward(*arrays: Any, **masks: Any) -> tuple[Array, Array]:
-    """As retro_np.kernels.attention.attention_forward. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.attention.attention_forward. Raises UserError for shapes that do not match."""
     return forward_by_tasks(_forward, *_for_loops(*in_order(*arrays, **masks)))
 
 
 def attention_backward(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Maybe, ...]:
-    """As retro_np.kernels.attention.attention_backward. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.attention.attention_backward. Raises UserError for shapes that do not match."""
     q, keys, values, table, *others = in_order(*arrays, **masks)
     batch, g, n, h, _ = q.shape
     check_shapes("attention_backward", dout=(dout, q.shape), lse=(lse, (batch, h, g, n)))
@@ -79,7 +79,7 @@ def _add_product(out: Array, a: Array, b: Array, rows: int, columns: int, depth:
 
 
 def _exp(x: float) -> float:
-    """exp(x) for x ≤ 0; in float32 within 5e-7 of it, 0 below −87, and vectorised."""
+    """exp(x) for x ≤ 0. The float32 version is vectorised, differs by at most 5e-7, and is 0 below −87."""
     return math.exp(x)
 
 
@@ -177,11 +177,11 @@ def _forward(
                 used = _tile_logits(
                     logits, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows, causal_offset
                 )
-                factors = content[:, 0]  # content has done its work
+                factors = content[:, 0]  # content is no longer needed
                 for i in range(rows):
                     row = logits[i][:used]
                     peak = peak1 = peak2 = peak3 = kind(-np.inf)
-                    for j in range(0, used, 4):  # four maxima, as each waits for the one before it
+                    for j in range(0, used, 4):  # four maxima, because each waits for the previous one
                         peak, peak1 = max(peak, row[j]), max(peak1, row[j + 1])
                         peak2, peak3 = max(peak2, row[j + 2]), max(peak3, row[j + 3])
                     peak = max(max(peak, peak1), max(peak2, peak3))

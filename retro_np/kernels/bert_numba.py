@@ -12,7 +12,7 @@ ERF_P, ERF_Q = (tuple(np.float32(number) for number in part) for part in (bert.E
 
 
 def add_layer_norm(x: Array, bias: Array, residual: Array, gain: Array, shift: Array, eps: float) -> None:
-    """As retro_np.kernels.bert.add_layer_norm. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.bert.add_layer_norm. Raises UserError for shapes that do not match."""
     row = x.shape[-1:]
     check_shapes("add_layer_norm", bias=(bias, row), residual=(residual, x.shape), gain=(gain, row), shift=(shift, row))
     eps = x.dtype.type(eps)
@@ -20,7 +20,7 @@ def add_layer_norm(x: Array, bias: Array, residual: Array, gain: Array, shift: A
 
 
 def add_gelu_erf(x: Array, bias: Array) -> None:
-    """As retro_np.kernels.bert.add_gelu_erf. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.bert.add_gelu_erf. Raises UserError for shapes that do not match."""
     check_shapes("add_gelu_erf", bias=(bias, x.shape[-1:]))
     parallel_for(lambda rows: _add_gelu_erf(x[rows], bias), row_blocks(x))
 

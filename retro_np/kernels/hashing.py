@@ -1,9 +1,9 @@
 """Hashed features of chunks: in how many chunks each occurs, and their weighted sum under random signs.
 
 A feature is a token, or two adjacent tokens. Padding and end-of-text, 0 and 1, are not features and break a pair. The
-hash of a feature is one of 2^BUCKET_BITS buckets (Weinberger et al. 2009). A bucket's row of the projection is −1 and 1
-by the bits of a hash of its number (Achlioptas 2003), so that no matrix is stored. All values are integers until the
-last division, so sums have the same bits in any order, in NumPy and in Numba.
+hash of a feature is one of 2^BUCKET_BITS buckets (Weinberger et al. 2009). A bucket's row of the projection consists of
+−1 and 1, which are the bits of a hash of its number (Achlioptas 2003), so no matrix is stored. All values are integers
+until the last division, so sums have the same bits in any order, in NumPy and in Numba.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def _count_features(tokens: Array, counts: Array) -> None:
     """Add to counts, for each bucket, the number of chunks that have a feature in it.
 
     tokens: (N, m) integers; tokens below 2 are not features. counts: (BUCKETS,) uint32, changed in place. A chunk
-    counts once per bucket, however often the bucket occurs in it. Raises UserError for other shapes or dtypes.
+    counts once per bucket, however often the bucket occurs in it. Raises UserError for any other shape or dtype.
     """
     tokens = checked_counting(tokens, counts)
     for rows in blocks(len(tokens), MAX_NUMPY_ROWS):
@@ -47,9 +47,10 @@ def _project_features(tokens: Array, weights: Array, d_key: int) -> Array:
 
     tokens: (N, t) integers; tokens below 2 are not features. weights: (BUCKETS,) int32. Returns (N, d_key) float32.
     A key depends only on its row, and has the same bits from NumPy and Numba. If a row's sum is zero, for example
-    because it has no features, the key is the signs of a bucket that no feature has, so it is as far from other keys as
-    an unrelated chunk. With a smaller d_key the columns are the first ones of a larger d_key, except for the scale.
-    Raises UserError for other shapes or dtypes.
+    because it has no features, the key consists of the signs of a bucket that no feature has. It is then as far from
+    other keys as the key of an unrelated chunk. A smaller d_key gives the first columns of a larger one, except for
+    their scale.
+    Raises UserError for any other shape or dtype.
     """
     tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
@@ -69,10 +70,10 @@ project_features = kernel("project_features", numpy=_project_features, numba=f"{
 def _features(tokens: Array) -> tuple[Array, Array]:
     """Buckets (N, 2t) int64 of the tokens and of the pairs that end at them, and whether each is a feature."""
     tokens = tokens.astype(np.int64)
-    before = np.zeros_like(tokens)
-    before[:, 1:] = tokens[:, :-1]
-    single, second = tokens > MAX_SPECIAL_TOKEN, before > MAX_SPECIAL_TOKEN
-    numbers = np.concatenate([tokens, (before << PAIR_SHIFT) + tokens], axis=1).astype(np.uint64)
+    previous = np.zeros_like(tokens)
+    previous[:, 1:] = tokens[:, :-1]
+    single, second = tokens > MAX_SPECIAL_TOKEN, previous > MAX_SPECIAL_TOKEN
+    numbers = np.concatenate([tokens, (previous << PAIR_SHIFT) + tokens], axis=1).astype(np.uint64)
     buckets = (_split_mix(numbers) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
     return buckets, np.concatenate([single, single & second], axis=1)
 
@@ -92,7 +93,7 @@ def _split_mix(numbers: Array) -> Any:
 
 
 def unit_length(sums: Array, d_key: int) -> Array:
-    """The first d_key columns at length one. Below 2^53 a sum of squares of integers is exact in float64."""
+    """The first d_key columns, scaled to length one. Below 2^53 a sum of squares of integers is exact in float64."""
     sums = sums[:, :d_key].astype(np.float64)
     norms = np.sqrt((sums * sums).sum(axis=1))
     empty = norms == 0
@@ -113,7 +114,7 @@ def checked_counting(tokens: Any, counts: Any) -> Array:
 
 
 def checked_projection(tokens: Any, weights: Any, d_key: int) -> tuple[Array, Array, int]:
-    """Arrays of tokens and weights, and hashes per row of signs. Raises UserError for other shapes and dtypes."""
+    """Arrays of tokens and weights, and hashes per row of signs. Raises UserError for any other shape or dtype."""
     tokens, weights = checked_tokens("project_features", "tokens", tokens, 2), np.asarray(weights)
     if weights.shape != (BUCKETS,) or weights.dtype != np.int32:
         raise UserError(f"project_features: weights are {weights.shape} {weights.dtype}; give ({BUCKETS},) int32")

@@ -8,7 +8,7 @@ from retro_np.kernels.jit import jit
 from retro_np.kernels.threads import blocks, parallel_for
 
 ROWS_PER_JOB = 256
-MAX_COUNTED_ROWS = 1 << 16  # Tokens of another dtype are converted to int64 one block at a time.
+MAX_COUNTED_ROWS = 1 << 16  # Tokens of any other dtype are converted to int64 one block at a time.
 
 # All constants are uint64, because Numba makes a float of a uint64 and an int64.
 ONE, BUCKET_SHIFT = np.uint64(1), np.uint64(64 - hashing.BUCKET_BITS)
@@ -18,14 +18,14 @@ SPLITMIX_FACTOR, SPLITMIX_FACTOR2 = np.uint64(hashing.SPLITMIX_FACTOR), np.uint6
 
 
 def count_features(tokens: Array, counts: Array) -> None:
-    """As retro_np.kernels.hashing.count_features."""
+    """Like retro_np.kernels.hashing.count_features."""
     tokens, last = checked_counting(tokens, counts), np.full(BUCKETS, -1, np.int64)
     for rows in blocks(len(tokens), MAX_COUNTED_ROWS):
         _count_features(np.ascontiguousarray(tokens[rows], np.int64), rows.start, last, counts)
 
 
 def project_features(tokens: Array, weights: Array, d_key: int) -> Array:
-    """As retro_np.kernels.hashing.project_features."""
+    """Like retro_np.kernels.hashing.project_features."""
     tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
 
@@ -49,15 +49,15 @@ def _split_mix(number: np.uint64) -> np.uint64:
 @jit
 def _features(tokens: Array, buckets: Array) -> int:
     """Write the buckets of one row's features, and return their number."""
-    count, before = 0, 0
+    count, previous = 0, 0
     for token in tokens:
         if token > MAX_SPECIAL_TOKEN:
             buckets[count] = _split_mix(np.uint64(token)) >> BUCKET_SHIFT
             count += 1
-            if before > MAX_SPECIAL_TOKEN:
-                buckets[count] = _split_mix((np.uint64(before) << PAIR_SHIFT) + np.uint64(token)) >> BUCKET_SHIFT
+            if previous > MAX_SPECIAL_TOKEN:
+                buckets[count] = _split_mix((np.uint64(previous) << PAIR_SHIFT) + np.uint64(token)) >> BUCKET_SHIFT
                 count += 1
-        before = token
+        previous = token
     return count
 
 

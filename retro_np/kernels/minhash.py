@@ -39,7 +39,7 @@ KIND, FOLDED = _byte_tables()
 
 
 def mix(x: Array) -> Array:
-    """Map 64-bit integers (N,) one to one to others, so that each bit depends on all. Appleby 2011."""
+    """A one-to-one map of 64-bit integers (N,). Each bit of the result depends on all bits of x. Appleby 2011."""
     for factor in (*MURMUR_FACTORS, 1):
         x = (x ^ (x >> np.uint64(MURMUR_SHIFT))) * np.uint64(factor)
     return x
@@ -53,7 +53,7 @@ def multipliers(hashes: int) -> Array:
 def _gram_hashes(data: Array, words: int) -> Array:
     """The hashes of a text's grams, in the order of the text, with repetitions.
 
-    data: (bytes,) uint8. words: per gram, at least 1. Returns (grams,) uint64. Raises UserError for other arguments.
+    data: (bytes,) uint8. words: words per gram, at least 1. Returns (grams,) uint64. Raises UserError for invalid ones.
     """
     data = checked_bytes("gram_hashes", data, words)
     hashes = _word_hashes(data)
@@ -70,9 +70,9 @@ def _gram_hashes(data: Array, words: int) -> Array:
 def _word_hashes(data: Array) -> Array:
     """(words,) uint64: the mixed sum of (folded byte + 1) · WORD_BASE^(bytes after it in the word)."""
     padded = np.concatenate([[SPACE], KIND[data], [SPACE]])
-    kind, before, after = padded[1:-1], padded[:-2], padded[2:]
-    first = np.flatnonzero((kind == SINGLE) | ((kind == PART) & (before != PART)))
-    last = np.flatnonzero((kind == SINGLE) | ((kind == PART) & (after != PART)))
+    kind, previous, following = padded[1:-1], padded[:-2], padded[2:]
+    first = np.flatnonzero((kind == SINGLE) | ((kind == PART) & (previous != PART)))
+    last = np.flatnonzero((kind == SINGLE) | ((kind == PART) & (following != PART)))
     if len(first) == 0:
         return np.empty(0, np.uint64)
     sizes = last - first + 1
@@ -88,8 +88,8 @@ def _minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     """The MinHash signatures of texts.
 
     data: (bytes,) uint8, the texts one after another. offsets: (N + 1,) integers: text i is data[offsets[i] :
-    offsets[i + 1]]. words: per gram. factors: (hashes,) uint32, the a_k. Returns (N, hashes) uint32; a text without
-    words has NO_GRAM throughout. Raises UserError for other types, and for offsets outside the data.
+    offsets[i + 1]]. words: words per gram. factors: (hashes,) uint32, the a_k. Returns (N, hashes) uint32; a text
+    without words has NO_GRAM throughout. Raises UserError for wrong types, and for offsets outside the data.
     """
     data, offsets, factors = checked_texts(data, offsets, words, factors)
     out = np.full((len(offsets) - 1, len(factors)), NO_GRAM, np.uint32)
@@ -102,15 +102,15 @@ def _minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
 
 
 def _band_matches(
-    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, least: int, limit: int
+    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, limit: int
 ) -> tuple[Array, Array]:
     """For each signature the held ones that share a band with it, those with the most equal entries first.
 
     signatures: (N, hashes) uint32. held: (H, hashes) uint32. order: (bands, H) integers, the held rows sorted by each
     band. lows, highs: (N, bands) integers: order[b, lows[i, b] : highs[i, b]] agree with signature i in band b.
-    least: the number of entries that must be equal. limit: the number of held rows returned per signature. Among held
-    rows with as many equal entries, the lower row comes first. Returns rows (N, limit) int64, with −1 for missing ones,
-    and equal (N, limit) int64. Raises UserError for shapes that do not match.
+    min_equal: how many entries must be equal. limit: the number of held rows returned per signature. Among held rows
+    with as many equal entries, the lower row comes first. Returns rows (N, limit) int64, with −1 for missing ones, and
+    equal (N, limit) int64. Raises UserError for shapes that do not match.
     """
     signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs)
     rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
@@ -118,7 +118,7 @@ def _band_matches(
         bands = [band[low:high] for band, low, high in zip(order, lows[i], highs[i], strict=True)]
         near = np.unique(np.concatenate(bands)) if bands else np.empty(0, np.int64)
         same = (held[near] == signature).sum(axis=1)
-        near, same = near[same >= least], same[same >= least]
+        near, same = near[same >= min_equal], same[same >= min_equal]
         best = np.lexsort((near, -same))[:limit]
         rows[i, : len(best)], equal[i, : len(best)] = near[best], same[best]
     return rows, equal

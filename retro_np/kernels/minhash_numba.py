@@ -19,7 +19,7 @@ MURMUR_FACTOR, MURMUR_FACTOR2 = (np.uint64(factor) for factor in in_numpy.MURMUR
 
 
 def gram_hashes(data: Array, words: int) -> Array:
-    """As retro_np.kernels.minhash.gram_hashes."""
+    """Like retro_np.kernels.minhash.gram_hashes."""
     data = checked_bytes("gram_hashes", data, words)
     out = np.empty(max(1, len(data)), np.uint64)
     count = _scan(data, 0, len(data), 0, len(data), np.empty(words, np.uint64), out)
@@ -27,7 +27,7 @@ def gram_hashes(data: Array, words: int) -> Array:
 
 
 def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
-    """As retro_np.kernels.minhash.minhash."""
+    """Like retro_np.kernels.minhash.minhash."""
     data, offsets, factors = checked_texts(data, offsets, words, factors)
     starts, ends = offsets[:-1], offsets[1:]
     n_spans = np.maximum(1, -(-(ends - starts) // SPAN_BYTES))  # spans per text
@@ -41,14 +41,14 @@ def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
 
 
 def band_matches(
-    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, least: int, limit: int
+    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, limit: int
 ) -> tuple[Array, Array]:
-    """As retro_np.kernels.minhash.band_matches."""
+    """Like retro_np.kernels.minhash.band_matches."""
     signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs)
     rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
 
     def job(block: slice) -> None:
-        _band_matches(signatures[block], held, order, lows[block], highs[block], least, rows[block], equal[block])
+        _band_matches(signatures[block], held, order, lows[block], highs[block], min_equal, rows[block], equal[block])
 
     parallel_for(job, blocks(len(signatures), SIGNATURES_PER_JOB))
     return rows, equal
@@ -66,26 +66,26 @@ def _scan(data: Array, start: int, end: int, begin: int, stop: int, ring: Array,
     """Write the grams of the text data[start:end] whose first word begins in [begin, stop), and return their number.
 
     ring: (words,) uint64, scratch. out: (stop − begin,) uint64 or more, and at least 1. The scan continues beyond stop
-    for the words that the last of these grams still need, so the parts of a text give what the whole text gives.
+    for the words that the last of these grams still need, so the parts of a text together give all of its grams.
     """
     words = len(ring)
     ring[:] = 0
     leaving = ONE  # GRAM_BASE^words, by which the word that leaves a gram has been multiplied
     for _ in range(words):
         leaving *= GRAM_BASE
-    position, slot, seen, own, count, gram = begin, 0, 0, 0, 0, np.uint64(0)
+    position, slot, n_words, n_starting, count, gram = begin, 0, 0, 0, 0, np.uint64(0)
     if begin > start and KIND[data[begin - 1]] == PART:  # inside a word that began before
         while position < stop and KIND[data[position]] == PART:
             position += 1
     while position < end:
-        if position >= stop and (own == 0 or seen >= own + words - 1):
+        if position >= stop and (n_starting == 0 or n_words >= n_starting + words - 1):
             break
         kind = KIND[data[position]]
         if kind == SPACE:
             position += 1
             continue
         if position < stop:
-            own += 1
+            n_starting += 1
         word = np.uint64(FOLDED[data[position]]) + ONE
         position += 1
         if kind == PART:
@@ -96,11 +96,11 @@ def _scan(data: Array, start: int, end: int, begin: int, stop: int, ring: Array,
         gram = gram * GRAM_BASE + word - ring[slot] * leaving
         ring[slot] = word
         slot = slot + 1 if slot + 1 < words else 0
-        seen += 1
-        if seen >= words:
+        n_words += 1
+        if n_words >= words:
             out[count] = _mix(gram)
             count += 1
-    if 0 < seen < words:  # The text ended first. If nothing came before, these are all of its words.
+    if 0 < n_words < words:  # The text ended first. If nothing came before, these are all of its words.
         while begin > start and KIND[data[begin - 1]] == SPACE:
             begin -= 1
         if begin == start:
@@ -122,15 +122,15 @@ def _minhash(data: Array, spans: Array, words: int, factors: Array, out: Array) 
                 low[g] = np.uint32(grams[g])
                 high[g] = np.uint32(grams[g] >> HALF_BITS)
             for k in range(len(factors)):
-                factor, least = factors[k], out[s, k]
+                factor, minimum = factors[k], out[s, k]
                 for g in range(count):
-                    least = min(least, np.uint32(low[g] + factor * high[g]))
-                out[s, k] = least
+                    minimum = min(minimum, np.uint32(low[g] + factor * high[g]))
+                out[s, k] = minimum
 
 
 @jit
 def _band_matches(
-    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, least: int, rows: Array, equal: Array
+    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, rows: Array, equal: Array
 ) -> None:
     """Compare each signature with the held ones in its bands. A held one is compared only once."""
     hashes, limit = signatures.shape[1], rows.shape[1]
@@ -147,7 +147,7 @@ def _band_matches(
                 same = 0
                 for k in range(hashes):
                     same += signatures[i, k] == held[row, k]
-                if same >= least:
+                if same >= min_equal:
                     matches[count] = (hashes - same) * len(held) + row
                     count += 1
         matches[:count].sort()

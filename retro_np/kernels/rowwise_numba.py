@@ -15,7 +15,7 @@ MAX_PARTIAL_SUMS, MIN_ROWS_PER_SUM = 16, 64  # Sums over rows are taken in parts
 
 
 def rms_norm_forward(x: Array, gain: Array, eps: float = 1e-6) -> tuple[Array, Array]:
-    """As retro_np.kernels.rowwise.rms_norm_forward. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.rowwise.rms_norm_forward. Raises UserError for shapes that do not match."""
     check_shapes("rms_norm_forward", gain=(gain, x.shape[-1:]))
     y, scale, eps = np.empty(x.shape, x.dtype), np.empty(len(x), x.dtype), x.dtype.type(eps)
     parallel_for(lambda rows: _rms_norm_forward(x[rows], gain, eps, y[rows], scale[rows]), row_blocks(x))
@@ -23,7 +23,7 @@ def rms_norm_forward(x: Array, gain: Array, eps: float = 1e-6) -> tuple[Array, A
 
 
 def rms_norm_backward(dy: Array, x: Array, gain: Array, scale: Array) -> tuple[Array, Array]:
-    """As retro_np.kernels.rowwise.rms_norm_backward. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.rowwise.rms_norm_backward. Raises UserError for shapes that do not match."""
     check_shapes("rms_norm_backward", dy=(dy, x.shape), gain=(gain, x.shape[-1:]), scale=(scale, x.shape[:1]))
     parts = blocks(len(x), max(MIN_ROWS_PER_SUM, -(-len(x) // MAX_PARTIAL_SUMS)))
     dx, dgain = np.empty(x.shape, x.dtype), np.zeros((len(parts), len(gain)), x.dtype)
@@ -37,14 +37,14 @@ def rms_norm_backward(dy: Array, x: Array, gain: Array, scale: Array) -> tuple[A
 
 
 def gelu_forward(x: Array) -> Array:
-    """As retro_np.kernels.rowwise.gelu_forward."""
+    """Like retro_np.kernels.rowwise.gelu_forward."""
     y = np.empty_like(x)
     parallel_for(lambda block: _gelu_forward(x[block], y[block]), blocks(len(x), 4 * BLOCK_ENTRIES))
     return y
 
 
 def gelu_backward(dy: Array, x: Array) -> Array:
-    """As retro_np.kernels.rowwise.gelu_backward. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.rowwise.gelu_backward. Raises UserError for shapes that do not match."""
     check_shapes("gelu_backward", dy=(dy, x.shape))
     dx = np.empty_like(x)
     parallel_for(lambda block: _gelu_backward(dy[block], x[block], dx[block]), blocks(len(x), 4 * BLOCK_ENTRIES))
@@ -52,7 +52,7 @@ def gelu_backward(dy: Array, x: Array) -> Array:
 
 
 def scatter_add(rows: Array, indices: Array, count: int) -> Array:
-    """As retro_np.kernels.rowwise.scatter_add."""
+    """Like retro_np.kernels.rowwise.scatter_add."""
     check_indices(rows, indices, count)
     indices, out = np.ascontiguousarray(indices, np.int64), np.zeros((count, rows.shape[1]), rows.dtype)
     # Each job has its own columns, so the rows of one index are added in order.
@@ -65,7 +65,7 @@ def adamw_step(
     p: Array, g: Array, m: Array, v: Array, *,
     lr: float, betas: tuple[float, float], eps: float, decay: float, step: int,
 ) -> None:  # fmt: skip
-    """As retro_np.kernels.rowwise.adamw_step. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.rowwise.adamw_step. Raises UserError for shapes that do not match."""
     check_shapes("adamw_step", g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
     if not all(array.flags.c_contiguous for array in (p, g, m, v)):
         return rowwise._adamw(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=step)
@@ -124,7 +124,7 @@ def polynomial(coefficients: tuple[float, ...], x: float) -> float:
 
 
 def _tanh(x: float) -> float:
-    """The hyperbolic tangent; in float32 within 5e-7 of it."""
+    """The hyperbolic tangent. The float32 version differs by at most 5e-7."""
     return math.tanh(x)
 
 

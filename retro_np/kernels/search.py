@@ -12,11 +12,11 @@ from retro_np.kernels import Array, c_extension, kernel, threads
 LANES = 16  # partial sums of a distance, as in csrc/search.c
 QUERIES_PER_JOB = 64
 NUMPY_KEYS = 512  # keys that the NumPy code compares in one operation
-MAX_CONVERTED_KEYS = 65536  # keys of another dtype that are converted in one operation
+MAX_CONVERTED_KEYS = 65536  # keys of a dtype other than the queries' that are converted in one operation
 # The rest is for the C code and was found by measuring.
 KEYS_PER_JOB = 8192
 MIN_SCREENED_QUERIES = 32  # With fewer queries a matrix product costs more than it saves.
-MIN_KEYS_PER_SCREENED_NEIGHBOUR = 16  # If a larger share of the keys is asked for, screening excludes too few.
+MIN_KEYS_PER_SCREENED_NEIGHBOUR = 16  # If k is a larger share of the keys, screening excludes too few.
 MAX_PRODUCT_ENTRIES = 1024 * 2048  # entries of one matrix product, 8 MB in float32
 MAX_PRODUCT_QUERIES, MAX_PRODUCT_KEYS = 1024, 16384
 
@@ -24,7 +24,7 @@ MAX_PRODUCT_QUERIES, MAX_PRODUCT_KEYS = 1024, 16384
 def _search_numpy(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
     """The k nearest keys of each query by squared L2, compared one by one.
 
-    queries: (N, d) float32 or float64. keys: (M, d) of a float dtype. Keys of another dtype than the queries, such as
+    queries: (N, d) float32 or float64. keys: (M, d) of a float dtype. Keys whose dtype is not the queries', such as
     float16, are converted MAX_CONVERTED_KEYS at a time, so a memory-mapped array stays on disk. k ≥ 1, also above M.
     Returns ids (N, k) int64 and distances (N, k) of the queries' dtype, ascending by (distance, id): among equal
     distances the lowest id comes first. Entries beyond the M keys have id −1 and distance inf.
@@ -109,7 +109,7 @@ def _distances(queries: Array, keys: Array) -> Array:
 
 
 def _update_c(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
-    """One of three ways to the same bits, each with all threads."""
+    """Choose one of three methods. They give the same bits, and each uses all threads."""
     if len(queries) < MIN_SCREENED_QUERIES or 0 in (len(queries), len(keys)):
         update = _update_few
     elif ids.shape[1] > len(keys) // MIN_KEYS_PER_SCREENED_NEIGHBOUR:
@@ -119,7 +119,7 @@ def _update_c(queries: Array, keys: Array, start: int, ids: Array, distances: Ar
     try:
         update(queries, keys, start, ids, distances)
     except ValueError:
-        _check_finite(queries, keys, start)  # C looks for NaN in passing; this finds the row's number
+        _check_finite(queries, keys, start)  # The C code only detects NaN; this names its row.
         raise
 
 
@@ -139,7 +139,7 @@ def _update_few(queries: Array, keys: Array, start: int, ids: Array, distances: 
 
 def _update_crowded(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
     """For many queries that ask for a large share of the keys: all pairs are measured, and the queries are split."""
-    for part in threads.blocks(len(keys), KEYS_PER_JOB):  # short calls, so that Ctrl-C is heard
+    for part in threads.blocks(len(keys), KEYS_PER_JOB):  # short calls, so that Ctrl-C takes effect soon
         rows = threads.blocks(len(queries), QUERIES_PER_JOB)
         jobs = [(queries[i], keys[part], start + part.start, ids[i], distances[i]) for i in rows]
         _run_jobs(c_extension().nearest, jobs)

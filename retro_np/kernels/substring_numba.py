@@ -11,7 +11,7 @@ CHUNKS_PER_JOB = 64
 
 
 def longest_common_substring(chunks: Array, values: np.ndarray) -> Array:
-    """As retro_np.kernels.substring.longest_common_substring."""
+    """Like retro_np.kernels.substring.longest_common_substring."""
     chunks, values = checked_pairs(chunks, values)
     longest = np.zeros(len(chunks), np.int64)
     parallel_for(lambda rows: _longest(chunks[rows], values[rows], longest[rows]), blocks(len(chunks), CHUNKS_PER_JOB))
@@ -20,16 +20,16 @@ def longest_common_substring(chunks: Array, values: np.ndarray) -> Array:
 
 @jit
 def _longest(chunks: Array, values: Array, longest: np.ndarray) -> None:
-    before, runs = np.zeros((2, values.shape[2] + 1), np.int64)  # position j is at j + 1, so that j − 1 always exists
+    previous, runs = np.zeros((2, values.shape[2] + 1), np.int64)  # position j is at j + 1, so that j − 1 always exists
     for n in range(values.shape[0]):
         best = 0
         for v in range(values.shape[1]):
-            before[:] = 0
+            previous[:] = 0
             for i in range(chunks.shape[1]):
                 token = chunks[n, i]
                 for j in range(values.shape[2]):  # no step needs the previous one, so this loop is vectorised
-                    run = before[j] + 1 if (token == values[n, v, j]) & (token != 0) else 0
+                    run = previous[j] + 1 if (token == values[n, v, j]) & (token != 0) else 0
                     runs[j + 1] = run
                     best = max(best, run)
-                before, runs = runs, before
+                previous, runs = runs, previous
         longest[n] = best

@@ -30,8 +30,8 @@ def count() -> int:
     """
     global _count
     if _count is None:
-        given = os.environ.get(THREADS_VARIABLE)
-        _count = _checked(given, THREADS_VARIABLE) if given else cores()
+        setting = os.environ.get(THREADS_VARIABLE)
+        _count = _checked(setting, THREADS_VARIABLE) if setting else cores()
     return _count
 
 

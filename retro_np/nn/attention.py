@@ -37,7 +37,7 @@ def project(x: Array, w: Array, n_heads: int, trainable: bool = True) -> tuple[A
 def position_table(params: Tree, farthest: int, count: int, trainable: bool = True) -> tuple[Any, Pullback]:
     """W_R R_δ for the `count` distances δ = farthest, farthest − 1, …; None in the ablation without positions.
 
-    Returns (count, h, c) and vjp(dtable) -> {"w_r": gradient}, None where w_r is not trainable. Paper B.1.2.
+    Returns (count, h, c) and vjp(dtable) -> {"w_r": gradient}, which is None if w_r is not trainable. Paper B.1.2.
     """
     if "w_r" not in params:
         return None, lambda dtable: {}

@@ -74,8 +74,8 @@ def segments(past: int, count: int, chunk_size: int) -> list[int]:
 
 def _enter_chunk(params: Tree, config: Any, cache: Cache, h: Array, neighbours: Array | None) -> None:
     """Remember H of the current chunk. When the first token of h completes it, encode the chunk's neighbours."""
-    m, past = config.chunk_size, cache.chunk_activations
-    activations = h if past is None else np.concatenate([past, h], axis=1)
+    m, earlier = config.chunk_size, cache.chunk_activations
+    activations = h if earlier is None else np.concatenate([earlier, h], axis=1)
     if (cache.length + 1) % m:  # the chunk is not complete
         cache.chunk_activations = activations
         return

@@ -82,8 +82,8 @@ def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours:
     `encoder.layers.P.cross_attention` (B, l, h, k, r, m): the neighbour's token is the query, the chunk's is the key.
     The weights of each query sum to 1, or are 0 if it has no key.
     """
-    seen: dict[str, Array] = {}
-    _hidden(params, config, tokens, neighbours, Scope(watch=seen.__setitem__))
+    weights_of: dict[str, Array] = {}
+    _hidden(params, config, tokens, neighbours, Scope(watch=weights_of.__setitem__))
     batch, k = len(tokens), 0 if neighbours is None else np.shape(neighbours)[2]
 
     # The weights are (B', h, g, n, k', r'), where B' counts sequences, their chunks, or the chunks' neighbours.
@@ -95,7 +95,7 @@ def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours:
         square = weights[:, :, 0, :, 0]
         return square.reshape(batch, -1, k, *square.shape[1:]) if name.startswith("encoder") else square
 
-    return {name: shaped(name, weights) for name, weights in seen.items()}
+    return {name: shaped(name, weights) for name, weights in weights_of.items()}
 
 
 def readout(params: Tree, config: RetroConfig) -> Array:

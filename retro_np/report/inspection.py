@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
+import jinja2  # noqa: F401  # A missing package is reported before the model runs, not when the page is written.
 import numpy as np
 
 from retro_np.config import RetroConfig
@@ -25,7 +26,7 @@ from retro_np.tree import Tree
 
 MAX_PAGE_TOKENS = 2048
 MAX_PAGE_NEIGHBOURS = 100  # neighbours per chunk
-WHOLE = 999  # stands for an attention weight of 1 on the page, which has integers
+WHOLE = 999  # stands for an attention weight of 1 on the page, where weights are integers
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def inspect(
     values. A token's weights are those of the position before it, which predicts it, averaged over heads and CCA
     layers. retrieved: what `generate` retrieved for a sample with this k. It replaces the search results, because an
     approximate index may answer differently when it is searched for all chunks together.
-    Raises UserError for a baseline, fewer than 2 or more than MAX_PAGE_TOKENS tokens, and k > MAX_PAGE_NEIGHBOURS.
+    Raises UserError for a baseline, fewer than 2 or more than MAX_PAGE_TOKENS tokens, k outside 1 to
+    MAX_PAGE_NEIGHBOURS, or damaged weights.
     """
     tokens = np.asarray(tokens, np.int64)
     check_fit(config, database)
@@ -74,9 +76,9 @@ def inspect(
     values = database.value(ids)  # (l, k, 2m)
     neighbours = values[None] if len(complete) else None
 
-    targets = np.append(tokens[1:], 0)[None]
-    on, off = (nats_of(retro(params, config, tokens[None], read)[0], targets)[0] for read in (neighbours, None))
-    if not np.isfinite([on, off]).all():
+    x, targets = tokens[None], np.append(tokens[1:], 0)[None]
+    nats_on, nats_off = (nats_of(retro(params, config, x, context)[0], targets)[0] for context in (neighbours, None))
+    if not np.isfinite([nats_on, nats_off]).all():
         raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
     reads = _reads(params, config, tokens, neighbours)
     lengths = token_byte_lengths(database.tokenizer)
@@ -85,24 +87,27 @@ def inspect(
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
     for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database):
         start = chunk.number * m
-        shown = [
-            replace(token, on=float(on[t - 1]), off=float(off[t - 1]), reads=reads.get(t, [])) if t else token
+        shown_tokens = [
+            replace(token, on=float(nats_on[t - 1]), off=float(nats_off[t - 1]), reads=reads.get(t, [])) if t else token
             for t, token in enumerate(chunk.tokens, start)
         ]
-        scored = slice(max(start, 1), start + len(shown))
+        scored = slice(max(start, 1), start + len(shown_tokens))
         n_bytes = lengths[tokens[scored]]
         bits_on, bits_off = (
             bits_per_byte(nats[scored.start - 1 : scored.stop - 1], n_bytes) if n_bytes.sum() else None
-            for nats in (on, off)
+            for nats in (nats_on, nats_off)
         )
         ratio = float(leakage[chunk.number]) if chunk.number < len(complete) else None
-        chunks.append(replace(chunk, tokens=shown, bits_on=bits_on, bits_off=bits_off, leakage=ratio))
-    totals = [bits_per_byte(nats[: n - 1], lengths[tokens[1:]]) for nats in (on, off)]
+        chunks.append(replace(chunk, tokens=shown_tokens, bits_on=bits_on, bits_off=bits_off, leakage=ratio))
+    totals = [bits_per_byte(nats[: n - 1], lengths[tokens[1:]]) for nats in (nats_on, nats_off)]
     return Inspection(chunks, *totals)
 
 
 def _search(database, chunks, k):
-    """Ids and squared distances (l, k) of chunks (l, m), and r(C) over LEAKAGE_NEIGHBOURS values each."""
+    """Ids and squared distances, (l, k), of the values nearest to each chunk, and each chunk's leakage.
+
+    chunks: (l, m). Leakage: the longest run shared with one of the first LEAKAGE_NEIGHBOURS values, divided by m.
+    """
     if not len(chunks):
         return np.zeros((0, k), np.int64), np.zeros((0, k)), np.zeros(0)
     ids, distances = database.search_keys(database.embed_chunks(chunks), k)
@@ -120,7 +125,7 @@ def _reads(params, config, tokens, neighbours) -> dict[int, list[int]]:
     full = np.zeros((*weights.shape[:3], 2 * m))
     read_part(full, config)[...] = weights
     rows = np.rint(WHOLE * full.reshape(len(full) * m, -1)).astype(int)
-    # Row i of attending chunk u, both from 0, is the query at position (u + 1)·m − 1 + i, which predicts the next.
+    # Row i of `rows`, over all attending chunks, is the query at position m − 1 + i, which predicts token m + i.
     return {m + i: rows[i].tolist() for i in range(len(rows)) if m + i < len(tokens)}
 
 

@@ -21,7 +21,7 @@ COLOURS = {
 
 
 def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None:
-    """Plot each run's training loss over steps, and its running mean over a twentieth of the steps."""
+    """Plot each run's training loss against steps, and its running mean over a twentieth of the steps."""
     axes = new_axes(xlabel="step", ylabel="training loss, nats per token")
     for name, log in runs.items():
         steps = np.array([line["step"] for line in log])
@@ -37,7 +37,7 @@ def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None
 
 
 def plot_leakage(alphas: Sequence[float], curves: dict[str, list[float | None]], path: Path | str) -> None:
-    """Plot bpb(α) over α, one curve per condition. A point that is None is not drawn. Paper eq. 5."""
+    """Plot bpb(α) against α, one curve per condition. A point that is None is not drawn. Paper eq. 5."""
     label = "α: largest allowed r(C), the longest run shared with a neighbour as a share of the chunk"
     axes = new_axes(xlabel=label, ylabel="bits per byte")
     for name, curve in curves.items():

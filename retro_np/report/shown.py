@@ -75,17 +75,17 @@ def show_chunks(
         runs[reader] = common_prefix_lengths(tokens[reader], item.values)
         rows = zip(item.ids, item.distances, item.values, strict=True)
         values[item.chunk] = [_value(database, *row, tokens[reader]) for row in rows if row[0] >= 0]
-    shown = _tokens(database, tokens, runs, n_prompt)
+    shown_tokens = _tokens(database, tokens, runs, n_prompt)
     starts = range(0, len(tokens), m)
-    return [Chunk(u, shown[start : start + m], values.get(u, [])) for u, start in enumerate(starts)]
+    return [Chunk(u, shown_tokens[start : start + m], values.get(u, [])) for u, start in enumerate(starts)]
 
 
 def _value(database, chunk_id, distance, value, reader):
     m = database.chunk_size
     runs = common_prefix_lengths(value, reader[None]) if len(reader) else np.zeros(len(value), np.int64)
-    shown = _tokens(database, value, runs)
+    shown_tokens = _tokens(database, value, runs)
     document = database.documents[int(database.document_of(chunk_id))]["name"]
-    return Value(document, float(distance), shown[:m], shown[m:])
+    return Value(document, float(distance), shown_tokens[:m], shown_tokens[m:])
 
 
 def _tokens(database, tokens, runs, n_prompt=0):

@@ -5,7 +5,7 @@ resumes where it stopped and ends in the same bytes. `shards.py` holds the work 
 however large the corpus is. The layout:
 
     manifest.json        the database's facts, and every file's SHA-256; written last
-    build.json           what the build was asked for
+    build.json           the settings that the build was started with
     tokenizer.json       documents.jsonl       duplicates.jsonl       tombstones.npy
     hashing.npy          the feature counts of the hashing embedder, if it made the keys
     shards/00000/        tokens.npy documents.npy keys.npy index.hnsw equal.npy: training documents, which can be
@@ -134,7 +134,7 @@ def build_database(
     out = Path(out)
     if isinstance(embedder, str) and embedder != HASHED:
         raise UserError(f'embedder must be "{HASHED}" or an object that embeds, not {embedder!r}')
-    given = None if isinstance(embedder, str) else embedder
+    user_embedder = None if isinstance(embedder, str) else embedder
     corpus = find_corpus(source, leave_out=out, include=config.include, exclude=config.exclude)
     check_apart(out, corpus)
     corpus = limited(corpus, config.limit_bytes)
@@ -144,7 +144,7 @@ def build_database(
         raise UserError(f"{out} holds other files: give a new folder for the database")
     with locked(out, "build"):
         remove_partial(out)
-        _check_request(out, _request(corpus, config, given))
+        _check_request(out, _request(corpus, config, user_embedder))
         if (out / layout.MANIFEST).exists():
             remove_folder(out / layout.WORK)
             manifest = layout.read_manifest(out)
@@ -153,11 +153,11 @@ def build_database(
             print(f"{out} already holds this database{edits}; using it", file=sys.stderr)
         else:
             with workers(dask) as run:
-                _build(run, out, corpus, config, given)
-    return Database.open(out, given)
+                _build(run, out, corpus, config, user_embedder)
+    return Database.open(out, user_embedder)
 
 
-def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, given: Embedder | None) -> None:
+def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, user_embedder: Embedder | None) -> None:
     work, tokenizer_path = out / layout.WORK, out / layout.TOKENIZER
     facts = _texts(out, work, corpus, config)
     splits = facts["splits"]
@@ -172,7 +172,7 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, given: E
         raise UserError(f"every training document resembles a held-out one (see {out / layout.DUPLICATES}): give more")
     for split in layout.SPLITS:
         write_array(out / layout.tombstones_of(split), np.empty(0, np.int64))
-    embedder = _embedder(run, out, training, tokenizer, config, given)
+    embedder = _embedder(run, out, training, tokenizer, config, user_embedder)
     stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
     stages.write_indexes(run, training)
     queries = stages.all_queries(training, folders[len(training) :])
@@ -244,15 +244,15 @@ def _left_out(run, out, work, splits, config) -> np.ndarray:
     return np.array([record["number"] for record in chained([path])], np.int64)
 
 
-def _embedder(run, out, training, tokenizer, config, given) -> Embedder:
-    """The given embedder, or a hashing embedder that counts the features of the chunks in the folders `training`."""
+def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
+    """The user's embedder, or a hashing embedder that counts the features of the chunks in the folders `training`."""
     path = out / layout.HASHING
-    if isinstance(given, HashingEmbedder):  # Its counts may exist nowhere else.
-        save_hashing(given, path)
-    if given is None and not path.exists():
+    if isinstance(user_embedder, HashingEmbedder):  # Its counts may exist nowhere else.
+        save_hashing(user_embedder, path)
+    if user_embedder is None and not path.exists():
         counts, chunks = stages.write_counts(run, out / layout.WORK, training), sum(map(stages.chunk_count, training))
         save_hashing(HashingEmbedder(tokenizer, counts, chunks, config.d_key), path)
-    return load_hashing(path, tokenizer) if given is None else given
+    return load_hashing(path, tokenizer) if user_embedder is None else user_embedder
 
 
 def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]:
@@ -276,13 +276,13 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]
     return manifest | {"files": layout.file_facts([out], layout.file_names(out))}
 
 
-def _request(corpus: Corpus, config: BuildConfig, given: Embedder | None) -> dict[str, Any]:
-    request = asdict(config) | ({"embedder": HASHED} if given is None else {"embedder": given.sha256, "d_key": None})
+def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None) -> dict[str, Any]:
+    identity = {"embedder": HASHED} if embedder is None else {"embedder": embedder.sha256, "d_key": None}
+    request = asdict(config) | identity | {"sources": [[s.name, s.weight] for s in corpus.sources]}
     if config.tokenizer is not None:
         request |= {"tokenizer": tokenizer_sha256(load_tokenizer(config.tokenizer)), "vocabulary_size": None}
     if config.training_neighbours:
         del request["training_neighbours"]  # Requests of older versions lack this field.
-    request |= {"sources": [[source.name, source.weight] for source in corpus.sources]}
     return json.loads(json.dumps(request))
 
 

@@ -140,7 +140,7 @@ def check_apart(database: Path, corpus: Corpus) -> None:
 
 
 def held_out(name: str, share: float) -> bool:
-    """Whether a document is held out of training, tokenizer and database. The same on every machine."""
+    """Whether a document is held out of training, tokenizer and database. The answer is the same on every machine."""
     return hash_fraction(name) < share
 
 

@@ -31,7 +31,7 @@ MAX_RESULTS = 10**9  # entries of one answer: a larger request is refused before
 
 
 class EditedError(UserError):
-    """The files just opened may belong to a later edit, in which ids have another meaning."""
+    """The files just opened may belong to a later edit, after which ids refer to different chunks."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Database:
     def open(cls, path: Path | str, embedder: Embedder | None = None, index: str = "hnsw") -> "Database":
         """Open a finished database. Every file is checked against its hash before anything reads it.
 
-        embedder: makes the keys of queries. None loads, at the first search by text, the one that made the database's
+        embedder: makes the keys of queries. None loads, on the first search by text, the one that made the database's
         keys: its own hashing embedder, or the installed all-MiniLM-L6-v2. index: "hnsw", or "exact" to compare with
         every key; shards without a graph, or an installation without hnswlib, are always searched exactly. Raises
-        UserError if there is no database at `path`, if a file has changed, or if another embedder made the keys.
+        UserError if there is no database at `path`, if a file has changed, or if a different embedder made the keys.
         """
         path = Path(path)
         if index not in ("hnsw", "exact"):
@@ -127,25 +127,25 @@ class Database:
     @property
     def identity(self) -> dict[str, str]:
         """What determines the meaning of ids: the manifest's and the tokenizer's hashes, and the fraction, if any."""
-        whole = {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
-        return whole | {"part": self.part} if self.part else whole
+        identity = {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
+        return identity | {"part": self.part} if self.part else identity
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The embedder that made the keys (see `open`). Raises UserError if only another one is available."""
+        """The embedder that made the keys (see `open`). Raises UserError if only a different one is available."""
         if self._embedder is None:
-            own = layout.HASHING in self.manifest["files"]
-            self._embedder = load_hashing(self.path / layout.HASHING, self.tokenizer) if own else load_bert()
+            is_hashed = layout.HASHING in self.manifest["files"]
+            self._embedder = load_hashing(self.path / layout.HASHING, self.tokenizer) if is_hashed else load_bert()
             self.check_embedder(self._embedder)
         return self._embedder
 
     def check_embedder(self, embedder: Embedder) -> None:
         """Raise UserError unless this embedder made the keys."""
-        built, own = self.manifest["embedder"], layout.HASHING in self.manifest["files"]
+        built, hashed = self.manifest["embedder"], layout.HASHING in self.manifest["files"]
         if embedder.sha256 != built["sha256"]:
             raise UserError(
                 f"{self.path} was built with embedder {built['name']} ({built['sha256'][:6]}…), not "
-                f"{embedder.name} ({embedder.sha256[:6]}…); {'leave out' if own else 'pass'} --embedder, or build "
+                f"{embedder.name} ({embedder.sha256[:6]}…); {'leave out' if hashed else 'pass'} --embedder, or build "
                 "another database: retro-np build CORPUS -o DB"
             )
 
@@ -161,9 +161,9 @@ class Database:
         return (ids[0], distances[0]) if isinstance(text, str) else (ids, distances)
 
     def search_keys(self, keys: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """As `search`, for the keys (N, d_key) of queries: ids and distances (N, k). exact: compare with every key.
+        """Like `search`, for the keys (N, d_key) of queries: ids and distances (N, k). exact: compare with every key.
 
-        Raises UserError for another width, for a key that is not finite, and for k < 1.
+        Raises UserError for keys of the wrong width, for a key that is not finite, and for k < 1.
         """
         if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
             raise UserError(f"k must be a whole number of at least 1, not {k!r}")
@@ -187,8 +187,8 @@ class Database:
     def value(self, ids: Any) -> np.ndarray:
         """[N, F] of chunk ids of any shape: (..., 2m) tokens, the chunk and its continuation in the same document.
 
-        Padding for id −1, for a removed chunk, and for F where the document ends. Raises UserError for an id that does
-        not exist.
+        The value of id −1 and of a removed chunk is padding, as is F where the document ends. Raises UserError for an
+        id that does not exist.
         """
         ids = self._checked_ids(ids)
         out = np.zeros((*ids.shape, 2 * self.chunk_size), np.int64)

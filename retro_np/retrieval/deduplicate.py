@@ -22,7 +22,7 @@ from retro_np.kernels.minhash import NO_GRAM, band_matches, gram_hashes, minhash
 
 MIN_DETECTION = 0.9  # The bands must detect this share of pairs at the threshold. The default bands miss 5 in 10⁸.
 STANDARD_ERRORS = 4  # A pair is compared exactly unless its estimate is this far below the threshold.
-FIRST_CANDIDATES = 4  # The best candidates of a document are compared first. Usually there are no others.
+FIRST_CANDIDATES = 4  # The best candidates of a document are compared first. Usually there are no further ones.
 MAX_WORDS_PER_GRAM, MAX_HASHES = 1000, 65_536  # Larger values are mistakes.
 BATCH_BYTES = 1 << 23  # bytes of text whose signatures are computed together
 MAX_CACHED_GRAMS = 1 << 25  # 13-grams of held-out documents, 256 MiB
@@ -154,7 +154,7 @@ def detection_probability(similarity: float, config: DedupConfig) -> float:
 def find_duplicates(
     texts: Sequence[str], held_index: BandIndex, held_text: Callable[[int], str], config: DedupConfig
 ) -> list[Duplicate]:
-    """The texts whose exact similarity with some held-out document reaches the threshold.
+    """The texts whose exact similarity with a held-out document reaches the threshold.
 
     held_text: returns the text of a held-out row; called only for rows that are compared. Returns at most one record
     per text, in order of the texts. Each text is compared with its candidates in order of their estimates until one
@@ -186,7 +186,7 @@ def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
 
 
 def _held_sets(index: BandIndex, text: Callable[[int], str], words: int) -> Callable[[int], Iterator]:
-    """A function that yields (row, grams) of a held-out row and of rows with the same signature but other grams.
+    """A function that yields (row, grams) of a held-out row and of rows with the same signature but different grams.
 
     Rows with equal grams are compared only once. A cache holds about MAX_CACHED_GRAMS grams at most.
     """

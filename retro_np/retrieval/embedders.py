@@ -17,7 +17,7 @@ class Embedder(Protocol):
     """Any object with these attributes can build and search a database; it needs no base class.
 
     Two more attributes are optional: `embed_tokens` (see TokenEmbedder), and `ef_margin`, the number of candidates that
-    a graph search for its keys keeps beyond k (an int; EF_MARGIN without it).
+    a graph search for its keys keeps beyond k (an int, by default EF_MARGIN).
     """
 
     @property
@@ -47,7 +47,7 @@ class TokenEmbedder(Protocol):
 def checked_texts(texts: list[str]) -> list[str]:
     """An embedder's input without lone surrogates. Raises UserError unless it is a list of strings."""
     if isinstance(texts, str):
-        raise UserError("embed takes a list of texts, not one string: put it in brackets")
+        raise UserError("embed takes a list of texts, not one string: pass [text]")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"text {i} is {type(text).__name__}, not a string")
@@ -72,8 +72,9 @@ def embed_in_batches(
 ) -> np.ndarray:  # fmt: skip
     """The keys of N token sequences, (N, d_key) float32, in their order.
 
-    Sequences are embedded in order of length, so that little padding is computed. embed_batch takes ids (B, t) int64,
-    padded with 0, and a mask (B, t) that is false at padding. A padded batch holds about `batch_tokens` tokens.
+    Sequences are embedded in order of length, so that little computation is spent on padding. embed_batch takes ids
+    (B, t) int64, padded with 0, and a mask (B, t) that is false at padding. A padded batch holds at most
+    `batch_tokens` tokens, unless a single row is longer.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     keys = np.empty((len(sequences), d_key), np.float32)
@@ -89,7 +90,7 @@ def embed_in_batches(
 
 
 def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Row numbers in order of length, in batches whose padded size is at most `batch_tokens`, or of one row."""
+    """Row numbers in order of length, in batches padded to at most `batch_tokens`, unless a single row is longer."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     for end in range(1, len(order) + 1):

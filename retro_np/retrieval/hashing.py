@@ -22,7 +22,7 @@ from retro_np.retrieval.tokenizer import encode_batch, tokenizer_sha256
 
 __all__ = ["BUCKETS", "D_KEY", "HASHED", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
 
-VERSION = 1  # The algorithm's version. Another version makes other keys.
+VERSION = 1  # The algorithm's version. A different version makes different keys.
 D_KEY = 128
 HASHED = "hashing"  # the `embedder` argument of `build_database` for a database's own hashing embedder
 UNIT = 64  # the integer that represents a weight of 1
@@ -85,7 +85,7 @@ class HashingEmbedder:
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """The keys of rows of tokens (N, t), integers: (N, d_key) float32 of length one.
 
-        A key depends only on its row, to the bit. Padding and end-of-text are not counted, and separate pairs. All rows
+        A key's bits depend only on its row. Padding and end-of-text are not counted, and separate pairs. All rows
         without tokens share one key, which is as far from other keys as the keys of unrelated chunks are. Raises
         UserError for anything but token ids.
         """

@@ -112,7 +112,7 @@ class HnswIndex:
                 return exact_search(queries, self.keys, k)
             return _stacked([self._block(half, k) for half in np.array_split(queries, 2)])
         rows = self._with_equals(labels.astype(np.int64))
-        # hnswlib sums in another order. Distances are computed again, so that both kinds of search return equal bits.
+        # hnswlib sums in a different order. Distances are recomputed, so that both kinds of search return equal bits.
         distances = listed_distances(queries, self.keys, rows)
         order = np.lexsort((rows, distances))
         return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
@@ -123,8 +123,8 @@ class HnswIndex:
             return labels
         start = np.searchsorted(self._sorted_first, labels)
         count = np.searchsorted(self._sorted_first, labels, side="right") - start
-        before = np.cumsum(count, axis=1) - count
-        count = np.clip(labels.shape[1] - before, 0, count).reshape(-1)
+        preceding = np.cumsum(count, axis=1) - count
+        count = np.clip(labels.shape[1] - preceding, 0, count).reshape(-1)
         within = np.arange(labels.size) - np.repeat(np.cumsum(count) - count, count)
         return self._by_first[np.repeat(start.reshape(-1), count) + within].reshape(labels.shape)
 

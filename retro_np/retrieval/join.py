@@ -1,4 +1,4 @@
-"""Swap the database at evaluation: retrieve from another one, from several, or from a fraction (paper §4.1)."""
+"""Swap the database at evaluation: retrieve from another database, several, or a fraction of one (paper §4.1)."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from retro_np.retrieval.index import QUERIES_PER_BLOCK
 
 
 class DatabaseUnion:
-    """Several databases that are searched as one. Chunk ids and document numbers continue from one to the next.
+    """Several databases, searched as one. Chunk ids and document numbers continue from one database to the next.
 
     `databases` are its parts. Raises UserError if there are none, if one is given twice, or if their chunk
     sizes, tokenizers or embedders differ, because then values or distances would not be comparable.
@@ -94,9 +94,9 @@ class DatabaseUnion:
         ids = self._checked_ids(ids)
         owner = np.searchsorted(self._first_chunk, ids, side="right") - 1
         for number, (database, offset) in enumerate(zip(self.databases, offsets, strict=False)):
-            own = (owner == number) & (ids >= 0)
-            if own.any():
-                out[own] = read(database, ids[own] - self._first_chunk[number]) + offset
+            selected = (owner == number) & (ids >= 0)
+            if selected.any():
+                out[selected] = read(database, ids[selected] - self._first_chunk[number]) + offset
         return out
 
 

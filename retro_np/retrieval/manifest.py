@@ -15,7 +15,7 @@ from retro_np.renamed import new_names
 FORMAT = 2
 REBUILD = "build the database again in another folder"
 MANIFEST = "manifest.json"
-REQUEST = "build.json"  # what the build was asked for
+REQUEST = "build.json"  # the settings that the build was started with
 TOKENIZER = "tokenizer.json"
 DOCUMENTS = "documents.jsonl"
 DUPLICATES = "duplicates.jsonl"  # training documents left out because they resemble a held-out one
@@ -67,7 +67,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
-        raise UserError(f"{file} lacks entries of a manifest: {REBUILD}")
+        raise UserError(f"{file} is not a valid manifest: {REBUILD}")
     return manifest
 
 
@@ -109,7 +109,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def file_names(folder: Path) -> list[str]:
-    """The sorted names of a database's files, without the manifest and what unfinished builds and edits left."""
+    """The sorted names of a database's files, without the manifest and the leftovers of unfinished builds and edits."""
     paths: list[Path] = []
     for parent, folders, names in os.walk(folder):
         if Path(parent) == folder:

@@ -34,7 +34,7 @@ class Shard:
 
     @classmethod
     def open(cls, folder: Path, ef_margin: int | None = EF_MARGIN) -> "Shard":
-        """Map a shard's arrays. The index is read at the first search."""
+        """Map a shard's arrays. The index is read on the first search."""
         keys, documents = (mapped(folder / f"{name}.npy") for name in ("keys", "documents"))
         return cls(folder, keys, documents, ef_margin)
 
@@ -54,7 +54,7 @@ def search_shard(
 
     queries: (N, d_key) float32. own: (N,) document numbers to leave out, or None. deleted: sorted rows. exact: do not
     use the graph. Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer remain.
-    The graph is asked for more than k rows, which are then filtered. Queries left with too few are searched exactly.
+    The graph returns more than k rows, which are then filtered. Queries left with too few are searched exactly.
     """
     size = len(shard.keys)
     rows = np.full((len(queries), k), -1, np.int64)

@@ -158,19 +158,19 @@ def index_shard(shard: Path, advance: Advance = silent) -> None:
 def query_shard(
     query: Path, shard: IndexShard, out: Path, candidates: int, ef_margin: int, advance: Advance = silent
 ) -> None:
-    """Write the `candidates` nearest keys in `shard` of each chunk of the shard `query`: (N, candidates) NEIGHBOUR.
+    """For each chunk of the shard `query`, write its nearest keys in `shard`: (N, candidates) NEIGHBOUR.
 
     If both are the same shard, chunks of the query's own document are left out. No document is in two shards.
     ef_margin: see `HnswIndex`.
     """
     keys = mapped(query / "keys.npy")
-    own = np.load(query / "documents.npy", allow_pickle=False) if query == shard.folder else None
+    documents = np.load(query / "documents.npy", allow_pickle=False) if query == shard.folder else None
     opened = _shard(shard.folder, ef_margin, *_identity(shard.folder / "keys.npy"))
     lists = [np.empty((0, candidates), NEIGHBOUR)]
     for start in range(0, len(keys), QUERIES_PER_BLOCK):
         block = slice(start, start + QUERIES_PER_BLOCK)
         queries = np.asarray(keys[block], np.float32)
-        own_documents = None if own is None else own[block]
+        own_documents = None if documents is None else documents[block]
         rows, distances = search_shard(opened, queries, candidates, own=own_documents, deleted=shard.deleted)
         lists.append(packed(np.where(rows >= 0, rows + shard.first_id, -1), distances))
         advance(len(queries))

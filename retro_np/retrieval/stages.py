@@ -123,7 +123,7 @@ def write_keys(run: Runner, work: Path, tokenizer: Path, folders: list[Path], em
 
 
 def write_indexes(run: Runner, folders: list[Path]) -> None:
-    """Build the index of every shard. Each uses one thread, so that the same keys give the same graph.
+    """Build the index of every shard. Each is built with one thread, so that the same keys give the same graph.
 
     Without hnswlib there are no indexes, and the shards are searched exactly.
     """

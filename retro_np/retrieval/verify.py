@@ -173,8 +173,8 @@ def _neighbours(database, split) -> Iterator[str]:
         if is_valid.all():
             sample = rng.integers(0, len(ids), min(8, len(ids)))
             queries = np.asarray(keys[sample + start], np.float32)
-            true = listed_distances(queries, all_keys, np.maximum(ids[sample], 0)) if database.n_chunks else 0
-            is_valid[sample] &= missing[sample] | (true == distances[sample])
+            actual = listed_distances(queries, all_keys, np.maximum(ids[sample], 0)) if database.n_chunks else 0
+            is_valid[sample] &= missing[sample] | (actual == distances[sample])
         if not is_valid.all():
             row = start + int(np.argmin(is_valid.all(axis=1)))
             yield f"neighbours/{split}: the list of chunk {row} is not sorted, or has a wrong neighbour or distance"

@@ -113,7 +113,7 @@ def _max_length(folder: Path, config: dict) -> int:
 
 
 def _check_modules(folder: Path) -> bool:
-    """Whether modules.json requests normalised keys. Raises UserError for other modules or another pooling."""
+    """Whether modules.json requests normalised keys. Raises UserError for unsupported modules or pooling."""
     modules = _read_json(folder / "modules.json", kind=list)
     known = {"Transformer", "Pooling", "Normalize"}
     kinds = [module.get("type", "").rsplit(".", 1)[-1] for module in modules]

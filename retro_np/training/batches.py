@@ -26,10 +26,10 @@ def sequence_rows(n_rows: int, length: int, batch_size: int, seed: int, step: in
 def mixture_rows(
     ranges: Sequence[Ranges], weights: Sequence[float], length: int, batch_size: int, seed: int, step: int
 ) -> np.ndarray:
-    """Like `sequence_rows`, but over sources that are sampled by weight (paper table 1).
+    """Like `sequence_rows`, but for several sources, which are sampled by weight (paper table 1).
 
     ranges: for each source, the (start, stop) of its rows, which form one ring. weights: one per source, on any scale.
-    Sequence t = step · batch_size + b comes from one source and is the next of that source's own epochs. After t
+    Sequence t = step · batch_size + b comes from one source and is the next sequence of that source's epochs. After t
     sequences, the number from a source differs from its share of t by at most ½ if there are two sources, and by less
     than 2 for any number of sources (see `_balanced_tree`). Raises UserError if a weight is negative or not finite, if
     all weights are 0, or if a source with a weight has no rows.
@@ -96,7 +96,7 @@ def _balanced_tree(shares: list[tuple[float, int]]):
 
 
 def _turn(tree, turn: int) -> tuple[int, int]:
-    """The source that a turn goes to, and the number of that turn among the source's own."""
+    """The source that a turn goes to, and how many earlier turns went to the same source."""
     while isinstance(tree, tuple):
         share, left, right = tree
         half = 1 << (SHARE_BITS - 1)

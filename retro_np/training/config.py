@@ -18,7 +18,7 @@ class TrainingConfig:
     steps: updates of the parameters.
     sequence_length: tokens per sequence (n), a multiple of the chunk size.
     batch_size: sequences per step.
-    micro_batches: equal parts that a step's batch is split into, to save memory; the gradient is the whole batch's.
+    micro_batches: equal parts that a step's batch is split into, to save memory; the gradient covers the whole batch.
     neighbours: neighbours per chunk (k); 0 trains with retrieval off.
     learning_rate: the peak of the schedule.
     warmup: steps of linear warm-up before the cosine decay.
@@ -27,9 +27,9 @@ class TrainingConfig:
     seed: random seed for the initial parameters, the batches and dropout.
     checkpoint_every: steps between checkpoints; it does not change what is learned.
     retrieval_off: share of sequences trained without neighbours.
-    oracle_share: share of chunks that get an oracle neighbour at step 0: a noisy copy of the chunk and its
-        continuation. It falls linearly to 0. Not in the paper; see `curriculum.py`.
-    oracle_steps: steps until that share is 0.
+    oracle_share: share of chunks that get an oracle neighbour at step 0, a noisy copy of the chunk and its
+        continuation; the share falls linearly to 0. Not in the paper; see `curriculum.py`.
+    oracle_steps: steps until oracle_share has fallen to 0.
     """
 
     steps: int = 1000

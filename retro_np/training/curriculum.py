@@ -35,7 +35,7 @@ def with_curriculum(neighbours: np.ndarray, tokens: np.ndarray, training: Traini
 def insert_oracle_neighbours(
     neighbours: np.ndarray, tokens: np.ndarray, share: float, rng: np.random.Generator
 ) -> None:
-    """Replace one neighbour of a share of the chunks by an oracle neighbour, in place.
+    """Give a share of the chunks an oracle neighbour in place of a retrieved one. Changes `neighbours` in place.
 
     The oracle neighbour of chunk u is a noisy copy of 2m tokens of its sequence, which start within m / 2 tokens of the
     chunk's own start. Arguments as in `with_curriculum`.

@@ -1,4 +1,4 @@
-"""The training loop. A run that resumes, at any step, ends in the same bits as an uninterrupted one."""
+"""The training loop. A run that resumes at any step ends with exactly the parameters of an uninterrupted run."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def retrofit(
     cross-attention. encoder: the neighbour encoder's sizes. rng: draws the new parameters.
 
     Returns (params, config). The baseline's arrays are shared, not copied, and with retrieval off the model equals the
-    baseline to the bit. To train only the new parameters, pass `trainable=retro_np.parameters.is_retrieval` to
+    baseline bit for bit. To train only the new parameters, pass `trainable=retro_np.parameters.is_retrieval` to
     `train`. Raises UserError if the baseline already has cross-attention, and if cca_layers is empty or does not fit.
     """
     if baseline_config.retrieves:
@@ -49,10 +49,10 @@ def retrofit(
     if not cca_layers:
         raise UserError("RETROfit trains chunked cross-attention: name at least one layer for it")
     config = replace(baseline_config, cca_layers=tuple(cca_layers), encoder=encoder)
-    trained = dict(named_leaves(baseline))
+    baseline_leaves = dict(named_leaves(baseline))
     if config.copying_start:  # the encoder's own embedding, if it has one, starts as a copy of the decoder's
-        trained["encoder.embedding"] = baseline["embedding"].copy()
-    return map_tree(lambda name, fresh: trained.get(name, fresh), init_params(config, rng)), config
+        baseline_leaves["encoder.embedding"] = baseline["embedding"].copy()
+    return map_tree(lambda name, fresh: baseline_leaves.get(name, fresh), init_params(config, rng)), config
 
 
 def loss_and_gradients(
@@ -99,13 +99,13 @@ def train(
         and config.json.
     begin_from: (params, name) to start from these parameters instead of fresh ones. The arrays are copied. The name,
         any text, identifies them, because a run resumes only if it started from the same parameters.
-    trainable: tells from a parameter's dotted name whether it is trained. The others do not change.
+    trainable: decides from a parameter's dotted name whether it is trained. The other parameters do not change.
     description: the label of the progress bar.
 
     Returns the trained parameters. If `out` holds a run with the same settings, training resumes at its last checkpoint
-    and ends in the same bytes as an uninterrupted run; a finished run is only read. Raises UserError if `out` holds
-    another run or is in use, if the model does not fit the database, and if the loss is not finite. In the last case
-    the error names the step, and the last checkpoint remains.
+    and ends with the same bytes as an uninterrupted run; a finished run is only read. Raises UserError if `out` holds
+    a different run or is in use, if the model does not fit the database, and if the loss is not finite. Then the
+    error names the step, and the last checkpoint remains.
     """
     out = Path(out)
     check_fit(config, database)
@@ -195,13 +195,13 @@ def _cut_log(log: Path, step: int) -> None:
     write_atomically(log, b"".join(lines))
 
 
-def _check_same_run(path: Path, stored: dict, wanted: dict) -> None:
-    """Raise UserError, naming the first difference, if the checkpoint at path belongs to another run."""
-    for section, settings in wanted.items():
+def _check_same_run(path: Path, stored: dict, requested: dict) -> None:
+    """Raise UserError, naming the first difference, if the checkpoint at path belongs to a different run."""
+    for section, settings in requested.items():
         previous = new_names(stored.get(section, {}))
         for name, value in settings.items():
             if name != "checkpoint_every" and value != previous.get(name):
                 raise UserError(
                     f"{path} was trained with {name} = {previous.get(name)}, and now it is {value}; "
-                    "use the same value, or another folder for another run"
+                    "use the same value, or give the new run another folder"
                 )

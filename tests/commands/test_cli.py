@@ -122,11 +122,11 @@ def test_retrofit_does_not_change_the_baseline(work, tmp_path):
     baseline = work / "baseline" / "checkpoint.safetensors"
     status, _, err = run("train", work / "db", "-o", tmp_path, "--retrofit", baseline, *RETRIEVAL, *STEPS)
     assert status == 0, err
-    fitted, config = load_params(tmp_path / "checkpoint.safetensors")
-    trained, _ = load_params(baseline)
+    retro_params, config = load_params(tmp_path / "checkpoint.safetensors")
+    baseline_params, _ = load_params(baseline)
     assert config.retrieves
-    assert np.array_equal(fitted["readout"], trained["readout"])
-    assert np.array_equal(fitted["layers"][1]["ffw"]["w_in"], trained["layers"][1]["ffw"]["w_in"])
+    assert np.array_equal(retro_params["readout"], baseline_params["readout"])
+    assert np.array_equal(retro_params["layers"][1]["ffw"]["w_in"], baseline_params["layers"][1]["ffw"]["w_in"])
 
 
 def test_info_names_kernels_blas_and_weights():
@@ -134,7 +134,7 @@ def test_info_names_kernels_blas_and_weights():
     assert status == 0
     for word in ("exact_search", "BLAS", "threads", "all-MiniLM-L6-v2", "C extension"):
         assert word in out
-    assert ("missing" in out) == (not EXPECT_C)
+    assert ("missing" in out) == (not EXPECT_C)  # The row of the C extension says whether it was built.
 
 
 @pytest.mark.slow
@@ -219,21 +219,21 @@ def test_an_interrupt_says_how_to_resume(tmp_path, work):
     )  # fmt: skip
     log = tmp_path / "run" / "log.jsonl"
     while process.poll() is None and not (log.exists() and log.stat().st_size):
-        time.sleep(0.05)  # Wait until the first step is done, because Numba's compiler may swallow an interrupt.
+        time.sleep(0.05)  # Wait until the first step has ended, because Numba's compiler may swallow an interrupt.
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "retro-np: interrupted; run the same command to resume"
 
 
-def test_a_checkpoint_of_another_tokenizer_is_refused_even_if_sizes_agree(work, tmp_path):
+def test_a_checkpoint_with_a_different_tokenizer_is_refused_even_if_the_sizes_agree(work, tmp_path):
     write_corpus(tmp_path / "docs", documents=12, seed=77)
     arguments = ("--chunk-size", "16", "--vocabulary-size", "300", "--held-out", "0")
     status, _, err = run("build", tmp_path / "docs", "-o", tmp_path / "db", *arguments)
     assert status == 0, err
     checkpoint = work / "retro" / "checkpoint.safetensors"
-    assert "another tokenizer" in refused("sample", checkpoint, tmp_path / "db", "--prompt", "x")
-    assert "another tokenizer" in refused("evaluate", checkpoint, tmp_path / "db", "-o", tmp_path / "out")
+    assert "a different tokenizer" in refused("sample", checkpoint, tmp_path / "db", "--prompt", "x")
+    assert "a different tokenizer" in refused("evaluate", checkpoint, tmp_path / "db", "-o", tmp_path / "out")
 
 
 def test_weights_that_are_not_finite_are_refused(work, tmp_path):
@@ -246,7 +246,7 @@ def test_weights_that_are_not_finite_are_refused(work, tmp_path):
     assert "not finite" in refused("sample", broken, db, "--prompt", "x")
 
 
-def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):
+def test_a_checkpoint_with_a_different_vocabulary_size_is_refused(work, tmp_path):
     write_corpus(tmp_path / "docs", documents=6, seed=9)
     status, _, err = run(
         "build", tmp_path / "docs", "-o", tmp_path / "db", "--chunk-size", "16", "--vocabulary-size", "280"
@@ -266,7 +266,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(work, tmp_path):
     ],
     ids=str,
 )
-def test_a_wrong_command_line_gives_one_line_too(arguments, line):
+def test_a_wrong_command_line_gives_one_line(arguments, line):
     assert line in refused(*arguments)
 
 
@@ -301,9 +301,9 @@ def test_the_gradcheck_command_shows_every_operator_below_1e_6():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", ["bundled", "here"])
-def test_the_demo_writes_its_files_and_a_second_run_reuses_them(tmp_path, trained):
-    scratch = ["--from-scratch"] if trained == "here" else []
+@pytest.mark.parametrize("models", ["bundled", "trained here"])
+def test_the_demo_writes_its_files_and_a_second_run_reuses_them(tmp_path, models):
+    scratch = ["--from-scratch"] if models == "trained here" else []
     status, out, err = run("demo", "--minutes", "0.5", "-o", tmp_path / "demo", *scratch)
     assert status == 0, err
     assert "RETRO needs" in out
@@ -314,13 +314,13 @@ def test_the_demo_writes_its_files_and_a_second_run_reuses_them(tmp_path, traine
     ]  # fmt: skip
     assert (tmp_path / "demo" / "loss.png").exists() == bool(scratch)
     stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in files}
-    status, again, err = run("demo", "-o", tmp_path / "demo", *scratch)
+    status, second_out, err = run("demo", "-o", tmp_path / "demo", *scratch)
     assert status == 0, err
     assert {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in stamps} == stamps
-    assert out.splitlines()[-8:] == again.splitlines()[-8:]
+    assert out.splitlines()[-8:] == second_out.splitlines()[-8:]
     assert "holds a demo with minutes 0.5" in refused("demo", "--minutes", "3", "-o", tmp_path / "demo", *scratch)
-    other = [] if scratch else ["--from-scratch"]
-    assert "holds a demo with from_scratch" in refused("demo", "-o", tmp_path / "demo", *other)
+    opposite = [] if scratch else ["--from-scratch"]
+    assert "holds a demo with from_scratch" in refused("demo", "-o", tmp_path / "demo", *opposite)
     assert Path(tmp_path / "demo" / "samples.html").read_text().count("<section") > 3
 
 
@@ -331,6 +331,6 @@ def test_sampling_from_the_bundled_model_needs_only_a_prompt(tmp_path):
     assert (tmp_path / "runs" / "pretrained" / "db" / "manifest.json").exists()
     assert len(out.splitlines()) > 5
     database = tmp_path / "runs" / "pretrained" / "db"
-    status, again, err = run("sample", "--pretrained", database, "--prompt", "import json\n", "--length", "40")
+    status, second_out, err = run("sample", "--pretrained", database, "--prompt", "import json\n", "--length", "40")
     assert status == 0, err
-    assert again == out
+    assert second_out == out

@@ -69,7 +69,7 @@ def test_search_in_a_terminal_shows_rank_distance_document_chunk_and_continuatio
         assert f"{rank}  squared distance {distance:.3f}  document {record['id']}  {record['name']}" in out
 
 
-def test_verify_names_what_is_broken(copy):
+def test_verify_names_the_broken_file(copy):
     status, out, err = run("verify", copy)
     assert status == 0, err
     assert "BROKEN" not in out
@@ -84,7 +84,7 @@ def test_verify_names_what_is_broken(copy):
     assert "has defects (1); restore it" in err
 
 
-def test_add_remove_and_compact(copy, tmp_path):
+def test_documents_are_added_and_removed_and_the_database_is_compacted(copy, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "tale.txt").write_text("the zanzibar lighthouse keeper wrote letters every evening " * 30)
     status, out, err = run("add", copy, "--source", f"tales={tmp_path}/more:0.1")
@@ -98,9 +98,9 @@ def test_add_remove_and_compact(copy, tmp_path):
     assert "zanzibar" not in run("search", copy, "zanzibar lighthouse keeper", "-k", "1000", "--json")[1]
     assert run("compact", copy)[0] == 0
     assert run("verify", copy)[0] == 0
-    before = all_bytes(copy)
+    compacted = all_bytes(copy)
     assert "nothing to compact" in run("compact", copy)[2]
-    assert all_bytes(copy) == before
+    assert all_bytes(copy) == compacted
 
 
 def test_mistakes_give_one_line(db, copy, tmp_path):
@@ -124,10 +124,10 @@ def test_mistakes_give_one_line(db, copy, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_is_evaluated_with_another_database_with_several_or_with_a_fraction(db, tmp_path):
-    other = tmp_path / "other"
+def test_a_model_is_evaluated_with_a_second_database_with_two_databases_or_with_a_fraction(db, tmp_path):
+    second = tmp_path / "second"
     corpus = write_corpus(tmp_path / "docs", documents=6, seed=4)
-    assert run("build", corpus, "-o", other, "--like", db, "--held-out", "0")[0] == 0
+    assert run("build", corpus, "-o", second, "--like", db, "--held-out", "0")[0] == 0
     sizes = ["--d-model", "16", "--d-ffw", "32", "--n-heads", "2", "--d-head", "8", "--n-layers", "2"]
     steps = ["--steps", "3", "--sequence-length", "64", "--batch-size", "2", "--cca-layers", "2"]
     status, _, err = run("train", db, "-o", tmp_path / "run", *sizes, *steps)
@@ -135,10 +135,10 @@ def test_a_model_is_evaluated_with_another_database_with_several_or_with_a_fract
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     figures = {}
     for name, options in {
-        "own": [],
+        "default": [],
         "same": ["--retrieve-from", db],
-        "other": ["--retrieve-from", other],
-        "both": ["--retrieve-from", db, "--retrieve-from", other],
+        "second": ["--retrieve-from", second],
+        "two": ["--retrieve-from", db, "--retrieve-from", second],
         "half": ["--fraction", "0.5"],
     }.items():
         out = tmp_path / name
@@ -147,8 +147,8 @@ def test_a_model_is_evaluated_with_another_database_with_several_or_with_a_fract
         assert status == 0, err
         results = json.loads((out / "results.json").read_text())
         figures[name] = results["models"][ON]["bpb"]
-    assert figures["same"] == figures["own"]
-    assert len({figures[name] for name in ("own", "other", "half")}) == 3
+    assert figures["same"] == figures["default"]
+    assert len({figures[name] for name in ("default", "second", "half")}) == 3
     window = ["--sequence-length", "64", "--stride", "32", "-o", tmp_path / "z"]
     assert "must be in (0, 1], not 0.0" in refused("evaluate", checkpoint, db, "--fraction", "0", *window)
     assert "leave out --split" in refused("evaluate", checkpoint, db, "--fraction", "0.5", "--split", "train", *window)
@@ -159,8 +159,8 @@ def test_a_removed_document_is_not_trained_on(copy):
 
     database = remove_documents(copy, [0])
     split = database.split("train")
-    gone = set(split.tokens.parts[0][:1].ravel().tolist()) - {0}
-    assert gone
+    removed_tokens = set(split.tokens.parts[0][:1].ravel().tolist()) - {0}
+    assert removed_tokens
     rows = int((split.documents[:] == 0).sum())
     assert not split.tokens[:rows].any()
     for step in range(20):

@@ -28,7 +28,7 @@ def test_every_command_has_one_example_that_its_parser_accepts(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_of_commands_shows_one_short_sentence_for_each(name):
-    first = COMMANDS[name].help.splitlines()[0]
-    assert first.endswith(".")
-    assert len(first) <= 80
+def test_the_list_of_commands_shows_one_short_sentence_for_each_command(name):
+    summary = COMMANDS[name].help.splitlines()[0]
+    assert summary.endswith(".")
+    assert len(summary) <= 80

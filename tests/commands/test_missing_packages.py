@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from support import EXPECT_C, fresh_python
 
+from retro_np import kernels
 from retro_np.info import PACKAGES
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-WITHOUT = """
+SCRIPT = """
 import importlib.metadata, sys
 
 missing = {missing!r}
@@ -36,9 +37,9 @@ main()
 """
 
 
-def without(missing: list[str], *arguments: str) -> tuple[str, str, int]:
+def run_without(missing: list[str], *arguments: str) -> tuple[str, str, int]:
     """Run a command in an interpreter that cannot import some packages. Returns its output, errors and status."""
-    return fresh_python(WITHOUT.format(missing=missing, arguments=list(map(str, arguments))), COLUMNS="200")
+    return fresh_python(SCRIPT.format(missing=missing, arguments=list(map(str, arguments))), COLUMNS="200")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def without(missing: list[str], *arguments: str) -> tuple[str, str, int]:
     ids=str,
 )
 def test_a_missing_package_gives_one_line_and_status_2(package, arguments):
-    out, err, status = without([package], *arguments)
+    out, err, status = run_without([package], *arguments)
     assert (out, status) == ("", 2), err
     assert err == f"retro-np needs {package}: pip install {package}\n"
 
@@ -64,17 +65,20 @@ def test_a_missing_package_gives_one_line_and_status_2(package, arguments):
     "missing", [["hnswlib"], ["numba"], ["numba", "hnswlib", "tokenizers", "safetensors"]], ids=str
 )
 def test_info_says_which_packages_are_not_installed(missing):
-    out, err, status = without([*missing, "llvmlite"], "info")
+    out, err, status = run_without([*missing, "llvmlite"], "info")
     assert (err, status) == ("", 0)
     for package in missing:
         assert re.search(rf"│ {package} +│ not installed: pip install {package} +│", out)
-    assert ("missing" in out) == (not EXPECT_C)
+    assert ("missing" in out) == (not EXPECT_C)  # The row of the C extension says whether it was built.
 
 
-def test_info_names_the_kind_of_each_kernel_that_runs():
-    out, err, status = without(["numba", "llvmlite"], "info")
+def test_info_names_the_kinds_of_each_kernel():
+    out, err, status = run_without(["numba", "llvmlite"], "info")
     assert (err, status) == ("", 0)
-    assert re.search(r"│   exact_search +│ %s" % ("c; also available: numpy" if EXPECT_C else "numpy "), out)
+    for name, _, installed in kernels.table():
+        kind, *others = (kind for kind in installed if kind != "numba")
+        row = f"{kind}; also available: {', '.join(others)}" if others else kind
+        assert re.search(rf"│   {name} +│ {row} +│", out), name
     assert "numba;" not in out
 
 

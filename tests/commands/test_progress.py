@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal if rich is installed, otherwise lines, and nothing for short work."""
+"""Progress on standard error. Ground truth: what a terminal and a file show, with rich and without it."""
 
 import os
 import pty

@@ -85,7 +85,7 @@ def main() -> None:
         write_corpus(Path("more"), 3, seed=2)
         make()
         write(FILES / "expected.json", record())
-        edits = ["half_added/edit", "not_moved/edit"]  # The other files of these databases are those of `finished`.
+        edits = ["half_added/edit", "not_moved/edit"]  # `finished` has the other files of these databases.
         databases = ["finished", "unfinished", "edited", *edits]
         pack(FILES / "old.tar.gz", ["corpus", "more", *databases, "run", "stopped", *CHECKPOINTS])
     write(FILES / "commands.json", commands())
@@ -93,10 +93,10 @@ def main() -> None:
 
 def write_corpus(folder: Path, documents: int, seed: int) -> None:
     """Text files of invented sentences, 15 to 60 words long."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     folder.mkdir()
     for number in range(documents):
-        words = [draw.choice(WORDS) for _ in range(draw.randint(15, 60))]
+        words = [rng.choice(WORDS) for _ in range(rng.randint(15, 60))]
         lines = [" ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
         (folder / f"{folder.name}_{number:02d}.txt").write_text("\n".join(lines) + ".\n")
 
@@ -106,8 +106,8 @@ def make() -> None:
     run("build", *BUILD, "-o", "finished")
     killed("retro_np.retrieval.stages", "write_indexes", 1, "build", *BUILD, "-o", "unfinished")
     for name, *call in (
-        ("half_added", "retro_np.retrieval.stages", "write_indexes", 1),  # The edit is interrupted,
-        ("not_moved", "retro_np.retrieval.edit", "finish_edit", 2),  # or complete, with its files not yet in place.
+        ("half_added", "retro_np.retrieval.stages", "write_indexes", 1),  # stopped while the new files were made
+        ("not_moved", "retro_np.retrieval.edit", "finish_edit", 2),  # stopped when all were made, but not yet in place
     ):
         shutil.copytree("finished", name)
         killed(*call, "add", name, "more")
@@ -175,7 +175,7 @@ def commands() -> dict[str, list[dict]]:
 
 
 def plain(value: object) -> object:
-    """A value as JSON holds it."""
+    """A value in the form that JSON stores."""
     return str(value) if isinstance(value, Path) else value
 
 
@@ -191,13 +191,13 @@ def killed(module: str, function: str, call: int, *arguments: str) -> None:
 
 def python(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
     """Run this interpreter, and check the status."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    assert done.returncode == status, (arguments, done.stderr)
-    return done
+    completed = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert completed.returncode == status, (arguments, completed.stderr)
+    return completed
 
 
 def pack(path: Path, names: list[str]) -> None:
-    """Write a .tar.gz that depends on the files' contents alone."""
+    """Write a .tar.gz that depends only on the files' contents."""
     with gzip.GzipFile(path, "wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
         for file in sorted(file for name in names for file in [Path(name), *Path(name).rglob("*")] if file.is_file()):
             if file.name != ".lock":

@@ -1,4 +1,4 @@
-"""Hashes of databases and parameters. The old version and the tests both run this module, so it imports neither."""
+"""Hashes of databases and parameters. The old version and the tests run this module, so it does not import retro_np."""
 
 import hashlib
 import importlib.metadata
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-RENAMED = ("manifest.json", "build.json")  # files in which entries have been renamed since
+RENAMED = ("manifest.json", "build.json")  # files in which entries have been renamed since 0.1.0
 
 
 def environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ CURRENT = typer.main.get_command(app).commands
 
 
 def default(value):
-    """A default as JSON holds it."""
+    """A default in the form that JSON stores."""
     return str(value) if isinstance(value, Path) else value
 
 
@@ -57,7 +57,7 @@ def test_an_old_option_is_replaced_and_its_new_name_is_printed(command, option, 
 
 
 @pytest.mark.parametrize("arguments", [["search", "db", "--lent"], ["train", "db", "--", "--lent"], ["--lent"], []])
-def test_text_that_looks_like_an_old_option_is_left_alone(arguments, capsys):
+def test_text_that_looks_like_an_old_option_is_not_changed(arguments, capsys):
     assert replace_old_options(arguments) == arguments
     assert capsys.readouterr().err == ""
 
@@ -69,7 +69,7 @@ def test_replace_and_attributes_accept_old_fields():
     assert replace(BuildConfig(extra_candidates=5), spares=9).extra_candidates == 9
 
 
-def test_an_old_field_of_another_configuration_is_not_translated():
+def test_an_old_field_of_one_configuration_is_unknown_to_another():
     with pytest.raises(TypeError, match="'lent'"):
         BuildConfig(lent=1)
     with pytest.raises(AttributeError, match="'BuildConfig' object has no attribute 'lent'"):

@@ -29,8 +29,8 @@ def test_the_experiments_page_shows_what_was_recorded():
 @pytest.mark.slow
 @pytest.mark.oracle
 def test_the_pytorch_port_computes_the_same_loss_and_is_timed(tmp_path):
-    done = run("train_step", "--rounds", 1, "--without", "compile,retro-pytorch", "-o", tmp_path / "step.json")
-    assert done.returncode == 0, done.stderr
+    completed = run("train_step", "--rounds", 1, "--without", "compile,retro-pytorch", "-o", tmp_path / "step.json")
+    assert completed.returncode == 0, completed.stderr
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert set(rows) == {"retro_np", "PyTorch, eager"}
     assert all(row["seconds"] > 0 for row in rows.values())
@@ -39,8 +39,8 @@ def test_the_pytorch_port_computes_the_same_loss_and_is_timed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.oracle
 def test_a_kernel_is_timed_in_each_of_its_implementations(tmp_path):
-    done = run("kernels", "--rounds", 1, "--only", "rms_norm", "-o", tmp_path / "kernels.json")
-    assert done.returncode == 0, done.stderr
+    completed = run("kernels", "--rounds", 1, "--only", "rms_norm", "-o", tmp_path / "kernels.json")
+    assert completed.returncode == 0, completed.stderr
     rows = json.loads((tmp_path / "kernels.json").read_text())["milliseconds"]
     assert all({"numpy", "numba", "PyTorch"} <= set(row) for row in rows.values())
 

@@ -45,7 +45,7 @@ def test_the_pages_name_many_files():
 def test_every_module_that_implements_the_paper_is_in_the_map():
     folders = ("nn", "retrieval", "training", "evaluation")
     modules = [path.relative_to(PACKAGE).as_posix() for f in folders for path in (PACKAGE / f).glob("[a-z]*.py")]
-    # These modules are used by the others and belong to no section of the paper.
+    # These modules serve the other modules and belong to no section of the paper.
     helpers = {"nn/checks.py", "nn/scope.py", "retrieval/sharded.py", "retrieval/documents.py", "retrieval/manifest.py"}
     helpers |= {"retrieval/patterns.py"}
     assert sorted(m for m in modules if f"`retro_np/{m}`" not in MAP and m not in helpers) == []
@@ -68,6 +68,6 @@ def test_the_example_of_the_database_page_runs_on_the_demos_database(tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     demo = "from retro_np.cli import main; import sys; sys.argv = ['retro-np', 'demo', '--minutes', '0.5']; main()"
     for code in (demo, example):
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+        completed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.strip()

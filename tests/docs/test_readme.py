@@ -20,9 +20,9 @@ def run_example(code, cwd):
 
 
 def test_the_first_example_trains_a_model_and_prints_what_retrieval_saves(tmp_path):
-    done = run_example(EXAMPLES[0], tmp_path)
-    assert done.returncode == 0, done.stderr
-    sentence, retrieved = done.stdout.splitlines()
+    completed = run_example(EXAMPLES[0], tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    sentence, retrieved = completed.stdout.splitlines()
     shown = re.search(r"# (With retrieval on.*) …", EXAMPLES[0])[1]
     # The figures depend on this Python's standard library.
     assert FIGURE.sub("#", sentence).startswith(FIGURE.sub("#", shown))
@@ -30,9 +30,9 @@ def test_the_first_example_trains_a_model_and_prints_what_retrieval_saves(tmp_pa
 
 
 def test_the_second_example_prints_an_error_below_1e_6(tmp_path):
-    done = run_example(EXAMPLES[1], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert 0 < float(done.stdout) < 1e-6
+    completed = run_example(EXAMPLES[1], tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert 0 < float(completed.stdout) < 1e-6
 
 
 def test_every_public_name_is_in_the_readme():

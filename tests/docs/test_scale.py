@@ -1,4 +1,4 @@
-"""The page and the arithmetic of scale. Ground truth: arithmetic by hand, and the files of a real database."""
+"""The scale page and its arithmetic. Ground truth: arithmetic by hand, and the files of a real database."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ def test_bytes_equal_those_computed_by_hand():
     assert chunks * costs.token_bytes(128_000) == 4_000_000_000
     assert chunks * costs.list_bytes() == 6_000_000_000  # 15,625,000 × 32 × 12
     assert chunks * costs.code_bytes(48) == 875_000_000  # 15,625,000 × 56
-    assert costs.machines_for(10**12, 1024) == 63  # 15.625 × 10⁹ × 1024 = 16 × 10¹² bytes, over 256 × 10⁹: 62.5
+    assert costs.machines_for(10**12, 1024) == 63  # 15.625 × 10⁹ × 1024 = 16 × 10¹² bytes, divided by 256 × 10⁹: 62.5
     assert costs.tokens_in(256 * 10**9, 1000) == 16_384_000_000  # 256 million chunks
 
 
@@ -46,11 +46,11 @@ def test_the_papers_figures_equal_those_computed_by_hand():
 
 
 @pytest.mark.parametrize(("keys", "value"), [(100, 1), (1000, 3), (10**3.5, 5), (10**5, 11), (10, -1)])
-def test_measurements_are_interpolated_and_extrapolated_over_the_logarithm(keys, value):
+def test_measurements_are_interpolated_and_extrapolated_in_the_logarithm_of_the_keys(keys, value):
     assert costs.by_log(LINE, keys) == pytest.approx(value)
 
 
-def test_a_query_costs_one_search_per_shard_and_all_neighbours_cost_the_square_of_the_tokens():
+def test_a_query_searches_every_shard_and_the_time_for_all_neighbours_grows_with_the_square_of_the_tokens():
     shard = BuildConfig.shard_bytes
     shards = costs.shards_of(10**12, shard)
     assert costs.search_seconds(10**12, shard) == pytest.approx(
@@ -92,7 +92,7 @@ def test_the_files_of_a_real_database_have_the_computed_sizes(tmp_path):
     assert files["shards/00000/index.hnsw"] == pytest.approx(chunks * costs.node_bytes(width), rel=0.01)
 
 
-def test_numbers_are_written_with_three_significant_digits():
+def test_numbers_are_rounded_and_have_units():
     assert scale.size(12_000_000_000) == "12 GB"
     assert scale.size(1.75e15) == "1.75 PB"
     assert scale.count(15_625_000_000) == "15.6 billion"
@@ -103,8 +103,8 @@ def test_numbers_are_written_with_three_significant_digits():
 @pytest.mark.slow
 def test_the_benchmark_measures_what_the_arithmetic_needs(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "scale.py"), "--count", "12000", "-o", str(tmp_path / "scale.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert completed.returncode == 0, completed.stderr
     figures = json.loads((tmp_path / "scale.json").read_text())
     assert 4 + 32 * 4 + 8 < figures["node"]["file"] < 160  # M = 16: 32 links, a label, and a few upper layers
     assert figures["sha256_bytes_a_second"] > 1e7

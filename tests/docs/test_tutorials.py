@@ -25,7 +25,7 @@ def cells_of(path):
 
 
 def printed(cell):
-    """What a cell of an executed notebook printed, with each run of white space as one blank."""
+    """What a cell of an executed notebook printed, with each run of white space replaced by one space."""
     outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]  # progress, which is not committed
     text = "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs)
     return re.sub(r"\s+", " ", text)
@@ -33,8 +33,8 @@ def printed(cell):
 
 def printed_near(cells, index):
     """What was printed near a cell: by the last two printing cells before it, and by the next printing cell."""
-    before, after = ([text for text in map(printed, part) if text] for part in (cells[:index], cells[index:]))
-    return " … ".join(before[-2:] + after[:1])
+    earlier, later = ([text for text in map(printed, part) if text] for part in (cells[:index], cells[index:]))
+    return " … ".join(earlier[-2:] + later[:1])
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
@@ -77,7 +77,7 @@ def test_a_figure_is_not_found_inside_another_number():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_the_check_of_each_exercise_accepts_our_answer_and_fails_for_a_mistake(source, monkeypatch):
+def test_the_check_of_each_exercise_accepts_the_answer_and_fails_for_a_mistake(source, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(TUTORIALS)
     mistakes = iter(json.loads((TUTORIALS / "mistakes" / f"{source.stem[:2]}.json").read_text()))
@@ -91,8 +91,8 @@ def test_the_check_of_each_exercise_accepts_our_answer_and_fails_for_a_mistake(s
         if "answer" in tags:
             answer = cell.source
         if "check" in tags:
-            made, checked = next(mistakes), checked + 1
-            for mistake in made if isinstance(made, list) else [made]:
+            entry, checked = next(mistakes), checked + 1
+            for mistake in entry if isinstance(entry, list) else [entry]:
                 assert answer.count(mistake["old"]) == 1, mistake
                 exec(answer.replace(mistake["old"], mistake["new"]), namespace)
                 with pytest.raises((AssertionError, ValueError, IndexError, TypeError)):

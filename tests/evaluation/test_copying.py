@@ -40,9 +40,9 @@ def test_the_longest_match_equals_plain_loops(seed, m, chunks, k):
 def test_the_weight_of_a_copy_is_tuned_on_the_other_half_of_the_documents():
     scored, half = ScoredTokens(np.arange(40), np.full(40, 2), np.full(40, 2.0)), np.repeat([0, 1], 20)
     hit = half == 0  # copying is always right in the first half, and never in the second
-    after = _nats_with_copying(scored, hit, np.ones(40, np.int64), half)
-    assert (after[half == 0] == 2.0).all()  # the second half says: never copy
-    np.testing.assert_allclose(after[half == 1], 2.0 - np.log(1 - MIXTURE_WEIGHTS[-1]))  # the first: always
+    nats = _nats_with_copying(scored, hit, np.ones(40, np.int64), half)
+    assert (nats[half == 0] == 2.0).all()  # The weight tuned on the second half is 0.
+    np.testing.assert_allclose(nats[half == 1], 2.0 - np.log(1 - MIXTURE_WEIGHTS[-1]))  # tuned on the first half
 
 
 def test_the_copy_bound_is_what_a_weight_on_the_copied_token_saves(database, monkeypatch):

@@ -1,4 +1,4 @@
-"""Ground truth: scoring a document token by token, each with its own window."""
+"""Ground truth: documents scored token by token, each token in its own window."""
 
 import json
 import math
@@ -26,7 +26,10 @@ def model(database):
 
 
 def plain_losses(params, config, database, n, stride, k):
-    """Nats and bytes of each chunk of "valid". The first window, in whole strides, that reaches a token scores it."""
+    """Nats and bytes of each chunk of "valid".
+
+    Windows start at multiples of the stride; the first window that contains a token scores it.
+    """
     split, m = database.split("valid"), database.chunk_size
     lengths = token_byte_lengths(database.tokenizer)
     documents = split.documents[:]
@@ -55,12 +58,13 @@ def test_a_sliding_window_scores_each_token_once_with_its_own_context(model, dat
     assert np.array_equal(losses.bytes, n_bytes)
 
 
-def test_shuffled_neighbours_are_those_of_another_chunk(model, database):
+def test_shuffled_neighbours_are_those_of_other_chunks(model, database):
     params, config = model
-    own = Retrieval.own(database, "valid")
-    shuffled = _permutation(len(own.split.tokens), own.split.removed, 5)
-    assert (shuffled != np.arange(len(shuffled))).all()
-    permuted = replace(own, split=replace(own.split, neighbours=np.asarray(own.split.neighbours)[shuffled]))
+    retrieval = Retrieval.own(database, "valid")
+    order = _permutation(len(retrieval.split.tokens), retrieval.split.removed, 5)
+    assert (order != np.arange(len(order))).all()
+    lists = np.asarray(retrieval.split.neighbours)[order]
+    permuted = replace(retrieval, split=replace(retrieval.split, neighbours=lists))
     window = {"k": 2, "sequence_length": 32, "stride": 16}
     losses = score(params, config, database, shuffle_seed=5, **window)
     assert np.array_equal(losses.nats, score(params, config, database, retrieval=permuted, **window).nats)
@@ -87,13 +91,13 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_per_token(database):
     assert losses.bits_per_byte() == pytest.approx(expected, rel=1e-6)
 
 
-def test_bits_per_byte_is_nats_over_ln_2_and_bytes():
+def test_bits_per_byte_is_nats_divided_by_ln_2_and_by_bytes():
     assert bits_per_byte([math.log(2) * 8, 0], [3, 1]) == pytest.approx(2)
     with pytest.raises(ValueError, match="no bytes are left"):
         bits_per_byte([], [])
 
 
-def test_filtered_bits_per_byte_counts_only_the_chunks_that_pass():
+def test_filtered_bits_per_byte_counts_only_the_chunks_that_pass_the_filter():
     losses = Losses(np.array([1.0, 2.0, 4.0]), np.array([1, 1, 2]), np.zeros(3, int))
     figures = filtered_bits_per_byte(losses, np.array([0.5, 0.0, 1.0]), (0.0, 0.5, 1.0))
     assert figures == pytest.approx([2 / math.log(2), 1.5 / math.log(2), 7 / 4 / math.log(2)])
@@ -104,7 +108,7 @@ def test_filtered_bits_per_byte_counts_only_the_chunks_that_pass():
     assert bits(losses, np.ones(3))["bpb_no_leakage"] is None
 
 
-def test_leakage_is_the_longest_run_shared_with_a_value_over_m(database):
+def test_leakage_is_the_longest_run_shared_with_a_value_divided_by_the_chunk_size(database):
     split, m = database.split("valid"), database.chunk_size
     ratios = chunk_leakage(database)
     for row in range(0, len(ratios), 5):
@@ -117,15 +121,26 @@ def test_leakage_is_the_longest_run_shared_with_a_value_over_m(database):
         assert ratios[row] == best / m
 
 
-def test_evaluate_writes_its_results_and_its_curves_end_at_the_figure_for_all_chunks(model, database, tmp_path):
-    results = evaluate({"RETRO": model}, database, tmp_path, sequence_length=32, stride=16)
-    assert set(results["models"]) == {OFF, ON, SHUFFLED}
+@pytest.fixture(scope="module")
+def evaluation(model, database, tmp_path_factory):
+    """The results of `evaluate`, and the folder that it wrote."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    return evaluate({"RETRO": model}, database, folder, sequence_length=32, stride=16), folder
+
+
+def test_filtered_curves_end_at_the_figure_for_all_chunks(evaluation):
+    results, _ = evaluation
     for name, curve in results["bpb_alpha"].items():
         assert curve[-1] == pytest.approx(results["models"][name]["bpb"])
-    saved = np.load(tmp_path / "losses.npz")
+
+
+def test_evaluate_writes_its_results_and_its_losses(evaluation):
+    results, folder = evaluation
+    assert set(results["models"]) == {OFF, ON, SHUFFLED}
+    saved = np.load(folder / "losses.npz")
     assert saved[f"{ON}/nats"].sum() == pytest.approx(saved[f"{ON}/document_nats"].sum())
     assert saved["r"].shape == saved["bytes"].shape == (results["chunks"],)
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((folder / "results.json").read_text()) == results
 
 
 def test_evaluate_scores_each_condition_as_score_does_and_accepts_a_path_as_text(model, database, tmp_path):
@@ -144,7 +159,7 @@ def test_evaluate_scores_each_condition_as_score_does_and_accepts_a_path_as_text
 
 
 @pytest.mark.parametrize("names", [[], ["baseline"], ["RETRO", "base"]])
-def test_evaluate_refuses_models_under_other_names(model, database, tmp_path, names):
+def test_evaluate_refuses_missing_and_unknown_model_names(model, database, tmp_path, names):
     with pytest.raises(UserError, match="models must be"):
         evaluate(dict.fromkeys(names, model), database, tmp_path, sequence_length=32, stride=16)
 
@@ -155,11 +170,11 @@ def test_evaluate_refuses_a_baseline_with_cross_attention(model, database, tmp_p
 
 
 def test_the_verdict_says_when_retrieval_is_not_used():
-    helped = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 2.0}})
-    assert "5.00 % fewer bits than RETRO[OFF]" in helped
-    assert "its own neighbours save 5.00 %" in helped
-    useless = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 1.9}})
-    assert "does not use what it retrieves" in useless
+    sentence = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 2.0}})
+    assert "5.00 % fewer bits than RETRO[OFF]" in sentence
+    assert "its own neighbours save 5.00 %" in sentence
+    sentence = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 1.9}})
+    assert "does not use what it retrieves" in sentence
 
 
 def test_lengths_that_do_not_fit_and_a_missing_split_are_refused(model, database):

@@ -44,7 +44,7 @@ def frozen(model, database):
 
 
 def token_windows(database, n=32):
-    """For each scored token: its position, its document, the rows up to it, the tokens of its window, and itself."""
+    """For each scored token: its position, document, rows up to it, the window's tokens before it, and the token."""
     split, m = database.split("valid"), database.chunk_size
     for document in np.unique(split.documents[:]):
         rows = np.flatnonzero(split.documents[:] == document)
@@ -79,7 +79,7 @@ def test_the_frozen_model_is_a_forward_pass_over_each_tokens_window(model, froze
 
 
 @pytest.mark.parametrize("limit", [None, 11, 12])  # a full window ends at 12, so its last target is beyond the limit
-def test_losses_of_the_frozen_model_are_those_of_score_to_the_bit(model, database, limit):
+def test_losses_of_the_frozen_model_equal_those_of_score_bit_for_bit(model, database, limit):
     losses = frozen_model(*model, database, limit=limit, **WINDOW)[0].losses(database, limit=limit)
     expected = score(*model, database, k=0, stride=16, limit=limit, **WINDOW)
     assert np.array_equal(losses.nats, expected.nats)
@@ -87,25 +87,25 @@ def test_losses_of_the_frozen_model_are_those_of_score_to_the_bit(model, databas
     assert np.array_equal(losses.documents, expected.documents)
 
 
-def test_mixed_is_the_mixture_and_a_weight_of_zero_leaves_the_baseline_to_the_bit():
-    nats, other = np.array([0.3, 2.0, 30.0, 0.0]), np.array([0.0, 0.5, 0.0, 1.0])
-    assert np.array_equal(mixed(nats, other, 0.0), nats)
+def test_mixed_is_the_mixture_and_with_a_weight_of_zero_exactly_the_baseline():
+    nats, p_knn = np.array([0.3, 2.0, 30.0, 0.0]), np.array([0.0, 0.5, 0.0, 1.0])
+    assert np.array_equal(mixed(nats, p_knn, 0.0), nats)
     for weight in (0.1, 0.98):
-        expected = [-math.log((1 - weight) * math.exp(-a) + weight * p) for a, p in zip(nats, other, strict=True)]
-        np.testing.assert_allclose(mixed(nats, other, weight), expected, rtol=1e-12, atol=1e-15)
+        expected = [-math.log((1 - weight) * math.exp(-a) + weight * p) for a, p in zip(nats, p_knn, strict=True)]
+        np.testing.assert_allclose(mixed(nats, p_knn, weight), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_weights_are_tuned_on_the_other_half_of_the_documents():
     documents = np.array([3, 3, 5, 5, 8])  # halves {3, 8} and {5}
     scored = ScoredTokens(np.arange(5), np.full(5, 2), np.full(5, 2.0))
-    helps = np.array([0.9, 0.9, 0.0, 0.0, 0.9])
-    after, chosen = tuned(scored, documents, lambda _: helps, [1.0])
+    p_knn = np.array([0.9, 0.9, 0.0, 0.0, 0.9])
+    result, chosen = tuned(scored, documents, lambda _: p_knn, [1.0])
     assert chosen[0][1] == 0.0  # mixing does not help the half {5}, so nothing is mixed into {3, 8}
     assert chosen[1][1] == 0.98
-    assert np.array_equal(after.nats[[0, 1, 4]], scored.nats[[0, 1, 4]])
-    assert (after.nats[[2, 3]] > 5).all()
-    alone, _ = tuned(scored, np.zeros(5, int), lambda _: helps, [1.0])  # with one document there is nothing to tune on
-    assert np.array_equal(alone.nats, scored.nats)
+    assert np.array_equal(result.nats[[0, 1, 4]], scored.nats[[0, 1, 4]])
+    assert (result.nats[[2, 3]] > 5).all()
+    untuned, _ = tuned(scored, np.zeros(5, int), lambda _: p_knn, [1.0])  # one document: nothing to tune on
+    assert np.array_equal(untuned.nats, scored.nats)
 
 
 def test_the_datastore_holds_hidden_states_of_training_text_and_the_tokens_that_follow(model, database):
@@ -119,15 +119,15 @@ def test_the_datastore_holds_hidden_states_of_training_text_and_the_tokens_that_
     assert np.array_equal(values[:31], first[1:])
 
 
-def test_a_sampled_datastore_is_a_part_of_the_whole_and_no_larger_than_requested(model, database):
-    whole = {tuple(row) for row in np.round(datastore(*model, database, None, **WINDOW)[0], 8)}
+def test_a_sampled_datastore_is_a_part_of_the_complete_one_and_no_larger_than_requested(model, database):
+    all_keys = {tuple(row) for row in np.round(datastore(*model, database, None, **WINDOW)[0], 8)}
     for size in (1, 100, 301):
         keys, values = datastore(*model, database, size, **WINDOW)
         assert size - 2 * database.chunk_size < len(keys) == len(values) <= size  # documents end in padding
-        # Not all of them, because the 8th digit may round differently.
-        assert len({tuple(row) for row in np.round(keys, 8)} & whole) >= 0.9 * len(keys)
-    again, _ = datastore(*model, database, 301, **WINDOW)
-    assert np.array_equal(keys, again)
+        # Not every key is found, because the 8th digit may round differently.
+        assert len({tuple(row) for row in np.round(keys, 8)} & all_keys) >= 0.9 * len(keys)
+    repeated_keys, _ = datastore(*model, database, 301, **WINDOW)
+    assert np.array_equal(keys, repeated_keys)
 
 
 def plain_knn(h, keys, values, alpha, vocabulary_size, k=10):
@@ -156,13 +156,13 @@ def test_knn_probability_equals_plain_loops_and_sums_to_one(stored, alpha):
 def test_knn_lm_is_the_tuned_mixture(model, frozen, database):
     scored, hidden, documents = frozen
     keys, values = datastore(*model, database, 500, **WINDOW)
-    after, chosen = knn_lm(scored, hidden, documents, keys, values)
-    assert after.nats.sum() < scored.nats.sum()  # an untrained model gains from frequent tokens
+    result, chosen = knn_lm(scored, hidden, documents, keys, values)
+    assert result.nats.sum() < scored.nats.sum()  # an untrained model gains from frequent tokens
     half = np.unique(documents, return_inverse=True)[1] % 2
     for i in range(0, len(documents), 97):
         alpha, weight = chosen[half[i]]
         p = plain_knn(hidden[i], keys, values, alpha, database.vocabulary_size)[scored.tokens[i]]
-        assert after.nats[i] == pytest.approx(
+        assert result.nats[i] == pytest.approx(
             -math.log((1 - weight) * math.exp(-scored.nats[i]) + weight * p), rel=1e-8
         )
     with pytest.raises(UserError, match="datastore is empty"):
@@ -202,33 +202,33 @@ def test_the_weight_of_the_cache_is_tuned_on_the_other_half_of_the_documents():
     tokens = np.where(documents == 0, 7, np.arange(60))
     hidden = np.zeros((60, 4), np.float32)
     scored = ScoredTokens(np.arange(60), tokens, np.full(60, 3.0))
-    after, settings = continuous_cache(scored, hidden, documents)
+    result, settings = continuous_cache(scored, hidden, documents)
     assert settings[0][1] == 0  # tuned where no token repeats
     assert settings[1][1] == max(MIXTURE_WEIGHTS)
-    assert (after.nats[documents == 0] == 3).all()
-    assert after.nats[documents == 1].mean() > 3
+    assert (result.nats[documents == 0] == 3).all()
+    assert result.nats[documents == 1].mean() > 3
 
 
 def test_an_empty_cache_leaves_the_prediction_of_the_model(frozen):
     scored, hidden, documents = frozen
-    after, chosen = continuous_cache(scored, hidden, documents)
+    result, chosen = continuous_cache(scored, hidden, documents)
     first = np.flatnonzero(np.diff(documents, prepend=-1))
-    np.testing.assert_allclose(after.nats[first], scored.nats[first], rtol=1e-12)
+    np.testing.assert_allclose(result.nats[first], scored.nats[first], rtol=1e-12)
     assert max(weight for _, weight in chosen) > 0
-    assert after.nats.sum() < scored.nats.sum()
+    assert result.nats.sum() < scored.nats.sum()
 
 
 def test_no_later_token_changes_an_earlier_probability_of_the_cache():
     rng, n = np.random.default_rng(0), 300
     hidden, tokens = rng.standard_normal((n, 3)), rng.integers(0, 5, n)
-    before = cache_probability(hidden, tokens, np.zeros(n, int), 0.5, 100)
+    original = cache_probability(hidden, tokens, np.zeros(n, int), 0.5, 100)
     for t in (1, 255, 256, 299):
         changed, states = tokens.copy(), hidden.copy()
         changed[t:] = (changed[t:] + 1) % 5
         states[t:] *= 2
-        after = cache_probability(states, changed, np.zeros(n, int), 0.5, 100)
-        assert np.array_equal(after[1:t], before[1:t])
-        assert not np.array_equal(after[t:], before[t:])
+        altered = cache_probability(states, changed, np.zeros(n, int), 0.5, 100)
+        assert np.array_equal(altered[1:t], original[1:t])
+        assert not np.array_equal(altered[t:], original[t:])
 
 
 def test_prepending_is_a_forward_pass_with_the_neighbours_before_the_text(model, database):
@@ -280,16 +280,16 @@ def test_no_later_token_or_neighbour_changes_an_earlier_prepended_score(model):
     tokens, neighbours = rng.integers(2, 300, (1, 4 * m)), rng.integers(2, 300, (1, 4, 1, 2 * m))
     targets = np.roll(tokens, -1)
     targets[0, -1] = 0
-    before = prepended_nats(params, config, tokens, targets, neighbours, 4 * m)
+    original = prepended_nats(params, config, tokens, targets, neighbours, 4 * m)
     for t in (1, m - 1, m, 2 * m + 3):  # the first token that changes
-        changed, others, wanted = tokens.copy(), neighbours.copy(), targets.copy()
+        changed, altered_lists, new_targets = tokens.copy(), neighbours.copy(), targets.copy()
         changed[0, t:] = 299 - changed[0, t:] + 2
-        wanted[0, t:-1] = changed[0, t + 1 :]
-        others[0, t // m :] = 299 - others[0, t // m :] + 2  # neighbours of the chunks with a changed token
-        after = prepended_nats(params, config, changed, wanted, others, 4 * m)
-        # Not to the bit, because different batches round differently.
-        np.testing.assert_allclose(after[0, : t - 1], before[0, : t - 1], rtol=1e-12)
-        assert not np.isclose(after[0, t : 4 * m - 1], before[0, t : 4 * m - 1]).all()
+        new_targets[0, t:-1] = changed[0, t + 1 :]
+        altered_lists[0, t // m :] = 299 - altered_lists[0, t // m :] + 2  # lists of the chunks with a changed token
+        altered = prepended_nats(params, config, changed, new_targets, altered_lists, 4 * m)
+        # Not bit for bit, because different batches round differently.
+        np.testing.assert_allclose(altered[0, : t - 1], original[0, : t - 1], rtol=1e-12)
+        assert not np.isclose(altered[0, t : 4 * m - 1], original[0, t : 4 * m - 1]).all()
 
 
 def test_neighbours_that_leave_no_context_are_refused(model, database):

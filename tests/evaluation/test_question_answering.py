@@ -53,7 +53,7 @@ def test_a_question_chunk_ends_with_answer_and_a_colon_and_is_padded_on_the_left
         assert padding.tolist() == list(range(len(padding)))
 
 
-def test_question_and_answer_chunks_are_the_tokens_of_the_whole_text_and_its_end(tokenizer):
+def test_question_and_answer_chunks_are_the_tokens_of_the_complete_text_and_end_of_text(tokenizer):
     rows = np.hstack([question_chunks(tokenizer, QUESTIONS, M), answer_chunks(tokenizer, ANSWERS, M)])
     for row, q, a in zip(rows, QUESTIONS, ANSWERS, strict=True):
         assert row[row != 0].tolist() == [*encode(tokenizer, f"question: {q} \n answer: {a}"), 1]
@@ -93,11 +93,11 @@ def test_targets_are_the_answer_and_its_end_one_position_early(tokenizer):
     tokens, targets = qa_batch(questions, answers)
     assert tokens.shape == targets.shape == (3, 2 * M - 1)
     for row, text in enumerate(ANSWERS):
-        wanted = [*encode(tokenizer, f" {text}"), 1]
+        expected = [*encode(tokenizer, f" {text}"), 1]
         positions = np.flatnonzero(targets[row])
-        assert positions.tolist() == list(range(M - 1, M - 1 + len(wanted)))
-        assert targets[row, positions].tolist() == wanted
-        assert tokens[row, positions[1:]].tolist() == wanted[:-1]
+        assert positions.tolist() == list(range(M - 1, M - 1 + len(expected)))
+        assert targets[row, positions].tolist() == expected
+        assert tokens[row, positions[1:]].tolist() == expected[:-1]
         assert tokens[row, :M].tolist() == questions[row].tolist()
 
 
@@ -115,13 +115,13 @@ def random_questions(m, k, seed, n=5):
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_the_loss_is_that_of_two_complete_chunks_with_neighbours_for_the_first(m, k, seed):
+def test_the_loss_is_that_of_two_complete_chunks_with_neighbours_for_the_first_chunk(m, k, seed):
     config, (questions, answers, passages, passage_rows) = replace(CONFIG, chunk_size=m), random_questions(m, k, seed)
     params = perturbed_params(config, seed)
     loss, _ = retro_loss(params, config, *qa_batch(questions, answers), passages[passage_rows][:, None])
-    whole = np.concatenate([questions, answers], axis=1)
+    sequence = np.concatenate([questions, answers], axis=1)
     neighbours = np.stack([passages[passage_rows], np.zeros((5, k, 2 * m), int)], axis=1)
-    log_p = log_softmax(retro(params, config, whole, neighbours)[0])
+    log_p = log_softmax(retro(params, config, sequence, neighbours)[0])
     nats = [-log_p[b, m - 1 + i, a] for b in range(5) for i, a in enumerate(answers[b]) if a != 0]
     assert float(loss) == pytest.approx(np.mean(nats), rel=1e-10)
 
@@ -147,8 +147,8 @@ def test_fine_tuning_takes_adamws_steps_along_the_gradients_of_retro_loss(with_p
         adamw_update(params, grads, state, lr=rate)
     for (name, array), (_, expected) in zip(named_leaves(tuned), named_leaves(params), strict=True):
         np.testing.assert_allclose(array, expected, rtol=1e-9, atol=1e-12, err_msg=name)
-    for (name, array), (_, before) in zip(named_leaves(start), named_leaves(perturbed_params(CONFIG)), strict=True):
-        assert np.array_equal(array, before), name
+    for (name, array), (_, original) in zip(named_leaves(start), named_leaves(perturbed_params(CONFIG)), strict=True):
+        assert np.array_equal(array, original), name
     assert not np.array_equal(tuned["embedding"], start["embedding"])
 
 
@@ -202,7 +202,7 @@ def test_texts_are_normalised_as_in_squad(text, expected):
     assert normalised(text) == expected
 
 
-def test_an_exact_match_is_with_a_whole_accepted_answer():
+def test_an_exact_match_needs_a_complete_accepted_answer():
     assert exact_match("The United States", ["USA", "united states"])
     assert not exact_match("United States of America", ["USA", "united states"])
     assert not exact_match("", ["USA"])
@@ -211,7 +211,7 @@ def test_an_exact_match_is_with_a_whole_accepted_answer():
 
 def test_a_model_learns_to_answer_what_only_its_passages_say():
     """Ground truth by construction: each question pairs a random key with a random value."""
-    rng, n, trained = np.random.default_rng(0), 2000, 1900
+    rng, n, n_trained = np.random.default_rng(0), 2000, 1900
     keys, values = rng.integers(10, 30, n), rng.integers(30, 50, n)
     questions, answers, passages = np.zeros((n, 4), int), np.zeros((n, 4), int), np.zeros((n, 8), int)
     questions[:, 2], questions[:, 3] = keys, 2
@@ -223,13 +223,13 @@ def test_a_model_learns_to_answer_what_only_its_passages_say():
     )  # fmt: skip
     training = TrainingConfig(steps=150, batch_size=32, learning_rate=1e-2, warmup=10)
     params = fine_tune(
-        init_params(config, rng), config, questions[:trained], answers[:trained], passages, np.arange(n)[:, None],
+        init_params(config, rng), config, questions[:n_trained], answers[:n_trained], passages, np.arange(n)[:, None],
         training,
     )  # fmt: skip
 
     def accuracy(passages_of):
         return np.mean(
-            [answer(params, config, questions[i], passages_of(i)).tolist() == [values[i]] for i in range(trained, n)]
+            [answer(params, config, questions[i], passages_of(i)).tolist() == [values[i]] for i in range(n_trained, n)]
         )
 
     assert accuracy(lambda i: passages[i : i + 1]) > 0.9
@@ -278,7 +278,7 @@ def test_questions_ask_for_names_that_occur_once_with_arguments_in_the_first_lin
     assert (each.question, each.answer) == ("definition of each", "def each(line):")
 
 
-def test_functions_are_those_of_the_documents_with_their_splits(tmp_path, embedder):
+def test_functions_are_those_of_the_documents_and_have_their_splits(tmp_path, embedder):
     (tmp_path / "docs").mkdir()
     for number in range(12):
         (tmp_path / "docs" / f"m{number}.py").write_text(f"def f{number}(é):\n    return '{number}'\n" * (number + 1))
@@ -293,9 +293,9 @@ def test_functions_are_those_of_the_documents_with_their_splits(tmp_path, embedd
         assert (f.split == "valid") == held_out(f.module, 0.4)
 
 
-def figures(closed, opened):
+def figures(closed_book, open_book):
     return {
-        "exact_match": dict.fromkeys(experiment.PASSAGES_GIVEN, closed) | {experiment.OPEN: opened},
+        "exact_match": dict.fromkeys(experiment.PASSAGES_GIVEN, closed_book) | {experiment.OPEN: open_book},
         "recall": {part: {str(k): 0.5 for k in experiment.PASSAGE_COUNTS} for part in ("train", "test")},
         "questions": {"train": 1000, "test": 10},
     }

@@ -26,7 +26,8 @@ from retro_np.pretrained.bundled import BUNDLED, load_pretrained
 from retro_np.training.loop import CHECKPOINT
 
 NAMES = list(experiments())
-RUN_HERE = sorted(set(NAMES) - {"knowledge", "question-answering", "samples"})  # these have their own test files
+# The experiments that are left out have their own test files.
+RUN_HERE = sorted(set(NAMES) - {"knowledge", "question-answering", "samples"})
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ EXPERIMENT = Experiment(
             find_experiment(name)
 
 
-def test_finding_an_experiment_imports_no_other():
+def test_finding_an_experiment_imports_no_other_experiment():
     code = (
         "import sys; from retro_np.experiments.experiment import find_experiment; find_experiment('leakage'); "
         "print('retro_np.experiments.leakage' in sys.modules, 'retro_np.experiments.subsets' in sys.modules)"
@@ -91,8 +92,8 @@ def test_finding_an_experiment_imports_no_other():
 def test_a_second_run_of_an_experiment_gives_the_same_figures(name, folder):
     seeds = 2 if find_experiment(name).over_seeds else None
     first = run_experiment(name, folder, "tiny", seeds)
-    again = run_experiment(name, folder, "tiny", seeds)
-    assert json.dumps(first["figures"]) == json.dumps(again["figures"])
+    second = run_experiment(name, folder, "tiny", seeds)
+    assert json.dumps(first["figures"]) == json.dumps(second["figures"])
     written = json.loads((folder / "tiny" / f"{name}.json").read_text(), parse_constant=pytest.fail)
     assert list(written["figures"]) == list(first["figures"])
     assert written["command"] == f"retro-np experiment {name} --scale tiny" + (" --seeds 2" if seeds else "")
@@ -129,8 +130,8 @@ def test_each_condition_has_the_losses_that_score_returns(lab):
     for name, (model, condition) in expected.items():
         plain = score(model.params, model.config, database, **condition, **window)
         assert np.array_equal(lines[name].nats, plain.nats), name
-    again = lab.conditions(database, baseline, retro)  # from the stored scores
-    assert all(np.array_equal(again[name].nats, lines[name].nats) for name in lines)
+    reread = lab.conditions(database, baseline, retro)  # read from the stored scores
+    assert all(np.array_equal(reread[name].nats, lines[name].nats) for name in lines)
 
 
 def test_an_error_names_the_damaged_file_of_the_lab(lab):
@@ -138,12 +139,12 @@ def test_an_error_names_the_damaged_file_of_the_lab(lab):
     lab.conditions(database, baseline, retro)
     lab.leakage(database)
     for path in (lab.folder / "scores").iterdir():
-        whole = path.read_bytes()
-        for damaged in (b"", whole[:100]):
+        contents = path.read_bytes()
+        for damaged in (b"", contents[:100]):
             path.write_bytes(damaged)
             with pytest.raises(UserError, match=f"{path.name} is damaged"):
                 lab.conditions(database, baseline, retro), lab.leakage(database)
-        path.write_bytes(whole)
+        path.write_bytes(contents)
 
 
 def test_several_seeds_for_a_one_seed_experiment_and_a_folder_named_like_the_result_are_refused(tmp_path):
@@ -216,7 +217,7 @@ def test_the_model_card_has_the_recorded_figures_and_the_hashes_of_its_files():
 
 
 @pytest.mark.slow
-def test_a_lab_scores_as_score_does(folder):
+def test_the_losses_of_a_lab_equal_those_of_score(folder):
     with open_lab(folder, "tiny") as lab:
         database = lab.database()
         _, retro = lab.pair(database, 0)
@@ -238,7 +239,7 @@ def test_a_mistake_is_reported_in_one_line_that_says_what_to_do(tmp_path):
         find_experiment("os")
 
 
-def test_the_equal_baseline_is_interpolated_and_extrapolated_over_log_parameters():
+def test_the_equal_baseline_is_interpolated_and_extrapolated_in_the_logarithm_of_the_parameters():
     sizes = [
         {"parameters": {"baseline": n}, "lines": {"baseline": {"bpb": bpb}}} for n, bpb in ((100, 3.0), (10_000, 2.0))
     ]
@@ -257,7 +258,7 @@ def line(*seeds):
         ((1.9, 1.91), 2.1, 2.2, False),
     ],
 )  # fmt: skip
-def test_the_control_requires_a_gain_with_every_seed_none_if_shuffled_and_off_near_the_baseline(
+def test_the_control_requires_a_gain_with_every_seed_no_gain_if_shuffled_and_off_near_the_baseline(
     on, off, shuffled, agrees
 ):
     lines = {"baseline": line(1.98, 1.99), OFF: line(off, off), ON: line(*on), SHUFFLED: line(shuffled, shuffled)}

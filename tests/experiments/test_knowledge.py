@@ -22,58 +22,58 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(lab):
+def told_database(lab):
     return knowledge._database(lab, "told", FACTS, ("told",))
 
 
-def test_a_document_has_two_chunks_the_first_with_the_name_and_the_second_with_the_code(told):
+def test_a_document_has_two_chunks_the_first_with_the_name_and_the_second_with_the_code(told_database):
     for fact in FACTS:
         assert fact.told != fact.asked
         for wording in range(len(WORDINGS)):
             text = document(fact, wording)
             assert fact.name in text[:CHUNK]
             assert fact.code in text[CHUNK:]
-            assert len(text) < 2 * CHUNK  # space for the end-of-text
-    assert told.n_chunks == 2 * len(FACTS)
+            assert len(text) < 2 * CHUNK  # room for the end-of-text token
+    assert told_database.n_chunks == 2 * len(FACTS)
 
 
-def test_the_positions_of_a_question_are_those_of_its_code(told):
-    tokens, positions = questions(told.tokenizer, FACTS)
+def test_the_positions_of_a_question_are_those_of_its_code(told_database):
+    tokens, positions = questions(told_database.tokenizer, FACTS)
     for fact, row, position in zip(FACTS, tokens, positions, strict=True):
-        assert told.text(row) == document(fact, fact.asked)
-        assert told.text(row[position]) == fact.code
+        assert told_database.text(row) == document(fact, fact.asked)
+        assert told_database.text(row[position]) == fact.code
         assert len(fact.code) == DIGITS
 
 
-def test_other_codes_change_the_codes_but_not_the_names_and_wordings():
+def test_other_codes_replaces_the_codes_and_keeps_names_and_wordings():
     changed = knowledge.other_codes(FACTS, seed=0)
     assert [(f.name, f.told, f.asked) for f in changed] == [(f.name, f.told, f.asked) for f in FACTS]
     assert all(new.code != old.code for new, old in zip(changed, FACTS, strict=True))
 
 
-def test_all_documents_that_tell_come_before_those_that_ask(tmp_path):
+def test_the_documents_that_tell_the_codes_come_before_those_that_ask_for_them(tmp_path):
     lines = write_facts(tmp_path / "f.jsonl", FACTS, ("told", "asked")).read_text().splitlines()
     names = [json.loads(line)["name"] for line in lines]
-    assert names == [f"{fact.name} {way}" for way in ("told", "asked") for fact in FACTS]
+    assert names == [f"{fact.name} {suffix}" for suffix in ("told", "asked") for fact in FACTS]
 
 
-def greedy(model, database, told, fact):
+def greedy(model, database, told_database, fact):
     """The code that `generate` gives with greedy decoding and its own retrieval."""
-    before = WORDINGS[fact.asked][1]
-    prompt = questions(told.tokenizer, [fact])[0][0, : CHUNK + len(before)]
+    text_before_code = WORDINGS[fact.asked][1]
+    prompt = questions(told_database.tokenizer, [fact])[0][0, : CHUNK + len(text_before_code)]
     tokens, _ = generate(model.params, model.config, prompt, DIGITS, database=database, k=1, temperature=0)
-    return told.text(tokens)
+    return told_database.text(tokens)
 
 
-def test_the_share_of_right_answers_equals_that_of_greedy_decoding(told):
-    config = recipe.retro_config(told.vocabulary_size, CHUNK, d_model=16, n_layers=2)
+def test_the_share_of_right_answers_equals_that_of_greedy_decoding(told_database):
+    config = recipe.retro_config(told_database.vocabulary_size, CHUNK, d_model=16, n_layers=2)
     model = Model(init_params(config, np.random.default_rng(0)), config, "untrained")
-    for k, database in ((1, told), (0, None)):
-        decoded = np.mean([greedy(model, database, told, fact) == fact.code for fact in FACTS])
-        assert knowledge.answers(model, FACTS, told, k=k)["right"] == decoded
+    for k, database in ((1, told_database), (0, None)):
+        decoded = np.mean([greedy(model, database, told_database, fact) == fact.code for fact in FACTS])
+        assert knowledge.answers(model, FACTS, told_database, k=k)["right"] == decoded
 
 
-def test_the_experiment_runs_and_does_not_agree_after_six_steps(tmp_path):
+def test_the_experiment_runs_and_its_verdict_does_not_agree_with_the_claim_after_six_steps(tmp_path):
     result = run_experiment("knowledge", tmp_path, "tiny", 1)
     lines = result["figures"]["lines"]
     assert set(lines) == set(ANSWER_LINES)
@@ -102,15 +102,15 @@ def test_answers_need_retrieval_and_follow_the_database(tmp_path):
     figures = knowledge.measure(lab)
     right = {name: figures["lines"][name]["right"]["mean"] for name in ANSWER_LINES}
     assert right[ON] >= 0.9
-    assert right[SWAPPED] >= 0.9  # new codes, from a database that gives the names other codes
+    assert right[SWAPPED] >= 0.9  # the new codes, from a database with other codes for the same names
     assert right[REMAINING] >= 0.9
-    # Of 256 guesses at one of 30,240 codes, two are right with a probability of 1 in 30,000.
+    # The probability that at least two of 256 guesses at one of 30,240 codes are right is about 1 in 28,000.
     assert max(right[name] for name in (OFF, SHUFFLED, REMOVED)) <= 1 / 256
     assert figures["old_codes_after_swap"]["mean"] <= 1 / 256
     assert figures["lines"][OFF]["bits"]["mean"] > 0.95 * figures["chance_bits"]
 
-    database, (facts, told), _ = knowledge.setting(lab)
+    database, (facts, told_database), _ = knowledge.setting(lab)
     model = knowledge.train_model(lab, database, 0)  # loaded from the lab
-    for source, lower, upper in ((told, 0.9, 1), (None, 0, 0.05)):
-        decoded = np.mean([greedy(model, source, told, fact) == fact.code for fact in facts[:20]])
+    for source, lower, upper in ((told_database, 0.9, 1), (None, 0, 0.05)):
+        decoded = np.mean([greedy(model, source, told_database, fact) == fact.code for fact in facts[:20]])
         assert lower <= decoded <= upper

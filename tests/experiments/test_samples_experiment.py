@@ -46,8 +46,8 @@ def test_prompt_and_rest_are_the_text_of_a_held_out_document(database):
     for number, prompt, rest in parts:
         assert database.documents[number]["split"] == "valid"
         assert len(prompt) == PROMPT_CHUNKS * database.chunk_size
-        whole = database.text(split.tokens[np.flatnonzero(split.documents[:] == number)].reshape(-1))
-        assert database.text([*prompt, *rest]) == whole
+        text = database.text(split.tokens[np.flatnonzero(split.documents[:] == number)].reshape(-1))
+        assert database.text([*prompt, *rest]) == text
 
 
 @pytest.fixture(scope="module")

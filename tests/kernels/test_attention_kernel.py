@@ -18,7 +18,7 @@ KINDS = ["numba", "c"] if EXPECT_C else ["numba"]
 
 @st.composite
 def problems(draw, dtype=None):
-    """(arrays, masks): n = 1, one head, head sizes that fill no vector, masked keys, items without keys, tiles."""
+    """(arrays, masks), including n = 1, odd head sizes, masked keys, items without keys and several tiles."""
     sizes = st.one_of(st.integers(1, 5), st.sampled_from([16, 17, 31, 32, 33, 40, 70]))
     batch, g, n = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(sizes)
     k, r = draw(st.integers(0, 3)), draw(sizes)
@@ -52,7 +52,7 @@ def cotangent(arrays):
 
 
 def assert_close(actual, expected):
-    """Equal within rounding: sums of up to a few hundred terms are taken in another order."""
+    """Equal within rounding: sums of up to a few hundred terms are taken in a different order."""
     assert len(actual) == len(expected)
     for array, oracle in zip(actual, expected, strict=True):
         assert array.dtype == oracle.dtype
@@ -96,10 +96,10 @@ def test_each_vector_unit_equals_the_numpy_oracle(unit, problem):
 def test_one_thread_and_three_give_the_same_bits(kind, problem):
     arrays, masks = problem
     use_threads(1)
-    alone = results(kind, arrays, masks, cotangent(arrays))
+    one_thread = results(kind, arrays, masks, cotangent(arrays))
     use_threads(3)
-    together = results(kind, arrays, masks, cotangent(arrays))
-    assert all(one.tobytes() == other.tobytes() for one, other in zip(alone, together, strict=True))
+    three_threads = results(kind, arrays, masks, cotangent(arrays))
+    assert all(array.tobytes() == expected.tobytes() for array, expected in zip(one_thread, three_threads, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
@@ -218,14 +218,14 @@ REFUSED = [
     ({"q": np.zeros((2, 3, 2, 4))}, ValueError, "q must have five dimensions"),
     ({"q": np.zeros((2, 1, 3, 2, 0))}, ValueError, "q has heads of size 0"),
     ({"keys": np.zeros((2, 1, 5, 2, 4), np.float32)}, TypeError, "keys must have the type of q"),
-    ({"values": np.zeros((2, 1, 4, 2, 4))}, ValueError, "values has 4 along axis 2, not 5"),
+    ({"values": np.zeros((2, 1, 4, 2, 4))}, ValueError, "values has size 4 along axis 2, not 5"),
     ({"keys": np.zeros((2, 1, 5, 2, 8))[..., ::2]}, ValueError, "keys must be C-contiguous"),
     ({"values": np.zeros(8 * 80 + 1, np.uint8)[1:].view(np.float64).reshape(2, 1, 5, 2, 4)}, ValueError, "aligned"),
     ({"table": np.zeros((8, 2, 4))}, ValueError, "table has 8 distances, more than n \\+ r - 1 = 7"),
     ({"u": None}, TypeError, "table, u and v must all be arrays, or all be None"),
-    ({"u": np.zeros((2, 3))}, ValueError, "u has 3 along axis 1, not 4"),
+    ({"u": np.zeros((2, 3))}, ValueError, "u has size 3 along axis 1, not 4"),
     ({"key_mask": np.ones((2, 1, 5))}, TypeError, "key_mask must be bool"),
-    ({"key_mask": np.ones((2, 1, 4), bool)}, ValueError, "key_mask has 4 along axis 2, not 5"),
+    ({"key_mask": np.ones((2, 1, 4), bool)}, ValueError, "key_mask has size 4 along axis 2, not 5"),
     ({"causal_offset": 0.5}, TypeError, "causal_offset must be an integer"),
     ({"causal_offset": 10**30}, OverflowError, ""),
     ({"first": 3, "last": 2}, ValueError, "tasks 3 to 2 are not within 0 to 4"),
@@ -235,16 +235,16 @@ REFUSED = [
 FORWARD_ONLY = [
     ({"out": read_only(np.zeros((2, 1, 3, 2, 4)))}, ValueError, "out is read-only"),
     ({"out": np.zeros((2, 1, 3, 2, 4), np.float32)}, TypeError, "out must have the type of q"),
-    ({"lse": np.zeros((2, 2, 1, 4))}, ValueError, "lse has 4 along axis 3, not 3"),
+    ({"lse": np.zeros((2, 2, 1, 4))}, ValueError, "lse has size 4 along axis 3, not 3"),
 ]
 BACKWARD_ONLY = [
     ({"dq": read_only(np.zeros((2, 1, 3, 2, 4)))}, ValueError, "dq is read-only"),
-    ({"dout": np.zeros((2, 1, 3, 2, 5))}, ValueError, "dout has 5 along axis 4, not 4"),
+    ({"dout": np.zeros((2, 1, 3, 2, 5))}, ValueError, "dout has size 5 along axis 4, not 4"),
     ({"dkeys": np.zeros((2, 1, 5, 2, 4), np.float32)}, TypeError, "dkeys must have the type of q"),
-    ({"dtable": np.zeros((2, 6, 2, 4))}, ValueError, "dtable has 6 along axis 1, not 7"),
+    ({"dtable": np.zeros((2, 6, 2, 4))}, ValueError, "dtable has size 6 along axis 1, not 7"),
     ({"dtable": np.zeros((0, 7, 2, 4)), "last": 0}, ValueError, "dtable needs at least one part"),
     ({"dtable": None}, TypeError, "dtable, du and dv must be arrays if table is one"),
-    ({"du": np.zeros((1, 2, 4))}, ValueError, "du has 1 along axis 0, not 2"),
+    ({"du": np.zeros((1, 2, 4))}, ValueError, "du has size 1 along axis 0, not 2"),
     ({"table": None, "u": None, "v": None}, TypeError, "dtable, du and dv must be arrays if table is one"),
 ]
 
@@ -254,7 +254,7 @@ BACKWARD_ONLY = [
     ("function", "changes", "error", "words"),
     [(call, *case) for case in REFUSED + FORWARD_ONLY] + [(call_backward, *case) for case in REFUSED + BACKWARD_ONLY],
 )
-def test_the_c_functions_refuse_wrong_arguments_by_name(function, changes, error, words):
+def test_the_error_of_a_c_function_for_a_wrong_argument_names_it(function, changes, error, words):
     function()
     with pytest.raises(error, match=words or None):
         function(**changes)

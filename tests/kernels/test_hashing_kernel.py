@@ -12,21 +12,21 @@ from retro_np.kernels.hashing import BUCKET_BITS, BUCKETS, count_features, proje
 
 MASK = 2**64 - 1
 WEIGHTS = np.random.default_rng(7).integers(1, 300, BUCKETS).astype(np.int32)
-both = pytest.mark.parametrize("kind", ["numpy", "numba"])
-unhurried = settings(deadline=None)  # the first call compiles
+both_kinds = pytest.mark.parametrize("kind", ["numpy", "numba"])
+no_deadline = settings(deadline=None)  # the first call compiles
 
 
 @st.composite
 def chunks(draw, top=6):
-    """(N, m) tokens with few or many different ones, padding and end-of-text among them."""
+    """(N, m) tokens drawn from few or many ids, including padding and end-of-text."""
     n, m = draw(st.integers(0, top)), draw(st.integers(0, 12))
     dtype = draw(st.sampled_from([np.uint16, np.uint32, np.int64]))
-    kinds = draw(st.sampled_from([3, 5, 4096, np.iinfo(dtype).max]))
-    return np.random.default_rng(draw(st.integers(0, 2**32))).integers(0, kinds, (n, m)).astype(dtype)
+    n_ids = draw(st.sampled_from([3, 5, 4096, np.iinfo(dtype).max]))
+    return np.random.default_rng(draw(st.integers(0, 2**32))).integers(0, n_ids, (n, m)).astype(dtype)
 
 
 def split_mix(number):
-    """Output `number` of Steele, Lea & Flood's generator, from a state of 0."""
+    """The output numbered `number` of Steele, Lea & Flood's generator, starting from state 0."""
     x = (number + 1) * 0x9E3779B97F4A7C15 & MASK
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
@@ -34,7 +34,7 @@ def split_mix(number):
 
 
 def features(row):
-    """The buckets of one row: of each token, then of the pair that it ends."""
+    """The buckets of one row: that of each token, then that of the pair that ends with it."""
     for i, token in enumerate(row):
         if token > 1:
             yield split_mix(token) >> 64 - BUCKET_BITS
@@ -65,8 +65,8 @@ def test_the_hash_is_split_mix_64():
     assert [split_mix(i) for i in range(3)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
-@both
-@unhurried
+@both_kinds
+@no_deadline
 @given(tokens=chunks())
 def test_a_chunk_counts_once_in_each_bucket_of_its_tokens_and_pairs(kind, tokens):
     kernels.use(kind)
@@ -76,8 +76,8 @@ def test_a_chunk_counts_once_in_each_bucket_of_its_tokens_and_pairs(kind, tokens
     np.testing.assert_array_equal(counted(tokens), expected)
 
 
-@both
-@unhurried
+@both_kinds
+@no_deadline
 @given(tokens=chunks(), cut=st.integers(0, 6))
 def test_counts_of_parts_add_up(kind, tokens, cut):
     kernels.use(kind)
@@ -86,10 +86,10 @@ def test_counts_of_parts_add_up(kind, tokens, cut):
     np.testing.assert_array_equal(counts, counted(tokens))
 
 
-@both
-@unhurried
+@both_kinds
+@no_deadline
 @given(tokens=chunks(), d_key=st.sampled_from([1, 5, 63, 64, 65, 128, 150]))
-def test_a_key_is_the_weighted_sum_of_signs_at_length_one(kind, tokens, d_key):
+def test_a_key_is_the_weighted_sum_of_signs_scaled_to_unit_length(kind, tokens, d_key):
     kernels.use(kind)
     keys = project_features(tokens, WEIGHTS, d_key)
     assert (keys.dtype, keys.shape) == (np.float32, (len(tokens), d_key))
@@ -102,8 +102,8 @@ def test_keys_and_counts_have_the_same_bits_for_any_kind_batch_and_number_of_thr
     keys, counts = [], []
     for kind in ("numpy", "numba"):
         kernels.use(kind)
-        for number in (1, 3):
-            threads.use_threads(number)
+        for n_threads in (1, 3):
+            threads.use_threads(n_threads)
             keys += [project_features(tokens, WEIGHTS, 70)]
             keys += [np.concatenate([project_features(tokens[i : i + 9], WEIGHTS, 70) for i in range(0, 700, 9)])]
             counts.append(counted(tokens))
@@ -113,8 +113,8 @@ def test_keys_and_counts_have_the_same_bits_for_any_kind_batch_and_number_of_thr
         np.testing.assert_array_equal(other, counts[0])
 
 
-@both
-def test_padding_and_end_of_text_are_no_features_and_break_a_pair(kind):
+@both_kinds
+def test_padding_and_end_of_text_are_not_features_and_break_a_pair(kind):
     kernels.use(kind)
     assert not counted(np.array([[0, 1, 0, 1]])).any()
     rows = np.array([[7, 0, 9, 0], [7, 1, 9, 1], [0, 7, 1, 9]])
@@ -123,8 +123,8 @@ def test_padding_and_end_of_text_are_no_features_and_break_a_pair(kind):
     assert counted(np.array([[7, 9, 0, 0]])).sum() == 3
 
 
-@both
-def test_a_row_without_features_is_as_far_from_others_as_unrelated_rows_are(kind):
+@both_kinds
+def test_a_row_without_features_is_as_far_from_other_rows_as_unrelated_rows_are(kind):
     kernels.use(kind)
     tokens = np.random.default_rng(0).integers(2, 4096, (200, 64))
     tokens[0], tokens[1] = 0, 1
@@ -145,7 +145,7 @@ def test_signs_are_balanced_and_uncorrelated():
     assert np.abs(rows.mean(axis=0)).max() * 128**0.5 < 6 / 64
 
 
-@both
+@both_kinds
 @pytest.mark.parametrize(
     ("tokens", "counts", "message"),
     [
@@ -158,13 +158,13 @@ def test_signs_are_balanced_and_uncorrelated():
         (np.ones((2, 4), int), np.broadcast_to(np.uint32(0), BUCKETS), "counts must be"),
     ],
 )
-def test_wrong_tokens_or_counts_are_refused_by_name(kind, tokens, counts, message):
+def test_the_error_for_wrong_tokens_or_counts_names_them(kind, tokens, counts, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         count_features(tokens, counts)
 
 
-@both
+@both_kinds
 @pytest.mark.parametrize(
     ("tokens", "weights", "d_key", "message"),
     [
@@ -175,7 +175,7 @@ def test_wrong_tokens_or_counts_are_refused_by_name(kind, tokens, counts, messag
         (np.ones((1, 4), int), WEIGHTS, 0, "d_key must be from 1"),
     ],
 )
-def test_arguments_that_cannot_be_projected_are_refused_by_name(kind, tokens, weights, d_key, message):
+def test_the_error_for_an_argument_that_cannot_be_projected_names_it(kind, tokens, weights, d_key, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         project_features(tokens, weights, d_key)

@@ -84,14 +84,14 @@ def test_without_the_extension_and_numba_the_default_is_numpy():
 
 
 @pytest.mark.usefixtures("no_numba")
-def test_numba_that_cannot_be_imported_is_refused_with_the_reason_and_the_way_to_get_it():
+def test_numba_that_cannot_be_imported_is_refused_with_the_reason_and_how_to_get_it():
     with pytest.raises(UserError, match=r"kernels.use: .*\(No module named 'numba'\); pip install -U numba, or choose"):
         kernels.use("numba")
     assert kernels.using() == "auto"
 
 
 @pytest.mark.parametrize("kind", ["numba", "c"])
-def test_a_kernel_without_the_chosen_kind_runs_its_numpy_one(kind):
+def test_a_kernel_without_the_chosen_kind_runs_in_numpy(kind):
     kernels.use(kind)
     assert kernels.kernel("plain", numpy=in_numpy)(3) == "numpy"
 
@@ -107,7 +107,7 @@ def test_a_kernel_without_the_chosen_kind_runs_its_numpy_one(kind):
         ((np.zeros(1, complex),), "numpy"),
     ],
 )
-def test_a_kernel_of_one_type_leaves_others_and_mixtures_to_numpy(arrays, kind):
+def test_a_kernel_of_one_type_leaves_other_types_and_mixtures_to_numpy(arrays, kind):
     function = kernels.kernel("typed", numpy=lambda *_: "numpy", c=lambda *_: "c", one_type=True)
     assert function(*arrays) == kind
 
@@ -127,14 +127,14 @@ def test_an_unknown_name_is_refused_with_the_choices_and_changes_nothing():
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_c_without_the_extension_is_refused_with_the_way_to_get_it():
+def test_c_without_the_extension_is_refused_with_how_to_build_it():
     with pytest.raises(UserError, match=r"C compiler .* and reinstall"):
         kernels.use("c")
     assert kernels.using() == "auto"
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_c_in_the_environment_without_the_extension_is_refused_at_first_use(monkeypatch):
+def test_c_in_the_environment_without_the_extension_is_refused_on_first_use(monkeypatch):
     monkeypatch.setenv(kernels.KERNELS_VARIABLE, "c")
     function = full()
     with pytest.raises(UserError, match=r"RETRO_NP_KERNELS: .* C compiler"):
@@ -147,7 +147,7 @@ def test_the_environment_chooses(kind):
     assert fresh_python(code, RETRO_NP_KERNELS=kind)[0] == kind
 
 
-def test_an_unknown_name_in_the_environment_is_refused_at_first_use_and_not_at_import():
+def test_an_unknown_name_in_the_environment_is_refused_on_first_use_and_not_at_import():
     code = "import retro_np.kernels.search as s; print('imported'); s.exact_search([[0.0]], [[0.0]], 1)"
     out, err, status = fresh_python(code, RETRO_NP_KERNELS="fortran")
     assert out == "imported"
@@ -160,7 +160,7 @@ def test_importing_the_kernels_does_not_import_numba():
     assert fresh_python(code)[0] == "False"
 
 
-def test_the_table_says_what_runs_and_what_there_is():
+def test_the_table_lists_the_running_and_the_installed_kinds():
     kernels.use("numpy")
     assert ("exact_search", "numpy", ("c", "numpy")) in kernels.table()
     kernels.use("auto")
@@ -169,7 +169,7 @@ def test_the_table_says_what_runs_and_what_there_is():
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_the_table_leaves_out_what_was_not_built():
+def test_the_table_leaves_out_kinds_that_were_not_built():
     assert ("exact_search", "numpy", ("numpy",)) in kernels.table()
 
 
@@ -197,7 +197,7 @@ def test_without_numba_and_without_posix_every_operator_passes_its_gradient_chec
     assert out == f"{len(list(checks()))} True {['c', 'numpy'] if EXPECT_C else ['numpy']}"
 
 
-def test_numba_whose_import_raises_is_passed_over_and_named_in_one_line(tmp_path):
+def test_numba_whose_import_raises_is_skipped_and_named_in_one_line(tmp_path):
     (tmp_path / "numba.py").write_text('raise ImportError("Numba needs NumPy 2.3 or less.\\nGot NumPy 9.")')
     code = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})
@@ -215,7 +215,7 @@ kernels.use("numba")
     )
 
 
-def test_numba_in_the_environment_without_numba_is_refused_at_first_use():
+def test_numba_in_the_environment_without_numba_is_refused_on_first_use():
     code = (
         BLOCKED.format(names=("numba",)) + "import retro_np.kernels.rowwise as r, numpy; r.gelu_forward(numpy.ones(1))"
     )

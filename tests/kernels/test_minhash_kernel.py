@@ -34,14 +34,14 @@ def grams_as_tuples(data, words):
 
 
 def random_text(rng, words, longest=12):
-    """Words of few kinds and of all lengths, between them spaces of all lengths."""
+    """Words of few characters and all lengths, separated by gaps of all lengths."""
     lengths, gaps = rng.integers(1, longest, words), rng.integers(0, longest, words)
     pairs = zip(lengths, gaps, strict=True)
     return b"".join(bytes(rng.choice([97, 66, 40, 200], n)) + b" " * gap for n, gap in pairs)
 
 
 @KINDS
-@settings(deadline=None)  # Numba compiles in the first call
+@settings(deadline=None)  # Numba compiles on the first call
 @given(data=texts, more=texts, words=st.integers(1, 15))
 def test_two_grams_have_equal_hashes_if_and_only_if_their_words_are_equal(kind, data, more, words):
     kernels.use(kind)
@@ -80,7 +80,7 @@ def test_a_signature_holds_the_minimum_of_each_hash_function(kind, parts, words,
 
 @pytest.mark.parametrize("words", [1, 13])
 @pytest.mark.parametrize("longest", [3, 12, 3000])  # words and gaps longer than a span, too
-def test_a_text_cut_into_spans_has_the_signature_of_the_whole(words, longest, monkeypatch):
+def test_a_text_cut_into_spans_has_the_signature_of_the_whole_text(words, longest, monkeypatch):
     rng = np.random.default_rng(longest)
     parts = [random_text(rng, int(count), longest) for count in (0, 1, 5, 12, 13, 40)] + [random_text(rng, 9000, 9)]
     parts += [b" " * 5000 + b"two words" + b" " * 5000, b"x" * 20_000, b" " * 20_000, b"a " * 9 + b" " * 9000 + b"end"]
@@ -95,7 +95,7 @@ def test_a_text_cut_into_spans_has_the_signature_of_the_whole(words, longest, mo
             np.testing.assert_array_equal(minhash(*joined(parts), words, factors), expected)
 
 
-def test_the_hash_functions_are_always_the_same_ones():
+def test_the_hash_functions_are_always_the_same():
     expected = []
     for k in range(1, 1001):
         x = k * 0x9E3779B97F4A7C15 % 2**64
@@ -108,7 +108,7 @@ def test_the_hash_functions_are_always_the_same_ones():
 
 @st.composite
 def banded(draw):
-    """Signatures of few kinds of entry, so that bands agree; the held ones sorted by each band."""
+    """Signatures with few different entries, so that bands agree, and the order of the held ones by each band."""
     n, held_count, bands, width = (draw(st.integers(low, top)) for low, top in ((0, 6), (1, 9), (1, 4), (1, 3)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     signatures, held = (rng.integers(0, 3, (rows, bands * width)).astype(np.uint32) for rows in (n, held_count))
@@ -117,8 +117,8 @@ def banded(draw):
         columns = slice(b * width, (b + 1) * width)
         keys = [tuple(row) for row in held[:, columns].tolist()]
         order.append(sorted(range(held_count), key=lambda row, keys=keys: (keys[row], row)))
-        for i, own in enumerate(tuple(row) for row in signatures[:, columns].tolist()):
-            lows[i, b], highs[i, b] = sum(key < own for key in keys), sum(key <= own for key in keys)
+        for i, band in enumerate(tuple(row) for row in signatures[:, columns].tolist()):
+            lows[i, b], highs[i, b] = sum(key < band for key in keys), sum(key <= band for key in keys)
     return signatures, held, np.array(order), lows, highs, width
 
 
@@ -129,10 +129,10 @@ def test_band_matches_are_the_best_of_all_pairs_that_agree_in_a_band(kind, drawn
     kernels.use(kind)
     signatures, held, order, lows, highs, width = drawn
     rows, equal = band_matches(signatures, held, order, lows, highs, least, limit)
-    for i, own in enumerate(signatures):
+    for i, signature in enumerate(signatures):
         expected = []
-        for row, other in enumerate(held):
-            agree = (own == other).reshape(-1, width)
+        for row, held_signature in enumerate(held):
+            agree = (signature == held_signature).reshape(-1, width)
             if agree.all(axis=1).any() and agree.sum() >= least:
                 expected.append((-agree.sum(), row))
         expected = sorted(expected)[:limit]
@@ -153,7 +153,7 @@ def test_band_matches_are_the_best_of_all_pairs_that_agree_in_a_band(kind, drawn
         ((np.zeros(4, np.uint8), [0, 4], 13, np.ones(2)), "factors must be"),
     ],
 )
-def test_arguments_that_are_not_texts_are_refused_by_name(kind, arguments, message):
+def test_the_error_for_arguments_that_are_not_texts_names_them(kind, arguments, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         minhash(*arguments)

@@ -72,7 +72,7 @@ def call(**changes):
         ({"first": -1}, ValueError, "panels -1 to 2 are not within 0 to 2"),
     ],
 )
-def test_the_c_function_refuses_wrong_arguments_by_name(changes, error, words):
+def test_the_error_of_the_c_function_for_a_wrong_argument_names_it(changes, error, words):
     call()
     with pytest.raises(error, match=words):
         call(**changes)

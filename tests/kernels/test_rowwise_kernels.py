@@ -17,7 +17,7 @@ from retro_np.kernels.threads import blocks, parallel_for, use_threads
 
 @st.composite
 def matrices(draw, count):
-    """`count` matrices of one shape, and a generator for the rest."""
+    """`count` matrices of one shape, and a generator for further random numbers."""
     shape = draw(st.sampled_from([(0, 4), (1, 1), (3, 5), (70, 16), (200, 33), (2000, 24)]))
     dtype = draw(st.sampled_from([np.float32, np.float64]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -25,8 +25,8 @@ def matrices(draw, count):
     return [(scale * rng.standard_normal(shape)).astype(dtype) for _ in range(count)], rng
 
 
-def both(function, *arrays, **options):
-    """What NumPy and Numba return, or the changed copies of the arrays if they return nothing; for 1 thread and 3."""
+def numpy_and_numba(function, *arrays, **options):
+    """What NumPy and Numba return, or the changed copies of the arrays if nothing. Also compares 1 and 3 threads."""
     results = []
     for kind, threads in (("numpy", 1), ("numba", 1), ("numba", 3)):
         kernels.use(kind)
@@ -40,12 +40,12 @@ def both(function, *arrays, **options):
     return oracle, one
 
 
-def assert_close(function, *arrays, terms=1, least=1e-6, **options):
-    """terms: of the sums taken in another order. least: the size of the terms, in case they cancel."""
-    oracle, actual = both(function, *arrays, **options)
+def assert_close(function, *arrays, terms=1, min_scale=1e-6, **options):
+    """terms: how many a sum adds, in any order. min_scale: the size of the terms, in case they cancel."""
+    oracle, actual = numpy_and_numba(function, *arrays, **options)
     for expected, array in zip(oracle, actual, strict=True):
         assert array.dtype == expected.dtype
-        scale = max(least, np.abs(expected).max(initial=0))
+        scale = max(min_scale, np.abs(expected).max(initial=0))
         tolerance = 30 * np.finfo(expected.dtype).eps * max(1, terms) ** 0.5 * scale
         np.testing.assert_allclose(array, expected, rtol=0, atol=tolerance)
 
@@ -58,7 +58,7 @@ def test_rms_norm_and_its_pullback_equal_the_oracle(drawn):
     assert_close(rowwise.rms_norm_forward, x, gain, terms=x.shape[1])
     _, scale = rowwise.rms_norm_forward(x, gain)
     parts = float((np.abs(dy * gain) * scale[:, None]).max(initial=1e-6))
-    assert_close(rowwise.rms_norm_backward, dy, x, gain, scale, terms=x.size, least=parts)
+    assert_close(rowwise.rms_norm_backward, dy, x, gain, scale, terms=x.size, min_scale=parts)
 
 
 @MANY
@@ -67,8 +67,8 @@ def test_gelu_and_its_pullback_equal_the_oracle(drawn):
     (x, dy), _ = drawn
     flat, dflat = x.reshape(-1), dy.reshape(-1)
     # 1 + tanh and 1 − tanh² cancel, so the difference has the rounding of its terms
-    assert_close(rowwise.gelu_forward, flat, least=float(np.abs(flat).max(initial=1)))
-    assert_close(rowwise.gelu_backward, dflat, flat, terms=10, least=float(np.abs(dflat).max(initial=1)))
+    assert_close(rowwise.gelu_forward, flat, min_scale=float(np.abs(flat).max(initial=1)))
+    assert_close(rowwise.gelu_backward, dflat, flat, terms=10, min_scale=float(np.abs(dflat).max(initial=1)))
 
 
 def test_gelu_of_large_inputs_is_the_identity_or_zero_and_so_is_its_slope():
@@ -79,7 +79,7 @@ def test_gelu_of_large_inputs_is_the_identity_or_zero_and_so_is_its_slope():
         np.testing.assert_array_equal(rowwise.gelu_backward(np.ones_like(x), x), x > 0)
 
 
-def test_tanh_in_float32_is_that_of_numpy_to_5e_7():
+def test_tanh_in_float32_equals_numpy_s_to_5e_7():
     import numba
 
     from retro_np.kernels.rowwise_numba import _tanh32
@@ -132,7 +132,7 @@ def test_layer_norm_equals_the_oracle(drawn):
 def test_gelu_by_erf_equals_the_oracle(drawn):
     (x,), rng = drawn
     x = x.astype(np.float32)
-    assert_close(bert.add_gelu_erf, x, rng.standard_normal(x.shape[1]).astype(np.float32), least=1.0)
+    assert_close(bert.add_gelu_erf, x, rng.standard_normal(x.shape[1]).astype(np.float32), min_scale=1.0)
 
 
 def test_parallel_for_does_every_part_once_and_raises_what_a_part_raises():
@@ -140,7 +140,7 @@ def test_parallel_for_does_every_part_once_and_raises_what_a_part_raises():
     done = []
     parallel_for(done.append, range(50))
     assert sorted(done) == list(range(50))
-    parallel_for(lambda part: parallel_for(done.append, [part]), range(50, 60))  # a job inside a job runs alone
+    parallel_for(lambda part: parallel_for(done.append, [part]), range(50, 60))  # a nested job uses one thread
     assert sorted(done) == list(range(60))
     with pytest.raises(ZeroDivisionError):
         parallel_for(lambda part: 1 / part, [1, 2, 0, 3])
@@ -159,7 +159,7 @@ threading.Thread(target=work).start()
 """
 
 
-def test_work_continues_in_a_thread_that_outlives_the_main_one():
+def test_work_continues_in_a_thread_that_outlives_the_main_thread():
     assert fresh_python(IN_A_THREAD) == (str(list(range(9))), "", 0)
 
 

@@ -1,4 +1,4 @@
-"""exact_search: NumPy against plain Python with exact small integers, and C against NumPy to the bit."""
+"""exact_search: NumPy against plain Python with exact small integers, and C against NumPy bit for bit."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ from retro_np.errors import UserError
 from retro_np.kernels import search, threads
 from retro_np.kernels.search import exact_search
 
-WAYS = {  # constants of retro_np/kernels/search.py that force one way through the C code, in small parts
+METHODS = {  # constants of retro_np/kernels/search.py that force one method of the C code, in small parts
     "few": {"MIN_SCREENED_QUERIES": 10**9, "KEYS_PER_JOB": 11},
     "crowded": {
         "MIN_SCREENED_QUERIES": 0,
@@ -46,7 +46,7 @@ def problems(draw):
         queries, keys = rng.integers(-1, 2, (n, d)), rng.integers(-1, 2, (m, d))
     else:
         queries, keys = rng.normal(size=(n, d)), rng.normal(size=(m, d))
-        keys[m // 2 :] = keys[: m - m // 2]  # each twice, far apart
+        keys[m // 2 :] = keys[: m - m // 2]  # each key twice, far apart
     return queries.astype(dtype), keys.astype(dtype), draw(st.sampled_from([1, 2, 7, 70, 200]))
 
 
@@ -56,9 +56,9 @@ def run(kind, *args):
 
 
 @contextlib.contextmanager
-def sent(way):
+def forced(method):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in WAYS[way].items():
+        for name, value in METHODS[method].items():
             patch.setattr(search, name, value)
         yield
 
@@ -87,7 +87,7 @@ def by_sorting(queries, keys, k):
 
 @settings(deadline=None)
 @given(problem=problems(), cut=st.integers(0, 140))
-def test_merged_lists_of_two_parts_are_the_lists_of_the_whole(problem, cut):
+def test_merged_lists_of_two_parts_are_the_lists_of_all_keys(problem, cut):
     queries, keys, k = problem
     cut = min(cut, len(keys))
     (ids, distances), rest = run("numpy", queries, keys[cut:], k), run("numpy", queries, keys[:cut], k)
@@ -135,13 +135,13 @@ def test_distances_equal_plain_python_in_float64_up_to_rounding(problem):
     np.testing.assert_allclose(distances, expected, rtol=50 * np.finfo(queries.dtype).eps, atol=0)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @settings(deadline=None)
 @given(problem=problems())
-def test_c_equals_the_numpy_oracle_to_the_bit(way, problem):
+def test_c_equals_the_numpy_oracle_bit_for_bit(method, problem):
     if needs_c():
         return
-    with sent(way):
+    with forced(method):
         ids, distances = run("c", *problem)
     expected_ids, expected_distances = run("numpy", *problem)
     np.testing.assert_array_equal(ids, expected_ids)
@@ -172,10 +172,10 @@ def hard(rng, n, d, dtype):
 HARD = list(hard(np.random.default_rng(0), 1, 1, np.float32))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", HARD)
-def test_c_equals_the_numpy_oracle_to_the_bit_where_rounding_is_at_its_worst(case, dtype, way):
+def test_c_equals_the_numpy_oracle_bit_for_bit_where_rounding_is_at_its_worst(case, dtype, method):
     if needs_c():
         return
     for d in (1, 17, 64):
@@ -183,12 +183,12 @@ def test_c_equals_the_numpy_oracle_to_the_bit_where_rounding_is_at_its_worst(cas
         queries, keys = vectors[:7], vectors[4:]  # three are keys themselves
         for k in (1, 6, 200):
             expected = run("numpy", queries, keys, k)
-            for number in (1, 2, 3):
-                threads.use_threads(number)
-                with sent(way):
+            for n_threads in (1, 2, 3):
+                threads.use_threads(n_threads)
+                with forced(method):
                     actual = run("c", queries, keys, k)
-                for array, wanted in zip(actual, expected, strict=True):
-                    assert array.tobytes() == wanted.tobytes()
+                for array, expected_array in zip(actual, expected, strict=True):
+                    assert array.tobytes() == expected_array.tobytes()
 
 
 @settings(deadline=None)
@@ -213,24 +213,24 @@ def test_a_distance_depends_on_neither_the_key_s_position_nor_the_query_s(kind, 
     ids, distances = run(kind, queries, keys, k)
     rolled_ids, rolled = run(kind, queries[::-1], np.roll(keys, shift, axis=0), k)
     np.testing.assert_array_equal(rolled[::-1], distances)
-    back = np.where(rolled_ids[::-1] >= 0, (rolled_ids[::-1] - shift) % max(1, len(keys)), -1)
-    np.testing.assert_array_equal(np.sort(back, axis=1), np.sort(ids, axis=1))
+    original_ids = np.where(rolled_ids[::-1] >= 0, (rolled_ids[::-1] - shift) % max(1, len(keys)), -1)
+    np.testing.assert_array_equal(np.sort(original_ids, axis=1), np.sort(ids, axis=1))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
-def test_keys_of_another_dtype_give_what_converted_keys_give(kind, dtype, way, monkeypatch):
+def test_keys_of_a_different_dtype_give_what_converted_keys_give(kind, dtype, method, monkeypatch):
     monkeypatch.setattr(search, "MAX_CONVERTED_KEYS", 7)
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(3, 20)).astype(np.float32)
     keys = rng.integers(-2, 3, (50, 20)).astype(dtype)
     for k in (1, 9, 60):
         expected = run(kind, queries, keys.astype("f4"), k)
-        with sent(way):
+        with forced(method):
             actual = run(kind, queries, keys, k)
-        for array, wanted in zip(actual, expected, strict=True):
-            np.testing.assert_array_equal(array, wanted)
+        for array, expected_array in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(array, expected_array)
 
 
 def test_keys_mapped_from_a_file_give_what_they_give_in_memory(tmp_path):
@@ -238,8 +238,8 @@ def test_keys_mapped_from_a_file_give_what_they_give_in_memory(tmp_path):
     queries, keys = rng.normal(size=(50, 20)).astype(np.float32), rng.normal(size=(400, 20)).astype(np.float32)
     np.save(tmp_path / "keys.npy", keys)
     mapped = np.load(tmp_path / "keys.npy", mmap_mode="r")
-    for array, wanted in zip(exact_search(queries, mapped, 3), exact_search(queries, keys, 3), strict=True):
-        np.testing.assert_array_equal(array, wanted)
+    for array, expected_array in zip(exact_search(queries, mapped, 3), exact_search(queries, keys, 3), strict=True):
+        np.testing.assert_array_equal(array, expected_array)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -247,8 +247,8 @@ def test_arrays_that_are_not_contiguous_give_what_their_copies_give(kind):
     rng = np.random.default_rng(0)
     queries, keys = rng.normal(size=(6, 40)), rng.normal(size=(90, 40))
     expected = run(kind, queries[::2, 1::3].copy(), keys[::-1, 1::3].copy(), 5)
-    for actual, wanted in zip(run(kind, queries[::2, 1::3], keys[::-1, 1::3], 5), expected, strict=True):
-        np.testing.assert_array_equal(actual, wanted)
+    for actual, expected_array in zip(run(kind, queries[::2, 1::3], keys[::-1, 1::3], 5), expected, strict=True):
+        np.testing.assert_array_equal(actual, expected_array)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -268,28 +268,28 @@ REFUSED = {
     "keys of integers": ((GOOD, GOOD.astype(int), 1), "keys are int64"),
     "widths that differ": ((GOOD, GOOD[:, :2], 1), "width 3 and keys 2"),
     "k of zero": ((GOOD, GOOD, 0), "k is 0"),
-    "k that is no integer": ((GOOD, GOOD, 1.5), "k is 1.5"),
+    "k that is not an integer": ((GOOD, GOOD, 1.5), "k is 1.5"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", REFUSED)
-def test_unusable_arguments_are_refused_by_name(kind, case):
+def test_the_error_for_an_unusable_argument_names_it(kind, case):
     arguments, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
         run(kind, *arguments)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["queries", "keys"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_an_entry_that_is_not_finite_is_refused_with_array_and_row(kind, bad, name, dtype, way, monkeypatch):
+def test_an_entry_that_is_not_finite_is_refused_with_array_and_row(kind, bad, name, dtype, method, monkeypatch):
     monkeypatch.setattr(search, "MAX_CONVERTED_KEYS", 8)
     arrays = {"queries": np.zeros((30, 5), np.float32), "keys": np.zeros((30, 5), dtype)}
     arrays[name][[17, 21], 4] = bad
-    with sent(way), pytest.raises(UserError, match=f"{name}: row 17 holds NaN or infinity"):
+    with forced(method), pytest.raises(UserError, match=f"{name}: row 17 holds NaN or infinity"):
         run(kind, arrays["queries"], arrays["keys"], 2)
 
 
@@ -309,13 +309,13 @@ def lists(n, k, dtype=np.float32):
 def call_c(name, **changed):
     """Call the C function with good arguments, except for the changed ones. Returns the lists."""
     ids, distances = lists(2, 2)
-    given = {"queries": GOOD, "keys": np.zeros((4, 3), np.float32)}
+    arguments = {"queries": GOOD, "keys": np.zeros((4, 3), np.float32)}
     if name == "nearest_screened":
-        given |= {"products": np.zeros((2, 4), np.float32)}
-        given |= {"query_norms": np.zeros(2, np.float32), "key_norms": np.zeros(4, np.float32)}
-    given |= {"first_id": 0, "ids": ids, "distances": distances} | changed
-    getattr(kernels.c_extension(), name)(*given.values())
-    return given["ids"], given["distances"]
+        arguments |= {"products": np.zeros((2, 4), np.float32)}
+        arguments |= {"query_norms": np.zeros(2, np.float32), "key_norms": np.zeros(4, np.float32)}
+    arguments |= {"first_id": 0, "ids": ids, "distances": distances} | changed
+    getattr(kernels.c_extension(), name)(*arguments.values())
+    return arguments["ids"], arguments["distances"]
 
 
 def read_only(array):
@@ -329,7 +329,7 @@ BOTH = {
     "float16": ({"queries": GOOD.astype(np.float16)}, TypeError, "queries must be float32 or float64"),
     "a foreign byte order": ({"queries": GOOD.astype(">f4")}, TypeError, "queries must be float32 or float64"),
     "types that differ": ({"keys": np.zeros((4, 3))}, TypeError, "keys must have the type of queries"),
-    "distances of another type": ({"distances": np.zeros((2, 2))}, TypeError, "distances must have the type"),
+    "distances of the wrong type": ({"distances": np.zeros((2, 2))}, TypeError, "distances must have the type"),
     "ids of four bytes": ({"ids": np.zeros((2, 2), np.int32)}, TypeError, "ids must be int64"),
     "ids without a sign": ({"ids": np.zeros((2, 2), np.uint64)}, TypeError, "ids must be int64"),
     "columns apart": ({"keys": np.zeros((4, 6), np.float32)[:, ::2]}, ValueError, "keys must be C-contiguous"),
@@ -347,7 +347,7 @@ BOTH = {
     "an id below zero": ({"first_id": -1}, ValueError, "first_id must leave"),
     "ids beyond a word": ({"first_id": 2**63 - 3}, ValueError, "first_id must leave"),
     "a first id beyond one": ({"first_id": 2**70}, ValueError, "first_id must leave"),
-    "a first id that is no integer": ({"first_id": 2.0}, TypeError, "first_id must be an integer"),
+    "a first id that is not an integer": ({"first_id": 2.0}, TypeError, "first_id must be an integer"),
     "a misaligned matrix": (
         {"queries": np.frombuffer(bytes(25), np.uint8)[1:].view(np.float32).reshape(2, 3)},
         ValueError,
@@ -376,7 +376,7 @@ C_REFUSED |= {
 
 
 @pytest.mark.parametrize(("function", "case"), C_REFUSED)
-def test_the_c_function_refuses_it_by_itself(function, case):
+def test_the_c_function_itself_refuses_wrong_arguments(function, case):
     changed, error, message = C_REFUSED[function, case]
     if needs_c():
         return
@@ -385,7 +385,7 @@ def test_the_c_function_refuses_it_by_itself(function, case):
         call_c(function, **changed)
 
 
-def test_keys_that_the_products_exclude_are_not_measured_and_the_others_are():
+def test_keys_that_the_products_exclude_are_not_measured_and_the_other_keys_are():
     if needs_c():
         return
     keys = np.float32([[3, 0, 0], [1, 0, 0], [0, 0, 0], [2, 0, 0]])
@@ -395,18 +395,18 @@ def test_keys_that_the_products_exclude_are_not_measured_and_the_others_are():
     np.testing.assert_array_equal(distances, np.float32([[1, 4]] * 2))
 
 
-def test_a_long_search_in_c_lets_other_threads_run_and_hears_ctrl_c():
+def test_a_long_search_in_c_lets_other_threads_run_and_can_be_interrupted():
     if needs_c():
         return
     queries, keys = np.zeros((100_000, 64), np.float32), np.zeros((40_000, 64), np.float32)  # 20 s of work
     timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])  # runs only where the GIL is free
     start = time.perf_counter()
     kernels.use("c")  # before the timer: without C nothing would catch its signal
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+    old_handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
     try:
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             exact_search(queries, keys, 1)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, old_handler)
     assert time.perf_counter() - start < 5

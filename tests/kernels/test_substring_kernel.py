@@ -12,11 +12,11 @@ from retro_np.kernels.substring import common_prefix_lengths, longest_common_sub
 
 @st.composite
 def tokens_and_values(draw):
-    """chunks (N, m) and values (N, k, r) with few different tokens, 0 among them, so that runs are long."""
+    """chunks (N, m) and values (N, k, r) with few different tokens, including 0, so that runs are long."""
     n, m, k, r = (draw(st.integers(0, top)) for top in (4, 9, 3, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    kinds, dtypes = draw(st.integers(1, 4)), st.sampled_from([np.uint16, np.uint32, np.int64])
-    return rng.integers(0, kinds, (n, m)).astype(draw(dtypes)), rng.integers(0, kinds, (n, k, r)).astype(draw(dtypes))
+    n_ids, dtypes = draw(st.integers(1, 4)), st.sampled_from([np.uint16, np.uint32, np.int64])
+    return rng.integers(0, n_ids, (n, m)).astype(draw(dtypes)), rng.integers(0, n_ids, (n, k, r)).astype(draw(dtypes))
 
 
 def occurs_in(run, values):
@@ -31,7 +31,7 @@ def run_ending_at(tokens, end, values):
 
 
 @pytest.mark.parametrize("kind", ["numpy", "numba"])
-@settings(deadline=None)  # Numba compiles in the first call
+@settings(deadline=None)  # Numba compiles on the first call
 @given(drawn=tokens_and_values())
 def test_the_longest_common_substring_equals_brute_force_over_all_slices(kind, drawn):
     chunks, values = drawn
@@ -80,13 +80,13 @@ def test_without_values_nothing_is_common(kind):
         (np.ones((2, 4), bool), np.ones((2, 1, 4), int), "chunks are bool"),
     ],
 )
-def test_wrong_chunks_and_values_are_refused_by_name(kind, chunks, values, message):
+def test_the_error_for_wrong_chunks_or_values_names_them(kind, chunks, values, message):
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         longest_common_substring(chunks, values)
 
 
-def test_wrong_tokens_and_values_are_refused_by_name():
+def test_the_error_for_wrong_tokens_or_values_names_them():
     with pytest.raises(UserError, match="tokens have shape"):
         common_prefix_lengths(np.ones((1, 4), int), np.ones((1, 4), int))
     with pytest.raises(UserError, match="values are float64"):

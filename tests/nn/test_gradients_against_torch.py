@@ -22,15 +22,15 @@ def port():
 def assert_same_gradients(actual, expected, rtol, floor):
     """Assert that every leaf agrees within rtol of its largest entry.
 
-    floor, a share of the whole tree's largest entry, is for leaves that are zero in exact arithmetic and hold only
-    rounding, such as W_q if there is a single key.
+    floor, a share of the largest entry in all leaves, is for leaves that are zero in exact arithmetic and hold only
+    rounding errors, such as W_q if there is a single key.
     """
     expected = dict(named_leaves(expected))
-    whole = max(np.abs(grad).max() for grad in expected.values())
+    largest = max(np.abs(grad).max() for grad in expected.values())
     names = [name for name, _ in named_leaves(actual)]
     assert sorted(names) == sorted(expected)
     for name, grad in named_leaves(actual):
-        tolerance = rtol * np.abs(expected[name]).max() + floor * whole
+        tolerance = rtol * np.abs(expected[name]).max() + floor * largest
         worst = np.abs(grad - expected[name]).max()
         assert worst <= tolerance, f"{name} is off by {worst:.3g}, more than {tolerance:.3g}"
 
@@ -38,7 +38,8 @@ def assert_same_gradients(actual, expected, rtol, floor):
 @MANY
 @given(case=cases())
 def test_the_port_equals_the_reference(port, case):
-    np.testing.assert_allclose(port.retro_logits(*case.given), reference.retro(*case.given), rtol=1e-10, atol=1e-10)
+    expected = reference.retro(*case.arguments)
+    np.testing.assert_allclose(port.retro_logits(*case.arguments), expected, rtol=1e-10, atol=1e-10)
 
 
 @MANY
@@ -62,14 +63,14 @@ def test_the_loss_and_every_gradient_without_retrieval_equal_autograd(port, case
 @MANY
 @given(case=cases())
 def test_the_pullback_of_a_random_cotangent_equals_autograd(port, case):
-    logits, vjp = retro(*case.given)
+    logits, vjp = retro(*case.arguments)
     cotangent = case.rng.standard_normal(logits.shape)
-    assert_same_gradients(vjp(cotangent), port.retro_pullback(*case.given, cotangent), rtol=1e-8, floor=1e-12)
+    assert_same_gradients(vjp(cotangent), port.retro_pullback(*case.arguments, cotangent), rtol=1e-8, floor=1e-12)
 
 
 @MANY
 @given(case=cases())
-def test_gradients_in_float32_equal_autograd_in_float64_to_its_precision(port, case):
+def test_gradients_in_float32_equal_autograd_to_float32_precision(port, case):
     params = map_tree(lambda _, array: array.astype(np.float32), case.params)
     loss, vjp = retro_loss(params, case.config, case.tokens, case.targets, case.neighbours)
     # The port gets the rounded parameters, so only the arithmetic differs: a few hundred roundings of 6e-8 each.

@@ -13,7 +13,7 @@ from retro_np.nn.checks import CONFIG, perturbed_params
 from retro_np.nn.model import retro, retro_loss
 from retro_np.tree import map_tree, named_leaves
 
-ROUNDING = {"rtol": 1e-9, "atol": 1e-10}  # float64, with the terms of a sum in another order
+ROUNDING = {"rtol": 1e-9, "atol": 1e-10}  # float64, with the terms of a sum in a different order
 
 
 def other_token(tokens, vocabulary_size):
@@ -29,46 +29,46 @@ def assert_equal_trees(actual, expected, compare):
 
 @MANY
 @given(case=cases(), number=st.integers(0, 63))
-def test_a_token_changes_its_own_logits_and_no_earlier_logit_by_a_bit(case, number):
+def test_a_token_changes_its_own_logits_and_leaves_earlier_logits_exactly_equal(case, number):
     t = number % case.tokens.shape[1]
     changed = case.tokens.copy()
     changed[:, t] = other_token(changed[:, t], case.config.vocabulary_size)
-    before, _ = retro(*case.given)
-    after, _ = retro(case.params, case.config, changed, case.neighbours)
-    assert np.array_equal(before[:, :t], after[:, :t])
-    assert np.all(np.any(before[:, t] != after[:, t], axis=-1))
+    logits, _ = retro(*case.arguments)
+    changed_logits, _ = retro(case.params, case.config, changed, case.neighbours)
+    assert np.array_equal(logits[:, :t], changed_logits[:, :t])
+    assert np.all(np.any(logits[:, t] != changed_logits[:, t], axis=-1))
 
 
 @MANY
 @given(case=cases(retrieving=True), number=st.integers(0, 63))
-def test_a_neighbour_changes_later_logits_and_none_before_its_chunks_last_token_by_a_bit(case, number):
+def test_a_neighbour_changes_no_logit_before_its_chunks_last_token_but_some_later_ones(case, number):
     batch, chunks, k, _ = case.neighbours.shape
     u, first = number % chunks, (number % chunks + 1) * case.config.chunk_size - 1
     changed = case.neighbours.copy()
     j = number % k
     changed[:, u, j] = other_token(changed[:, u, j], case.config.vocabulary_size)
-    before, _ = retro(*case.given)
-    after, _ = retro(case.params, case.config, case.tokens, changed)
-    assert np.array_equal(before[:, :first], after[:, :first])
-    assert np.any(before[:, first:] != after[:, first:], axis=(1, 2)).sum() == batch
+    logits, _ = retro(*case.arguments)
+    changed_logits, _ = retro(case.params, case.config, case.tokens, changed)
+    assert np.array_equal(logits[:, :first], changed_logits[:, :first])
+    assert np.any(logits[:, first:] != changed_logits[:, first:], axis=(1, 2)).sum() == batch
 
 
 @MANY
 @given(case=cases())
 def test_a_row_changes_no_logit_of_another_row(case):
     tokens, neighbours = np.repeat(case.tokens[:1], 2, axis=0), np.repeat(case.neighbours[:1], 2, axis=0)
-    before, _ = retro(case.params, case.config, tokens, neighbours)
+    logits, _ = retro(case.params, case.config, tokens, neighbours)
     tokens[1] = other_token(tokens[1], case.config.vocabulary_size)
     neighbours[1] = other_token(neighbours[1], case.config.vocabulary_size)
-    after, _ = retro(case.params, case.config, tokens, neighbours)
-    assert np.array_equal(before[0], after[0])
+    changed_logits, _ = retro(case.params, case.config, tokens, neighbours)
+    assert np.array_equal(logits[0], changed_logits[0])
 
 
 @MANY
 @given(case=cases())
 def test_the_order_of_neighbours_does_not_matter(case):
     permuted = case.neighbours[:, :, case.rng.permutation(case.neighbours.shape[2])]
-    expected, _ = retro(*case.given)
+    expected, _ = retro(*case.arguments)
     logits, _ = retro(case.params, case.config, case.tokens, permuted)
     np.testing.assert_allclose(logits, expected, **ROUNDING)
 
@@ -87,7 +87,7 @@ def test_a_neighbour_of_padding_equals_a_missing_neighbour(case):
 
 @MANY
 @given(case=cases())
-def test_neighbours_of_padding_only_equal_retrieval_off_to_the_bit(case):
+def test_neighbours_of_padding_only_equal_retrieval_off_exactly(case):
     off, _ = retro(case.params, case.config, case.tokens, None)
     logits, _ = retro(case.params, case.config, case.tokens, np.zeros_like(case.neighbours))
     assert np.array_equal(logits, off)
@@ -95,7 +95,7 @@ def test_neighbours_of_padding_only_equal_retrieval_off_to_the_bit(case):
 
 @MANY
 @given(case=cases())
-def test_retrieval_off_equals_the_baseline_with_the_same_weights_to_the_bit(case):
+def test_retrieval_off_equals_the_baseline_with_the_same_weights_exactly(case):
     params, config = baseline_of(case)
     off, off_vjp = retro_loss(case.params, case.config, case.tokens, case.targets, None)
     baseline, baseline_vjp = retro_loss(params, config, case.tokens, case.targets, None)
@@ -175,7 +175,7 @@ DROPPING = replace(CONFIG, dropout=0.3)
 
 
 @pytest.mark.parametrize("key", [7, (3, 1000)], ids=str)
-def test_the_same_dropout_key_drops_the_same(key):
+def test_the_same_dropout_key_drops_the_same_entries(key):
     first, first_vjp = retro_loss(PARAMS, DROPPING, TOKENS, TOKENS, NEIGHBOURS, dropout_key=key)
     second, second_vjp = retro_loss(PARAMS, DROPPING, TOKENS, TOKENS, NEIGHBOURS, dropout_key=key)
     assert first == second
@@ -183,7 +183,7 @@ def test_the_same_dropout_key_drops_the_same(key):
 
 
 @pytest.mark.parametrize("keys", [(7, 8), ((3, 4), (3, 5)), ((3, 4), (4, 3))], ids=str)
-def test_another_dropout_key_changes_every_position(keys):
+def test_a_different_dropout_key_changes_every_position(keys):
     first, second = (retro(PARAMS, DROPPING, TOKENS, NEIGHBOURS, dropout_key=key)[0] for key in keys)
     assert np.all(np.any(first != second, axis=-1))
 

@@ -1,4 +1,4 @@
-"""Ground truth: the model on one sequence at a time; the kernel's weighted sum; runs by definition; a browser."""
+"""Ground truth: the model on each sequence; the kernel's sums; shared runs found by their definition; a browser."""
 
 import os
 import re
@@ -59,11 +59,11 @@ def test_attention_maps_of_a_batch_equal_those_of_each_sequence_and_respect_the_
         "encoder.layers.0.cross_attention": (2, 2, 2, 3, 2 * M, M),
     }
     for row in range(2):
-        alone = attention_maps(params, CONFIG, tokens[row : row + 1], neighbours[row : row + 1])
+        one_row = attention_maps(params, CONFIG, tokens[row : row + 1], neighbours[row : row + 1])
         for name, weights in maps.items():
-            assert np.allclose(weights[row], alone[name][0], atol=1e-6), name
-    other = attention_maps(params, CONFIG, tokens, neighbours[:, :, [2, 0, 1]])["layers.0.cca"]
-    assert np.allclose(other, maps["layers.0.cca"][..., [2, 0, 1], :], atol=1e-5)
+            assert np.allclose(weights[row], one_row[name][0], atol=1e-6), name
+    permuted = attention_maps(params, CONFIG, tokens, neighbours[:, :, [2, 0, 1]])["layers.0.cca"]
+    assert np.allclose(permuted, maps["layers.0.cca"][..., [2, 0, 1], :], atol=1e-5)
     assert (np.triu(maps["layers.0.attention"], 1) == 0).all()
     assert (maps["layers.1.cca"][1, 0, :, :, 2, M:] == 0).all()
     assert (maps["encoder.layers.0.attention"][1, 0, 2, ..., M:] == 0).all()
@@ -71,27 +71,27 @@ def test_attention_maps_of_a_batch_equal_those_of_each_sequence_and_respect_the_
     assert set(attention_maps(params, CONFIG, tokens, None)) == {"layers.0.attention", "layers.1.attention"}
 
 
-def test_a_page_has_the_models_losses_and_the_weights_of_the_position_before_each_token(database, params):
+def test_an_inspection_has_the_models_losses_and_the_weights_of_the_position_before_each_token(database, params):
     tokens = np.array(encode(database.tokenizer, "return value index chunk neighbour self " * 6))[: 3 * M + 3]
-    page = inspect(params, CONFIG, database, tokens, k=2, n_prompt=5)
+    inspection = inspect(params, CONFIG, database, tokens, k=2, n_prompt=5)
     ids, distances = database.search_keys(database.embed_chunks(tokens[: 3 * M].reshape(3, M)), 2)
     values = database.value(ids)[None]
-    for read, total, name in ((values, page.bits_on, "on"), (None, page.bits_off, "off")):
-        logits, _ = retro(params, CONFIG, tokens[None, :-1], None if read is None else values[:, :3])
+    for neighbours, total, name in ((values, inspection.bits_on, "on"), (None, inspection.bits_off, "off")):
+        logits, _ = retro(params, CONFIG, tokens[None, :-1], None if neighbours is None else values[:, :3])
         nats = nats_of(logits, tokens[None, 1:])[0]
-        shown = [getattr(token, name) for chunk in page.chunks for token in chunk.tokens]
+        shown = [getattr(token, name) for chunk in inspection.chunks for token in chunk.tokens]
         assert shown[0] is None
         assert np.allclose(shown[1:], nats, atol=1e-5)
         lengths = token_byte_lengths(database.tokenizer)[tokens[1:]]
         assert total == pytest.approx(nats.sum() / np.log(2) / lengths.sum(), rel=1e-5)
-    assert "".join(token.text for chunk in page.chunks for token in chunk.tokens) == database.text(tokens)
-    assert [token.prompt for chunk in page.chunks for token in chunk.tokens].count(True) == 5
-    assert [value.distance for value in page.chunks[1].values] == distances[1].tolist()
-    assert page.chunks[3].values == []
-    assert page.chunks[3].leakage is None
+    assert "".join(token.text for chunk in inspection.chunks for token in chunk.tokens) == database.text(tokens)
+    assert [token.prompt for chunk in inspection.chunks for token in chunk.tokens].count(True) == 5
+    assert [value.distance for value in inspection.chunks[1].values] == distances[1].tolist()
+    assert inspection.chunks[3].values == []
+    assert inspection.chunks[3].leakage is None
     maps = attention_maps(params, CONFIG, tokens[None], values)
     mean = sum(maps[f"layers.{p}.cca"][0].mean(axis=1) for p in (0, 1)) / 2  # (l, m, k, 2m)
-    for number, chunk in enumerate(page.chunks):
+    for number, chunk in enumerate(inspection.chunks):
         for position, token in enumerate(chunk.tokens):
             if number == 0:
                 assert token.reads == []
@@ -121,31 +121,31 @@ def checkpoint(tmp_path_factory, params):
 
 
 @pytest.mark.slow
-def test_the_command_takes_exactly_one_of_text_file_and_prompt(tmp_path, corpus, checkpoint):
+def test_the_command_writes_a_page_and_refuses_wrong_requests_and_overwriting(tmp_path, corpus, checkpoint):
     status, _, err = run("build", corpus, "-o", tmp_path / "db", "--embedder", "hashing", "--chunk-size", M,
                          "--vocabulary-size", V)  # fmt: skip
     assert status == 0, err
-    given = checkpoint, tmp_path / "db"
+    model = checkpoint, tmp_path / "db"
     (tmp_path / "long.txt").write_text("value index " * 3000)
-    for what in (["return value index token"], ["--file", tmp_path / "long.txt"], ["--prompt", "", "--length", "20"]):
-        status, out, err = run("inspect", *given, *what, "-o", tmp_path / "page.html")
+    for source in (["return value index token"], ["--file", tmp_path / "long.txt"], ["--prompt", "", "--length", "20"]):
+        status, out, err = run("inspect", *model, *source, "-o", tmp_path / "page.html")
         assert status == 0, err
         assert "bits per byte with retrieval" in out
         assert not re.search(r"https?:|src=|url\(|@import", (tmp_path / "page.html").read_text())  # nothing is fetched
-        assert ("the first 2,048 of" in out) == ("--file" in what)
-    assert "takes exactly one of" in refused("inspect", *given)
-    assert "takes exactly one of" in refused("inspect", *given, "text", "--prompt", "x")
-    assert "no file" in refused("inspect", *given, "--file", tmp_path / "nowhere")
-    assert "is a folder" in refused("inspect", *given, "some text", "-o", tmp_path)
-    assert "too short" in refused("inspect", *given, "")
-    assert "a page shows at most 2,048" in refused("inspect", *given, "--prompt", "value index " * 3000)
-    assert "k is 101" in refused("inspect", *given, "--prompt", "value", "-k", "101")
-    assert "is not a file" in refused("inspect", *given, "--file", tmp_path)
+        assert ("the first 2,048 of" in out) == ("--file" in source)
+    assert "takes exactly one of" in refused("inspect", *model)
+    assert "takes exactly one of" in refused("inspect", *model, "text", "--prompt", "x")
+    assert "no file" in refused("inspect", *model, "--file", tmp_path / "nowhere")
+    assert "is a folder" in refused("inspect", *model, "some text", "-o", tmp_path)
+    assert "too short" in refused("inspect", *model, "")
+    assert "a page shows at most 2,048" in refused("inspect", *model, "--prompt", "value index " * 3000)
+    assert "k is 101" in refused("inspect", *model, "--prompt", "value", "-k", "101")
+    assert "is not a file" in refused("inspect", *model, "--file", tmp_path)
     inputs = checkpoint, tmp_path / "db" / "manifest.json", tmp_path / "long.txt"
     contents = {path: path.read_bytes() for path in inputs}
     for path in inputs:
-        assert "would overwrite an input" in refused("inspect", *given, "--file", tmp_path / "long.txt", "-o", path)
-    assert "is not an ordinary file" in refused("inspect", *given, "some text", "-o", "/dev/null")
+        assert "would overwrite an input" in refused("inspect", *model, "--file", tmp_path / "long.txt", "-o", path)
+    assert "is not an ordinary file" in refused("inspect", *model, "some text", "-o", "/dev/null")
     assert contents == {path: path.read_bytes() for path in inputs}
 
 
@@ -158,22 +158,22 @@ def test_a_sample_is_shown_with_the_neighbours_that_it_read_not_with_those_of_a_
     assert ["".join(t.text for t in value.neighbour + value.continuation) for value in sample.chunks[0].values] == [
         database.text(v) for v in read.values
     ]
-    again = inspect(params, CONFIG, database, tokens, k=2)
-    assert sample.chunks[1].values == again.chunks[1].values
-    assert [c.leakage for c in sample.chunks] == [c.leakage for c in again.chunks]
-    assert sample.bits_on != again.bits_on
-    assert sample.bits_off == again.bits_off
+    searched = inspect(params, CONFIG, database, tokens, k=2)
+    assert sample.chunks[1].values == searched.chunks[1].values
+    assert [c.leakage for c in sample.chunks] == [c.leakage for c in searched.chunks]
+    assert sample.bits_on != searched.bits_on
+    assert sample.bits_off == searched.bits_off
 
 
 def longest_shared_run(tokens, end, values):
-    """The longest run of tokens that ends at `end` and is part of one of the values, by definition."""
+    """The length of the longest run of tokens that ends at `end` and is part of one of the values."""
     slices = {tuple(value[i:j]) for value in values for i in range(len(value)) for j in range(i + 1, len(value) + 1)}
     lengths = [n for n in range(1, end + 2) if tuple(tokens[end + 1 - n : end + 1]) in slices]
     return max(lengths, default=0)
 
 
 @given(st.lists(st.integers(2, 4), min_size=1, max_size=4 * M), st.integers(0, 2**16))
-def test_shown_runs_are_the_longest_shared_ones_and_missing_neighbours_are_left_out(database, tokens, seed):
+def test_shown_runs_are_the_longest_shared_up_to_five_and_missing_neighbours_are_left_out(database, tokens, seed):
     rng = np.random.default_rng(seed)
     ids = np.array([3, 0, -1])
     items = [Retrieved(u, ids, np.array([0.5, 1.0, np.inf]), rng.integers(2, 5, (3, 2 * M))) for u in range(2)]
@@ -184,14 +184,14 @@ def test_shown_runs_are_the_longest_shared_ones_and_missing_neighbours_are_left_
     assert [token.prompt for chunk in chunks for token in chunk.tokens] == [t < n_prompt for t in range(len(tokens))]
     rows = [tokens[start : start + M] for start in range(0, len(tokens), M)]
     for chunk, row in zip(chunks, rows, strict=True):
-        before = items[chunk.number - 1].values.tolist() if 0 < chunk.number <= 2 else []
-        assert [t.run for t in chunk.tokens] == [min(longest_shared_run(row, i, before), 5) for i in range(len(row))]
+        read = items[chunk.number - 1].values.tolist() if 0 < chunk.number <= 2 else []
+        assert [t.run for t in chunk.tokens] == [min(longest_shared_run(row, i, read), 5) for i in range(len(row))]
         names = [database.documents[int(database.document_of(i))]["name"] for i in (3, 0)]
         assert [value.document for value in chunk.values] == (names if chunk.number < 2 else [])
         for value, stored in zip(chunk.values, items[min(chunk.number, 1)].values.tolist(), strict=False):
-            after = rows[chunk.number + 1 : chunk.number + 2]
+            next_row = rows[chunk.number + 1 : chunk.number + 2]
             shown = [token.run for token in value.neighbour + value.continuation]
-            assert shown == [min(longest_shared_run(stored, i, after), 5) for i in range(2 * M)]
+            assert shown == [min(longest_shared_run(stored, i, next_row), 5) for i in range(2 * M)]
             assert len(value.neighbour) == M
 
 
@@ -277,7 +277,7 @@ def test_the_arrow_keys_step_through_tokens(browser, page):
         assert browser.switch_to.active_element == tokens[index]
         assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[index]]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tokens[4])
-    tokens[4].click()  # a click also moves the token that Tab reaches
+    tokens[4].click()  # a click also makes that token the tab stop
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert [t for t in tokens if t.get_attribute("tabindex") == "0"] == [tokens[5]]
     browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.HOME)  # the browser handles this shortcut
@@ -293,17 +293,17 @@ def test_text_is_readable_in_every_colour_mode_and_theme(browser, page, theme):
     browser.find_element("id", theme).click()
     canvas = browser.find_element("css selector", "body")
     assert contrast(canvas.value_of_css_property("color"), background(canvas), canvas) > 7
-    seen = set()
+    colour_sets = set()
     for mode in ("gain", "run", "reads"):
         browser.find_element("id", mode).click()
         coloured = [t for t in browser.find_elements("css selector", ".t") if background(t) != "rgba(0, 0, 0, 0)"]
         assert coloured, mode
-        seen.add(frozenset(background(t) for t in coloured))
+        colour_sets.add(frozenset(background(t) for t in coloured))
         legend = [s for s in browser.find_elements("css selector", ".key span") if s.is_displayed()]
-        assert legend  # The legend is in full colour.
+        assert legend  # The legend shows the strongest colours.
         for token in coloured + legend:
             assert contrast(token.value_of_css_property("color"), background(token), canvas) > 4.5  # WCAG 2, AA
-    assert len(seen) == 3
+    assert len(colour_sets) == 3
 
 
 @pytest.mark.slow
@@ -338,11 +338,11 @@ def test_when_the_pointer_leaves_a_token_the_focused_token_is_described_again(br
     browser.get(page.as_uri())
     tokens = browser.find_elements("css selector", ".t")
     browser.execute_script("arguments[0].focus({preventScroll: true})", tokens[M + 2])
-    before = browser.find_element("id", "status").text
+    description = browser.find_element("id", "status").text
     ActionChains(browser).move_to_element(tokens[1]).perform()
-    assert browser.find_element("id", "status").text != before
+    assert browser.find_element("id", "status").text != description
     ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
-    assert browser.find_element("id", "status").text == before
+    assert browser.find_element("id", "status").text == description
     assert browser.find_elements("css selector", ".picked") == [tokens[M + 2]]
 
 

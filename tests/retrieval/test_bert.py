@@ -124,7 +124,7 @@ def test_random_tiny_berts_equal_transformers(tmp_path_factory, heads, width, la
     )
 
 
-def test_a_text_has_the_same_key_alone_and_in_a_batch(minilm):
+def test_a_text_has_the_same_key_by_itself_and_in_a_batch(minilm):
     together = minilm.embed(TEXTS)
     for text, key in zip(TEXTS, together, strict=True):
         np.testing.assert_allclose(minilm.embed([text])[0], key, atol=1e-6)
@@ -178,18 +178,18 @@ def test_tensor_names_may_have_the_prefix_bert(tmp_path):
     assert np.array_equal(load_bert(folder).embed(["a b c"]), keys)
 
 
-def test_a_missing_or_broken_file_is_refused_by_name(tmp_path):
-    whole = tiny_folder(tmp_path / "bert")
+def test_the_error_for_a_missing_or_broken_file_names_it(tmp_path):
+    intact = tiny_folder(tmp_path / "bert")
     with pytest.raises(UserError, match="no folder"):
         load_bert(tmp_path / "nowhere")
     with pytest.raises(UserError, match="must be a BERT folder; leave it out for a hashing database"):
         load_bert("hashing")
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        folder = shutil.copytree(whole, tmp_path / f"without {name}")
+        folder = shutil.copytree(intact, tmp_path / f"without {name}")
         (folder / name).unlink()
         with pytest.raises(UserError, match=f"{name} is missing"):
             load_bert(folder)
-        (folder / name).write_bytes((whole / name).read_bytes()[:50])
+        (folder / name).write_bytes((intact / name).read_bytes()[:50])
         with pytest.raises(UserError, match=name):
             load_bert(folder)
 
@@ -221,7 +221,7 @@ def test_pooling_other_than_the_mean_is_refused(tmp_path):
         load_bert(folder)
 
 
-def test_a_text_that_is_not_a_string_is_refused_by_its_index(minilm):
+def test_the_error_for_a_text_that_is_not_a_string_gives_its_index(minilm):
     with pytest.raises(UserError, match="text 1 is int"):
         minilm.embed(["a", 3])
     with pytest.raises(UserError, match="a list of texts"):

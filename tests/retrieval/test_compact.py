@@ -29,10 +29,10 @@ def test_compacting_forgets_duplicates_of_a_removed_document(db, built, tmp_path
     assert second["name"] in listed
 
 
-def test_all_documents_can_be_removed_and_others_added_after_compacting(db, additions):
+def test_all_documents_can_be_removed_and_new_ones_added_after_compacting(db, additions):
     database = Database.open(db)
-    everything = list(range(len(database.documents)))
-    removed = remove_documents(db, everything)
+    numbers = list(range(len(database.documents)))
+    removed = remove_documents(db, numbers)
     assert (removed.search_keys(np.zeros((1, 16)), 3)[0] == -1).all()
     assert verify_database(db, EMBEDDER).broken == []
     empty = compact(db)
@@ -48,37 +48,37 @@ def test_all_documents_can_be_removed_and_others_added_after_compacting(db, addi
 
 def test_compacting_a_compact_database_changes_nothing(db, capsys):
     compact(db)
-    before = all_bytes(db)
+    expected = all_bytes(db)
     compact(db)
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
     assert "nothing to compact" in capsys.readouterr().err
 
 
 def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
     for number in range(4):
         corpus = json_lines(tmp_path / f"{number}.jsonl", {f"few {number}": f"value {number} index token"})
-        before = add_documents(db, corpus, embedder=EMBEDDER)
-    rows = rows_of(before)
-    after = compact(db)
-    assert len(after.folders("shards")) <= len(before.folders("shards")) - 3
-    for expected, array in zip(rows, rows_of(after), strict=True):
+        database = add_documents(db, corpus, embedder=EMBEDDER)
+    rows = rows_of(database)
+    compacted = compact(db)
+    assert len(compacted.folders("shards")) <= len(database.folders("shards")) - 3
+    for expected, array in zip(rows, rows_of(compacted), strict=True):
         assert np.array_equal(expected, array)
-    assert_lists_are_exact(after)
-    assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in after.folders("shards")]
+    assert_lists_are_exact(compacted)
+    assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in compacted.folders("shards")]
 
 
-def test_compacting_renumbers_documents_and_finds_their_neighbours_again(db, additions):
+def test_compacting_renumbers_documents_and_searches_for_new_neighbours(db, additions):
     add_documents(db, additions, embedder=EMBEDDER)
-    before = remove_documents(db, [*range(0, 30, 3), 31, 40])
-    rows = np.flatnonzero(~before.removed(np.arange(before.n_chunks)))
-    values = before.value(rows)
-    after = compact(db)
-    remaining = [record for record in before.documents if not record.get("removed")]
-    assert [r | {"id": 0} for r in after.documents] == [r | {"id": 0} for r in remaining]
-    assert [r["id"] for r in after.documents] == list(range(len(remaining)))
-    assert np.array_equal(after.value(np.arange(after.n_chunks)), values)
-    assert after.n_removed == 0
-    assert_lists_are_exact(after)
+    database = remove_documents(db, [*range(0, 30, 3), 31, 40])
+    rows = np.flatnonzero(~database.removed(np.arange(database.n_chunks)))
+    values = database.value(rows)
+    compacted = compact(db)
+    remaining = [record for record in database.documents if not record.get("removed")]
+    assert [r | {"id": 0} for r in compacted.documents] == [r | {"id": 0} for r in remaining]
+    assert [r["id"] for r in compacted.documents] == list(range(len(remaining)))
+    assert np.array_equal(compacted.value(np.arange(compacted.n_chunks)), values)
+    assert compacted.n_removed == 0
+    assert_lists_are_exact(compacted)
     assert verify_database(db, EMBEDDER).broken == []
 
 
@@ -87,11 +87,11 @@ def test_compacting_removes_a_shard_whose_only_document_was_removed(tmp_path):
     config = replace(SMALL, held_out=0.0, shard_bytes=300)
     assert len(build_database(corpus, tmp_path / "db", config, EMBEDDER).folders("shards")) == 4
     remove_documents(tmp_path / "db", ["b"])
-    after = compact(tmp_path / "db")
-    assert [r["name"] for r in after.documents] == ["a", "c", "d"]
-    assert len(after.folders("shards")) == 3
+    compacted = compact(tmp_path / "db")
+    assert [r["name"] for r in compacted.documents] == ["a", "c", "d"]
+    assert len(compacted.folders("shards")) == 3
     assert sorted(p.name for p in (tmp_path / "db" / "shards").iterdir()) == ["00000", "00001", "00002"]
-    assert_lists_are_exact(after)
+    assert_lists_are_exact(compacted)
 
 
 def test_training_works_after_a_source_has_lost_all_its_documents(tmp_path):

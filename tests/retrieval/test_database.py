@@ -122,10 +122,10 @@ def test_the_same_corpus_gives_the_same_bytes(corpus, database, tmp_path, embedd
     assert all_bytes(tmp_path / "db") == all_bytes(database.path)
 
 
-def test_a_finished_database_is_reused_and_another_request_is_refused(corpus, database, embedder):
-    before = all_bytes(database.path)
+def test_a_finished_database_is_reused_and_different_settings_are_refused(corpus, database, embedder):
+    expected = all_bytes(database.path)
     build_database(corpus, database.path, SMALL, embedder)
-    assert all_bytes(database.path) == before
+    assert all_bytes(database.path) == expected
     with pytest.raises(UserError, match="was started with chunk_size = 8, not 4; give the same value"):
         build_database(corpus, database.path, BuildConfig(**vars(SMALL) | {"chunk_size": 4}), embedder)
 
@@ -136,10 +136,10 @@ def test_the_error_for_a_flipped_byte_names_its_file(database, tmp_path):
     for path in sorted(p for p in copy.rglob("*") if p.is_file() and p.name != ".lock"):
         intact = path.read_bytes()
         for position in {0, len(intact) - 1, int(rng.integers(len(intact)))} if intact else {None}:
-            broken = bytearray(intact or b"!")
+            data = bytearray(intact or b"!")
             if position is not None:
-                broken[position] ^= 1
-            path.write_bytes(broken)
+                data[position] ^= 1
+            path.write_bytes(data)
             with pytest.raises(UserError, match=path.name):
                 Database.open(copy)
         path.write_bytes(intact)
@@ -154,14 +154,14 @@ def test_a_folder_without_a_finished_database_is_refused(tmp_path, database):
         Database.open(tmp_path)
 
 
-def test_another_embedder_is_refused(database):
-    other = CountingEmbedder()
-    other.sha256 = "ab" * 32
+def test_a_wrong_embedder_is_refused(database):
+    wrong_embedder = CountingEmbedder()
+    wrong_embedder.sha256 = "ab" * 32
     with pytest.raises(UserError, match=r"was built with embedder counting .*; pass --embedder, or build another"):
-        Database.open(database.path, other)
+        Database.open(database.path, wrong_embedder)
 
 
-def test_a_hashing_database_refuses_another_embedder(corpus, tmp_path, embedder):
+def test_a_hashing_database_refuses_a_wrong_embedder(corpus, tmp_path, embedder):
     path = build_database(corpus, tmp_path / "db", SMALL, "hashing").path
     with pytest.raises(UserError, match=r"was built with embedder hashing .*; leave out --embedder, or build another"):
         Database.open(path, embedder)

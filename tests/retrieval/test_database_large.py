@@ -11,7 +11,7 @@ from retro_np.retrieval.verify import verify_database
 
 
 def assert_large(database, text, tokens, number):
-    """Check one stored document: its tokens if they are given, and that they decode to its text."""
+    """Check that a stored document decodes to its text and, unless `tokens` is None, has those tokens."""
     m, split = database.chunk_size, database.split("train")
     stored = split.tokens[:][split.documents[:] == number].reshape(-1)
     used = int(np.flatnonzero(stored)[-1]) + 1
@@ -22,9 +22,9 @@ def assert_large(database, text, tokens, number):
     pieces = vocabulary_bytes(database.tokenizer)
     assert b"".join([pieces[token] for token in stored[: used - 1].tolist()]) == text.encode()
     assert verify_database(database.path).broken == []
-    others = np.flatnonzero(split.documents[:] != number)
+    other_rows = np.flatnonzero(split.documents[:] != number)
     sources = split.neighbours[:][split.documents[:] == number]
-    assert np.array_equal(np.unique(sources[sources >= 0]), others)
+    assert np.array_equal(np.unique(sources[sources >= 0]), other_rows)
 
 
 def large(tmp_path, text):

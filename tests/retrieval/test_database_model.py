@@ -1,6 +1,6 @@
 """Ground truth: a database as plain lists. The tokenizers library encodes the documents, the embedder makes the key of
-each chunk alone, and all (distance, id) pairs are sorted. Keys have 16 columns. Their distance is summed in the same
-order here as in the kernels, so that everything is compared to the bit.
+each chunk separately, and all (distance, id) pairs are sorted. Keys have 16 columns. Their distances are summed in the
+same order here as in the kernels, so the comparison is bit for bit.
 """
 
 import os

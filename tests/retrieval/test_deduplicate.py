@@ -142,7 +142,7 @@ def test_candidates_are_sorted_and_the_best_come_first():
     ]
 
 
-def test_a_match_is_not_hidden_by_worse_candidates_of_better_estimates():
+def test_a_match_is_not_hidden_by_worse_candidates_with_better_estimates():
     rng = np.random.default_rng(4)
     words = invented(rng, 600)
     text = " ".join(words)
@@ -159,7 +159,7 @@ def test_a_match_is_not_hidden_by_worse_candidates_of_better_estimates():
     assert record.exact == pytest.approx(exact_of(match), abs=1e-15)
 
 
-def test_a_match_is_not_hidden_by_another_document_of_the_same_signature():
+def test_a_match_is_not_hidden_by_another_document_with_the_same_signature():
     rng = np.random.default_rng(5)
     words = invented(rng, 1500)
     text, longer = " ".join(words), " ".join(words + invented(rng, 150))
@@ -251,7 +251,7 @@ def test_the_error_for_an_invalid_setting_names_it(wrong, message):
         DedupConfig(**wrong)
 
 
-def test_signatures_of_other_settings_are_refused():
+def test_signatures_made_with_different_settings_are_refused():
     signed, other = signatures(["a"], CONFIG), DedupConfig(bands=16)
     with pytest.raises(UserError, match="index them again"):
         candidates(signed, band_index(signed, CONFIG), other)

@@ -22,13 +22,13 @@ def test_hnsw_finds_what_exact_search_finds_among_real_keys():
         if len(texts) > 1200:
             break
     keys = load_bert().embed(texts[:1200], show_progress=False)
-    true, _ = ExactIndex(keys).search(keys, 10)
+    true_ids, _ = ExactIndex(keys).search(keys, 10)
     for parts in (1, 3):  # one graph, and shards whose lists are merged
         bounds = [part[0] for part in np.array_split(np.arange(len(keys)), parts)]
         lists = [build_hnsw(part).search_graph(keys, 10) for part in np.array_split(keys, parts)]
         lists = [(ids + first, distances) for first, (ids, distances) in zip(bounds, lists, strict=True)]
         merged, _ = merge_lists(lists, 10)
-        recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(merged, true, strict=True)])
+        recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(merged, true_ids, strict=True)])
         assert recall >= 0.95
 
 
@@ -43,12 +43,12 @@ def test_the_graph_finds_hashed_keys_with_their_larger_ef_margin(tmp_path):
     build_hnsw(keys, tmp_path / "index")
     graph = load_hnsw(tmp_path / "index", keys, embedder.ef_margin)
     ids, _ = graph.search_graph(keys[:300], 10)
-    true, _ = ExactIndex(keys).search(keys[:300], 10)
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, true, strict=True)])
+    true_ids, _ = ExactIndex(keys).search(keys[:300], 10)
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, true_ids, strict=True)])
     assert recall >= 0.95
 
 
-def test_the_graph_finds_equal_keys_among_others():
+def test_the_graph_finds_equal_keys_among_other_keys():
     base = RNG.standard_normal((50, 16)).astype(np.float32)
     keys = RNG.permutation(np.repeat(base, 120, axis=0))
     index = build_hnsw(keys)
@@ -103,7 +103,7 @@ def test_results_beyond_the_number_of_keys_are_missing(n, tmp_path):
         assert np.isinf(distances[:, n:]).all()
 
 
-def test_a_graph_of_other_keys_has_a_defect():
+def test_a_graph_of_different_keys_has_a_defect():
     keys = np.repeat(RNG.standard_normal((40, 6)).astype(np.float32), 2, axis=0)
     index, rows = build_hnsw(keys), np.arange(80)
     assert index.defect(rows) is None

@@ -18,7 +18,7 @@ from retro_np.training.batches import training_batch
 
 @pytest.fixture(scope="module")
 def other(database, tmp_path_factory, embedder):
-    """A database of other documents and one held-out document of the first, with the first one's tokenizer."""
+    """A second database, with the tokenizer of the first, one of its held-out documents, and new documents."""
     folder = tmp_path_factory.mktemp("other")
     corpus = write_corpus(folder / "docs", documents=15, seed=11)
     held_out = next(record for record in database.documents if record["split"] == "valid")
@@ -36,9 +36,9 @@ def test_a_union_finds_the_nearest_chunks_of_all_databases(database, other, embe
     union, keys = DatabaseUnion([database, other]), all_keys(database, other)
     queries = embedder.embed(["class value return", "neighbour", "def index token"])
     ids, distances = union.search_keys(queries, 9)
-    true = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
-    np.testing.assert_allclose(distances, np.sort(true)[:, :9], rtol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(true, ids, 1), distances, rtol=1e-5)
+    true_distances = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
+    np.testing.assert_allclose(distances, np.sort(true_distances)[:, :9], rtol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(true_distances, ids, 1), distances, rtol=1e-5)
     assert union.n_chunks == len(keys)
     for number in (0, database.n_chunks - 1, database.n_chunks, union.n_chunks - 1):
         inside = number - database.n_chunks
@@ -84,39 +84,39 @@ def test_held_out_chunks_retrieve_from_another_database_but_never_their_own_text
     held_out_texts = {record["sha256"] for record in database.documents if record["split"] == "valid"}
     copied = [record["id"] for record in other.documents if record["sha256"] in held_out_texts]
     assert len(copied) == 1
-    true = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
-    true[:, other.document_of(np.arange(other.n_chunks)) == copied[0]] = np.inf
-    np.testing.assert_allclose(retrieval.split.distances, np.sort(true)[:, :7], rtol=1e-5)
+    true_distances = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
+    true_distances[:, other.document_of(np.arange(other.n_chunks)) == copied[0]] = np.inf
+    np.testing.assert_allclose(retrieval.split.distances, np.sort(true_distances)[:, :7], rtol=1e-5)
     values = sequence_neighbours(retrieval.database, retrieval.split, np.array([[0, 1]]), 2)
     assert values[0].tolist() == other.value(retrieval.split.neighbours[:2, :2]).tolist()
 
 
 def test_swapping_in_the_same_database_changes_nothing(database):
-    own, swapped = Retrieval.own(database, "valid"), retrieve_from(database, database)
-    assert np.array_equal(own.split.distances[:], swapped.split.distances)
-    assert np.array_equal(own.split.neighbours[:], swapped.split.neighbours)
+    stored, swapped = Retrieval.own(database, "valid"), retrieve_from(database, database)
+    assert np.array_equal(stored.split.distances[:], swapped.split.distances)
+    assert np.array_equal(stored.split.neighbours[:], swapped.split.neighbours)
 
 
 @pytest.mark.parametrize("index", ["hnsw", "exact"])
 def test_a_fraction_finds_what_exact_search_finds_among_its_documents(database, embedder, index):
-    whole, keys = Database.open(database.path, embedder, index), all_keys(database)
+    opened, keys = Database.open(database.path, embedder, index), all_keys(database)
     queries = embedder.embed(["class value return", "neighbour"])
-    true = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
+    true_distances = ((queries[:, None].astype(np.float64) - keys) ** 2).sum(axis=-1)
     smaller = set()
     for share in (0.05, 0.3, 0.8, 1.0):
-        part = whole.fraction(share, seed=3)
-        included = ~part.removed(np.arange(whole.n_chunks))
-        documents = set(np.unique(whole.document_of(np.flatnonzero(included))).tolist())
+        part = opened.fraction(share, seed=3)
+        included = ~part.removed(np.arange(opened.n_chunks))
+        documents = set(np.unique(opened.document_of(np.flatnonzero(included))).tolist())
         assert smaller <= documents  # a larger share includes a smaller one
         smaller = documents
-        allowed = np.where(included, true, np.inf)
+        allowed = np.where(included, true_distances, np.inf)
         _, distances = part.search_keys(queries, 6)
         np.testing.assert_allclose(distances, np.sort(allowed)[:, :6], rtol=1e-5)
-    assert len(smaller) == whole.manifest["splits"]["train"]["documents"]
-    assert not whole.removed(np.arange(whole.n_chunks)).any()  # the whole database is unchanged
+    assert len(smaller) == opened.manifest["splits"]["train"]["documents"]
+    assert not opened.removed(np.arange(opened.n_chunks)).any()  # the whole database is unchanged
     for share in (0, -1, 1.5, float("nan")):
         with pytest.raises(UserError, match="a fraction of a database"):
-            whole.fraction(share)
+            opened.fraction(share)
 
 
 def test_training_on_a_fraction_reads_only_its_documents(database):

@@ -91,14 +91,14 @@ def test_a_document_longer_than_a_shard_retrieves_none_of_its_own_chunks(tmp_pat
 def test_sharded_arrays_are_indexed_like_one_array(sizes, data):
     sizes[0] += 1
     parts = np.split(np.arange(3 * sum(sizes)).reshape(-1, 3), np.cumsum(sizes)[:-1])
-    whole, sharded = np.concatenate(parts), Sharded(parts)
-    n = len(whole)
+    joined, sharded = np.concatenate(parts), Sharded(parts)
+    n = len(joined)
     row = st.integers(-n, n - 1)
     rows = data.draw(row | st.lists(row, min_size=1, max_size=6).map(np.array) | st.slices(n))
-    assert sharded.shape == whole.shape
-    assert np.array_equal(sharded[rows], whole[rows])
-    assert np.array_equal(sharded[rows, :2], whole[rows][..., :2])
-    assert np.array_equal(np.asarray(sharded), whole)
+    assert sharded.shape == joined.shape
+    assert np.array_equal(sharded[rows], joined[rows])
+    assert np.array_equal(sharded[rows, :2], joined[rows][..., :2])
+    assert np.array_equal(np.asarray(sharded), joined)
     for outside in (n, -n - 1):
         with pytest.raises(IndexError):
             sharded[outside]
@@ -114,7 +114,7 @@ def test_bert_finds_a_chunk_by_its_own_text_and_shards_do_not_change_the_result(
     texts = [single.text(single.value(i)[:32]) for i in range(single.n_chunks)]
     ids, distances = single.search(texts, 1)
     assert [texts[i] for i in ids[:, 0]] == texts
-    assert distances.max() < 1e-9  # keys have length one; other batches than the build's may change their last bits
+    assert distances.max() < 1e-9  # keys have length one; batches other than the build's may change their last bits
     np.testing.assert_allclose(single.split("train").distances[:], sharded.split("train").distances[:], atol=1e-5)
-    opened = Database.open(tmp_path / "single")  # loads BERT at the first search
+    opened = Database.open(tmp_path / "single")  # loads BERT on the first search
     assert opened.search(texts[3], 1)[0].tolist() == [3]

@@ -108,7 +108,7 @@ BROKEN = [b"", b"{}", b"not json", b"[]", b"\xff", b"null", tokenizer_bytes(TOKE
         *(pytest.param(lambda data, broken=broken: broken, id=repr(broken[:8])) for broken in BROKEN),
     ],
 )
-def test_a_broken_tokenizer_is_refused_by_name(tmp_path, change):
+def test_the_error_for_a_broken_tokenizer_names_its_file(tmp_path, change):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(change(tokenizer_bytes(TOKENIZER)))
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):

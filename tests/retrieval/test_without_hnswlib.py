@@ -49,43 +49,43 @@ def assert_exact(database, ids, distances):
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory, corpus):
+def without_graphs(tmp_path_factory, corpus):
     """A database that was built and then edited without hnswlib, and what `show` printed before and after the edit."""
-    folder = tmp_path_factory.mktemp("bare")
+    folder = tmp_path_factory.mktemp("db")
     added = json_lines(folder / "added.jsonl", {"added": TEXTS[-1]})
-    shown = in_new_interpreter(f"""
+    outputs = in_new_interpreter(f"""
 show(build_database({str(corpus)!r}, {str(folder / "db")!r}, SHARDS, EMBEDDER), {TEXTS})
 show(add_documents({str(folder / "db")!r}, {str(added)!r}, embedder=EMBEDDER), {TEXTS})
 """)
-    return folder / "db", shown
+    return folder / "db", outputs
 
 
-def test_a_database_is_built_searched_edited_and_verified_without_hnswlib(bare):
-    path, shown = bare
+def test_a_database_is_built_searched_edited_and_verified_without_hnswlib(without_graphs):
+    path, outputs = without_graphs
     database = Database.open(path, EMBEDDER)
     assert not list(path.rglob("index.hnsw"))
-    for ids, distances, kinds, broken, checked in shown:
+    for ids, distances, kinds, broken, checked in outputs:
         assert kinds == ["ExactIndex"]
         assert broken == []
         assert any("have no graph index and are searched exactly" in line for line in checked)
         assert len(ids) == len(distances) == len(TEXTS)
-    assert_exact(database, *shown[-1][:2])
-    assert shown[-1][1][-1][0] == 0  # the added text is found
-    assert shown[0][1][-1][0] > 0
+    assert_exact(database, *outputs[-1][:2])
+    assert outputs[-1][1][-1][0] == 0  # the added text is found
+    assert outputs[0][1][-1][0] > 0
     assert_lists_are_exact(database)
 
 
-def test_a_database_without_graphs_opens_with_hnswlib_and_finds_the_same(bare):
-    path, shown = bare
+def test_a_database_without_graphs_opens_with_hnswlib_and_finds_the_same_chunks(without_graphs):
+    path, outputs = without_graphs
     ids, distances = Database.open(path, EMBEDDER).search(TEXTS, 7)
-    assert [ids.tolist(), distances.tolist()] == shown[-1][:2]
+    assert [ids.tolist(), distances.tolist()] == outputs[-1][:2]
     report = verify_database(path, EMBEDDER)
     assert report.broken == []
     assert any("have no graph index" in line for line in report.checked)
 
 
-def test_compacting_gives_a_database_without_graphs_its_graphs(bare, tmp_path):
-    path = shutil.copytree(bare[0], tmp_path / "db")
+def test_compacting_gives_a_database_without_graphs_its_graphs(without_graphs, tmp_path):
+    path = shutil.copytree(without_graphs[0], tmp_path / "db")
     database = compact(path)
     assert all(database.has_graph(folder) for folder in database.folders("shards"))
     assert len(list(path.rglob("index.hnsw"))) == len(database.folders("shards"))
@@ -97,7 +97,7 @@ def test_compacting_gives_a_database_without_graphs_its_graphs(bare, tmp_path):
 def test_a_database_with_graphs_is_searched_exactly_and_edited_without_hnswlib(db, tmp_path):
     added = json_lines(tmp_path / "added.jsonl", {"added": TEXTS[-1]})
     graphs = len(list(db.rglob("index.hnsw")))
-    before = Database.open(db, EMBEDDER)
+    old = Database.open(db, EMBEDDER)
     first, second = in_new_interpreter(f"""
 show(Database.open({str(db)!r}, EMBEDDER), {TEXTS})
 show(add_documents({str(db)!r}, {str(added)!r}, embedder=EMBEDDER), {TEXTS})
@@ -105,10 +105,10 @@ show(add_documents({str(db)!r}, {str(added)!r}, embedder=EMBEDDER), {TEXTS})
     assert first[2] == second[2] == ["ExactIndex"]
     assert first[3] == second[3] == []
     assert f"not checked: {graphs} graph indexes (hnswlib is not installed)" in second[4]
-    after = Database.open(db, EMBEDDER)
-    assert [after.has_graph(folder) for folder in after.folders("shards")] == [True] * graphs + [False]
-    assert len(after.documents) == len(before.documents) + 1
-    assert_exact(after, *second[:2])
-    assert_lists_are_exact(after)
+    edited = Database.open(db, EMBEDDER)
+    assert [edited.has_graph(folder) for folder in edited.folders("shards")] == [True] * graphs + [False]
+    assert len(edited.documents) == len(old.documents) + 1
+    assert_exact(edited, *second[:2])
+    assert_lists_are_exact(edited)
     assert verify_database(db, EMBEDDER).broken == []
     assert len(list(db.rglob("index.hnsw"))) == graphs

@@ -24,9 +24,9 @@ def test_an_oracle_neighbour_is_the_noised_and_shifted_chunk_with_its_continuati
     rng = np.random.default_rng(0)
     m, agreements = 32, []
     tokens, neighbours = batch(rng, m=m)
-    before = neighbours.copy()
+    original = neighbours.copy()
     insert_oracle_neighbours(neighbours, tokens, 1.0, rng)
-    changed = (neighbours != before).any(axis=-1)
+    changed = (neighbours != original).any(axis=-1)
     assert (changed.sum(axis=2) == 1).all()  # one neighbour of each chunk
     for b, u, j in zip(*np.nonzero(changed), strict=True):
         agreement = []
@@ -52,8 +52,8 @@ def test_the_oracle_share_falls_to_zero_and_some_sequences_have_no_neighbours():
         off.append(empty.mean())
         oracle_share.append((changed != neighbours).any(axis=(2, 3))[~empty].mean())
     assert oracle_share[8] == oracle_share[9] == 0
-    once = with_curriculum(neighbours, tokens, TrainingConfig(oracle_share=1.0, oracle_steps=1), 0)
-    assert (once != neighbours).any(axis=(2, 3)).all()  # the first step has the whole share
+    first_step = with_curriculum(neighbours, tokens, TrainingConfig(oracle_share=1.0, oracle_steps=1), 0)
+    assert (first_step != neighbours).any(axis=(2, 3)).all()  # the first step has the full share
     assert oracle_share[0] == pytest.approx(0.5, abs=0.12)
     assert oracle_share[4] == pytest.approx(0.25, abs=0.12)
     assert np.mean(off) == pytest.approx(0.3, abs=0.08)
@@ -74,7 +74,7 @@ def test_the_oracle_share_falls_to_zero_and_some_sequences_have_no_neighbours():
         ({"clip": 0}, "clip must be above 0, not 0"),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name_and_value(wrong, complaint):
+def test_a_setting_out_of_range_is_refused_with_its_name_and_value(wrong, complaint):
     with pytest.raises(UserError, match=complaint):
         TrainingConfig(**wrong)
 
@@ -132,7 +132,7 @@ def sinusoids(distances, width):
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def test_with_copying_start_a_fresh_model_reads_mainly_the_token_that_equals_its_own():
+def test_with_copying_start_a_fresh_model_reads_mainly_the_token_that_equals_the_current_one():
     encoder = EncoderConfig(64, 128, 2, 32, 1, (1,))
     config = RetroConfig(500, 64, 128, 2, 32, 1, (1,), 8, encoder, copying_start=True)
     rng = np.random.default_rng(0)

@@ -44,6 +44,7 @@ def test_after_every_sequence_each_source_has_its_share_within_the_proven_bound(
     rows = np.concatenate([mixture_rows(ranges, weights, 1, 500, 0, step) for step in range(20)])
     counts = (rows[:, :1] // 100 == np.arange(len(weights))).cumsum(axis=0)
     shares = np.array(weights) / sum(weights)
+    # The docstring of `_balanced_tree` in training/batches.py proves the bounds: ½ for two sources, 2 for any number.
     error = abs(counts - shares * np.arange(1, 10_001)[:, None]).max()
     assert error < (0.5 + 1e-9 if len(weights) == 2 else 2)
     assert not counts[-1][np.array(weights) == 0].any()
@@ -69,6 +70,7 @@ def test_an_epoch_of_a_source_visits_its_rows_once_except_for_the_remainder(mixt
 def test_a_sequence_is_a_contiguous_part_of_its_sources_ring(mixture, length, seed):
     ranges, weights = mixture
     for sequence in mixture_rows(ranges, weights, length, 50, seed, 1):
+        # The ring is a source's rows, joined end to start.
         (ring,) = (rows_of(source) for source in ranges if sequence[0] in rows_of(source))
         first, n = ring.index(sequence[0]), min(length, len(ring))
         assert list(sequence) == [ring[(first + i) % len(ring)] for i in range(n)] + [-1] * (length - n)
@@ -76,13 +78,13 @@ def test_a_sequence_is_a_contiguous_part_of_its_sources_ring(mixture, length, se
 
 @given(mixtures(), st.integers(1, 4), st.integers(1, 6), st.integers(0, 9))
 def test_a_step_depends_neither_on_earlier_steps_nor_on_the_batch_size(mixture, length, batch, step):
-    alone = mixture_rows(*mixture, length, batch, 7, step)
+    one_step = mixture_rows(*mixture, length, batch, 7, step)
     from_the_start = mixture_rows(*mixture, length, (step + 1) * batch, 7, 0)
-    assert np.array_equal(alone, from_the_start[step * batch :])
+    assert np.array_equal(one_step, from_the_start[step * batch :])
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 3), st.integers(0, 9))
-def test_a_mixture_of_one_source_equals_the_whole_split(n_rows, length, batch, seed, step):
+def test_a_mixture_of_one_source_gives_the_same_rows_as_the_whole_split(n_rows, length, batch, seed, step):
     cuts = [(0, n_rows // 3), (n_rows // 3, n_rows)]
     mixed = mixture_rows([cuts], [0.3], length, batch, seed, step)
     assert np.array_equal(mixed, sequence_rows(n_rows, length, batch, seed, step))

@@ -70,13 +70,13 @@ def test_the_schedule_warms_up_from_1e_7_and_ends_at_a_tenth_of_the_peak():
     assert rates[750 + 2125] == pytest.approx(2e-4 * 0.55, rel=1e-3)  # half-way through the cosine
 
 
-def test_clipping_scales_large_gradients_to_the_limit_and_leaves_small_ones_alone():
+def test_clipping_scales_large_gradients_to_the_limit_and_does_not_change_small_ones():
     grads = {"a": np.full(4, 3.0), "b": [np.full((2, 2), 4.0), None]}
     assert clip_by_global_norm(grads, 1.0) == pytest.approx(10.0)
     assert np.sqrt((grads["a"] ** 2).sum() + (grads["b"][0] ** 2).sum()) == pytest.approx(1.0)
-    before = grads["a"].copy()
+    original = grads["a"].copy()
     clip_by_global_norm(grads, 2.0)
-    assert np.array_equal(grads["a"], before)
+    assert np.array_equal(grads["a"], original)
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 3))
@@ -103,7 +103,7 @@ def test_targets_are_the_next_tokens_of_the_same_document(database):
             assert targets[b, t] == expected
 
 
-def test_a_step_in_micro_batches_equals_the_whole_step(database):
+def test_a_step_in_micro_batches_equals_a_step_in_one_batch(database):
     config = small_config(database)
     params = map_tree(lambda _, a: a.astype(np.float64), init_params(config, np.random.default_rng(0)))
     batch = training_batch(database, database.split("train"), 2, sequence_length=32, batch_size=4, seed=0, step=0)
@@ -111,8 +111,8 @@ def test_a_step_in_micro_batches_equals_the_whole_step(database):
     for parts in (2, 4):
         loss, grads = loss_and_gradients(params, config, batch, micro_batches=parts)
         assert loss == pytest.approx(expected_loss, rel=1e-12)
-        for (name, grad), (_, other) in zip(named_leaves(expected), named_leaves(grads), strict=True):
-            np.testing.assert_allclose(grad, other, rtol=1e-9, atol=1e-13, err_msg=name)
+        for (name, expected_grad), (_, grad) in zip(named_leaves(expected), named_leaves(grads), strict=True):
+            np.testing.assert_allclose(expected_grad, grad, rtol=1e-9, atol=1e-13, err_msg=name)
 
 
 def test_training_lowers_the_loss(database, tmp_path):
@@ -140,18 +140,18 @@ def interrupt_training(monkeypatch, database, config, training, out):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(database, tmp_path, monkeypatch, dropout):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(database, tmp_path, monkeypatch, dropout):
     config = small_config(database, dropout=dropout)
-    train(database, config, TRAINING, tmp_path / "whole")
+    train(database, config, TRAINING, tmp_path / "uninterrupted")
     interrupt_training(monkeypatch, database, config, TRAINING, tmp_path / "resumed")
     train(database, config, TRAINING, tmp_path / "resumed")
-    assert all_bytes(tmp_path / "resumed") == all_bytes(tmp_path / "whole")
+    assert all_bytes(tmp_path / "resumed") == all_bytes(tmp_path / "uninterrupted")
     assert [line["step"] for line in read_log(tmp_path / "resumed")] == list(range(8))
 
 
 def test_a_checkpoint_with_the_old_names_of_settings_resumes_to_the_same_bytes(database, tmp_path, monkeypatch):
     config, training = small_config(database), replace(TRAINING, oracle_share=0.5, oracle_steps=6)
-    train(database, config, training, tmp_path / "whole")
+    train(database, config, training, tmp_path / "uninterrupted")
     interrupt_training(monkeypatch, database, config, training, tmp_path / "old")
     path = tmp_path / "old" / "checkpoint.safetensors"
     tensors, meta = read_tensors(path)
@@ -162,7 +162,7 @@ def test_a_checkpoint_with_the_old_names_of_settings_resumes_to_the_same_bytes(d
     with pytest.raises(UserError, match=r"oracle_share = 0\.5, and now it is 0\.25"):
         train(database, config, replace(training, oracle_share=0.25), tmp_path / "old")
     train(database, config, training, tmp_path / "old")
-    assert all_bytes(tmp_path / "old") == all_bytes(tmp_path / "whole")
+    assert all_bytes(tmp_path / "old") == all_bytes(tmp_path / "uninterrupted")
 
 
 SCRIPT = """
@@ -185,7 +185,7 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bytes(database, tmp_p
     def steps(out):
         return len((out / "log.jsonl").read_bytes().splitlines()) if (out / "log.jsonl").exists() else 0
 
-    assert start(tmp_path / "whole").wait(timeout=120) == 0
+    assert start(tmp_path / "uninterrupted").wait(timeout=120) == 0
     for n_steps in (1, 17, 40):
         process = start(tmp_path / "killed")
         while process.poll() is None and steps(tmp_path / "killed") < n_steps:
@@ -195,10 +195,10 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bytes(database, tmp_p
         process.wait()
     last = start(tmp_path / "killed")
     assert last.wait(timeout=120) == 0, last.stderr.read().decode()
-    assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
+    assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "uninterrupted")
 
 
-def test_a_folder_with_another_run_is_refused_and_the_difference_is_named(database, tmp_path):
+def test_a_folder_with_a_different_run_is_refused_and_the_difference_is_named(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=1), tmp_path)
     with pytest.raises(UserError, match=r"learning_rate = 0\.01, and now it is 0\.5"):
         train(database, small_config(database), replace(TRAINING, steps=1, learning_rate=0.5), tmp_path)
@@ -222,30 +222,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
 
 
 def test_retrofit_trains_only_cca_and_encoder_and_equals_the_baseline_with_retrieval_off(database, tmp_path):
-    baseline = small_config(database, cca_layers=(), encoder=None)
-    trained = train(database, baseline, TRAINING, tmp_path / "baseline")
-    trained = map_tree(lambda _, array: array.copy(), trained)
+    baseline_config = small_config(database, cca_layers=(), encoder=None)
+    baseline_params = train(database, baseline_config, TRAINING, tmp_path / "baseline")
+    baseline_params = map_tree(lambda _, array: array.copy(), baseline_params)
     encoder = EncoderConfig(8, 16, 2, 4, 1, (1,))
-    params, config = retrofit(trained, baseline, (2, 3), encoder, np.random.default_rng(1))
-    fresh = {name: array.copy() for name, array in named_leaves(params)}
+    params, config = retrofit(baseline_params, baseline_config, (2, 3), encoder, np.random.default_rng(1))
+    initial = {name: array.copy() for name, array in named_leaves(params)}
     train(database, config, TRAINING, tmp_path / "fit", begin_from=(params, "baseline"), trainable=is_retrieval)
-    fitted, _ = load_params(tmp_path / "fit" / "checkpoint.safetensors")
-    for name, array in named_leaves(fitted):
-        assert np.array_equal(array, fresh[name]) != is_retrieval(name), name
+    retro_params, _ = load_params(tmp_path / "fit" / "checkpoint.safetensors")
+    for name, array in named_leaves(retro_params):
+        assert np.array_equal(array, initial[name]) != is_retrieval(name), name
     tokens, _, neighbours = training_batch(
         database, database.split("train"), 2, sequence_length=32, batch_size=2, seed=0, step=0
     )
-    off, _ = retro(fitted, config, tokens, None)
-    assert np.array_equal(off, retro(trained, baseline, tokens, None)[0])
-    assert not np.array_equal(off, retro(fitted, config, tokens, neighbours)[0])
+    off, _ = retro(retro_params, config, tokens, None)
+    assert np.array_equal(off, retro(baseline_params, baseline_config, tokens, None)[0])
+    assert not np.array_equal(off, retro(retro_params, config, tokens, neighbours)[0])
 
 
-def test_a_model_with_another_vocabulary_is_refused(database, tmp_path):
+def test_a_model_with_a_different_vocabulary_size_is_refused(database, tmp_path):
     with pytest.raises(UserError, match="vocabulary_size 77, and the database"):
         train(database, small_config(database, vocabulary_size=77), TRAINING, tmp_path)
 
 
-def test_a_sequence_that_is_not_whole_chunks_is_refused(database, tmp_path):
+def test_a_sequence_length_that_is_not_a_multiple_of_the_chunk_size_is_refused(database, tmp_path):
     with pytest.raises(UserError, match="sequence_length must be a multiple of the chunk size, 8, not 30"):
         train(database, small_config(database), replace(TRAINING, sequence_length=30), tmp_path)
 
@@ -267,19 +267,19 @@ def test_two_simultaneous_runs_in_one_folder_are_refused(database, tmp_path):
 def test_training_does_not_change_the_arrays_that_it_starts_from(database, tmp_path):
     config = small_config(database)
     params = init_params(config, np.random.default_rng(0))
-    before = map_tree(lambda _, array: array.copy(), params)
+    copies = map_tree(lambda _, array: array.copy(), params)
     train(database, config, replace(TRAINING, steps=1), tmp_path, begin_from=(params, "fresh"))
-    for (name, array), (_, original) in zip(named_leaves(params), named_leaves(before), strict=True):
-        assert np.array_equal(array, original), name
+    for (name, array), (_, copy) in zip(named_leaves(params), named_leaves(copies), strict=True):
+        assert np.array_equal(array, copy), name
 
 
-def test_a_run_with_other_frozen_weights_is_another_run(database, tmp_path):
+def test_a_run_with_different_frozen_weights_is_refused(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=1), tmp_path, trainable=lambda name: name != "norm")
     with pytest.raises(UserError, match="frozen"):
         train(database, small_config(database), replace(TRAINING, steps=1), tmp_path)
 
 
-def test_adamw_matches_gradients_by_name_and_refuses_wrong_ones_before_it_changes_anything():
+def test_adamw_matches_gradients_by_name_and_refuses_wrong_gradients_before_it_changes_anything():
     params = {"a": np.ones((2, 2)), "b": np.ones((2, 2))}
     state = adamw_init(params)
     for wrong in ({"a": np.ones((2, 2))}, {"a": np.ones((2, 2)), "b": np.ones(2)}):
@@ -293,7 +293,7 @@ def test_adamw_matches_gradients_by_name_and_refuses_wrong_ones_before_it_change
 
 @pytest.mark.parametrize("moment_name", ["m", "v"])
 @pytest.mark.parametrize("moment", [np.zeros((2, 2), np.float32), np.zeros((1,), np.float32), None])
-def test_adamw_refuses_moments_of_another_shape_before_it_changes_anything(moment_name, moment):
+def test_adamw_refuses_moments_of_the_wrong_shape_before_it_changes_anything(moment_name, moment):
     params = {"w": np.ones((3, 3), np.float32)}
     state = adamw_init(params)
     state[moment_name] = {"w": moment}
@@ -305,8 +305,8 @@ def test_adamw_refuses_moments_of_another_shape_before_it_changes_anything(momen
 
 def test_a_damaged_log_does_not_stop_a_run_from_resuming(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=2), tmp_path)
-    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    checkpoint = (tmp_path / "checkpoint.safetensors").read_bytes()
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 0, "loss": 1.0}\n5\n\xff\xfe\n')
     train(database, small_config(database), replace(TRAINING, steps=2), tmp_path)
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == checkpoint
     assert [line["step"] for line in read_log(tmp_path)] == [0]

@@ -36,7 +36,7 @@ build.build_database({corpus!r}, {out!r}, SMALL, Slow())
 
 
 @pytest.fixture
-def whole(tmp_path, monkeypatch, embedder):
+def reference(tmp_path, monkeypatch, embedder):
     """A corpus, and the bytes of its database."""
     monkeypatch.setattr(shards, "CHUNKS_PER_SAVE", 16)
     corpus = write_corpus(tmp_path / "docs", documents=40, seed=3)
@@ -50,8 +50,8 @@ def start(corpus, out):
 
 
 @pytest.mark.parametrize("files", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 20))])
-def test_a_killed_build_ends_in_the_same_bytes(tmp_path, whole, files):
-    corpus, expected = whole
+def test_a_killed_build_ends_in_the_same_bytes(tmp_path, reference, files):
+    corpus, expected = reference
     out = tmp_path / "killed"
     process = start(corpus, out)
     # the number of files determines the moment and the stage of the kill
@@ -61,8 +61,8 @@ def test_a_killed_build_ends_in_the_same_bytes(tmp_path, whole, files):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "manifest.json").exists()
-    again = start(corpus, out)
-    assert again.wait(timeout=120) == 0, again.stderr.read().decode()
+    resumed = start(corpus, out)
+    assert resumed.wait(timeout=120) == 0, resumed.stderr.read().decode()
     assert all_bytes(out) == expected
 
 
@@ -87,8 +87,8 @@ def test_a_build_interrupted_before_or_after_any_change_to_its_folder_ends_in_th
         shutil.rmtree(tmp_path / "stopped")
 
 
-def test_an_index_truncated_by_a_full_disk_is_written_again(tmp_path, whole, embedder, monkeypatch):
-    corpus, expected = whole
+def test_an_index_truncated_by_a_full_disk_is_written_again(tmp_path, reference, embedder, monkeypatch):
+    corpus, expected = reference
 
     class Truncated(hnswlib.Index):  # hnswlib does this silently on a full disk
         def save_index(self, path):
@@ -103,8 +103,8 @@ def test_an_index_truncated_by_a_full_disk_is_written_again(tmp_path, whole, emb
     assert all_bytes(tmp_path / "db") == expected
 
 
-def test_a_second_build_in_the_same_folder_is_refused_while_the_first_runs(tmp_path, whole):
-    corpus, expected = whole
+def test_a_second_build_in_the_same_folder_is_refused_while_the_first_runs(tmp_path, reference):
+    corpus, expected = reference
     first = start(corpus, tmp_path / "db")
     while not (tmp_path / "db" / "build.json").exists():
         assert first.poll() is None, first.stderr.read().decode()
@@ -115,8 +115,8 @@ def test_a_second_build_in_the_same_folder_is_refused_while_the_first_runs(tmp_p
     assert all_bytes(tmp_path / "db") == expected
 
 
-def test_a_full_disk_is_reported_in_one_line_and_the_build_resumes(tmp_path, whole, embedder, monkeypatch):
-    corpus, expected = whole
+def test_a_full_disk_is_reported_in_one_line_and_the_build_resumes(tmp_path, reference, embedder, monkeypatch):
+    corpus, expected = reference
     written = []
 
     def full(path, array):
@@ -155,14 +155,14 @@ def test_an_unfinished_build_is_not_resumed_with_different_settings(tmp_path, em
     monkeypatch.setattr(shards, "embed_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
-    before = all_bytes(tmp_path / "db")
+    expected = all_bytes(tmp_path / "db")
     ((name, value),) = change.items()
     with pytest.raises(UserError, match=f"was started with {name} = .*, not {value}; give the same value"):
         build_database(corpus, tmp_path / "db", replace(SMALL, **change), embedder)
     (corpus / "module_00.py").write_text("changed")
     with pytest.raises(UserError, match="another corpus "):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
-    assert all_bytes(tmp_path / "db") == before
+    assert all_bytes(tmp_path / "db") == expected
     (tmp_path / "db" / "build.json").write_text("[")
     with pytest.raises(UserError, match=r"build\.json is damaged"):
         build_database(corpus, tmp_path / "db", SMALL, embedder)
@@ -180,8 +180,8 @@ def test_an_impossible_request_leaves_no_folder_behind(tmp_path, embedder):
 def test_a_database_inside_its_corpus_is_not_read(tmp_path, embedder):
     corpus = write_corpus(tmp_path / "docs", documents=6)
     first = build_database(corpus, corpus / "db", SMALL, embedder)
-    again = build_database(corpus, corpus / "db", SMALL, embedder)
-    assert len(first.documents) == len(again.documents) == 6
+    second = build_database(corpus, corpus / "db", SMALL, embedder)
+    assert len(first.documents) == len(second.documents) == 6
 
 
 def test_a_corpus_that_changed_while_reading_was_interrupted_is_refused(tmp_path, embedder, monkeypatch):
@@ -205,12 +205,12 @@ def test_a_corpus_that_changed_while_reading_was_interrupted_is_refused(tmp_path
         build_database(corpus, tmp_path / "db", config, embedder)
 
 
-def test_a_given_tokenizer_is_reused_unchanged(tmp_path, embedder, database):
+def test_an_existing_tokenizer_is_reused_unchanged(tmp_path, embedder, database):
     corpus = write_corpus(tmp_path / "docs", documents=6, seed=9)
     config = replace(SMALL, tokenizer=str(database.path / "tokenizer.json"))
-    other = build_database(corpus, tmp_path / "db", config, embedder)
-    assert (other.path / "tokenizer.json").read_bytes() == (database.path / "tokenizer.json").read_bytes()
-    assert other.manifest["tokenizer"] == database.manifest["tokenizer"]
+    second = build_database(corpus, tmp_path / "db", config, embedder)
+    assert (second.path / "tokenizer.json").read_bytes() == (database.path / "tokenizer.json").read_bytes()
+    assert second.manifest["tokenizer"] == database.manifest["tokenizer"]
 
 
 class Broken(CountingEmbedder):

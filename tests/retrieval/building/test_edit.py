@@ -30,21 +30,21 @@ pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
 def test_after_an_add_all_neighbours_equal_those_of_exact_search(db, additions):
-    before = Database.open(db)
-    split = before.split("train")
+    old = Database.open(db)
+    split = old.split("train")
     database = add_documents(db, additions, embedder=EMBEDDER)
-    assert len(database.documents) == len(before.documents) + 12
-    assert len(database.folders("shards")) > len(before.folders("shards")) > 2
+    assert len(database.documents) == len(old.documents) + 12
+    assert len(database.folders("shards")) > len(old.folders("shards")) > 2
     assert database.manifest["generation"] == 1
-    assert np.array_equal(database.split("train").tokens[: before.n_chunks], split.tokens[:])
+    assert np.array_equal(database.split("train").tokens[: old.n_chunks], split.tokens[:])
     with pytest.raises(UserError, match="was edited since it was opened"):  # its ids may have changed
-        before.split("train")
+        old.split("train")
     assert_lists_are_exact(database)
     assert verify_database(db, EMBEDDER).broken == []
 
 
-def test_without_training_neighbours_only_held_out_chunks_have_neighbours_also_after_edits(corpus, additions, tmp_path):
-    whole = build_database(corpus, tmp_path / "whole", SHARDS, EMBEDDER)
+def test_without_training_neighbours_only_held_out_chunks_have_neighbours_even_after_edits(corpus, additions, tmp_path):
+    full = build_database(corpus, tmp_path / "whole", SHARDS, EMBEDDER)
     reduced = build_database(corpus, tmp_path / "reduced", replace(SHARDS, training_neighbours=False), EMBEDDER)
     edits = [
         lambda path: Database.open(path, EMBEDDER),
@@ -53,9 +53,9 @@ def test_without_training_neighbours_only_held_out_chunks_have_neighbours_also_a
         compact,
     ]
     for edit in edits:
-        whole, reduced = edit(tmp_path / "whole"), edit(tmp_path / "reduced")
-        assert np.array_equal(reduced.split("valid").neighbours[:], whole.split("valid").neighbours[:])
-        assert reduced.split("train").neighbours.shape == (whole.n_chunks, 0)
+        full, reduced = edit(tmp_path / "whole"), edit(tmp_path / "reduced")
+        assert np.array_equal(reduced.split("valid").neighbours[:], full.split("valid").neighbours[:])
+        assert reduced.split("train").neighbours.shape == (full.n_chunks, 0)
         assert verify_database(reduced.path, EMBEDDER).broken == []
         with pytest.raises(UserError, match="was built with --no-training-neighbours"):
             training_batch(reduced, reduced.split("train"), 2, sequence_length=16, batch_size=1, seed=0, step=0)
@@ -68,22 +68,22 @@ def test_consecutive_adds_give_the_chunks_keys_and_neighbours_of_one_build(tmp_p
         json_lines(tmp_path / f"{number}.jsonl", {path.name: path.read_text() for path in part})
     config = replace(SHARDS, held_out=0.0, tokenizer=str(built / "tokenizer.json"))
     sources = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
-    whole = build_database(parse_sources(sources), tmp_path / "whole", config, EMBEDDER)
+    expected_database = build_database(parse_sources(sources), tmp_path / "whole", config, EMBEDDER)
     build_database(sources[0], tmp_path / "parts", config, EMBEDDER)
     for source in sources[1:]:
         edited = add_documents(tmp_path / "parts", source, embedder=EMBEDDER)
-    for expected, array in zip(rows_of(whole), rows_of(edited), strict=True):
+    for expected, array in zip(rows_of(expected_database), rows_of(edited), strict=True):
         assert np.array_equal(expected, array)
-    assert np.array_equal(whole.keys("train")[:], edited.keys("train")[:])
-    assert list(whole.documents) == list(edited.documents)
-    assert whole.manifest["sources"] == edited.manifest["sources"]
+    assert np.array_equal(expected_database.keys("train")[:], edited.keys("train")[:])
+    assert list(expected_database.documents) == list(edited.documents)
+    assert expected_database.manifest["sources"] == edited.manifest["sources"]
 
 
 def test_adding_twice_changes_no_byte(db, additions, capsys):
     add_documents(db, additions, embedder=EMBEDDER)
-    before = all_bytes(db)
+    expected = all_bytes(db)
     add_documents(db, additions, embedder=EMBEDDER)
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
     assert "nothing was added" in capsys.readouterr().err
 
 
@@ -98,9 +98,9 @@ def test_a_near_duplicate_of_a_held_out_document_is_listed_once_instead_of_added
     records = [json.loads(line) for line in (db / "duplicates.jsonl").read_text()[len(listed) :].splitlines()]
     assert [(r["name"], r["held_out"]) for r in records] == [("copy", original["name"]), ("near", original["name"])]
     assert records[0]["exact"] == 1.0
-    before = all_bytes(db)
+    expected = all_bytes(db)
     add_documents(db, corpus, embedder=EMBEDDER)
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
 
 
 def test_if_all_new_documents_are_near_duplicates_no_chunk_is_added(db, built, tmp_path):
@@ -111,9 +111,9 @@ def test_if_all_new_documents_are_near_duplicates_no_chunk_is_added(db, built, t
     assert added.n_chunks == database.n_chunks
     assert verify_database(db, EMBEDDER).broken == []
     compact(db)
-    before = all_bytes(db)
+    expected = all_bytes(db)
     compact(db)
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
 
 
 def test_a_near_duplicate_can_be_added_after_its_held_out_document_is_removed(db, built, tmp_path):
@@ -164,12 +164,12 @@ def test_either_all_sources_have_weights_or_none(tmp_path, built_with, added_wit
     build_database(
         parse_sources(s.format(**files) for s in built_with), tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER
     )
-    before = all_bytes(tmp_path / "db")
+    expected = all_bytes(tmp_path / "db")
     new = parse_sources(s.format(**files) for s in added_with)
     if weights is None:
         with pytest.raises(UserError, match=r"only some sources of .* would have a weight"):
             add_documents(tmp_path / "db", new, embedder=EMBEDDER)
-        assert all_bytes(tmp_path / "db") == before
+        assert all_bytes(tmp_path / "db") == expected
         return
     sources = add_documents(tmp_path / "db", new, embedder=EMBEDDER).manifest["sources"]
     assert {source["name"]: source["weight"] for source in sources} == weights
@@ -204,21 +204,21 @@ def test_a_number_is_not_a_name_and_a_name_removes_all_documents_that_have_it(tm
 
 @pytest.mark.parametrize("unknown", [999, "999", "nobody.py", -1, ""])
 def test_an_unknown_document_is_refused_in_one_line_and_nothing_changes(db, unknown):
-    before = all_bytes(db)
+    expected = all_bytes(db)
     with pytest.raises(UserError, match="has no document") as error:
         remove_documents(db, [0, unknown])
     assert "\n" not in str(error.value)
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
 
 
 def test_removing_twice_changes_nothing(db, capsys):
     remove_documents(db, [1, 2])
-    before = all_bytes(db)
+    expected = all_bytes(db)
     remove_documents(db, [2, 1, 2])
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
     assert "nothing was removed" in capsys.readouterr().err
     assert remove_documents(db, []).n_removed
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
 
 
 def test_a_wrong_or_missing_embedder_is_refused_before_an_edit_starts(db, additions, monkeypatch):
@@ -226,13 +226,13 @@ def test_a_wrong_or_missing_embedder_is_refused_before_an_edit_starts(db, additi
         raise UserError("no BERT here")
 
     monkeypatch.setattr("retro_np.retrieval.database.load_bert", missing)
-    other = CountingEmbedder()
-    other.sha256 = "ab" * 32
-    before = all_bytes(db)
-    for embedder, complaint in ((other, "was built with embedder counting"), (None, "no BERT here")):
+    wrong_embedder = CountingEmbedder()
+    wrong_embedder.sha256 = "ab" * 32
+    expected = all_bytes(db)
+    for embedder, complaint in ((wrong_embedder, "was built with embedder counting"), (None, "no BERT here")):
         with pytest.raises(UserError, match=complaint):
             add_documents(db, additions, embedder=embedder)
-        assert all_bytes(db) == before
+        assert all_bytes(db) == expected
 
 
 def test_a_folder_without_a_database_is_not_edited(tmp_path, additions):
@@ -243,14 +243,14 @@ def test_a_folder_without_a_database_is_not_edited(tmp_path, additions):
 
 
 def test_a_database_cannot_be_added_to_itself(db):
-    before = all_bytes(db)
+    expected = all_bytes(db)
     for folder, complaint in (
         (db, "is both the corpus and the database: give"),
         (db / "manifest.json", "is inside the database"),
     ):
         with pytest.raises(UserError, match=complaint):
             add_documents(db, folder, embedder=EMBEDDER)
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
 
 
 def test_a_reader_waits_while_another_process_moves_an_edit_into_place(db, monkeypatch):

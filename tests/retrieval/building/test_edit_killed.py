@@ -83,7 +83,7 @@ def test_an_edit_interrupted_at_any_change_to_the_folder_is_atomic_and_resumes_t
 
 
 def test_moving_files_into_place_can_be_interrupted_at_any_move(tmp_path, monkeypatch):
-    """The journal alone, with files that are unchanged, changed, added, and deleted with their folders."""
+    """Only the journal, with files that are unchanged, changed, added, and deleted with their folders."""
     monkeypatch.setattr(manifest, "_is_complete", lambda manifest: True)  # these manifests lack most entries
     unchanged, deleted = ["a", "shards/00000/x"], ["shards/00001/x", "shards/00001/y", "neighbours/valid/00000/z"]
     added = ["b", "shards/00000/y", "neighbours/train/00000/z"]
@@ -161,14 +161,14 @@ def test_a_killed_edit_is_atomic_and_resumes_to_the_same_bytes(tmp_path, db, add
     }
     remove_documents(db, [20, 21])
     old = outside_the_edit(db)
-    whole = shutil.copytree(db, tmp_path / "whole")
+    uninterrupted = shutil.copytree(db, tmp_path / "copy")
     start_time = time.monotonic()
-    calls[kind](whole)
-    seconds, new = time.monotonic() - start_time, all_bytes(whole)
+    calls[kind](uninterrupted)
+    seconds, new = time.monotonic() - start_time, all_bytes(uninterrupted)
     process = start(kind, db, additions)
     while process.poll() is None and not (db / "edit").exists():
         time.sleep(0.0005)
-    time.sleep(random.Random(seed).random() * seconds)  # each seed kills at another moment
+    time.sleep(random.Random(seed).random() * seconds)  # each seed kills at a different moment
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     Database.open(db)
@@ -195,7 +195,7 @@ def test_a_second_edit_is_refused_while_the_first_runs(db, additions):
 
 
 def test_an_unfinished_edit_refuses_another_edit_and_can_be_abandoned(db, additions, monkeypatch):
-    before = all_bytes(db)
+    expected = all_bytes(db)
 
     def stopped(*args, **options):
         raise KeyboardInterrupt
@@ -205,7 +205,7 @@ def test_an_unfinished_edit_refuses_another_edit_and_can_be_abandoned(db, additi
         with pytest.raises(KeyboardInterrupt):
             add_documents(db, additions, embedder=EMBEDDER)
     unfinished = all_bytes(db)
-    assert outside_the_edit(db) == before
+    assert outside_the_edit(db) == expected
     for another in (
         lambda: remove_documents(db, [0]),
         lambda: add_documents(db, additions / "added_module_00.py", embedder=EMBEDDER),
@@ -215,7 +215,7 @@ def test_an_unfinished_edit_refuses_another_edit_and_can_be_abandoned(db, additi
             another()
         assert all_bytes(db) == unfinished
     shutil.rmtree(db / "edit")
-    assert all_bytes(db) == before
+    assert all_bytes(db) == expected
     assert remove_documents(db, [0]).manifest["generation"] == 1
 
 

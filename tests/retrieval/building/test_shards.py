@@ -38,28 +38,28 @@ def searches(draw):
 def test_a_shard_finds_all_allowed_rows_in_order_of_distance(max_exact, search):
     keys, documents, rows, deleted, exclude, k = search
     shard = Shard(None, keys, documents)
-    before, index.MAX_EXACT_KEYS = index.MAX_EXACT_KEYS, max_exact
+    old_limit, index.MAX_EXACT_KEYS = index.MAX_EXACT_KEYS, max_exact
     try:
         shard.__dict__["index"] = build_hnsw(keys)
         own = documents[rows] if exclude else None
         neighbours, distances = search_shard(shard, keys[rows], k, own=own, deleted=deleted)
     finally:
-        index.MAX_EXACT_KEYS = before
-    for number, row in enumerate(rows):
-        true = ((keys - keys[row]).astype(np.float64) ** 2).sum(axis=1)
+        index.MAX_EXACT_KEYS = old_limit
+    for query, row in enumerate(rows):
+        true_distances = ((keys - keys[row]).astype(np.float64) ** 2).sum(axis=1)
         allowed = np.ones(len(keys), bool)
         allowed[deleted] = False
         allowed &= (not exclude) | (documents != documents[row])
         count = min(k, int(allowed.sum()))
-        ids = neighbours[number, :count]
+        ids = neighbours[query, :count]
         assert allowed[ids].all()
         assert len(set(ids.tolist())) == count
-        assert (neighbours[number, count:] == -1).all()
-        assert np.isinf(distances[number, count:]).all()
-        assert np.array_equal(distances[number, :count], true[ids])  # small whole numbers: no rounding
-        assert (np.diff(distances[number, :count]) >= 0).all()
+        assert (neighbours[query, count:] == -1).all()
+        assert np.isinf(distances[query, count:]).all()
+        assert np.array_equal(distances[query, :count], true_distances[ids])  # small whole numbers: no rounding
+        assert (np.diff(distances[query, :count]) >= 0).all()
         if max_exact:
-            assert np.array_equal(distances[number, :count], np.sort(true[allowed])[:count])
+            assert np.array_equal(distances[query, :count], np.sort(true_distances[allowed])[:count])
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(-1, 50), st.integers(0, 5)), max_size=6), min_size=1, max_size=4),
@@ -90,13 +90,13 @@ fragments = st.sampled_from([*"ab'st1.\n\t  é\u00a0\u2028\x1c_-", "the", " it's
 
 @given(st.lists(fragments, max_size=25).map("".join), st.integers(1, 9))
 @settings(deadline=None, max_examples=300)
-def test_a_text_in_pieces_has_the_tokens_of_the_whole_text(text, size):
-    before, tokenizer.MIN_PIECE_CHARACTERS = tokenizer.MIN_PIECE_CHARACTERS, size
+def test_a_text_in_pieces_has_the_tokens_of_the_text_in_one_piece(text, size):
+    old_size, tokenizer.MIN_PIECE_CHARACTERS = tokenizer.MIN_PIECE_CHARACTERS, size
     try:
         pieces = tokenizer.pieces_of(text)
         ids = tokenizer.encode(TOKENIZER, text)
     finally:
-        tokenizer.MIN_PIECE_CHARACTERS = before
+        tokenizer.MIN_PIECE_CHARACTERS = old_size
     assert "".join(pieces) == text
     assert tokenizer.decode(TOKENIZER, ids) == text
     cuts = np.cumsum([len(piece) for piece in pieces[:-1]], dtype=int).tolist()

@@ -1,4 +1,4 @@
-"""Ground truth: a word that occurs in only one document, searched for in everything that a database shows."""
+"""Ground truth: a word that occurs in only one document, searched for in all text that a database shows."""
 
 import numpy as np
 import pytest
@@ -33,20 +33,20 @@ def test_a_removed_text_is_shown_nowhere_and_is_in_no_file_after_compacting(tmp_
     encodings = [database.tokenizer.encode(SECRET).ids, database.tokenizer.encode(" " + SECRET).ids]
     encodings = [np.array(encoding, "<u2").tobytes() for encoding in encodings]
 
-    def shown(database):
+    def shown_texts(database):
         """All text that a database shows."""
-        everything = database.n_chunks
+        n_chunks = database.n_chunks
         for ids, _ in (
-            database.search([SECRET, *texts], everything),
-            database.search_keys(keys, everything),
-            database.search_keys(keys, everything, exact=True),
+            database.search([SECRET, *texts], n_chunks),
+            database.search_keys(keys, n_chunks),
+            database.search_keys(keys, n_chunks, exact=True),
         ):
             yield from (database.text(value) for value in database.value(ids).reshape(-1, 16))
-        yield from (database.text(value) for value in database.value(np.arange(everything)))
-        for name in ("train", "valid"):
-            stored = database.split(name)
-            yield from (database.text(row) for row in stored.tokens[:])
-            values = sequence_neighbours(database, stored, np.arange(len(stored.tokens))[:, None], 10)
+        yield from (database.text(value) for value in database.value(np.arange(n_chunks)))
+        for split_name in ("train", "valid"):
+            split_data = database.split(split_name)
+            yield from (database.text(row) for row in split_data.tokens[:])
+            values = sequence_neighbours(database, split_data, np.arange(len(split_data.tokens))[:, None], 10)
             yield from (database.text(value) for value in values.reshape(-1, 16))
         for step in range(20):
             options = {"sequence_length": 64, "batch_size": 4, "seed": 0, "step": step}
@@ -61,12 +61,12 @@ def test_a_removed_text_is_shown_nowhere_and_is_in_no_file_after_compacting(tmp_
     def files():
         return [p.read_bytes() for p in path.rglob("*") if p.is_file()]
 
-    assert any(SECRET in text for text in shown(database))
+    assert any(SECRET in text for text in shown_texts(database))
     assert any(encoding in data for data in files() for encoding in encodings)
     removed = remove_documents(path, [name])
-    assert not any(SECRET in text or name in text for text in shown(removed))
-    after = compact(path)
-    assert not any(SECRET in text or name in text for text in shown(after))
+    assert not any(SECRET in text or name in text for text in shown_texts(removed))
+    compacted = compact(path)
+    assert not any(SECRET in text or name in text for text in shown_texts(compacted))
     for data in files():
         assert SECRET.encode() not in data
         assert name.encode() not in data
