@@ -191,6 +191,7 @@ print(len(passed), "CCA" in passed, sorted({kind for _, _, kinds in kernels.tabl
 )
 
 
+@pytest.mark.slow
 def test_without_numba_and_without_posix_every_operator_passes_its_gradient_check():
     out, err, status = fresh_python(OPERATORS)
     assert status == 0, err
