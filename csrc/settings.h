@@ -1,4 +1,4 @@
-/* Block sizes and macros for product.h and tile.h. */
+/* Block sizes, macros and constants for product.h and tile.h. */
 
 #if !defined(__GNUC__)
 #error "the vector types need GCC or clang"

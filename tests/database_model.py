@@ -51,7 +51,7 @@ def distances_of(query, keys):
 
 
 def grams(text):
-    """The set of all 13 consecutive lower-case words, or of all words if there are fewer."""
+    """The set of all runs of 13 consecutive lower-case words, or of the one run of all words if there are fewer."""
     words = WORD.findall(text.encode().lower())
     return {tuple(words[i : i + 13]) for i in range(max(1, len(words) - 12))} if words else set()
 
@@ -216,7 +216,7 @@ def add(model, path, pairs):
         return
     known = {(d.name, d.text) for d in model.documents if not d.gone}
     freed = {d.name for d in model.documents if d.split == "valid" and d.gone}
-    # The file names one of several held-out documents that a text resembles; only that one can free it.
+    # If a text resembles several held-out documents, the file names one: the text can be added once that is removed.
     listed = [json.loads(line) for line in (path / "duplicates.jsonl").read_text().splitlines()]
     known |= {(n, t) for (n, t, _), r in zip(model.left_out, listed, strict=True) if r["held_out"] not in freed}
     new = [Document(n, clean(t), corpus.name, "train") for n, t in pairs if (n, clean(t)) not in known]

@@ -39,7 +39,8 @@ def evaluate(
     """Score a RETRO under each condition, and a baseline for comparison; write results.json and losses.npz to `out`.
 
     models: {"RETRO": (params, config)}, or {"RETRO": (params, config), "baseline": (params, config)}. The RETRO is
-        scored with retrieval on, off, and with the neighbours of other chunks; the baseline without retrieval.
+        scored with retrieval on, off, and, unless split is "train", with the neighbours of other chunks; the baseline
+        without retrieval.
     out: the folder of the results, created if necessary. losses.npz holds the nats and bytes of each condition, per
         chunk and per document, and r(C) of each chunk.
     split, k, sequence_length, stride, limit, retrieval: as in `score` (split is its split_name).
@@ -111,6 +112,6 @@ def verdict(figures: dict[str, dict[str, Any]]) -> str:
     if saving > 0.05:
         return f"{sentence}; its own neighbours save {saving:.2f} % compared with the neighbours of other chunks."
     return (
-        f"{sentence}; but it does equally well with the neighbours of other chunks ({saving:+.2f} %): "
+        f"{sentence}; but it does at least as well with the neighbours of other chunks ({saving:+.2f} %): "
         "this model does not use what it retrieves."
     )

@@ -58,7 +58,7 @@ def make_pretrained(lab: Lab, out: Path) -> list[Path]:
 
 
 def measure(lab: Lab) -> Figures:
-    """Bits per byte of both models with retrieval on, off and shuffled; their sizes, and how they were trained."""
+    """Bits per byte of the baseline, and of RETRO with retrieval on, off and shuffled; their sizes and training."""
     database = lab.database(name="stdlib-bundled", vocabulary_size=recipe.BUILD.vocabulary_size, **BUNDLED_BUILD)
     models = [Model(*load_pretrained(name)[:2], sha256_of(bundled_file(name))) for name in (BASELINE, RETRO)]
     files = [bundled_file(BASELINE), bundled_file(RETRO), BUNDLED / TOKENIZER]

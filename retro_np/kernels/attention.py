@@ -2,8 +2,8 @@
 
 Queries come in g groups of n, and keys in k groups of r. A query attends to all k·r keys under one softmax, and the
 distance between query i and key j counts within their groups. Self-attention has g = k = 1. In chunked cross-attention
-g = 1 and k is the number of neighbours. In the encoder's cross-attention g is the number of neighbours and k = 1, the
-chunk.
+g = 1 and k is the number of neighbours. In the encoder's cross-attention g is the number of neighbours, and the
+chunk is the one group of keys (k = 1).
 
 NumPy does one array operation after another. Numba (attention_numba.py) and C (csrc/attention.h) take a tile of queries
 at a time. The backward pass needs one number per query from the forward pass: the log-sum-exp of its logits.
@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from retro_np.kernels import Array, c_extension, kernel
 from retro_np.kernels.threads import blocks, count, parallel_for
 
-MAX_GRADIENT_PARTS = 8  # The backward pass splits a batch into at most 8 parts, each with its own sums for positions.
+MAX_GRADIENT_PARTS = 8  # With positions, the backward pass splits a batch into at most 8 parts with their own sums.
 MIN_PARALLEL_PRODUCTS = 1 << 20  # Products of two numbers; a smaller job is not worth a second thread.
 CALLS_PER_THREAD = 4  # If one thread is delayed, the others take over its remaining calls.
 
@@ -186,7 +186,7 @@ def contiguous(*arrays: Maybe) -> list[Any]:
 
 
 def _task_blocks(tasks: int, q: Array, keys: Array) -> list[slice]:
-    """Split the tasks into one block per call. Tasks of one head stay together because they share its table."""
+    """Split the tasks into one block per call. A head's tasks are consecutive: a call mostly uses one head's table."""
     large = q.size * keys.shape[1] * keys.shape[2] >= MIN_PARALLEL_PRODUCTS
     return blocks(tasks, max(1, -(-tasks // (CALLS_PER_THREAD * count() if large else 1))))
 

@@ -54,7 +54,8 @@ def search_shard(
 
     queries: (N, d_key) float32. own: (N,) document numbers to leave out, or None. deleted: sorted rows. exact: do not
     use the graph. Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer remain.
-    The graph returns more than k rows, which are then filtered. Queries left with too few are searched exactly.
+    If rows must be left out, the graph is asked for more than k, and its answer is filtered. Queries left with too few
+    are searched exactly.
     """
     size = len(shard.keys)
     rows = np.full((len(queries), k), -1, np.int64)

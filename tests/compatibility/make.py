@@ -1,6 +1,6 @@
 """Make `files/` with version 0.1.0 (commit 5116341): databases, runs and checkpoints that the current code must read.
 
-    python3 -m venv old && old/bin/pip install REPOSITORY_AT_5116341 && cd /tmp
+    cd /tmp && python3 -m venv old && old/bin/pip install REPOSITORY_AT_5116341
     old/bin/python PATH/tests/compatibility/make.py
 
 Writes old.tar.gz (two corpora, databases, runs, checkpoints), expected.json (what the old version computed from them)
@@ -85,14 +85,15 @@ def main() -> None:
         write_corpus(Path("more"), 3, seed=2)
         make()
         write(FILES / "expected.json", record())
-        edits = ["half_added/edit", "not_moved/edit"]  # `finished` has the other files of these databases.
+        # Only the edit folders of these databases are packed: `finished` has the other files.
+        edits = ["half_added/edit", "not_moved/edit"]
         databases = ["finished", "unfinished", "edited", *edits]
         pack(FILES / "old.tar.gz", ["corpus", "more", *databases, "run", "stopped", *CHECKPOINTS])
     write(FILES / "commands.json", commands())
 
 
 def write_corpus(folder: Path, documents: int, seed: int) -> None:
-    """Text files of invented sentences, 15 to 60 words long."""
+    """Text files of 15 to 60 random words each."""
     rng = random.Random(seed)
     folder.mkdir()
     for number in range(documents):
