@@ -81,8 +81,8 @@ def verdict(figures: Figures) -> Verdict:
     worst = sorted(change, key=change.__getitem__)[-3:][::-1]
     losses = "; ".join(f"“{name}” ({100 * change[name]:+.2f} %)" for name in worst)
     return len(agreeing) > len(compared) / 2, (
-        f"{len(agreeing)} of the paper's {len(compared)} ablations change the bits in the same direction here. Bits "
-        f"rise most with these changes: {losses}."
+        f"After {figures['steps']} steps, {len(agreeing)} of the paper's {len(compared)} ablations change the bits in "
+        f"the same direction as in the paper. Bits rise most with these changes: {losses}."
     )
 
 

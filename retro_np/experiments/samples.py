@@ -165,7 +165,8 @@ def verdict(figures: Figures) -> Verdict:
         f"The share of a continuation's token {N}-grams that also occur in the rest of the prompt's document is "
         f"{on_and_off(REMAINDER)}. The difference is {100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f} "
         f"points (standard error); retrieval raises the share for {higher} and lowers it for {lower} of "
-        f"{figures['prompts']} prompts. The share in the rest of another document is {on_and_off(OTHER)}; in the "
+        f"{figures['prompts']} prompts. For comparison, the share of those in the rest of another document is "
+        f"{on_and_off(OTHER)}; in the "
         f"retrieved values, {on_and_off(RETRIEVED)}; earlier in the continuation itself, {on_and_off(REPEATED)}."
     )
 

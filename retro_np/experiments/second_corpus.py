@@ -66,7 +66,7 @@ def verdict(figures: Figures) -> Verdict:
     bpb = {name: f"{line[name]['bpb']['mean']:.4f}" for name in LINES}
     return gains["bpb"]["from"] >= 0.05 and gains["bpb_no_leakage"]["from"] >= 0.01, (
         f"RETRO[ON] needs {bpb[ON]} bits per byte and its baseline {bpb['baseline']}: it saves "
-        f"{100 * gains['bpb']['mean']:.2f} % ({spread} over seeds). Copying alone (the copy bound) saves "
+        f"{100 * gains['bpb']['mean']:.2f} % ({spread} over seeds). The baseline with copying (the copy bound) saves "
         f"{100 * figures['copy_bound']['gain']:.2f} %. At α = 12.5 % RETRO[ON] needs "
         f"{more_or_fewer(gains['bpb_no_leakage']['mean'])} than its baseline. RETRO needs {bpb[SHUFFLED]} bits per "
         f"byte with the neighbours of other chunks, and {bpb[OFF]} without retrieval."
