@@ -45,8 +45,8 @@ def verdict(figures: Figures) -> Verdict:
         needs = {figure: more_or_fewer(share["mean"]) for figure, share in size["gains"].items()}
         sentences.append(
             f"With chunks of {size['chunk_size']} tokens, RETRO[ON] needs {needs['bpb']} than its baseline. The "
-            f"baseline with copying (the copy bound) would need {more_or_fewer(size['copy_bound']['gain'])}. At α = 12.5 %, where "
-            f"{100 * size['chunks_without_leakage']:.0f} % of the chunks remain, RETRO[ON] needs "
+            f"baseline with copying (the copy bound) would need {more_or_fewer(size['copy_bound']['gain'])}. At "
+            f"α = 12.5 %, where {100 * size['chunks_without_leakage']:.0f} % of the chunks remain, RETRO[ON] needs "
             f"{needs['bpb_no_leakage']}. RETRO[OFF] needs {more_or_fewer(-size['off']['mean'])} on all chunks."
         )
     return None, " ".join(sentences)

@@ -291,7 +291,7 @@ def test_verdicts_follow_the_figures():
     sizes[0]["lines"][OFF]["bpb"] = 2.03
     assert model_size.verdict({"sizes": sizes})[0] is False
     rows = {name: {ON: {"bpb": bpb}} for name, bpb in ablations.PAPER.items()}
-    assert ablations.verdict({"rows": rows, "paper": ablations.PAPER})[0] is True
+    assert ablations.verdict({"steps": 300, "rows": rows, "paper": ablations.PAPER})[0] is True
     curves = {"baseline": [2.1] * 16 + [2.0], OFF: [2.1] * 16 + [2.0], ON: [2.05] * 16 + [1.9]}
     figures = {"alphas": [i / 16 for i in range(17)], "curves": curves, "share_of_chunks": [0.1] * 17, "chunk_size": 16}
     assert leakage.verdict(figures)[0] is True
