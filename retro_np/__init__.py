@@ -14,9 +14,9 @@ from retro_np import runtime
 runtime.tune()  # This must precede the import of NumPy: OpenBLAS reads its settings only once.
 
 from retro_np import reference
-from retro_np.checking import GradientError, gradcheck
+from retro_np.checking import gradcheck
 from retro_np.config import EncoderConfig, RetroConfig
-from retro_np.errors import UserError
+from retro_np.errors import GradientError, GradientReport, UserError
 from retro_np.nn.model import attention_maps, hidden_states, retro, retro_loss
 from retro_np.optim import adamw_init, adamw_update
 from retro_np.parameters import count_parameters, init_params
@@ -43,10 +43,10 @@ _ON_FIRST_USE = {
 }  # fmt: skip
 
 __all__ = [
-    "BuildConfig", "Database", "EncoderConfig", "GradientError", "RetroConfig", "TrainingConfig", "UserError",
-    "__version__", "adamw_init", "adamw_update", "attention_maps", "build_database", "count_parameters", "evaluate",
-    "generate", "gradcheck", "hidden_states", "init_params", "load_bert", "load_params", "load_pretrained", "reference",
-    "retro", "retro_loss", "retrofit", "save_params", "score", "train",
+    "BuildConfig", "Database", "EncoderConfig", "GradientError", "GradientReport", "RetroConfig", "TrainingConfig",
+    "UserError", "__version__", "adamw_init", "adamw_update", "attention_maps", "build_database", "count_parameters",
+    "evaluate", "generate", "gradcheck", "hidden_states", "init_params", "load_bert", "load_params", "load_pretrained",
+    "reference", "retro", "retro_loss", "retrofit", "save_params", "score", "train",
 ]  # fmt: skip
 
 

@@ -1,109 +1,251 @@
-"""The gradient checker: it compares a pullback with finite differences."""
+"""The gradient checker: it compares a pullback with finite differences, and watches what f and the pullback touch."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from retro_np.tree import Array, Pullback, map_tree, named_leaves
+from retro_np.differences import MULTIPLES, TOLERANCE, Point, check_leaf, likely_mistake
+from retro_np.errors import GradientError, GradientFormError, GradientReport, GradientRow
+from retro_np.leaves import LeafFunction, flat_outputs, kind_of, outputs_of, share_memory
+from retro_np.tree import Array, Pullback, flatten, unflatten
 
-MAX_ENTRIES = 256  # Arrays with at most this many entries are checked entry by entry.
-N_DIRECTIONS = 8  # Larger arrays are checked along this many random directions.
-
-
-class GradientError(AssertionError):
-    """A pullback disagrees with finite differences. The message names the argument, the entry and both values."""
+__all__ = ["GradientError", "GradientFormError", "GradientReport", "GradientRow", "from_torch", "gradcheck"]
+MIN_RESOLUTION = 1e-3  # relative; needed to say anything, unless the user sets a tolerance, which is then needed
+VERDICTS = ("wrong", "cannot tell", "right", "frozen", "skipped")  # from worst to best
 
 
 def gradcheck(
-    f: Callable[..., tuple[Any, Pullback]], *arrays: Any, eps: float = 1e-6, tolerance: float = 1e-6, seed: int = 0
-) -> float:
-    """Compare the pullback of f with central differences of step `eps` in float64. Returns the worst error.
+    f: Callable[..., Any],
+    *arguments: Any,
+    raise_exception: bool = True,
+    frozen: int | str | Collection[int | str] = (),
+    eps: float | None = None,
+    tolerance: float | Sequence[float] | Mapping[int | str, float] | None = None,
+    seed: int = 0,
+) -> GradientReport:
+    """Compare the pullback of f with central differences in float64, and check that both leave their inputs alone.
 
-    f(*arrays) -> (value, vjp), where the value is an array or a scalar and vjp(dvalue) returns a tuple with one
-    gradient per argument. For a single argument it may return the gradient itself. An argument is an array or a tree
-    (dicts and lists) of arrays. A gradient that is None (frozen) is not checked. A random cotangent, drawn with `seed`,
-    reduces the value to one number. Arrays with at most 256 entries are checked entry by entry, larger ones along 8
-    random directions.
+    f(*arguments) → (value, vjp), in either order. The value is an array, a number or a tree of them. vjp(dvalue)
+    returns a tuple with one gradient per argument; for a single argument it may return the gradient itself. A tree
+    consists of dicts, lists, tuples, namedtuples and dataclasses. float32 data is converted to float64. Integers and
+    booleans are skipped; their gradients may be left out.
 
-    The error of an entry is |analytic − numeric|, divided by the largest entry of that array's gradient, or by 0.01 if
-    all entries are smaller, because rounding then dominates the differences. Along a random direction of N entries,
-    one wrong entry shows with about 1/√N of its error, so check a small case of your function too.
-    Raises GradientError (an AssertionError) if the worst error, whose entry it names, is above `tolerance`, or if the
-    value is not finite; TypeError if an argument is not floating-point; ValueError if a gradient does not have the form
-    or shape of its argument, or if all gradients are None.
+    frozen: arguments (position or name) and leaves (dotted name) whose gradient may be None.
+    eps: a fixed step. By default, steps follow the size of each entry and change until the differences agree.
+    tolerance: the relative error that passes, for all arguments or for each: a sequence, or a dict by position or
+        name. By default 3e-9, or what the differences resolve if that is larger.
+    seed: of the cotangents and directions.
+
+    docs/gradcheck.md says what this can and cannot tell. In a test suite, `assert gradcheck(f, x, w)` is enough.
+    To check the second order, check the pullback as a function of the argument and the cotangent:
+
+        def tanh_pullback(x, dy):
+            y = np.tanh(x)
+            slope = 1 - y * y
+            return dy * slope, lambda d: (-2 * y * slope * dy * d, slope * d)
+
+        gradcheck(tanh_pullback, x, dy)
+
+    Returns a GradientReport. Raises GradientError (an AssertionError, with `.report`) if a gradient is wrong or if the
+    differences cannot tell, and GradientFormError, which is also a ValueError and a TypeError, if a value or gradient
+    has the wrong form; with raise_exception=False it returns the report instead. Always raises TypeError if an argument
+    is complex or f does not return a value and a pullback, and ValueError if nothing can be checked.
     """
-    rng = np.random.default_rng(seed)
-    arguments = [map_tree(_as_float64, argument) for argument in arrays]
-    value, vjp = f(*arguments)
-    if not np.all(np.isfinite(value)):
+    function = LeafFunction(f, arguments, (frozen,) if isinstance(frozen, int | str) else frozen)
+    tolerances = function.by_argument(tolerance)
+    if not all(option is None or option >= 0 for option in [*tolerances, eps]):
+        raise ValueError("tolerance and eps must not be negative")
+    try:
+        with np.errstate(all="ignore"):
+            report = _report(function, tolerances, *_probed(function, eps, seed))
+        failure = GradientError(report.message)
+    except GradientError as error:
+        report, failure = GradientReport.of_failure(error, function.names), error
+    if raise_exception and not report:
+        failure.report = report
+        raise failure
+    return report
+
+
+def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
+    """A function of PyTorch tensors, or trees of them, as a function for `gradcheck`.
+
+    `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        raise ImportError("from_torch needs PyTorch, which has not been imported: import torch first")
+
+    def wrapped(*arguments: Any) -> tuple[Any, Pullback]:
+        tensors = [torch.tensor(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in flatten(arguments)]
+        inputs = [x.requires_grad_() for x in tensors if torch.is_tensor(x) and x.is_floating_point()]
+        value = f(*unflatten(arguments, iter(tensors)))
+        outputs = [output for _, output in flatten(value)]
+
+        def vjp(dvalue: Any) -> Any:
+            pairs = zip(outputs, (torch.tensor(dy) for _, dy in flatten(dvalue)), strict=True)
+            ys, dys = zip(*((y, dy) for y, dy in pairs if y.requires_grad), strict=True)
+            grads = torch.autograd.grad(ys, inputs, dys, retain_graph=True, allow_unused=True)
+            by_input = {id(x): None if dx is None else dx.numpy().copy() for x, dx in zip(inputs, grads, strict=True)}
+            return unflatten(arguments, (by_input.get(id(x)) for x in tensors))
+
+        return unflatten(value, (output.detach().numpy().copy() for output in outputs)), vjp
+
+    return wrapped
+
+
+def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point, list[Any]]:
+    """Call f and its pullback several times, and raise GradientError where they break the rules.
+
+    Returns the point, and the pullback's answer.
+    """
+    rng, low = np.random.default_rng((seed, 6020)), ""  # a generator that nobody draws data with
+    leaves, labels = function.copies(np.float64), [function.label(n) for n in function.numbers]
+    try:
+        value, vjp = function.call(leaves)
+    except Exception as error:
+        leaves, low = function.copies(np.float32), f"f takes only float32 ({type(error).__name__} for float64)"
+        try:
+            value, vjp = function.call(leaves)
+        except Exception:
+            raise error from None
+    originals = function.originals(leaves[0].dtype)
+
+    def require_unchanged(actor: str) -> None:
+        for n, (array, original) in enumerate(zip(function.filled(leaves), originals, strict=True)):
+            if isinstance(array, np.ndarray) and array.tobytes() != original.tobytes():
+                raise GradientError(f"{function.label(n)}: {actor} overwrites it: work on a copy", function.paths[n][0])
+
+    def pull(cotangent: Array) -> list[Any]:
+        """The pullback's answer in a call that is not the first."""
+        try:
+            return function.pull(value, vjp, cotangent)
+        except GradientError:
+            raise
+        except Exception as error:
+            message = f"the pullback fails when it is called again: {type(error).__name__}: {error}"
+            raise GradientError(message) from error
+
+    def require_unshared(gradients: list[Any]) -> None:
+        names = [*(f"the gradient of {label}" for label in labels), *labels]
+        for (label, a), (other, b) in combinations(zip(names, [*gradients, *leaves], strict=True), 2):
+            if share_memory(a, b):
+                raise GradientError(f"{label} shares its buffer with {other}: return a copy")
+
+    def require_same(gradients: list[Any], what: str) -> None:
+        """Raise GradientError if the gradients depart from the first ones, relative to the largest entry of each."""
+        new, sizes = function.flat(gradients), np.diff(function.ends, prepend=0)
+        largest = [np.abs(leaf).max() or 1.0 for leaf in leaves]  # Below the floor there is only rounding of a zero.
+        floor = 2.0**-46 * (np.repeat(np.abs(cotangents[0] * flat).max() / largest, sizes) + np.abs(first).max())
+        bound = 1e-12 * np.repeat(np.maximum.reduceat(np.abs(first), function.ends - sizes), sizes) + floor
+        excess = np.where(np.isfinite(new), np.abs(new - first) - bound, np.inf)
+        place, position = function.place(worst := int(np.argmax(excess)))
+        if excess[worst] > 0:
+            raise GradientError(f"{place}: {what} {new[worst]:.9g} instead of {first[worst]:.9g}", position)
+
+    require_unchanged("f")
+    flat, floats = flat_outputs(value), [output for output in outputs_of(value) if output.dtype.kind == "f"]
+    lowest = min((output.dtype for output in floats), key=lambda dtype: dtype.itemsize)
+    if not np.all(np.isfinite(flat)):
         raise GradientError("the value is not finite, so its differences cannot be taken")
-    cotangent = rng.standard_normal(np.shape(value))
-    grads = vjp(cotangent.copy() if np.ndim(value) else float(cotangent))  # The pullback may overwrite its cotangent.
-    grads = grads if isinstance(grads, tuple) else (grads,)
-    if len(grads) != len(arguments):
-        raise ValueError(f"the pullback returned {len(grads)} gradients for {len(arguments)} arguments")
-
-    def slope(leaf: Array, direction: Array) -> float:
-        """The derivative of ⟨cotangent, f⟩ along a direction of one leaf, which is changed in place and restored."""
-        original = leaf.copy()
-        sides = []
-        for sign in (1, -1):
-            leaf[...] = original + sign * eps * direction
-            sides.append(np.array(f(*arguments)[0], dtype=np.float64))
-        leaf[...] = original
-        return float(np.sum((sides[0] - sides[1]) * cotangent)) / (2 * eps)
-
-    errors = []
-    for position, (argument, grad) in enumerate(zip(arguments, grads, strict=True)):
-        by_name = dict(named_leaves(grad))
-        for name, leaf in named_leaves(argument):
-            label = f"argument {position}" + (f", {name}" if name else "")
-            if grad is None or (name in by_name and by_name[name] is None):
-                continue
-            if name not in by_name:
-                raise ValueError(f"{label}: the pullback returned no gradient with that name")
-            gradient = np.asarray(by_name[name], dtype=np.float64)
-            if gradient.shape != leaf.shape:
-                raise ValueError(f"{label}: the gradient has shape {gradient.shape}, but the argument {leaf.shape}")
-            error, message = _worst_of(leaf, gradient, slope, rng)
-            errors.append((error, f"{label}, {message}"))
-    if not errors:
-        raise ValueError("every gradient is None, so nothing was checked: return the gradients from the pullback")
-    error, message = max(errors)
-    if not error <= tolerance:
-        raise GradientError(f"{message}; error {error:.3g} is above {tolerance:.3g}")
-    return error
-
-
-def _as_float64(name: str, array: Any) -> Array:
-    array = np.asarray(array)
-    if not np.issubdtype(array.dtype, np.floating):
-        subject = f"the leaf {name} is" if name else "an argument is"
-        raise TypeError(f"{subject} {array.dtype}, not floating-point: bind it in f, for example with a lambda")
-    return np.array(array, dtype=np.float64)
+    if lowest.itemsize < 8 and not low:
+        low = f"the value is {lowest}, although the arguments are float64"
+    cotangents = _cotangents(flat, [output.size for output in floats], rng)
+    raw = function.pull(value, vjp, cotangents[0])
+    first = function.flat(raw)
+    require_unchanged("the pullback")
+    if all(gradient is None for gradient in raw):
+        raise GradientFormError("every gradient is None, so nothing was checked: return gradients from the pullback")
+    if not np.all(np.isfinite(first)):
+        place, position = function.place(entry := int(np.argmin(np.isfinite(first))))
+        raise GradientError(f"{place}: the pullback says {first[entry]}", position)
+    require_unshared(raw)
+    require_unshared(pull(np.ones(len(flat))))
+    for n, gradient in zip(function.numbers, raw, strict=True):
+        if kind_of(gradient) == "f" and np.asarray(gradient).itemsize < 8 and not low:
+            text = f"{function.label(n)}: the gradient is {gradient.dtype}, although the argument is float64"
+            raise GradientError(f"{text}: is something computed in {gradient.dtype} on the way?", function.paths[n][0])
+    require_same(pull(cotangents[0]), "called again, the pullback returns")
+    value2, vjp2 = function.call(leaves)
+    again = flat_outputs(value2)
+    if again.shape != flat.shape or np.any(np.abs(again - flat) > 1e-12 * np.max(np.abs(flat))):
+        raise GradientError("f returns another value when it is called again: draw random numbers with a fixed seed")
+    function.pull(value2, vjp2, 0.71 * cotangents[-1])
+    function.evaluate([(leaf * (1 + 2.0**-6) + 2.0**-20).astype(leaf.dtype) for leaf in leaves])
+    if not np.array_equal(flat_outputs(value), flat):
+        raise GradientError("f or its pullback overwrites the value that f had returned: return a new array")
+    require_same(pull(cotangents[0]), "after another call of f, the pullback of the first call returns")
+    rows = [first, *(function.flat(pull(cotangent)) for cotangent in cotangents[1:])]
+    require_same(raw, "called again, the pullback overwrites its earlier gradient with")
+    require_unchanged("f or its pullback")
+    rounding = float(np.finfo(lowest).eps) / 2
+    nudges = [1 + 2 * rounding * rng.choice([-1, 1], leaf.shape) for leaf in leaves]
+    nudged = [(leaf * nudge).astype(leaf.dtype) for leaf, nudge in zip(leaves, nudges, strict=True)]
+    moved = function.flat(function.pull(*function.call(nudged), cotangents[0]))
+    gradients = np.split(np.array(rows), function.ends[:-1], axis=1)
+    change = np.nan_to_num(np.abs(moved - first))
+    change[change > 1e-3 * np.abs(first).max()] = 0  # That is a jump, not rounding.
+    wobble = [float(part.max()) for part in np.split(change, function.ends[:-1])]
+    return Point(function.evaluate, leaves, flat, cotangents, gradients, rounding, low, wobble, eps, rng), raw
 
 
-def _worst_of(leaf: Array, gradient: Array, slope: Callable[..., float], rng: np.random.Generator) -> tuple[float, str]:
-    """The largest error in one leaf, and a message that describes it."""
-    errors = [(0.0, "")]
-    scale = max(0.01, float(np.max(np.abs(gradient), initial=0)))
-    for position, direction in _directions(leaf.shape, rng):
-        numeric, analytic = slope(leaf, direction), float(np.sum(gradient * direction))
-        error = abs(analytic - numeric) / scale
-        message = f"{position}: the pullback says {analytic:.9g}, finite differences {numeric:.9g}"
-        errors.append((np.inf if np.isnan(error) else error, message))
-    return max(errors)
+def _report(leaves: LeafFunction, tolerances: list[Any], point: Point, raw: list[Any]) -> GradientReport:
+    """One row per argument, that of its worst leaf."""
+    rows = []  # with the message of each
+    for i, name in enumerate(leaves.names):
+        others = [n for n, (position, _) in enumerate(leaves.paths) if position == i and n not in leaves.numbers]
+        rows.append((GradientRow(i, name, "skipped", note=leaves.types(others)), ""))
+    for leaf, number in enumerate(leaves.numbers):
+        (i, path), note, message = leaves.paths[number], "", ""
+        if number in leaves.frozen and not point.gradients[leaf].any():
+            rows.append((GradientRow(i, leaves.names[i], "frozen", where=path), ""))
+            continue
+        tolerance = tolerances[i]
+        allowed, limit = (TOLERANCE, MIN_RESOLUTION) if tolerance is None else (tolerance, tolerance)
+        verdict, worst, resolution, steps = check_leaf(point, leaf, allowed, limit)
+        error, k = float(worst.relative.max()), int(worst.relative.argmax())
+        unit = float(worst.direction.sizes[0]) if len(worst.direction.sizes) == 1 else 1.0
+        analytic, numeric = worst.analytic[k] / unit, (worst.analytic[k] - worst.error[k]) / unit
+        both = f"the pullback says {analytic:.9g}, finite differences {numeric:.9g}"
+        size = np.max(np.abs(point.leaves[leaf]))
+        if verdict == "wrong":
+            missing = "None was returned; name it in frozen= if it is not trained"
+            note = missing if raw[leaf] is None else likely_mistake(point, leaf, worst)
+            message = f"{both}; error {error:.3g} is above {allowed:.3g}{': ' * bool(note)}{note}"
+        elif verdict != "right" or (point.coarse and tolerance is None):
+            value, slope = np.max(np.abs(point.value)), np.max(np.abs(point.gradients[leaf][:2]))
+            advice = (
+                f"subtract about {value:.0e} from the value" if slope * size < 1e-6 * value else f"divide by {size:.0e}"
+            )
+            if np.any(point.value % 1) and np.array_equal(point.value.astype(np.float32), point.value):
+                advice = "is something computed in float32 on the way?"
+            advice = "set a larger tolerance" if resolution <= MIN_RESOLUTION else advice
+            note = f"the differences resolve {resolution:.0e} of the gradient, not {limit:.0e}: {advice}"
+            note = "there is a kink, the slopes on both sides differ: move the argument" if verdict == "kink" else note
+            note = "f is not finite on both sides of it: move the argument" if verdict == "edge" else note
+            note = f"{point.coarse}: compute in the arguments' dtype, or set tolerance=1e-3" if point.coarse else note
+            verdict, message = "cannot tell", f"cannot tell whether this is right: {both}; {note}"
+        where = ", ".join(part for part in (path, worst.direction.name) if part)
+        span = min(steps), max(steps)
+        rows.append((GradientRow(i, leaves.names[i], verdict, error, where, resolution, span, note), message))
+    rows.sort(key=lambda pair: (VERDICTS.index(pair[0].verdict), -pair[0].error))
+    worst_of = [next(pair for pair in rows if pair[0].argument == i) for i in range(len(leaves.names))]
+    texts = [f"argument {row.argument}, {row.where}: {text}" for row, text in worst_of if text]
+    return GradientReport(not texts, tuple(row for row, _ in worst_of), "\n".join(texts))
 
 
-def _directions(shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
-    size = int(np.prod(shape))
-    if size <= MAX_ENTRIES:
-        for index in np.ndindex(*shape):
-            direction = np.zeros(shape)
-            direction[index] = 1
-            yield f"index {index}", direction
-    else:
-        for number in range(N_DIRECTIONS):
-            direction = rng.standard_normal(shape)
-            yield f"random direction {number}", direction / np.linalg.norm(direction)
+def _cotangents(value: Array, lengths: list[int], rng: np.random.Generator) -> Array:
+    """(K, outputs): dense ones, multiples of the first, and some that hear few outputs. No entry heard is near 0."""
+    size = len(value)
+    dense = rng.choice([-1, 1], (2, size)) * rng.uniform(0.5, 1.5, (2, size))
+    levels = np.floor(np.log2(np.maximum(np.abs(value), 1e-300)) / 10)
+    heard = [levels == level for level in np.unique(levels)[:8]] if np.ptp(levels) else []
+    heard += [np.repeat(np.arange(len(lengths)), lengths) == i for i in range(len(lengths)) if len(lengths) > 1]
+    single = range(size) if size <= 16 else rng.choice(size, 4, replace=False)
+    heard += [np.arange(size) == output for output in single if size > 1]
+    return np.concatenate([dense, np.outer(MULTIPLES, dense[0]), np.reshape(heard, (-1, size)) * dense[0]])

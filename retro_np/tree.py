@@ -1,6 +1,8 @@
 """Trees: nested dicts and lists of arrays. Parameters, gradients and the optimiser's state are trees."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -26,3 +28,44 @@ def map_tree(f: Callable[[str, Any], Any], tree: Tree, prefix: str = "") -> Tree
     if isinstance(tree, list):
         return [map_tree(f, value, f"{prefix}.{i}" if prefix else str(i)) for i, value in enumerate(tree)]
     return f(prefix, tree)
+
+
+def children(tree: Tree) -> list[tuple[str, Any]] | None:
+    """The named parts of a dict, list, tuple, namedtuple or dataclass; None for anything else, which is a leaf."""
+    if isinstance(tree, dict):
+        return [(str(key), part) for key, part in tree.items()]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return list(zip(tree._fields, tree, strict=True))
+    if isinstance(tree, list | tuple):
+        return [(str(number), part) for number, part in enumerate(tree)]
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return [(field.name, getattr(tree, field.name)) for field in fields(tree)]
+    return None
+
+
+def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, leaf). Unlike `named_leaves`, it also enters tuples, namedtuples and dataclasses."""
+    parts = children(tree)
+    if parts is None:
+        yield prefix, tree
+    for name, part in parts or ():
+        yield from flatten(part, f"{prefix}.{name}" if prefix else name)
+
+
+def unflatten(tree: Tree, leaves: Iterator[Any]) -> Tree:
+    """A tree of the same form with other leaves, which come in the order of `flatten`."""
+    named = children(tree)
+    if named is None:
+        return next(leaves)
+    parts = [unflatten(part, leaves) for _, part in named]
+    if isinstance(tree, list):
+        return parts
+    if isinstance(tree, tuple):
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    clone = copy(tree)
+    for key, (name, _), part in zip(tree if isinstance(tree, dict) else named, named, parts, strict=True):
+        if isinstance(tree, dict):
+            clone[key] = part
+        else:
+            object.__setattr__(clone, name, part)  # the dataclass may be frozen
+    return clone

@@ -11,7 +11,8 @@ import retro_np
 PACKAGE = Path(retro_np.__file__).parent
 # A module may import from its own layer and from earlier ones.
 LAYERS = [
-    {"errors", "tree", "config", "runtime", "renamed", "reference", "checking", "parameters", "optim", "kernels", "nn"},
+    {"errors", "tree", "leaves", "config", "runtime", "renamed", "reference", "checking", "differences"}
+    | {"parameters", "optim", "kernels", "nn"},
     {"files", "progress", "retrieval"},
     {"sequences"},
     {"checkpoint", "generation", "training", "evaluation", "pretrained", "report", "info", "torch"},

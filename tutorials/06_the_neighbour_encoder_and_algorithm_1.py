@@ -489,7 +489,7 @@ weights = params["encoder"]["layers"][0]["cross_attention"]
 e_in, chunks_in = rng.standard_normal((3, k, r, 6)), rng.standard_normal((3, m, 8))
 expected, _ = encoder_cross_attention(weights, e_in, chunks_in, 2)
 assert np.allclose(conditioned(weights, e_in, chunks_in, 2)[0], expected), "the value"
-gradcheck(lambda p, a, b: conditioned(p, a, b, 2), weights, e_in, chunks_in)
+assert gradcheck(conditioned, weights, e_in, chunks_in, 2)
 print("right: the library's value, and a pullback that finite differences agree with")
 
 # %% [markdown]
@@ -516,7 +516,7 @@ def read(encoder_params, cca_params, h):
 
 # %% tags=["check"]
 assert np.allclose(read(params["encoder"], layer["cca"], h)[0], y), "the value"
-gradcheck(read, params["encoder"], layer["cca"], h)
+assert gradcheck(read, params["encoder"], layer["cca"], h)
 print("right: H gets its gradient by both ways")
 
 # %% [markdown]

@@ -107,7 +107,7 @@ def test_gradcheck_passes_with_each_kind_set(kind):
     kernels.use(kind)
     for check in checks():
         if "attention" in check.name or check.name in ("ATTN", "ATTN_enc", "CCA", "CA_enc", "FFW", "rms_norm", "gelu"):
-            assert gradcheck(check.f, *check.arrays) < 1e-6, check.name
+            assert gradcheck(check.f, *check.arrays), check.name
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
