@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 
 from retro_np.differences import MULTIPLES, TOLERANCE, Point, check_leaf, likely_mistake
 from retro_np.errors import GradientError, GradientFormError, GradientReport, GradientRow
-from retro_np.leaves import LeafFunction, flat_outputs, kind_of, outputs_of, share_memory
-from retro_np.tree import Array, Pullback, flatten, unflatten
+from retro_np.leaves import LeafFunction, flat_outputs, from_torch, kind_of, outputs_of, share_memory
+from retro_np.tree import Array
 
 __all__ = ["GradientError", "GradientFormError", "GradientReport", "GradientRow", "from_torch", "gradcheck"]
 MIN_RESOLUTION = 1e-3  # relative; needed to say anything, unless the user sets a tolerance, which is then needed
@@ -72,33 +71,6 @@ def gradcheck(
     return report
 
 
-def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
-    """A function of PyTorch tensors, or trees of them, as a function for `gradcheck`.
-
-    `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None:
-        raise ImportError("from_torch needs PyTorch, which has not been imported: import torch first")
-
-    def wrapped(*arguments: Any) -> tuple[Any, Pullback]:
-        tensors = [torch.tensor(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in flatten(arguments)]
-        inputs = [x.requires_grad_() for x in tensors if torch.is_tensor(x) and x.is_floating_point()]
-        value = f(*unflatten(arguments, iter(tensors)))
-        outputs = [output for _, output in flatten(value)]
-
-        def vjp(dvalue: Any) -> Any:
-            pairs = zip(outputs, (torch.tensor(dy) for _, dy in flatten(dvalue)), strict=True)
-            ys, dys = zip(*((y, dy) for y, dy in pairs if y.requires_grad), strict=True)
-            grads = torch.autograd.grad(ys, inputs, dys, retain_graph=True, allow_unused=True)
-            by_input = {id(x): None if dx is None else dx.numpy().copy() for x, dx in zip(inputs, grads, strict=True)}
-            return unflatten(arguments, (by_input.get(id(x)) for x in tensors))
-
-        return unflatten(value, (output.detach().numpy().copy() for output in outputs)), vjp
-
-    return wrapped
-
-
 def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point, list[Any]]:
     """Call f and its pullback several times, and raise GradientError where they break the rules.
 
@@ -114,7 +86,7 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
             value, vjp = function.call(leaves)
         except Exception:
             raise error from None
-    originals = function.originals(leaves[0].dtype)
+    originals = LeafFunction(function.f, function.arguments).filled(function.copies(leaves[0].dtype))
 
     def require_unchanged(actor: str) -> None:
         for n, (array, original) in enumerate(zip(function.filled(leaves), originals, strict=True)):
@@ -164,7 +136,6 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
     if not np.all(np.isfinite(first)):
         place, position = function.place(entry := int(np.argmin(np.isfinite(first))))
         raise GradientError(f"{place}: the pullback says {first[entry]}", position)
-    require_unshared(raw)
     require_unshared(pull(np.ones(len(flat))))
     for n, gradient in zip(function.numbers, raw, strict=True):
         if kind_of(gradient) == "f" and np.asarray(gradient).itemsize < 8 and not low:
@@ -176,7 +147,7 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
     if again.shape != flat.shape or np.any(np.abs(again - flat) > 1e-12 * np.max(np.abs(flat))):
         raise GradientError("f returns another value when it is called again: draw random numbers with a fixed seed")
     function.pull(value2, vjp2, 0.71 * cotangents[-1])
-    function.evaluate([(leaf * (1 + 2.0**-6) + 2.0**-20).astype(leaf.dtype) for leaf in leaves])
+    function.evaluate([np.asarray(leaf * (1 + 2.0**-6) + 2.0**-20, leaf.dtype) for leaf in leaves])
     if not np.array_equal(flat_outputs(value), flat):
         raise GradientError("f or its pullback overwrites the value that f had returned: return a new array")
     require_same(pull(cotangents[0]), "after another call of f, the pullback of the first call returns")
@@ -184,8 +155,9 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
     require_same(raw, "called again, the pullback overwrites its earlier gradient with")
     require_unchanged("f or its pullback")
     rounding = float(np.finfo(lowest).eps) / 2
-    nudges = [1 + 2 * rounding * rng.choice([-1, 1], leaf.shape) for leaf in leaves]
-    nudged = [(leaf * nudge).astype(leaf.dtype) for leaf, nudge in zip(leaves, nudges, strict=True)]
+    nudged = [leaf.copy("K") for leaf in leaves]
+    for leaf in nudged:
+        leaf *= (1 + 2 * rounding * rng.choice([-1, 1], leaf.shape)).astype(leaf.dtype)
     moved = function.flat(function.pull(*function.call(nudged), cotangents[0]))
     gradients = np.split(np.array(rows), function.ends[:-1], axis=1)
     change = np.nan_to_num(np.abs(moved - first))

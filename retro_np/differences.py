@@ -87,6 +87,7 @@ class Slopes:
     scale: Array
     steps: Array
     tolerance: float
+    rounding: Any = 0.0
     verdict: str = ""
 
     def __post_init__(self) -> None:
@@ -95,20 +96,28 @@ class Slopes:
     @property
     def relative(self) -> Array:
         """(K,) the errors relative to the slope, or to what the differences resolve if that is larger."""
-        size = np.maximum(self.scale, SAFETY * self.resolution / max(self.tolerance, TOLERANCE))
-        return np.abs(self.error) / np.where(size > 0, size, np.where(self.error == 0, 1, 1e-300))
+        unresolved = np.maximum(self.resolution, self.rounding) / max(self.tolerance, TOLERANCE)
+        size = np.maximum(self.scale, SAFETY * unresolved)
+        return np.asarray(np.abs(self.error) / np.where(size > 0, size, np.where(self.error == 0, 1, 1e-300)))
+
+    def step(self) -> float:
+        """The typical best step of the cotangents whose slopes are not 0."""
+        return float(np.median(self.steps[self.scale > 0] if np.any(self.scale > 0) else self.steps))
 
     def is_wrong(self) -> Array:
         """(K,) whether the errors are above the tolerance, and certain."""
-        return np.abs(self.error) > np.maximum(self.tolerance * self.scale, SAFETY * self.resolution)
+        return np.asarray(
+            np.abs(self.error)
+            > np.maximum(self.tolerance * self.scale, SAFETY * np.maximum(self.resolution, self.rounding))
+        )
 
     def digits(self, magnitude: Array) -> float:
-        """The best relative resolution, NaN if all slopes are clearly 0. A slope that agrees was resolved."""
-        coarse, scale = SAFETY * self.resolution, np.where(self.scale > 0, self.scale, np.nan)
-        agrees = np.abs(self.error) <= self.tolerance * scale
-        relative = np.where(agrees, np.fmin(coarse / scale, max(self.tolerance, 1e-13)), coarse / scale)
-        zero = (self.scale <= NEGLIGIBLE * magnitude) & (coarse <= 1e-6 * magnitude)
-        return float(np.min(relative[~zero & np.isfinite(relative)], initial=np.inf)) if not zero.all() else np.nan
+        """The best relative resolution, NaN if all slopes are clearly 0. Agreement is resolution."""
+        coarse, heard = SAFETY * self.resolution, (self.scale > 0) & (self.resolution > 0)
+        zero = (np.abs(self.analytic) <= NEGLIGIBLE * magnitude) & (coarse <= 1e-6 * magnitude)
+        agrees = np.abs(self.error) <= self.tolerance * self.scale
+        coarse = np.where(agrees, np.minimum(coarse, max(self.tolerance, 1e-13) * self.scale), coarse)
+        return float(np.min((coarse / self.scale)[heard & ~zero], initial=np.inf)) if not zero.all() else np.nan
 
 
 def check_leaf(point: Point, leaf: int, tolerance: float, limit: float) -> tuple[str, Slopes, float, list[float]]:
@@ -122,8 +131,8 @@ def check_leaf(point: Point, leaf: int, tolerance: float, limit: float) -> tuple
     for direction in _directions(point, leaf):
         effort = 0 if len(wrong) >= N_CONFIRMED else 2 if scans > 0 else 1
         slopes = _slopes(point, leaf, direction, tolerance, start, effort)
-        if np.median(slopes.steps) != start:  # A ladder was needed. The next directions start near where it ended.
-            start, scans = float(np.median(slopes.steps)) / RATIO**2, scans - 1
+        if (step := slopes.step()) != start:  # A ladder was needed. The next directions start near where it ended.
+            start, scans = step / RATIO**2, scans - 1
         every.append(slopes)
         wrong += [slopes] if slopes.verdict == "wrong" else []
     peak = lambda slopes: slopes.relative.max()  # noqa: E731
@@ -159,7 +168,7 @@ def _directions(point: Point, leaf: int) -> Iterator[Direction]:
     further = 2.0 ** np.floor(np.log2(np.clip(_typical(largest) / np.maximum(largest, 1e-300), 1, 64)))
     sizes, further = (np.ones(size), np.ones(size)) if point.eps else (sizes, further)
     # With signs alone two equal errors could cancel. Five bits keep the moved arguments exact.
-    random = rng.choice([-1, 1], (2, size)) * rng.integers(16, 32, (2, size)) / 16 * sizes
+    random = rng.choice([-1, 1], (2, size)) * rng.integers(16, 32, (2, size)) / (32 if point.eps else 16) * sizes
     random[1] *= further  # so that entries with small gradients are heard
     entries = np.arange(size)
     for number in range(0 if size == 1 else 1 if many else 2):
@@ -167,11 +176,14 @@ def _directions(point: Point, leaf: int) -> Iterator[Direction]:
     if sum(leaf.size for leaf in point.leaves) > MAX_EXHAUSTIVE:
         levels = np.floor(np.log2(np.maximum(largest, 1e-300)) / 10)  # within a factor of 1024
         distinct = np.unique(levels)
-        for level in distinct[: 1 if many else N_GROUPS] if len(distinct) > 1 else ():
-            members = np.flatnonzero(levels == level)
-            yield Direction(f"random direction of {len(members)} entries", members, random[0, members])
+        groups = [np.flatnonzero(levels == level) for level in distinct]
+        for members in groups[: 1 if many else N_GROUPS] if len(groups) > 1 else ():
+            if len(members) > 1:
+                yield Direction(f"random direction of {len(members)} entries", members, random[0, members])
         order, quota = np.argsort(largest), 0 if many else min(size, N_ENTRIES)
-        entries = np.unique(np.r_[order[:quota:4], order[size - quota :: 4], rng.choice(size, quota, replace=False)])
+        alone = [members[0] for members in groups if len(members) == 1]
+        picked = rng.choice(size, quota, replace=False)
+        entries = np.unique(np.r_[order[:quota:4], order[size - quota :: 4], picked, alone]).astype(int)
     for entry in entries:
         index = tuple(map(int, np.unravel_index(entry, array.shape)))
         yield Direction(f"index {index}", np.array([entry]), sizes[entry : entry + 1])
@@ -210,16 +222,17 @@ def _slopes(point: Point, leaf: int, direction: Direction, tolerance: float, sta
         (a1, n1, *_), (a2, n2, rounding, _) = at(step), at(step / RATIO)
         return (RATIO**2 * a2 - a1) / (RATIO**2 - 1), (RATIO**2 * n2 - n1) / (RATIO**2 - 1), 2 * rounding
 
-    several, length = len(direction.indices) > 1, float(np.linalg.norm(direction.sizes))
+    several = len(direction.indices) > 1
+    length = float(np.max(np.abs(direction.sizes)) * np.sqrt(len(direction.indices)))
     # A sum with random signs is about as large as the root of the sum of squares.
     spread = np.linalg.norm(point.gradients[leaf][:, direction.indices] * direction.sizes, axis=1) * several
     analytic, numeric, rounding = extrapolated(start)
     error, scale = analytic - numeric, np.fmax(np.fmax(np.abs(analytic), np.abs(numeric)), spread)
     resolution = rounding / SAFETY + np.abs(numeric - at(start / RATIO)[1]) / RATIO**2 * bool(point.eps)
     right = np.abs(error) <= np.maximum(tolerance * scale, rounding)
-    enough = (np.abs(error) <= tolerance * scale) | (rounding <= 1e-3 * scale) | (scale <= NEGLIGIBLE * point.magnitude)
+    enough = (np.abs(error) <= tolerance * scale) | (rounding <= 1e-6 * scale) | (scale <= NEGLIGIBLE * point.magnitude)
     if point.eps or effort == 0 or np.all(right & (enough | (effort < 2))):
-        steps = np.array([start / RATIO, start, start])
+        steps = np.full(len(error), start)
         return Slopes(direction, analytic, error, resolution, scale, steps, tolerance)
 
     error, resolution, steps = _best_of([start * RATIO ** (2 - i) for i in range(8)], extrapolated, scale)
@@ -231,18 +244,23 @@ def _slopes(point: Point, leaf: int, direction: Direction, tolerance: float, sta
             bottom += min(0.0, np.log2(entry / length))
         error, resolution, steps = _best_of(list(2.0 ** np.arange(top, bottom, -2)), extrapolated, scale)
     analytic = np.array([at(step)[0][k] for k, step in enumerate(steps)])
-    # The pullback rounds too, relative to terms that may be larger than their sum.
+    # The pullback rounds too, relative to terms that may be larger than their sum, and f what it makes of the argument.
     loudness, peak = np.abs(point.cotangents).max(axis=1), np.abs(point.gradients[leaf][:2]).max()
     terms = point.rounding / 2 * np.minimum(peak * loudness, point.size(point.value) * max(1, 1 / length))
-    resolution = np.maximum(resolution, length * np.maximum(terms, point.wobble[leaf] / 4 * loudness))
+    moved = np.abs(point.leaves[leaf].flat[direction.indices]).max() / np.abs(direction.sizes).max()
+    inner = np.maximum(length * terms, point.rounding / 16 * np.abs(analytic) * min(1.0, moved) / steps)
+    rounding = np.maximum(inner, length * point.wobble[leaf] / 4 * loudness)
     scale = np.fmax(np.fmax(np.abs(analytic), np.abs(analytic - error)), spread)
     _, numerics, roundings, jumps = map(np.array, zip(*(tried[step] for step in sorted(tried)), strict=True))
     # A value may change in stairs, as log(1 + x) does for a small x, or a sine in float32. They look flat.
     changes, sizes = (np.abs(part) * np.sort(list(tried))[:, None] for part in (numerics, roundings / point.rounding))
-    stairs = np.min(changes, axis=0, where=changes > 0, initial=np.inf) <= 1e-7 * np.max(np.nan_to_num(sizes), axis=0)
+    terms = np.maximum(
+        1e-7 * np.max(np.nan_to_num(sizes), axis=0), point.rounding * np.abs(point.leaves[leaf]).max() * loudness
+    )
+    stairs = np.min(changes, axis=0, where=changes > 0, initial=np.inf) <= SAFETY * terms
     flat = np.abs(error - analytic) <= 1e-6 * np.abs(analytic)
     resolution = np.where(stairs & flat, np.maximum(resolution, np.abs(error)), resolution)
-    slopes = Slopes(direction, analytic, error, resolution, scale, steps, tolerance)
+    slopes = Slopes(direction, analytic, error, resolution, scale, steps, tolerance, rounding)
     # The jump between the slopes on both sides vanishes with the step, except at a kink. Along a direction with several
     # kinks the pullback's slope need not lie between those of the two sides. `first`: not lost in rounding.
     lost = SAFETY * np.sqrt(len(point.value)) * roundings > np.abs(error) / 4
@@ -265,11 +283,14 @@ def _best_of(ladder: list[float], slopes_at: Callable[..., Any], scale: Array) -
         errors, sizes = analytic - numeric, np.abs(numeric)
         jumps, larger = np.abs(np.diff(errors, axis=0)), np.maximum(sizes[:-1], sizes[1:])
         # Steps far beyond the function's own scale give slopes near 0. They agree with one another, but not relatively.
-        jumps[(np.abs(np.diff(numeric, axis=0)) > 1e-3 * larger) & (larger > 1e3 * rounding[2:])] = np.inf
+        jumps[(np.abs(np.diff(numeric, axis=0)) > 1e-3 * larger) & (larger > 2 * SAFETY * rounding[2:])] = np.inf
         resolution = np.maximum(np.maximum(jumps[:-1], jumps[1:]), rounding[2:-1] / SAFETY)
     resolution, errors = np.where(np.isnan(resolution), np.inf, resolution), np.nan_to_num(errors, posinf=0, neginf=0)
     padded = np.pad(resolution, ((1, 1), (0, 0)), mode="edge")
     resolution = np.maximum(resolution, np.minimum(padded[:-2], padded[2:]))  # A dip in a single place is chance.
+    for i in reversed(range(len(resolution) - 1)):  # Rounding errors do not shrink faster than steps grow.
+        smaller = np.where(np.isfinite(resolution[i + 1]), resolution[i + 1] / RATIO, 0)
+        resolution[i] = np.maximum(resolution[i], smaller)
     # A slope is a limit. Begin at the smallest steps that resolve anything, and go on to larger ones while they
     # resolve more and agree with the smaller ones. Steps beyond a kink, or beyond a period of the function, do not.
     every, chosen = np.arange(len(scale)), np.full(len(scale), -1)
@@ -278,7 +299,12 @@ def _best_of(ladder: list[float], slopes_at: Callable[..., Any], scale: Array) -
         better = agrees & (resolution[i] < resolution[chosen, every])
         chosen = np.where(np.where(chosen < 0, resolution[i] <= 0.03 * scale, better), i, chosen)
     lost, chosen = chosen < 0, np.where(chosen < 0, np.argmin(resolution, axis=0), chosen)
-    error, resolution = errors[chosen + 1, every], resolution[chosen, every]
+    error, certain = errors[chosen + 1, every], SAFETY / 4 * resolution
+    # Windows may contradict each other. Rounding errors within f may be steady at small steps, but are small. At large
+    # steps a slope may be steady and another. Smaller steps, which resolve less, may then still support the pullback.
+    contrary = (np.abs(errors[1:-1]) <= certain) & (certain <= np.abs(error) / 2)
+    contrary &= (np.arange(len(certain))[:, None] > chosen) | (np.abs(error) <= 1e-3 * scale)
+    lost, resolution = lost | np.any(contrary, axis=0), resolution[chosen, every]
     resolution = np.where(lost, np.maximum(resolution, np.fmax(scale, np.abs(error))), resolution)
     return error, resolution, np.array(ladder)[chosen + 2]
 
@@ -309,7 +335,7 @@ def likely_mistake(point: Point, leaf: int, worst: Slopes) -> str:
     if size > MAX_EXHAUSTIVE:
         return ""
     k = 0 if worst.relative[0] > 1e-6 else int(worst.relative.argmax())
-    array, start = rows[k].reshape(shape), float(np.median(worst.steps)) / RATIO**2
+    array, start = rows[k].reshape(shape), worst.step() / RATIO**2
     sizes = np.abs(point.leaves[leaf].reshape(-1))
     moves = np.where(sizes > 0, sizes, sizes.max() or 1.0)
     entries = [Direction("", np.array([entry]), moves[entry : entry + 1]) for entry in range(size)]

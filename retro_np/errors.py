@@ -1,5 +1,6 @@
 """The exceptions: for a mistake of the user, and for a wrong gradient with its report."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -18,7 +19,7 @@ class GradientRow:
     argument: its position. name: its name in f's signature.
     verdict: "right", "wrong", "cannot tell", "frozen", "skipped" (not floating-point) or "not checked".
     error: the worst error, relative to the slope, or to what the differences resolve if that is larger.
-    where: the entry or direction with that error. resolution: the smallest relative error that would show.
+    where: the entry or direction with that error. resolution: how closely the best slope was compared, relatively.
     steps: the smallest and the largest step. note: the reason, or the likely mistake.
     """
 
@@ -47,11 +48,10 @@ class GradientReport:
     @classmethod
     def of_failure(cls, error: "GradientError", names: list[str]) -> "GradientReport":
         """The report of an error that ended the check before the differences were compared."""
+        hits = [error.position in (None, i) for i in range(len(names))]
         rows = [
-            GradientRow(i, name, "wrong", float("inf"), note=str(error))
-            if error.position in (None, i)
-            else GradientRow(i, name, "not checked")
-            for i, name in enumerate(names)
+            GradientRow(i, names[i], "wrong" if hit else "not checked", math.inf if hit else 0.0, note=str(error) * hit)
+            for i, hit in enumerate(hits)
         ]
         return cls(False, tuple(rows), str(error))
 

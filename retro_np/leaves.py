@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,12 +54,11 @@ def flat_outputs(value: Any) -> Array:
 
 
 class LeafFunction:
-    """f at its arguments, as a function of their floating-point leaves.
+    """f at its arguments, as a function of their floating-point leaves. Raises TypeError if one is complex.
 
-    names: of the parameters. template: all leaves of the arguments. paths: for each of them the argument's position and
-    the dotted name within it. numbers: of the floating-point leaves that are not empty. shapes, ends: the shapes of
-    those, and where each ends in a flat vector of all their entries. frozen: leaves whose gradient may be left out.
-    Raises TypeError if an argument is complex, ValueError if none is floating-point.
+    names: of the parameters. template: all leaves. paths: for each of them the argument's position and its dotted name.
+    numbers: of the floating-point leaves that are not empty (ValueError if there is none). shapes, ends: of those, and
+    where each ends in a flat vector of all their entries. frozen: leaves whose gradient may be left out.
     """
 
     def __init__(self, f: Callable[..., Any], arguments: tuple[Any, ...], frozen: Iterable[int | str] = ()) -> None:
@@ -95,18 +95,15 @@ class LeafFunction:
 
     def types(self, numbers: Iterable[int]) -> str:
         """The dtypes or types of some leaves."""
-        leaves = [self.template[n] for n in numbers]
-        kinds = {f"{'' if np.size(x) else 'empty '}{getattr(x, 'dtype', type(x).__name__)}" for x in leaves}
-        return ", ".join(sorted(kinds))
+        shown = [(np.size(x), getattr(x, "dtype", type(x).__name__)) for x in map(self.template.__getitem__, numbers)]
+        return ", ".join(sorted({f"{'' if size else 'empty '}{kind}" for size, kind in shown}))
 
     def named(self, name: int | str) -> set[int]:
         """The numbers of the leaves with this name or position, or within what has it. Raises ValueError if none."""
         matching = set()
         for number, (position, path) in enumerate(self.paths):
-            full = [
-                f"{root}{path}." for root in ("", f"{position}.", f"{self.names[position]}.", f"argument {position}.")
-            ]
-            if position == name or any(text.startswith(f"{name}.".replace(", ", ".")) for text in full):
+            roots = ("", f"{position}.", f"{self.names[position]}.", f"argument {position}.")
+            if position == name or any(f"{x}{path}.".startswith(f"{name}.".replace(", ", ".")) for x in roots):
                 matching.add(number)
         if not matching:
             raise ValueError(f"there is no argument, and no leaf of one, with the name {name!r}")
@@ -115,8 +112,8 @@ class LeafFunction:
     def by_argument(self, option: Any) -> list[Any]:
         """An option's value for each argument: of a sequence, a dict by name, or one value for all. None if missing."""
         if isinstance(option, Mapping):
-            found = {self.paths[n][0]: value for name, value in option.items() for n in self.named(name)}
-            return [found.get(i) for i in range(len(self.arguments))]
+            option = {self.paths[n][0]: value for name, value in option.items() for n in self.named(name)}
+            return [option.get(i) for i in range(len(self.names))]
         if isinstance(option, Sequence) and len(option) != len(self.names):
             raise ValueError(f"there are {len(option)} tolerances for {len(self.names)} arguments")
         return list(option) if isinstance(option, Sequence) else [option] * len(self.names)
@@ -124,10 +121,6 @@ class LeafFunction:
     def copies(self, dtype: Any) -> list[Array]:
         """The floating-point leaves, copied, in the same memory order."""
         return [np.array(self.template[n], dtype=dtype) for n in self.numbers]
-
-    def originals(self, dtype: Any) -> list[Any]:
-        """Copies of all leaves as they were before f was called."""
-        return LeafFunction(self.f, self.arguments).filled(self.copies(dtype))
 
     def filled(self, leaves: list[Array]) -> list[Any]:
         """All leaves, with these in place of the floating-point ones."""
@@ -194,12 +187,38 @@ class LeafFunction:
         return np.concatenate([np.array(gradient, np.float64).reshape(-1) for gradient in filled])
 
 
+def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
+    """A function of PyTorch tensors, or trees of them, as a function for `gradcheck`.
+
+    `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        raise ImportError("from_torch needs PyTorch, which has not been imported: import torch first")
+
+    def wrapped(*arguments: Any) -> tuple[Any, Pullback]:
+        tensors = [torch.tensor(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in flatten(arguments)]
+        inputs = [x.requires_grad_() for x in tensors if torch.is_tensor(x) and x.is_floating_point()]
+        value = f(*unflatten(arguments, iter(tensors)))
+        outputs = [output for _, output in flatten(value)]
+
+        def vjp(dvalue: Any) -> Any:
+            pairs = zip(outputs, (torch.tensor(dy) for _, dy in flatten(dvalue)), strict=True)
+            ys, dys = zip(*((y, dy) for y, dy in pairs if y.requires_grad), strict=True)
+            grads = torch.autograd.grad(ys, inputs, dys, retain_graph=True, allow_unused=True)
+            by_input = {id(x): None if dx is None else dx.numpy().copy() for x, dx in zip(inputs, grads, strict=True)}
+            return unflatten(arguments, (by_input.get(id(x)) for x in tensors))
+
+        return unflatten(value, (output.detach().numpy().copy() for output in outputs)), vjp
+
+    return wrapped
+
+
 def aligned(tree: Tree, other: Tree, shapes: dict[str, tuple[int, ...]], path: str) -> list[Any]:
     """The leaves of a gradient `other` in the order of `flatten(tree)`, the argument's, as NumPy arrays.
 
-    path: of the tree. shapes: of the leaves that need a gradient, by path. None as a part of `other` gives None for
-    all its leaves. Raises ValueError if `other` has a part too many, lacks one that is needed, or if a gradient has
-    another shape or does not consist of real numbers.
+    path: of the tree. shapes: of the leaves that need a gradient, by path. None stands for all leaves of a part. Raises
+    ValueError if `other` has a part too many or too few, or a gradient of another shape, or one that is not real.
     """
     named = children(tree)
     if named is None:
@@ -211,8 +230,8 @@ def aligned(tree: Tree, other: Tree, shapes: dict[str, tuple[int, ...]], path: s
             raise ValueError(f"{path}: the gradient is {array.dtype}, not real numbers")
         if array.shape != shape:
             extra = max(array.ndim - len(shape), 0)
-            axes = ", ".join(map(str, range(extra))) if array.shape[extra:] == shape else ""
-            advice = f": sum it over axis {axes}" if axes else ""
+            axes = ", ".join(map(str, range(extra)))
+            advice = f": sum it over axis {axes}" if axes and array.shape[extra:] == shape else ""
             raise ValueError(f"{path}: the gradient has shape {array.shape}, but the argument {shape}{advice}")
         return [gradient]
     parts = {name: None for name, _ in named} if other is None else dict(children(other) or ())

@@ -62,10 +62,7 @@ def unflatten(tree: Tree, leaves: Iterator[Any]) -> Tree:
         return parts
     if isinstance(tree, tuple):
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    clone = copy(tree)
-    for key, (name, _), part in zip(tree if isinstance(tree, dict) else named, named, parts, strict=True):
-        if isinstance(tree, dict):
-            clone[key] = part
-        else:
-            object.__setattr__(clone, name, part)  # the dataclass may be frozen
+    clone, put = copy(tree), dict.__setitem__ if isinstance(tree, dict) else object.__setattr__
+    for key, part in zip(tree if isinstance(tree, dict) else dict(named), parts, strict=True):
+        put(clone, key, part)  # even if a dataclass is frozen
     return clone

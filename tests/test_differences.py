@@ -110,14 +110,15 @@ def test_a_fixed_step_that_is_lost_leaves_the_check_undecided():
     assert verdict(lambda x: (2 * x, lambda dy: 3 * dy), 1e12 * X, eps=1e-6) == "cannot tell"
 
 
-@pytest.mark.parametrize("frequency", [1e2, 1e4, 1e6, 1e8])
-def test_steps_beyond_a_period_are_not_believed(frequency):
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("frequency", [1e2, 1e4, 1e5, 1e6, 1e8])
+def test_steps_beyond_a_period_are_not_believed(frequency, seed):
     def oscillation(x, factor):
         return np.sin(frequency * x), lambda dy: factor * dy * frequency * np.cos(frequency * x)
 
-    assert verdict(lambda x: oscillation(x, 1), X) != "wrong"
+    assert verdict(lambda x: oscillation(x, 1), X, seed=seed) != "wrong"
     # Long steps find no slope, so that they would support a gradient of 0.
-    assert verdict(lambda x: oscillation(x, 0), X) != "right"
+    assert verdict(lambda x: oscillation(x, 0), X, seed=seed) != "right"
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -223,7 +224,7 @@ def test_an_argument_at_the_edge_of_the_domain_cannot_be_judged():
     def f(x):
         return x**1.5, lambda dy: 1.5 * dy * np.sqrt(x)
 
-    with pytest.raises(GradientError, match="cannot tell .* f is not finite on both sides of it: move the argument"):
+    with pytest.raises(GradientError, match=r"cannot tell .* f is not finite on both sides of it: move the argument"):
         gradcheck(f, np.array([0.0, 1, 2]))
 
 
@@ -232,11 +233,7 @@ def test_an_argument_at_the_edge_of_the_domain_cannot_be_judged():
     [
         (sine(), 1e17 * X, r"divide by 1e\+17"),
         (lambda x: (x + 1e20, lambda dy: dy.copy()), X, r"subtract about 1e\+20 from the value"),
-        (
-            lambda x: (np.sin(np.float32(x)).astype(float), lambda dy: dy * np.cos(x)),
-            X,
-            r"computed in float32 on the way",
-        ),
+        (lambda x: (np.sin(np.float32(x)).astype(float), lambda dy: dy * np.cos(x)), X, "computed in float32"),
     ],
     ids=["argument", "value", "float32"],
 )
