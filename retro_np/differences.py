@@ -177,11 +177,11 @@ def _directions(point: Point, leaf: int) -> Iterator[Direction]:
         levels = np.floor(np.log2(np.maximum(largest, 1e-300)) / 10)  # within a factor of 1024
         distinct = np.unique(levels)
         groups = [np.flatnonzero(levels == level) for level in distinct]
-        for members in groups[: 1 if many else N_GROUPS] if len(groups) > 1 else ():
+        for members in groups[: 1 if many else N_GROUPS] if len(groups) > 1 + many else ():
             if len(members) > 1:
                 yield Direction(f"random direction of {len(members)} entries", members, random[0, members])
         order, quota = np.argsort(largest), 0 if many else min(size, N_ENTRIES)
-        alone = [members[0] for members in groups if len(members) == 1]
+        alone = [members[0] for members in groups if len(members) == 1 and not many]
         picked = rng.choice(size, quota, replace=False)
         entries = np.unique(np.r_[order[:quota:4], order[size - quota :: 4], picked, alone]).astype(int)
     for entry in entries:
