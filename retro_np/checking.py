@@ -57,8 +57,8 @@ def gradcheck(
     """
     function = LeafFunction(f, arguments, (frozen,) if isinstance(frozen, int | str) else frozen)
     tolerances = function.by_argument(tolerance)
-    if not all(option is None or option >= 0 for option in [*tolerances, eps]):
-        raise ValueError("tolerance and eps must not be negative")
+    if not all(option is None or option >= 0 for option in tolerances) or not (eps is None or eps > 0):
+        raise ValueError("a tolerance must not be negative, and eps must be positive")
     try:
         with np.errstate(all="ignore"):
             report = _report(function, tolerances, *_probed(function, eps, seed))
@@ -137,10 +137,14 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
         place, position = function.place(entry := int(np.argmin(np.isfinite(first))))
         raise GradientError(f"{place}: the pullback says {first[entry]}", position)
     require_unshared(pull(np.ones(len(flat))))
-    for n, gradient in zip(function.numbers, raw, strict=True):
+    for n, gradient, leaf in zip(function.numbers, raw, leaves, strict=True):
+        label, position = function.label(n), function.paths[n][0]
         if kind_of(gradient) == "f" and np.asarray(gradient).itemsize < 8 and not low:
-            text = f"{function.label(n)}: the gradient is {gradient.dtype}, although the argument is float64"
-            raise GradientError(f"{text}: is something computed in {gradient.dtype} on the way?", function.paths[n][0])
+            raise GradientError(
+                f"{label}: the gradient is {gradient.dtype}, although the argument is float64", position
+            )
+        if n not in function.frozen and not np.all(np.isfinite(leaf)):
+            raise GradientError(f"{label}: not finite, so it cannot be moved: name it in frozen=", position)
     require_same(pull(cotangents[0]), "called again, the pullback returns")
     value2, vjp2 = function.call(leaves)
     again = flat_outputs(value2)
@@ -162,7 +166,8 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
     gradients = np.split(np.array(rows), function.ends[:-1], axis=1)
     change = np.nan_to_num(np.abs(moved - first))
     change[change > 1e-3 * np.abs(first).max()] = 0  # That is a jump, not rounding.
-    wobble = [float(part.max()) for part in np.split(change, function.ends[:-1])]
+    ratio = np.median(change[first != 0] / np.abs(first[first != 0])) if first.any() else 0.0
+    wobble = np.split(np.maximum(change, ratio * np.abs(first)), function.ends[:-1])
     return Point(function.evaluate, leaves, flat, cotangents, gradients, rounding, low, wobble, eps, rng), raw
 
 
@@ -174,7 +179,8 @@ def _report(leaves: LeafFunction, tolerances: list[Any], point: Point, raw: list
         rows.append((GradientRow(i, name, "skipped", note=leaves.types(others)), ""))
     for leaf, number in enumerate(leaves.numbers):
         (i, path), note, message = leaves.paths[number], "", ""
-        if number in leaves.frozen and not point.gradients[leaf].any():
+        finite = np.all(np.isfinite(point.leaves[leaf]))
+        if number in leaves.frozen and not (finite and point.gradients[leaf].any()):
             rows.append((GradientRow(i, leaves.names[i], "frozen", where=path), ""))
             continue
         tolerance = tolerances[i]
@@ -191,13 +197,12 @@ def _report(leaves: LeafFunction, tolerances: list[Any], point: Point, raw: list
             message = f"{both}; error {error:.3g} is above {allowed:.3g}{': ' * bool(note)}{note}"
         elif verdict != "right" or (point.coarse and tolerance is None):
             value, slope = np.max(np.abs(point.value)), np.max(np.abs(point.gradients[leaf][:2]))
-            advice = (
-                f"subtract about {value:.0e} from the value" if slope * size < 1e-6 * value else f"divide by {size:.0e}"
-            )
+            advice = "rescale it" if 0.1 < size < 10 else f"divide the argument by {size:.0e}"
+            advice = f"subtract about {value:.0e} from the value" if slope * size < 1e-6 * value else advice
             if np.any(point.value % 1) and np.array_equal(point.value.astype(np.float32), point.value):
                 advice = "is something computed in float32 on the way?"
             advice = "set a larger tolerance" if resolution <= MIN_RESOLUTION else advice
-            note = f"the differences resolve {resolution:.0e} of the gradient, not {limit:.0e}: {advice}"
+            note = f"the differences resolve {resolution:.1e} of the gradient, not {limit:.0e}: {advice}"
             note = "there is a kink, the slopes on both sides differ: move the argument" if verdict == "kink" else note
             note = "f is not finite on both sides of it: move the argument" if verdict == "edge" else note
             note = f"{point.coarse}: compute in the arguments' dtype, or set tolerance=1e-3" if point.coarse else note

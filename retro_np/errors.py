@@ -48,10 +48,9 @@ class GradientReport:
     @classmethod
     def of_failure(cls, error: "GradientError", names: list[str]) -> "GradientReport":
         """The report of an error that ended the check before the differences were compared."""
-        hits = [error.position in (None, i) for i in range(len(names))]
         rows = [
             GradientRow(i, names[i], "wrong" if hit else "not checked", math.inf if hit else 0.0, note=str(error) * hit)
-            for i, hit in enumerate(hits)
+            for i, hit in enumerate(error.position in (None, i) for i in range(len(names)))
         ]
         return cls(False, tuple(rows), str(error))
 

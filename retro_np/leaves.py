@@ -167,8 +167,8 @@ class LeafFunction:
         trained = sorted({self.paths[n][0] for n in self.numbers if n not in self.frozen})
         several = isinstance(answer, tuple | list) and not hasattr(answer, "_fields")
         shapes = {self.label(n): np.shape(leaf) for n, leaf in enumerate(self.template) if kind_of(leaf) == "f"}
-        failure: tuple[str, int | None]
-        failure = f"the pullback returned {len(answer) if several else 1} gradients for {len(every)} arguments", None
+        text = f"the pullback returned {len(answer) if several else 1} gradients for {len(every)} arguments"
+        failure: tuple[str, int | None] = f"{text}; return a tuple", None
         for group in (trained, floating, every):  # The tuple around a single gradient may be left out.
             bare = len(group) == 1 and (not several or children(self.arguments[group[0]]) is not None)
             for answers in [[answer]] * bare + [answer] * (several and len(answer) == len(group)):
@@ -204,12 +204,14 @@ def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
 
         def vjp(dvalue: Any) -> Any:
             pairs = zip(outputs, (torch.tensor(dy) for _, dy in flatten(dvalue)), strict=True)
-            ys, dys = zip(*((y, dy) for y, dy in pairs if y.requires_grad), strict=True)
+            zero = (0 * sum(x.sum() for x in inputs), torch.tensor(1.0).double())  # if no output depends on an input
+            used = [(y, dy) for y, dy in pairs if torch.is_tensor(y) and y.requires_grad] + [zero]
+            ys, dys = zip(*used, strict=True)
             grads = torch.autograd.grad(ys, inputs, dys, retain_graph=True, allow_unused=True)
             by_input = {id(x): None if dx is None else dx.numpy().copy() for x, dx in zip(inputs, grads, strict=True)}
             return unflatten(arguments, (by_input.get(id(x)) for x in tensors))
 
-        return unflatten(value, (output.detach().numpy().copy() for output in outputs)), vjp
+        return unflatten(value, (y.detach().numpy().copy() if torch.is_tensor(y) else y for y in outputs)), vjp
 
     return wrapped
 
@@ -238,9 +240,9 @@ def aligned(tree: Tree, other: Tree, shapes: dict[str, tuple[int, ...]], path: s
     if isinstance(tree, tuple) and isinstance(other, tuple | list) and len(tree) == len(other):  # perhaps a namedtuple
         parts = {name: part for (name, _), part in zip(named, other, strict=True)}
     paths = {name: f"{path}.{name}" if "," in path else f"{path}, {name}" for name, _ in named}
-    kind = type(tree).__name__
     if not parts and named:
         shown = f"an array of shape {np.shape(other)}" if hasattr(other, "shape") else f"a {type(other).__name__}"
+        kind = type(tree).__name__
         raise ValueError(f"{path} is a {kind} of {len(named)}, but its gradient is {shown}: return a {kind}")
     surplus = [name for name in parts if name not in paths]
     for name, part in named:
