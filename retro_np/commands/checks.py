@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.table import Table
-from typer import Argument, Exit, Option
+from typer import Argument, Context, Exit, Option
 
 from retro_np.commands.shared import Seed, console, finite, print_results
 from retro_np.commands.user_function import user_function
@@ -18,8 +18,12 @@ def gradcheck(
     ] = "",
     shape: Annotated[list[str] | None, Option(metavar="X=3,4", help="Shape of X, repeatable. X= is a scalar.")] = None,
     frozen: Annotated[list[str] | None, Option(help="What needs no gradient, repeatable: a parameter, a leaf.")] = None,
-    tolerance: Annotated[float | None, Option(min=0, help="Largest error that passes. Default: automatic.")] = None,
+    tolerance: Annotated[
+        float, Option(min=0, help="Largest error that passes. For a file the default is 3e-9.")
+    ] = 1e-6,
     seed: Seed = 0,
+    *,
+    context: Context,
 ) -> None:
     """Check your backward pass, or all of ours, against finite differences.
 
@@ -36,11 +40,13 @@ def gradcheck(
     """
     from retro_np.checking import gradcheck as check_gradients
 
-    tolerance = None if tolerance is None else finite("--tolerance", tolerance)
+    tolerance = finite("--tolerance", tolerance)
     if ".py" in name or ":" in name:
+        source = context.get_parameter_source("tolerance")
+        chosen = None if source is None or source.name == "DEFAULT" else tolerance
         with user_function(name, shape or [], seed) as (f, arguments):
             report = check_gradients(
-                f, *arguments, raise_exception=False, frozen=frozen or (), tolerance=tolerance, seed=seed
+                f, *arguments, raise_exception=False, frozen=frozen or (), tolerance=chosen, seed=seed
             )
         print(report)
         if not report:
@@ -71,7 +77,7 @@ def gradcheck(
     console.print(table)
     if failures:
         raise UserError("; ".join(failures))
-    console.print(f"{len(matching)} of {len(matching)} passed")
+    console.print(f"{len(matching)} of {len(matching)} passed: no error above {tolerance:g}")
 
 
 def info() -> None:
