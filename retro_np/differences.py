@@ -35,7 +35,7 @@ class Point:
     evaluate: (leaves) → the value, flat, in float64; NaN where the function is not defined.
     leaves: the arrays. value: (outputs,). cotangents: (K, outputs). gradients: for each leaf, (K, entries).
     rounding: the relative rounding error of the value; coarse: why it is not that of float64, or "". wobble: for each
-    leaf, what a rounding error of the arguments changes in its gradient. eps: a fixed step or None. rng: for directions.
+    leaf, what a rounding error of the arguments changes in its gradient. eps: a fixed step or None.
     """
 
     evaluate: Callable[[list[Array]], Array]
