@@ -15,12 +15,9 @@ import retro_np
 
 PACKAGE = Path(retro_np.__file__).parent
 MAX_CORE_LINES = 2400
-CHECKER = ("retro_np.checking", "retro_np.differences")
+CHECKER = ("retro_np.checking",)
 MAX_CHECKER_LINES = 600
-MODULES = (
-    "__init__", "config", "errors", "tree", "leaves", "runtime", "parameters", "optim", "checking", "differences",
-    "reference",
-)  # fmt: skip
+MODULES = ("__init__", "config", "errors", "tree", "runtime", "parameters", "optim", "checking", "reference")
 BLOCKED = (
     "hnswlib", "numba", "llvmlite", "tokenizers", "safetensors", "rich", "typer", "click", "matplotlib", "jinja2",
     "filelock", "threadpoolctl", "scipy", "torch", "fcntl", "resource",

@@ -11,8 +11,7 @@ import retro_np
 PACKAGE = Path(retro_np.__file__).parent
 # A module may import from its own layer and from earlier ones.
 LAYERS = [
-    {"errors", "tree", "leaves", "config", "runtime", "renamed", "reference", "checking", "differences"}
-    | {"parameters", "optim", "kernels", "nn"},
+    {"errors", "tree", "config", "runtime", "renamed", "reference", "checking", "parameters", "optim", "kernels", "nn"},
     {"files", "progress", "retrieval"},
     {"sequences"},
     {"checkpoint", "generation", "training", "evaluation", "pretrained", "report", "info", "torch"},

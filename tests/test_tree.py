@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from retro_np import gradcheck
 from retro_np.checking import GradientFormError
-from retro_np.leaves import aligned
-from retro_np.tree import flatten, named_leaves, unflatten
+from retro_np.tree import aligned, flatten, named_leaves, unflatten
 
 RNG = np.random.default_rng(0)
 X, W = RNG.standard_normal((3, 4)), RNG.standard_normal((4, 2))
