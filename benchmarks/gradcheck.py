@@ -14,7 +14,6 @@ converts float32 data to float64 and binds integer and boolean data. What a peer
 """
 
 import argparse
-import dataclasses
 import importlib
 import importlib.util
 import sys
@@ -31,6 +30,7 @@ from report import ROOT, results, table, write_sections
 from turns import machine, save
 
 from retro_np import GradientError, gradcheck
+from retro_np.tree import LeafFunction, children, flatten, kind_of, unflatten
 
 OURS = "retro_np"
 COLUMNS = {
@@ -64,57 +64,23 @@ class Flat:
     """
 
     def __init__(self, f, arguments):
-        self.f, self.arguments, self.leaves = f, arguments, leaves(arguments)
-        self.moving = [i for i, leaf in enumerate(self.leaves) if np.issubdtype(np.asarray(leaf).dtype, np.floating)]
-        self.arrays = tuple(np.array(self.leaves[i], dtype=np.float64) for i in self.moving)
+        self.function = LeafFunction(f, arguments)
+        self.arrays = tuple(self.function.copies(np.float64))
 
     def __call__(self, *arrays):
-        current = list(self.leaves)
-        for i, array in zip(self.moving, arrays, strict=True):
-            current[i] = array if isinstance(self.leaves[i], np.ndarray) else array[()]  # a scalar stays a scalar
-        value, vjp = self.f(*rebuilt(self.arguments, iter(current)))
-        if callable(value):
-            value, vjp = vjp, value
-        if any(np.iscomplexobj(leaf) for leaf in leaves(value)):
+        value, vjp = self.function.call(list(arrays), watched=False)  # what peers do not watch is not reported for them
+        outputs = [leaf for _, leaf in flatten(value)]
+        if any(np.iscomplexobj(output) for output in outputs):
             raise NotRun  # The peers differentiate complex functions, so to them this is not a bug.
 
         def pullback(*cotangents):
-            single = parts(value) is None and np.ndim(value) == 0
-            grads = vjp(float(cotangents[0]) if single else rebuilt(value, iter(cotangents)))
-            by_leaf = matched(self.arguments, one_per_argument(grads, self.arguments))
-            return tuple(None if by_leaf[i] is None else contiguous(by_leaf[i]) for i in self.moving)
+            single = children(value) is None and np.ndim(value) == 0
+            grads = vjp(float(cotangents[0]) if single else unflatten(value, iter(cotangents)))
+            arguments = self.function.arguments
+            by_leaf = matched(arguments, one_per_argument(grads, arguments))
+            return tuple(None if by_leaf[n] is None else contiguous(by_leaf[n]) for n in self.function.numbers)
 
-        return tuple(contiguous(leaf) for leaf in leaves(value)), pullback
-
-
-def parts(tree):
-    """{name: child} of a dict, list, tuple, namedtuple or dataclass; None for a leaf."""
-    if isinstance(tree, dict):
-        return tree
-    if isinstance(tree, list | tuple):
-        return dict(enumerate(tree))
-    if dataclasses.is_dataclass(tree):
-        return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
-    return None
-
-
-def leaves(tree):
-    """The leaves of a tree, in order."""
-    children = parts(tree)
-    return [tree] if children is None else [leaf for child in children.values() for leaf in leaves(child)]
-
-
-def rebuilt(tree, new):
-    """A tree of the same form, with its leaves from the iterator `new`."""
-    children = parts(tree)
-    if children is None:
-        return next(new)
-    children = {name: rebuilt(child, new) for name, child in children.items()}
-    if isinstance(tree, dict):
-        return children
-    if isinstance(tree, list | tuple):
-        return type(tree)(*children.values()) if hasattr(tree, "_fields") else type(tree)(children.values())
-    return dataclasses.replace(tree, **children)
+        return tuple(contiguous(output) for output in outputs), pullback
 
 
 def one_per_argument(grads, arguments):
@@ -123,7 +89,7 @@ def one_per_argument(grads, arguments):
         return (grads,)
     if len(grads) != len(arguments):
         remaining = iter(grads)
-        floating = [any(np.asarray(leaf).dtype.kind == "f" for leaf in leaves(argument)) for argument in arguments]
+        floating = [any(kind_of(leaf) == "f" for _, leaf in flatten(argument)) for argument in arguments]
         if sum(floating) != len(grads):
             raise ValueError(f"{len(grads)} gradients for {len(arguments)} arguments")
         return tuple(next(remaining) if moves else None for moves in floating)
@@ -131,14 +97,17 @@ def one_per_argument(grads, arguments):
 
 
 def matched(tree, grads):
-    """The gradient of each leaf of a tree; None stands for a whole tree of None."""
-    children = parts(tree)
-    if children is None or grads is None:
-        return [grads] * len(leaves(tree))
-    given = parts(grads)
-    if given is None or set(given) != set(children):
+    """The gradient of each leaf of a tree, None for a whole tree of None.
+
+    Unlike the library, it does not look at shapes, because that is for the peers to notice.
+    """
+    named = children(tree)
+    if named is None or grads is None:
+        return [grads for _ in flatten(tree)]
+    given = dict(children(grads) or ())
+    if set(given) != {name for name, _ in named}:
         raise ValueError("the gradients do not have the form of the arguments")
-    return [leaf for name, child in children.items() for leaf in matched(child, given[name])]
+    return [leaf for name, part in named for leaf in matched(part, given[name])]
 
 
 def contiguous(array):
@@ -257,7 +226,7 @@ def measured(checker, seeds, bugs, pairs):
     The names of cases with the correct verdict are left out.
     """
     cases = [("bugs", f"{bug.kind}: {bug.name}", bug.wrong, bug.arguments) for bug in bugs]
-    cases += [("twins", name, bug.correct, bug.arguments) for name, bug in twins(bugs).items()]
+    cases += [("twins", f"{bug.kind}: {bug.operator}", bug.correct, bug.arguments) for bug in with_own_twin(bugs)]
     cases += [("pairs", pair.name, pair.f, pair.arguments) for pair in pairs]
     verdict(checker, lambda x: (x * x, lambda dy: 2 * x * dy), lambda rng: (rng.standard_normal(3),), 0)  # imports
     row = {"seeds": seeds, "cpu_seconds": 0.0, **{group: {} for group in GROUPS}}
@@ -270,9 +239,9 @@ def measured(checker, seeds, bugs, pairs):
     return row
 
 
-def twins(bugs):
-    """{name: a bug with this twin}. The bugs of an operator, which are named "operator: slip", have the same twin."""
-    return {f"{bug.kind}: {bug.name.partition(': ')[0]}": bug for bug in bugs}
+def with_own_twin(bugs):
+    """One bug for each correct twin, which the bugs of an operator have in common."""
+    return list({(bug.kind, bug.operator): bug for bug in bugs}.values())
 
 
 def count(names, kind=None):
@@ -383,7 +352,7 @@ def main():
     figures = {
         "command": " ".join(["python benchmarks/gradcheck.py", *sys.argv[1:]]),
         "kinds": Counter(bug.kind for bug in bugs),
-        "twins": len(twins(bugs)),
+        "twins": len(with_own_twin(bugs)),
         "pairs": len(pairs),
         "checkers": {},
         "machine": facts,

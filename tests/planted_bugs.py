@@ -21,18 +21,18 @@ Arguments = Callable[[np.random.Generator], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class PlantedBug:
-    """A wrong function and its correct twin: f(*arguments(rng)) -> (value, vjp).
-
-    peers: whether the checkers of other libraries can be given the function. They cannot if it has complex values,
-    integer arguments, or trees other than a tuple of outputs.
-    """
+    """A wrong function and its correct twin: f(*arguments(rng)) -> (value, vjp). The name is "operator: slip"."""
 
     kind: str
     name: str
     arguments: Arguments
     wrong: Function
     correct: Function
-    peers: bool = True
+
+    @property
+    def operator(self) -> str:
+        """What its bugs have in common, and their twin with them."""
+        return self.name.partition(": ")[0]
 
 
 _bugs: list[PlantedBug] = []
@@ -40,7 +40,7 @@ _state: dict[str, Any] = {}  # what wrong functions keep between calls
 _noise = np.random.default_rng(7)
 
 
-def planted(kind: str, arguments: Arguments, slips: str, note: str = "", peers: bool = True) -> Callable[..., Any]:
+def planted(kind: str, arguments: Arguments, slips: str, note: str = "") -> Callable[..., Any]:
     """A decorator for operator(slip, *arguments) -> (value, vjp), which adds one bug for each slip.
 
     slips: separated by semicolons; each names what the pullback, or the function, does wrong. The empty slip is the
@@ -51,7 +51,7 @@ def planted(kind: str, arguments: Arguments, slips: str, note: str = "", peers: 
         title = operator.__name__.replace("_", " ") + note
         for slip in slips.split("; "):
             wrong, correct = partial(operator, slip), partial(operator, "")
-            _bugs.append(PlantedBug(kind, f"{title}: {slip}", arguments, wrong, correct, peers))
+            _bugs.append(PlantedBug(kind, f"{title}: {slip}", arguments, wrong, correct))
         return operator
 
     return add
@@ -75,7 +75,7 @@ def scaled(factor, index=(), position=0):
     return Edit(position, edit)
 
 
-def pure(kind: str, name: str, arguments: Arguments, value: Any, gradients: Any, fresh=True, peers=True, **wrong):
+def pure(kind: str, name: str, arguments: Arguments, value: Any, gradients: Any, fresh=True, **wrong):
     """Add one bug for each wrong formula, wrong(dy, *arguments) or an Edit of gradients(dy, *arguments).
 
     fresh: copy the wrong gradients as well as the right ones, so that they share no memory.
@@ -94,7 +94,7 @@ def pure(kind: str, name: str, arguments: Arguments, value: Any, gradients: Any,
         return deepcopy(value(*args)), vjp
 
     operator.__name__ = name
-    planted(kind, arguments, "; ".join(wrong).replace("_", " "), peers=peers)(operator)
+    planted(kind, arguments, "; ".join(wrong).replace("_", " "))(operator)
 
 
 def normal(*shapes: Any) -> Arguments:
@@ -260,7 +260,7 @@ def _table_and_tokens(rng):
     return rng.standard_normal((6, 3)), rng.permutation([1, 1, 2, 3, 4, 5])
 
 
-@planted("overwrites its argument", _table_and_tokens, "tokens shifted in place", peers=False)
+@planted("overwrites its argument", _table_and_tokens, "tokens shifted in place")
 def embedding(slip, table, tokens):
     y, rows = table[tokens], tokens.copy()
     tokens -= 1 if slip else 0
@@ -370,7 +370,7 @@ def exponential(slip, x):
     return y, lambda dy: (np.multiply(dy, y, out=y if slip else None).copy(),)
 
 
-@planted("complex numbers", normal(8), "value complex", peers=False)
+@planted("complex numbers", normal(8), "value complex")
 def real_part_of_spectrum(slip, x):
     spectrum = np.fft.fft(x)
     return spectrum if slip else spectrum.real.copy(), lambda dy: (np.fft.fft(dy).real.copy(),)
@@ -620,7 +620,7 @@ pure("shared buffers", "half_square", normal(6), lambda x: x @ x / 2, lambda d, 
      argument_for_a_cotangent_of_1=lambda d, x: x if d == 1 else d * x,
      view_for_a_cotangent_of_1=lambda d, x: x[:] if d == 1 else d * x)
 pure("shared buffers", "sum_of_list", lambda rng: (list(rng.standard_normal((3, 3))),),
-     lambda p: 2 * (p[0] + p[1] + p[2]), lambda d, p: ([2 * d, 2 * d, 2 * d],), fresh=False, peers=False,
+     lambda p: 2 * (p[0] + p[1] + p[2]), lambda d, p: ([2 * d, 2 * d, 2 * d],), fresh=False,
      list_of_one_array=lambda d, p: ([2 * d] * 3,),
      last_two_leaves_are_one_array=lambda d, p: ([2 * d, (g := 2 * d), g],))
 pure("writes into its cotangent", "double_rectifier", signed((3, 4)), lambda x: 2 * np.maximum(x, 0),
@@ -658,7 +658,7 @@ pure("activations", "gated_unit", normal(5, 5), lambda a, b: a * sigmoid(b),
 pure("forgotten gradient", "affine_layer", normal((3, 2), (2, 2), 2), _affine, _affine_gradients,
      **{f"no_{name}": Edit(i, lambda g: None) for i, name in enumerate(("dx", "dw", "db"))},
      db_is_zero=scaled(0, position=2))
-pure("forgotten gradient", "layer_with_tree", _layer, lambda x, p: _affine(x, **p), _layer_gradients, peers=False,
+pure("forgotten gradient", "layer_with_tree", _layer, lambda x, p: _affine(x, **p), _layer_gradients,
      None_for_b=Edit(1, lambda g: {**g, "b": None}), None_for_the_tree=Edit(1, lambda g: None))
 pure("broadcasting", "bias", normal((3, 3), (3, 3), 3), _affine, _affine_gradients,
      summed_over_the_wrong_axis=lambda d, *args: (*_affine_gradients(d, *args)[:2], d.sum(axis=1)),
@@ -682,18 +682,18 @@ pure("wrong dtype", "scaled_vector", normal(6), lambda x: 1.5 * x, lambda d, x: 
      integers=lambda d, x: (1.5 * d).astype(int), objects=lambda d, x: (1.5 * d).astype(object),
      booleans=lambda d, x: 1.5 * d > 0)
 pure("complex numbers", "real_spectrum", normal(8), lambda x: np.fft.fft(x).real, lambda d, x: np.fft.fft(d).real,
-     peers=False, gradient_complex=lambda d, x: np.fft.fft(d), imaginary_part_zero=lambda d, x: np.fft.fft(d).real + 0j)
-pure("tree of gradients", "layer_with_tree", _layer, lambda x, p: _affine(x, **p), _layer_gradients, peers=False,
+     gradient_complex=lambda d, x: np.fft.fft(d), imaginary_part_zero=lambda d, x: np.fft.fft(d).real + 0j)
+pure("tree of gradients", "layer_with_tree", _layer, lambda x, p: _affine(x, **p), _layer_gradients,
      key_misspelt=Edit(1, lambda g: {"w": g["w"], "bias": g["b"]}), key_missing=Edit(1, lambda g: {"w": g["w"]}),
      surplus_key=Edit(1, lambda g: {**g, "c": g["b"]}), list_for_dict=Edit(1, lambda g: [g["w"], g["b"]]),
      array_for_dict=Edit(1, lambda g: g["w"]), nested_dict=Edit(1, lambda g: {"layer": g}))
 pure("tree of gradients", "product_of_list", lambda rng: (list(rng.standard_normal((3, 2, 2))),),
      lambda p: p[0] @ p[1] @ p[2], lambda d, p: [d @ (p[1] @ p[2]).T, p[0].T @ d @ p[2].T, (p[0] @ p[1]).T @ d],
-     peers=False, too_short=Edit(0, lambda g: g[:2]), too_long=Edit(0, lambda g: [*g, g[0]]),
+     too_short=Edit(0, lambda g: g[:2]), too_long=Edit(0, lambda g: [*g, g[0]]),
      reversed_order=Edit(0, lambda g: g[::-1]), array_for_list=Edit(0, np.stack))
 pure("tree of gradients", "parabola", lambda rng: (Curve(Line(*rng.standard_normal((2, 4))), rng.standard_normal(4)),),
      lambda c: c.line.slope * _T + c.line.offset + c.bend * _T**2, lambda d, c: Curve(Line(d * _T, 1 * d), d * _T**2),
-     peers=False, slope_and_offset_swapped=lambda d, c: Curve(Line(1 * d, d * _T), d * _T**2),
+     slope_and_offset_swapped=lambda d, c: Curve(Line(1 * d, d * _T), d * _T**2),
      sign_of_bend=lambda d, c: Curve(Line(d * _T, 1 * d), -d * _T**2),
      offset_missing=lambda d, c: Curve((d * _T,), d * _T**2), no_bend=lambda d, c: Curve(Line(d * _T, 1 * d), None))
 pure("small entries beside large ones", "scaled_squares", positive(5), lambda x: _SCALES * x**2,
@@ -779,7 +779,7 @@ pure("several outputs", "mean_and_power", normal((3, 4)), lambda x: (x.mean(axis
      first_dropped=lambda d, x: 2 * x * d[1] / 3, swapped=lambda d, x: (d[1] + 2 * x * d[0]) / 3,
      first_twice=lambda d, x: (d[0] + 2 * x * d[0]) / 3)
 pure("several outputs", "hidden_and_loss", normal(5), lambda x: {"hidden": np.sin(x), "loss": x @ x},
-     lambda d, x: np.cos(x) * d["hidden"] + 2 * x * d["loss"], peers=False,
+     lambda d, x: np.cos(x) * d["hidden"] + 2 * x * d["loss"],
      loss_dropped=lambda d, x: np.cos(x) * d["hidden"], hidden_dropped=lambda d, x: 2 * x * d["loss"],
      sign_of_the_loss=lambda d, x: np.cos(x) * d["hidden"] - 2 * x * d["loss"],
      cotangent_overwritten=lambda d, x: (np.cos(x) * d["hidden"] + 2 * x * d["loss"], d["hidden"].fill(0))[0])
