@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retro_np.errors import GradientError, GradientFormError, GradientReport, GradientRow
-from retro_np.tree import Array, LeafFunction, flat_outputs, from_torch, kind_of, outputs_of, share_memory
+from retro_np.tree import Array, LeafFunction, flat_outputs, from_torch, index_of, kind_of, outputs_of, share_memory
 
 __all__ = ["GradientError", "GradientFormError", "GradientReport", "GradientRow", "from_torch", "gradcheck"]
 MIN_RESOLUTION = 1e-3  # relative; needed to say anything, unless the user sets a tolerance, which is then needed
@@ -24,9 +24,11 @@ VERDICTS = ("wrong", "cannot tell", "right", "frozen", "skipped")  # from worst 
 STEP, COARSE_STEP = 2.0**-10, 2.0**-2  # the first step in float64 and float32, relative to the size of the entry
 RATIO = 4  # between neighbouring steps: a power of two, so that moved arguments are exact
 MAX_EXHAUSTIVE = 512  # Arguments with at most this many entries in all are checked entry by entry.
-N_ENTRIES, N_GROUPS = 24, 4  # of a larger array: single entries, and groups of entries with gradients of similar size
+N_ENTRIES = 24  # Of an array in larger arguments, about this many entries are moved one by one,
+N_GROUPS = 4  # and this many groups of entries whose gradients are of similar size.
 MANY_LEAVES = 16  # With more arrays, one random direction of each is enough, and one group.
-MULTIPLES = (2.0**40, 2.0**-60, -1.0, 0.0)  # of the first cotangent, in rows 2 to 5; powers of two keep digits
+# Rows 2 to 5 of the cotangents are these multiples of row 0. Powers of two do not change a linear pullback's digits.
+MULTIPLES = (2.0**40, 2.0**-60, -1.0, 0.0)
 N_CONFIRMED = 4  # After this many wrong slopes of an array, others are measured with fewer steps.
 TOLERANCE, SAFETY = 3e-9, 16  # A slope is wrong if it is off by this part, and by this many resolutions.
 NEGLIGIBLE = 2.0**-46  # A slope counts as zero if moving an entry by its own size changes the value by this part.
@@ -242,6 +244,9 @@ def _cotangents(value: Array, lengths: list[int], rng: np.random.Generator) -> A
     return np.concatenate([dense, np.outer(MULTIPLES, dense[0]), np.reshape(heard, (-1, size)) * dense[0]])
 
 
+# Finite differences
+
+
 @dataclass
 class Point:
     """A function at a point, and its pullback's answers there.
@@ -250,6 +255,7 @@ class Point:
     leaves: the arrays. value: (outputs,). cotangents: (K, outputs). gradients: for each leaf, (K, entries).
     rounding: the relative rounding error of the value; coarse: why it is not that of float64, or "". wobble: for each
     leaf, what a rounding error of the arguments changes in its gradient. eps: a fixed step or None.
+    rng: draws the directions.
     """
 
     evaluate: Callable[[list[Array]], Array]
@@ -399,8 +405,7 @@ def _directions(point: Point, leaf: int) -> Iterator[Direction]:
         picked = rng.choice(size, quota, replace=False)
         entries = np.unique(np.r_[order[:quota:4], order[size - quota :: 4], picked, alone]).astype(int)
     for entry in entries:
-        index = tuple(map(int, np.unravel_index(entry, array.shape)))
-        yield Direction(f"index {index}", np.array([entry]), sizes[entry : entry + 1])
+        yield Direction(index_of(int(entry), array.shape), np.array([entry]), sizes[entry : entry + 1])
 
 
 def _central(point: Point, leaf: int, direction: Direction, step: float) -> tuple[Array, ...]:
@@ -529,8 +534,8 @@ def _located(point: Point, leaf: int, worst: Slopes, start: float) -> Slopes:
         halves = [slice(None, len(part.indices) // 2), slice(len(part.indices) // 2, None)]
         parts = [Direction("", part.indices[half], part.sizes[half]) for half in halves]
         part = max(parts, key=lambda half: abs(_slopes(point, leaf, half, worst.tolerance, start, 0).error[k]))
-    index = tuple(map(int, np.unravel_index(part.indices[0], point.leaves[leaf].shape)))
-    single = Direction(f"index {index}, found along {worst.direction.name}", part.indices, np.abs(part.sizes))
+    name = f"{index_of(int(part.indices[0]), point.leaves[leaf].shape)}, found along {worst.direction.name}"
+    single = Direction(name, part.indices, np.abs(part.sizes))
     entry = _slopes(point, leaf, single, worst.tolerance, start, 1)
     return entry if entry.verdict == "wrong" else worst
 

@@ -89,6 +89,11 @@ def kind_of(leaf: Any) -> str:
     return np.asarray(leaf).dtype.kind if isinstance(leaf, np.ndarray | np.generic | complex | float) else "O"
 
 
+def index_of(entry: int, shape: tuple[int, ...]) -> str:
+    """How messages call an entry of a flat array: "index (1, 2)"."""
+    return f"index {tuple(map(int, np.unravel_index(entry, shape)))}"
+
+
 def share_memory(a: Any, b: Any) -> bool:
     """Whether two arrays that can be written to have an entry in common."""
     if not all(isinstance(array, np.ndarray) and array.flags.writeable for array in (a, b)):
@@ -153,9 +158,8 @@ class LeafFunction:
     def place(self, entry: int) -> tuple[str, int]:
         """What an entry of the flat vector is called, and the position of its argument."""
         leaf = int(np.searchsorted(self.ends, entry, side="right"))
-        offset = entry - (self.ends[leaf - 1] if leaf else 0)
-        index = tuple(map(int, np.unravel_index(offset, self.shapes[leaf])))
-        return f"{self.label(self.numbers[leaf])}, index {index}", self.paths[self.numbers[leaf]][0]
+        offset, number = entry - (self.ends[leaf - 1] if leaf else 0), self.numbers[leaf]
+        return f"{self.label(number)}, {index_of(offset, self.shapes[leaf])}", self.paths[number][0]
 
     def types(self, numbers: Iterable[int]) -> str:
         """The dtypes or types of some leaves."""
@@ -213,11 +217,7 @@ class LeafFunction:
             return np.array([np.nan])
 
     def pull(self, value: Any, vjp: Pullback, cotangent: Array) -> list[Any]:
-        """The pullback's gradient of each floating-point leaf: an array, a number or None.
-
-        cotangent: (outputs,). Raises GradientError if the pullback writes into its cotangent, GradientFormError if its
-        answer has another form than the arguments.
-        """
+        """`gradients` for a flat cotangent, (outputs,). GradientError if the pullback writes into its cotangent."""
         outputs = outputs_of(value)
         ends = np.cumsum([output.size * (output.dtype.kind == "f") for output in outputs])
         pairs = zip(np.split(cotangent, ends[:-1]), outputs, strict=True)
@@ -226,6 +226,10 @@ class LeafFunction:
         answer = vjp(unflatten(value, (part if part.ndim else part[()] for part in parts)))
         if [part.tobytes() for part in parts] != before:
             raise GradientError("the pullback writes into its cotangent, which its caller may need: copy it first")
+        return self.gradients(answer)
+
+    def gradients(self, answer: Any) -> list[Any]:
+        """What a pullback answers for each leaf: an array, a number or None. Raises GradientFormError."""
         every = list(range(len(self.arguments)))
         floating = sorted({self.paths[n][0] for n in self.numbers})
         trained = sorted({self.paths[n][0] for n in self.numbers if n not in self.frozen})
