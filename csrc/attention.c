@@ -77,6 +77,8 @@ static char check_inputs(attention_t *a, const Py_buffer *views, const argument_
         return 0;
     }
     a->k = keys->shape[1], a->r = keys->shape[2], a->n_table = table->obj ? table->shape[0] : 0;
+    /* An offset of -n hides every key and one of r hides none, so that sums with the offset cannot overflow. */
+    a->causal_offset = a->causal_offset < -a->n ? -a->n : a->causal_offset > a->r ? a->r : a->causal_offset;
     const ptrdiff_t keys_shape[] = {a->batch, a->k, a->r, a->h, a->c}, table_shape[] = {a->n_table, a->h, a->c};
     const ptrdiff_t *bias_shape = table_shape + 1;
     const ptrdiff_t *shapes[] = {q->shape, keys_shape, keys_shape, table_shape, bias_shape, bias_shape, keys_shape};
@@ -203,6 +205,8 @@ PyObject *attention_backward(PyObject *module, PyObject *args)
             PyErr_SetString(PyExc_TypeError, "dtable, du and dv must be arrays if table is one, otherwise None");
         else if (a.parts < 1 && a.batch > 0)
             PyErr_SetString(PyExc_ValueError, "dtable needs at least one part");
+        else if (a.batch > 0 && a.parts > PTRDIFF_MAX / 2 / a.batch)
+            PyErr_SetString(PyExc_ValueError, "dtable has too many parts");
         else
             done = check_arrays(views + 7, BACKWARD + 7, shapes, 8, type) && run_tasks(&a, type, first, last, 1);
     }

@@ -37,18 +37,17 @@ static const char *fault_of(const Py_buffer *view, int ndim, int written)
         return "is read-only but must be writable";
     if (view->itemsize <= 0)
         return "has a negative dimension or no item size";
-    Py_ssize_t bytes = view->itemsize;
-    for (int axis = 0; axis < ndim; axis++)
-        if (view->shape[axis] < 0)
+    Py_ssize_t bytes = view->itemsize, empty = 0;
+    for (int axis = 0; axis < ndim; axis++) {
+        Py_ssize_t size = view->shape[axis];
+        if (size < 0)
             return "has a negative dimension or no item size";
-        else if (view->shape[axis] == 0)
-            bytes = 0;
-    for (int axis = 0; bytes > 0 && axis < ndim; axis++) {
-        if (bytes > PY_SSIZE_T_MAX / view->shape[axis])
+        if (size > 0 && bytes > PY_SSIZE_T_MAX / size) /* also in an empty array, so that products of sizes fit */
             return "is larger than any memory";
-        bytes *= view->shape[axis];
+        bytes *= size > 0 ? size : 1;
+        empty |= size == 0;
     }
-    if (view->len != bytes)
+    if (view->len != (empty ? 0 : bytes))
         return "has fewer or more bytes than its shape says";
     if (view->len > 0 && (uintptr_t)view->buf % (uintptr_t)view->itemsize)
         return "must be aligned";

@@ -2,49 +2,66 @@
 
 A kernel's meaning is its NumPy function. It may also have faster implementations, in Numba or in C. By default the
 fastest one that is installed runs. `RETRO_NP_KERNELS=numpy|numba|c`, or `use(name)` in a program, makes one choice for
-all kernels; a kernel that lacks the chosen kind runs in NumPy.
-"""
+all kernels; a kernel that lacks the chosen kind runs in NumPy."""
 
 import functools
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.tree import Array as Array  # for the modules of this package
 
+P = ParamSpec("P")
+R = TypeVar("R")
 COMPILED_TYPES = {np.dtype(np.float32), np.dtype(np.float64)}
+DTYPE_KINDS = {"f": "floating-point numbers", "iu": "integers", "b": "booleans"}
 CHOICES = ("numpy", "numba", "c", "auto")
 KERNELS_VARIABLE = "RETRO_NP_KERNELS"
-# the modules that register kernels
-MODULES = ("attention", "bert", "hashing", "minhash", "panels", "rowwise", "search", "substring")
+MODULES = ("attention", "bert", "hashing", "minhash", "panels", "rowwise", "search", "substring")  # with kernels
 
 _kernels: dict[str, dict[str, Any]] = {}  # name: {"numpy": function, ...}, in order of preference
 _choice: str | None = None  # None until the environment is read
 
 
+def ignore_underflow(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, in which small probabilities and squares may become denormal or 0, whatever np.errstate says."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with np.errstate(under="ignore"):
+            return function(*args, **kwargs)
+
+    return run
+
+
 def kernel(
     name: str, *, numpy: Callable[..., Any], numba: str | None = None, c: Callable[..., Any] | None = None,
-    one_type: bool = False,
+    one_type: bool = False, arrays: dict[str, str] | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
     """Register a kernel's implementations, and return the function that calls the chosen one.
 
     numpy, c: functions of one signature. c gets its compiled function from `c_extension`.
     numba: "module:function", imported on the first call, so that Numba is imported only if it is used.
-    one_type: Numba and C need all arrays in one type, float32 or float64. Calls with other or mixed types run in NumPy,
-      whose promotion rules then determine the result's type.
-    The returned function has the NumPy function's signature and docstring.
-    """
+    one_type: Numba and C need one type, float32 or float64. Others, and mixtures, run in NumPy, by its promotion rules.
+    arrays: one_type, and by an argument's name its kind of dtype, a letter per axis or * for all, then ? if None may be
+      given, ! if the kernel writes it: "f Thc?". Axes with one letter have one size. Other arguments raise UserError.
+    The returned function has the NumPy function's signature and docstring."""
     implementations = {"c": c, "numba": numba, "numpy": numpy}  # fastest first
     _kernels[name] = {kind: function for kind, function in implementations.items() if function is not None}
+    names = list(inspect.signature(numpy).parameters)
 
+    @ignore_underflow
     @functools.wraps(numpy)
     def dispatch(*args: Any, **kwargs: Any) -> Any:
         kind = _running(name)
-        if one_type and not _have_one_type((*args, *kwargs.values())):
+        if arrays is not None:
+            check_arrays(name, arrays, dict(zip(names, args, strict=False)) | kwargs)
+        if (one_type or arrays is not None) and not _have_one_type((*args, *kwargs.values())):
             kind = "numpy"
         function = _kernels[name][kind]
         return (_imported(function) if kind == "numba" else function)(*args, **kwargs)
@@ -55,9 +72,7 @@ def kernel(
 
 def use(name: str) -> None:
     """Choose the kernels from now on: "numpy", "numba", "c", or "auto" for the fastest kind of each.
-
-    Raises UserError for an unknown name, and for a kind that is not installed; the previous choice then stays.
-    """
+    Raises UserError for an unknown name, and for a kind that is not installed; the previous choice then stays."""
     global _choice
     _choice = _checked(name, "kernels.use")
 
@@ -72,9 +87,7 @@ def using() -> str:
 
 def table() -> list[tuple[str, str, tuple[str, ...]]]:
     """One row per kernel: its name, the kind that runs now, and the installed kinds, fastest first.
-
-    Raises UserError like `using`.
-    """
+    Raises UserError like `using`."""
     for module in MODULES:
         importlib.import_module(f"{__name__}.{module}")
     return [(name, _running(name), tuple(filter(_is_installed, _kernels[name]))) for name in sorted(_kernels)]
@@ -99,14 +112,23 @@ def numba_error() -> Exception | None:
     return None
 
 
-def check_shapes(name: str, **arrays: tuple[Any, Iterable[int]]) -> None:
-    """Raise UserError unless each array has its shape: Numba would read beyond the end of a shorter one.
-
-    arrays: name=(array, shape). An array that is None is skipped.
-    """
-    for argument, (array, shape) in arrays.items():
-        if array is not None and array.shape != tuple(shape):
-            raise UserError(f"{name}: {argument} has shape {array.shape}; it must be {tuple(shape)}")
+def check_arrays(name: str, arrays: dict[str, str], arguments: dict[str, Any]) -> None:
+    """Raise UserError unless each argument is an array as `arrays` says: a compiled loop would read beyond its end."""
+    sizes: dict[str, Any] = {}
+    for argument, form in arrays.items():
+        array: Any = arguments.get(argument)
+        kind, axes = form.rstrip("?!").split()
+        if array is None and "?" in form:
+            continue
+        is_array = isinstance(array, np.ndarray)
+        shape = (np.shape(array),) if axes == "*" else np.shape(array) if is_array else ()
+        fits = is_array and array.dtype.kind in kind and len(shape) == len(axes)
+        if not fits or any(sizes.setdefault(*axis) != axis[1] for axis in zip(axes, shape, strict=True)):
+            wanted = f"{DTYPE_KINDS[kind]} of shape ({', '.join(str(sizes.get(axis, axis)) for axis in axes)})"
+            actual = f"has shape {array.shape} and type {array.dtype}" if is_array else f"is {type(array).__name__}"
+            raise UserError(f"{name}: {argument} {actual}; it must be an array of {wanted}")
+        if "!" in form and not array.flags.writeable:
+            raise UserError(f"{name}: {argument} is read-only; it must be writable")
 
 
 @functools.cache

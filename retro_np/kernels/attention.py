@@ -6,16 +6,17 @@ g = 1 and k is the number of neighbours. In the encoder's cross-attention g is t
 chunk is the one group of keys (k = 1).
 
 NumPy does one array operation after another. Numba (attention_numba.py) and C (csrc/attention.h) take a tile of queries
-at a time. The backward pass needs one number per query from the forward pass: the log-sum-exp of its logits.
-"""
+at a time. The backward pass needs one number per query from the forward pass: the log-sum-exp of its logits."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from retro_np.kernels import Array, c_extension, kernel
+from retro_np.errors import UserError
+from retro_np.kernels import Array, c_extension, ignore_underflow, kernel
 from retro_np.kernels.threads import blocks, count, parallel_for
 
 MAX_GRADIENT_PARTS = 8  # With positions, the backward pass splits a batch into at most 8 parts with their own sums.
@@ -29,8 +30,7 @@ def skewed(logits: Array, n_keys: int) -> Array:
     """View logits by distance (..., n, n + r − 1) as logits by key (..., n, r), without a copy.
 
     The distance falls by one from column to column, and row i has its key j in column (n − 1 − i) + j. So one row down
-    is one column back: a stride of one row less one element.
-    """
+    is one column back: a stride of one row less one element."""
     *batch, n, _ = logits.shape
     *outer, down, right = logits.strides
     return as_strided(logits[..., n - 1 :], (*batch, n, n_keys), (*outer, down - right, right))
@@ -47,21 +47,19 @@ def _forward_numpy(
       T = n + r − 1, or less if the remaining rows are masked. None: no positions, the logit is q_i·k_j / √c.
     causal_offset: query i sees only keys j ≤ i + causal_offset. key_mask: (B, k, r), False for missing keys.
     Returns out (B, g, n, h, c) and lse (B, h, g, n), the logarithm of the sum of the logits' exponentials. For a query
-    without keys, out is zero and lse is +inf.
-    """
+    without keys, out is zero and lse is +inf."""
     batch, g, n, h, _ = q.shape
     weights, lse = _softmax(_logits(q, keys, table, u, v, causal_offset, key_mask))
     return _groups_first(weights @ _heads_first(values), q), lse.reshape(batch, h, g, n)
 
 
+@ignore_underflow
 def attention_weights(
     q: Array, keys: Array, table: Maybe = None, u: Maybe = None, v: Maybe = None, *,
     causal_offset: int | None = None, key_mask: Maybe = None,
 ) -> Array:  # fmt: skip
     """The weights that attention_forward gives the values, for inspection. The arguments are the same.
-
-    Returns (B, h, g, n, k, r). The weights of a query sum to 1 over its k·r keys, or are 0 if it has no key.
-    """
+    Returns (B, h, g, n, k, r). The weights of a query sum to 1 over its k·r keys, or are 0 if it has no key."""
     weights, _ = _softmax(_logits(q, keys, table, u, v, causal_offset, key_mask))
     return weights.reshape(q.shape[0], q.shape[3], *q.shape[1:3], *keys.shape[1:3])
 
@@ -82,9 +80,7 @@ def _backward_numpy(
     v: Maybe = None, *, causal_offset: int | None = None, key_mask: Maybe = None,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The pullback of attention_forward. It recomputes the probabilities as exp(logits − lse).
-
-    Returns dq, dkeys, dvalues, dtable, du, dv; the last three are None without positions.
-    """
+    Returns dq, dkeys, dvalues, dtable, du, dv; the last three are None without positions."""
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
     dheads = _heads_first(dout)
@@ -97,7 +93,7 @@ def _backward_numpy(
     dlogits *= probabilities
     dlogits *= q.dtype.type(c**-0.5)
     dcontent = dlogits @ _heads_first(keys)  # the gradient of q + u
-    dkeys = dlogits.swapaxes(-1, -2) @ _heads_first(q if u is None else q + u)
+    dkeys = dlogits.swapaxes(-1, -2) @ _heads_first(q if table is None else q + u)
     dq, dtable, du, dv = dcontent, None, None, None
     if table is not None:
         by_distance = np.zeros((batch, h, g, n, max(0, n + r - 1)), q.dtype)
@@ -116,15 +112,15 @@ def _logits(
     """(B, h, g·n, k·r), −inf where a query does not see a key."""
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
-    logits: Array = _heads_first(q if u is None else q + u) @ _heads_first(keys).swapaxes(-1, -2)
+    logits: Array = _heads_first(q if table is None else q + u) @ _heads_first(keys).swapaxes(-1, -2)
     logits = logits.reshape(batch, h, g, n, k, r)
     if table is not None:
-        by_distance = np.zeros((batch, h, g * n, n + r - 1), q.dtype)
+        by_distance = np.zeros((batch, h, g * n, max(0, n + r - 1)), q.dtype)
         by_distance[..., : len(table)] = _heads_first(q + v) @ table.transpose(1, 2, 0)
-        logits += skewed(by_distance.reshape(batch, h, g, n, n + r - 1), r)[..., None, :]
+        logits += skewed(by_distance.reshape(batch, h, g, n, max(0, n + r - 1)), r)[..., None, :]
     logits *= q.dtype.type(c**-0.5)
     if causal_offset is not None:
-        hidden = np.arange(r) > np.arange(n)[:, None] + causal_offset
+        hidden = np.arange(r) > np.arange(n)[:, None] + within(causal_offset, n, r)
         np.copyto(logits, -np.inf, where=hidden[:, None, :])
     if key_mask is not None:
         np.copyto(logits, -np.inf, where=~key_mask[:, None, None, None])
@@ -136,14 +132,21 @@ def in_order(
     causal_offset: int | None = None, key_mask: Maybe = None,
 ) -> list[Any]:  # fmt: skip
     """The arguments of attention_forward in the order and the memory layout that the compiled functions need."""
-    return [*contiguous(q, keys, values, table, u, v, key_mask), causal_offset]
+    offset = None if causal_offset is None else within(causal_offset, q.shape[2], keys.shape[2])
+    positions = (None, None, None) if table is None else (table, u, v)
+    if table is not None and (u is None or v is None or len(table) > max(0, q.shape[2] + keys.shape[2] - 1)):
+        raise UserError("attention: a table needs u and v, and at most n + r − 1 distances")
+    return [*contiguous(q, keys, values, *positions, key_mask), offset]
+
+
+def within(causal_offset: int, n: int, r: int) -> int:
+    """An offset of the same mask: −n hides every key and r hides none, so that no sum with it overflows."""
+    return min(max(operator.index(causal_offset), -n), r)
 
 
 def forward_by_tasks(run: Callable[..., Any], *arguments: Any) -> tuple[Array, Array]:
     """out and lse from a compiled `run`. Task t is head t // B of item t % B; a call does some consecutive tasks.
-
-    arguments: in the order of `in_order`, as `run` takes them.
-    """
+    arguments: in the order of `in_order`, as `run` takes them."""
     q, keys, *_ = arguments
     batch, g, n, h, _ = q.shape
     out, lse = np.empty(q.shape, q.dtype), np.empty((batch, h, g, n), q.dtype)
@@ -154,9 +157,7 @@ def forward_by_tasks(run: Callable[..., Any], *arguments: Any) -> tuple[Array, A
 
 def backward_by_tasks(run: Callable[..., Any], dout: Array, lse: Array, *arguments: Any) -> tuple[Maybe, ...]:
     """The gradients from a compiled `run`. Task t is head t // P of part t % P of the batch.
-
-    Each part has its own sums for table, u and v, so that they are added in a fixed order.
-    """
+    Each part has its own sums for table, u and v, so that they are added in a fixed order."""
     q, keys, values, table, u, v, *_ = arguments
     batch, h = q.shape[0], q.shape[3]
     parts = batch if table is None else min(MAX_GRADIENT_PARTS, batch)
@@ -175,9 +176,12 @@ def _backward_c(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Ma
     return backward_by_tasks(c_extension().attention_backward, *contiguous(dout, lse), *in_order(*arrays, **masks))
 
 
+_ARRAYS = {"q": "f Bgnhc", "keys": "f Bkrhc", "values": "f Bkrhc", "table": "f Thc?", "u": "f hc?", "v": "f hc?"}
+_ARRAYS |= {"key_mask": "b Bkr?"}
 _FORWARD, _BACKWARD = (f"retro_np.kernels.attention_numba:attention_{name}" for name in ("forward", "backward"))
-attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=_FORWARD, c=_forward_c, one_type=True)
-attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=_BACKWARD, c=_backward_c, one_type=True)
+attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=_FORWARD, c=_forward_c, arrays=_ARRAYS)
+_ARRAYS = {"dout": "f Bgnhc", "lse": "f Bhgn"} | _ARRAYS
+attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=_BACKWARD, c=_backward_c, arrays=_ARRAYS)
 
 
 def contiguous(*arrays: Maybe) -> list[Any]:

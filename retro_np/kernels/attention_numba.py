@@ -1,8 +1,7 @@
 """Attention in Numba: one head of one item, a tile of queries at a time. csrc/attention.h does the same in C.
 
 The logits of a tile stay in the cache: nothing of their size is kept, and the backward pass recomputes them. Nearly all
-of the work is in `_add_product`. Scratch rows and columns are padded with zeros to multiples of 4 for it.
-"""
+of the work is in `_add_product`. Scratch rows and columns are padded with zeros to multiples of 4 for it."""
 
 import math
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from retro_np.kernels import Array, check_shapes
+from retro_np.kernels import Array
 from retro_np.kernels.attention import Maybe, backward_by_tasks, contiguous, forward_by_tasks, in_order
 from retro_np.kernels.jit import jit
 from retro_np.kernels.rowwise_numba import polynomial
@@ -23,15 +22,13 @@ EXP_TAYLOR = tuple(np.float32(1 / math.factorial(degree)) for degree in range(7,
 
 
 def attention_forward(*arrays: Any, **masks: Any) -> tuple[Array, Array]:
-    """Like retro_np.kernels.attention.attention_forward. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.attention.attention_forward."""
     return forward_by_tasks(_forward, *_for_loops(*in_order(*arrays, **masks)))
 
 
 def attention_backward(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Maybe, ...]:
-    """Like retro_np.kernels.attention.attention_backward. Raises UserError for shapes that do not match."""
+    """Like retro_np.kernels.attention.attention_backward."""
     q, keys, values, table, *others = in_order(*arrays, **masks)
-    batch, g, n, h, _ = q.shape
-    check_shapes("attention_backward", dout=(dout, q.shape), lse=(lse, (batch, h, g, n)))
     arguments = _for_loops(q, keys, values, table, *others)
     gradients = backward_by_tasks(_backward, *contiguous(dout, lse), *arguments)
     return (*gradients[:3], None, None, None) if table is None else gradients
@@ -41,13 +38,10 @@ def _for_loops(
     q: Array, keys: Array, values: Array, table: Maybe, u: Maybe, v: Maybe, mask: Maybe, causal_offset: int | None
 ) -> tuple[Any, ...]:
     """The arguments in the one form for which the loops are compiled."""
-    (batch, _, n, h, c), (k, r), dtype = q.shape, keys.shape[1:3], q.dtype
-    shape, distances = (batch, k, r, h, c), 0 if table is None else min(len(table), n + r - 1)
-    shapes = {"keys": (keys, shape), "values": (values, shape), "table": (table, (distances, h, c))}
-    check_shapes("attention", **shapes, u=(u, (h, c)), v=(v, (h, c)), key_mask=(mask, shape[:3]))
+    (batch, _, _, h, c), (k, r), dtype = q.shape, keys.shape[1:3], q.dtype
     if table is None:
         table, u, v = np.empty((0, h, c), dtype), np.zeros((h, c), dtype), np.zeros((h, c), dtype)
-    mask = np.ones(shape[:3], bool) if mask is None else mask.astype(bool, copy=False)
+    mask = np.ones((batch, k, r), bool) if mask is None else mask.astype(bool, copy=False)
     return q, keys, values, table, u, v, mask, r if causal_offset is None else causal_offset
 
 
@@ -60,8 +54,7 @@ def _padded(n: int) -> int:
 def _add_product(out: Array, a: Array, b: Array, rows: int, columns: int, depth: int, first: int) -> None:
     """out[i, j] += Σ_t a[i, t] · b[t, first + j] for i < rows, j < columns, t < depth. rows and depth: multiples of 4.
 
-    Each row of b that is loaded serves four rows of out, and each row of out takes four rows of b at a time.
-    """
+    Each row of b that is loaded serves four rows of out, and each row of out takes four rows of b at a time."""
     for i in range(0, rows, 4):
         out0, out1, out2, out3 = out[i], out[i + 1], out[i + 2], out[i + 3]
         for t in range(0, depth, 4):
@@ -118,8 +111,7 @@ def _tile_logits(
 ) -> int:  # fmt: skip
     """Write the logits of queries first ≤ i < first + rows, −inf where a key is not seen.
 
-    Returns the number of columns in use: fewer than all where causality hides the rest. The padding rows are zero.
-    """
+    Returns the number of columns in use: fewer than all where causality hides the rest. The padding rows are zero."""
     (k, r), padded, seen = mask.shape, _padded(rows), _n_seen(first + rows - 1, causal_offset, mask.shape[1])
     used: int = _padded(seen) if k == 1 else logits.shape[1]
     logits[:padded, :used] = 0

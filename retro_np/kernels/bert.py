@@ -9,13 +9,12 @@ from retro_np.kernels.rowwise import row_blocks
 def _add_layer_norm(x: Array, bias: Array, residual: Array, gain: Array, shift: Array, eps: float) -> None:
     """x = (y − mean) / √(variance + eps) · gain + shift, y = x + bias + residual, over the last axis. Ba et al. 2016.
 
-    x, residual: (rows, d); bias, gain, shift: (d,). x is overwritten.
-    """
+    x, residual: (rows, d); bias, gain, shift: (d,). x is overwritten."""
     x += bias
     x += residual
     x -= x.mean(axis=-1, keepdims=True)
     variance = np.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1]
-    x *= 1 / np.sqrt(variance + x.dtype.type(eps))
+    x *= 1 / np.sqrt(variance + x.dtype.type(float(eps)))
     x *= gain
     x += shift
 
@@ -61,5 +60,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
 
 
 _NUMBA = "retro_np.kernels.bert_numba:"
-add_layer_norm = kernel("add_layer_norm", numpy=_add_layer_norm, numba=f"{_NUMBA}add_layer_norm", one_type=True)
-add_gelu_erf = kernel("add_gelu_erf", numpy=_add_gelu_erf, numba=f"{_NUMBA}add_gelu_erf", one_type=True)
+_NORM = {"x": "f Nd!", "bias": "f d", "residual": "f Nd", "gain": "f d", "shift": "f d"}
+add_layer_norm = kernel("add_layer_norm", numpy=_add_layer_norm, numba=f"{_NUMBA}add_layer_norm", arrays=_NORM)
+_GELU = {"x": "f Nd!", "bias": "f d"}
+add_gelu_erf = kernel("add_gelu_erf", numpy=_add_gelu_erf, numba=f"{_NUMBA}add_gelu_erf", arrays=_GELU)

@@ -3,8 +3,7 @@
 A feature is a token, or two adjacent tokens. Padding and end-of-text, 0 and 1, are not features and break a pair. The
 hash of a feature is one of 2^BUCKET_BITS buckets (Weinberger et al. 2009). A bucket's row of the projection consists of
 −1 and 1, which are the bits of a hash of its number (Achlioptas 2003), so no matrix is stored. All values are integers
-until the last division, so sums have the same bits in any order, in NumPy and in Numba.
-"""
+until the last division, so sums have the same bits in any order, in NumPy and in Numba."""
 
 from typing import Any
 
@@ -31,8 +30,7 @@ def _count_features(tokens: Array, counts: Array) -> None:
     """Add to counts, for each bucket, the number of chunks that have a feature in it.
 
     tokens: (N, m) integers; tokens below 2 are not features. counts: (BUCKETS,) uint32, changed in place. A chunk
-    counts once per bucket, however often the bucket occurs in it. Raises UserError for any other shape or dtype.
-    """
+    counts once per bucket, however often the bucket occurs in it. Raises UserError for any other shape or dtype."""
     tokens = checked_counting(tokens, counts)
     for rows in blocks(len(tokens), MAX_NUMPY_ROWS):
         buckets, real = _features(tokens[rows])
@@ -50,8 +48,7 @@ def _project_features(tokens: Array, weights: Array, d_key: int) -> Array:
     because it has no features, the key consists of the signs of a bucket that no feature has. It is then as far from
     other keys as the key of an unrelated chunk. A smaller d_key gives the first columns of a larger one, except for
     their scale.
-    Raises UserError for any other shape or dtype.
-    """
+    Raises UserError for any other shape or dtype."""
     tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
     signs_per_row = max(1, 2 * tokens.shape[1] * words * SIGNS_PER_HASH)
@@ -74,18 +71,19 @@ def _features(tokens: Array) -> tuple[Array, Array]:
     previous[:, 1:] = tokens[:, :-1]
     single, second = tokens > MAX_SPECIAL_TOKEN, previous > MAX_SPECIAL_TOKEN
     numbers = np.concatenate([tokens, (previous << PAIR_SHIFT) + tokens], axis=1).astype(np.uint64)
-    buckets = (_split_mix(numbers) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+    buckets = (split_mix(numbers) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
     return buckets, np.concatenate([single, single & second], axis=1)
 
 
 def _signs(buckets: Array, words: int) -> Array:
     """Rows of the projection, −1 and 1: (…, words · 64) int64."""
     numbers = (buckets.astype(np.uint64) << np.uint64(SIGN_SHIFT))[..., None] + np.arange(words, dtype=np.uint64)
-    bits: Array = _split_mix(numbers)[..., None] >> np.arange(SIGNS_PER_HASH, dtype=np.uint64) & np.uint64(1)
+    bits: Array = split_mix(numbers)[..., None] >> np.arange(SIGNS_PER_HASH, dtype=np.uint64) & np.uint64(1)
     return bits.astype(np.int64).reshape(*buckets.shape, words * SIGNS_PER_HASH) * 2 - 1
 
 
-def _split_mix(numbers: Array) -> Any:
+def split_mix(numbers: Any) -> Any:
+    """The hashes of numbers, uint64. Numba compiles it for its loops."""
     x = (numbers + np.uint64(1)) * np.uint64(SPLITMIX_STEP)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(SPLITMIX_FACTOR)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(SPLITMIX_FACTOR2)

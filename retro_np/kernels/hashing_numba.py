@@ -13,8 +13,7 @@ MAX_COUNTED_ROWS = 1 << 16  # Tokens of any other dtype are converted to int64 o
 # All constants are uint64, because Numba makes a float of a uint64 and an int64.
 ONE, BUCKET_SHIFT = np.uint64(1), np.uint64(64 - hashing.BUCKET_BITS)
 PAIR_SHIFT, SIGN_SHIFT = np.uint64(hashing.PAIR_SHIFT), np.uint64(hashing.SIGN_SHIFT)
-SPLITMIX_STEP = np.uint64(hashing.SPLITMIX_STEP)
-SPLITMIX_FACTOR, SPLITMIX_FACTOR2 = np.uint64(hashing.SPLITMIX_FACTOR), np.uint64(hashing.SPLITMIX_FACTOR2)
+_split_mix = jit(hashing.split_mix)
 
 
 def count_features(tokens: Array, counts: Array) -> None:
@@ -36,14 +35,6 @@ def project_features(tokens: Array, weights: Array, d_key: int) -> Array:
 
     parallel_for(job, blocks(len(tokens), ROWS_PER_JOB))
     return keys
-
-
-@jit
-def _split_mix(number: np.uint64) -> np.uint64:
-    x = (number + ONE) * SPLITMIX_STEP
-    x = (x ^ (x >> np.uint64(30))) * SPLITMIX_FACTOR
-    x = (x ^ (x >> np.uint64(27))) * SPLITMIX_FACTOR2
-    return x ^ (x >> np.uint64(31))
 
 
 @jit

@@ -9,8 +9,7 @@ followed by a mixer, so a gram is 64 bits.
 The k-th MinHash of a text is the minimum over its grams of lo + a_k · hi modulo 2³², where hi and lo are the halves of
 the gram. For two functions and a random gram these values are independent and uniform, except for the common powers of
 two of a_j − a_k. So the share of equal minima estimates the Jaccard similarity with the variance of independent draws.
-Broder 1997.
-"""
+Broder 1997."""
 
 import itertools
 from typing import Any
@@ -18,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels import Array, check_shapes, kernel
+from retro_np.kernels import Array, check_arrays, kernel
 
 SPACE, PART, SINGLE = 0, 1, 2  # kinds of byte: between words, part of a word, a word of its own
 WORD_BASE, GRAM_BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd
 MURMUR_SHIFT, MURMUR_FACTORS = 33, (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)  # the finaliser of MurmurHash3
+MAX_WORDS, MAX_MATCHES = 1 << 20, 1 << 30  # A larger number is refused before memory is allocated.
 NO_GRAM = np.uint32(0xFFFFFFFF)  # every entry of the signature of a text without words
 
 
@@ -89,8 +89,7 @@ def _minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
 
     data: (bytes,) uint8, the texts one after another. offsets: (N + 1,) integers: text i is data[offsets[i] :
     offsets[i + 1]]. words: words per gram. factors: (hashes,) uint32, the a_k. Returns (N, hashes) uint32; a text
-    without words has NO_GRAM throughout. Raises UserError for wrong types, and for offsets outside the data.
-    """
+    without words has NO_GRAM throughout. Raises UserError for wrong types, and for offsets outside the data."""
     data, offsets, factors = checked_texts(data, offsets, words, factors)
     out = np.full((len(offsets) - 1, len(factors)), NO_GRAM, np.uint32)
     for row, (start, end) in enumerate(itertools.pairwise(offsets)):
@@ -110,9 +109,8 @@ def _band_matches(
     band. lows, highs: (N, bands) integers: order[b, lows[i, b] : highs[i, b]] agree with signature i in band b.
     min_equal: how many entries must be equal. limit: the number of held rows returned per signature. Among held rows
     with as many equal entries, the lower row comes first. Returns rows (N, limit) int64, with −1 for missing ones, and
-    equal (N, limit) int64. Raises UserError for shapes that do not match.
-    """
-    signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs)
+    equal (N, limit) int64. Raises UserError for shapes that do not match."""
+    signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs, limit)
     rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
     for i, signature in enumerate(signatures):
         bands = [band[low:high] for band, low, high in zip(order, lows[i], highs[i], strict=True)]
@@ -131,11 +129,11 @@ band_matches = kernel("band_matches", numpy=_band_matches, numba=f"{_NUMBA}band_
 
 
 def checked_bytes(name: str, data: Any, words: int) -> Array:
-    """The bytes as a contiguous array. Raises UserError for other types, and for grams without words."""
+    """The bytes as a contiguous array. Raises UserError for other types and for grams without words or of too many."""
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
         raise UserError(f"{name}: a text must be a one-dimensional array of uint8, its UTF-8 bytes")
-    if words < 1:
-        raise UserError(f"{name}: a gram must have at least one word, not {words}")
+    if not 1 <= words <= MAX_WORDS:
+        raise UserError(f"{name}: a gram must have at least one word and at most {MAX_WORDS:,}, not {words}")
     return np.ascontiguousarray(data)
 
 
@@ -151,16 +149,16 @@ def checked_texts(data: Any, offsets: Any, words: int, factors: Any) -> tuple[Ar
     return data, offsets, factors
 
 
-def checked_bands(signatures: Any, held: Any, order: Any, lows: Any, highs: Any) -> tuple[Array, ...]:
-    """All five as contiguous arrays. Raises UserError like `band_matches`."""
+def checked_bands(signatures: Any, held: Any, order: Any, lows: Any, highs: Any, limit: int) -> tuple[Array, ...]:
+    """All five arrays, contiguous. Raises UserError like `band_matches`."""
     signatures, held = (np.ascontiguousarray(array, np.uint32) for array in (signatures, held))
     order, lows, highs = (np.ascontiguousarray(array, np.int64) for array in (order, lows, highs))
-    shape = len(signatures), len(order)
-    check_shapes(
-        "band_matches", held=(held, (len(held), signatures.shape[1])), order=(order, (len(order), len(held))),
-        lows=(lows, shape), highs=(highs, shape),
-    )  # fmt: skip
-    inside = (order >= 0).all() and (order < len(held)).all() and (lows >= 0).all() and (highs <= len(held)).all()
-    if not inside:
+    arrays = {"signatures": signatures, "held": held, "order": order, "lows": lows, "highs": highs}
+    shapes = {"signatures": "iu Nh", "held": "iu Mh", "order": "iu tM", "lows": "iu Nt", "highs": "iu Nt"}
+    check_arrays("band_matches", shapes, arrays)
+    bounds = (order, len(held) - 1), (lows, len(held)), (highs, len(held))
+    if any(array.size and (array.min() < 0 or array.max() > last) for array, last in bounds):
         raise UserError(f"band_matches: order, lows and highs must stay inside the {len(held)} held signatures")
+    if not 0 <= limit * len(signatures) <= MAX_MATCHES:
+        raise UserError(f"band_matches: {limit} matches of {len(signatures)} signatures are too many: ask for fewer")
     return signatures, held, order, lows, highs

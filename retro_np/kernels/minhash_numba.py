@@ -44,7 +44,7 @@ def band_matches(
     signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, limit: int
 ) -> tuple[Array, Array]:
     """Like retro_np.kernels.minhash.band_matches."""
-    signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs)
+    signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs, limit)
     rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
 
     def job(block: slice) -> None:
@@ -66,8 +66,7 @@ def _scan(data: Array, start: int, end: int, begin: int, stop: int, ring: Array,
     """Write the grams of the text data[start:end] whose first word begins in [begin, stop), and return their number.
 
     ring: (words,) uint64, scratch. out: (stop − begin,) uint64 or more, and at least 1. The scan continues beyond stop
-    for the words that the last of these grams still need, so the parts of a text together give all of its grams.
-    """
+    for the words that the last of these grams still need, so the parts of a text together give all of its grams."""
     words = len(ring)
     ring[:] = 0
     leaving = ONE  # GRAM_BASE^words, by which the word that leaves a gram has been multiplied

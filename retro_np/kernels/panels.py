@@ -1,8 +1,7 @@
 """The product of a few rows with a constant matrix: what it takes to embed one text.
 
 For each product BLAS copies the matrix into its own order, which pays only if many rows share the copy. Here the matrix
-is packed once, in panels of columns.
-"""
+is packed once, in panels of columns."""
 
 from dataclasses import dataclass, field
 
@@ -48,4 +47,4 @@ def _matmul_c(x: Array, packed: Prepacked) -> Array:
     return out
 
 
-prepacked_matmul = kernel("prepacked_matmul", numpy=_matmul, c=_matmul_c)
+prepacked_matmul = kernel("prepacked_matmul", numpy=_matmul, c=_matmul_c, arrays={"x": "f NK"})

@@ -6,25 +6,23 @@ from typing import Any
 import numba
 import numpy as np
 
-from retro_np.kernels import Array, check_shapes, rowwise
+from retro_np.kernels import Array, rowwise
 from retro_np.kernels.jit import jit
-from retro_np.kernels.rowwise import BLOCK_ENTRIES, GELU_CUBIC, GELU_SLOPE, adamw_rates, check_indices, row_blocks
+from retro_np.kernels.rowwise import BLOCK_ENTRIES, GELU_CUBIC, GELU_END, GELU_SLOPE, adamw_rates, row_blocks
 from retro_np.kernels.threads import blocks, parallel_for
 
 MAX_PARTIAL_SUMS, MIN_ROWS_PER_SUM = 16, 64  # Sums over rows are taken in parts; a part's rows are summed in order.
 
 
 def rms_norm_forward(x: Array, gain: Array, eps: float = 1e-6) -> tuple[Array, Array]:
-    """Like retro_np.kernels.rowwise.rms_norm_forward. Raises UserError for shapes that do not match."""
-    check_shapes("rms_norm_forward", gain=(gain, x.shape[-1:]))
-    y, scale, eps = np.empty(x.shape, x.dtype), np.empty(len(x), x.dtype), x.dtype.type(eps)
+    """Like retro_np.kernels.rowwise.rms_norm_forward."""
+    y, scale, eps = np.empty(x.shape, x.dtype), np.empty(len(x), x.dtype), x.dtype.type(float(eps))
     parallel_for(lambda rows: _rms_norm_forward(x[rows], gain, eps, y[rows], scale[rows]), row_blocks(x))
     return y, scale
 
 
 def rms_norm_backward(dy: Array, x: Array, gain: Array, scale: Array) -> tuple[Array, Array]:
-    """Like retro_np.kernels.rowwise.rms_norm_backward. Raises UserError for shapes that do not match."""
-    check_shapes("rms_norm_backward", dy=(dy, x.shape), gain=(gain, x.shape[-1:]), scale=(scale, x.shape[:1]))
+    """Like retro_np.kernels.rowwise.rms_norm_backward."""
     parts = blocks(len(x), max(MIN_ROWS_PER_SUM, -(-len(x) // MAX_PARTIAL_SUMS)))
     dx, dgain = np.empty(x.shape, x.dtype), np.zeros((len(parts), len(gain)), x.dtype)
 
@@ -44,8 +42,7 @@ def gelu_forward(x: Array) -> Array:
 
 
 def gelu_backward(dy: Array, x: Array) -> Array:
-    """Like retro_np.kernels.rowwise.gelu_backward. Raises UserError for shapes that do not match."""
-    check_shapes("gelu_backward", dy=(dy, x.shape))
+    """Like retro_np.kernels.rowwise.gelu_backward."""
     dx = np.empty_like(x)
     parallel_for(lambda block: _gelu_backward(dy[block], x[block], dx[block]), blocks(len(x), 4 * BLOCK_ENTRIES))
     return dx
@@ -53,7 +50,7 @@ def gelu_backward(dy: Array, x: Array) -> Array:
 
 def scatter_add(rows: Array, indices: Array, count: int) -> Array:
     """Like retro_np.kernels.rowwise.scatter_add."""
-    check_indices(rows, indices, count)
+    rowwise.check_indices(indices, count)
     indices, out = np.ascontiguousarray(indices, np.int64), np.zeros((count, rows.shape[1]), rows.dtype)
     # Each job has its own columns, so the rows of one index are added in order.
     columns = blocks(rows.shape[1], max(16, -(-rows.shape[1] // 8)))
@@ -65,8 +62,7 @@ def adamw_step(
     p: Array, g: Array, m: Array, v: Array, *,
     lr: float, betas: tuple[float, float], eps: float, decay: float, step: int,
 ) -> None:  # fmt: skip
-    """Like retro_np.kernels.rowwise.adamw_step. Raises UserError for shapes that do not match."""
-    check_shapes("adamw_step", g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
+    """Like retro_np.kernels.rowwise.adamw_step."""
     if not all(array.flags.c_contiguous for array in (p, g, m, v)):
         return rowwise._adamw(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=step)
     numbers = [p.dtype.type(number) for number in (*betas, *adamw_rates(lr, betas, step), 1 - lr * decay, eps)]
@@ -108,9 +104,7 @@ TANH_P = tuple(map(np.float32, (
     -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05,
     6.37261928875436e-04, 4.89352455891786e-03,
 )))  # fmt: skip
-TANH_Q = tuple(
-    map(np.float32, (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03))
-)
+TANH_Q = tuple(map(np.float32, (1.19825839466702e-06, 1.18534705686654e-04, 2.268434632439e-03, 4.89352518554385e-03)))
 TANH_END = np.float32(7.90531110763549805)
 
 
@@ -144,19 +138,21 @@ def _tanh32(x: np.float32) -> np.float32:
 @jit
 def _gelu_forward(x: Array, y: Array) -> None:
     kind = x.dtype.type
-    half, one, slope, cubic = kind(0.5), kind(1), kind(GELU_SLOPE), kind(GELU_CUBIC)
+    half, one, slope, cubic, end = kind(0.5), kind(1), kind(GELU_SLOPE), kind(GELU_CUBIC), kind(GELU_END)
     for i in range(len(x)):
-        y[i] = half * x[i] * (one + _tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i])))
+        near = -end if x[i] < -end else end if x[i] > end else x[i]  # NaN stays NaN
+        y[i] = half * x[i] * (one + _tanh(slope * (near + cubic * near * near * near)))
 
 
 @jit
 def _gelu_backward(dy: Array, x: Array, dx: Array) -> None:
     kind = x.dtype.type
-    half, one, slope, cubic = kind(0.5), kind(1), kind(GELU_SLOPE), kind(GELU_CUBIC)
+    half, one, slope, cubic, end = kind(0.5), kind(1), kind(GELU_SLOPE), kind(GELU_CUBIC), kind(GELU_END)
     for i in range(len(x)):
-        tanh = _tanh(slope * (x[i] + cubic * x[i] * x[i] * x[i]))
-        inner = slope * (one + kind(3) * cubic * x[i] * x[i])
-        dx[i] = dy[i] * (half * (one + tanh) + half * x[i] * (one - tanh * tanh) * inner)
+        near = -end if x[i] < -end else end if x[i] > end else x[i]  # NaN stays NaN
+        tanh = _tanh(slope * (near + cubic * near * near * near))
+        inner = slope * (one + kind(3) * cubic * near * near)
+        dx[i] = dy[i] * (half * (one + tanh) + half * near * (one - tanh * tanh) * inner)
 
 
 @jit

@@ -1,5 +1,6 @@
 """Exact nearest neighbours by squared L2: every key is compared with every query."""
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,23 +30,14 @@ def _search_numpy(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
     Returns ids (N, k) int64 and distances (N, k) of the queries' dtype, ascending by (distance, id): among equal
     distances the lowest id comes first. Entries beyond the M keys have id −1 and distance inf.
     A distance is Σ (q − k)² summed in one fixed order, so it depends only on q and k: NumPy and C give the same bits.
-    Raises UserError for shapes that do not match, other dtypes, k < 1, and entries that are NaN or infinite.
-    """
+    Raises UserError for shapes that do not match, other dtypes, k < 1, and entries that are NaN or infinite."""
     return _search(queries, keys, k, _update_numpy)
-
-
-def _search_c(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
-    return _search(queries, keys, k, _update_c)
-
-
-exact_search = kernel("exact_search", numpy=_search_numpy, c=_search_c)
 
 
 def _search(queries: Array, keys: Array, k: int, update: Callable[..., None]) -> tuple[Array, Array]:
     """Check the arguments, convert the keys where needed, and let `update` add each part of them to the lists.
 
-    A query's list is a row of ids and a row of distances, ascending, with −1 and inf in the rest.
-    """
+    A query's list is a row of ids and a row of distances, ascending, with −1 and inf in the rest."""
     queries, keys, k = _checked(queries, keys, k)
     ids = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, queries.dtype)
@@ -83,8 +75,7 @@ def _update_numpy(queries: Array, keys: Array, start: int, ids: Array, distances
 def listed_distances(queries: Array, keys: Array, ids: Array) -> Array:
     """The squared distance of each query (N, d) from its listed keys: ids (N, k) → (N, k), with exact_search's bits.
 
-    keys: (M, d) of any float dtype. Only the listed rows are read, one part at a time.
-    """
+    keys: (M, d) of any float dtype. Only the listed rows are read, one part at a time."""
     distances = np.empty(ids.shape, queries.dtype)
 
     def measure(rows: slice) -> None:
@@ -98,7 +89,7 @@ def listed_distances(queries: Array, keys: Array, ids: Array) -> Array:
 def _distances(queries: Array, keys: Array) -> Array:
     """Σ (q − k)² over the last axis. Column t is added to lane t mod LANES; then the lanes are folded in half."""
     lanes = np.zeros((*np.broadcast_shapes(queries.shape, keys.shape)[:-1], LANES), queries.dtype)
-    with np.errstate(over="ignore"):  # the distance of two finite vectors may be inf
+    with np.errstate(over="ignore", under="ignore"):  # the distance of two finite vectors may be inf, or 0
         for t in range(0, queries.shape[-1], LANES):
             difference = queries[..., t : t + LANES] - keys[..., t : t + LANES]
             lanes[..., : difference.shape[-1]] += difference * difference
@@ -123,6 +114,9 @@ def _update_c(queries: Array, keys: Array, start: int, ids: Array, distances: Ar
         raise
 
 
+exact_search = kernel("exact_search", numpy=_search_numpy, c=functools.partial(_search, update=_update_c))
+
+
 def _update_few(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
     """For few queries: the keys are split into jobs, each of which has its own lists."""
     if len(keys) <= KEYS_PER_JOB:
@@ -133,7 +127,7 @@ def _update_few(queries: Array, keys: Array, start: int, ids: Array, distances: 
         shape = len(queries), min(ids.shape[1], part.stop - part.start)
         lists = np.full(shape, -1, np.int64), np.full(shape, np.inf, queries.dtype)
         jobs.append((queries, keys[part], start + part.start, *lists))
-    _run_jobs(c_extension().nearest, jobs)
+    threads.parallel_for(lambda job: c_extension().nearest(*job), jobs)
     ids[:], distances[:] = merge_lists([(ids, distances), *(job[3:] for job in jobs)], ids.shape[1])
 
 
@@ -142,7 +136,7 @@ def _update_crowded(queries: Array, keys: Array, start: int, ids: Array, distanc
     for part in threads.blocks(len(keys), KEYS_PER_JOB):  # short calls, so that Ctrl-C takes effect soon
         rows = threads.blocks(len(queries), QUERIES_PER_JOB)
         jobs = [(queries[i], keys[part], start + part.start, ids[i], distances[i]) for i in rows]
-        _run_jobs(c_extension().nearest, jobs)
+        threads.parallel_for(lambda job: c_extension().nearest(*job), jobs)
 
 
 def _update_screened(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
@@ -161,18 +155,13 @@ def _update_screened(queries: Array, keys: Array, start: int, ids: Array, distan
             arrays = queries[rows], products, query_norms[rows], ids[rows], distances[rows]
             parts = [[array[i] for array in arrays] for i in threads.blocks(len(products), QUERIES_PER_JOB)]
             jobs = [(q, block, p, q_norms, key_norms, first_id, *lists) for q, p, q_norms, *lists in parts]
-            _run_jobs(c_extension().nearest_screened, jobs)
-
-
-def _run_jobs(function: Callable[..., None], jobs: Sequence[Sequence[Any]]) -> None:
-    threads.parallel_for(lambda job: function(*job), jobs)
+            threads.parallel_for(lambda job: c_extension().nearest_screened(*job), jobs)
 
 
 def _lower_norms(x: Array) -> Array:
     """Σ x² of each row, less what csrc/search.h subtracts for rounding; −inf where a product with it might overflow.
 
-    Raises ValueError if an entry is NaN or infinite.
-    """
+    Raises ValueError if an entry is NaN or infinite."""
     d, info = x.shape[1], np.finfo(x.dtype)
     share, slack = (4 * d + 64) * float(info.eps) / 2, 8 * (d + 8) * float(info.tiny)
     with np.errstate(over="ignore"):

@@ -13,8 +13,7 @@ def _longest(chunks: Array, values: np.ndarray) -> Array:
 
     chunks: (N, m) integers. values: (N, k, r) integers. Token 0 is padding and matches nothing.
     Returns (N,) int64, from 0 (also if k = 0) to min(m, r). Divided by m it is r(C) of the paper, §2.6.
-    Raises UserError for any other shape or dtype.
-    """
+    Raises UserError for any other shape or dtype."""
     chunks, values = checked_pairs(chunks, values)
     longest = np.zeros(len(chunks), np.int64)
     runs = np.zeros(values.shape, np.int32)  # the run that ends at the current chunk token and value token j
@@ -32,8 +31,7 @@ def common_prefix_lengths(tokens: Array, values: np.ndarray) -> Array:
     """For each token, the longest run of tokens that ends at it and also occurs in one of the values.
 
     tokens: (n,) integers. values: (k, r) integers. Token 0 is padding and matches nothing. Returns (n,) int64.
-    The colours of the paper's tables 6 and 7. Raises UserError for any other shape or dtype.
-    """
+    The colours of the paper's tables 6 and 7. Raises UserError for any other shape or dtype."""
     name = "common_prefix_lengths"
     tokens, values = checked_tokens(name, "tokens", tokens, 1), checked_tokens(name, "values", values, 2)
     lengths = np.zeros(len(tokens), np.int64)

@@ -2,10 +2,10 @@
 
 OpenMP is not used: its threads and those of BLAS would wait for work by spinning, each on the other's core. A job is
 cut into parts that do not depend on the number of threads, and sums over parts are taken in the order of the parts. So
-every result has the same bits for any number of threads.
-"""
+every result has the same bits for any number of threads."""
 
 import contextlib
+import contextvars
 import operator
 import os
 import threading
@@ -25,9 +25,7 @@ _worker = threading.local()
 
 def count() -> int:
     """The number of threads: from `use_threads` or RETRO_NP_THREADS, else the number of cores.
-
-    Raises UserError if RETRO_NP_THREADS is not a positive integer.
-    """
+    Raises UserError if RETRO_NP_THREADS is not a positive integer."""
     global _count
     if _count is None:
         setting = os.environ.get(THREADS_VARIABLE)
@@ -51,8 +49,8 @@ def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
     """Call job(part) for each part, on all threads including the caller's, and return when all are done.
 
     After an exception no further part is started, and the first exception is raised. A job that calls `parallel_for`
-    itself runs its own parts one after another.
-    """
+    itself runs its own parts one after another."""
+    global _pool
     parts = list(parts)
     workers = min(count(), len(parts))
     if workers <= 1 or getattr(_worker, "busy", False):
@@ -75,9 +73,10 @@ def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
         finally:
             _worker.busy = False
 
+    pool = _pool = _pool or ThreadPoolExecutor(max(1, count() - 1), thread_name_prefix="retro_np")
     others = []
     with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, so the caller works alone
-        others += [_threads().submit(work) for _ in range(workers - 1)]
+        others += [pool.submit(contextvars.copy_context().run, work) for _ in range(workers - 1)]
     work()
     for other in others:
         other.result()
@@ -88,13 +87,6 @@ def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
 def blocks(length: int, size: int) -> list[slice]:
     """Slices of `size` that cover `length`; the last one may be shorter."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(1, count() - 1), thread_name_prefix="retro_np")
-    return _pool
 
 
 def _forget_pool() -> None:
