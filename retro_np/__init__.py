@@ -1,8 +1,7 @@
 """RETRO, the retrieval-enhanced transformer, in NumPy, with every forward and backward pass written by hand.
 
 Importing this package loads the core, which needs only NumPy. The names of the data layer, training and evaluation load
-on first use, together with the packages that they need.
-"""
+on first use, together with the packages that they need."""
 
 # ruff: noqa: E402
 import importlib
@@ -53,8 +52,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name of the data layer, training or evaluation when it is first used (PEP 562).
 
-    Raises ImportError, which names the package to install, if a package that the name needs is missing.
-    """
+    Raises ImportError, which names the package to install, if a package that the name needs is missing."""
     if name not in _ON_FIRST_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -2,8 +2,7 @@
 
 A central difference of step t has a truncation error of order t² and a rounding error of order u/t, where u is that of
 the value. Richardson extrapolation from t and t/4 removes the first term of the truncation error. Where that does not
-decide, a ladder of steps does. What extrapolated slopes of neighbouring steps differ by is the *resolution*.
-"""
+decide, a ladder of steps does. What extrapolated slopes of neighbouring steps differ by is the *resolution*."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retro_np.errors import GradientError, GradientFormError, GradientReport, GradientRow
-from retro_np.tree import Array, LeafFunction, flat_outputs, from_torch, index_of, kind_of, outputs_of, share_memory
+from retro_np.tree import Array, LeafFunction, flat_outputs, from_torch, index_of, kind_of, outputs_of
 
 __all__ = ["GradientError", "GradientFormError", "GradientReport", "GradientRow", "from_torch", "gradcheck"]
 MIN_RESOLUTION = 1e-3  # relative; needed to say anything, unless the user sets a tolerance, which is then needed
@@ -69,8 +68,7 @@ def gradcheck(
     Returns a GradientReport. Raises GradientError (an AssertionError, with `.report`) if a gradient is wrong or if the
     differences cannot tell, and GradientFormError, which is also a ValueError and a TypeError, if a value or gradient
     has the wrong form; with raise_exception=False it returns the report instead. Always raises TypeError if an argument
-    is complex or f does not return a value and a pullback, and ValueError if nothing can be checked.
-    """
+    is complex or f does not return a value and a pullback, and ValueError if nothing can be checked."""
     function = LeafFunction(f, arguments, (frozen,) if isinstance(frozen, int | str) else frozen)
     tolerances = function.by_argument(tolerance)
     if not all(option is None or option >= 0 for option in tolerances) or not (eps is None or eps > 0):
@@ -90,8 +88,7 @@ def gradcheck(
 def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point, list[Any]]:
     """Call f and its pullback several times, and raise GradientError where they break the rules.
 
-    Returns the point, and the pullback's answer.
-    """
+    Returns the point, and the pullback's answer."""
     rng, low = np.random.default_rng((seed, 6020)), ""  # a generator that nobody draws data with
     leaves, labels = function.copies(np.float64), [function.label(n) for n in function.numbers]
     try:
@@ -122,7 +119,7 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
     def require_unshared(gradients: list[Any]) -> None:
         names = [*(f"the gradient of {label}" for label in labels), *labels]
         for (label, a), (other, b) in combinations(zip(names, [*gradients, *leaves], strict=True), 2):
-            if share_memory(a, b):
+            if _share_memory(a, b):
                 raise GradientError(f"{label} shares its buffer with {other}: return a copy")
 
     def require_same(gradients: list[Any], what: str) -> None:
@@ -255,8 +252,7 @@ class Point:
     leaves: the arrays. value: (outputs,). cotangents: (K, outputs). gradients: for each leaf, (K, entries).
     rounding: the relative rounding error of the value; coarse: why it is not that of float64, or "". wobble: for each
     leaf, what a rounding error of the arguments changes in its gradient. eps: a fixed step or None.
-    rng: draws the directions.
-    """
+    rng: draws the directions."""
 
     evaluate: Callable[[list[Array]], Array]
     leaves: list[Array]
@@ -297,8 +293,7 @@ class Slopes:
     """Along one direction and for each cotangent, (K,): the pullback's slope, and its `error` by the differences.
 
     scale: the size of the slope. steps: the best ones. tolerance: relative. verdict: "wrong", "kink" (the slopes on
-    both sides differ, and the pullback's is between), "edge" (f is not finite on both sides), or "".
-    """
+    both sides differ, and the pullback's is between), "edge" (f is not finite on both sides), or ""."""
 
     direction: Direction
     analytic: Array
@@ -429,8 +424,7 @@ def _central(point: Point, leaf: int, direction: Direction, step: float) -> tupl
 def _slopes(point: Point, leaf: int, direction: Direction, tolerance: float, start: float, effort: int) -> Slopes:
     """Compare the slopes along one direction, with more steps until they agree or are clearly different.
 
-    start: the first step. effort: 0 for no other steps, 2 to look for others also where little is resolved.
-    """
+    start: the first step. effort: 0 for no other steps, 2 to look for others also where little is resolved."""
     tried: dict[float, tuple[Array, ...]] = {}
 
     def at(step: float) -> tuple[Array, ...]:
@@ -588,3 +582,13 @@ def likely_mistake(point: Point, leaf: int, worst: Slopes) -> str:
         if shape[axis] > 1 and len(rows := np.unique(np.nonzero(wrong)[axis])) == 1:
             return f"wrong only at index {rows[0]} of axis {axis}"
     return ""
+
+
+def _share_memory(a: Any, b: Any) -> bool:
+    """Whether two arrays that can be written to have an entry in common."""
+    if not all(isinstance(array, np.ndarray) and array.flags.writeable for array in (a, b)):
+        return False
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return False

@@ -3,11 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
+from reprlib import repr as shortened
 from typing import Any
+
+import numpy as np
 
 from retro_np.errors import UserError
 
 RETRIEVED_PARTS = ("NF", "N", "F")
+MAX_MODEL_SIZE, MAX_LAYERS = 2**31 - 1, 10_000  # Larger sizes fit no array, and a deeper tree takes seconds to build.
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,7 @@ class EncoderConfig:
     d_head: width of each head (c), at least 1.
     n_layers: layers (L'), at least 1; 2 in the paper, other numbers in table 13.
     ca_layers: layers with cross-attention to the retrieving chunk (P_enc), from 1 to n_layers; () removes the
-        conditioning on the query (table 13).
-    """
+        conditioning on the query (table 13)."""
 
     d_model: int = 896
     d_ffw: int = 3584
@@ -59,8 +62,7 @@ class RetroConfig:
     retrieved_part: part of each value [N, F] that the encoder reads: "NF" both, "N" the neighbour alone, "F" its
         continuation alone (table 13).
     copying_start: whether `init_params` makes the encoder and CCA copy tokens; needs encoder.d_model = d_model.
-        Not in the paper; it helps small models.
-    """
+        Not in the paper; it helps small models."""
 
     vocabulary_size: int
     d_model: int
@@ -82,23 +84,27 @@ class RetroConfig:
         sizes = ("vocabulary_size", "d_model", "d_ffw", "n_heads", "d_head", "n_layers", "chunk_size")
         _check_sizes(self, "", sizes)
         object.__setattr__(self, "cca_layers", _layer_tuple(self.cca_layers, self.n_layers, "cca_layers"))
-        if isinstance(self.encoder, dict):  # from JSON
-            object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))
+        if isinstance(self.encoder, dict) and self.encoder.keys() <= EncoderConfig.__dataclass_fields__.keys():
+            object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))  # from JSON
         if not isinstance(self.encoder, EncoderConfig | None):
-            raise UserError(f"encoder must be an EncoderConfig or None, not {self.encoder!r}")
-        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), not {self.dropout!r}")
+            raise UserError(f"encoder must be an EncoderConfig or None, not {_shown(self.encoder)}")
+        if not isinstance(self.dropout, Real) or isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in [0, 1), not {_shown(self.dropout)}")
+        object.__setattr__(self, "dropout", float(self.dropout))
+        for name in ("share_embeddings", "tie_readout", "cca_positions", "copying_start"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise UserError(f"{name} must be true or false, not {_shown(getattr(self, name))}")
+            object.__setattr__(self, name, bool(getattr(self, name)))
         if self.retrieved_part not in RETRIEVED_PARTS:
-            raise UserError(f"retrieved_part must be one of {', '.join(RETRIEVED_PARTS)}, not {self.retrieved_part!r}")
+            raise UserError(f"retrieved_part must be one of NF, N and F, not {_shown(self.retrieved_part)}")
         if self.encoder is None:
             if self.cca_layers:
                 raise UserError("cca_layers needs an encoder: pass encoder=EncoderConfig(...), or leave cca_layers out")
         elif self.retrieves and self.encoder.d_model != self.d_model:
+            widths = f"encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
             for name in ("share_embeddings", "copying_start"):
                 if getattr(self, name):
-                    raise UserError(
-                        f"{name} needs encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
-                    )
+                    raise UserError(f"{name} needs {widths}")
 
     @property
     def retrieves(self) -> bool:
@@ -110,11 +116,10 @@ class RetroConfig:
         """A model of table 2 by its name, a key of PRESETS. Raises UserError for any other name."""
         if name not in PRESETS:
             raise UserError(f"no preset {name!r}; choose one of {', '.join(PRESETS)}")
-        d_model, d_ffw, n_heads, d_head, n_layers = PRESETS[name]
-        config = cls(vocabulary_size, d_model, d_ffw, n_heads, d_head, n_layers)
+        config = cls(vocabulary_size, *PRESETS[name])
         if name.startswith("baseline"):
             return config
-        return replace(config, cca_layers=tuple(range(6, n_layers + 1, 3)), encoder=EncoderConfig())
+        return replace(config, cca_layers=tuple(range(6, config.n_layers + 1, 3)), encoder=EncoderConfig())
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON. `RetroConfig(**d)` is the inverse."""
@@ -133,18 +138,27 @@ PRESETS = {name: sizes for names, sizes in _SIZES.items() for name in names}
 
 def _check_sizes(config: Any, prefix: str, names: tuple[str, ...]) -> None:
     for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{prefix}{name} must be a whole number of at least 1, not {value!r}")
+        value, largest = getattr(config, name), MAX_LAYERS if name == "n_layers" else MAX_MODEL_SIZE
+        if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= largest:
+            raise UserError(f"{prefix}{name} must be a whole number from 1 to {largest}, not {_shown(value)}")
         object.__setattr__(config, name, int(value))  # JSON cannot store NumPy's integers.
     if config.d_model % 2:
         raise UserError(f"{prefix}d_model must be even (positions are pairs of sine and cosine), not {config.d_model}")
 
 
 def _layer_tuple(layers: Any, n_layers: int, name: str) -> tuple[int, ...]:
-    if isinstance(layers, str) or not isinstance(layers, Iterable) or not all(isinstance(p, Integral) for p in layers):
-        raise UserError(f"{name} must be a tuple of whole numbers, not {layers!r}")
+    layers = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str | dict) else layers
+    if not isinstance(layers, tuple) or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in layers):
+        raise UserError(f"{name} must be a tuple of whole numbers, not {_shown(layers)}")
     checked = tuple(sorted(int(p) for p in layers))
     if len(set(checked)) < len(checked) or any(not 1 <= p <= n_layers for p in checked):
-        raise UserError(f"{name} must be distinct layers from 1 to {n_layers}, not {checked}")
+        raise UserError(f"{name} must be distinct layers from 1 to {n_layers}, not {_shown(checked)}")
     return checked
+
+
+def _shown(value: Any) -> str:
+    """A value of any kind and size as a short part of a line."""
+    try:
+        return " ".join(shortened(value).split())
+    except ValueError:  # Python prints no integer of more than 4,300 digits.
+        return "a number of thousands of digits"

@@ -8,8 +8,7 @@ class UserError(ValueError):
     """A mistake that the user can correct. Its text is one line that says what is wrong, where, and what to do.
 
     The command line prints that line without a traceback and exits with status 2. UserError is a ValueError, so that a
-    program can catch it like NumPy's own.
-    """
+    program can catch it like NumPy's own."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,7 @@ class GradientRow:
     verdict: "right", "wrong", "cannot tell", "frozen", "skipped" (not floating-point) or "not checked".
     error: the worst error, relative to the slope, or to what the differences resolve if that is larger.
     where: the entry or direction with that error. resolution: how closely the best slope was compared, relatively.
-    steps: the smallest and the largest step. note: the reason, or the likely mistake.
-    """
+    steps: the smallest and the largest step. note: the reason, or the likely mistake."""
 
     argument: int
     name: str
@@ -38,8 +36,7 @@ class GradientReport:
     """The result of `gradcheck`: true if the check passed; as a float the worst error; printed, a table.
 
     passed: whether no gradient is wrong or undecided. rows: one GradientRow per argument.
-    message: the text of the GradientError, empty if the check passed.
-    """
+    message: the text of the GradientError, empty if the check passed."""
 
     passed: bool
     rows: tuple[GradientRow, ...]
@@ -78,8 +75,7 @@ class GradientReport:
 class GradientError(AssertionError):
     """A pullback is wrong or cannot be judged. The message names the argument, the entry and both values.
 
-    report: the GradientReport. position: the argument's, or None if the mistake concerns all of them.
-    """
+    report: the GradientReport. position: the argument's, or None if the mistake concerns all of them."""
 
     report: GradientReport | None = None
 

@@ -10,6 +10,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.operators import log_softmax
+from retro_np.parameters import check_tree
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import DatabaseUnion
 from retro_np.sequences import check_fit
@@ -49,12 +50,12 @@ def generate(
 
     Padding is never sampled. Returns the new tokens, (≤ length,) int64, and one Retrieved for each chunk that
     retrieved, the prompt's chunks first. Raises UserError for a prompt or a setting out of range, for logits that are
-    not finite, and if the model and the database have different vocabularies or chunk sizes.
-    """
+    not finite, and if the model and the database have different vocabularies or chunk sizes."""
     prompt = np.asarray(prompt_tokens)
     _check_request(prompt, config, length, k, temperature, top_k, top_p)
     if database is not None:
         check_fit(config, database)
+    check_tree(params, config, retrieving=bool(config.retrieves and k and database is not None))
     rng = np.random.Generator(np.random.Philox(seed))
     retrieved: list[Retrieved] = []
 
@@ -77,8 +78,7 @@ def decode_tokens(
 
     choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
     neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed.
-    Returns (≤ length,) int64.
-    """
+    Returns (≤ length,) int64."""
     m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
     for _ in range(length):
         for count in segments(cache.length, len(tokens) - cache.length, m):
@@ -96,8 +96,7 @@ def sample_token(
 ) -> int:
     """Draw one token from logits (V,), never padding. temperature, top_k, top_p: as in `generate`.
 
-    Raises UserError for logits that are not finite.
-    """
+    Raises UserError for logits that are not finite."""
     logits = logits.astype(np.float64)
     if not np.all(np.isfinite(logits)):
         raise UserError("the model's logits are not finite: its weights are damaged; use another checkpoint")
@@ -105,7 +104,7 @@ def sample_token(
     if temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")[: top_k or len(logits)]
-    with np.errstate(over="ignore"):  # a temperature near 0 leaves only the most likely token
+    with np.errstate(over="ignore", under="ignore"):  # a temperature near 0 leaves only the most likely token
         probabilities = np.exp(log_softmax((logits[order] - logits[order[0]]) / temperature))
     mass_before = np.cumsum(probabilities) - probabilities
     allowed = mass_before < top_p  # the token that crosses top_p is included

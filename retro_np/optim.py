@@ -8,7 +8,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.kernels.rowwise import adamw_step
 from retro_np.nn.scope import every
-from retro_np.tree import Tree, map_tree, named_leaves
+from retro_np.tree import Array, Tree, map_tree, named_leaves
 
 
 def adamw_init(params: Tree, trainable: Callable[[str], bool] = every) -> Tree:
@@ -31,8 +31,7 @@ def adamw_update(
     Weight decay is decoupled and applies to arrays with two or more axes, so that gains do not decay. A parameter whose
     gradient is None is frozen: it does not change or decay, and its moments, which may be None, do not change.
     Raises UserError, and changes nothing, if a gradient or a moment is absent or its shape is not its parameter's,
-    or if a trained parameter is not a floating-point array.
-    """
+    or if a trained parameter is not a floating-point array."""
     by_name = [dict(named_leaves(tree)) for tree in (grads, state["m"], state["v"])]
     updates = []  # (parameter, gradient, moment m, moment v) of each trained parameter
     for name, p in named_leaves(params):  # Everything is checked before anything changes.
@@ -51,14 +50,24 @@ def adamw_update(
         adamw_step(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=state["step"])
 
 
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def clip_by_global_norm(grads: Tree, limit: float) -> float:
-    """Scale the gradients in place so that their global norm is at most `limit`. Returns the norm before scaling."""
+    """Scale the gradients in place so that their global norm is at most `limit`. Returns the norm before scaling.
+    If an entry is NaN or infinite, the norm is not finite, and nothing is scaled."""
     present = [grad for _, grad in named_leaves(grads) if grad is not None]
-    norm = math.sqrt(sum(float(np.dot(grad.reshape(-1), grad.reshape(-1))) for grad in present))
-    if norm > limit:
+    unit, norm = 1.0, _norm(present)
+    if not 1e-15 < norm < math.inf:  # Squares overflow or vanish, but not those of multiples of the largest entry.
+        unit = float(np.max([np.abs(grad).max(initial=0) for grad in present], initial=0)) or 1.0
+        norm = _norm([grad / unit for grad in present])
+    if norm * unit > limit:
         for grad in present:
+            grad /= unit
             grad *= limit / norm
-    return norm
+    return norm * unit
+
+
+def _norm(arrays: list[Array]) -> float:
+    return math.sqrt(sum(float(np.dot(array.reshape(-1), array.reshape(-1))) for array in arrays))
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, start: float = 1e-7) -> float:

@@ -1,6 +1,7 @@
 """The parameter tree: its shapes, its size, its initial values, and a check against a configuration."""
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,7 @@ def parameter_shapes(config: RetroConfig) -> Tree:
 
 def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
     """The number of parameters of a model, without allocating them.
-
-    embeddings: whether to count the embeddings and the readout, which table 2 leaves out.
-    """
+    embeddings: whether to count the embeddings and the readout, which table 2 leaves out."""
     shapes = named_leaves(parameter_shapes(config))
     return sum(math.prod(shape) for name, shape in shapes if embeddings or name not in _EMBEDDINGS)
 
@@ -74,13 +73,12 @@ def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
 def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     """Random initial parameters: a tree of float32 arrays with the shapes that `parameter_shapes` gives.
 
-    rng: the source of all random numbers.
+    rng: the source of all random numbers. Raises UserError if the machine's memory cannot hold the parameters.
     Matrices are normal with variance 1 / d_in. Those that write to the residual stream (w_o, w_out) are also divided by
     √(2 L), so that the variance of the stream does not grow with depth (Radford et al. 2019). Embeddings have standard
     deviation 1, so that the encoder's output still identifies its tokens when training starts; if the readout is tied,
     the decoder's have 0.02, which keeps the logits small. Gains are 1; the position biases u and v are 0.
-    With `config.copying_start` the encoder and CCA are initialised to copy tokens; see `_init_copying`.
-    """
+    With `config.copying_start` the encoder and CCA are initialised to copy tokens; see `_init_copying`."""
 
     def leaf(name: str, shape: tuple[int, ...]) -> Array:
         leaf_name = name.rsplit(".", 1)[-1]
@@ -96,6 +94,10 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
             deviation /= math.sqrt(2 * part.n_layers)
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
 
+    needed = 4e-9 * count_parameters(config, embeddings=True)
+    memory = 1e-9 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    if needed > memory:
+        raise UserError(f"this model needs about {needed:,.1f} GB, but memory has {memory:,.1f} GB: use smaller sizes")
     params = map_tree(leaf, parameter_shapes(config))
     if config.copying_start and config.retrieves:
         _init_copying(params, config.cca_layers, config.encoder)
@@ -110,8 +112,7 @@ def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> No
     attends to the next token by position alone, because the sinusoids of distance δ, shifted by one, peak at δ = −1. It
     adds a copy of the next token to each token; everything else that the layer adds is damped. In CCA, w_k = w_q makes
     a query match the keys of equal tokens, and w_o is a multiple of w_vᵀ, which adds the matching token, together with
-    its next token, to the residual stream.
-    """
+    its next token, to the residual stream."""
     if "embedding" in params["encoder"]:
         params["encoder"]["embedding"] = params["embedding"].copy()
     first_layer = params["encoder"]["layers"][0]
@@ -134,12 +135,13 @@ def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> No
         cca["w_k"], cca["w_o"] = cca["w_q"].copy(), COPY_SCALE * cca["w_v"].T
 
 
-def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True) -> None:
-    """Raise UserError unless params has the parameters of config. retrieving=False: CCA and encoder may be absent."""
-    arrays, n_layers = dict(named_leaves(params)), len(params.get("layers", ()))
-    if n_layers != config.n_layers:
+def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True, storing: bool = False) -> None:
+    """Raise UserError unless params has the parameters of config. Without retrieving, CCA and encoder may be absent.
+    Unless they are only stored, they must be float32 or wider."""
+    arrays, layers = dict(named_leaves(params)), len(params.get("layers", ()))
+    if layers != config.n_layers:
         raise UserError(
-            f"the parameters have {n_layers} layers, but config has {config.n_layers}: use the model's config"
+            f"the parameters have {layers} layers, but config has {config.n_layers}: use the model's config"
         )
     for name, shape in named_leaves(parameter_shapes(config)):
         if not retrieving and is_retrieval(name):
@@ -147,6 +149,9 @@ def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True) -> No
         actual = f"has shape {np.shape(arrays[name])}" if name in arrays else "is absent"
         if actual != f"has shape {shape}":
             raise UserError(f"parameter {name} {actual}, but config has shape {shape}: use the model's config")
+        dtype = np.asarray(arrays[name]).dtype
+        if not storing and (dtype.kind != "f" or dtype.itemsize < 4):  # In half precision, sums overflow.
+            raise UserError(f"parameter {name} is {dtype}: convert the parameters to float32 or float64")
 
 
 def is_retrieval(name: str) -> bool:

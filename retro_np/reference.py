@@ -1,8 +1,7 @@
 """The paper's equations as plain loops, one token at a time: slow, in float64, and the ground truth of the tests.
 
 This module shares no code with `nn/` or `kernels/`. Sequences are lists of vectors. Indices count from 0 where the
-paper's count from 1; the comments name the paper's quantities.
-"""
+paper's count from 1; the comments name the paper's quantities."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ Tree = Any  # nested dicts and lists of arrays
 Vectors = list[np.ndarray]  # one vector per token
 
 
+@np.errstate(under="ignore")
 def retro(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
     """Logits by loops. Borgeaud et al. 2022, §2.4, algorithm 1.
 
@@ -84,9 +84,7 @@ def encoder_cross_attention(params: Tree, e: Vectors, chunk: Vectors, n_heads: i
 
 def chunked_cross_attention(params: Tree, h: Vectors, encoded: list[Any], n_heads: int, m: int) -> Vectors:
     """CCA (eq. 3): the attending chunk H_u^+ attends to E_u, all k · r tokens under one softmax.
-
-    encoded[u] is a list of (tokens of the value, their encoded vectors). The first m − 1 tokens do not change.
-    """
+    encoded[u] is a list of (tokens of the value, their encoded vectors). The first m − 1 tokens do not change."""
     updated = list(h)
     for u in range(len(encoded)):
         for i in range(m):  # H_u^+: the last token of C_u and the first m − 1 of C_{u+1}
@@ -127,8 +125,7 @@ def attention(params: Tree, query: np.ndarray, keys: list[tuple[np.ndarray, int]
         for a, (y, _) in zip(softmax(logits), keys, strict=True):
             out += a * (y @ params["w_v"][:, columns])
         heads.append(out)
-    update: np.ndarray = np.concatenate(heads) @ params["w_o"]
-    return update
+    return np.asarray(np.concatenate(heads) @ params["w_o"])
 
 
 def position(distance: int, d: int) -> np.ndarray:
@@ -140,14 +137,12 @@ def position(distance: int, d: int) -> np.ndarray:
 def ffw(params: Tree, h: np.ndarray) -> np.ndarray:
     """FFW and FFW_enc: h + W_out · gelu(W_in · norm(h))."""
     hidden = rms_norm(h, params["norm"]) @ params["w_in"]
-    updated: np.ndarray = h + np.array([gelu(x) for x in hidden]) @ params["w_out"]
-    return updated
+    return np.asarray(h + np.array([gelu(x) for x in hidden]) @ params["w_out"])
 
 
 def rms_norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """gain · x / √(mean of x² + 1e-6). Zhang & Sennrich 2019."""
-    normed: np.ndarray = gain * x / math.sqrt(sum(x_i**2 for x_i in x) / len(x) + 1e-6)
-    return normed
+    return np.asarray(gain * x / math.sqrt(sum(x_i**2 for x_i in x) / len(x) + 1e-6))
 
 
 def gelu(x: float) -> float:

@@ -1,8 +1,7 @@
 """Between the data layer and the model: turn rows of a split into tokens, targets and neighbours. Paper §2.3, §2.4.
 
 `retrieval` and `nn` do not import each other. Training, evaluation and sampling call this module to turn chunks of a
-database into the arrays that `retro` takes.
-"""
+database into the arrays that `retro` takes."""
 
 from collections.abc import Iterator
 
@@ -34,8 +33,7 @@ def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
 def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
     """The number of chunks in a sequence.
 
-    name: what an error calls the length. Raises UserError unless the sequence is one or more whole chunks.
-    """
+    name: what an error calls the length. Raises UserError unless the sequence is one or more whole chunks."""
     if sequence_length < chunk_size or sequence_length % chunk_size:
         raise UserError(f"{name} must be a multiple of the chunk size, {chunk_size}, not {sequence_length}")
     return sequence_length // chunk_size
@@ -45,8 +43,7 @@ def tokens_and_targets(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.n
     """The tokens of sequences of chunks, and each position's target.
 
     rows: (B, l) row numbers of the split, −1 for padding. Returns tokens and targets, (B, n) int64 each, n = l · m. A
-    target is the next token of the same document, or 0 if there is none.
-    """
+    target is the next token of the same document, or 0 if there is none."""
     batch, length = rows.shape
     m = split.tokens.shape[1]
     # Read one chunk beyond the sequence, because its first token is the target of the last position.
@@ -68,8 +65,7 @@ def sequence_neighbours(database: Database | DatabaseUnion, split: Split, rows: 
 
     rows: (B, l) row numbers of the split, −1 for padding. In the training split, a neighbour never comes from a
     document that occurs anywhere in the sequence: a chunk of document A that retrieved from B would leak B's tokens
-    into the predictions that follow. Raises UserError if the database has no neighbours of training chunks.
-    """
+    into the predictions that follow. Raises UserError if the database has no neighbours of training chunks."""
     if split.name == "train" and not (isinstance(database, Database) and database.training_neighbours):
         raise UserError(
             f"{database.path} was built with --no-training-neighbours: rebuild it without that option to train"
@@ -89,8 +85,7 @@ def choose_neighbours(
     """The first k candidates of each row that do not come from its excluded documents.
 
     candidates, candidate_documents: (..., K), nearest first, −1 where missing. excluded_documents: (..., E), broadcast
-    over the leading axes. Returns ids (..., k), −1 where fewer than k remain.
-    """
+    over the leading axes. Returns ids (..., k), −1 where fewer than k remain."""
     allowed = (candidate_documents[..., :, None] != excluded_documents[..., None, :]).all(axis=-1)
     return keep_first(candidates, np.zeros(candidates.shape, np.float32), allowed, k)[0]
 
@@ -103,8 +98,7 @@ def evaluation_windows(
     length, stride: in chunks; stride None is half of length. The first window of a document scores all of its tokens,
     and each later one its last stride · m tokens. limit: use only this many chunks, from the start of the split.
     Returns rows (windows, length), −1 beyond the end of the document, and first_scored (windows,), the first position
-    that each window scores.
-    """
+    that each window scores."""
     m = split.tokens.shape[1]
     stride = stride or max(1, length // 2)
     rows, first_scored = [], []
@@ -122,8 +116,7 @@ def scored_windows(
     """Yield evaluation windows in batches, behind a progress bar: rows (B, l), tokens (B, n) and targets (B, n).
 
     rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch, to save padding. A target
-    that is not scored is 0.
-    """
+    that is not scored is 0."""
     lengths = (rows >= 0).sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
     with progress_bar(description, len(rows)) as advance:

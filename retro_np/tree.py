@@ -1,7 +1,6 @@
 """Trees: nested dicts, lists, tuples and dataclasses of arrays, and functions of trees.
 
-Parameters, gradients and the optimiser's state are trees of dicts and lists.
-"""
+Parameters, gradients and the optimiser's state are trees of dicts and lists."""
 
 from __future__ import annotations
 
@@ -94,16 +93,6 @@ def index_of(entry: int, shape: tuple[int, ...]) -> str:
     return f"index {tuple(map(int, np.unravel_index(entry, shape)))}"
 
 
-def share_memory(a: Any, b: Any) -> bool:
-    """Whether two arrays that can be written to have an entry in common."""
-    if not all(isinstance(array, np.ndarray) and array.flags.writeable for array in (a, b)):
-        return False
-    try:
-        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        return False
-
-
 def outputs_of(value: Any) -> list[Array]:
     """The value's leaves as arrays. Raises GradientFormError if one is not real, or if none is floating-point."""
     outputs = [np.asarray(as_numpy(leaf)) for _, leaf in flatten(value)]
@@ -127,8 +116,7 @@ class LeafFunction:
 
     names: of the parameters. template: all leaves. paths: for each of them the argument's position and its dotted name.
     numbers: of the floating-point leaves that are not empty (ValueError if there is none). shapes, ends: of those, and
-    where each ends in a flat vector of all their entries. frozen: leaves whose gradient may be left out.
-    """
+    where each ends in a flat vector of all their entries. frozen: leaves whose gradient may be left out."""
 
     def __init__(self, f: Callable[..., Any], arguments: tuple[Any, ...], frozen: Iterable[int | str] = ()) -> None:
         try:
@@ -257,9 +245,7 @@ class LeafFunction:
 
 def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
     """A function of PyTorch tensors, or trees of them, as a function for `gradcheck`.
-
-    `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported.
-    """
+    `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported."""
     torch = sys.modules.get("torch")
     if torch is None:
         raise ImportError("from_torch needs PyTorch, which has not been imported: import torch first")
@@ -288,8 +274,7 @@ def aligned(tree: Tree, other: Tree, shapes: dict[str, tuple[int, ...]], path: s
     """The leaves of a gradient `other` in the order of `flatten(tree)`, the argument's, as NumPy arrays.
 
     path: of the tree. shapes: of the leaves that need a gradient, by path. None stands for all leaves of a part. Raises
-    ValueError if `other` has a part too many or too few, or a gradient of another shape, or one that is not real.
-    """
+    ValueError if `other` has a part too many or too few, or a gradient of another shape, or one that is not real."""
     named = children(tree)
     if named is None:
         gradient, shape = as_numpy(other), shapes.get(path)

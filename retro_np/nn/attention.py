@@ -4,6 +4,7 @@ from __future__ import annotations  # without it, each call evaluates the annota
 
 from typing import Any
 
+from retro_np.kernels import ignore_underflow
 from retro_np.kernels.attention import attention_backward, attention_forward, attention_weights
 from retro_np.nn.operators import linear, rms_norm
 from retro_np.nn.positions import sinusoids
@@ -15,8 +16,7 @@ def relative_attention(q: Array, keys: Array, values: Array, *positions: Array, 
     """The attention kernel and its pullback. Shapes and meaning are those of `kernels.attention.attention_forward`.
 
     positions: table, u and v, or nothing; masks: causal_offset and key_mask.
-    vjp(dout) -> (dq, dkeys, dvalues), followed by (dtable, du, dv) if there are positions.
-    """
+    vjp(dout) -> (dq, dkeys, dvalues), followed by (dtable, du, dv) if there are positions."""
     out, lse = attention_forward(q, keys, values, *positions, **masks)
 
     def vjp(dout: Array) -> tuple[Array, ...]:
@@ -27,23 +27,21 @@ def relative_attention(q: Array, keys: Array, values: Array, *positions: Array, 
 
 def project(x: Array, w: Array, n_heads: int, trainable: bool = True) -> tuple[Array, Pullback]:
     """Queries, keys or values of all heads, x W. x: (..., d_in); w: (d_in, h·c). Returns (..., h, c).
-
-    vjp(dy) -> (dx, dw), where dw is None if w is not trainable.
-    """
+    vjp(dy) -> (dx, dw), where dw is None if w is not trainable."""
     y, vjp = linear(x, w, trainable)
     return y.reshape(*x.shape[:-1], n_heads, -1), vjp
 
 
+@ignore_underflow
 def position_table(params: Tree, farthest: int, count: int, trainable: bool = True) -> tuple[Any, Pullback]:
     """W_R R_δ for the `count` distances δ = farthest, farthest − 1, …; None in the ablation without positions.
-
-    Returns (count, h, c) and vjp(dtable) -> {"w_r": gradient}, which is None if w_r is not trainable. Paper B.1.2.
-    """
+    Returns (count, h, c) and vjp(dtable) -> {"w_r": gradient}, which is None if w_r is not trainable. Paper B.1.2."""
     if "w_r" not in params:
         return None, lambda dtable: {}
     w_r = params["w_r"]
     rows = sinusoids(farthest, count, len(w_r), w_r.dtype.name)
 
+    @ignore_underflow
     def vjp(dtable: Array) -> Tree:
         return {"w_r": rows.T @ dtable.reshape(count, -1) if trainable else None}  # The sinusoids are constants.
 
@@ -57,8 +55,7 @@ def attend_to(
 
     queries: (B, g, n, d), normalised; keys, values: (B, k, r, h, c); table: from `position_table`, or None; masks:
     causal_offset and key_mask of the kernel.
-    Returns (B, g, n, d) and vjp(dy) -> (gradients of w_q, w_o, u and v, dqueries, dkeys, dvalues, dtable).
-    """
+    Returns (B, g, n, d) and vjp(dy) -> (gradients of w_q, w_o, u and v, dqueries, dkeys, dvalues, dtable)."""
     q, q_vjp = project(queries, params["w_q"], keys.shape[3], scope.trains("w_q"))
     positions = () if table is None else (table, params["u"], params["v"])
     out, attention_vjp = relative_attention(q, keys, values, *positions, **masks)
@@ -85,8 +82,7 @@ def attend(
     """W_o · attention(W_q queries, W_k context, W_v context), before the residual.
 
     queries: (B, g, n, d), normalised; context: (B, k, r, d_context). Query i is at distance i − j + offset from key j.
-    Returns (B, g, n, d) and vjp(dy) -> (gradients of params, dqueries, dcontext).
-    """
+    Returns (B, g, n, d) and vjp(dy) -> (gradients of params, dqueries, dcontext)."""
     n, r = queries.shape[2], context.shape[2]
     keys, k_vjp = project(context, params["w_k"], n_heads, scope.trains("w_k"))
     values, v_vjp = project(context, params["w_v"], n_heads, scope.trains("w_v"))
@@ -108,9 +104,7 @@ def self_attention(
     params: Tree, h: Array, n_heads: int, *, causal: bool, key_mask: Array | None = None, scope: Scope = ROOT
 ) -> tuple[Array, Pullback]:
     """Residual block h + attention(norm(h)): ATTN (causal) and ATTN_enc (bidirectional, key_mask). Paper §2.4.
-
-    h: (B, n, d); key_mask: (B, n), False at padding. Returns (B, n, d) and vjp(dy) -> (gradients of params, dh).
-    """
+    h: (B, n, d); key_mask: (B, n), False at padding. Returns (B, n, d) and vjp(dy) -> (gradients of params, dh)."""
     normed, norm_vjp = rms_norm(h, params["norm"])
     mask = None if key_mask is None else key_mask[:, None]
     grouped = normed[:, None]

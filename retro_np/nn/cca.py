@@ -12,9 +12,7 @@ from retro_np.tree import Array, Pullback, Tree
 
 def attending_chunks(h: Array, n_chunks: int, chunk_size: int) -> Array:
     """H_u^+ for u = 1 … l: the last token of C_u and the first m − 1 of C_{u+1}. h: (B, n, d) → (B, l, m, d).
-
-    The first m − 1 positions attend to nothing. A last attending chunk that is cut short is padded with zeros.
-    """
+    The first m − 1 positions attend to nothing. A last attending chunk that is cut short is padded with zeros."""
     batch, n, d = h.shape
     shifted = np.zeros((batch, n_chunks * chunk_size, d), h.dtype)
     shifted[:, : n - (chunk_size - 1)] = h[:, chunk_size - 1 :]
@@ -37,8 +35,7 @@ def cca(
     h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1. Further
     chunks have no effect, because no position attends to them.
     key_mask: (B, l, k, r), False at padding. If a chunk's keys are all masked, its attending positions keep their h.
-    Returns (B, n, d) and vjp(dy) -> (gradients of params, dh, dencoded).
-    """
+    Returns (B, n, d) and vjp(dy) -> (gradients of params, dh, dencoded)."""
     batch, n_chunks, k, r, d_context = encoded.shape
     n = h.shape[1]
     normed, norm_vjp = rms_norm(h, params["norm"])

@@ -31,8 +31,7 @@ class Check:
     """One gradient check: the arguments of `gradcheck(f, *arrays)`.
 
     source: section, equation or publication that defines the operator.
-    long: whether this is one of the whole models for the rows of table 13.
-    """
+    long: whether this is one of the whole models for the rows of table 13."""
 
     name: str
     source: str

@@ -16,8 +16,7 @@ def encoder_cross_attention(
     """CA_enc: residual block e + CA(norm(e), norm_context(H_u)). Neighbours are the queries, the chunk keys and values.
 
     e: (C, k, r, d'), the k neighbours of each of C chunks; h_chunks: (C, m, d).
-    Returns (C, k, r, d') and vjp(dy) -> (gradients of params, de, dh_chunks).
-    """
+    Returns (C, k, r, d') and vjp(dy) -> (gradients of params, de, dh_chunks)."""
     normed, norm_vjp = rms_norm(e, params["norm"])
     context, context_vjp = rms_norm(h_chunks, params["norm_context"])
     update, attend_vjp = attend(params, normed, context[:, None], n_heads, scope=scope)
@@ -42,9 +41,8 @@ def encode(
     params: the subtree "encoder". table: (V, d'), the encoder's embedding, or the decoder's if they are shared.
     tokens: (C, k, r), 0 at padding, which is masked as a key. h_chunks: (C, m, d), the activations H_u.
     table_trains: whether the table gets a gradient.
-    Returns (C, k, r, d') and vjp(dy) -> (gradients of params, dtable, dh_chunks).
-    """
-    chunks, k, r = tokens.shape
+    Returns (C, k, r, d') and vjp(dy) -> (gradients of params, dtable, dh_chunks)."""
+    (chunks, k, r), heads = tokens.shape, config.n_heads
     single = (chunks * k, r, config.d_model)  # Each row is one neighbour, so that self-attention stays within it.
     grouped = (chunks, k, r, config.d_model)
     key_mask = (tokens != 0).reshape(chunks * k, r)
@@ -54,13 +52,12 @@ def encode(
     pullbacks = []
     for p, layer in enumerate(params["layers"]):
         block = scope.at(f"layers.{p}")
-        e, self_vjp = self_attention(
-            layer["attention"], e, config.n_heads, causal=False, key_mask=key_mask, scope=block.at("attention")
-        )
+        self_scope = block.at("attention")
+        e, self_vjp = self_attention(layer["attention"], e, heads, causal=False, key_mask=key_mask, scope=self_scope)
         cross_vjp = None
         if p + 1 in config.ca_layers:
             e, cross_vjp = encoder_cross_attention(
-                layer["cross_attention"], e.reshape(grouped), h_chunks, config.n_heads, block.at("cross_attention")
+                layer["cross_attention"], e.reshape(grouped), h_chunks, heads, block.at("cross_attention")
             )
             e = e.reshape(single)
         e, ffw_vjp = ffw(layer["ffw"], e, block.at("ffw"))

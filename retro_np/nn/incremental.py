@@ -1,8 +1,7 @@
 """Incremental decoding with a key–value cache, for sampling: a new token costs one token's work.
 
 There is no pullback. The blocks are those of `attention.py`, `cca.py` and `encoder.py`, but the keys and values of
-earlier tokens come from the cache. A test compares the logits with those of the full forward pass.
-"""
+earlier tokens come from the cache. A test compares the logits with those of the full forward pass."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from retro_np.nn.attention import attend_to, position_table, project
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
 from retro_np.nn.model import encoder_table, read_part, readout
-from retro_np.nn.operators import rms_norm
+from retro_np.nn.operators import linear, rms_norm
 from retro_np.tree import Array, Tree
 
 
@@ -27,8 +26,7 @@ class Cache:
     chunk_activations: H of the current chunk after ATTN of layer min(P), (1, < m, d).
     cca_keys: keys and values of the neighbours that the current positions attend to, by layer, each (1, k, r, h, c).
     key_mask: (1, k, r), False at padding; None: there are no neighbours to attend to.
-    tables: by attention, the farthest distance and the projected positions from that distance down.
-    """
+    tables: by attention, the farthest distance and the projected positions from that distance down."""
 
     length: int = 0
     self_keys: dict[int, tuple[Array, Array]] = field(default_factory=dict)
@@ -42,8 +40,7 @@ def extend(params: Tree, config: RetroConfig, cache: Cache, tokens: Array, neigh
     """Process the next tokens of one sequence, update the cache, and return the logits (t, V). Algorithm 1, one step.
 
     tokens: (t,), one of the segments that `segments` gives. neighbours: (k, r), those of the chunk that the first token
-    completes, if it completes one; None: retrieval off.
-    """
+    completes, if it completes one; None: retrieval off."""
     h = params["embedding"][tokens][None]
     for p, layer in enumerate(params["layers"], start=1):
         h = h + _self_attention(layer["attention"], h, config.n_heads, cache, p)
@@ -55,15 +52,13 @@ def extend(params: Tree, config: RetroConfig, cache: Cache, tokens: Array, neigh
         h, _ = ffw(layer["ffw"], h)
     cache.length += len(tokens)
     normed, _ = rms_norm(h, params["norm"])
-    logits: Array = normed[0] @ readout(params, config)
-    return logits
+    return linear(normed[0], readout(params, config))[0]
 
 
 def segments(past: int, count: int, chunk_size: int) -> list[int]:
     """The lengths into which `count` tokens after `past` earlier ones must be cut.
 
-    A chunk's last token starts a new segment, because the chunk retrieves there.
-    """
+    A chunk's last token starts a new segment, because the chunk retrieves there."""
     lengths = []
     while count:
         room = chunk_size - (past + 1) % chunk_size  # tokens before the next one that must start a segment
@@ -120,8 +115,7 @@ def _keys_and_values(weights: Tree, context: Array, n_heads: int) -> Any:
 def _positions(weights: Tree, cache: Cache, name: int, farthest: int, count: int, span: tuple[int, int]) -> Any:
     """The projected positions of `count` distances from `farthest` down.
 
-    They are cut from a cached table, which covers the distances of `span` from its first down to its last.
-    """
+    They are cut from a cached table, which covers the distances of `span` from its first down to its last."""
     if "w_r" not in weights:
         return None
     if cache.tables.get(name, (-1,))[0] < farthest:

@@ -9,6 +9,7 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
+from retro_np.kernels import ignore_underflow
 from retro_np.nn.attention import self_attention
 from retro_np.nn.cca import cca
 from retro_np.nn.encoder import encode
@@ -30,8 +31,7 @@ def retro(
     Returns the logits, (B, n, V) in the dtype of the parameters, and vjp(dlogits), which takes an array of that shape
     and returns a tree of gradients with the form, shapes and dtypes of params.
     Raises UserError (a ValueError) for tokens outside the vocabulary, for shapes that do not match, and for parameters
-    that do not belong to config.
-    """
+    that do not belong to config."""
     return _decode(params, config, tokens, neighbours, Scope(rate=config.dropout, key=dropout_key))
 
 
@@ -45,8 +45,7 @@ def retro_loss(
     trainable: tells from a parameter's dotted name whether it gets a gradient; None: every parameter does.
     Returns a scalar in the dtype of the parameters, and vjp(dloss=1.0), which returns a tree of gradients like params.
     A frozen parameter costs no work, and its gradient is None. Without any target, loss and gradients are 0.
-    Raises UserError as `retro` does, and if the shapes of targets and tokens differ.
-    """
+    Raises UserError as `retro` does, and if the shapes of targets and tokens differ."""
     targets = _checked_tokens(targets, config.vocabulary_size, "targets")
     if targets.shape != np.shape(tokens):
         raise UserError(f"targets have shape {targets.shape} and tokens {np.shape(tokens)}: the shapes must be equal")
@@ -65,8 +64,7 @@ def hidden_states(params: Tree, config: RetroConfig, tokens: Array, neighbours: 
     """The last layer's normalised output, which the readout turns into logits.
 
     The arguments are those of `retro`; nothing is dropped. Returns (B, n, d) in the dtype of the parameters. Raises
-    UserError as `retro` does.
-    """
+    UserError as `retro` does."""
     return _hidden(params, config, tokens, neighbours, ROOT)[0]
 
 
@@ -80,8 +78,7 @@ def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours:
         counted from 1 and i from 0, this query is token u·m − 1 + i of the sequence, counted from 0.
     `encoder.layers.P.attention` (B, l, k, h, r, r): query, then key.
     `encoder.layers.P.cross_attention` (B, l, h, k, r, m): the neighbour's token is the query, the chunk's is the key.
-    The weights of each query sum to 1, or are 0 if it has no key.
-    """
+    The weights of each query sum to 1, or are 0 if it has no key."""
     weights_of: dict[str, Array] = {}
     _hidden(params, config, tokens, neighbours, Scope(watch=weights_of.__setitem__))
     batch, k = len(tokens), 0 if neighbours is None else np.shape(neighbours)[2]
@@ -100,14 +97,12 @@ def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours:
 
 def readout(params: Tree, config: RetroConfig) -> Array:
     """The matrix (d, V) that maps hidden states to logits."""
-    matrix: Array = params["embedding"].T if config.tie_readout else params["readout"]
-    return matrix
+    return np.asarray(params["embedding"].T if config.tie_readout else params["readout"])
 
 
 def encoder_table(params: Tree, config: RetroConfig) -> Array:
     """The encoder's embedding table (V, d'), which is the decoder's if they are shared."""
-    table: Array = params["embedding"] if config.share_embeddings else params["encoder"]["embedding"]
-    return table
+    return np.asarray(params["embedding"] if config.share_embeddings else params["encoder"]["embedding"])
 
 
 def _decode(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, scope: Scope) -> tuple[Array, Pullback]:
@@ -116,6 +111,7 @@ def _decode(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, sco
     tied = config.tie_readout
     logits, readout_vjp = linear(hidden, readout(params, config), scope.trains("embedding" if tied else "readout"))
 
+    @ignore_underflow
     def vjp(dlogits: Array) -> Tree:
         dlogits = np.asarray(dlogits, logits.dtype)
         if dlogits.shape != logits.shape:
@@ -193,9 +189,7 @@ def _encode_neighbours(
         grads, dtable, dh_chunks = encode_vjp(dencoded.reshape(encoded.shape))
         dh = np.zeros_like(h)
         dh[:, :covered] = dh_chunks.reshape(batch, covered, -1)
-        if shared:
-            return grads, dtable, dh
-        return grads | {"embedding": dtable}, None, dh
+        return (grads, dtable, dh) if shared else (grads | {"embedding": dtable}, None, dh)
 
     return encoded.reshape(batch, n_chunks, k, r, -1), neighbours != 0, vjp
 

@@ -1,7 +1,6 @@
 """The smallest differentiable functions: linear, RMSNorm, GELU, embedding, cross-entropy, dropout.
 
-Each returns its value and its pullback. A pullback returns a tuple with one entry per differentiable argument.
-"""
+Each returns its value and its pullback. A pullback returns a tuple with one entry per differentiable argument."""
 
 from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
 
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.kernels import ignore_underflow
 from retro_np.kernels.rowwise import gelu_backward, gelu_forward, rms_norm_backward, rms_norm_forward, scatter_add
 from retro_np.kernels.threads import blocks, parallel_for
 from retro_np.tree import Array, Pullback
@@ -19,10 +19,12 @@ DropoutKey = int | tuple[int, ...] | None
 ROWS_PER_BLOCK = 16  # rows of logits, V numbers each, that a thread works on at a time
 
 
+@ignore_underflow
 def linear(x: Array, w: Array, trainable: bool = True) -> tuple[Array, Pullback]:
     """y = x w. x: (..., d_in); w: (d_in, d_out). If w is not trainable, its gradient is None and costs nothing."""
     flat = x.reshape(-1, w.shape[0])
 
+    @ignore_underflow
     def vjp(dy: Array) -> tuple[Array, Array | None]:
         dflat = dy.reshape(-1, w.shape[1])
         return (dflat @ w.T).reshape(x.shape), flat.T @ dflat if trainable else None
@@ -61,6 +63,7 @@ def embedding(table: Array, tokens: Array, trainable: bool = True) -> tuple[Arra
     return table[tokens], vjp
 
 
+@ignore_underflow
 def log_softmax(logits: Array) -> Array:
     """The logarithm of the softmax over the last axis, without overflow. It has no pullback; see cross_entropy."""
     shifted: Array = logits - logits.max(axis=-1, keepdims=True)
@@ -68,12 +71,12 @@ def log_softmax(logits: Array) -> Array:
     return shifted
 
 
+@ignore_underflow
 def cross_entropy(logits: Array, targets: Array) -> tuple[np.floating[Any], Pullback]:
     """Mean negative log-likelihood in nats of the targets that are not padding. Paper eq. 1.
 
     logits: (..., V); targets: (...), integers, 0 (padding) where there is nothing to predict.
-    Returns a scalar in the dtype of the logits, which is 0 if every target is padding.
-    """
+    Returns a scalar in the dtype of the logits, which is 0 if every target is padding."""
     flat, chosen = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     counted = chosen != 0
     count = max(int(np.count_nonzero(counted)), 1)
@@ -85,6 +88,7 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[np.floating[Any], Pull
 
     parallel_for(sum_up, blocks(len(flat), ROWS_PER_BLOCK))
 
+    @ignore_underflow
     def vjp(dloss: float) -> tuple[Array]:
         dflat = np.empty_like(flat)
         factor = counted * logits.dtype.type(dloss / count)
@@ -103,14 +107,14 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[np.floating[Any], Pull
     return logits.dtype.type(nats.sum(where=counted) / count), vjp
 
 
+@ignore_underflow
 def dropout(x: Array, rate: float, key: DropoutKey, site: str = "") -> tuple[Array, Pullback]:
     """Set a share `rate` of x to zero and scale the rest by 1 / (1 − rate). Srivastava et al. 2014.
 
     key: an integer of at least 0 or a tuple of them, for example (seed, step); None: nothing is dropped.
     site: the dotted path of the block. The mask depends only on key, site and x.shape. Its random numbers are
     counter-based (Philox, Salmon et al. 2011), so that a checkpoint need not store a generator's state.
-    Raises UserError for any other key.
-    """
+    Raises UserError for any other key."""
     if key is None or rate == 0:
         return x, lambda dy: (dy,)
     entropy = [*np.atleast_1d(key).tolist(), zlib.crc32(site.encode())]
@@ -118,4 +122,4 @@ def dropout(x: Array, rate: float, key: DropoutKey, site: str = "") -> tuple[Arr
         raise UserError(f"dropout_key must be an integer of at least 0, or a tuple of them, not {key!r}")
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
     mask = (random.random(x.shape, dtype=np.float32) >= rate) * x.dtype.type(1 / (1 - rate))
-    return x * mask, lambda dy: (dy * mask,)
+    return x * mask, ignore_underflow(lambda dy: (dy * mask,))

@@ -20,8 +20,7 @@ class Scope:
     trainable: tells from a parameter's dotted name whether it gets a gradient.
     rate: dropout rate.
     key: dropout key; None: no dropout.
-    watch: called with the path and the attention weights of each attention block.
-    """
+    watch: called with the path and the attention weights of each attention block."""
 
     path: str = ""
     trainable: Callable[[str], bool] = every
