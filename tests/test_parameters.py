@@ -1,14 +1,26 @@
 """Ground truth: table 2 of the paper, and the parameters before they were saved."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from retro_np import EncoderConfig, RetroConfig, count_parameters, init_params, load_params, save_params
+from retro_np import (
+    EncoderConfig,
+    RetroConfig,
+    count_parameters,
+    init_params,
+    load_params,
+    load_pretrained,
+    retro_loss,
+    save_params,
+)  # fmt: skip
 from retro_np.checkpoint import load_model, write_tensors
 from retro_np.errors import UserError
 from retro_np.nn.checks import CONFIG
+from retro_np.pretrained.bundled import bundled_file
 from retro_np.tree import named_leaves
 
 TABLE_2 = {
@@ -73,7 +85,7 @@ def save_readout(path, change):
     params = init_params(CONFIG, np.random.default_rng(0))
     tensors = dict(named_leaves(params))
     tensors["readout"] = change(tensors["readout"])
-    write_tensors(path, tensors, {"config": CONFIG.to_dict()})
+    save_file(tensors, path, {"retro_np": json.dumps({"config": CONFIG.to_dict()})})  # without our own checks
     return path
 
 
@@ -86,9 +98,9 @@ def test_tensors_that_are_not_finite_floating_point_numbers_are_refused_and_name
 
 
 def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path):
-    header = b'{"x":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    header = b'{"x":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(UserError, match="convert them to float32"):
+    with pytest.raises(UserError, match="x holds F8_E4M3, not floating-point numbers: convert it to float32"):
         load_params(tmp_path / "x")
 
 
@@ -124,3 +136,15 @@ def test_a_model_with_an_encoder_but_no_cross_attention_is_a_baseline():
 def test_an_unknown_preset_is_refused_with_the_names_of_the_presets():
     with pytest.raises(UserError, match="retro-172m"):
         RetroConfig.preset("retro-1t")
+
+
+@pytest.mark.parametrize("name", ["retro", "baseline"])
+def test_the_bundled_models_compute_in_float32_however_they_are_loaded(name):
+    (params, config), (same, *_) = load_params(bundled_file(name)), load_pretrained(name)
+    assert {array.dtype for _, array in named_leaves(params)} == {np.dtype(np.float32)}
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(named_leaves(params), named_leaves(same), strict=True))
+    tokens = np.random.default_rng(0).integers(2, config.vocabulary_size, (2, 65))
+    loss, _ = retro_loss(params, config, tokens[:, :-1], tokens[:, 1:], None)
+    assert loss.dtype == np.float32
+    # Random tokens cost somewhat more than ln V nats, since the model expects text.
+    assert np.log(config.vocabulary_size) < loss < 2.5 * np.log(config.vocabulary_size)

@@ -18,8 +18,7 @@ def sequence_rows(n_rows: int, length: int, batch_size: int, seed: int, step: in
 
     n_rows: chunks in the split; length: chunks per sequence. Each epoch cuts the stream of chunks into sequences, from
     a random offset, and visits them in a random order. Offset and order depend on (seed, epoch) alone. The stream is
-    a ring, so the few chunks that an epoch leaves out are not always the last ones.
-    """
+    a ring, so the few chunks that an epoch leaves out are not always the last ones."""
     return _ring_sequences(n_rows, length, range(step * batch_size, (step + 1) * batch_size), seed)
 
 
@@ -32,8 +31,7 @@ def mixture_rows(
     Sequence t = step · batch_size + b comes from one source and is the next sequence of that source's epochs. After t
     sequences, the number from a source differs from its share of t by at most ½ if there are two sources, and by less
     than 2 for any number of sources (see `_balanced_tree`). Raises UserError if a weight is negative or not finite, if
-    all weights are 0, or if a source with a weight has no rows.
-    """
+    all weights are 0, or if a source with a weight has no rows."""
     tree = _balanced_tree(_shares(ranges, weights))
     rows = np.full((batch_size, length), -1)
     turns = [_turn(tree, int(step) * batch_size + b) for b in range(batch_size)]
@@ -73,9 +71,8 @@ def _shares(ranges, weights) -> list[tuple[float, int]]:
     shares = [(weight / max(weights), source) for source, weight in enumerate(weights) if weight > 0]
     for _, source in shares:
         if not any(stop > start for start, stop in ranges[source]):
-            raise UserError(
-                f"source {source + 1} of {len(weights)} has a weight but no chunks to train on: leave it out"
-            )
+            fault = f"source {source + 1} of {len(weights)} has a weight but no chunks to train on"
+            raise UserError(f"{fault}: leave it out")
     return sorted(shares, key=lambda share: (-share[0], share[1]))
 
 
@@ -85,8 +82,7 @@ def _balanced_tree(shares: list[tuple[float, int]]):
     The two parts of a node are as even as possible. The left part gets a turn whenever round(share · turns) increases.
     This adds an error of at most ½ to the part's share of the node's own error. Because the shares are sorted, a part
     with several sources has at most ⅔ of its node, so its error E satisfies E ≤ ⅔ E + ½, hence E ≤ 1½. A single source
-    errs by less than 1½ + ½ = 2, and by at most ½ directly below the root.
-    """
+    errs by less than 1½ + ½ = 2, and by at most ½ directly below the root."""
     if len(shares) == 1:
         return shares[0][1]
     weights = np.array([weight for weight, _ in shares])
@@ -99,8 +95,7 @@ def _turn(tree, turn: int) -> tuple[int, int]:
     """The source that a turn goes to, and how many earlier turns went to the same source."""
     while isinstance(tree, tuple):
         share, left, right = tree
-        half = 1 << (SHARE_BITS - 1)
-        left_before, left_after = (share * turn + half) >> SHARE_BITS, (share * (turn + 1) + half) >> SHARE_BITS
+        left_before, left_after = ((share * n + 2 ** (SHARE_BITS - 1)) >> SHARE_BITS for n in (turn, turn + 1))
         tree, turn = (left, left_before) if left_after > left_before else (right, turn - left_before)
     return tree, turn
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 from retro_np.errors import UserError
 from retro_np.renamed import accept_old_names
@@ -29,8 +29,7 @@ class TrainingConfig:
     retrieval_off: share of sequences trained without neighbours.
     oracle_share: share of chunks that get an oracle neighbour at step 0, a noisy copy of the chunk and its
         continuation; the share falls linearly to 0. Not in the paper; see `curriculum.py`.
-    oracle_steps: steps until oracle_share has fallen to 0.
-    """
+    oracle_steps: steps until oracle_share has fallen to 0."""
 
     steps: int = 1000
     sequence_length: int = 512
@@ -52,6 +51,9 @@ class TrainingConfig:
         for name, minimum in (minima | dict.fromkeys(("neighbours", "warmup", "seed", "oracle_steps"), 0)).items():
             if not isinstance(getattr(self, name), Integral) or getattr(self, name) < minimum:
                 raise UserError(f"{name} must be a whole number of at least {minimum}, not {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "clip", "retrieval_off", "oracle_share"):
+            if not isinstance(getattr(self, name), Real):
+                raise UserError(f"{name} must be a number, not {getattr(self, name)!r}")
         for name, valid, allowed in (
             ("learning_rate", 0 < self.learning_rate <= 1, "in (0, 1]"), ("clip", self.clip > 0, "above 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),

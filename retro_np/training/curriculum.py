@@ -1,26 +1,24 @@
 """A curriculum for small models: oracle neighbours, and sequences without neighbours. Off by default; not in the paper.
 
-A decoder that does not copy learns nothing from its neighbours, and neighbours that rarely contain the next tokens
-do not teach it to copy. A small run ends before it escapes from this deadlock. Therefore some chunks get an oracle
-neighbour early in training: a noisy, shifted copy of the chunk itself and its own continuation, which no retrieval
-could find. The share of these chunks falls linearly to 0. Evaluation never uses oracle neighbours.
-
-Some sequences are trained without neighbours, so that the decoder stays a good language model with retrieval off.
+A decoder that does not copy learns nothing from its neighbours, and neighbours that rarely contain the next tokens do
+not teach it to copy. A small run ends before it escapes from this deadlock. So early in training some chunks get an
+oracle neighbour: a noisy, shifted copy of the chunk and its continuation, which no retrieval could find. Their share
+falls linearly to 0; evaluation has none. Some sequences get no neighbours, so that the decoder stays good without them.
 """
 
 import numpy as np
 
+from retro_np.kernels import Array
 from retro_np.training.config import TrainingConfig
 
 CURRICULUM_STREAM = 7  # separates these random numbers from those of batches and dropout
 MAX_NOISE = 0.4  # the largest share of an oracle neighbour's tokens that random tokens replace
 
 
-def with_curriculum(neighbours: np.ndarray, tokens: np.ndarray, training: TrainingConfig, step: int) -> np.ndarray:
+def with_curriculum(neighbours: Array, tokens: Array, training: TrainingConfig, step: int) -> Array:
     """Apply the curriculum to a step's neighbours. The result depends on the seed and the step's number alone.
 
-    neighbours: (B, l, k, 2m), as retrieved, left unchanged; tokens: (B, n), the sequences. Returns (B, l, k, 2m).
-    """
+    neighbours: (B, l, k, 2m), as retrieved, left unchanged; tokens: (B, n), the sequences. Returns (B, l, k, 2m)."""
     share = training.oracle_share * max(0.0, 1 - step / training.oracle_steps) if training.oracle_steps else 0.0
     if share == 0 and training.retrieval_off == 0:
         return neighbours
@@ -32,14 +30,11 @@ def with_curriculum(neighbours: np.ndarray, tokens: np.ndarray, training: Traini
     return neighbours
 
 
-def insert_oracle_neighbours(
-    neighbours: np.ndarray, tokens: np.ndarray, share: float, rng: np.random.Generator
-) -> None:
+def insert_oracle_neighbours(neighbours: Array, tokens: Array, share: float, rng: np.random.Generator) -> None:
     """Give a share of the chunks an oracle neighbour in place of a retrieved one. Changes `neighbours` in place.
 
     The oracle neighbour of chunk u is a noisy copy of 2m tokens of its sequence, which start within m / 2 tokens of the
-    chunk's own start. Arguments as in `with_curriculum`.
-    """
+    chunk's own start. Arguments as in `with_curriculum`."""
     batch, n_chunks, k, r = neighbours.shape
     m = r // 2
     b, u = np.nonzero(rng.random((batch, n_chunks)) < share)

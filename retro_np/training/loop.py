@@ -13,7 +13,8 @@ import numpy as np
 from retro_np.checkpoint import load_checkpoint, save_checkpoint
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
-from retro_np.files import locked, remove_partial, write_atomically, write_json
+from retro_np.files import locked, outputs, remove_partial, write_atomically, write_json
+from retro_np.files.untrusted import has_types, parse_json, read_json
 from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
 from retro_np.optim import adamw_init, adamw_update, clip_by_global_norm, learning_rate
@@ -27,7 +28,7 @@ from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import with_curriculum
 from retro_np.tree import Tree, map_tree, named_leaves
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, SETTINGS = "checkpoint.safetensors", "config.json"
 LOG = "log.jsonl"
 
 
@@ -61,19 +62,15 @@ def loss_and_gradients(
 ) -> tuple[float, Tree]:  # fmt: skip
     """Loss and gradients of a batch, computed in `micro_batches` equal parts to save memory.
 
-    The loss is the mean over the targets of the whole batch, so each part is weighted by its share of the targets.
-    Arguments otherwise as in `retro_loss`.
-    """
+    Each part is weighted by its share of the batch's targets. Arguments otherwise as in `retro_loss`."""
     tokens, targets, neighbours = batch
     n_targets = max(int(np.count_nonzero(targets)), 1)
     loss, grads = 0.0, None
     for part, rows in enumerate(np.split(np.arange(len(tokens)), micro_batches)):
         key = None if dropout_key is None else (*dropout_key, part)
         share = np.count_nonzero(targets[rows]) / n_targets
-        retrieved = None if neighbours is None else neighbours[rows]
-        part_loss, vjp = retro_loss(
-            params, config, tokens[rows], targets[rows], retrieved, dropout_key=key, trainable=trainable
-        )
+        inputs = tokens[rows], targets[rows], None if neighbours is None else neighbours[rows]
+        part_loss, vjp = retro_loss(params, config, *inputs, dropout_key=key, trainable=trainable)
         loss += share * float(part_loss)
         part_grads = vjp(share)
         if grads is None:
@@ -94,9 +91,8 @@ def train(
 
     database: gives the sequences and their neighbours. config: the model; its vocabulary_size and chunk_size must be
     the database's. training: steps, batches, learning rate, seed.
-    out: the run's folder, created if necessary. It receives checkpoint.safetensors (which `load_params` and `generate`
-        can use), log.jsonl (one line per step: loss in nats per token, learning rate, gradient norm, tokens per second)
-        and config.json.
+    out: the run's folder, created if necessary. It receives config.json, checkpoint.safetensors (for `load_params` and
+        `generate`) and log.jsonl (per step: loss in nats per token, learning rate, gradient norm, tokens per second).
     begin_from: (params, name) to start from these parameters instead of fresh ones. The arrays are copied. The name,
         any text, identifies them, because a run resumes only if it started from the same parameters.
     trainable: decides from a parameter's dotted name whether it is trained. The other parameters do not change.
@@ -105,8 +101,7 @@ def train(
     Returns the trained parameters. If `out` holds a run with the same settings, training resumes at its last checkpoint
     and ends with the same bytes as an uninterrupted run; a finished run is only read. Raises UserError if `out` holds
     a different run or is in use, if the model does not fit the database, and if the loss is not finite. Then the
-    error names the step, and the last checkpoint remains.
-    """
+    error names the step, and the last checkpoint remains."""
     out = Path(out)
     check_fit(config, database)
     if not database.manifest["splits"]["train"]["chunks"]:
@@ -116,17 +111,22 @@ def train(
     start = {"begun_from": begin_from[1] if begin_from else None, "frozen": frozen}
     identity = {"model": config.to_dict(), "training": asdict(training), "data": {**database.identity, **start}}
     identity = json.loads(json.dumps(identity))  # as a checkpoint stores it: tuples become lists
+    outputs.claim(out, outputs.RUN)
     with locked(out, "training run"):
         remove_partial(out)
         if (out / CHECKPOINT).exists():
             params, state, _, stored = load_checkpoint(out / CHECKPOINT)
             _check_same_run(out / CHECKPOINT, stored, identity)
         else:
+            if (
+                out / SETTINGS
+            ).exists():  # of a run whose checkpoint was removed, or that was killed before its first one
+                _check_same_run(out / SETTINGS, read_json(out / SETTINGS), identity)
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
             params = map_tree(lambda _, array: array.copy(), params)  # training must not change the caller's arrays
             state = adamw_init(params, trainable)
+            write_json(out / SETTINGS, identity)  # first, because it marks the folder as a run's
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
-        write_json(out / "config.json", identity)
         _cut_log(out / LOG, state["step"])
         _take_steps(database, config, training, out, params, state, identity, trainable, description)
     return params
@@ -136,19 +136,16 @@ def _take_steps(database, config, training, out, params, state, identity, traina
     """Train from the state's step to the last one, in place. Logs each step and saves a checkpoint at intervals."""
     split = database.split("train")
     k = training.neighbours if config.retrieves else 0
-    tokens_per_step = training.batch_size * training.sequence_length
+    settings = {name: getattr(training, name) for name in ("sequence_length", "batch_size", "seed")}
     with progress_bar(description, training.steps, state["step"]) as advance, (out / LOG).open("a") as log:
         advance(0, note="the first step compiles the kernels")
         for step in range(state["step"], training.steps):
             start_time = time.perf_counter()
-            tokens, targets, neighbours = training_batch(
-                database, split, k, sequence_length=training.sequence_length, batch_size=training.batch_size,
-                seed=training.seed, step=step,
-            )  # fmt: skip
+            tokens, targets, neighbours = training_batch(database, split, k, step=step, **settings)
             if neighbours is not None:
                 neighbours = with_curriculum(neighbours, tokens, training, step)
             line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable)
-            line["tokens_per_s"] = speed = tokens_per_step / (time.perf_counter() - start_time)
+            line["tokens_per_s"] = speed = tokens.size / (time.perf_counter() - start_time)
             log.write(json.dumps(line) + "\n")
             advance(note=f"loss {line['loss']:.3f}, {speed:.0f} tokens/s")
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
@@ -163,8 +160,7 @@ def train_step(
     """Take one step of AdamW on a batch, in place.
 
     state: from `adamw_init`. Returns the line for the log: step, loss, learning_rate and gradient_norm. If the loss or
-    the gradient is not finite, nothing is changed, and UserError names the step.
-    """
+    the gradient is not finite, nothing is changed, and UserError names the step."""
     key = (training.seed, step)
     loss, grads = loss_and_gradients(params, config, batch, training.micro_batches, key, trainable)
     norm = clip_by_global_norm(grads, training.clip)
@@ -178,7 +174,8 @@ def train_step(
 def read_log(out: Path | str) -> list[dict[str, Any]]:
     """The lines of a run's log.jsonl, one per step. An empty list if there is no log."""
     path = Path(out) / LOG
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
 def _cut_log(log: Path, step: int) -> None:
@@ -188,10 +185,11 @@ def _cut_log(log: Path, step: int) -> None:
     lines = []
     for line in log.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] < step:
-                lines.append(line + b"\n")
-        except (ValueError, TypeError, KeyError):  # A killed run may leave half a line. Nothing depends on the log.
+            logged = parse_json(line, str(log))
+        except UserError:  # A killed run may leave half a line. Nothing depends on the log.
             break
+        if has_types(logged, {"step": int}) and logged["step"] < step:
+            lines.append(line + b"\n")
     write_atomically(log, b"".join(lines))
 
 
@@ -201,7 +199,5 @@ def _check_same_run(path: Path, stored: dict, requested: dict) -> None:
         previous = new_names(stored.get(section, {}))
         for name, value in settings.items():
             if name != "checkpoint_every" and value != previous.get(name):
-                raise UserError(
-                    f"{path} was trained with {name} = {previous.get(name)}, and now it is {value}; "
-                    "use the same value, or give the new run another folder"
-                )
+                fault = f"{path} was trained with {name} = {previous.get(name)}, and now it is {value}"
+                raise UserError(f"{fault}; use the same value, or give the new run another folder")

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import TRAINING, all_bytes, small_config
 
-from retro_np import EncoderConfig, adamw_init, adamw_update, init_params, load_params, retro
-from retro_np.checkpoint import load_checkpoint, read_meta, read_tensors, write_tensors
+from retro_np import EncoderConfig, adamw_init, adamw_update, init_params, load_params, retro, save_params
+from retro_np.checkpoint import load_checkpoint, read_meta, read_tensors, save_checkpoint, write_tensors
 from retro_np.errors import UserError
 from retro_np.files import locked
 from retro_np.optim import clip_by_global_norm, learning_rate
@@ -310,3 +310,61 @@ def test_a_damaged_log_does_not_stop_a_run_from_resuming(database, tmp_path):
     train(database, small_config(database), replace(TRAINING, steps=2), tmp_path)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == checkpoint
     assert [line["step"] for line in read_log(tmp_path)] == [0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_a_checkpoint_that_was_converted_to_another_precision_never_trains_in_half_precision(database, tmp_path, dtype):
+    config, training = small_config(database), replace(TRAINING, checkpoint_every=1)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    train(database, config, replace(training, steps=3), tmp_path / "run")
+    tensors, meta = read_tensors(path)
+    meta["run"]["training"]["steps"] = training.steps
+    write_tensors(path, {name: array.astype(dtype) for name, array in tensors.items()}, meta)
+    params = train(database, config, training, tmp_path / "run")
+    expected = np.float32 if dtype == np.float16 else np.float64
+    assert {array.dtype for _, array in named_leaves(params)} == {np.dtype(expected)}
+    assert {array.dtype for array in read_tensors(path)[0].values()} == {np.dtype(expected)}
+    assert np.isfinite([line["loss"] for line in read_log(tmp_path / "run")]).all()
+
+
+def test_values_that_are_not_finite_are_never_saved_over_finite_ones(database, tmp_path):
+    config = small_config(database)
+    params = train(database, config, replace(TRAINING, steps=1), tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    before, (_, state, _, run) = path.read_bytes(), load_checkpoint(path)
+    for value in (np.nan, np.inf, -np.inf):
+        state["v"]["norm"][3] = value
+        with pytest.raises(
+            UserError, match=r"adamw\.v\.norm is not finite everywhere, so .*checkpoint\.safetensors was"
+        ):
+            save_checkpoint(path, params, state, config, run)
+        broken = map_tree(
+            lambda _, array, value=value: np.where(np.arange(array.size) == 0, value, 1).reshape(array.shape), params
+        )
+        with pytest.raises(UserError, match="is not finite everywhere"):
+            save_params(path, broken, config)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir() if "partial" in file.name] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "3"}, {"step": -1}, {"step": 2.0}, {"step": 10**30}, {"step": None}, {"run": []}, {"run": "run"},
+        {"run": {"model": 1}}, {"run": {"training": []}}, {"run": {"data": "x"}}, {"config": []}, {"config": None},
+        {"config": {"n_layers": 10**7}}, {"config": {"n_layers": 10**30}}, {"config": {"d_head": 10**19}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_with_odd_metadata_is_refused_in_one_line(database, tmp_path, change):
+    config = small_config(database)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    train(database, config, replace(TRAINING, steps=1), tmp_path / "run")
+    tensors, meta = read_tensors(path)
+    if isinstance(change.get("config"), dict):
+        change = {"config": meta["config"] | change["config"]}
+    write_tensors(path, tensors, meta | change)
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path)
+    assert str(path) in str(error.value) or "must be" in str(error.value)
+    assert "\n" not in str(error.value)

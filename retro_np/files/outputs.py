@@ -1,0 +1,142 @@
+"""Whose folder is it? A command writes into a folder only if the folder is new or empty, or if the command made it.
+
+An output is recognised by what certain files contain: its marks. Their names alone prove nothing. Older versions wrote
+the same marks, so their databases, runs and results are recognised too. Nothing is changed before that."""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retro_np.errors import UserError
+from retro_np.files import MARKS, check_folder, visible
+from retro_np.files.untrusted import parse_json, read_safetensors
+
+MAX_MARK_BYTES = 1 << 26  # A larger JSON file is not a mark.
+LAB_FOLDERS = {"databases", "models", "scores", "corpora", "pretrained", "samples.html"}  # in the folder of a scale
+
+Mark = Callable[[Path], bool]  # whether a file is what one of our commands writes under its name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An output. marks: name → whether the file of that name is ours.
+
+    others: further files, which count as ours if the first mark is there, or if they look so themselves."""
+
+    name: str
+    marks: dict[str, Mark]
+    others: dict[str, Mark] = field(default_factory=dict)
+    shares: bool = False  # whether the command may write into any other folder that a command of ours made
+    folders: tuple[str, ...] = ()  # subfolders in which the command writes and removes files
+
+
+def has_keys(*keys: str, **inner: tuple[str, ...]) -> Mark:
+    """The mark of a file with a JSON object that has these keys. inner: keys of objects in it, by their names."""
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as file:
+            content = parse_json(file.read(MAX_MARK_BYTES), str(path))
+        objects = [(content, keys), *((content.get(name), names) for name, names in inner.items())]
+        return all(isinstance(value, dict) and set(names) <= value.keys() for value, names in objects)
+
+    return is_ours
+
+
+def _is_log(path: Path) -> bool:
+    with path.open("rb") as file:
+        line = file.readline(MAX_MARK_BYTES)
+    return {"step", "loss", "learning_rate", "gradient_norm"} <= parse_json(line, str(path)).keys()
+
+
+def _tells_nothing(path: Path) -> bool:
+    return False
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return "retro_np" in read_safetensors(path, lambda name: False)[1]
+
+
+def _has_losses(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return {"r.npy", "bytes.npy", "documents.npy"} <= set(names) and any(name.endswith("/nats.npy") for name in names)
+
+
+def _is_lab(path: Path) -> bool:
+    if not path.is_dir() or not {p.name for p in visible(path) if p.suffix not in (".json", ".png")} <= LAB_FOLDERS:
+        return False
+    stored = [(p, kind) for kind, name in ((DATABASE, "databases"), (RUN, "models")) for p in (path / name).glob("*")]
+    stored.append((path / "pretrained", PRETRAINED))
+    return all(_made(p, kind) or not any(visible(p)) for p, kind in stored if p.is_dir())
+
+
+DATABASE_FOLDERS = ("shards", "splits", "neighbours", "work", "edit")
+DATABASE_MARKS = {"build.json": has_keys("chunk_size", "vocabulary_size", "sources", "held_out", "key_dtype")}
+DATABASE = Kind("database", DATABASE_MARKS, folders=DATABASE_FOLDERS)
+RUN_CONFIG = has_keys(model=("vocabulary_size", "cca_layers"), training=("sequence_length",), data=("tokenizer",))
+RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": _is_checkpoint}
+RUN = Kind("training run", RUN_MARKS, {"log.jsonl": _is_log})
+DEMO = Kind("demo", {"plan.json": has_keys("minutes", "seed", "from_scratch")})
+RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
+EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": _has_losses}
+EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": _tells_nothing}, shares=True)
+MODELS = ("baseline.safetensors", "retro.safetensors")
+PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_checkpoint), {"tokenizer.json": _tells_nothing})
+LAB = Kind("experiment", {"small": _is_lab, "tiny": _is_lab, "corpora": Path.is_dir})
+KINDS = (DATABASE, RUN, DEMO, EVALUATION, PRETRAINED, LAB)
+
+
+def claim(folder: Path | str, kind: Kind) -> None:
+    """Raise UserError unless a command may write its output into a folder. Changes nothing.
+
+    It may if the folder is missing or empty, or holds at least one mark of the kind and no file that has the name of a
+    mark without being one."""
+    folder = Path(folder)
+    check_folder(folder)
+    check_subfolders(folder, kind.folders)
+    for outer in Path(
+        os.path.realpath(folder)
+    ).parents:  # A command on that database would remove what it does not know.
+        if Path(os.path.realpath(folder)).relative_to(outer).parts[0] in DATABASE_FOLDERS and _made(outer, DATABASE):
+            raise UserError(f"{folder} is inside the database {outer}: give another folder with -o")
+    if not folder.is_dir() or not any(visible(folder)):
+        return
+    marks = {name: is_mark(folder / name, is_ours) for name, is_ours in kind.marks.items()}
+    is_ours = any(marks.values())
+    names = [name for name, known in marks.items() if known is False]
+    if not next(iter(marks.values())):
+        names += [name for name, looks_ours in kind.others.items() if is_mark(folder / name, looks_ours) is False]
+    if names:
+        fault = "is damaged, or was not written by this command"
+        raise UserError(f"{folder / names[0]} {fault}: give another folder with -o")
+    if not is_ours and not (kind.shares and any(_made(folder, other) for other in KINDS)):
+        raise UserError(f"{folder} holds other files: give a new folder for the {kind.name}")
+
+
+def check_subfolders(folder: Path, subfolders: Iterable[str]) -> None:
+    """Raise UserError if a subfolder is no folder, holds another output, or is or contains a link to a folder."""
+    for name in subfolders:
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            raise UserError(f"{folder / name} is not a folder: remove it")
+        if any((folder / name / mark).exists() for mark in MARKS):
+            raise UserError(f"{folder / name} holds another database or run: move it elsewhere")
+        for current, folders, _ in os.walk(folder / name):
+            for path in (current, *(os.path.join(current, entry) for entry in folders)):
+                if os.path.islink(path):
+                    raise UserError(f"{path} is a link: put the folder itself in its place")
+
+
+def _made(folder: Path, kind: Kind) -> bool:
+    return any(is_mark(folder / name, is_ours) for name, is_ours in kind.marks.items())
+
+
+def is_mark(path: Path, is_ours: Mark) -> bool | None:
+    """Whether a file is a mark; None if there is no such file."""
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        return (path.is_file() or path.is_dir()) and is_ours(path)  # A pipe would be read for ever.
+    except (UserError, OSError, zipfile.BadZipFile):
+        return False

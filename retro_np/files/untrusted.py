@@ -1,0 +1,130 @@
+"""Read files that a stranger may have written: JSON, .npy and safetensors.
+
+A right hash does not make a file harmless, because whoever wrote the file can compute the hash. So each file is checked
+against what it should hold, and its sizes against its own length, before anything is allocated. Nothing is unpickled.
+Every failure is a UserError of one line; a missing file is a FileNotFoundError."""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from retro_np.errors import UserError
+
+DAMAGED = "the file is damaged; use another one"
+KINDS: dict[type, str] = {dict: "object", list: "list"}  # JSON's names of the types that a file may hold
+# The header that np.save writes. Evaluating it as Python, as NumPy does, is slow and accepts much more.
+NPY_HEADER = re.compile(rb"\{'descr': (.+), 'fortran_order': False, 'shape': \((\d*(?:, \d+)*),?\), \} *\n")
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+
+
+def parse_json(data: bytes | str, where: str, kind: type = dict, hint: str = DAMAGED) -> Any:
+    """The JSON value in `data`, an object unless `kind` is list.
+
+    where: what the error calls the data. hint: what to do, the end of the error. Raises UserError for anything else,
+    also for NaN, for infinities and for a value that is nested too deeply."""
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{where} is not JSON ({reason}): {hint}") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{where} does not hold a JSON {KINDS[kind]}: {hint}")
+    return value
+
+
+def read_json(path: Path | str, kind: type = dict, hint: str = DAMAGED) -> Any:
+    """The JSON value in a file; see `parse_json`. Raises UserError also for a file that cannot be read."""
+    with _opened(path, hint) as file:
+        return parse_json(file.read(), str(path), kind, hint)
+
+
+def has_types(record: Any, fields: Mapping[str, type]) -> bool:
+    """Whether a JSON value is an object with these fields, each of its type; whole numbers are from 0 to 2⁶² − 1."""
+    return isinstance(record, dict) and all(
+        type(record.get(name)) is kind and (kind is not int or 0 <= record[name] < 2**62)
+        for name, kind in fields.items()
+    )
+
+
+def mapped(
+    path: Path | str, dtypes: npt.DTypeLike | tuple[npt.DTypeLike, ...], shape: tuple[int | None, ...],
+    hint: str = DAMAGED,
+) -> np.ndarray:  # fmt: skip
+    """Memory-map the array of a .npy file, read-only.
+
+    dtypes: the dtype that the file must hold, or a tuple of them. shape: the sizes that it must have; None stands for
+    any. Raises UserError if the file holds anything else, or is longer or shorter than its own header says."""
+    allowed = [np.dtype(dtype) for dtype in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
+    with _opened(path, hint) as file:
+        start = file.read(len(NPY_MAGIC) + 2)
+        header = file.read(int.from_bytes(start[-2:], "little")) if start.startswith(NPY_MAGIC) else b""
+        offset, size = file.tell(), file.seek(0, 2)
+    match = NPY_HEADER.fullmatch(header)
+    sizes = tuple(int(number[:20]) for number in match[2].split(b",") if number.strip()) if match else ()
+    for dtype in allowed:
+        is_this = match and match[1].decode("latin-1") == repr(np.lib.format.dtype_to_descr(dtype))
+        fits = len(sizes) == len(shape) and all(n in (None, m) for n, m in zip(shape, sizes, strict=True))
+        if is_this and fits and offset + math.prod(sizes) * dtype.itemsize == size:
+            # An empty array cannot be mapped.
+            return np.memmap(path, dtype, "r", offset, sizes) if math.prod(sizes) else np.empty(sizes, dtype)
+    names = " or ".join(str(dtype) if dtype.names is None else "a record" for dtype in allowed)
+    wanted = " × ".join("any" if number is None else f"{number:,}" for number in shape)
+    raise UserError(f"{path} does not hold an array of {names} of shape ({wanted}): {hint}")
+
+
+def read_safetensors(
+    path: Path | str, selects: Callable[[str], bool] = lambda name: True, hint: str = DAMAGED
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a safetensors file whose names are selected, and the file's metadata.
+
+    Half precision is only for storage: float16 and bfloat16 become float32. float32 and float64 stay. Raises UserError
+    for a file that is missing or damaged, and, by name, for a selected tensor of another type."""
+    from safetensors import SafetensorError, deserialize, safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"no safetensors file at {path}: {hint}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys() if selects(name)}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name, kind in types.items() if kind in ("F16", "F32", "F64")}
+            metadata = file.metadata() or {}
+        if "BF16" in types.values():  # NumPy has no bfloat16, whose 16 bits are the upper half of a float32.
+            for name, raw in deserialize(Path(path).read_bytes()):
+                if types.get(name) == "BF16":
+                    upper = np.frombuffer(raw["data"], "<u2").astype(np.uint32) << 16
+                    tensors[name] = upper.view(np.float32).reshape(raw["shape"])
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a complete safetensors file ({reason}): {hint}") from error
+    for name, kind in types.items():
+        if name not in tensors:
+            number = kind.replace("I", "int").replace("U", "uint")
+            raise UserError(f"{path}: {name} holds {number}, not floating-point numbers: convert it to float32")
+    return {n: tensors[n].astype(np.float32) if kind == "F16" else tensors[n] for n, kind in types.items()}, metadata
+
+
+@contextmanager
+def _opened(path: Path | str, hint: str) -> Iterator[BinaryIO]:
+    """Open an ordinary file to read. Raises FileNotFoundError if it is missing, and UserError if it cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe would be read for ever.
+            raise UserError(f"{path} is not an ordinary file: {hint}")
+        with Path(path).open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {hint}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
