@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
-from retro_np.files import allow_open_files, hash_fraction, mapped
+from retro_np.files import allow_open_files, hash_fraction
+from retro_np.files.untrusted import mapped
 from retro_np.kernels.search import merge_lists
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval.bert import load_bert
@@ -22,7 +24,7 @@ from retro_np.retrieval.hashing import load_hashing
 from retro_np.retrieval.index import INDEX, hnswlib_installed
 from retro_np.retrieval.journal import edited_since, recover_edit
 from retro_np.retrieval.neighbours import Shard, search_shard
-from retro_np.retrieval.sharded import Sharded, is_in
+from retro_np.retrieval.sharded import Sharded, is_in, shard_array
 from retro_np.retrieval.sources import without_surrogates
 from retro_np.retrieval.tokenizer import decode, load_tokenizer
 
@@ -41,8 +43,7 @@ class Split:
     tokens: (N, m). documents: (N,), line numbers of documents.jsonl. neighbours: (N, K), chunk ids, nearest first, −1
     if missing. distances: (N, K), squared L2. Chunks of removed documents read as padding. In the split "train", row i
     is chunk i of the database. sources: each source's weight in training (or None) and its row ranges in the training
-    split. removed: sorted rows of removed documents.
-    """
+    split. removed: sorted rows of removed documents."""
 
     name: str
     tokens: Sharded
@@ -57,10 +58,9 @@ class Database:
     """A key–value store of chunks (paper §2.3): keys BERT(N), values [N, F]. Open it with `Database.open`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], embedder: Embedder | None, index: str):
-        self.path = path
-        self.manifest = manifest
+        self.path, self.manifest = path, manifest
         self.part = ""  # describes the fraction of the documents; empty for the whole database
-        self._embedder = embedder
+        self._embedder = self._embedder_given = embedder
         self._index_kind = index
         self.chunk_size: int = manifest["chunk_size"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
@@ -69,9 +69,13 @@ class Database:
         self.training_neighbours: bool = manifest.get("training_neighbours", True)
         self.tokenizer: Tokenizer = load_tokenizer(path / layout.TOKENIZER)
         self.documents: Documents = Documents(path / layout.DOCUMENTS)
+        if self.tokenizer.get_vocab_size() != self.vocabulary_size:
+            raise UserError(f"{path}: its tokenizer does not have {self.vocabulary_size:,} tokens: {layout.REBUILD}")
+        self._documents = self._sharded("train", "documents")
         self._deleted = self._removed_rows("train")  # sorted ids that no search finds
-        self._tokens = self._sharded(layout.shard_dir("train"), "tokens.npy", self._deleted)
-        self._documents = self._sharded(layout.shard_dir("train"), "documents.npy")
+        self._tokens = self._sharded("train", "tokens", self._deleted)
+        if any(stop > self.n_chunks for source in manifest["sources"] for _, stop in source["rows"]):
+            raise UserError(f"{path}: the manifest names rows that no shard has: {layout.REBUILD}")
 
     @classmethod
     def open(cls, path: Path | str, embedder: Embedder | None = None, index: str = "hnsw") -> "Database":
@@ -80,34 +84,31 @@ class Database:
         embedder: makes the keys of queries. None loads, on the first search by text, the one that made the database's
         keys: its own hashing embedder, or the installed all-MiniLM-L6-v2. index: "hnsw", or "exact" to compare with
         every key; shards without a graph, or an installation without hnswlib, are always searched exactly. Raises
-        UserError if there is no database at `path`, if a file has changed, or if a different embedder made the keys.
-        """
+        UserError if there is no database at `path`, if a file has changed, or if a different embedder made the keys."""
         path = Path(path)
         if index not in ("hnsw", "exact"):
             raise UserError(f"index must be hnsw or exact, not {index!r}")
         recover_edit(path)
         manifest = layout.read_manifest(path)
-        broken = layout.broken_files(path, manifest)
-        if broken and edited_since(path, manifest):  # The files changed during the check.
-            return cls.open(path, embedder, index)
-        if broken:
-            suffix = f", and {len(broken) - 1} more files are broken (retro-np verify names them)" if broken[1:] else ""
-            raise UserError(f"{broken[0]}{suffix}: {layout.REBUILD}")
         allow_open_files(len(manifest["files"]) + EXTRA_OPEN_FILES)
         try:
+            if broken := layout.broken_files(path, manifest):
+                n_more = f", and {len(broken) - 1} more files are broken (retro-np verify names them)"
+                raise UserError(f"{broken[0]}{n_more if broken[1:] else ''}: {layout.REBUILD}")
             database = cls(path, manifest, embedder, index)
-        except EditedError:
-            return cls.open(path, embedder, index)
-        except UserError:
+        except (UserError, FileNotFoundError):
+            if edited_since(path, manifest):  # The files changed meanwhile.
+                return cls.open(path, embedder, index)
             raise
-        # The hashes are right, but the contents are not.
-        except (ValueError, TypeError, KeyError, IndexError, EOFError) as error:
-            raise UserError(
-                f"the files of {path} are not a database ({type(error).__name__}): {layout.REBUILD}"
-            ) from error
         if embedder is not None:
             database.check_embedder(embedder)
         return database
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the path; a worker process opens the database there. An edit in the meantime is an error."""
+        dropped = self._deleted if self.part or len(self._deleted) > len(self._removed_rows("train")) else None
+        path = Path(os.path.abspath(self.path))
+        return _reopened, (path, self._embedder_given, self._index_kind, self.manifest["sha256"], self.part, dropped)
 
     @property
     def n_chunks(self) -> int:
@@ -141,20 +142,18 @@ class Database:
 
     def check_embedder(self, embedder: Embedder) -> None:
         """Raise UserError unless this embedder made the keys."""
-        built, hashed = self.manifest["embedder"], layout.HASHING in self.manifest["files"]
+        built = self.manifest["embedder"]
         if embedder.sha256 != built["sha256"]:
-            raise UserError(
-                f"{self.path} was built with embedder {built['name']} ({built['sha256'][:6]}…), not "
-                f"{embedder.name} ({embedder.sha256[:6]}…); {'leave out' if hashed else 'pass'} --embedder, or build "
-                "another database: retro-np build CORPUS -o DB"
-            )
+            names = f"{built['name']} ({built['sha256'][:6]}…), not {embedder.name} ({embedder.sha256[:6]}…)"
+            advice = "leave out" if layout.HASHING in self.manifest["files"] else "pass"
+            hint = f"{advice} --embedder, or build another database: retro-np build CORPUS -o DB"
+            raise UserError(f"{self.path} was built with embedder {names}; {hint}")
 
     def search(self, text: str | list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k values whose keys are nearest to the key of a text.
 
         Returns ids and squared L2 distances: (k,) each for one text, (N, k) for a list. −1 and inf where the database
-        holds fewer than k. Raises UserError for k < 1.
-        """
+        holds fewer than k. Raises UserError for k < 1."""
         texts = [text] if isinstance(text, str) else list(text)
         texts = [without_surrogates(t) if isinstance(t, str) else t for t in texts]
         ids, distances = self.search_keys(self.embedder.embed(texts, show_progress=False), k)
@@ -163,8 +162,7 @@ class Database:
     def search_keys(self, keys: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Like `search`, for the keys (N, d_key) of queries: ids and distances (N, k). exact: compare with every key.
 
-        Raises UserError for keys of the wrong width, for a key that is not finite, and for k < 1.
-        """
+        Raises UserError for keys of the wrong width, for a key that is not finite, and for k < 1."""
         if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
             raise UserError(f"k must be a whole number of at least 1, not {k!r}")
         k, keys = int(k), np.asarray(keys, np.float32)
@@ -174,7 +172,7 @@ class Database:
             raise UserError("a query key is NaN or infinite: check the embedder that made it")
         if k * max(1, len(keys)) > MAX_RESULTS:
             raise UserError(f"{k:,} neighbours of {len(keys):,} keys are more than {MAX_RESULTS:,}: ask for fewer")
-        lists = [(np.empty((len(keys), 0), np.int64), np.empty((len(keys), 0), np.float32))]
+        lists = []
         reads_indexes = any("index" not in vars(shard) for shard in self._shards)
         for shard, start, deleted in zip(self._shards, self._tokens.starts, self.deleted_rows, strict=False):
             shard_k = min(k, max(1, len(shard.keys)))
@@ -187,9 +185,7 @@ class Database:
     def value(self, ids: Any) -> np.ndarray:
         """[N, F] of chunk ids of any shape: (..., 2m) tokens, the chunk and its continuation in the same document.
 
-        The value of id −1 and of a removed chunk is padding, as is F where the document ends. Raises UserError for an
-        id that does not exist.
-        """
+        Id −1, a removed chunk, and F where the document ends give padding. Raises UserError for an id out of range."""
         ids = self._checked_ids(ids)
         out = np.zeros((*ids.shape, 2 * self.chunk_size), np.int64)
         if not self.n_chunks:
@@ -203,10 +199,8 @@ class Database:
 
     def document_of(self, ids: Any) -> np.ndarray:
         """The document number of each chunk id, −1 for −1. Raises UserError for an id that does not exist."""
-        ids = self._checked_ids(ids)
-        if not self.n_chunks:
-            return np.full(ids.shape, -1)
-        return np.where(ids >= 0, self._documents[np.maximum(ids, 0)], -1)
+        ids = self._checked_ids(ids)  # all −1 if there are no chunks
+        return np.where(ids >= 0, self._documents[np.maximum(ids, 0)], -1) if self.n_chunks else ids
 
     def removed(self, ids: Any) -> np.ndarray:
         """Whether each chunk id was removed: no search finds it, and its value is padding."""
@@ -216,8 +210,7 @@ class Database:
         """The same database with a random share of its documents: only these are found and trained on (paper §4.1).
 
         The seed and a document's name determine whether it is included, and a larger share includes a smaller one.
-        Raises UserError for a share outside (0, 1].
-        """
+        Raises UserError for a share outside (0, 1]."""
         if not 0 < share <= 1:
             raise UserError(f"a fraction of a database must be in (0, 1], not {share}")
         if share == 1:
@@ -233,9 +226,11 @@ class Database:
     def _only(self, included: Callable[[dict[str, Any]], bool]) -> "Database":
         """The same database, in which searches find only documents whose record is included."""
         dropped = np.array([not included(record) for record in self.documents], bool)
+        return self._without_rows(np.union1d(self._deleted, np.flatnonzero(dropped[np.asarray(self._documents)])))
+
+    def _without_rows(self, deleted: np.ndarray) -> "Database":
         part = copy.copy(self)
-        part._deleted = np.union1d(self._deleted, np.flatnonzero(dropped[np.asarray(self._documents)]))
-        part._tokens = self._sharded(layout.shard_dir("train"), "tokens.npy", part._deleted)
+        part._deleted, part._tokens = deleted, self._sharded("train", "tokens", deleted)
         for name in ("_shards", "deleted_rows"):
             part.__dict__.pop(name, None)
         return part
@@ -244,19 +239,17 @@ class Database:
         """The chunks of "train" or "valid" with their precomputed neighbours. Raises UserError for another name."""
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.path} has no split {name!r}: it has {', '.join(self.manifest['splits'])}")
-        folder = layout.shard_dir(name)
         removed = self._deleted if name == "train" else self._removed_rows(name)
         sources = _present(self.manifest["sources"], removed) if name == "train" else ()
         if self.part and all(weight is None for weight, _ in sources):
             # Most rows of a fraction are deleted. Joining the rest in one source avoids sequences of padding.
             sources = ((1.0, tuple(itertools.chain.from_iterable(ranges for _, ranges in sources))),)
-        tokens, documents = self._sharded(folder, "tokens.npy", removed), self._sharded(folder, "documents.npy")
-        ids, distances = (self._sharded(f"neighbours/{name}", file) for file in ("ids.npy", "distances.npy"))
-        return Split(name, tokens, documents, ids, distances, sources, removed)
+        documents, ids, distances = (self._sharded(name, array) for array in ("documents", "ids", "distances"))
+        return Split(name, self._sharded(name, "tokens", removed), documents, ids, distances, sources, removed)
 
     def keys(self, split: str) -> Sharded:
         """The stored keys of a split's chunks, (N, d_key), in the stored dtype; zeros for removed chunks."""
-        return self._sharded(layout.shard_dir(split), "keys.npy", self._removed_rows(split))
+        return self._sharded(split, "keys", self._removed_rows(split))
 
     def text(self, tokens: Any) -> str:
         """The text of a row of tokens."""
@@ -278,24 +271,44 @@ class Database:
 
     @cached_property
     def _shards(self) -> list[Shard]:
-        graphs = self._index_kind == "hnsw" and hnswlib_installed()
-        folders = self.folders(layout.shard_dir("train"))
-        return [Shard.open(f, self.ef_margin if graphs and self.has_graph(f) else None) for f in folders]
+        graphs, folders = self._index_kind == "hnsw" and hnswlib_installed(), self.folders(layout.SPLITS["train"])
+        margins = [self.ef_margin if graphs and self.has_graph(folder) else None for folder in folders]
+        return list(map(Shard, folders, self._sharded("train", "keys").parts, self._documents.parts, margins))
 
     @cached_property
     def deleted_rows(self) -> list[np.ndarray]:
         """The deleted rows of each shard, numbered within the shard."""
-        starts = self._tokens.starts
-        shards = np.split(self._deleted, np.searchsorted(self._deleted, starts[1:-1]))
-        return [rows - start for rows, start in zip(shards, starts[:-1], strict=True)]
+        shards = np.split(self._deleted, np.searchsorted(self._deleted, self.first_ids[1:]))
+        return [rows - start for rows, start in zip(shards, self.first_ids, strict=True)]
 
     def _removed_rows(self, split: str) -> np.ndarray:
-        return np.load(self.path / layout.tombstones_of(split), allow_pickle=False)
-
-    def _sharded(self, parent: str, name: str, blank: np.ndarray | None = None) -> Sharded:
-        rows = Sharded([mapped(folder / name) for folder in self.folders(parent)], blank)
-        self._check_unedited()
+        file = self.path / layout.tombstones_of(split)
+        rows = np.array(mapped(file, np.int64, (None,), layout.REBUILD))
+        n_rows = sum(len(shard_array(folder, "tokens")) for folder in self.folders(layout.SPLITS[split]))
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < n_rows and (rows[1:] > rows[:-1]).all()):
+            raise UserError(f"{file} does not list rows of the split in order: {layout.REBUILD}")
         return rows
+
+    def _sharded(self, split: str, name: str, blank: np.ndarray | None = None) -> Sharded:
+        """An array of all shards of a split, checked against what the manifest says about it."""
+        shards = self.folders(layout.SPLITS[split])
+        folders = self.folders(f"neighbours/{split}") if name in ("ids", "distances") else shards
+        stored = self.manifest["neighbours"] + self.manifest["extra_candidates"]
+        stored = stored if self.training_neighbours or split != "train" else 0
+        width = {"tokens": self.chunk_size, "keys": self.d_key, "ids": stored, "distances": stored}.get(name)
+        token_type = np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
+        dtype = {"tokens": token_type, "keys": self.manifest["key_dtype"]}.get(name)
+        try:
+            if not shards or [folder.name for folder in folders] != [folder.name for folder in shards]:
+                raise UserError(f"{self.path} does not have the {name} of all shards of {split}: {layout.REBUILD}")
+            rows = [len(shard_array(shard, "tokens")) for shard in shards]
+            parts = [shard_array(f, name, n, width, dtype) for f, n in zip(folders, rows, strict=True)]
+            if name in ("tokens", "documents"):
+                end = self.vocabulary_size if name == "tokens" else len(self.documents)
+                _check_numbers(parts, folders, name, end)
+        finally:
+            self._check_unedited()
+        return Sharded(parts, blank)
 
     def _check_unedited(self) -> None:
         """Raise EditedError if files that were just opened may belong to an edit."""
@@ -310,6 +323,25 @@ class Database:
             wrong = ids.min() if ids.min() < -1 else ids.max()
             raise UserError(f"chunk ids go from 0 to {self.n_chunks - 1} (−1: none) in {self.path}, not {wrong}")
         return ids.astype(np.int64)
+
+
+def _reopened(path, embedder, index, sha256, part, dropped) -> Database:
+    database = Database.open(path, embedder, index)
+    if database.manifest["sha256"] != sha256:
+        raise EditedError(f"{path} was edited since it was sent to this process: send it again")
+    database = database if dropped is None else database._without_rows(dropped)
+    database.part = part
+    return database
+
+
+def _check_numbers(parts, folders, name, end) -> None:
+    """Raise UserError unless all numbers are from 0 to end − 1, and those of documents never fall."""
+    last = 0
+    for folder, part in zip(folders, parts, strict=True):
+        in_order = name == "tokens" or not len(part) or (part[0] >= last and (part[1:] >= part[:-1]).all())
+        if not in_order or (len(part) and part.max() >= end):
+            raise UserError(f"{folder / name}.npy holds numbers of {name} that do not exist: {layout.REBUILD}")
+        last = part[-1] if name == "documents" and len(part) else last
 
 
 def _present(sources, removed) -> tuple:

@@ -8,17 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from retro_np.errors import UserError
 from retro_np.files import replacing
+from retro_np.files.untrusted import has_types, parse_json
+from retro_np.retrieval.manifest import COUNTS, REBUILD, SPLITS
 from retro_np.retrieval.texts import Lines
+
+RECORD: dict[str, type] = dict.fromkeys(("name", "source", "split", "sha256"), str)
+RECORD |= dict.fromkeys(("id", "bytes", "tokens", "chunks", "replaced"), int)
+DUPLICATE: dict[str, type] = {"number": int, "name": str, "source": str, "held_out": str, "sha256": str}
 
 
 class Documents(Sequence[dict[str, Any]]):
     """The records of documents, by number: id, name, source, split, bytes, tokens, chunks, replaced, sha256.
 
-    The record of a document that was removed and not yet compacted has "removed": true.
-    """
+    The record of a document that was removed and not yet compacted has "removed": true. Reading a line that is not a
+    record, or is the record of another number, raises UserError."""
 
     def __init__(self, path: Path):
+        self.path = path
         self._lines = Lines(path)
 
     def __len__(self) -> int:
@@ -28,21 +36,34 @@ class Documents(Sequence[dict[str, Any]]):
         """The record of one document, or the list of records of a slice."""
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
-        return json.loads(self._lines[number])
+        number = range(len(self))[number]
+        record = checked_record(self._lines[number], RECORD, f"{self.path}:{number + 1}")
+        if record["id"] != number or record["split"] not in SPLITS or not record["chunks"]:
+            raise UserError(f"{self.path}:{number + 1} is not the record of document {number}: {REBUILD}")
+        return record
 
 
-def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write one record per line, atomically."""
+def checked_record(line: bytes, fields: dict[str, type], where: str) -> dict[str, Any]:
+    """The JSON object in a line. Raises UserError unless it has these fields; see `untrusted.has_types`."""
+    record = parse_json(line, where, hint=REBUILD)
+    if not has_types(record, fields):
+        raise UserError(f"{where} does not have the fields {', '.join(fields)} with their types: {REBUILD}")
+    return record
+
+
+def write_records(path: Path, records: Iterable[Any]) -> None:
+    """Write one record, any value that JSON can express, per line, atomically."""
     with replacing(path) as file:
         for record in records:
             file.write((json.dumps(record) + "\n").encode())
 
 
-def chained(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The records of several files, with one file open at a time."""
+def chained(paths: Iterable[Path], fields: dict[str, type] = RECORD) -> Iterator[dict[str, Any]]:
+    """The records of several files, with one file open at a time. Raises UserError for a line without these fields."""
     for path in paths:
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield checked_record(line, fields, f"{path}:{number}")
 
 
 def document_runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -54,9 +75,8 @@ def summarise(records: Iterable[dict[str, Any]], splits: Iterable[str]) -> tuple
     """A manifest's facts about all documents, from their records in order of id.
 
     Returns the counts of each split, {split: {"documents", "chunks", "tokens", "bytes", "replaced"}}, which exclude
-    removed documents, and the training rows of each source, {source: [[start, stop], …]}, which include them.
-    """
-    counts = {split: {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0, "replaced": 0} for split in splits}
+    removed documents, and the training rows of each source, {source: [[start, stop], …]}, which include them."""
+    counts = {split: dict.fromkeys(COUNTS, 0) for split in splits}
     rows: dict[str, list[list[int]]] = {}
     row = 0
     for record in records:

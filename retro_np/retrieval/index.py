@@ -3,7 +3,7 @@
 import errno
 import functools
 import os
-import sys
+import threading
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +11,11 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.files import replacing, write_array
+from retro_np.files.untrusted import mapped
 from retro_np.kernels import threads
 from retro_np.kernels.search import exact_search, listed_distances
+from retro_np.progress import say
+from retro_np.retrieval.graph import EF_CONSTRUCTION, HINT, LINKS, check_graph, first_rows
 
 try:
     import hnswlib
@@ -21,8 +24,6 @@ except ImportError:  # Without a wheel, hnswlib needs a C++ compiler.
 
 NOTICE = "hnswlib is not installed: search compares every key (pip install hnswlib for the graph index)"
 INDEX, EQUAL = "index.hnsw", "equal.npy"  # the files of a graph, in its shard's folder
-LINKS = 16  # links per node and layer (M)
-EF_CONSTRUCTION = 200
 EF_MARGIN = 64  # default number of candidates that a search keeps beyond k
 QUERIES_PER_BLOCK = 1024
 # Up to this many keys, exact search is as fast as the graph and misses nothing. For a batch of queries, exact search is
@@ -37,15 +38,14 @@ class Index(Protocol):
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest keys of each query (N, d_key): rows (N, k) int64 and squared L2 distances (N, k) float32.
 
-        Sorted by (distance, row); −1 and inf where there are fewer than k keys.
-        """
+        Sorted by (distance, row); −1 and inf where there are fewer than k keys."""
 
 
 @functools.cache
 def hnswlib_installed() -> bool:
     """Whether hnswlib is installed. If not, print NOTICE to standard error, once per process."""
     if hnswlib is None:
-        print(NOTICE, file=sys.stderr)
+        say(NOTICE)
     return hnswlib is not None
 
 
@@ -60,21 +60,53 @@ class ExactIndex:
         return exact_search(np.asarray(queries, np.float32), self.keys, k)
 
 
+class EfGate:
+    """Let searches with the same ef run at once. Any other search waits, because hnswlib keeps ef in the graph.
+
+    No search overtakes one that waits."""
+
+    def __init__(self, graph: Any):
+        self.graph, self._ef = graph, -1
+        self._states: dict[int, Any] = {}  # of this process; and of its parents, whose searches do not run here
+
+    def __reduce__(self):
+        return EfGate, (self.graph,)
+
+    def enter(self, ef: int) -> None:
+        """Wait until the graph may have this ef. Call `leave` afterwards, also after an exception."""
+        process, thread = os.getpid(), threading.get_ident()
+        if process not in self._states:
+            self._states.setdefault(process, (threading.Lock(), threading.Condition(), set[int]()))
+        turn, idle, running = self._states[process]
+        with turn, idle:
+            while ef != self._ef and running - {thread}:
+                idle.wait()
+            self.graph.set_ef(ef)
+            self._ef = ef
+            running.add(thread)
+
+    def leave(self) -> None:
+        """End this thread's search, if there is one."""
+        _, idle, running = self._states[os.getpid()]
+        with idle:
+            running.discard(threading.get_ident())
+            if not running:
+                idle.notify_all()
+
+
 class HnswIndex:
     """Approximate search in a navigable small world (Malkov & Yashunin 2018), by hnswlib.
 
     keys: (n, d_key), what the graph was built from; they give the exact distances. first: (n,), for each key the first
     row with an equal key, or empty if all keys differ. Only these first rows are in the graph, because equal keys would
-    be linked to each other and to nothing else. ef_margin: candidates that a search keeps beyond k.
-    """
+    be linked to each other and to nothing else. ef_margin: candidates that a search keeps beyond k."""
 
     def __init__(self, graph: Any, keys: np.ndarray, first: np.ndarray, ef_margin: int = EF_MARGIN):
-        self.graph = graph
-        self.keys = keys
-        self.ef_margin = ef_margin
+        self.graph, self.keys, self.ef_margin = graph, keys, ef_margin
         self._first = np.asarray(first)
         self._by_first = np.argsort(first, kind="stable")
         self._sorted_first = self._first[self._by_first]
+        self._gate = EfGate(graph)
 
     @property
     def n_entries(self) -> int:
@@ -91,18 +123,19 @@ class HnswIndex:
         return self.search_graph(queries, k)
 
     def search_graph(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The graph's own answer, however few keys there are. k must be at most `n_entries`."""
-        self.graph.set_ef(k + self.ef_margin)
-        blocks = [self._block(queries[i : i + QUERIES_PER_BLOCK], k) for i in range(0, len(queries), QUERIES_PER_BLOCK)]
+        """The graph's own answer, however few keys there are. If k exceeds `n_entries`, search is exact."""
+        if k > self.n_entries or queries.shape[1:] != self.keys.shape[1:]:  # hnswlib does not check a query's width.
+            return exact_search(queries, self.keys, k)
+        try:
+            self._gate.enter(min(k + self.ef_margin, self.n_entries))
+            blocks = [self._block(queries[rows], k) for rows in threads.blocks(len(queries), QUERIES_PER_BLOCK)]
+        finally:
+            self._gate.leave()
         return _stacked([(np.empty((0, k), np.int64), np.empty((0, k), np.float32)), *blocks])
 
-    def defect(self, rows: np.ndarray) -> str | None:
-        """What is wrong with the graph, or None. It must have each distinct key once; keys are compared at `rows`."""
-        labels = np.unique(self._first) if len(self._first) else np.arange(len(self.keys))
-        if self.graph is None or not np.array_equal(np.sort(self.graph.get_ids_list()), labels):
-            return "does not have one entry for each key"
-        stored = self.graph.get_items(self._first[rows] if len(self._first) else rows)
-        return None if np.array_equal(stored, np.asarray(self.keys[rows], np.float32)) else "holds other keys"
+    def graph_keys(self, rows: np.ndarray) -> np.ndarray:
+        """The graph's copy of the keys of some rows, (N, d_key) float32."""
+        return self.graph.get_items(self._first[rows] if len(self._first) else rows)
 
     def _block(self, queries, k):
         try:
@@ -114,6 +147,8 @@ class HnswIndex:
         rows = self._with_equals(labels.astype(np.int64))
         # hnswlib sums in a different order. Distances are recomputed, so that both kinds of search return equal bits.
         distances = listed_distances(queries, self.keys, rows)
+        if not np.isfinite(distances).all():
+            return exact_search(queries, self.keys, k)  # This names a row that is not finite.
         order = np.lexsort((rows, distances))
         return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
 
@@ -137,21 +172,23 @@ def build_hnsw(keys: np.ndarray, path: Path | str | None = None, *, seed: int = 
     """Build the graph of keys (n, d_key), with one thread, so that the same keys give the same graph.
 
     path: where to write the graph, with equal.npy (the rows of equal keys) in the same folder. Without keys there is no
-    graph, and the file is empty. Raises UserError if hnswlib is missing, a key is not finite, or the disk is full.
-    """
+    graph, and the file is empty. Raises UserError if hnswlib is missing, a key is not finite, or the disk is full."""
     if not np.all(np.isfinite(keys)):
         raise UserError("a key is NaN or infinite: check the embedder that made it")
     graph, first = None, _first_of_equal(keys)
     if len(keys):
-        rows = np.unique(first) if len(first) else np.arange(len(keys))
+        rows = first_rows(EQUAL, first, len(keys))
         graph = _empty_graph(keys)
         graph.init_index(len(rows), ef_construction=EF_CONSTRUCTION, M=LINKS, random_seed=seed)
-        for start in range(0, len(rows), 65536):  # Float16 keys are converted to float32 in blocks.
-            block = rows[start : start + 65536]
-            graph.add_items(np.asarray(keys[block], np.float32), block, num_threads=1)
+        for block in threads.blocks(len(rows), 65536):  # Float16 keys are converted to float32 in blocks.
+            graph.add_items(np.asarray(keys[rows[block]], np.float32), rows[block], num_threads=1)
     if path is not None:
         write_array(Path(path).with_name(EQUAL), first)
-        _save(graph, Path(path))
+        with replacing(path) as file:
+            if graph is not None:
+                graph.save_index(os.fsencode(file.name))  # a str must be UTF-8
+                if os.stat(file.name).st_size != graph.index_file_size():  # hnswlib does not report a full disk.
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return HnswIndex(graph, keys, first)
 
 
@@ -173,23 +210,14 @@ def _first_of_equal(keys) -> np.ndarray:
 def load_hnsw(path: Path | str, keys: np.ndarray, ef_margin: int = EF_MARGIN) -> HnswIndex:
     """Read a graph that `build_hnsw` wrote for these keys.
 
-    The caller checks the file's hash, because hnswlib crashes on damaged files. Raises UserError if hnswlib is missing
-    or refuses the file.
-    """
-    first = np.load(Path(path).with_name(EQUAL), allow_pickle=False)
-    if not len(keys):
+    Raises UserError if the files do not fit the keys (see `check_graph`) or cannot be read, or without hnswlib."""
+    equal = Path(path).with_name(EQUAL)
+    first = mapped(equal, np.int64, (None,), HINT)
+    labels = first_rows(equal, first, len(keys))
+    if not len(labels):
         return HnswIndex(None, keys, first, ef_margin)
-    graph = _empty_graph(keys)
-    try:
-        graph.load_index(os.fspath(path), max_elements=len(keys))
-    except RuntimeError as error:
-        raise UserError(f"{path} is not an index ({error}): build the database again in another folder") from error
+    parts, empty = check_graph(path, keys, labels), _empty_graph(keys)
+    empty.init_index(1, ef_construction=EF_CONSTRUCTION, M=LINKS)
+    [settings] = empty.__getstate__()
+    graph = hnswlib.Index(params=settings | parts)
     return HnswIndex(graph, keys, first, ef_margin)
-
-
-def _save(graph, path: Path) -> None:
-    with replacing(path) as file:
-        if graph is not None:
-            graph.save_index(file.name)
-            if os.stat(file.name).st_size != graph.index_file_size():  # hnswlib does not report a full disk.
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

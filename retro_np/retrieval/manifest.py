@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.files import PARTIAL, sha256_of, write_atomically
+from retro_np.files.untrusted import has_types, read_json
 from retro_np.kernels import threads
 from retro_np.renamed import new_names
 
@@ -23,6 +26,19 @@ TOMBSTONES = "tombstones.npy"
 HASHING = "hashing.npy"  # the feature counts of the hashing embedder
 WORK, EDIT = "work", "edit"  # folders of an unfinished build and an unfinished edit; not part of the database
 SPLITS = {"train": "shards", "valid": "splits/valid"}  # the folder of each split's shards
+MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS = 65_536, 10_000  # far beyond use: larger values are mistakes
+FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:\x00-\x1f\x7f-\x9f]+")  # of a file that is not in a subfolder
+SHARD_FILE = re.compile(
+    r"shards/[0-9]{5,6}/(tokens|documents|keys|equal)\.npy|shards/[0-9]{5,6}/index\.hnsw|splits/valid/tombstones\.npy"
+    r"|splits/valid/[0-9]{5,6}/(tokens|documents|keys)\.npy|neighbours/(train|valid)/[0-9]{5,6}/(ids|distances)\.npy"
+)
+TOP_FILES = (TOKENIZER, DOCUMENTS, DUPLICATES, TOMBSTONES, HASHING, REQUEST)
+COUNTS = {name: int for name in ("documents", "chunks", "tokens", "bytes", "replaced")}  # of a split
+TYPES: dict[str, type] = {
+    "generation": int, "chunk_size": int, "vocabulary_size": int, "tokenizer": str, "embedder": dict, "key_dtype": str,
+    "neighbours": int, "extra_candidates": int, "shard_bytes": int, "corpus": str, "skipped": int,
+    "skipped_names": list, "splits": dict, "sources": list, "files": dict,
+}  # fmt: skip
 
 
 def shard_dir(split: str) -> str:
@@ -43,53 +59,68 @@ def shard_name(number: int) -> str:
 def read_manifest(path: Path) -> dict[str, Any]:
     """A database's manifest, checked against its own hash, with old names of entries replaced by the current ones.
 
-    Raises UserError if the manifest is missing, has been changed, has another format or lacks an entry.
-    """
+    Raises UserError if the manifest is missing, has been changed, has another format or lacks an entry."""
     file = Path(path) / MANIFEST
     if not file.is_file():
-        unfinished = (Path(path) / REQUEST).is_file()
-        build = "its build was not finished; run the same retro-np build again"
-        hint = build if unfinished else "retro-np build makes one"
+        unfinished = "its build was not finished; run the same retro-np build again"
+        hint = unfinished if file.with_name(REQUEST).is_file() else "retro-np build makes one"
         raise UserError(f"no database at {path}: {hint}")
-    try:
-        stored = file.read_bytes()
-        manifest = json.loads(stored)
-        intact = manifest["sha256"] == manifest_sha256(manifest) and stored == manifest_bytes(manifest)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        intact = False
+    hint = f"it has been changed or damaged (its own SHA-256 differs): {REBUILD}"
+    manifest, intact = read_json(file, hint=hint), False
+    with suppress(RecursionError, UnicodeError):
+        intact = manifest.get("sha256") == manifest_sha256(manifest) and file.read_bytes() == manifest_bytes(manifest)
     if not intact:
-        raise UserError(f"{file} has been changed or damaged (its own SHA-256 differs): {REBUILD}")
+        raise UserError(f"{file}: {hint}")
     manifest = new_names(manifest)
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{file} has format {manifest.get('format')}, but this version reads {FORMAT}: {REBUILD}")
-    try:
-        complete = _is_complete(manifest)
-    except (KeyError, TypeError, AttributeError):
-        complete = False
-    if not complete:
+        raise UserError(f"{file} has format {manifest.get('format')!r}, but this version reads {FORMAT}: {REBUILD}")
+    if not _is_complete(manifest):
         raise UserError(f"{file} is not a valid manifest: {REBUILD}")
     return manifest
 
 
-def _is_complete(manifest: dict) -> bool:
-    """Whether all entries are there, with their types, and every file is inside the database's folder."""
-    embedder, files = manifest["embedder"], manifest["files"]
-    names = ("generation", "chunk_size", "vocabulary_size", "neighbours", "extra_candidates", "shard_bytes")
-    numbers = [*(manifest[name] for name in names), embedder["d_key"], embedder["margin"]]
-    numbers += [file["bytes"] for file in files.values()]
-    texts = [manifest["tokenizer"], manifest["key_dtype"], manifest["corpus"], embedder["name"], embedder["sha256"]]
-    texts += [file["sha256"] for file in files.values()] + [source["name"] for source in manifest["sources"]]
-    weights = [source["weight"] for source in manifest["sources"]]
-    bounds = [bound for source in manifest["sources"] for start, stop in source["rows"] for bound in (start, stop)]
-    counts = [split[n] for split in manifest["splits"].values() for n in ("documents", "chunks", "tokens", "bytes")]
+def _is_complete(manifest: dict[str, Any]) -> bool:
+    """Whether all entries are there and have values that a database can have.
+
+    Its own hash does not make a manifest valid, because whoever writes one can compute the hash."""
+    if not has_types(manifest, TYPES):
+        return False
+    embedder, files, duplicates = manifest["embedder"], manifest["files"], manifest.get("duplicates")
     return (
-        all(type(number) is int and number >= 0 for number in (*numbers, *bounds, *counts))
-        and all(isinstance(text, str) for text in texts)
-        and all(weight is None or (type(weight) in (int, float) and weight > 0) for weight in weights)
+        1 <= manifest["chunk_size"] <= MAX_CHUNK_SIZE
+        and 1 <= manifest["vocabulary_size"] < 2**32
+        and manifest["neighbours"] + manifest["extra_candidates"] <= MAX_STORED_NEIGHBOURS
+        and manifest["shard_bytes"] >= 1
+        and manifest["key_dtype"] in ("float16", "float32")
+        and isinstance(manifest.get("training_neighbours", True), bool)
+        and has_types(embedder, {"name": str, "sha256": str, "d_key": int, "margin": int})
+        and 1 <= embedder["d_key"] < 2**20
+        and embedder["margin"] < 2**20
+        and (duplicates is None or _is_deduplication(duplicates))
+        and all(isinstance(name, str) for name in manifest["skipped_names"])
+        and bool(manifest["skipped_names"]) == bool(manifest["skipped"])
         and list(manifest["splits"]) == list(SPLITS)
-        and all(not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts for name in files)
-        and {TOKENIZER, DOCUMENTS, *map(tombstones_of, SPLITS)} <= files.keys()
+        and all(has_types(split, COUNTS) for split in manifest["splits"].values())
+        and all(map(_is_source, manifest["sources"]))
+        and {TOKENIZER, DOCUMENTS, DUPLICATES, *map(tombstones_of, SPLITS)} <= files.keys()
+        and all(SHARD_FILE.fullmatch(name) or FILE_NAME.fullmatch(name) for name in files)
+        and all(has_types(file, {"bytes": int, "sha256": str}) for file in files.values())
+        and files[TOKENIZER]["sha256"] == manifest["tokenizer"]
     )
+
+
+def _is_deduplication(settings: dict[str, Any]) -> bool:
+    counts = dict.fromkeys(("words", "hashes", "bands"), int)
+    return has_types(settings, counts) and type(settings.get("threshold")) in (int, float) and len(settings) == 4
+
+
+def _is_source(source: Any) -> bool:
+    if not has_types(source, {"name": str, "rows": list}) or "weight" not in source:
+        return False
+    bounds, weight = source["rows"], source["weight"]
+    is_weight = weight is None or (type(weight) in (int, float) and 0 < weight < math.inf)
+    pairs = all(isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair) for pair in bounds)
+    return is_weight and pairs and all(0 <= start <= stop < 2**62 for start, stop in bounds)
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
@@ -118,16 +149,16 @@ def file_names(folder: Path) -> list[str]:
     return sorted(name for name in (p.relative_to(folder).as_posix() for p in paths) if name != MANIFEST)
 
 
-def file_facts(folders: Iterable[Path], names: list[str]) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of each file, in the first folder that has it. Files are hashed in parallel."""
-    folders, facts = list(folders), {}
+def file_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of each file in a folder whose name a build gives to a file of a database."""
+    names = [name for name in file_names(folder) if name in TOP_FILES or SHARD_FILE.fullmatch(name)]
+    facts: dict[str, dict[str, Any]] = {}
 
     def measure(name):
-        file = next(folder / name for folder in folders if (folder / name).is_file())
-        facts[name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
 
     threads.parallel_for(measure, names)
-    return {name: facts[name] for name in sorted(names)}
+    return {name: facts[name] for name in names}
 
 
 def broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:

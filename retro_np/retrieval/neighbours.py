@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from retro_np.files import mapped
 from retro_np.kernels import Array
 from retro_np.kernels.search import exact_search, merge_lists
 from retro_np.retrieval.index import EF_MARGIN, INDEX, ExactIndex, Index, load_hnsw
@@ -21,26 +20,16 @@ MAX_SLICES = 8  # Up to this many runs of rows are searched in the memory map; m
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of a database that can be searched.
-
-    folder: the shard's folder. keys: (n, d_key). documents: (n,), ascending. ef_margin: candidates that the graph keeps
-    beyond k; None compares with every key.
-    """
+    """A shard to search. keys: (n, d_key). documents: (n,), sorted. ef_margin: see `HnswIndex`; None: exact search."""
 
     folder: Path
     keys: Array
     documents: Array
     ef_margin: int | None = EF_MARGIN
 
-    @classmethod
-    def open(cls, folder: Path, ef_margin: int | None = EF_MARGIN) -> "Shard":
-        """Map a shard's arrays. The index is read on the first search."""
-        keys, documents = (mapped(folder / f"{name}.npy") for name in ("keys", "documents"))
-        return cls(folder, keys, documents, ef_margin)
-
     @cached_property
     def index(self) -> Index:
-        """The index of the keys."""
+        """The index of the keys, which the first search reads."""
         if self.ef_margin is None:
             return ExactIndex(self.keys)
         return load_hnsw(self.folder / INDEX, self.keys, self.ef_margin)
@@ -54,12 +43,10 @@ def search_shard(
 
     queries: (N, d_key) float32. own: (N,) document numbers to leave out, or None. deleted: sorted rows. exact: do not
     use the graph. Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer remain.
-    If rows must be left out, the graph is asked for more than k, and its answer is filtered. Queries left with too few
-    are searched exactly.
+    If rows must be left out, the graph's answer for more than k is filtered. Queries left with too few: exact search.
     """
     size = len(shard.keys)
-    rows = np.full((len(queries), k), -1, np.int64)
-    distances = np.full((len(queries), k), np.inf, np.float32)
+    rows, distances = np.full((len(queries), k), -1), np.full((len(queries), k), np.inf, np.float32)
     n_allowed = np.full(len(queries), size - len(deleted))
     start = stop = np.zeros(len(queries), np.int64)
     if own is not None:
@@ -86,10 +73,8 @@ def search_shard(
 def _exact_among(keys, queries, k, bounds, deleted):
     """Exact search among the rows that are neither deleted nor within a query's bounds (N, 2).
 
-    Queries of one document are searched together. Equal queries, as in a file of equal lines, are searched once.
-    """
-    rows = np.full((len(queries), k), -1, np.int64)
-    distances = np.full((len(queries), k), np.inf, np.float32)
+    Queries of one document are searched together. Equal queries, as in a file of equal lines, are searched once."""
+    rows, distances = np.full((len(queries), k), -1), np.full((len(queries), k), np.inf, np.float32)
     groups, member = np.unique(bounds, axis=0, return_inverse=True)
     for number, (start, stop) in enumerate(groups):
         group = np.flatnonzero(member.reshape(-1) == number)
@@ -97,9 +82,8 @@ def _exact_among(keys, queries, k, bounds, deleted):
         allowed = np.ones(len(keys), bool)
         allowed[deleted] = False
         allowed[start:stop] = False
-        lists = [_search_run(keys, run, distinct, k) for run in _runs(allowed)]
-        if lists:
-            rows[group], distances[group] = (part[position.reshape(-1)] for part in merge_lists(lists, k))
+        merged = merge_lists([_search_run(keys, run, distinct, k) for run in _runs(allowed)], k)
+        rows[group], distances[group] = (part[position.reshape(-1)] for part in merged)
     return rows, distances
 
 
@@ -120,8 +104,7 @@ def keep_first(ids: Array, distances: Array, allowed: Any, k: int) -> tuple[Arra
     """The first k entries of each row that are allowed and not missing (id ≥ 0), in their order.
 
     ids, distances: (…, K). allowed: booleans that broadcast to that shape. Returns ids (…, k) and distances (…, k)
-    float32; −1 and inf fill the rest.
-    """
+    float32; −1 and inf fill the rest."""
     allowed = allowed & (ids >= 0)
     order = np.argsort(~allowed, axis=-1, kind="stable")[..., :k]
     present = np.take_along_axis(allowed, order, -1)
@@ -130,10 +113,3 @@ def keep_first(ids: Array, distances: Array, allowed: Any, k: int) -> tuple[Arra
     out_ids[..., : order.shape[-1]] = np.where(present, np.take_along_axis(ids, order, -1), -1)
     out_distances[..., : order.shape[-1]] = np.where(present, np.take_along_axis(distances, order, -1), np.inf)
     return out_ids, out_distances
-
-
-def packed(ids: Array, distances: Array) -> Array:
-    """Ids and distances as one array of NEIGHBOUR entries, so that one file holds both."""
-    entries = np.empty(ids.shape, NEIGHBOUR)
-    entries["id"], entries["distance"] = ids, distances
-    return entries

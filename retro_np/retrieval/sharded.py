@@ -1,16 +1,31 @@
-"""Arrays in several memory-mapped files, read as one."""
+"""The arrays of shards, checked against their schema and memory-mapped, and several of them read as one."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from retro_np.files.untrusted import mapped
+from retro_np.retrieval.manifest import REBUILD
+
+DTYPES: dict[str, Any] = {"tokens": (np.uint16, np.uint32), "documents": np.int64, "keys": (np.float16, np.float32)}
+DTYPES |= {"ids": np.int64, "distances": np.float32}
+
+
+def shard_array(
+    folder: Path, name: str, rows: int | None = None, width: int | None = None, dtype: Any = None
+) -> np.ndarray:
+    """Memory-map an array in a shard's folder: tokens, documents, keys, ids or distances.
+
+    rows, width, dtype: what the array must have, if that is known. Raises UserError if it does not."""
+    shape = (rows,) if name == "documents" else (rows, width)
+    return mapped(folder / f"{name}.npy", dtype or DTYPES[name], shape, REBUILD)
 
 
 class Sharded:
     """The rows of several arrays, numbered consecutively. Indexing reads only the requested rows.
 
-    parts: one or more arrays of equal width and dtype, usually memory maps. blank: sorted numbers of rows that read as
-    zeros, whatever the files contain.
-    """
+    parts: one or more arrays of equal width and dtype, usually memory maps. blank: sorted rows that read as zeros."""
 
     def __init__(self, parts: list[np.ndarray], blank: np.ndarray | None = None):
         self.parts = parts
@@ -25,9 +40,7 @@ class Sharded:
     def __getitem__(self, key: Any) -> np.ndarray:
         """Rows by a slice, an integer or an integer array of any shape, as in NumPy (−1 is the last row).
 
-        The key may be a tuple whose first item selects rows and whose other items index within rows. Returns a new
-        array. Raises IndexError for a row that does not exist.
-        """
+        A tuple's first item selects rows, and its others index within rows. Returns a copy. Raises IndexError."""
         rows, *within = key if isinstance(key, tuple) else (key,)
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))

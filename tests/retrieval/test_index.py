@@ -1,14 +1,23 @@
 """Ground truth: exact search, which test_search_kernel.py compares with a sort of all distances."""
 
+import os
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hostile.graphs import forked
 
 from retro_np import load_bert
 from retro_np.errors import UserError
 from retro_np.kernels.search import merge_lists
 from retro_np.retrieval.corpus import find_corpus
 from retro_np.retrieval.hashing import BUCKETS, HashingEmbedder, count_features
-from retro_np.retrieval.index import ExactIndex, HnswIndex, build_hnsw, load_hnsw
+from retro_np.retrieval.index import EfGate, ExactIndex, HnswIndex, build_hnsw, load_hnsw
 from retro_np.retrieval.tokenizer import train_tokenizer
 
 RNG = np.random.default_rng(0)
@@ -103,14 +112,126 @@ def test_results_beyond_the_number_of_keys_are_missing(n, tmp_path):
         assert np.isinf(distances[:, n:]).all()
 
 
-def test_a_graph_of_different_keys_has_a_defect():
+def test_the_graph_holds_the_keys_of_all_rows():
     keys = np.repeat(RNG.standard_normal((40, 6)).astype(np.float32), 2, axis=0)
-    index, rows = build_hnsw(keys), np.arange(80)
-    assert index.defect(rows) is None
+    index = build_hnsw(keys)
     assert index.n_entries == 40
-    assert HnswIndex(index.graph, keys + 1, index._first).defect(rows) == "holds other keys"
-    assert HnswIndex(index.graph, keys, rows).defect(rows) == "does not have one entry for each key"
-    assert HnswIndex(None, keys, index._first).defect(rows) == "does not have one entry for each key"
+    assert np.array_equal(index.graph_keys(np.arange(80)), keys)
+
+
+def test_searches_of_different_k_at_once_give_what_each_gives_alone():
+    """hnswlib keeps ef in the graph, so no search may change it while another one runs. Without a margin, ef is k."""
+    keys = RNG.standard_normal((2000, 32)).astype(np.float32)
+    index = HnswIndex(build_hnsw(keys).graph, keys, np.empty(0, np.int64), ef_margin=0)
+    queries, sizes = RNG.standard_normal((40, 30, 32)).astype(np.float32), [1 + 9 * (i % 20) for i in range(40)]
+    alone = list(map(index.search_graph, queries, sizes))
+    for _ in range(3):
+        with ThreadPoolExecutor(40) as pool:
+            for answer, expected in zip(pool.map(index.search_graph, queries, sizes), alone, strict=True):
+                assert np.array_equal(answer[0], expected[0])
+                assert np.array_equal(answer[1], expected[1])
+
+
+def test_searches_of_the_same_k_run_at_once():
+    gate, inside = EfGate(SimpleNamespace(set_ef=lambda ef: None)), threading.Barrier(4)
+
+    def search(_):
+        gate.enter(7)
+        inside.wait(timeout=20)
+        gate.leave()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(search, range(4)))
+
+
+def test_a_search_of_another_k_waits_and_is_not_overtaken():
+    order = []
+    gate = EfGate(SimpleNamespace(set_ef=lambda ef: None))
+
+    def search(ef):
+        gate.enter(ef)
+        order.append(ef)
+        gate.leave()
+
+    others = [threading.Thread(target=search, args=(ef,)) for ef in (9, 7, 7)]
+    gate.enter(7)
+    for other in others:
+        other.start()
+        time.sleep(0.05)
+    assert not order
+    gate.leave()
+    for other in others:
+        other.join()
+    assert order == [9, 7, 7]
+
+
+def test_a_process_forked_during_a_search_can_search():
+    gate, ended = EfGate(SimpleNamespace(set_ef=lambda ef: None)), threading.Event()
+
+    def search():
+        gate.enter(7)
+        ended.wait()
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    while not gate._states:
+        time.sleep(0.001)
+
+    def child():
+        gate.enter(9)
+        return "searched"
+
+    try:
+        assert forked(child) == "searched"
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_an_index_is_pickled_with_its_graph():
+    keys = RNG.standard_normal((300, 8)).astype(np.float32)
+    index = build_hnsw(keys)
+    copy = pickle.loads(pickle.dumps(index))
+    for array, other in zip(index.search_graph(keys[:3], 5), copy.search_graph(keys[:3], 5), strict=True):
+        assert np.array_equal(array, other)
+
+
+def test_a_folder_whose_name_is_not_utf8_can_hold_an_index(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    keys = RNG.standard_normal((300, 8)).astype(np.float32)
+    built = build_hnsw(keys, folder / "index.hnsw")
+    loaded = load_hnsw(folder / "index.hnsw", keys)
+    for array, other in zip(built.search_graph(keys[:3], 5), loaded.search_graph(keys[:3], 5), strict=True):
+        assert np.array_equal(array, other)
+
+
+def test_a_query_of_another_width_is_refused():
+    """hnswlib would read beyond the query."""
+    index = build_hnsw(RNG.standard_normal((300, 64)).astype(np.float32))
+    for search in (index.search, index.search_graph):
+        for width in (1, 63, 65):
+            with pytest.raises(UserError, match="width"):
+                search(np.zeros((1, width), np.float32), 5)
+
+
+@pytest.mark.parametrize("margin", [0, 10**30])
+def test_any_margin_gives_k_neighbours(margin):
+    keys = RNG.standard_normal((300, 8)).astype(np.float32)
+    ids, distances = HnswIndex(build_hnsw(keys).graph, keys, np.empty(0, np.int64), margin).search_graph(keys[:3], 5)
+    assert (ids[:, 0] == np.arange(3)).all()
+    assert (distances[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_stored_key_that_is_not_finite_is_named_when_the_graph_finds_it(bad, count):
+    """The graph was made from keys that are finite, so it leads there."""
+    keys = RNG.standard_normal((300, 8)).astype(np.float32)
+    queries, graph = keys[:count] + np.float32(1e-3), build_hnsw(keys).graph
+    forged = keys.copy()
+    forged[count // 2, 3] = bad
+    with pytest.raises(UserError, match=f"row {count // 2} holds NaN or infinity"):
+        HnswIndex(graph, forged, np.empty(0, np.int64)).search_graph(queries, 5)
 
 
 def test_keys_that_are_not_finite_are_refused():

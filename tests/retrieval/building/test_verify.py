@@ -1,5 +1,6 @@
 """Ground truth: intact databases, and copies with defects, most with a manifest that matches them."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -13,7 +14,7 @@ from retro_np.retrieval.build import build_database
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import remove_documents
 from retro_np.retrieval.index import build_hnsw
-from retro_np.retrieval.manifest import file_facts, file_names, write_manifest
+from retro_np.retrieval.manifest import file_facts, write_manifest
 from retro_np.retrieval.verify import verify_database
 
 
@@ -34,7 +35,8 @@ def update_hashes(folder):
     """Write to the manifest the hashes of the files as they are now."""
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["sha256"]
-    manifest["files"] = file_facts([folder], file_names(folder))
+    manifest["files"] = file_facts(folder)
+    manifest["tokenizer"] = manifest["files"]["tokenizer.json"]["sha256"]
     write_manifest(folder, manifest)
 
 
@@ -68,6 +70,12 @@ def test_a_damaged_manifest_is_refused(copy):
         verify_database(copy / "nowhere")
 
 
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def change(name, edit):
     def damage(folder):
         array = np.load(folder / name)
@@ -94,24 +102,36 @@ def other_index(folder):
     build_hnsw(keys[::-1].copy(), folder / "shards" / "00000" / "index.hnsw")
 
 
-def fewer_lines(folder):
-    lines = (folder / "documents.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "documents.jsonl").write_bytes(b"".join(lines[:-1]))
+def change_lines(edit):
+    def damage(folder):
+        lines = (folder / "documents.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "documents.jsonl").write_bytes(b"".join(edit(lines)))
+
+    return damage
+
+
+def one_token_more(lines):
+    record = json.loads(lines[0])
+    return [json.dumps(record | {"tokens": record["tokens"] + 1}).encode() + b"\n", *lines[1:]]
+
+
+def ends_early(array):
+    """The last chunk of the first document belongs to the second one."""
+    array[np.flatnonzero(array == array[0])[-1]] += 1
+    return array
 
 
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (
-            change("shards/00000/tokens.npy", put((0, 0), 60000)),
-            "an unknown token or a misplaced end-of-text",
-        ),
-        (change("shards/00000/tokens.npy", put((0, 2), 0)), "an unknown token or a misplaced end-of-text"),
-        (change("shards/00000/tokens.npy", put((0, 2), 1)), "an unknown token or a misplaced end-of-text"),
-        (change("shards/00001/documents.npy", put(0, 0)), "rows 0 to"),
-        (change("shards/00000/tokens.npy", lambda a: a[:-1]), "tokens are"),
+        (change("shards/00000/tokens.npy", put((0, 0), 60000)), "numbers of tokens that do not exist"),
+        (change("shards/00000/tokens.npy", put((0, 2), 0)), "a misplaced end-of-text"),
+        (change("shards/00000/tokens.npy", put((0, 2), 1)), "a misplaced end-of-text"),
+        (change("shards/00001/documents.npy", put(0, 0)), "numbers of documents that do not exist"),
+        (change("shards/00000/documents.npy", ends_early), "rows 0 to"),
+        (change("shards/00000/tokens.npy", lambda a: a[:-1]), "documents.npy does not hold an array of int64 of shape"),
         (change("shards/00000/keys.npy", put((3, 0), np.nan)), "the key of chunk 3 is not finite"),
-        (change("shards/00000/keys.npy", lambda a: a.astype(np.float16)), "keys are"),
+        (change("shards/00000/keys.npy", lambda a: a.astype(np.float16)), "does not hold an array of float32"),
         (change("shards/00000/keys.npy", swapped), "the key of chunk 0 differs from the one that hashing makes"),
         (change("neighbours/train/00000/ids.npy", put((5, 0), -2)), "the list of chunk 5 "),
         (change("neighbours/train/00000/ids.npy", put((5, 0), 5)), "the list of chunk 5 "),
@@ -119,7 +139,8 @@ def fewer_lines(folder):
         (change("neighbours/valid/00000/distances.npy", lambda a: a * 0.5), "neighbours/valid: the list of chunk"),
         (change("tombstones.npy", lambda a: a[:-1]), "tombstones.npy: it lists"),
         (other_index, "index.hnsw holds other keys"),
-        (fewer_lines, "it counts"),
+        (change_lines(lambda lines: lines[:-1]), "numbers of documents that do not exist"),
+        (change_lines(one_token_more), "it counts"),
     ],
 )
 def test_inconsistent_contents_are_named_although_all_hashes_match(copy, damage, complaint):
@@ -167,13 +188,19 @@ def test_a_manifest_with_missing_or_unsafe_entries_is_refused(copy, damage):
             read(copy)
 
 
-@pytest.mark.parametrize("name", ["tombstones.npy", "documents.jsonl", "shards/00000/tokens.npy", "tokenizer.json"])
-@pytest.mark.parametrize("content", [b"", b"\x97garbage", b"\x93NUMPY\x01\x00"])
-def test_files_with_unreadable_contents_are_reported_although_all_hashes_match(copy, name, content):
-    (copy / name).write_bytes(content)
-    update_hashes(copy)
-    try:
-        broken = verify_database(copy).broken
-    except UserError as error:
-        broken = [str(error)]
-    assert broken
+UNREAD = ("build.json", "duplicates.jsonl")  # what a build wrote for people and for its own repetition
+CONTENTS = [b"", b"\x97garbage", b"\x93NUMPY\x01\x00", b"[" * 100_000, b'{"id": 1e400}\n', bytes(4096)]
+CONTENTS += [npy(np.array([{}], object)), npy(np.full((3, 2), np.nan)), npy(np.arange(3))]
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_files_with_unreadable_contents_are_reported_although_all_hashes_match(intact, tmp_path, part):
+    names = [name for name in file_facts(intact) if name not in UNREAD]
+    assert len(names) > 20
+    for number, name in enumerate(names[part::6]):
+        folder = shutil.copytree(intact, tmp_path / str(number))
+        (folder / name).write_bytes(CONTENTS[(part + number) % len(CONTENTS)])
+        update_hashes(folder)
+        report = verify_database(folder)
+        assert report.broken, name
+        assert all("\n" not in line for line in report.broken)
