@@ -1,7 +1,6 @@
 """The forward pass of a frozen BERT encoder, which turns texts into keys. Devlin et al. 2019; paper §2.3.
 
-A key is the mean over time of the last layer's hidden states. Post-norm, GELU, absolute positions, no pooler.
-"""
+A key is the mean over time of the last layer's hidden states. Post-norm, GELU, absolute positions, no pooler."""
 
 import functools
 from collections.abc import Callable
@@ -12,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.kernels import ignore_underflow
 from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.kernels.bert import add_gelu_erf, add_layer_norm
 from retro_np.kernels.panels import Prepacked, prepack, prepacked_matmul
 from retro_np.kernels.rowwise import gelu_forward
 from retro_np.retrieval.embedders import checked_texts, embed_in_batches
+from retro_np.retrieval.folders import AGAIN
+from retro_np.retrieval.tokenizer import reporting_bad_tokenizer
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
 MAX_BATCH_PIECES = 1536  # word pieces: enough for fast matrix products, few enough for the cache
@@ -52,14 +54,14 @@ class Bert:
         """The keys of N texts, (N, d_key) float32: the mean of the last hidden states over a text's word pieces.
 
         Keys are normalised to length one if the model's folder says so. The same list always gives the same bits.
-        Raises UserError if `texts` is not a list of strings.
-        """
+        Raises UserError if `texts` is not a list of strings."""
         pieces = self.word_pieces(checked_texts(texts))
         return embed_in_batches(pieces, MAX_BATCH_PIECES, self._keys, self.d_key, show_progress)
 
     def word_pieces(self, texts: list[str]) -> list[list[int]]:
         """The ids [CLS] … [SEP] of each text, at most `files.max_length` of them. An empty text is [CLS] [SEP]."""
-        pieces = [encoding.ids for encoding in self.files.tokenizer.encode_batch(texts)]
+        with reporting_bad_tokenizer(self.files.folder / "tokenizer.json", AGAIN):
+            pieces = [encoding.ids for encoding in self.files.tokenizer.encode_batch(texts)]
         limit = self.files.max_length
         return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in pieces]
 
@@ -70,13 +72,13 @@ class Bert:
         self.encode(ids, np.ones(ids.shape, bool), watch=lambda weights: maps.append(weights[0, :, 0, :, 0]))
         return [self.files.tokenizer.id_to_token(piece) or "" for piece in ids[0]], np.array(maps)
 
+    @ignore_underflow
     def encode(self, ids: np.ndarray, mask: np.ndarray, watch: Callable[[np.ndarray], Any] | None = None) -> np.ndarray:
         """The last hidden states, (B, t, d) float32. ids: (B, t) word pieces. mask: (B, t), false at padding.
 
-        watch: called with each layer's attention weights, as `attention_weights` returns them.
-        """
+        watch: called with each layer's attention weights, as `attention_weights` returns them."""
         tensors, config = self.files.tensors, self.files.config
-        eps, activation = config.get("layer_norm_eps", 1e-12), ACTIVATIONS[config.get("hidden_act", "gelu")]
+        eps, activation = config["layer_norm_eps"], ACTIVATIONS[config["hidden_act"]]
         (batch, length), heads = ids.shape, config["num_attention_heads"]
         x = tensors["embeddings.word_embeddings.weight"][ids].reshape(batch * length, -1)
         positions = tensors["embeddings.position_embeddings.weight"][np.tile(np.arange(length), batch)]
@@ -103,6 +105,7 @@ class Bert:
             add_layer_norm(x, w["out_bias"], attended, w["gain"], w["shift"], eps)
         return x.reshape(batch, length, -1)
 
+    @ignore_underflow
     def _keys(self, ids, mask):
         weights = mask[..., None].astype(np.float32)
         keys = (self.encode(ids, mask) * weights).sum(axis=1) / weights.sum(axis=1)
@@ -114,12 +117,12 @@ class Bert:
 def load_bert(path: str | Path | None = None) -> Bert:
     """Load a frozen BERT from a folder in the Hugging Face layout.
 
-    path: None finds all-MiniLM-L6-v2 (see `weights.find_bert`), whose keys have width 384. Raises UserError if a file
-    is missing, is broken or belongs to another architecture; the error names the file.
-    """
+    path: None finds all-MiniLM-L6-v2 (see `weights.find_bert`), whose keys have width 384. Keys of a folder without
+    modules.json are not normalised. Raises UserError if a file is missing or broken, or asks for another model or for
+    anything but mean pooling; the error names the file and the setting."""
     folder = Path(path) if path is not None else find_bert()
     files = read_bert(folder)
-    if files.config.get("hidden_act", "gelu") not in ACTIVATIONS:
+    if files.config["hidden_act"] not in list(ACTIVATIONS):
         raise UserError(f"{folder / 'config.json'}: hidden_act must be one of {', '.join(ACTIVATIONS)}")
     return Bert(files, _arranged(files, folder))
 
@@ -132,6 +135,7 @@ def _read_once(folder: Path, sha256: str) -> Bert:
     return bert
 
 
+@ignore_underflow
 def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Prepacked]]:
     """Each layer's weights in the layout of the matrix products, (d_in, d_out), and the biases that have an effect."""
     config = files.config
@@ -142,11 +146,13 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Pre
         if tensor is None or tensor.shape != shape:
             state = "missing" if tensor is None else f"of shape {tensor.shape}"
             raise UserError(f"{folder / 'model.safetensors'}: {name} is {state}, but config.json requires {shape}")
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{folder / 'model.safetensors'}: {name} has values that are not finite: {AGAIN}")
         return tensor
 
     get("embeddings.word_embeddings.weight", config["vocab_size"], d)
     get("embeddings.position_embeddings.weight", config["max_position_embeddings"], d)
-    get("embeddings.token_type_embeddings.weight", config.get("type_vocab_size", 2), d)
+    get("embeddings.token_type_embeddings.weight", config["type_vocab_size"], d)
     get("embeddings.LayerNorm.weight", d), get("embeddings.LayerNorm.bias", d)
 
     def layer(prefix):
@@ -185,9 +191,5 @@ def _add_relu(x, bias):
     np.maximum(x, 0, out=x)
 
 
-ACTIVATIONS: dict[str, Callable[..., Any]] = {
-    "gelu": add_gelu_erf,
-    "gelu_new": _add_gelu_tanh,
-    "gelu_pytorch_tanh": _add_gelu_tanh,
-    "relu": _add_relu,
-}
+ACTIVATIONS: dict[str, Callable[..., Any]] = {"gelu": add_gelu_erf, "relu": _add_relu}
+ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh"), _add_gelu_tanh)

@@ -17,8 +17,7 @@ class Embedder(Protocol):
     """Any object with these attributes can build and search a database; it needs no base class.
 
     Two more attributes are optional: `embed_tokens` (see TokenEmbedder), and `ef_margin`, the number of candidates that
-    a graph search for its keys keeps beyond k (an int, by default EF_MARGIN).
-    """
+    a graph search for its keys keeps beyond k (an int, by default EF_MARGIN)."""
 
     @property
     def name(self) -> str:
@@ -74,8 +73,7 @@ def embed_in_batches(
 
     Sequences are embedded in order of length, so that little computation is spent on padding. embed_batch takes ids
     (B, t) int64, padded with 0, and a mask (B, t) that is false at padding. A padded batch holds at most
-    `batch_tokens` tokens, unless a single row is longer.
-    """
+    `batch_tokens` tokens, unless a single row is longer."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     keys = np.empty((len(sequences), d_key), np.float32)
     with progress_bar("embedding", len(sequences) if show_progress else 0) as advance:

@@ -5,7 +5,8 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retro_np.errors import UserError
 from retro_np.files import write_atomically
+from retro_np.files.untrusted import parse_json
 
 PADDING, END_OF_TEXT = 0, 1
 # Byte-level BPE writes the space byte as Ġ. These names contain raw spaces, so neither merges nor texts produce them.
 SPECIAL = ("<padding token>", "<end of text>")
 MIN_VOCABULARY_SIZE = len(SPECIAL) + 256  # the special tokens and all bytes
+MAX_VOCABULARY_SIZE = 2**20  # The trainer allocates memory for all of them at once.
 EXPECTED = "give the tokenizer.json of a database"
 MIN_PIECE_CHARACTERS, PIECES_PER_BATCH = 1 << 16, 32
 # Byte-level BPE first splits a text into words with at most one leading space. Between two printing characters, a
@@ -28,10 +31,12 @@ SEAM = re.compile(r"(?<=[!-~])(?:\n(?=[!-~])|(?= [!-~]))")
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train byte-level BPE (Sennrich et al. 2016). Ids: 0 padding, 1 end-of-text, then bytes, then merges.
 
-    A small corpus may yield fewer merges than requested. Raises UserError for a vocabulary without room for all bytes.
+    A small corpus may yield fewer merges. Raises UserError for fewer than 258 or more than MAX_VOCABULARY_SIZE entries.
     """
     if vocabulary_size < MIN_VOCABULARY_SIZE:
         raise UserError(f"vocabulary_size must be at least {MIN_VOCABULARY_SIZE}, not {vocabulary_size}")
+    if vocabulary_size > MAX_VOCABULARY_SIZE:
+        raise UserError(f"vocabulary_size must be at most {MAX_VOCABULARY_SIZE:,}, not {vocabulary_size}")
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size, special_tokens=list(SPECIAL), show_progress=False,
@@ -46,21 +51,29 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json that `save_tokenizer` wrote. Raises UserError for any other file.
 
-    Only the vocabulary and merges are used, after a check, so the file cannot bring a normaliser, added tokens or
-    anything else that would make encoding lossy.
-    """
+    Only the checked vocabulary and merges are used, so that nothing else in the file can make encoding lossy."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no tokenizer at {path}: {EXPECTED}")
-    try:
-        state = json.loads(path.read_bytes())
+    state = parse_json(path.read_bytes(), f"{path} is not a tokenizer: the file", hint=EXPECTED)
+    with reporting_bad_tokenizer(path, EXPECTED):
         vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
-        is_valid = _is_byte_level(state) and _is_consistent(vocabulary, merges)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a tokenizer ({type(error).__name__}): {EXPECTED}") from error
-    if not is_valid:
-        raise UserError(f"{path} is not a tokenizer that retro-np build made: {EXPECTED}")
-    return _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+        if not (_is_byte_level(state) and _is_consistent(vocabulary, merges)):
+            raise UserError(f"{path} is not a tokenizer that retro-np build made: {EXPECTED}")
+        return _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+
+
+@contextmanager
+def reporting_bad_tokenizer(path: Path | str, hint: str) -> Iterator[None]:
+    """Turn any error about a tokenizer's file into a UserError of one line, also a panic of the tokenizers library."""
+    try:
+        yield
+    except BaseException as error:  # A panic is no Exception, and the library has no class of its own for errors.
+        is_panic = type(error).__name__ == "PanicException"
+        if isinstance(error, UserError) or not (isinstance(error, Exception) or is_panic):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"{path} is not a tokenizer ({reason}): {hint}") from error
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
@@ -115,9 +128,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The token ids of each text, on all cores.
 
-    A long text is encoded in pieces to save memory. It is cut where no token can cross the cut. If there is no such
-    boundary, as in megabytes without a space, it is cut anywhere.
-    """
+    A long text is encoded in pieces to save memory. It is cut where no token can cross the cut, otherwise anywhere."""
     groups = [pieces_of(text) for text in texts]
     pieces = [piece for group in groups for piece in group]
     batches = (pieces[i : i + PIECES_PER_BATCH] for i in range(0, len(pieces), PIECES_PER_BATCH))
@@ -159,13 +170,11 @@ def vocabulary_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
 def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     """The text of each token. Joined, these texts are what `decode` returns.
 
-    A character whose bytes belong to several tokens is given to the last of them.
-    """
+    A character whose bytes belong to several tokens is given to the last of them."""
     pieces = vocabulary_bytes(tokenizer)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts = [decoder.decode(pieces[int(token)]) for token in ids]
-    rest = decoder.decode(b"", final=True)
-    if rest:
+    if rest := decoder.decode(b"", final=True):
         texts[-1] += rest
     return texts
 

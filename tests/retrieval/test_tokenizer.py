@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import retro_np
 from retro_np.errors import UserError
 from retro_np.retrieval.tokenizer import (
+    MAX_VOCABULARY_SIZE,
     MIN_VOCABULARY_SIZE,
     SPECIAL,
     decode,
@@ -75,6 +76,12 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
         train_tokenizer(TEXTS, MIN_VOCABULARY_SIZE - 1)
 
 
+@pytest.mark.parametrize("size", [MAX_VOCABULARY_SIZE + 1, 9_999_999_999, 10**30])
+def test_a_vocabulary_that_the_trainer_could_not_allocate_is_refused(size):
+    with pytest.raises(UserError, match=f"vocabulary_size must be at most .*, not {size}"):
+        train_tokenizer(TEXTS, size)
+
+
 def changed(change):
     """A tokenizer's bytes with its JSON changed."""
 
@@ -98,7 +105,17 @@ LOSSY = {  # valid for the library, but decoding would lose text, or a text coul
     "other special": lambda state: state["model"]["vocab"].update({SPECIAL[0]: 1, SPECIAL[1]: 0}),
     "other model": lambda state: state["model"].update(type="WordPiece"),
 }
-BROKEN = [b"", b"{}", b"not json", b"[]", b"\xff", b"null", tokenizer_bytes(TOKENIZER)[:2000]]
+BROKEN = [
+    b"[" * 100_000,
+    b'{"model": NaN}',
+    b"",
+    b"{}",
+    b"not json",
+    b"[]",
+    b"\xff",
+    b"null",
+    tokenizer_bytes(TOKENIZER)[:2000],
+]
 
 
 @pytest.mark.parametrize(

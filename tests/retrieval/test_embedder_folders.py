@@ -1,0 +1,317 @@
+"""Ground truth: transformers' BertModel and BertTokenizer on the same files, with the mean written in PyTorch.
+
+The files are those that sentence-transformers writes. The expected keys were also compared with its versions 5.1.2 and
+6.2.0, which are no dependency of the tests.
+"""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+from embedder_folders import OBEYED, TEXTS, VOCABULARY, D, current, mutated, old, plain, tensors, write_folder
+from safetensors.numpy import save
+
+from retro_np import load_bert
+from retro_np.errors import UserError
+from retro_np.retrieval.weights import find_bert, read_bert
+
+FORMS = {
+    "plain": (plain(), False),
+    "plain, cased": (plain(lowercase=False), False),
+    "old": (old(), True),
+    "old, not normalised": (old(normalise=False, layers=2), False),
+    "current": (current(layers=2), True),
+    "current, not normalised, cased": (current(normalise=False, lowercase=False), False),
+}
+FRAME = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+
+
+def expected_keys(folder, normalise, max_length):
+    """The keys by transformers and PyTorch alone."""
+    import torch
+    from transformers import AutoTokenizer, BertModel
+
+    tokenizer, model = AutoTokenizer.from_pretrained(str(folder)), BertModel.from_pretrained(str(folder)).eval()
+    batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    with torch.no_grad():
+        states, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+    keys = (states * mask).sum(1) / mask.sum(1)
+    return (torch.nn.functional.normalize(keys, dim=-1) if normalise else keys).numpy()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("form", FORMS)
+def test_keys_equal_those_of_transformers_for_each_form_of_the_files(tmp_path, form):
+    files, normalise = FORMS[form]
+    folder = write_folder(tmp_path / "bert", files)
+    expected = expected_keys(folder, normalise, 32 if form.startswith("plain") else 24)
+    np.testing.assert_allclose(load_bert(folder).embed(TEXTS), expected, atol=2e-6, rtol=1e-5)
+
+
+def edited(base, edits):
+    """The files of a form after edits, {file: {path: value}}. The value `...` removes a setting."""
+    files = copy.deepcopy(base)
+    for name, changes in edits.items():
+        if not isinstance(changes, dict):
+            files[name] = changes
+            continue
+        files.setdefault(name, {})
+        for place, value in changes.items():
+            *parents, last = place.split("/")
+            inner = files[name]
+            for part in parents:
+                inner = inner[int(part) if isinstance(inner, list) else part]
+            last = int(last) if isinstance(inner, list) else last
+            if value is ...:
+                del inner[last]
+            else:
+                inner[last] = value
+    return files
+
+
+POOLING, SENTENCE, LIBRARY = "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+WORDS, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+EXTRA = {"id": len(VOCABULARY), "content": "[NEW]", "single_word": False, "lstrip": False, "rstrip": False}
+EXTRA |= {"normalized": False, "special": True}
+
+# name: (form, edits); the keys are those of the form
+ACCEPTED = {
+    "a list with the mean": (current(), {POOLING: {"pooling_mode": ["mean"]}}),
+    "the mean in both forms": (old(), {POOLING: {"pooling_mode": "mean"}}),
+    "only the mean": (old(), {POOLING: {"include_prompt": ..., "pooling_mode_lasttoken": ...}}),
+    "a class named by its package": (
+        current(), {"modules.json": {"1/type": "sentence_transformers.sentence_transformer.modules.Pooling"}},
+    ),
+    "a class named by its file": (old(), {"modules.json": {"1/type": "sentence_transformers.models.Pooling.Pooling"}}),
+    "no names": (old(), {"modules.json": {"0/name": ..., "1/name": ..., "0/idx": ...}}),
+    "normalisation without a folder": (old(), {"modules.json": {"2/path": ""}}),
+    "unknown but off": (old(), {POOLING: {"future": False}, SENTENCE: {"future": None}, LIBRARY: {"future": {}}}),
+    "lower case twice": (old(), {SENTENCE: {"do_lower_case": True}}),
+    "empty prompts": (old(), {LIBRARY: {"prompts": {"query": "", "document": ""}}}),
+    "a measure of similarity": (old(), {LIBRARY: {"similarity_fn_name": "euclidean"}}),
+    "accents said twice": (old(), {SETTINGS: {"strip_accents": True}}),
+    "a class that obeys": (
+        old(lowercase=False), {SETTINGS: {"do_lower_case": True, "tokenizer_class": "PreTrainedTokenizerFast"}},
+    ),
+    "nothing in tokenizer_config.json": (plain(), {SETTINGS: b"{}"}),
+    "an activation by default": (plain(), {"config.json": {"hidden_act": ..., "layer_norm_eps": ...}}),
+    "heads of a classifier": (plain(), {"config.json": {"architectures": ["BertForSequenceClassification"]}}),
+    "padding in tokenizer.json": (plain(), {WORDS: {"padding": {
+        "strategy": {"Fixed": 30}, "direction": "Right", "pad_to_multiple_of": 8, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }}}),
+}  # fmt: skip
+
+# name: (form, edits, what the error names)
+REFUSED = {
+    "[CLS] in old files": (old(), {POOLING: {"pooling_mode_cls_token": True}}, [POOLING, "pooling_mode_cls_token"]),
+    "[CLS] in current files": (current(), {POOLING: {"pooling_mode": "cls"}}, [POOLING, "pooling_mode is 'cls'"]),
+    "two modes": (current(), {POOLING: {"pooling_mode": ["mean", "max"]}}, [POOLING, "pooling_mode"]),
+    "one other mode": (current(), {POOLING: {"pooling_mode": ["lasttoken"]}}, [POOLING, "pooling_mode"]),
+    "a causal model": (plain(), {"config.json": {"is_causal": True}}, ["config.json", "is_causal"]),
+    "text that is not cleaned": (plain(), {WORDS: {"normalizer/clean_text": False}}, [SETTINGS, "clean_text"]),
+    "words between spaces": (plain(), {WORDS: {"pre_tokenizer": {"type": "WhitespaceSplit"}}}, ["pre_tokenizer"]),
+    "one word": (plain(), {WORDS: {"pre_tokenizer": None}}, [SETTINGS, "pre_tokenizer"]),
+    "[SEP] spelt out": (plain(), {WORDS: {"added_tokens": []}}, [SETTINGS, "added_tokens"]),
+    "no mean": (old(), {POOLING: {"pooling_mode_mean_tokens": False}}, [POOLING, "pooling_mode_mean_tokens"]),
+    "no mode": (current(), {POOLING: {"pooling_mode": ...}}, [POOLING, "pooling_mode"]),
+    "a mode that is no text": (current(), {POOLING: {"pooling_mode": {"mean": True}}}, [POOLING, "pooling_mode"]),
+    "an unknown mode": (old(), {POOLING: {"pooling_mode_median": True}}, [POOLING, "pooling_mode_median"]),
+    "without the prompt": (current(), {POOLING: {"include_prompt": False}}, [POOLING, "include_prompt"]),
+    "another width": (current(), {POOLING: {"embedding_dimension": 8}}, [POOLING, "embedding_dimension is 8"]),
+    "dense": (
+        old(), {"modules.json": {"2/type": "sentence_transformers.models.Dense"}}, ["modules.json", "module 2"],
+    ),
+    "a class with the model": (old(), {"modules.json": {"1/type": "pooling.Pooling"}}, ["modules.json", "module 1"]),
+    "a sparse class": (
+        old(), {"modules.json": {"1/type": "sentence_transformers.sparse_encoder.models.Pooling"}}, ["module 1"],
+    ),
+    "normalised first": (
+        old(), {"modules.json": [old()["modules.json"][0], *[
+            module | {"idx": i} for i, module in zip((1, 2), old()["modules.json"][:0:-1], strict=True)
+        ]]}, ["modules.json", "the list of modules"],
+    ),
+    "twice a transformer": (old(), {"modules.json": [
+        old()["modules.json"][0], old()["modules.json"][0] | {"idx": 1, "name": "1"},
+    ]}, ["modules.json", "the list of modules"]),
+    "no pooling": (old(), {"modules.json": old()["modules.json"][:1]}, ["modules.json", "the list of modules"]),
+    "no modules": (old(), {"modules.json": []}, ["modules.json", "the list of modules"]),
+    "one name twice": (old(), {"modules.json": {"2/name": "1"}}, ["modules.json", "the list of modules"]),
+    "another order": (old(), {"modules.json": {"1/idx": 2}}, ["modules.json", "module 1"]),
+    "a module that is no object": (old(), {"modules.json": {"1": "Pooling"}}, ["modules.json", "module 1"]),
+    "arguments of a module": (old(), {"modules.json": {"0/kwargs": ["task"]}}, ["modules.json", "kwargs"]),
+    "a transformer in a folder": (old(), {"modules.json": {"0/path": "0_BERT"}}, ["modules.json", "path", "move"]),
+    "a path out of the model": (old(), {"modules.json": {"1/path": "../1_Pooling"}}, ["modules.json", "path"]),
+    "a path of two lines": (old(), {"modules.json": {"1/path": "1\n_Pooling"}}, ["modules.json", "path"]),
+    "a long path": (old(), {"modules.json": {"1/path": "1" * 300}}, ["modules.json", "path"]),
+    "the pooling is missing": (old(), {"modules.json": {"1/path": "9_Pooling"}}, ["9_Pooling/config.json is missing"]),
+    "modules.json is missing": (plain(), {POOLING: old()[POOLING]}, ["modules.json is missing", "1_Pooling"]),
+    "tokens are normalised": (
+        current(), {"2_Normalize/config.json": {"module_input_name": "token_embeddings"}}, ["module_input_name"],
+    ),
+    "an unknown setting": (old(), {SENTENCE: {"layer": -2}}, [SENTENCE, "layer is -2"]),
+    "arguments of the model": (old(), {SENTENCE: {"model_args": {"x": 1}}}, [SENTENCE, "model_args"]),
+    "lower case": (old(lowercase=False), {SENTENCE: {"do_lower_case": True}}, [SENTENCE, "do_lower_case"]),
+    "an expansion": (current(), {SENTENCE: {"query_expansion": {"length": 32}}}, [SENTENCE, "query_expansion"]),
+    "another output": (current(), {SENTENCE: {"module_output_name": "sentence_embedding"}}, ["module_output_name"]),
+    "a short maximum": (old(), {SENTENCE: {"max_seq_length": 1}}, [SENTENCE, "max_seq_length is 1"]),
+    "no number as maximum": (plain(), {SETTINGS: {"model_max_length": "9"}}, [SETTINGS, "model_max_length"]),
+    "prompts": (old(), {LIBRARY: {"prompts": {"query": "query: "}}}, [LIBRARY, "prompts"]),
+    "a default prompt": (current(), {LIBRARY: {"default_prompt_name": "query"}}, [LIBRARY, "default_prompt_name"]),
+    "fewer columns": (current(), {LIBRARY: {"truncate_dim": 8}}, [LIBRARY, "truncate_dim"]),
+    "a cross-encoder": (current(), {LIBRARY: {"model_type": "CrossEncoder"}}, [LIBRARY, "model_type"]),
+    "no lower case": (old(), {SETTINGS: {"do_lower_case": False}}, [SETTINGS, "do_lower_case is False"]),
+    "lower case by default": (old(lowercase=False), {SETTINGS: {"do_lower_case": ...}}, [SETTINGS, "do_lower_case"]),
+    "accents": (old(), {SETTINGS: {"strip_accents": False}}, [SETTINGS, "strip_accents"]),
+    "Chinese": (old(), {SETTINGS: {"tokenize_chinese_chars": False}}, [SETTINGS, "tokenize_chinese_chars"]),
+    "cut on the left": (old(), {SETTINGS: {"truncation_side": "left"}}, [SETTINGS, "truncation_side"]),
+    "padded on the left": (old(), {SETTINGS: {"padding_side": "left"}}, [SETTINGS, "padding_side"]),
+    "another class": (old(), {SETTINGS: {"tokenizer_class": "BertJapaneseTokenizer"}}, [SETTINGS, "tokenizer_class"]),
+    "another [CLS]": (old(), {SETTINGS: {"cls_token": "[MASK]"}}, [SETTINGS, "cls_token"]),
+    "another [SEP]": (old(), {"special_tokens_map.json": {"sep_token": {"content": "[PAD]"}}}, ["sep_token"]),
+    "another [UNK]": (old(), {SETTINGS: {"unk_token": "[PAD]"}}, [SETTINGS, "unk_token"]),
+    "padding is a letter": (old(), {SETTINGS: {"pad_token": "a"}}, [SETTINGS, "pad_token"]),
+    "another special token": (old(), {SETTINGS: {"additional_special_tokens": ["abc"]}}, ["additional_special_tokens"]),
+    "a special token that is no text": (old(), {SETTINGS: {"extra_special_tokens": 5}}, ["extra_special_tokens is 5"]),
+    "added tokens without names": (old(), {SETTINGS: {"added_tokens_decoder": [1]}}, ["added_tokens_decoder 0 is 1"]),
+    "another added token": (old(), {"added_tokens.json": {"abc": 7}}, ["added_tokens.json", "abc is 7"]),
+    "an added token that strips": (
+        old(), {SETTINGS: {"added_tokens_decoder/4/lstrip": True}}, [SETTINGS, "added_tokens_decoder 4"],
+    ),
+    "a decoder": (plain(), {"config.json": {"is_decoder": True}}, ["config.json", "is_decoder"]),
+    "a decoder by its class": (plain(), {"config.json": {"architectures": ["BertForCausalLM"]}}, ["architectures"]),
+    "relative positions": (
+        plain(), {"config.json": {"position_embedding_type": "relative_key"}}, ["config.json", "absolute positions"],
+    ),
+    "quantised": (plain(), {"config.json": {"quantization_config": {"bits": 4}}}, ["quantization_config"]),
+    "code with the model": (plain(), {"config.json": {"auto_map": {"AutoModel": "a.B"}}}, ["auto_map"]),
+    "other weights": (plain(), {"config.json": {"transformers_weights": "b.safetensors"}}, ["transformers_weights"]),
+    "no token types": (plain(), {"config.json": {"type_vocab_size": 0}}, ["config.json", "type_vocab_size"]),
+    "no epsilon": (plain(), {"config.json": {"layer_norm_eps": None}}, ["config.json", "layer_norm_eps"]),
+    "an activation that is no text": (plain(), {"config.json": {"hidden_act": ["gelu"]}}, ["hidden_act"]),
+    "an adapter": (plain(), {"adapter_config.json": {"r": 8}}, ["adapter_config.json"]),
+    "a chat": (plain(), {"chat_template.jinja": b"{{ messages }}"}, ["chat_template.jinja"]),
+    "another kind of encoder": (old(), {"sentence_roberta_config.json": {"max_seq_length": 9}}, ["sentence_roberta"]),
+    "tokenizer cuts on the left": (plain(), {WORDS: {"truncation": {
+        "direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0,
+    }}}, [WORDS, "direction of truncation"]),
+    "a token without an embedding": (plain(), {"config.json": {"vocab_size": 9}}, [WORDS, "vocab_size", "9"]),
+    "an added token without an embedding": (
+        plain(), {WORDS: {"added_tokens": [*plain()[WORDS]["added_tokens"], EXTRA]}}, [WORDS, "a token's id"],
+    ),
+    "a frame without an embedding": (
+        plain(), {WORDS: {"post_processor/special_tokens/[CLS]/ids": [10**6]}}, [WORDS, "a token's id is 1000000"],
+    ),
+    "no frame": (plain(), {WORDS: {"post_processor": None}}, [WORDS, "post_processor"]),
+    "half a frame": (plain(), {WORDS: {"post_processor/single": FRAME}}, [WORDS, "post_processor"]),
+    "another type": (
+        plain(), {WORDS: {"post_processor/single/1/Sequence/type_id": 1}}, [WORDS, "post_processor"],
+    ),
+    "no unknown": (plain(), {WORDS: {"model/unk_token": "[NONE]"}}, [WORDS, "unk_token"]),
+    "another mark of pieces": (plain(), {WORDS: {"model/continuing_subword_prefix": "@@"}}, ["continuing_subword"]),
+    "a panic while reading": (
+        plain(), {WORDS: {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}}, [WORDS],
+    ),
+    "a panic while splitting": (plain(), {WORDS: {"pre_tokenizer": {"type": "FixedLength", "length": 0}}}, [WORDS]),
+    "a panic while framing": (plain(), {WORDS: {"post_processor/special_tokens/[SEP]": ...}}, [WORDS]),
+    "nested without end": (old(), {"modules.json": b"[" * 100_000}, ["modules.json"]),
+    "no JSON number": (old(), {"config.json": b'{"hidden_size": NaN}'}, ["config.json", "NaN"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_folder_that_says_the_same_otherwise_has_the_same_keys_and_hash(tmp_path, name):
+    base, edits = ACCEPTED[name]
+    same, other = (load_bert(write_folder(tmp_path / str(i), f)) for i, f in enumerate((base, edited(base, edits))))
+    assert np.array_equal(same.embed(TEXTS), other.embed(TEXTS))
+    changed = set(edits) & {"config.json", "tokenizer.json"}  # files that are hashed
+    assert changed or same.sha256 == other.sha256
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_folder_that_asks_for_other_keys_is_refused_in_one_line_that_names_the_setting(tmp_path, name):
+    base, edits, named = REFUSED[name]
+    folder = write_folder(tmp_path / "bert", edited(base, edits))
+    with pytest.raises(UserError) as error:
+        load_bert(folder)
+    message = str(error.value)
+    assert "\n" not in message
+    assert [part for part in [str(folder), *named] if part not in message] == []
+
+
+def test_the_published_folder_keeps_its_hash():
+    assert read_bert(find_bert()).sha256 == "e1618072d3648d2b165064f899a9277fcef9dce83b3b96f32fa769ee6f794871"
+
+
+@pytest.mark.parametrize("kind", ["F64", "F16", "BF16"])
+def test_weights_of_other_precisions_are_computed_with_in_float32(tmp_path, kind):
+    import torch
+    from safetensors.torch import save as save_torch
+
+    stored = {name: torch.tensor(tensor) for name, tensor in tensors(np.random.default_rng(3)).items()}
+    half = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+    rounded = {name: tensor.to(half) for name, tensor in stored.items()}
+    folders = {
+        "half": plain() | {"model.safetensors": save_torch(rounded)},
+        "full": plain() | {"model.safetensors": save_torch({name: t.float() for name, t in rounded.items()})},
+    }
+    keys, expected = (load_bert(write_folder(tmp_path / name, f)).embed(TEXTS) for name, f in folders.items())
+    assert keys.dtype == np.float32
+    assert np.array_equal(keys, expected)
+
+
+def test_the_names_gamma_and_beta_of_the_oldest_files_are_weight_and_bias(tmp_path):
+    stored = tensors(np.random.default_rng(5))
+    oldest = {}
+    for name, tensor in stored.items():
+        oldest[f"bert.{name}".replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")] = tensor
+    assert sum(name.endswith((".gamma", ".beta")) for name in oldest) == 6
+    expected = load_bert(write_folder(tmp_path / "new", plain() | {"model.safetensors": save(stored)})).embed(TEXTS)
+    keys = load_bert(write_folder(tmp_path / "oldest", plain() | {"model.safetensors": save(oldest)})).embed(TEXTS)
+    assert np.array_equal(keys, expected)
+
+
+def test_a_weight_that_is_stored_under_two_names_is_refused(tmp_path):
+    stored = tensors(np.random.default_rng(5))
+    stored["embeddings.LayerNorm.gamma"] = np.ones(D, np.float32)
+    with pytest.raises(UserError, match=r"model\.safetensors stores embeddings\.LayerNorm\.weight twice"):
+        load_bert(write_folder(tmp_path / "bert", plain() | {"model.safetensors": save(stored)}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_refused(tmp_path, value):
+    stored = tensors(np.random.default_rng(5))
+    stored["encoder.layer.0.output.dense.bias"][3] = value
+    with pytest.raises(UserError, match=r"model\.safetensors: encoder\.layer\.0\.output\.dense\.bias .* not finite"):
+        load_bert(write_folder(tmp_path / "bert", plain() | {"model.safetensors": save(stored)}))
+
+
+def keys_or_refusal(folder, files):
+    try:
+        return load_bert(write_folder(folder, files)).embed(TEXTS)
+    except UserError as error:
+        return str(error)
+
+
+def assert_refused_or_equal(folder, rng, count):
+    """A folder after each of `count` mutations: refused in one line, or with the same keys unless it is obeyed."""
+    forms = [files for files, _ in FORMS.values()]
+    keys = [load_bert(write_folder(folder / f"form {i}", files)).embed(TEXTS) for i, files in enumerate(forms)]
+    for trial in range(count):
+        i = rng.randrange(len(forms))
+        files, name, setting = mutated(rng, forms[i])
+        result = keys_or_refusal(folder / f"trial {trial}", files)
+        if isinstance(result, str):
+            assert "\n" not in result
+        elif name != "tokenizer.json" and (name, setting) not in OBEYED:
+            assert np.array_equal(result, keys[i]), (trial, name, setting, files.get(name))
+
+
+def test_a_mutated_folder_is_refused_or_keeps_its_keys(tmp_path):
+    assert_refused_or_equal(tmp_path, random.Random(0), 150)
+
+
+@pytest.mark.slow
+def test_thousands_of_mutated_folders_are_refused_or_keep_their_keys(tmp_path):
+    assert_refused_or_equal(tmp_path, random.Random(1), 20_000)
