@@ -4,6 +4,7 @@ import math
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,19 +16,11 @@ from retro_np.errors import UserError
 from retro_np.files import hash_fraction
 from retro_np.renamed import accept_old_names
 from retro_np.retrieval.patterns import matcher
-from retro_np.retrieval.sources import (
-    LOCATION_FORMS,
-    STDLIB,
-    Document,
-    Entry,
-    OnSkip,
-    hub_name,
-    opener,
-    without_surrogates,
-)
+from retro_np.retrieval.sources import LOCATION_FORMS, STDLIB, Document, Entry, OnSkip, default_name, opener  # noqa: F401
 
 SPEC_NAME = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
 SPEC_WEIGHT = re.compile(r"(.*):([+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf))", re.DOTALL | re.I)
+STRAYS = "links that lead to no file inside it"
 
 
 def _ignore(name: str) -> None:
@@ -56,11 +49,10 @@ class Corpus:
         return (entry.name for entry in self.entries(_ignore))
 
     def documents(self, on_skip: OnSkip = _ignore) -> Iterator[Document]:
-        """Read the documents in order. Binary files are skipped, and on_skip is called with their names.
+        """Read the documents in order. on_skip is called with the name of each file of a folder that is skipped.
 
         Sources keep the order in which they were given. A folder is read in the order of its relative paths, other
-        sources line by line. Raises UserError for a file that is missing or unreadable and for a bad line of JSONL.
-        """
+        sources line by line. Raises UserError for a file that is missing or unreadable and for a bad line of JSONL."""
         return (entry.read() for entry in self.entries(on_skip))
 
     def where(self, condition: Callable[[str], bool]) -> "Corpus":
@@ -73,9 +65,7 @@ def parse_source(text: str) -> Source:
 
     A location may contain `:` and `=` itself. Only `:` with a number at the end is a weight, and the first `=` ends a
     name only if nothing but letters, digits and `_.-` precedes it. The default name is that of the resolved file or
-    folder, of the dataset, or stdlib. Raises UserError for an empty name, an empty location or a weight that is not
-    above 0.
-    """
+    folder, of the dataset, or stdlib. Raises UserError for an empty name or location, and for a weight of 0 or less."""
     location, weight = text, None
     if (match := SPEC_WEIGHT.fullmatch(text)) and match[1] != "hub" and not match[1].endswith("=hub"):
         location, weight = match[1], float(match[2])
@@ -86,7 +76,7 @@ def parse_source(text: str) -> Source:
     name, location = match.groups() if (match := SPEC_NAME.fullmatch(location)) else (None, location)
     if not location:
         raise UserError(f"{text or 'an empty source'} names no location: give {LOCATION_FORMS}")
-    return Source(name or _default_name(location), location, weight)
+    return Source(name or default_name(location), location, weight)
 
 
 def parse_sources(specs: Iterable[str]) -> list[Source]:
@@ -109,20 +99,17 @@ def find_corpus(
     """The documents at one location or of several sources. A location is not parsed for a name or a weight.
 
     A location is `stdlib`, a folder, a .jsonl or .jsonl.gz file with `text` on each line, a text file, or
-    `hub:NAME[@CONFIG][#SPLIT]`. Every regular file of a folder is a document, except hidden files, binary files (a NUL
-    in the first 8 KiB), links to files outside it, and files below the folder leave_out. include, exclude: patterns for
-    relative paths in folders (see `patterns.py`). A file is taken if it matches an include pattern, or none is given,
-    and matches no exclude pattern. Raises UserError for a location that does not exist or holds no text, and for a
-    single binary file.
-    """
-    sources = source if isinstance(source, list) else [Source(_default_name(str(source)), str(source))]
+    `hub:NAME[@CONFIG][#SPLIT]`. Every file of a folder is a document, except those that `sources.folder_files` leaves
+    out: hidden files, files below the folder leave_out, binary files (a NUL in the first 8 KiB), links out of it.
+    include, exclude: patterns for relative paths in folders (see `patterns.py`). A file is taken if it matches an
+    include pattern, or none is given, and matches no exclude pattern. Raises UserError for a location that does not
+    exist or holds no text, and for a single binary file."""
+    sources = source if isinstance(source, list) else [Source(default_name(str(source)), str(source))]
     if not sources or not sources[0].location:
         raise UserError(f"no corpus is named: give {LOCATION_FORMS}")
     included, excluded = matcher(include), matcher(exclude)
 
-    def takes(file: str) -> bool:
-        return (not include or included(file)) and not excluded(file)
-
+    takes = lambda file: (not include or included(file)) and not excluded(file)  # noqa: E731
     enters = lambda folder: not excluded(folder)  # noqa: E731
     streams = [opener(each.location, each.name, takes, enters, leave_out) for each in sources]
     for each, stream in zip(sources, streams, strict=True):
@@ -132,9 +119,9 @@ def find_corpus(
 
 def check_apart(database: Path, corpus: Corpus) -> None:
     """Raise UserError if a source is inside the database's own folder: the build would read what it writes."""
-    folder = Path(database).resolve()
+    folder = Path(os.path.realpath(database))
     for source in corpus.sources:
-        if os.path.exists(source.location) and (path := Path(source.location).resolve()).is_relative_to(folder):
+        if os.path.exists(source.location) and (path := Path(os.path.realpath(source.location))).is_relative_to(folder):
             where = "both the corpus and the database" if path == folder else f"inside the database {database}"
             raise UserError(f"{source.location} is {where}: give another folder")
 
@@ -148,9 +135,7 @@ def limited(corpus: Corpus, limit_bytes: int | None) -> Corpus:
     """A slice of at most limit_bytes, but at least one document, taken in the order of the names' hashes.
 
     Documents that no longer fit are skipped. The hashes differ from those of `held_out`, so that a slice has its share
-    of held-out documents. A slice needs 9 bytes of memory per document of the whole corpus, and about 30 while it is
-    chosen.
-    """
+    of held-out documents. Memory: 9 bytes per document of the whole corpus, and about 30 while the slice is chosen."""
     if limit_bytes is None:
         return corpus
     hashes, sizes = array("d"), array("q")
@@ -186,17 +171,14 @@ def _chosen(corpus: Corpus, hashes: array, chosen: np.ndarray, on_skip: OnSkip) 
         raise UserError("the corpus lost a document while it was read: run the same command again")
 
 
-def _default_name(location: str) -> str:
-    if location == STDLIB:
-        return STDLIB
-    if location.startswith("hub:"):
-        return without_surrogates(hub_name(location))
-    return without_surrogates(os.path.basename(os.path.realpath(location))) or location
-
-
 def _check_text(source: Source, stream: Callable[[OnSkip], Iterator[Entry]], patterns: bool) -> None:
     skipped: list[str] = []
     if not any(entry.size for entry in stream(skipped.append)):
-        hint = " that matches the patterns" if patterns else ""
-        hint += f" ({len(skipped)} binary files were skipped)" if skipped else ""
-        raise UserError(f"{source.location} holds no text{hint}: give a corpus with at least one document")
+        paths = [os.path.join(source.location, name) for name in skipped]
+        kinds = [
+            STRAYS if os.path.islink(p) else "binary files" if os.path.isfile(p) else "special files" for p in paths
+        ]
+        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
+        hint = " that matches the patterns" * patterns + f" ({counts} were skipped)" * bool(skipped)
+        advice = "that cp -rL has copied, with the links' targets" if STRAYS in kinds else "with at least one document"
+        raise UserError(f"{source.location} holds no text{hint}: give a corpus {advice}")

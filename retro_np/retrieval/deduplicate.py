@@ -4,8 +4,7 @@ The similarity of two documents is the Jaccard similarity of their sets of 13-gr
 drops training documents at 0.8 or more. MinHash signatures (Broder 1997) estimate it. Banding the signatures finds the
 few promising pairs without comparing them all (Indyk & Motwani 1998; Leskovec, Rajaraman & Ullman, chapter 3). Pairs
 that may reach the threshold are compared exactly, so that no document is dropped because of an estimate.
-retro_np/kernels/minhash.py defines words and grams.
-"""
+`words.py` defines a text's words, and retro_np/kernels/minhash.py their grams."""
 
 import functools
 import hashlib
@@ -19,6 +18,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.kernels.minhash import NO_GRAM, band_matches, gram_hashes, minhash, mix, multipliers
+from retro_np.retrieval.words import word_bytes
 
 MIN_DETECTION = 0.9  # The bands must detect this share of pairs at the threshold. The default bands miss 5 in 10⁸.
 STANDARD_ERRORS = 4  # A pair is compared exactly unless its estimate is this far below the threshold.
@@ -45,18 +45,16 @@ class DedupConfig:
             raise UserError("deduplication: threshold must be a number; words, hashes and bands integers") from None
         if not threshold_is_valid:
             raise UserError(f"deduplication: threshold must be in (0, 1], not {self.threshold}")
-        if not 1 <= words <= MAX_WORDS_PER_GRAM:
-            raise UserError(f"deduplication: words must be from 1 to {MAX_WORDS_PER_GRAM}, not {words}")
-        if not 1 <= hashes <= MAX_HASHES:
-            raise UserError(f"deduplication: hashes must be from 1 to {MAX_HASHES}, not {hashes}")
+        for name, value, maximum in (("words", words, MAX_WORDS_PER_GRAM), ("hashes", hashes, MAX_HASHES)):
+            if not 1 <= value <= maximum:
+                raise UserError(f"deduplication: {name} must be from 1 to {maximum}, not {value}")
         if bands < 1 or hashes % bands:
             raise UserError(f"deduplication: {hashes} hashes cannot be divided into {bands} bands of equal size")
         detection = detection_probability(self.threshold, self)
         if detection < MIN_DETECTION:
-            raise UserError(
-                f"deduplication: {bands} bands of {hashes // bands} hashes detect only {100 * detection:.0f} % of the"
-                f" pairs at the threshold {self.threshold}: give more bands, up to {hashes}"
-            )
+            found = f"only {100 * detection:.0f} % of the pairs at the threshold {self.threshold}"
+            fault = f"deduplication: {bands} bands of {hashes // bands} hashes detect {found}"
+            raise UserError(f"{fault}: give more bands, up to {hashes}")
 
 
 class Duplicate(NamedTuple):
@@ -74,8 +72,7 @@ class BandIndex:
 
     signatures: (U, hashes) uint32, in the order of their first held-out rows. keys: (bands, U) uint64, sorted within
     each band. order: (bands, U), the signature of each key. members: held-out rows grouped by signature, ascending; the
-    rows of signature u are members[starts[u] : starts[u + 1]].
-    """
+    rows of signature u are members[starts[u] : starts[u + 1]]."""
 
     signatures: np.ndarray
     keys: np.ndarray
@@ -92,14 +89,14 @@ class BandIndex:
 
 def grams(texts: Sequence[str], words: int = 13) -> list[np.ndarray]:
     """Each text's set of grams: sorted unique hashes, (grams,) uint64."""
-    return [_unique(gram_hashes(np.frombuffer(_bytes(text), np.uint8), words)) for text in texts]
+    return [_unique(gram_hashes(np.frombuffer(word_bytes(text), np.uint8), words)) for text in texts]
 
 
 def signatures(texts: Sequence[str], config: DedupConfig) -> np.ndarray:
     """MinHash signatures of texts, (N, hashes) uint32. Every entry is 0xFFFFFFFF for a text without words."""
     factors, parts, batch, size = multipliers(config.hashes), [np.empty((0, config.hashes), np.uint32)], [], 0
     for number, text in enumerate(texts):
-        batch.append(_bytes(text))
+        batch.append(word_bytes(text))
         size += len(batch[-1])
         if size >= BATCH_BYTES or number == len(texts) - 1:
             offsets = np.cumsum([0, *map(len, batch)])
@@ -136,14 +133,22 @@ def candidates(
     maximum number of pairs per training document; the best estimates are kept. Of held-out documents with equal
     signatures only the first is returned. Returns rows i (P,) int64, held-out rows j (P,) int64 and estimates (P,)
     float64, the share of equal hashes, sorted by i, by descending estimate and by j. Memory: N · (limit + bands).
-    Raises UserError for signatures made with other settings.
-    """
+    Raises UserError for signatures made with other settings."""
     signatures = _checked(signatures, config)
     held = held if isinstance(held, BandIndex) else band_index(held, config)
     if held.signatures.shape[1] != config.hashes or len(held.keys) != config.bands:
         raise UserError("the held-out signatures were indexed with other hashes or bands: index them again")
-    i, unique, equal = _matches(signatures, held, config, limit)
-    return i, held.members[held.starts[unique]], equal / config.hashes
+    threshold, keys = config.threshold, _band_keys(signatures, config)
+    standard_error = math.sqrt(threshold * (1 - threshold) / config.hashes)
+    min_equal = math.ceil((threshold - STANDARD_ERRORS * standard_error) * config.hashes - 1e-9)
+    lows, highs = np.empty(keys.shape, np.int64), np.empty(keys.shape, np.int64)
+    for band, sorted_keys in enumerate(held.keys):
+        lows[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="left")
+        highs[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="right")
+    limit = min(limit, len(held.signatures))
+    matches, equal = band_matches(signatures, held.signatures, held.order, lows, highs, min_equal, limit)
+    present = matches >= 0
+    return np.nonzero(present)[0], held.members[held.starts[matches[present]]], equal[present] / config.hashes
 
 
 def detection_probability(similarity: float, config: DedupConfig) -> float:
@@ -158,8 +163,7 @@ def find_duplicates(
 
     held_text: returns the text of a held-out row; called only for rows that are compared. Returns at most one record
     per text, in order of the texts. Each text is compared with its candidates in order of their estimates until one
-    reaches the threshold, so a better estimate never hides a match.
-    """
+    reaches the threshold, so a better estimate never hides a match."""
     text_signatures, duplicates = signatures(texts, config), []
     held_sets = _held_sets(held_index, held_text, config.words)
     i, j, estimates = candidates(text_signatures, held_index, config)
@@ -188,8 +192,7 @@ def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
 def _held_sets(index: BandIndex, text: Callable[[int], str], words: int) -> Callable[[int], Iterator]:
     """A function that yields (row, grams) of a held-out row and of rows with the same signature but different grams.
 
-    Rows with equal grams are compared only once. A cache holds about MAX_CACHED_GRAMS grams at most.
-    """
+    Rows with equal grams are compared only once. A cache holds about MAX_CACHED_GRAMS grams at most."""
     cache: dict[int, np.ndarray] = {}
 
     def grams_of(held):
@@ -228,22 +231,6 @@ def _similarity(a, b) -> float:
     return common / (len(a) + len(b) - common) if common else 0.0
 
 
-def _matches(signatures, held, config, limit):
-    """(rows, indices into held.signatures, equal entries) of pairs that agree in a band, the best `limit` per row."""
-    threshold = config.threshold
-    standard_error = math.sqrt(threshold * (1 - threshold) / config.hashes)
-    min_equal = math.ceil((threshold - STANDARD_ERRORS * standard_error) * config.hashes - 1e-9)
-    keys = _band_keys(signatures, config)
-    lows, highs = np.empty(keys.shape, np.int64), np.empty(keys.shape, np.int64)
-    for band, sorted_keys in enumerate(held.keys):
-        lows[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="left")
-        highs[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="right")
-    limit = min(limit, len(held.signatures))
-    matches, equal = band_matches(signatures, held.signatures, held.order, lows, highs, min_equal, limit)
-    present = matches >= 0
-    return np.nonzero(present)[0], matches[present], equal[present]
-
-
 def _band_keys(signatures, config):
     """(N, bands) uint64: a hash of each band's entries."""
     entries = signatures.reshape(len(signatures), config.bands, config.hashes // config.bands)
@@ -256,13 +243,6 @@ def _band_keys(signatures, config):
 def _checked(signatures, config):
     signatures = np.asarray(signatures)
     if signatures.ndim != 2 or signatures.shape[1] != config.hashes or signatures.dtype != np.uint32:
-        raise UserError(
-            f"signatures must be uint32 (documents, {config.hashes}), not {signatures.dtype} {signatures.shape}: "
-            "compute them with these settings"
-        )
+        fault = f"signatures must be uint32 (documents, {config.hashes}), not {signatures.dtype} {signatures.shape}"
+        raise UserError(f"{fault}: compute them with these settings")
     return signatures
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8, extended to lone surrogates so that any two strings can be compared."""
-    return text.encode("utf-8", "surrogatepass")

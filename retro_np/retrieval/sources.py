@@ -1,8 +1,7 @@
 """Streams of documents, one for each kind of location: folders, text files, lines of JSON, Hub datasets.
 
 A stream's order does not depend on the file system. Memory holds one document at a time and, for a folder, the names in
-the folders on the current path. An Entry knows a document's name and size; the text is read on demand.
-"""
+the folders on the current path. An Entry knows a document's name and size; the text is read on demand."""
 
 import codecs
 import gzip
@@ -13,7 +12,7 @@ import stat
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ STDLIB = "stdlib"
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 LOCATION_FORMS = "a folder, a text file, a .jsonl or .jsonl.gz file, hub:NAME, or the name stdlib"
 SNIFFED_BYTES = 8192  # A file with a NUL in its first bytes is binary.
+NOT_TEXT = "is a binary file or UTF-16 (it has a NUL byte or a mark of UTF-16): convert it to UTF-8, as with iconv"
 HUB_LOCATION = re.compile(r"hub:(.+?)(?:@([^@#/]+))?(?:#([^#/]+))?", re.DOTALL)
 
 OnSkip = Callable[[str], None]
@@ -60,8 +60,7 @@ def opener(
 ) -> Callable[[OnSkip], Iterator[Entry]]:
     """A function that iterates over the entries of the source `name`. It can be called any number of times.
 
-    takes, enters, leave_out: see `folder_files`. Raises UserError for a location that does not exist or is binary.
-    """
+    takes, enters, leave_out: see `folder_files`. Raises UserError for a location that does not exist or is binary."""
     if location == STDLIB:
         return lambda on_skip: folder_files(
             sysconfig.get_paths()["stdlib"], name, on_skip,
@@ -78,7 +77,7 @@ def opener(
     if location.endswith((".jsonl", ".jsonl.gz")):
         return lambda on_skip: json_lines(location, name)
     if is_binary(location):
-        raise UserError(f"{location} is a binary file (it has a NUL byte): give a text file")
+        raise UserError(f"{location} {NOT_TEXT}")
     return lambda on_skip: text_file(location, name)
 
 
@@ -87,9 +86,9 @@ def folder_files(
 ) -> Iterator[Entry]:
     """The text files below a folder, in the order of their relative paths (by code point).
 
-    takes, enters: whether to take a file or enter a folder, given its relative path. Hidden files, links to folders or
-    to files outside root, special files, and files below leave_out are never taken. Binary files are skipped, and
-    on_skip is called with their names. Raises UserError for a file or folder that cannot be read.
+    takes, enters: whether to take a file or enter a folder, given its relative path. Hidden files and files below
+    leave_out are never taken. on_skip is called with the name of each other file that is skipped: binary files, special
+    files, and links to anything but a file inside root and outside leave_out. Raises UserError for what is unreadable.
     """
     base, real = os.path.join(os.fsencode(root), b""), os.path.realpath(os.fsencode(root))
     # If leave_out is outside root, this path starts with "..". No relative path below root does.
@@ -104,11 +103,10 @@ def folder_files(
         elif takes(name):
             path = os.fsdecode(base + relative)
             size = _size_of(path, os.fsdecode(real), left_out)
-            if size is not None:
-                if is_binary(path):
-                    on_skip(name)
-                else:
-                    yield Entry(name, size, partial(_file_document, path, name, source))
+            if size is None or is_binary(path):
+                on_skip(name)
+            else:
+                yield Entry(name, size, partial(_file_document, path, name, source))
 
 
 def _sorted_names(folder: bytes) -> list[bytes]:
@@ -124,9 +122,8 @@ def _size_of(path: str, real_root: str, left_out: bytes | None) -> int | None:
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             target = os.path.relpath(os.path.realpath(path), real_root)
-            if target.split("/")[0] == ".." or (left_out and os.fsencode(target).startswith(left_out)):
-                return None
-            if not os.path.exists(path):  # a broken or circular link
+            is_outside = target.split("/")[0] == ".." or (left_out and os.fsencode(target).startswith(left_out))
+            if is_outside or not os.path.exists(path):  # The second is a broken or circular link.
                 return None
             status = os.stat(path)
     return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -146,8 +143,9 @@ def _file_document(path: str, name: str, source: str) -> Document:
 
 
 def is_binary(path: str) -> bool:
-    """Whether a file has a NUL in its first 8 KiB. Raises UserError if it cannot be read."""
-    return b"\0" in _read(path, SNIFFED_BYTES)
+    """Whether a file has a NUL in its first 8 KiB or begins like UTF-16. Raises UserError if it cannot be read."""
+    start = _read(path, SNIFFED_BYTES)
+    return b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def _read(path: str, size: int = -1) -> bytes:
@@ -162,37 +160,30 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason, path = error.strerror or error, without_surrogates(path)
-        raise UserError(f"cannot read {path} ({reason}): fix that, or move the file out of the corpus") from error
+        raise UserError(f"cannot read {path} ({reason}): fix that, or leave the file out") from error
 
 
 def _decoded(data: bytes) -> tuple[str, int]:
     """Bytes as UTF-8 text, and how many invalid byte sequences became U+FFFD."""
-    try:
-        return data.decode(), 0
-    except UnicodeDecodeError:
-        text = data.decode("utf-8", "replace")
-        return text, text.count("\ufffd") - data.count("\ufffd".encode())
+    text = data.decode("utf-8", "replace")
+    return text, text.count("\ufffd") - data.count("\ufffd".encode())
 
 
 def json_lines(path: str, source: str) -> Iterator[Entry]:
     """One document for each line of a .jsonl or .jsonl.gz file, in order; blank lines are skipped.
 
     A document is named by its `name`, else by its `id`, else file:line. Raises UserError, with the line's number, if a
-    line is not an object with a `text` string, or if compressed data are truncated or damaged.
-    """
+    line is not an object with a `text` string, or if compressed data are truncated or damaged."""
     shown, number = without_surrogates(path), 0
     with _reading(path), gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
         try:
-            for line in file:
-                number += 1
+            for number, line in enumerate(file, start=1):
                 record, replaced = _parsed(f"{shown}:{number}", line)
                 if record is not None:
                     yield _row_entry(record, f"{os.path.basename(shown)}:{number}", source, replaced)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                f"{shown}:{number + 1} cannot be unpacked ({error}): the gzip file is damaged or incomplete; "
-                "download it again"
-            ) from error
+            fault = f"{shown}:{number + 1} cannot be unpacked ({error})"
+            raise UserError(f"{fault}: the gzip file is damaged or incomplete; download it again") from error
 
 
 def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
@@ -211,10 +202,10 @@ def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
     return record, replaced
 
 
-def _row_entry(record: dict, default_name: str, source: str, replaced: int = 0) -> Entry:
+def _row_entry(record: dict, fallback: str, source: str, replaced: int = 0) -> Entry:
     """The entry of a line of JSON or of a dataset's row, whose text is already in memory."""
     names = [record[key] for key in ("name", "id") if record.get(key) not in (None, "")]
-    name, text = without_surrogates(str([*names, default_name][0])), record["text"]
+    name, text = without_surrogates(str([*names, fallback][0])), record["text"]
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -223,18 +214,24 @@ def _row_entry(record: dict, default_name: str, source: str, replaced: int = 0) 
     return Entry(name, size, partial(Document, name, text, source, replaced))
 
 
-def hub_name(location: str) -> str:
-    """The dataset's name in `hub:NAME[@CONFIG][#SPLIT]`. For a local folder, the folder's own name."""
-    name, _, _ = _hub_parts(location)
-    return os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
+def default_name(location: str) -> str:
+    """The name of a source without one: that of the resolved file or folder, of the Hub's dataset, or stdlib."""
+    if location == STDLIB:
+        return STDLIB
+    if location.startswith("hub:"):
+        location = _hub_parts(location)[0]
+        if not os.path.isdir(location):
+            return without_surrogates(location)
+    with suppress(ValueError):  # for a string that can name no file
+        return without_surrogates(os.path.basename(os.path.realpath(location))) or location
+    return location
 
 
 def hub_dataset(location: str) -> Any:
     """Open `hub:NAME[@CONFIG][#SPLIT]` as a stream, an IterableDataset. The default split is train.
 
     NAME is a dataset of the Hugging Face Hub, or a local folder of data files, which needs no network. Only the columns
-    text, name and id are read. Raises UserError if the package, the dataset or its column text is missing.
-    """
+    text, name and id are read. Raises UserError if the package, the dataset or its column text is missing."""
     name, config, split = _hub_parts(location)
     try:
         import datasets
@@ -257,10 +254,9 @@ def hub_dataset(location: str) -> Any:
 def hub_rows(location: str, dataset: Any, source: str) -> Iterator[Entry]:
     """One document for each row of an opened dataset, in order. A null text counts as empty.
 
-    A document is named by its `name`, else by its `id`, else NAME:row, counted from 0. Raises UserError for a row that
-    cannot be read.
+    A document is named by its `name`, else by its `id`, else NAME:row, from 0. Raises UserError for an unreadable row.
     """
-    label, rows, number = hub_name(location), iter(dataset), -1
+    label, rows, number = default_name(location), iter(dataset), -1
     while True:
         try:
             record = next(rows, None)
@@ -275,10 +271,9 @@ def hub_rows(location: str, dataset: Any, source: str) -> Iterator[Entry]:
 
 
 def _hub_parts(location: str) -> tuple[str, str | None, str | None]:
-    match = HUB_LOCATION.fullmatch(location)
-    if not match:
-        raise UserError(f"{location} names no dataset: write hub:NAME, hub:NAME@CONFIG or hub:NAME#SPLIT")
-    return match[1], match[2], match[3]
+    if match := HUB_LOCATION.fullmatch(location):
+        return match[1], match[2], match[3]
+    raise UserError(f"{location} names no dataset: write hub:NAME, hub:NAME@CONFIG or hub:NAME#SPLIT")
 
 
 def _unreadable(location: str, error: Exception, row: str = "") -> UserError:

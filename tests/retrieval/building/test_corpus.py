@@ -1,5 +1,6 @@
 """Ground truth: files written by the test, and slices chosen from a list of all documents."""
 
+import errno
 import os
 import tracemalloc
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from retro_np.errors import UserError
 from retro_np.files import hash_fraction
+from retro_np.retrieval import sources
 from retro_np.retrieval.corpus import (
     Corpus,
     Source,
@@ -49,7 +51,7 @@ def test_a_folder_gives_every_text_file_below_it_in_sorted_order(tmp_path):
     assert list(texts_of(tmp_path).items()) == [("a/c.md", "sea"), ("a/z.py", "zed"), ("b.txt", "bee")]
 
 
-def test_hidden_files_binary_files_and_links_out_of_the_folder_are_skipped(tmp_path):
+def test_hidden_files_binary_files_and_links_out_of_the_folder_are_left_out(tmp_path):
     (tmp_path / "secret").write_text("outside")
     folder = tmp_path / "folder"
     (folder / ".git").mkdir(parents=True)
@@ -59,7 +61,7 @@ def test_hidden_files_binary_files_and_links_out_of_the_folder_are_skipped(tmp_p
     os.symlink(tmp_path / "secret", folder / "link")
     skipped = []
     assert [document.text for document in find_corpus(folder).documents(skipped.append)] == ["text"]
-    assert skipped == ["binary"]
+    assert skipped == ["binary", "link"]
 
 
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):
@@ -70,13 +72,21 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):
 
 
 def test_a_location_without_text_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no corpus at"):
-        find_corpus(tmp_path / "nowhere")
+    for location in (tmp_path / "nowhere", "a\0b", "\ud800"):
+        with pytest.raises(UserError, match="no corpus at"):
+            find_corpus(location)
     with pytest.raises(UserError, match="holds no text"):
         find_corpus(tmp_path)
     (tmp_path / "binary").write_bytes(b"\0")
     with pytest.raises(UserError, match="1 binary files were skipped"):
         find_corpus(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("nowhere", tmp_path / "link")
+    found = r"holds no text \(1 binary files, 1 links that lead to no file inside it, 1 special files were skipped\)"
+    with pytest.raises(UserError, match=found + ": give a corpus that cp -rL has copied"):
+        find_corpus(tmp_path)
+    with pytest.raises(UserError, match="holds no text that matches the patterns: give a corpus with at least one"):
+        find_corpus(tmp_path, include=("*.txt",))
     with pytest.raises(UserError, match="is a binary file"):
         find_corpus(tmp_path / "binary")
 
@@ -143,6 +153,20 @@ def test_a_file_that_disappears_while_reading_is_named_in_the_error(tmp_path):
         next(documents)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("name", ["scandir", "lstat", "open"])
+def test_a_file_or_folder_that_cannot_be_read_is_named_in_the_error(tmp_path, monkeypatch, name, number):
+    write_files(tmp_path, "folder/a")
+    corpus, reason = find_corpus(tmp_path), os.strerror(number)
+
+    def fail(path, *arguments):
+        raise OSError(number, reason, path)
+
+    monkeypatch.setattr(*((sources, "open", fail, False) if name == "open" else (os, name, fail)))
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}.* \\({reason}\\): fix that, or leave the file out"):
+        list(corpus.documents())
+
+
 PARTS = st.sampled_from(["a", "b", "a.py", "a-b", "a b", "é", "a!", "\U0001f600", "\uffff"])
 
 
@@ -164,18 +188,21 @@ def test_invalid_utf8_in_file_names_is_replaced(tmp_path):
     assert list(limited(find_corpus(tmp_path), 100).names()) == ["b", "\ufffd.py"]
 
 
-def test_only_links_to_files_inside_the_folder_are_followed(tmp_path):
+def test_only_links_to_files_inside_the_folder_are_followed_and_all_others_are_named(tmp_path):
     write_files(tmp_path, "folder/inner/file", "folder/db/tokens", "outside/file")
     folder = tmp_path / "folder"
     for name, target in {
         "inside": "inner/file", "loop": "loop", "nowhere": "gone", "to-folder": "inner", "built": "db/tokens",
-        "out": "../outside/file", "out-folder": "../outside",
+        "out": "../outside/file", "out-folder": "../outside", "to-pipe": "pipe", "zero": "/dev/zero",
     }.items():  # fmt: skip
         os.symlink(target, folder / name)
     os.mkfifo(folder / "pipe")
-    assert texts_of(folder, leave_out=folder / "db") == {
+    skipped = []
+    documents = list(find_corpus(folder, leave_out=folder / "db").documents(skipped.append))
+    assert {document.name: document.text for document in documents} == {
         "inner/file": "folder/inner/file", "inside": "folder/inner/file",
     }  # fmt: skip
+    assert skipped == ["built", "loop", "nowhere", "out", "out-folder", "pipe", "to-folder", "to-pipe", "zero"]
     os.symlink(folder, tmp_path / "alias")
     assert list(find_corpus(tmp_path / "alias").names()) == ["built", "db/tokens", "inner/file", "inside"]
 

@@ -1,5 +1,6 @@
 """Ground truth: files that the test wrote with json, gzip and pyarrow; the package datasets reads some of them."""
 
+import contextlib
 import gzip
 import json
 import socket
@@ -66,6 +67,56 @@ def test_jsonl_may_have_invalid_utf8_blank_lines_and_a_byte_order_mark(tmp_path)
     assert documents_of(path) == [("c.jsonl:1", "a\0b", 0), ("c.jsonl:4", "\ufffd", 1)]
     path.write_bytes(b'\xef\xbb\xbf\n{"text": "a"}')
     assert documents_of(path) == [("c.jsonl:2", "a", 0)]
+
+
+ODD_LINES = {  # a line and its document's name and text, or None if the line is refused
+    '{"text": "a", "id": NaN}': ("nan", "a"),
+    '{"text": "a", "id": -1e999}': ("-inf", "a"),
+    '{"text": "a", "text": "b"}': ("c.jsonl:1", "b"),
+    '{"text": "a", "id": 0}': ("0", "a"),
+    '{"text": "a", "name": false, "id": 1}': ("False", "a"),
+    '{"text": "a", "name": {"b": [1]}}': ("{'b': [1]}", "a"),
+    '{"text": "a", "name": "\\u0000\\u001b[2J"}': ("\0\x1b[2J", "a"),
+    '{"text": "\\ud83d\\ude00\\ud83d"}': ("c.jsonl:1", "\U0001f600\ufffd"),
+    '{"text": "a\u2028\x85b"}\r': ("c.jsonl:1", "a\u2028\x85b"),
+    '{"text": "a", "name": "' + "n" * 10**6 + '"}': ("n" * 10**6, "a"),
+    '{"text": "a", "id": ' + "9" * 5000 + "}": None,
+    '{"text": "a", "id": ' + "[" * 10**5 + "]" * 10**5 + "}": None,
+    '{"text": "a", "id": ' + '{"b":' * 10**5 + "1" + "}" * 10**5 + "}": None,
+    '{"text": ["a"]}': None,
+    '{"text": null}': None,
+    '{"Text": "a"}': None,
+    '[{"text": "a"}]': None,
+    '{"text": "a"} {"text": "b"}': None,
+    '{"text": "a"}\r{"text": "b"}': None,
+    '{"text": "a",}': None,
+    "{'text': 'a'}": None,
+    '{"text": "a\x01"}': None,
+    "\0": None,
+}
+
+
+@pytest.mark.parametrize(("line", "document"), ODD_LINES.items(), ids=lambda value: ascii(value)[:30])
+def test_an_odd_line_of_json_is_read_by_the_rules_of_json_or_refused_in_one_line(tmp_path, line, document):
+    path = tmp_path / "c.jsonl"
+    path.write_text(line + "\n", encoding="utf-8", newline="")
+    if document is not None:
+        assert [(name, text) for name, text, _ in documents_of(path)] == [document]
+        return
+    with pytest.raises(UserError, match=r"c.jsonl:1 (has no `text`|is not JSON)") as caught:
+        find_corpus(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_any_depth_is_read_or_refused_in_one_line(tmp_path):
+    path, deepest = tmp_path / "c.jsonl", 0
+    for depth in range(50, 1200, 3):
+        name = "[" * depth + "1" + "]" * depth
+        path.write_text('{"text": "a", "id": ' + name + "}")
+        with contextlib.suppress(UserError):
+            assert [document.name for document in find_corpus(path).documents()] == [name]
+            deepest = depth
+    assert deepest > 100
 
 
 def damaged(data, damage):
