@@ -1,9 +1,12 @@
 """`retro-np`: runs a command and turns a user's mistake into one line. The commands are in `commands/`."""
 
+import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from retro_np.errors import UserError
+from retro_np.progress import say
 from retro_np.renamed import replace_old_options
 
 PROGRAM, INTERRUPTED = "retro-np", 130
@@ -11,33 +14,68 @@ PROGRAM, INTERRUPTED = "retro-np", 130
 
 def main() -> None:
     """The entry point. Exit status 2 stands for a user's mistake or a missing package, 130 for an interrupt."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr] # A terminal may not be UTF-8.
+    _open_streams()
+    stdout, stderr = sys.stdout, sys.stderr
+    status, line = 2, ""
     try:
-        status = run(sys.argv[1:])
+        status = run(sys.argv[1:]) or 0
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (UserError, OSError, MemoryError, OverflowError, ModuleNotFoundError) as error:
-        line = " ".join(str(error).split())
-        if isinstance(error, ModuleNotFoundError):
-            from retro_np.info import PACKAGES
-
-            package = str(error.name).partition(".")[0].replace("_", "-")
-            if package not in PACKAGES:
-                raise
-            print(f"{PROGRAM} needs {package}: pip install {package}", file=sys.stderr)
-            sys.exit(2)
-        if isinstance(error, MemoryError):
-            line = f"not enough memory ({line}): choose smaller sizes"
-        elif isinstance(error, OverflowError):
-            line = f"a number is too large ({line}): choose a smaller one"
-        elif isinstance(error, OSError) and error.strerror:
-            line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        print(f"{PROGRAM}: {line}", file=sys.stderr)
-        sys.exit(2)
+        line = _line(error)
+    except SystemExit:  # typer and rich exit if a reader has closed the pipe.
+        line = f"{PROGRAM}: standard output was closed before everything was written"
     if status == INTERRUPTED:
-        print(f"{PROGRAM}: interrupted; run the same command to resume", file=sys.stderr)
+        line = f"{PROGRAM}: interrupted; run the same command to resume"
+    if problem := _flush(stdout):
+        status, line = 2, f"{PROGRAM}: standard output: {problem}"
+    if line:
+        say(line)
+    _flush(stderr)
     sys.exit(status)
+
+
+def _open_streams():
+    """Open the null device in place of closed standard streams, so that no file of a command gets their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        with suppress(AttributeError, ValueError):  # a stream of another kind, or closed by the program
+            stream.reconfigure(errors="replace")  # A terminal may not be UTF-8.
+        setattr(sys, name, stream)
+
+
+def _flush(stream):
+    """The reason why a stream's text cannot be written, or "". The text is then dropped: the exit would flush again."""
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error.strerror
+    except ValueError:  # closed by the program
+        pass
+    return ""
+
+
+def _line(error):
+    """The line for an error. Raises the error itself if a module is missing that no package of ours brings."""
+    line = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        from retro_np.info import PACKAGES
+
+        package = str(error.name).partition(".")[0].replace("_", "-")
+        if package not in PACKAGES:
+            raise error
+        return f"{PROGRAM} needs {package}: pip install {package}"
+    if isinstance(error, MemoryError):
+        line = f"not enough memory ({line}): choose smaller sizes"
+    elif isinstance(error, OverflowError):
+        line = f"a number is too large ({line}): choose a smaller one"
+    elif isinstance(error, OSError) and error.strerror:
+        line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{PROGRAM}: {line}"
 
 
 def run(arguments: list[str]) -> int | None:
@@ -51,7 +89,6 @@ def run(arguments: list[str]) -> int | None:
         return app(replace_old_options(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except usage_error as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
-        line = " ".join(error.format_message().split()).rstrip(".")
-        raise UserError(f"{line}; see {command} --help") from error
+        raise UserError(f"{error.format_message().rstrip('.')}; see {command} --help") from error
     except typer.Abort:  # Ctrl-C in some versions of typer; others return the status
         return INTERRUPTED

@@ -1,6 +1,5 @@
 """`retro-np gradcheck`, `info`, `demo`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from typer import Argument, Context, Exit, Option
 from retro_np.commands.shared import Seed, console, finite, print_results
 from retro_np.commands.user_function import user_function
 from retro_np.errors import GradientError, UserError
+from retro_np.progress import say
 
 
 def gradcheck(
@@ -36,8 +36,7 @@ def gradcheck(
     Without a file, this checks every operator and the whole model, in float64. All checks together take about ten
     seconds.
 
-    Example: `retro-np gradcheck my_layer.py:my_function --shape x=3,4`
-    """
+    Example: `retro-np gradcheck my_layer.py:my_function --shape x=3,4`"""
     from retro_np.checking import gradcheck as check_gradients
 
     tolerance = finite("--tolerance", tolerance)
@@ -48,11 +47,11 @@ def gradcheck(
             report = check_gradients(
                 f, *arguments, raise_exception=False, frozen=frozen or (), tolerance=chosen, seed=seed
             )
-        print(report)
+        console.print(str(report), soft_wrap=True)
         if not report:
-            print(report.message, file=sys.stderr)
+            say(report.message)
             raise Exit(1)
-        print(f"{name} passed: no error above {report.error:.1e}")
+        console.print(f"{name} passed: no error above {report.error:.1e}")
         return
     if shape or frozen:
         raise UserError("--shape and --frozen need FILE.py:FUNCTION")
@@ -83,8 +82,7 @@ def gradcheck(
 def info() -> None:
     """Show what is installed and which kernels run.
 
-    Example: `retro-np info`
-    """
+    Example: `retro-np info`"""
     from retro_np.info import facts
 
     table = Table(show_header=False)
@@ -104,8 +102,7 @@ def demo(
     The steps are database, baseline, RETRO, evaluation and samples. The two models are the bundled ones; with
     --from-scratch they are trained. If interrupted, run the same command to resume. A finished demo is shown again.
 
-    Example: `retro-np demo --minutes 5`
-    """
+    Example: `retro-np demo --minutes 5`"""
     from retro_np.experiments.demo import run_demo
 
     print_results(run_demo(minutes, out, seed, from_scratch, console))

@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from retro_np.commands.shared import DatabasePath, EmbedderPath, console, finite, open_database
 from retro_np.errors import UserError
+from retro_np.progress import one_line
 
 LOCATIONS = "A folder, a text file, a .jsonl or .jsonl.gz file with a `text` per line, `stdlib`, or hub:DATASET."
 MAX_DOCUMENT_DIGITS = 18  # A --document with more digits is a name, not a number.
@@ -31,7 +32,7 @@ def build(
     include: Include = None,
     exclude: Exclude = None,
     chunk_size: Annotated[int, Option(min=1, help="Tokens per chunk, m.")] = 64,
-    vocabulary_size: Annotated[int, Option(min=1, help="Vocabulary size of the tokenizer to train.")] = 4096,
+    vocabulary_size: Annotated[int, Option(min=1, max=1 << 20, help="Entries of the tokenizer to train.")] = 4096,
     tokenizer: Annotated[Path | None, Option(help="Use this tokenizer.json instead of training one.")] = None,
     held_out: Annotated[float, Option(min=0, help="Share of documents held out for evaluation.")] = 0.1,
     deduplicate: Annotated[
@@ -65,8 +66,7 @@ def build(
 
     To mix corpora: `--source code=src/:0.55 --source prose=docs/:0.45`
 
-    Example: `retro-np build stdlib -o runs/db --limit-mb 1`
-    """
+    Example: `retro-np build stdlib -o runs/db --limit-mb 1`"""
     from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.build import HASHED, BuildConfig, build_database
     from retro_np.retrieval.deduplicate import DedupConfig
@@ -107,8 +107,7 @@ def search(
 ) -> None:
     """Show the chunks whose keys are nearest to a text, each with its continuation.
 
-    Example: `retro-np search runs/db "parse a JSON file" -k 3`
-    """
+    Example: `retro-np search runs/db "parse a JSON file" -k 3`"""
     database = open_database(db, embedder, "exact" if exact else "hnsw")
     ids, distances = database.search(text, min(k, database.n_chunks + 1))
     m = database.chunk_size
@@ -123,7 +122,7 @@ def search(
         if as_json:
             result = {"rank": rank, "distance": float(distance), "id": int(chunk), "document": record["id"]}
             result |= {"name": record["name"], "source": record["source"], "chunk": parts[0], "continuation": parts[1]}
-            print(json.dumps(result))
+            console.print(json.dumps(result), soft_wrap=True)  # one line of printable ASCII
         else:
             title = f"{rank}  squared distance {distance:.3f}  document {record['id']}  {record['name']}"
             console.rule(title, align="left")
@@ -147,8 +146,7 @@ def add(
     Documents that are already in the database, or resemble a held-out document, are skipped. No new document is held
     out. If interrupted, run the same command to resume.
 
-    Example: `retro-np add runs/db notes.txt`
-    """
+    Example: `retro-np add runs/db notes.txt`"""
     from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.edit import add_documents
 
@@ -167,8 +165,7 @@ def remove(
 
     Searches, samples, batches and evaluations no longer use them. `retro-np compact` deletes their bytes.
 
-    Example: `retro-np remove runs/db --document 12 --document json/decoder.py`
-    """
+    Example: `retro-np remove runs/db --document 12 --document json/decoder.py`"""
     from retro_np.retrieval.edit import remove_documents
 
     documents = [int(d) if d.isdecimal() and len(d) <= MAX_DOCUMENT_DIGITS else d for d in document or []]
@@ -182,8 +179,7 @@ def compact(db: DatabasePath, dask: Dask = None) -> None:
 
     This renumbers chunks and documents. If interrupted, run the same command to resume.
 
-    Example: `retro-np compact runs/db`
-    """
+    Example: `retro-np compact runs/db`"""
     from retro_np.retrieval.edit import compact as compact_database
 
     _describe(compact_database(db, dask=dask))
@@ -194,15 +190,13 @@ def verify(db: DatabasePath) -> None:
 
     The exit status is 2 if anything is broken.
 
-    Example: `retro-np verify runs/db`
-    """
+    Example: `retro-np verify runs/db`"""
     from retro_np.retrieval.verify import verify_database
 
     report = verify_database(db)
-    for line in report.checked:
-        console.print(f"ok: {line}")
-    for line in report.broken:
-        console.print(f"BROKEN: {line}")
+    for verdict, lines in (("ok", report.checked), ("BROKEN", report.broken)):
+        for line in lines:
+            console.print(f"{verdict}: {one_line(line)}")
     if report.broken:
         raise UserError(f"{db} has defects ({len(report.broken)}); restore it, or build it again in another folder")
 
@@ -231,7 +225,9 @@ def _describe(database: Any) -> None:
     if replaced:
         console.print(f"{replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
     if manifest["skipped"]:
-        console.print(f"{manifest['skipped']:,} binary files were skipped, for example {manifest['skipped_names'][0]}")
+        kinds = "binary, special, or links that lead to no file inside the folder"
+        example = one_line(manifest["skipped_names"][0])
+        console.print(f"{manifest['skipped']:,} files were skipped ({kinds}), for example {example}")
     duplicates = database.path / "duplicates.jsonl"
     n_duplicates = duplicates.read_bytes().count(b"\n")
     if n_duplicates:

@@ -28,8 +28,7 @@ def experiment(
 
     Writes NAME.json and NAME.png to OUT. If interrupted, run the same command to resume.
 
-    Example: `retro-np experiment neighbours`
-    """
+    Example: `retro-np experiment neighbours`"""
     from retro_np.experiments.experiment import experiments, result_folder, run_experiment
 
     if name is None:
@@ -49,11 +48,13 @@ def pretrain(out: Out = Path("runs/experiments"), scale: Scale = "small") -> Non
     baseline.safetensors and tokenizer.json to OUT/pretrained, or with --scale tiny to OUT/tiny/pretrained. If
     interrupted, run the same command to resume.
 
-    Example: `retro-np pretrain --scale tiny`
-    """
+    Example: `retro-np pretrain --scale tiny`"""
     from retro_np.experiments.experiment import open_lab, result_folder
     from retro_np.experiments.pretrained import make_pretrained
+    from retro_np.files import outputs
 
+    folder = result_folder(out, scale) / "pretrained"
+    outputs.claim(folder, outputs.PRETRAINED)
     with open_lab(out, scale) as lab:
-        for path in make_pretrained(lab, result_folder(out, scale) / "pretrained"):
+        for path in make_pretrained(lab, folder):
             console.print(f"{path}: {path.stat().st_size:,} bytes")

@@ -1,5 +1,6 @@
 """`retro-np inspect`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,20 +30,20 @@ def inspect(
     The page shows what each chunk retrieved, how much retrieval saves on each token, and which retrieved tokens the
     model attended to. It is one HTML file that needs no network. If the text is long, only its beginning is shown.
 
-    Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`
-    """
+    Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`"""
     from retro_np.checkpoint import load_model
     from retro_np.files import check_output
     from retro_np.generation import generate
     from retro_np.report.inspection import MAX_PAGE_TOKENS, check_request, write_inspection
     from retro_np.report.inspection import inspect as inspect_tokens
     from retro_np.report.samples import prompt_tokens
+    from retro_np.report.shown import is_page
     from retro_np.retrieval.tokenizer import END_OF_TEXT
 
     inputs = [source for source in (text, file, prompt) if source is not None]
     if len(inputs) != 1:
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
-    page = check_output(out, "-o", [checkpoint, db, *([file] if file else [])])
+    page = check_output(out, "-o", [checkpoint, db, *([file] if file else [])], is_page)
     database = open_database(db, embedder)
     params, config = load_model(checkpoint, database)
     tokens = prompt_tokens(database, read_text(inputs[0]) if isinstance(inputs[0], Path) else inputs[0])
@@ -72,8 +73,15 @@ def inspect(
 
 
 def read_text(path: Path) -> str:
-    """A file's text, with invalid UTF-8 replaced. Raises UserError if it is not a file."""
-    if not path.is_file():
-        problem = f"{path} is not a file" if path.exists() else f"there is no file {path}"
+    """A file's text without a byte order mark; invalid UTF-8 is replaced. Raises UserError if it is not a text file."""
+    from retro_np.retrieval.sources import NOT_TEXT, is_binary, text_file
+
+    if not os.path.isfile(path):
+        problem = f"{path} is not a file" if os.path.exists(path) else f"there is no file {path}"
         raise UserError(f"{problem}; name one with --file, or give the text itself")
-    return path.read_bytes().decode("utf-8", "replace")
+    document = next(text_file(str(path), "")).read()
+    if is_binary(str(path)) or "\0" in document.text:
+        raise UserError(f"{path} {NOT_TEXT}")
+    if document.replaced:
+        console.print(f"{document.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
+    return document.text.removeprefix("\ufeff")

@@ -58,14 +58,14 @@ def train(
     dropout: Annotated[float, Option(help="Dropout rate.")] = 0.0,
     steps: Annotated[int, Option(min=1, help="Training steps.")] = 1000,
     sequence_length: shared.SequenceLength = 512,
-    batch_size: Annotated[int, Option(min=1, help="Sequences per step.")] = 4,
+    batch_size: Annotated[int, Option(min=1, max=shared.MAX_SIZE, help="Sequences per step.")] = 4,
     micro_batches: Annotated[int, Option(min=1, help="Split each step into parts, to save memory.")] = 1,
     neighbours: Annotated[
         int, Option("-k", "--neighbours", min=0, help="Neighbours per chunk; 0 turns retrieval off.")
     ] = 2,
     learning_rate: Annotated[float, Option(help="Peak learning rate.")] = 1e-3,
     warmup: Annotated[int, Option(min=0, help="Warm-up steps before the cosine decay.")] = 50,
-    weight_decay: Annotated[float, Option(help="Weight decay of AdamW.")] = 0.1,
+    weight_decay: Annotated[float, Option(max=1000, help="Weight decay of AdamW.")] = 0.1,
     seed: shared.Seed = 0,
     checkpoint_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 50,
 ) -> None:
@@ -74,8 +74,7 @@ def train(
     CCA is chunked cross-attention (paper §2.4). If interrupted, run the same command to resume from the last
     checkpoint. The result is the same, bit for bit, as without the interruption.
 
-    Example: `retro-np train runs/db -o runs/retro --steps 500`
-    """
+    Example: `retro-np train runs/db -o runs/retro --steps 500`"""
     import numpy as np
 
     from retro_np.checkpoint import load_model
@@ -113,6 +112,9 @@ def train(
             None if baseline else encoder, dropout, share_embeddings, tie_readout, cca_positions, retrieved_part,
             copying_start and not baseline,
         )  # fmt: skip
+    stored = database.split("train").neighbours.shape[1]
+    if config.retrieves and neighbours > stored > 0:
+        raise UserError(f"-k is {neighbours:,}, but {db} stores {stored} neighbours per training chunk: choose fewer")
     console.print(f"{count_parameters(config):,} parameters, {count_parameters(config, True):,} with embeddings")
     run_training(database, config, training, out, **start)
     console.print(f"{out}/checkpoint.safetensors holds the model after step {steps}.")
@@ -137,8 +139,7 @@ def evaluate(
     The conditions are RETRO with retrieval on, with retrieval off, with the neighbours of other chunks, and the
     baseline. Writes results.json, losses.npz and bpb_alpha.png.
 
-    Example: `retro-np evaluate runs/retro/checkpoint.safetensors runs/db`
-    """
+    Example: `retro-np evaluate runs/retro/checkpoint.safetensors runs/db`"""
     from retro_np.checkpoint import load_model
     from retro_np.evaluation.compare import evaluate as evaluate_models
     from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
@@ -152,11 +153,11 @@ def evaluate(
         models["baseline"] = load_model(baseline, database)
     retrieval = None
     k = k if retrieve_from else min(k, max(1, database.n_chunks))
-    if split == "valid" and k > database.split(split).neighbours.shape[1]:
+    if k > database.split(split).neighbours.shape[1] > 0:
         retrieve_from = retrieve_from or [db]  # Search again, because the database stores fewer than k neighbours.
     if retrieve_from or fraction != 1:
         if split != "valid":
-            raise UserError("--retrieve-from and --fraction are for held-out documents; leave out --split")
+            raise UserError("--retrieve-from, --fraction and a -k above the stored neighbours need --split valid")
         folders = retrieve_from or [db]
         parts = [
             open_database(folder).fraction(shared.finite("--fraction", fraction), fraction_seed) for folder in folders
@@ -195,11 +196,11 @@ def sample(
 
     Colours mark the tokens that a chunk shares with its retrieved text.
 
-    Example: `retro-np sample --pretrained --prompt "import json"`
-    """
+    Example: `retro-np sample --pretrained --prompt "import json"`"""
     from retro_np.checkpoint import load_model
     from retro_np.files import check_output
     from retro_np.report.samples import print_sample, sample_chunks, write_page
+    from retro_np.report.shown import is_page
 
     if pretrained:
         from retro_np.experiments.pretrained import pretrained_database
@@ -212,7 +213,7 @@ def sample(
         raise UserError("give a CHECKPOINT and a DB, or --pretrained")
     database = pretrained_database(PRETRAINED_DATABASE, PRETRAINED_BYTES) if db is None else open_database(db, embedder)
     params, config = load_model(checkpoint, database)
-    path = None if page is None else check_output(page, "--page", [checkpoint, database.path])
+    path = None if page is None else check_output(page, "--page", [checkpoint, database.path], is_page)
     k = min(k, database.n_chunks)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     chunks = sample_chunks(params, config, database, prompt, length, k if retrieval else 0, **settings)

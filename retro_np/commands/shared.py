@@ -4,16 +4,16 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
 from retro_np.errors import UserError
+from retro_np.progress import safe_console
 
 if TYPE_CHECKING:
     from retro_np.retrieval.database import Database
 
-console = Console(markup=False, highlight=False)  # without markup, because names and paths may contain brackets
+console = safe_console()
 
 DatabasePath = Annotated[Path, Argument(metavar="DB", help="A database made by `retro-np build`.")]
 CheckpointPath = Annotated[Path, Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")]
@@ -22,7 +22,8 @@ EmbedderPath = Annotated[
     Option("--embedder", help="The folder of a BERT. Default: the embedder that made the database's keys."),
 ]
 K = Annotated[int, Option("-k", "--neighbours", min=1, help="Neighbours per chunk.")]
-SequenceLength = Annotated[int, Option(min=1, help="Tokens per sequence, n: a multiple of the chunk size.")]
+MAX_SIZE = 1 << 20  # A larger sequence or batch would overflow array sizes before memory runs out.
+SequenceLength = Annotated[int, Option(min=1, max=MAX_SIZE, help="Tokens per sequence, n: one or more whole chunks.")]
 Temperature = Annotated[float, Option(min=0, help="Temperature of sampling; 0 is greedy.")]
 TopP = Annotated[
     float, Option(min=0, max=1, help="Sample only from the likeliest tokens whose probabilities add up to this.")

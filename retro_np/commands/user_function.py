@@ -22,8 +22,7 @@ def user_function(target: str, shapes: list[str], seed: int) -> Iterator[tuple[C
     """The function that `target` names, FILE.py:FUNCTION, and its arguments, in a context where it may be called.
 
     shapes: NAME=SIZE,SIZE,… for each parameter, drawn with `seed`; without any, the file's example() is called.
-    Raises UserError if something is wrong with these, and for everything that the user's code raises in the context.
-    """
+    Raises UserError if something is wrong with these, and for everything that the user's code raises in the context."""
     file, _, name = target.rpartition(":")
     if not file or name.endswith(".py"):
         file, name = target, ""

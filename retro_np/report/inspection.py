@@ -61,8 +61,7 @@ def inspect(
     layers. retrieved: what `generate` retrieved for a sample with this k. It replaces the search results, because an
     approximate index may answer differently when it is searched for all chunks together.
     Raises UserError for a baseline, fewer than 2 or more than MAX_PAGE_TOKENS tokens, k outside 1 to
-    MAX_PAGE_NEIGHBOURS, or damaged weights.
-    """
+    MAX_PAGE_NEIGHBOURS, or damaged weights."""
     tokens = np.asarray(tokens, np.int64)
     check_fit(config, database)
     check_request(config, len(tokens), k)
@@ -106,8 +105,7 @@ def inspect(
 def _search(database, chunks, k):
     """Ids and squared distances, (l, k), of the values nearest to each chunk, and each chunk's leakage.
 
-    chunks: (l, m). Leakage: the longest run shared with one of the first LEAKAGE_NEIGHBOURS values, divided by m.
-    """
+    chunks: (l, m). Leakage: the longest run shared with one of the first LEAKAGE_NEIGHBOURS values, divided by m."""
     if not len(chunks):
         return np.zeros((0, k), np.int64), np.zeros((0, k)), np.zeros(0)
     ids, distances = database.search_keys(database.embed_chunks(chunks), k)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from retro_np.evaluation.leakage import NO_LEAKAGE
+from retro_np.files import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
@@ -58,8 +59,7 @@ def plot_bars(
 
     values: name → a number or a `mean_and_spread`, whose seeds are drawn as dots. label: the axis label. scale: a
     factor for all values. dots: name → another number, drawn as a dot. notes: name → text after the bar. limits: the
-    limits of the axis.
-    """
+    limits of the axis."""
     axes = new_axes(xlabel=label)
     for row, (name, value) in enumerate(values.items()):
         mean, marks = (value["mean"], value["seeds"]) if isinstance(value, dict) else (value, [(dots or {}).get(name)])
@@ -85,10 +85,10 @@ def new_axes(**properties: str) -> Axes:
 
 
 def save_plot(axes: Axes, path: Path | str) -> None:
-    """Write the figure of these axes as PNG, with a legend if anything has a label."""
+    """Write the figure of these axes in the format of the file's suffix, with a legend if anything has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     assert isinstance(axes.figure, Figure)  # not a SubFigure
-    axes.figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        axes.figure.savefig(file, dpi=150, format=Path(path).suffix[1:] or None)

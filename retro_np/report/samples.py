@@ -9,6 +9,7 @@ from rich.text import Text
 
 from retro_np.config import RetroConfig
 from retro_np.generation import generate
+from retro_np.progress import one_line, visible
 from retro_np.report.shown import BACKGROUNDS, FOREGROUNDS, MAX_SHOWN_RUN_TOKENS, Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.sources import LONE_SURROGATE
@@ -22,8 +23,7 @@ def sample_chunks(
 ) -> list[Chunk]:
     """Continue a text prompt and cut the result into coloured chunks.
 
-    k = 0 turns retrieval off. settings: further arguments of `generate`.
-    """
+    k = 0 turns retrieval off. settings: further arguments of `generate`."""
     check_fit(config, database)
     tokens = prompt_tokens(database, prompt)
     source = database if k else None
@@ -47,7 +47,7 @@ def print_sample(console: Console, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         values = Text()
         for value in chunk.values:
-            values.append(f"{value.document} (squared distance {value.distance:.3f})\n", style="italic")
+            values.append(f"{one_line(value.document)} (squared distance {value.distance:.3f})\n", style="italic")
             values.append_text(_styled(value.neighbour))
             values.append(" | ", style="bold")
             values.append_text(_styled(value.continuation))
@@ -61,9 +61,9 @@ def print_sample(console: Console, chunks: list[Chunk]) -> None:
 
 
 def _styled(tokens):
-    text = Text()
+    text = Text()  # which would drop some control characters
     for token in tokens:
-        text.append(token.text, style=_style(token.run) or ("dim" if token.prompt else ""))
+        text.append(visible(token.text), style=_style(token.run) or ("dim" if token.prompt else ""))
     return text
 
 
@@ -74,6 +74,5 @@ def _style(run):
 def write_page(path: Path | str, title: str, samples: list[dict[str, Any]], facts: dict[str, str]) -> None:
     """Write samples as one self-contained HTML page.
 
-    samples: dicts with "heading" and "chunks". facts: name → text, listed at the top. All text is escaped.
-    """
+    samples: dicts with "heading" and "chunks". facts: name → text, listed at the top. All text is escaped."""
     write_template(path, "samples.html", title=title, samples=samples, facts=facts)

@@ -12,6 +12,7 @@ import numpy as np
 from retro_np.files import write_atomically
 from retro_np.generation import Retrieved
 from retro_np.kernels.substring import common_prefix_lengths
+from retro_np.progress import visible
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import token_texts
 
@@ -19,8 +20,11 @@ MAX_SHOWN_RUN_TOKENS = 5  # longer runs have the same colour
 # The colours of runs of 0, 1, … 5 tokens: one hue, lighter to darker, so that lightness alone tells them apart.
 BACKGROUNDS = ("", "#f1e7c8", "#f3cf86", "#f0ab57", "#d97b3a", "#9c4a1f")
 FOREGROUNDS = ("", "#1a1a1a", "#1a1a1a", "#1a1a1a", "#1a1a1a", "#ffffff")
-# Control characters, except tab and line ends, and characters that change the direction of writing.
-INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# How our pages start: with the generator or, up to version 0.2, as one of the two templates did.
+OUR_PAGE = re.compile(
+    rb'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="(generator" content="retro_np"'
+    rb"|viewport.*(--line: #8884; --soft: #8882;|'unsafe-inline'; script-src 'sha256-))", re.DOTALL,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,7 @@ def show_chunks(
 
     A token of chunk u + 1 gets the length of the longest run that ends at it and is part of a value retrieved by chunk
     u. A token of a value gets the length of the longest run that ends at it and is part of chunk u + 1. Missing
-    neighbours are left out.
-    """
+    neighbours are left out."""
     m, n_prompt = database.chunk_size, len(prompt)
     tokens = np.concatenate([prompt, sample]).astype(np.int64)
     runs, values = np.zeros(len(tokens), np.int64), {}
@@ -94,17 +97,19 @@ def _tokens(database, tokens, runs, n_prompt=0):
     return [Token(text, run, t < n_prompt) for t, (text, run) in enumerate(zip(texts, runs, strict=True))]
 
 
-def visible(text: str) -> str:
-    """A text with visible symbols or code points in place of its invisible characters."""
-    return INVISIBLE.sub(lambda c: chr(0x2400 + ord(c[0])) if c[0] < " " else f"[U+{ord(c[0]):04X}]", text)
+def is_page(start: bytes) -> bool:
+    """Whether a file with these first bytes is a page that this package wrote. See `check_output`."""
+    return OUR_PAGE.match(start) is not None
 
 
 def write_template(path: Path | str, template: str, **context: Any) -> None:
-    """Render a template of this folder as one self-contained page. All text is escaped."""
+    """Render a template of this folder as one page. All text is escaped, and its invisible characters are visible."""
     from jinja2 import Environment  # only a page needs it
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["visible"] = visible
+    def finalize(value):
+        return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=finalize)
     source = files("retro_np.report").joinpath(template).read_text(encoding="utf-8")
     colours = list(zip(range(MAX_SHOWN_RUN_TOKENS + 1), BACKGROUNDS, FOREGROUNDS, strict=True))
     page = environment.from_string(source).render(colours=colours, longest=MAX_SHOWN_RUN_TOKENS, **context)

@@ -19,7 +19,7 @@ from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.nn.model import attention_maps, retro
 from retro_np.parameters import init_params
 from retro_np.report.inspection import WHOLE, inspect, write_inspection
-from retro_np.report.shown import show_chunks, visible
+from retro_np.report.shown import show_chunks
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.tokenizer import encode, token_byte_lengths
 
@@ -193,10 +193,6 @@ def test_shown_runs_are_the_longest_shared_up_to_five_and_missing_neighbours_are
             shown = [token.run for token in value.neighbour + value.continuation]
             assert shown == [min(longest_shared_run(stored, i, next_row), 5) for i in range(2 * M)]
             assert len(value.neighbour) == M
-
-
-def test_invisible_characters_become_visible():
-    assert visible("a\x00b\u202ec\x7f\n\td\r\n") == "a␀b[U+202E]c[U+007F]\n\td\r\n"
 
 
 @pytest.fixture(scope="module")
