@@ -1,8 +1,7 @@
 """Settings of the process that make NumPy faster: idle BLAS threads sleep, and freed memory is kept.
 
 Together they save a quarter of a training step (`benchmarks/train_step.py`), and they change no result. Set
-RETRO_NP_TUNE=0 to leave the process alone.
-"""
+RETRO_NP_TUNE=0 to leave the process alone."""
 
 import ctypes
 import os
@@ -25,8 +24,7 @@ def _let_blas_sleep() -> bool:
     """Make OpenBLAS's threads sleep as soon as a product is done.
 
     By default they spin for some 25 ms while they wait for the next product, on the cores that our kernels need.
-    OpenBLAS reads the variable when it is loaded, so it cannot be changed once NumPy has been imported.
-    """
+    OpenBLAS reads the variable when it is loaded, so it cannot be changed once NumPy has been imported."""
     name = "OPENBLAS_THREAD_TIMEOUT"  # log₂ of the processor cycles that a thread spins; 4 is the minimum
     if "numpy" in sys.modules and name not in os.environ:
         return False
@@ -35,9 +33,7 @@ def _let_blas_sleep() -> bool:
 
 def _keep_freed_memory() -> bool:
     """Make glibc keep freed memory for later allocations. Other C libraries are left alone.
-
-    By default, each array above 32 MB is mapped from the system again, which zeroes it page by page on first use.
-    """
+    By default, each array above 32 MB is mapped from the system again, which zeroes it page by page on first use."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))  # one arena for all threads
     return bool(mallopt and all(mallopt(*setting) for setting in settings))

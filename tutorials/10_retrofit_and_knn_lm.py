@@ -127,14 +127,13 @@ plain, hidden, documents = knn_lm.frozen_model(baseline, baseline_config, databa
 
 def scored(params, config, k):
     """A model with k neighbours at the same held-out tokens; k = 0: retrieval off."""
-    windows, first = bits_per_byte.evaluation_windows(valid, window // m, window // m // 2)
-    found = []
-    for rows, tokens, targets in bits_per_byte.scored_windows(valid, windows, first):
+
+    def predict(rows, tokens, targets):
         neighbours = sequence_neighbours(database, valid, rows, k) if k else None
-        nats = bits_per_byte.nats_of(retro(params, config, tokens, neighbours)[0], targets)
-        b, t = np.nonzero(targets)
-        found.append((bits_per_byte.positions_of(rows, b, t, m), targets[b, t], nats[b, t].astype(np.float64)))
-    return bits_per_byte.ScoredTokens(*bits_per_byte.sorted_by_position(found))
+        return (bits_per_byte.nats_of(retro(params, config, tokens, neighbours)[0], targets),)
+
+    windows = bits_per_byte.evaluation_windows(valid, window // m, window // m // 2)
+    return bits_per_byte.scored_tokens(valid, windows, predict, "evaluating")[0]
 
 
 def bits(tokens):

@@ -41,7 +41,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from retro_np import load_bert
-from retro_np.files import mapped
 from retro_np.kernels import threads
 from retro_np.kernels.search import exact_search, listed_distances, merge_lists
 from retro_np.retrieval.build import BuildConfig, build_database
@@ -65,7 +64,7 @@ m, n = database.chunk_size, database.n_chunks
 shard, lists = database.path / "shards" / "00000", database.path / "neighbours" / "train" / "00000"
 stored = {"tokens": shard / "tokens.npy", "document's number": shard / "documents.npy", "key": shard / "keys.npy"}
 stored |= {"neighbours: ids": lists / "ids.npy", "neighbours: distances": lists / "distances.npy"}
-weights = {name: mapped(path).nbytes / n for name, path in stored.items()}
+weights = {name: np.load(path, mmap_mode="r").nbytes / n for name, path in stored.items()}
 for name, weight in weights.items():
     print(f"{name:22} {weight:5.0f} bytes a chunk")
 in_graph = (shard / "index.hnsw").stat().st_size / n

@@ -1,7 +1,7 @@
 """Bits per byte of whole documents under a model, with a sliding window. Paper §2.6 and appendix C."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,7 @@ class Losses:
 
     nats: (chunks,), the summed negative log-likelihood of the chunk's scored tokens; bytes: (chunks,), the UTF-8 bytes
     of these tokens; documents: (chunks,), the number of each chunk's document. A document's first token and its
-    end-of-text are not scored: they add neither nats nor bytes.
-    """
+    end-of-text are not scored: they add neither nats nor bytes."""
 
     nats: np.ndarray
     bytes: np.ndarray
@@ -45,8 +44,7 @@ class Losses:
 class ScoredTokens:
     """The scored tokens of a split, in the order of the text, and the loss on each.
 
-    positions: (N,), row of the split · m + position in the chunk; tokens: (N,); nats: (N,) float64.
-    """
+    positions: (N,), row of the split · m + position in the chunk; tokens: (N,); nats: (N,) float64."""
 
     positions: np.ndarray
     tokens: np.ndarray
@@ -69,8 +67,7 @@ def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
     """Compression rate of a text under a model: nats / (ln 2 · bytes). Paper eq. 5.
 
     nats: summed negative log-likelihoods, any shape; n_bytes: UTF-8 bytes of the original text, same shape. Raises
-    UserError (a ValueError) if no bytes are left, for example after a leakage filter.
-    """
+    UserError (a ValueError) if no bytes are left, for example after a leakage filter."""
     total = float(np.sum(n_bytes))
     if total <= 0:
         raise UserError("no bytes are left: the texts are empty, or a filter removed all of them")
@@ -134,8 +131,7 @@ def score(
 def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Negative log-likelihood of each target in nats; 0 where the target is padding.
 
-    logits: (..., V); targets: (...), integers. Returns (...).
-    """
+    logits: (..., V); targets: (...), integers. Returns (...)."""
     log_likelihood = np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
     return np.where(targets == 0, 0, -log_likelihood)
 
@@ -148,31 +144,17 @@ def scored_tokens(
 
     windows: from `evaluation_windows`. predict(window, tokens, targets), with arrays as in `scored_windows`,
     returns the nats of the targets, (B, n), and any further arrays (B, n, …). limit: leave out the tokens after this
-    many chunks of the split. Returns the scored tokens, and the further arrays as (N, …).
-    """
-    parts = []
+    many chunks of the split. Returns the scored tokens, and the further arrays as (N, …)."""
+    parts, m = [], split.tokens.shape[1]
     for window, tokens, targets in scored_windows(split, *windows, description):
         b, t = np.nonzero(targets)
-        positions = positions_of(window, b, t, split.tokens.shape[1])
+        # After a chunk's last token comes the first token of the next row.
+        positions = window[b, t // m] * m + t % m + 1
         parts.append((positions, targets[b, t], *(array[b, t] for array in predict(window, tokens, targets))))
-    positions, tokens, nats, *arrays = sorted_by_position(parts)
-    end = np.searchsorted(positions, len(split.tokens[:limit]) * split.tokens.shape[1])
-    return ScoredTokens(positions, tokens, nats.astype(np.float64))[:end], [array[:end] for array in arrays]
-
-
-def sorted_by_position(parts: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    """Join parts, each a tuple of positions (n,) and further arrays (n, …), and sort them by position."""
-    positions, *values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(positions, kind="stable")
-    return tuple(array[order] for array in (positions, *values))
-
-
-def positions_of(window: np.ndarray, b: np.ndarray, t: np.ndarray, m: int) -> np.ndarray:
-    """Positions in the split, row · m + position in the chunk, of the tokens that positions t of windows b predict.
-
-    window: (B, l) row numbers; b, t: (N,). Returns (N,).
-    """
-    return window[b, t // m] * m + t % m + 1  # after a chunk's last token comes the first token of the next row
+    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    order = np.argsort(joined[0], kind="stable")[: np.count_nonzero(joined[0] < len(split.tokens[:limit]) * m)]
+    positions, tokens, nats, *arrays = (array[order] for array in joined)
+    return ScoredTokens(positions, tokens, nats.astype(np.float64)), arrays
 
 
 def _permutation(n: int, removed, seed: int | None):

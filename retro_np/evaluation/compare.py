@@ -10,7 +10,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, score
 from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
-from retro_np.files import check_folder, replacing, write_json
+from retro_np.files import outputs, remove_partial, replacing, write_json
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
 from retro_np.tree import Tree
@@ -23,8 +23,7 @@ SHUFFLE_SEED = 0
 def conditions(baseline: Any, retro: Any, retrieves: bool = True) -> dict[str, tuple[Any, bool, int | None]]:
     """The conditions that are compared: name → (model, whether it retrieves, shuffle seed).
 
-    baseline, retro: models in any form; None leaves the baseline out. retrieves: whether retro has cross-attention.
-    """
+    baseline, retro: models in any form; None leaves the baseline out. retrieves: whether retro has cross-attention."""
     lines: dict[str, tuple[Any, bool, int | None]] = {} if baseline is None else {"baseline": (baseline, False, None)}
     if not retrieves:
         return lines | {"without retrieval": (retro, False, None)}
@@ -39,46 +38,42 @@ def evaluate(
     """Score a RETRO under each condition, and a baseline for comparison; write results.json and losses.npz to `out`.
 
     models: {"RETRO": (params, config)}, or {"RETRO": (params, config), "baseline": (params, config)}. The RETRO is
-        scored with retrieval on, off, and, unless split is "train", with the neighbours of other chunks; the baseline
-        without retrieval.
-    out: the folder of the results, created if necessary. losses.npz holds the nats and bytes of each condition, per
-        chunk and per document, and r(C) of each chunk.
+        scored with retrieval on, off, and, unless split is "train", with the neighbours of other chunks.
+    out: the folder of the results. losses.npz holds each condition's nats and bytes, and r(C) of each chunk.
     split, k, sequence_length, stride, limit, retrieval: as in `score` (split is its split_name).
 
-    Returns what results.json holds. "models" maps each condition to its bits per byte, "bpb" over all chunks and
-    "bpb_no_leakage" over those with r(C) ≤ 12.5 % (None if there are none). "bpb_alpha" maps each
-    condition to bpb(α) for each of "alphas". "sentence" says whether retrieval helped. Raises UserError for any other
-    name in models, for a folder that cannot be written, and as `score` does.
-    """
+    Returns what results.json holds. "models" has each condition's "bpb" and "bpb_no_leakage" (see `leakage.bits`),
+    "bpb_alpha" its bpb(α) for each of "alphas", and "sentence" says whether retrieval helped. Raises UserError for any
+    other name in models, for a folder that cannot be written, and as `score` does."""
     out = Path(out)
-    check_folder(out)
+    outputs.claim(out, outputs.EVALUATION)
+    remove_partial(out)
     if "RETRO" not in models or not models.keys() <= {"RETRO", "baseline"}:
         raise UserError(f'models must be {{"RETRO": …}} or {{"RETRO": …, "baseline": …}}, not {list(models)}')
     baseline, retro = models.get("baseline"), models["RETRO"]
     if baseline is not None and baseline[1].retrieves:
         raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use another checkpoint")
+    windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
+    retrieval = retrieval or Retrieval.own(database, split)
     losses: dict[str, Losses] = {}
-    for name, ((params, config), retrieve, shuffle_seed) in conditions(baseline, retro, retro[1].retrieves).items():
-        if shuffle_seed is not None and split == "train":
+    for name, ((params, config), retrieve, seed) in conditions(baseline, retro, retro[1].retrieves).items():
+        if seed is not None and split == "train":
             continue  # the neighbours of another training chunk may come from this chunk's own document
         losses[name] = score(
-            params, config, database, split, k=k if retrieve else 0, sequence_length=sequence_length, stride=stride,
-            limit=limit, shuffle_seed=shuffle_seed, retrieval=retrieval, description=f"evaluating {name}",
+            params, config, database, split, k=k if retrieve else 0, **windows, shuffle_seed=seed, retrieval=retrieval,
+            description=f"evaluating {name}",
         )  # fmt: skip
-    retrieval = retrieval or Retrieval.own(database, split)
     ratios = chunk_leakage(database, split, limit, retrieval)
     figures = {name: bits(loss, ratios) for name, loss in losses.items()}
     results = {
         "database": {"path": str(database.path), **database.identity, **database.manifest["splits"][split]},
         "settings": {
-            "split": split, "k": k, "sequence_length": sequence_length, "stride": stride, "limit": limit,
+            "split": split, "k": k, **windows,
             "leakage_neighbours": min(LEAKAGE_NEIGHBOURS, retrieval.split.neighbours.shape[1]),
             "retrieved_from": str(retrieval.database.path),
         },
-        "chunks": len(ratios),
-        "bytes": int(next(iter(losses.values())).bytes.sum()),
-        "models": figures,
-        "alphas": list(ALPHAS),
+        "chunks": len(ratios), "bytes": int(next(iter(losses.values())).bytes.sum()),
+        "models": figures, "alphas": list(ALPHAS),
         "bpb_alpha": {name: filtered_bits_per_byte(loss, ratios) for name, loss in losses.items()},
         "sentence": verdict(figures),
     }  # fmt: skip
@@ -93,25 +88,25 @@ def evaluate(
     return results
 
 
+def more_or_fewer(saved: float) -> str:
+    """A saved share of the bits in words, for example "5.62 % fewer bits"; "more bits" if it is negative."""
+    return f"{100 * abs(saved):.2f} % {'fewer' if saved > 0 else 'more'} bits"
+
+
 def verdict(figures: dict[str, dict[str, Any]]) -> str:
     """One sentence: by how much retrieval helped, and whether the model used the content of its own neighbours.
 
-    figures: {condition: {"bpb": …}}, as in the results of `evaluate`.
-    """
+    figures: {condition: {"bpb": …}}, as in the results of `evaluate`."""
     if ON not in figures:
         return "This model has no chunked cross-attention, so there is no retrieval to judge."
-    on, parts = figures[ON]["bpb"], []
-    for name, phrase in (("baseline", "the baseline"), (OFF, OFF)):
-        if name in figures:
-            gain = 100 * (1 - on / figures[name]["bpb"])
-            parts.append(f"{abs(gain):.2f} % {'fewer' if gain > 0 else 'more'} bits than {phrase}")
+    saved = {name: 1 - figures[ON]["bpb"] / line["bpb"] for name, line in figures.items()}
+    phrases = {"baseline": "the baseline", OFF: OFF}
+    parts = [f"{more_or_fewer(saved[name])} than {phrases[name]}" for name in phrases if name in figures]
     sentence = f"With retrieval on, RETRO needs {' and '.join(parts)}"
     if SHUFFLED not in figures:
         return sentence + "."
-    saving = 100 * (1 - on / figures[SHUFFLED]["bpb"])
+    saving = 100 * saved[SHUFFLED]
     if saving > 0.05:
         return f"{sentence}; its own neighbours save {saving:.2f} % compared with the neighbours of other chunks."
-    return (
-        f"{sentence}; but it does at least as well with the neighbours of other chunks ({saving:+.2f} %): "
-        "this model does not use what it retrieves."
-    )
+    others = f"but it does at least as well with the neighbours of other chunks ({saving:+.2f} %)"
+    return f"{sentence}; {others}: this model does not use what it retrieves."

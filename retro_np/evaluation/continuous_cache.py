@@ -1,51 +1,46 @@
 """The continuous cache (Grave et al. 2017): a frozen model that also looks at its own earlier hidden states.
 
 p = λ p_cache + (1 − λ) p_LM. The cache holds the last `window` positions i of the document, and
-p_cache(w) ∝ Σ exp(θ h·h_i), summed over the positions that were followed by w. θ and λ are tuned as in `knn_lm.py`.
-"""
+p_cache(w) ∝ Σ exp(θ h·h_i), summed over the positions that were followed by w. θ and λ are tuned as in `knn_lm.py`."""
 
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import ScoredTokens
-from retro_np.evaluation.knn_lm import tuned
+from retro_np.evaluation.knn_lm import Tuned, tuned
+from retro_np.kernels import Array, ignore_underflow
 from retro_np.retrieval.documents import document_runs
 
 CACHE_POSITIONS = 1000
-THETAS = 3.0 ** np.arange(-7, 1)
 CACHE_BLOCK = 256  # positions whose scores are computed together
 
 
-def continuous_cache(
-    scored: ScoredTokens, hidden: np.ndarray, documents: np.ndarray, window: int = CACHE_POSITIONS
-) -> tuple[ScoredTokens, list[tuple[float, float]]]:
-    """Mix the cache into a frozen model's predictions.
+@ignore_underflow
+def continuous_cache(scored: ScoredTokens, hidden: Array, documents: Array, window: int = CACHE_POSITIONS) -> Tuned:
+    """Mix the cache into a frozen model's predictions. Tunes θ and λ, as in `tuned`.
 
-    scored, hidden, documents: from `frozen_model`. window: positions that the cache holds. Returns the tokens with new
-    nats, and (θ, λ) for each half of the documents.
-    """
+    scored, hidden, documents: from `frozen_model`. window: positions that the cache holds."""
 
     def probability(theta):
         cached = cache_probability(hidden, scored.tokens, documents, theta, window)
         return np.where(np.isnan(cached), np.exp(-scored.nats), cached)  # an empty cache does not change the prediction
 
-    return tuned(scored, documents, probability, THETAS)
+    return tuned(scored, documents, probability, 3.0 ** np.arange(-7, 1))
 
 
+@ignore_underflow
 def cache_probability(
-    hidden: np.ndarray, tokens: np.ndarray, documents: np.ndarray, theta: float, window: int = CACHE_POSITIONS
-) -> np.ndarray:
+    hidden: Array, tokens: Array, documents: Array, theta: float, window: int = CACHE_POSITIONS
+) -> Array:
     """p_cache of each token: (N,) float64, NaN at the first token of a document, where the cache is empty.
 
-    hidden: (N, d); tokens: (N,), the token that follows each hidden state; documents: (N,), ascending.
-    """
+    hidden: (N, d); tokens: (N,), the token that follows each hidden state; documents: (N,), ascending."""
     out = np.full(len(tokens), np.nan)
     for begin, end in document_runs(documents):
         for start in range(begin, end, CACHE_BLOCK):
             stop, oldest = min(start + CACHE_BLOCK, end), max(begin, start - window)
             distance = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
-            scores = np.where(
-                (distance > 0) & (distance <= window), theta * (hidden[start:stop] @ hidden[oldest:stop].T), -np.inf
-            )
+            similarity = theta * (hidden[start:stop] @ hidden[oldest:stop].T)
+            scores = np.where((distance > 0) & (distance <= window), similarity, -np.inf)
             peak = scores.max(axis=1, keepdims=True)
             weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0))
             hits = np.where(tokens[start:stop, None] == tokens[oldest:stop], weights, 0)

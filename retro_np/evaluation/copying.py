@@ -2,8 +2,7 @@
 
 At each position, find the longest run of tokens, ending there, that also occurs in a neighbour which CCA would read at
 this position. Let s be its length. The token after the match gets the weight λ, and the baseline's own prediction the
-rest. `gain` uses one λ for every s ≥ 1, and `gain_by_length` one for each s. λ is tuned as in `knn_lm.py`.
-"""
+rest. `gain` uses one λ for every s ≥ 1, and `gain_by_length` one for each s. λ is tuned as in `knn_lm.py`."""
 
 from typing import Any
 
@@ -31,8 +30,7 @@ def copy_bound(
 
     Arguments as in `score`, on the held-out documents, with windows that overlap by half. Returns "bpb" without
     copying, the shares "gain" and "gain_by_length", and two lists with an entry for each match length from 0
-    to 8: the share of "positions" with that length, and how often the token after the match is "right".
-    """
+    to 8: the share of "positions" with that length, and how often the token after the match is "right"."""
     retrieval = retrieval or Retrieval.own(database, "valid")
     split = retrieval.split
     windows = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size), limit=limit)
@@ -50,37 +48,32 @@ def copy_bound(
     gain, gain_by_length = (1 - bits_per_byte(nats, n_bytes) / bpb for nats in copying)
     counts = np.bincount(match, minlength=MAX_MATCH_TOKENS + 1)
     right = np.bincount(match, hit, MAX_MATCH_TOKENS + 1) / np.maximum(counts, 1)
-    return {
-        "bpb": bpb, "gain": gain, "gain_by_length": gain_by_length, "positions": (counts / len(match)).tolist(),
-        "right": right.tolist(),
-    }  # fmt: skip
+    by_length = {"positions": (counts / len(match)).tolist(), "right": right.tolist()}
+    return {"bpb": bpb, "gain": gain, "gain_by_length": gain_by_length, **by_length}
 
 
 def longest_matches(tokens: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The longest run that ends at each position and occurs in what CCA reads there, and the token after that match.
 
-    tokens: (B, n); neighbours: (B, l, k, 2m). Returns lengths (B, n), at most MAX_MATCH_TOKENS, and tokens (B, n), 0
-    if nothing matches.
-    """
-    batch, n_chunks, k, r = neighbours.shape
-    m = r // 2
+    tokens: (B, n); neighbours: (B, l, k, 2m). Returns lengths (B, n), at most MAX_MATCH_TOKENS, and tokens (B, n)."""
+    batch, n_chunks, _, r = neighbours.shape
+    m, n = r // 2, tokens.shape[1]
     lengths, copied = np.zeros(tokens.shape, np.int64), np.zeros(tokens.shape, np.int64)
     following = np.zeros_like(neighbours)
     following[..., :-1] = neighbours[..., 1:]
     runs = np.zeros(neighbours.shape, np.int32)
     for i in range(-MAX_MATCH_TOKENS, m):  # With a negative i, runs only start.
         position = (np.arange(n_chunks) + 1) * m - 1 + i
-        inside = (position >= 0) & (position < tokens.shape[1])
-        token = np.where(inside, tokens[:, np.clip(position, 0, tokens.shape[1] - 1)], 0)
+        inside = (position >= 0) & (position < n)
+        token = np.where(inside, tokens[:, np.clip(position, 0, n - 1)], 0)
         runs = extend_runs(runs, token[..., None, None], neighbours)
-        if i < 0:
-            continue
-        match_lengths = np.where(following != 0, runs, 0).reshape(batch, n_chunks, k * r)
-        best = match_lengths.argmax(axis=-1)[..., None]
-        longest = np.take_along_axis(match_lengths, best, -1)[..., 0]
-        token = np.take_along_axis(following.reshape(batch, n_chunks, k * r), best, -1)[..., 0]
-        lengths[:, position[inside]] = np.minimum(longest, MAX_MATCH_TOKENS)[:, inside]
-        copied[:, position[inside]] = np.where(longest > 0, token, 0)[:, inside]
+        if i >= 0:
+            match_lengths = np.where(following != 0, runs, 0).reshape(batch, n_chunks, -1)
+            best = match_lengths.argmax(axis=-1)[..., None]
+            longest = np.take_along_axis(match_lengths, best, -1)[..., 0]
+            token = np.take_along_axis(following.reshape(match_lengths.shape), best, -1)[..., 0]
+            lengths[:, position[inside]] = np.minimum(longest, MAX_MATCH_TOKENS)[:, inside]
+            copied[:, position[inside]] = np.where(longest > 0, token, 0)[:, inside]
     return lengths, copied
 
 
@@ -89,9 +82,6 @@ def _nats_with_copying(scored: ScoredTokens, hit, lengths, half) -> np.ndarray:
     nats = scored.nats.copy()
     for length in range(1, int(lengths.max(initial=0)) + 1):
         rows = lengths == length
-        nats[rows] = _mix_copies(scored[rows], hit[rows], half[rows])
+        # A copy has probability 1 if it is right, so only λ is tuned.
+        nats[rows] = tuned(scored[rows], half[rows], lambda _: hit[rows], [0])[0].nats  # noqa: B023
     return nats
-
-
-def _mix_copies(scored: ScoredTokens, hit, half) -> np.ndarray:
-    return tuned(scored, half, lambda _: hit, [0])[0].nats  # a copy has probability 1, so only λ is tuned

@@ -3,8 +3,7 @@
 p = λ p_kNN + (1 − λ) p_LM. The datastore holds one key per training token: the hidden state from which the readout
 predicts the token. To predict the next token w, take the 10 keys nearest to the current hidden state, by squared L2
 distance d. Then p_kNN(w) ∝ Σ exp(−α d), summed over the keys whose token is w. α and λ are tuned on one half of the
-held-out documents and scored on the other half, and vice versa (see `tuned`).
-"""
+held-out documents and scored on the other half, and vice versa (see `tuned`)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens, nats_of, scored_tokens
+from retro_np.kernels import Array, ignore_underflow
 from retro_np.kernels.search import exact_search
 from retro_np.nn.model import hidden_states, readout
 from retro_np.nn.operators import linear
@@ -27,21 +27,21 @@ KNN_ALPHAS = 2.0 ** np.arange(-10, 3)
 MIXTURE_WEIGHTS = np.linspace(0, 0.98, 50)  # λ; ties go to the first value, so λ is 0 if mixing does not help
 TOKENS_PER_SEARCH = 8192
 
+Tuned = tuple[ScoredTokens, list[tuple[float, float]]]  # new nats, and (setting, λ) for each half of the documents
 
-def knn_lm(
-    scored: ScoredTokens, hidden: np.ndarray, documents: np.ndarray, keys: np.ndarray, values: np.ndarray
-) -> tuple[ScoredTokens, list[tuple[float, float]]]:
-    """Mix the tokens of the nearest keys into a frozen model's predictions.
 
-    scored, hidden, documents: from `frozen_model`; keys, values: from `datastore`. Returns the tokens with new nats,
-    and (α, λ) for each half of the documents. Raises UserError for an empty datastore.
+def knn_lm(scored: ScoredTokens, hidden: Array, documents: Array, keys: Array, values: Array) -> Tuned:
+    """Mix the tokens of the nearest keys into a frozen model's predictions. Tunes α and λ, as in `tuned`.
+
+    scored, hidden, documents: from `frozen_model`; keys, values: from `datastore`. Raises UserError if that is empty.
     """
     ids, distances = nearest_keys(hidden, keys)
     hits = values[ids] == scored.tokens[:, None]
     return tuned(scored, documents, lambda alpha: knn_probability(distances, hits, alpha), KNN_ALPHAS)
 
 
-def knn_probability(distances: np.ndarray, hits: np.ndarray, alpha: float) -> np.ndarray:
+@ignore_underflow
+def knn_probability(distances: Array, hits: Array, alpha: float) -> Array:
     """p_kNN of the true tokens, (N,): the softmax of −α d, summed over the hits.
 
     distances: (N, k), ascending, inf where a key is missing; hits: (N, k) bool, whether a key's token is the true one.
@@ -50,7 +50,7 @@ def knn_probability(distances: np.ndarray, hits: np.ndarray, alpha: float) -> np
     return (weights * hits).sum(axis=1) / weights.sum(axis=1)
 
 
-def nearest_keys(hidden: np.ndarray, keys: np.ndarray, k: int = KNN_NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
+def nearest_keys(hidden: Array, keys: Array, k: int = KNN_NEIGHBOURS) -> tuple[Array, Array]:
     """Ids and squared distances, (N, k) each, of the keys nearest to hidden states (N, d), by exact search."""
     if not len(keys):
         raise UserError("the datastore is empty: kNN-LM needs training tokens to search")
@@ -65,30 +65,28 @@ def nearest_keys(hidden: np.ndarray, keys: np.ndarray, k: int = KNN_NEIGHBOURS) 
 
 def datastore(
     params: Tree, config: RetroConfig, database: Database, size: int | None, *, sequence_length: int = 512
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Array, Array]:
     """Keys (size, d) and tokens (size,) of the training split, read in windows like those of evaluation.
 
     size: at most this many tokens, from windows drawn at random without replacement; None takes all training tokens.
-    The keys need memory in proportion to size · d.
-    """
+    The keys need memory in proportion to size · d."""
     split = database.split("train")
     rows, first_scored = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size))
     if size is not None:
         order = np.random.default_rng(0).permutation(len(rows))
         count = np.cumsum((rows[order] >= 0).sum(axis=1) * config.chunk_size - first_scored[order])
-        drawn_rows = np.sort(order[: np.searchsorted(count, size) + 1])
-        rows, first_scored = rows[drawn_rows], first_scored[drawn_rows]
+        drawn = np.sort(order[: np.searchsorted(count, size) + 1])
+        rows, first_scored = rows[drawn], first_scored[drawn]
     scored, hidden = _read(params, config, split, (rows, first_scored), "datastore")
     return hidden[:size], scored.tokens[:size]
 
 
 def frozen_model(
     params: Tree, config: RetroConfig, database: Database, *, sequence_length: int = 512, limit: int | None = None
-) -> tuple[ScoredTokens, np.ndarray, np.ndarray]:
+) -> tuple[ScoredTokens, Array, Array]:
     """Read the held-out documents with a model whose retrieval is off, in windows that overlap by half.
 
-    limit: score only this many chunks, from the start of the split. Returns the tokens that `score` scores, the hidden
-    state (N, d) from which each is predicted, and the document (N,) of each.
+    Returns the tokens that `score` scores with this limit, and of each its hidden state (N, d) and its document (N,).
     """
     check_fit(config, database)
     split = database.split("valid")
@@ -98,16 +96,13 @@ def frozen_model(
 
 
 def tuned(
-    scored: ScoredTokens, documents: np.ndarray, probability: Callable[[float], np.ndarray], settings: Iterable[float]
-) -> tuple[ScoredTokens, list[tuple[float, float]]]:
+    scored: ScoredTokens, documents: Array, probability: Callable[[float], Array], settings: Iterable[float]
+) -> Tuned:
     """Mix a second prediction into the first, with a setting and a weight λ tuned on other documents.
 
-    Documents alternate between two halves. Each half is scored with the setting and the λ that are best for the other
-    half.
-
+    Documents alternate between two halves, each scored with the setting and the λ that are best for the other half.
     documents: (N,), the document of each token. probability(setting) → (N,), the second prediction's probability of
-    each token. Returns the tokens with new nats, and (setting, λ) for each half.
-    """
+    each token. Returns the tokens with new nats, and (setting, λ) for each half."""
     half = np.unique(documents, return_inverse=True)[1].reshape(-1) % 2
     best = [(np.inf, 0.0, 0.0)] * 2
     for setting in settings:
@@ -121,13 +116,14 @@ def tuned(
     return replace(scored, nats=np.where(half == 0, *mixed_nats)), [choice[1:] for choice in best]
 
 
-def mixed(nats: np.ndarray, probability: np.ndarray, weight: float) -> np.ndarray:
+@ignore_underflow
+def mixed(nats: Array, probability: Array, weight: float) -> Array:
     """The nats of the mixture, −log((1 − λ) exp(−nats) + λ p). Both arrays: (N,). λ = 0 returns nats exactly."""
     with np.errstate(divide="ignore"):
         return -np.logaddexp(np.log1p(-weight) - nats, np.log(weight) + np.log(probability))
 
 
-def _read(params, config, split, windows, description, limit=None) -> tuple[ScoredTokens, np.ndarray]:
+def _read(params, config, split, windows, description, limit=None) -> tuple[ScoredTokens, Array]:
     """Read windows with retrieval off: the scored tokens, and the hidden states that predict them."""
 
     def predict(_, tokens, targets):

@@ -15,6 +15,8 @@ ALPHAS = tuple(i / 16 for i in range(17))
 NO_LEAKAGE = 2 / 16  # a chunk with r(C) up to this share counts as free of leakage (paper §2.6)
 CHUNKS_PER_BATCH = 256
 
+Bits = dict[str, float | None]
+
 
 def chunk_leakage(
     database: Database, split_name: str = "valid", limit: int | None = None, retrieval: Retrieval | None = None
@@ -22,18 +24,15 @@ def chunk_leakage(
     """r(C) = s / m of each chunk C, where s is the longest run of tokens that C shares with one of its neighbours.
 
     C is compared with the values of its 10 nearest neighbours, or of all stored ones if there are fewer. split_name,
-    limit and retrieval as in `score`. Returns (chunks,) float64 in [0, 1].
-    """
+    limit and retrieval as in `score`. Returns (chunks,) float64 in [0, 1]."""
     retrieval = retrieval or Retrieval.own(database, split_name)
-    split = retrieval.split
-    chunks = len(split.tokens[:limit])
-    ratios = np.zeros(chunks)
-    with progress_bar("longest common substrings", chunks) as advance:
-        for start in range(0, chunks, CHUNKS_PER_BATCH):
-            rows = slice(start, min(start + CHUNKS_PER_BATCH, chunks))
-            values = retrieval.database.value(split.neighbours[rows][:, :LEAKAGE_NEIGHBOURS])
-            tokens = split.tokens[rows]
-            ratios[rows] = longest_common_substring(tokens, values) / tokens.shape[1]
+    tokens, neighbours = retrieval.split.tokens[:limit], retrieval.split.neighbours
+    ratios = np.zeros(len(tokens))
+    with progress_bar("longest common substrings", len(tokens)) as advance:
+        for start in range(0, len(tokens), CHUNKS_PER_BATCH):
+            rows = slice(start, min(start + CHUNKS_PER_BATCH, len(tokens)))
+            values = retrieval.database.value(neighbours[rows][:, :LEAKAGE_NEIGHBOURS])
+            ratios[rows] = longest_common_substring(tokens[rows], values) / tokens.shape[1]
             advance(rows.stop - rows.start)
     return ratios
 
@@ -41,16 +40,12 @@ def chunk_leakage(
 def filtered_bits_per_byte(losses: Losses, ratios: np.ndarray, alphas: Iterable[float] = ALPHAS) -> list[float | None]:
     """bpb(α) for each α: bits per byte of the chunks with r(C) ≤ α. Paper eq. 5.
 
-    ratios: (chunks,), from `chunk_leakage`. An entry is None if no chunk passes the filter.
-    """
-    figures = []
-    for alpha in alphas:
-        passing = (ratios <= alpha) & (losses.bytes > 0)
-        figures.append(bits_per_byte(losses.nats[passing], losses.bytes[passing]) if passing.any() else None)
-    return figures
+    ratios: (chunks,), from `chunk_leakage`. An entry is None if no chunk passes the filter."""
+    filters = ((ratios <= alpha) & (losses.bytes > 0) for alpha in alphas)
+    return [bits_per_byte(losses.nats[f], losses.bytes[f]) if f.any() else None for f in filters]
 
 
-def bits(losses: Losses, ratios: np.ndarray) -> dict[str, float | None]:
+def bits(losses: Losses, ratios: np.ndarray) -> Bits:
     """Bits per byte of all chunks ("bpb") and of those without leakage ("bpb_no_leakage", bpb(12.5 %))."""
     without_leakage = filtered_bits_per_byte(losses, ratios, [NO_LEAKAGE])[0]
     return {"bpb": losses.bits_per_byte(), "bpb_no_leakage": without_leakage}

@@ -1,8 +1,7 @@
 """In-context retrieval: a baseline reads the neighbours at the start of its context, without cross-attention.
 
 The neighbours of the previous chunk precede the text, the nearest one last. Nothing is trained. Each chunk needs its
-own forward pass, because its neighbours differ from those of other chunks.
-"""
+own forward pass, because its neighbours differ from those of other chunks."""
 
 import numpy as np
 
@@ -15,8 +14,6 @@ from retro_np.retrieval.join import Retrieval
 from retro_np.sequences import check_fit, evaluation_windows, sequence_chunks, sequence_neighbours
 from retro_np.tree import Tree
 
-PROMPTS_PER_BATCH = 16
-
 
 def prepended(
     params: Tree, config: RetroConfig, database: Database, *, k: int = 2, sequence_length: int = 512,
@@ -24,13 +21,10 @@ def prepended(
 ) -> ScoredTokens:  # fmt: skip
     """Score the held-out tokens with k neighbours in the model's context.
 
-    The windows are those of `frozen_model`, and the arguments those of `score`. If neighbours and context together
-    exceed sequence_length, the start of the context is dropped. Raises UserError if less than a chunk of context
-    could be left.
-    """
+    The windows are those of `frozen_model`, and the arguments those of `score`. If neighbours and context exceed
+    sequence_length, the start of the context is dropped. Raises UserError if less than a chunk of it could be left."""
     check_fit(config, database)
     m = config.chunk_size
-    length = sequence_chunks(sequence_length, m)
     if 2 * k * m > sequence_length - 2 * m:
         raise UserError(f"{k} neighbours of {2 * m} tokens leave no context in {sequence_length} tokens: use fewer")
     retrieval = retrieval or Retrieval.own(database, "valid")
@@ -40,7 +34,7 @@ def prepended(
         neighbours = sequence_neighbours(retrieval.database, split, window, k)
         return (prepended_nats(params, config, tokens, targets, neighbours, sequence_length),)
 
-    windows = evaluation_windows(split, length, limit=limit)
+    windows = evaluation_windows(split, sequence_chunks(sequence_length, m), limit=limit)
     return scored_tokens(split, windows, predict, "prepended neighbours", limit)[0]
 
 
@@ -50,13 +44,11 @@ def prepended_nats(
     """Negative log-likelihood of each target, with neighbours in front of its context. (B, n) float64, 0 for padding.
 
     tokens, targets: (B, n); neighbours: (B, l, k, 2m). The neighbours of chunk u are read where CCA reads them: by
-    chunk u's last token and by all but the last token of the next chunk. length: the maximum number of tokens that the
-    model reads.
-    """
+    chunk u's last token and by all but the last token of the next chunk. length: how many tokens the model may read."""
     prompts = sorted(_prompts(tokens, targets, neighbours, config.chunk_size, length), key=lambda row: len(row[0]))
-    nats = np.zeros(tokens.shape)
-    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-        batch = prompts[start : start + PROMPTS_PER_BATCH]
+    nats, batch_size = np.zeros(tokens.shape), 16
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
         padded = np.zeros((len(batch), len(batch[-1][0])), np.int64)  # padding follows the text, so no token sees it
         for row, (text, _, _) in enumerate(batch):
             padded[row, : len(text)] = text

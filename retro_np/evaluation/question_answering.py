@@ -5,8 +5,7 @@
     neighbours of chunk 1  k passages "title: {title}, source: {source}", 2m tokens each
 
 The question is padded on its left so that its last token ends the chunk. This token is the first that reads the
-passages (eq. 3), and the answer's first token is predicted from it.
-"""
+passages (eq. 3), and the answer's first token is predicted from it."""
 
 import re
 import string
@@ -28,8 +27,6 @@ from retro_np.training.loop import train_step
 from retro_np.tree import Tree, map_tree
 
 QUESTION, ANSWER = "question: {} \n answer:", " {}"
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def question_chunks(tokenizer: Tokenizer, questions: list[str], m: int) -> np.ndarray:
@@ -49,8 +46,9 @@ def passage_values(tokenizer: Tokenizer, passages: list[tuple[str, str]], m: int
 
 def fits(tokenizer: Tokenizer, questions: list[str], answers: list[str], m: int) -> np.ndarray:
     """Whether question and answer fit into a chunk each, (N,) bool, so that the functions above accept them."""
-    question_lengths = _lengths(tokenizer, map(QUESTION.format, questions))
-    return np.maximum(question_lengths, _lengths(tokenizer, map(ANSWER.format, answers)) + 1) <= m
+    question_tokens = encode_batch(tokenizer, list(map(QUESTION.format, questions)))
+    answer_tokens = encode_batch(tokenizer, list(map(ANSWER.format, answers)))
+    return np.array([max(len(q), len(a) + 1) <= m for q, a in zip(question_tokens, answer_tokens, strict=True)], bool)
 
 
 def qa_batch(questions: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +70,7 @@ def fine_tune(
 
     questions, answers: (N, m). passages: (P, 2m); passage_rows: (N, k), each question's rows of passages; both None
     for a closed book. training: its steps, batch_size, micro_batches, learning_rate, warmup, weight_decay, clip and
-    seed are used. Raises UserError if the loss is not finite.
-    """
+    seed are used. Raises UserError if the loss is not finite."""
     params = map_tree(lambda _, array: array.copy(), params)
     state = adamw_init(params)
     with progress_bar(description, training.steps) as advance:
@@ -89,8 +86,7 @@ def fine_tune(
 def answer(params: Tree, config: RetroConfig, question: np.ndarray, passages: np.ndarray | None) -> np.ndarray:
     """Decode greedily until end-of-text or the end of the second chunk: (≤ m,) int64, without end-of-text.
 
-    question: (m,), from `question_chunks`; passages: (k, 2m), or None for a closed book.
-    """
+    question: (m,), from `question_chunks`; passages: (k, 2m), or None for a closed book."""
     greedy = partial(sample_token, rng=np.random.default_rng(0), temperature=0)
     tokens = decode_tokens(params, config, question, config.chunk_size, greedy, lambda *_: passages, END_OF_TEXT)
     return tokens[tokens != END_OF_TEXT]
@@ -117,11 +113,8 @@ def exact_match(prediction: str, accepted: Iterable[str]) -> bool:
 
 def normalised(text: str) -> str:
     """The text in lower case, without ASCII punctuation and articles, and with single spaces."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
-
-
-def _lengths(tokenizer, texts) -> np.ndarray:
-    return np.array([len(tokens) for tokens in encode_batch(tokenizer, list(texts))], np.int64)
+    words = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", words).split())
 
 
 def _padded(tokenizer, texts, width, *, left=False, cut=False, end=()) -> np.ndarray:

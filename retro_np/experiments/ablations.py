@@ -6,12 +6,10 @@ from typing import Any
 
 from retro_np.config import RetroConfig
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
 from retro_np.report.plots import plot_bars
 from retro_np.training.config import TrainingConfig
 
-SHARE_OF_STEPS = 0.25  # A part of the recipe's steps suffices: differences show early.
 PAPER = {
     "RETRO": 0.822, "no query conditioning": 0.829, "no CCA positions": 0.826, "deeper encoder": 0.821,
     "shared embeddings": 0.823, "neighbour alone (N)": 0.950, "continuation alone (F)": 0.895,
@@ -23,35 +21,32 @@ PAPER = {
 def variants(retro: RetroConfig, training: TrainingConfig) -> dict[str, tuple[RetroConfig, TrainingConfig]]:
     """The model and training configuration of each row, by name."""
     encoder: Any = retro.encoder
-    last_layer = retro.n_layers
-    ordinary_start = replace(retro, copying_start=False)
-    no_oracle = replace(training, oracle_share=0.0, oracle_steps=0)
-    models = {
-        "RETRO": retro,
-        "no query conditioning": replace(retro, encoder=replace(encoder, ca_layers=())),
-        "no CCA positions": replace(retro, cca_positions=False),
-        "deeper encoder": replace(retro, encoder=replace(encoder, n_layers=2)),
-        "neighbour alone (N)": replace(retro, retrieved_part="N"),
-        "continuation alone (F)": replace(retro, retrieved_part="F"),
-        "CCA in the first layer alone": replace(retro, cca_layers=(1,)),
-        "CCA in the last layer alone": replace(retro, cca_layers=(last_layer,)),
-        "CCA in every layer": replace(retro, cca_layers=tuple(range(1, last_layer + 1))),
-        "ours: ordinary start": ordinary_start,
-        "shared embeddings": replace(retro, share_embeddings=True),
+    ordinary_start, no_oracle = {"copying_start": False}, {"oracle_share": 0.0, "oracle_steps": 0}
+    changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the model, of the training
+        "RETRO": ({}, {}),
+        "no query conditioning": ({"encoder": replace(encoder, ca_layers=())}, {}),
+        "no CCA positions": ({"cca_positions": False}, {}),
+        "deeper encoder": ({"encoder": replace(encoder, n_layers=2)}, {}),
+        "neighbour alone (N)": ({"retrieved_part": "N"}, {}),
+        "continuation alone (F)": ({"retrieved_part": "F"}, {}),
+        "CCA in the first layer alone": ({"cca_layers": (1,)}, {}),
+        "CCA in the last layer alone": ({"cca_layers": (retro.n_layers,)}, {}),
+        "CCA in every layer": ({"cca_layers": tuple(range(1, retro.n_layers + 1))}, {}),
+        "ours: ordinary start": (ordinary_start, {}),
+        "shared embeddings": ({"share_embeddings": True}, {}),
+        "1 neighbour in training": ({}, {"neighbours": 1}),
+        "4 neighbours in training": ({}, {"neighbours": 4}),
+        "ours: no oracle neighbours": ({}, no_oracle),
+        "ours: a fifth of sequences without neighbours": ({}, {"retrieval_off": 0.2}),
+        "ours: no sequences without neighbours": ({}, {"retrieval_off": 0.0}),
+        "ours: ordinary start, no oracle neighbours": (ordinary_start, no_oracle),
     }
-    rows = {name: (config, training) for name, config in models.items()}
-    rows["1 neighbour in training"] = retro, replace(training, neighbours=1)
-    rows["4 neighbours in training"] = retro, replace(training, neighbours=4)
-    rows["ours: no oracle neighbours"] = retro, no_oracle
-    rows["ours: a fifth of sequences without neighbours"] = retro, replace(training, retrieval_off=0.2)
-    rows["ours: no sequences without neighbours"] = retro, replace(training, retrieval_off=0.0)
-    rows["ours: ordinary start, no oracle neighbours"] = ordinary_start, no_oracle
-    return rows
+    return {name: (replace(retro, **model), replace(training, **run)) for name, (model, run) in changes.items()}
 
 
 def measure(lab: Lab) -> Figures:
     """Bits per byte of each row with retrieval on and off, and of a baseline trained for as many steps."""
-    database, steps = lab.database(), max(2, int(SHARE_OF_STEPS * lab.scale.steps))
+    database, steps = lab.database(), max(2, lab.scale.steps // 4)  # Differences show early.
     limit = lab.limit(database) // 4
     baseline_config, retro_config = lab.configs(database)
     rows = {}

@@ -4,28 +4,24 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_np.evaluation.compare import OFF
+from retro_np.evaluation.compare import OFF, more_or_fewer
 from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.experiments import recipe
 from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab, mean_and_spread, more_or_fewer
+from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.report.plots import plot_bars
-
-CHUNK_SIZES = (recipe.BUILD.chunk_size, 64)
 
 
 def measure(lab: Lab) -> Figures:
     """For each chunk size: the bits of each condition by seed, the gains over the baseline, and the copy bound."""
     sizes = []
-    for size in CHUNK_SIZES:
+    for size in (recipe.BUILD.chunk_size, 64):
         database = lab.database(chunk_size=size)
         figures = lab.over_seeds(database)
         off, baseline = (np.array(figures["lines"][name]["bpb"]["seeds"]) for name in (OFF, "baseline"))
-        sizes.append({
-            "chunk_size": size, "lines": figures["lines"], "gains": figures["gains"],
-            "off": mean_and_spread(off / baseline - 1), "copy_bound": figures["copy_bound"],
-            "chunks_without_leakage": (lab.leakage(database) <= NO_LEAKAGE).mean(),
-        })  # fmt: skip
+        remaining = (lab.leakage(database) <= NO_LEAKAGE).mean()
+        figures |= {"off": mean_and_spread(off / baseline - 1), "chunks_without_leakage": remaining}
+        sizes.append({"chunk_size": size} | figures)
     return {"sizes": sizes}
 
 

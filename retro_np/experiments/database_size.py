@@ -22,19 +22,16 @@ def measure(lab: Lab) -> Figures:
     ratios = lab.leakage(database, retrievals["1.0"])
     _, config = lab.configs(database)
     models = [lab.trained(training_set, config, lab.training(config, seed)) for seed in range(lab.seeds)]
-    lines = {
-        "baseline": [lab.bits(database, baseline, ratios, k=0)],
-        OFF: [lab.bits(database, model, ratios, k=0) for model in models],
-    }
+    lines = {"baseline": [lab.bits(database, baseline, ratios, k=0)]}
+    lines[OFF] = [lab.bits(database, model, ratios, k=0) for model in models]
     for share, retrieval in retrievals.items():
         lines[share] = [lab.bits(database, model, ratios, retrieval=retrieval) for model in models]
     tokens = database.manifest["splits"]["train"]["tokens"]
     return {
-        "trained_on": TRAINING_SHARE,
-        "shares": DATABASE_SHARES,
+        "trained_on": TRAINING_SHARE, "shares": DATABASE_SHARES,
         "tokens_of_database": [round(share * tokens) for share in DATABASE_SHARES],  # approximate
         "lines": {name: spreads(rows) for name, rows in lines.items()},
-    }
+    }  # fmt: skip
 
 
 def draw(figures: Figures, path: Path) -> None:

@@ -1,11 +1,8 @@
 """`retro-np demo`: build, train, evaluate and sample on Python's standard library, in ten minutes on two cores.
 
-The demo builds a database of the installed standard library, takes the bundled models or trains new ones by the same
-recipe, evaluates them on held-out modules, and samples.
-"""
+It takes the bundled models, or trains new ones by the same recipe, and evaluates them on held-out modules."""
 
 import itertools
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +17,8 @@ from retro_np.evaluation.compare import evaluate
 from retro_np.evaluation.leakage import chunk_leakage
 from retro_np.experiments import recipe
 from retro_np.experiments.pretrained import pretrained_database
-from retro_np.files import locked, remove_partial, visible, write_json
+from retro_np.files import locked, outputs, remove_partial, write_json
+from retro_np.files.untrusted import read_json
 from retro_np.optim import adamw_init
 from retro_np.parameters import count_parameters, init_params
 from retro_np.pretrained.bundled import BASELINE, RETRO, load_pretrained
@@ -33,18 +31,8 @@ from retro_np.retrieval.documents import document_runs
 from retro_np.training.batches import training_batch
 from retro_np.training.loop import CHECKPOINT, read_log, train, train_step
 
-DEFAULT_MINUTES = 10.0
-MAX_MINUTES = 10_000.0
-# The bytes of text and the held-out chunks that two cores process per minute, by from_scratch. Training from scratch
-# also needs the neighbours of training chunks.
-BYTES_PER_MINUTE = {False: 3_000_000, True: 350_000}
-CHUNKS_PER_MINUTE = {False: 2_000, True: 500}
-TRAINING_SHARE_OF_TIME = 0.55
-MIN_CORPUS_BYTES = 300_000  # less text is too little to learn from and to hold out
-WINDOW: dict[str, Any] = {"sequence_length": 256, "stride": 128}
 PROMPT = 'def read_json(path):\n    """Read a JSON file and return the object in it."""\n'
-SAMPLES = 3
-INSPECTED_CHUNKS, CANDIDATE_CHUNKS = 32, 4000  # shown on the page, and considered for it
+INSPECTED_CHUNKS = 32  # shown on the page
 
 
 def run_demo(
@@ -53,9 +41,9 @@ def run_demo(
     """Run the demo, or resume it with the plan in `out`, and return the results of the evaluation.
 
     minutes, seed: None takes the plan's values, or ten minutes and seed 0 for a new demo. Raises UserError if `out`
-    holds a demo with a different plan.
-    """
+    holds a demo with a different plan."""
     out = Path(out)
+    outputs.claim(out, outputs.DEMO)
     with locked(out, "demo"):
         remove_partial(out)
         plan = _plan(out, minutes, seed, from_scratch)
@@ -68,7 +56,13 @@ def run_demo(
         _describe_slice(database, console)
         models = _trained(out, plan, database, console) if from_scratch else _bundled(out, console)
         console.rule("3 · evaluation on held-out modules", align="left")
-        results = _evaluate(out, models, database, plan)
+        if (out / "results.json").exists():
+            names, remedy = {"models", "sentence", "settings"}, "remove it, and the demo will evaluate again"
+            results = _read(out / "results.json", names, remedy)
+        else:
+            windows: dict[str, Any] = {"sequence_length": 256, "stride": 128, "limit": plan["evaluated_chunks"]}
+            results = evaluate(models, database, out, k=recipe.NEIGHBOURS, **windows)
+            plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
         console.rule("4 · samples", align="left")
         params, config = models["RETRO"]
         if not (out / "samples.html").exists():
@@ -86,36 +80,29 @@ def _plan(out, minutes, seed, from_scratch) -> dict:
         plan = _read(path, names, f"remove {out}, or choose another folder with -o")
         for name, value in (("minutes", minutes), ("seed", seed), ("from_scratch", from_scratch)):
             if value is not None and value != plan[name]:
-                raise UserError(
-                    f"{out} holds a demo with {name} {plan[name]}, not {value}; "
-                    "use the same options to resume it, or choose another folder with -o"
-                )
+                fault = f"{out} holds a demo with {name} {plan[name]}, not {value}"
+                raise UserError(f"{fault}; use the same options to resume it, or choose another folder with -o")
         return plan
-    minutes = DEFAULT_MINUTES if minutes is None else minutes
-    if not 0 < minutes <= MAX_MINUTES:
-        raise UserError(f"minutes must be above 0 and at most {MAX_MINUTES:,.0f}, not {minutes}")
-    if any(visible(out)):
-        raise UserError(f"{out} holds other files; choose another folder with -o")
+    minutes = 10.0 if minutes is None else minutes
+    if not 0 < minutes <= 10_000:
+        raise UserError(f"minutes must be above 0 and at most 10,000, not {minutes}")
+    # What two cores process per minute. Training from scratch also needs the neighbours of training chunks.
+    n_bytes, chunks = (350_000, 500) if from_scratch else (3_000_000, 2_000)
     plan = {
-        "minutes": minutes,
-        "seed": 0 if seed is None else seed,
-        "from_scratch": from_scratch,
-        "limit_bytes": max(MIN_CORPUS_BYTES, int(BYTES_PER_MINUTE[from_scratch] * minutes)),
-        "evaluated_chunks": max(64, int(CHUNKS_PER_MINUTE[from_scratch] * minutes)),
-    }
+        "minutes": minutes, "seed": seed or 0, "from_scratch": from_scratch,
+        "limit_bytes": max(300_000, int(n_bytes * minutes)),  # Less text is too little to learn from and to hold out.
+        "evaluated_chunks": max(64, int(chunks * minutes)),
+    }  # fmt: skip
     write_json(path, plan)
     return plan
 
 
 def _read(path, names, remedy) -> dict:
     """A JSON object with these names. Raises UserError with the remedy if the file is damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-        if names <= content.keys():
-            return content
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path} is damaged; {remedy}")
+    content = read_json(path, hint=remedy)
+    if not names <= content.keys():
+        raise UserError(f"{path} is damaged; {remedy}")
+    return content
 
 
 def _bundled(out, console) -> dict:
@@ -126,9 +113,8 @@ def _bundled(out, console) -> dict:
         path = out / name.lower() / CHECKPOINT
         if not path.exists():
             save_params(path, params, config)
-        console.print(
-            f"{name}: {count_parameters(config, True):,} parameters, trained on Python 3.11's standard library"
-        )
+        count = count_parameters(config, True)
+        console.print(f"{name}: {count:,} parameters, trained on Python 3.11's standard library")
     return models
 
 
@@ -154,25 +140,22 @@ def _plan_training(out, plan, database, configs) -> dict:
     seconds = 0.0
     for config in configs.values():
         params, training = init_params(config, np.random.default_rng(0)), recipe.training_config(config, 1, 0)
-        state = adamw_init(params)
-        k, times = training.neighbours if config.retrieves else 0, []
+        size = {"sequence_length": training.sequence_length, "batch_size": training.batch_size}
+        state, k, times = adamw_init(params), training.neighbours if config.retrieves else 0, []
         for step in range(4):
             start = time.perf_counter()
-            batch = training_batch(
-                database, database.split("train"), k, sequence_length=training.sequence_length,
-                batch_size=training.batch_size, seed=0, step=step,
-            )  # fmt: skip
+            batch = training_batch(database, database.split("train"), k, **size, seed=0, step=step)
             train_step(params, state, config, batch, training, step)
             times.append(time.perf_counter() - start)
         seconds += sorted(times)[1]
-    steps = max(20, int(TRAINING_SHARE_OF_TIME * 60 * plan["minutes"] / seconds))
+    steps = max(20, int(0.55 * 60 * plan["minutes"] / seconds))  # The rest of the time is for the other stages.
     plan = plan | {"steps": steps, "models": {name: asdict(config) for name, config in configs.items()}}
     write_json(out / "plan.json", plan)
     return plan
 
 
 def _describe_slice(database, console) -> None:
-    training, held_out = database.manifest["splits"]["train"], database.manifest["splits"]["valid"]
+    training, held_out = (database.manifest["splits"][name] for name in ("train", "valid"))
     n_modules = sum(1 for _ in find_corpus(STDLIB).names())
     console.print(
         f"{training['documents'] + held_out['documents']} of the standard library's {n_modules} modules "
@@ -182,26 +165,15 @@ def _describe_slice(database, console) -> None:
     )
 
 
-def _evaluate(out, models, database, plan) -> dict:
-    path = out / "results.json"
-    if path.exists():
-        return _read(path, {"models", "sentence", "settings"}, "remove it, and the demo will evaluate again")
-    results = evaluate(models, database, out, k=recipe.NEIGHBOURS, limit=plan["evaluated_chunks"], **WINDOW)
-    plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
-    return results
-
-
 def _write_samples(out, params, config, database, results, plan) -> None:
     """Write a page of samples that continue our own prompt and the first chunks of held-out modules."""
-    split = database.split("valid")
-    prompts = [("a prompt of our own", PROMPT)]
-    for start, _ in itertools.islice(document_runs(split.documents[:]), SAMPLES - 1):
-        name = database.documents[int(split.documents[start])]["name"]
-        prompts.append((name, database.text(split.tokens[start])))
+    split, prompts = database.split("valid"), {"a prompt of our own": PROMPT}
+    for start, _ in itertools.islice(document_runs(split.documents[:]), 2):
+        prompts[database.documents[int(split.documents[start])]["name"]] = database.text(split.tokens[start])
     settings = {"temperature": 0.8, "top_p": 0.95, "seed": plan["seed"]}
     samples = [
         {"heading": f"From {name}", "chunks": sample_chunks(params, config, database, prompt, 128, 2, **settings)}
-        for name, prompt in prompts
+        for name, prompt in prompts.items()
     ]
     figures = {name: f"{line['bpb']:.4f} bits per byte" for name, line in results["models"].items()}
     write_page(out / "samples.html", "Samples of RETRO and what they retrieved", samples, figures)
@@ -210,7 +182,7 @@ def _write_samples(out, params, config, database, results, plan) -> None:
 def _write_inspection(out, params, config, database) -> None:
     """Write a page about the start of the held-out module that shares the longest runs with what it retrieved."""
     split = database.split("valid")
-    leakage = chunk_leakage(database, limit=CANDIDATE_CHUNKS)
+    leakage = chunk_leakage(database, limit=4000)
     long_runs = [run for run in document_runs(split.documents[: len(leakage)]) if run[1] - run[0] >= INSPECTED_CHUNKS]
     start, _ = max(long_runs, key=lambda run: leakage[run[0] : run[0] + INSPECTED_CHUNKS].mean(), default=(0, 0))
     tokens = split.tokens[start : start + INSPECTED_CHUNKS].reshape(-1)

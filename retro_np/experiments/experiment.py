@@ -1,7 +1,6 @@
 """Find an experiment by name, run it, and write its result: NAME.json and NAME.png.
 
-Each module of this package that defines EXPERIMENT is an experiment. Its name is the module's, with dashes.
-"""
+Each module of this package that defines EXPERIMENT is an experiment. Its name is the module's, with dashes."""
 
 import contextlib
 import importlib
@@ -21,7 +20,7 @@ import numpy as np
 import retro_np.experiments
 from retro_np.errors import UserError
 from retro_np.experiments.lab import SCALES, Lab
-from retro_np.files import check_folder, locked, remove_partial, write_json
+from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.kernels.threads import cores
 
 SEEDS = 3  # seeds of an experiment whose claim depends on the spread over seeds
@@ -70,43 +69,39 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
 
     out: the folder for the results; unless the scale is small, they go to OUT/SCALE. Databases, models and scores are
     stored in OUT/SCALE, where other experiments find them. seeds: None means three, or one for an experiment that uses
-    one seed. Raises UserError for an unknown name or scale, and if such an experiment is asked for several seeds.
-    """
-    experiment = find_experiment(name)
+    one seed. Raises UserError for an unknown name or scale, and if such an experiment is asked for several seeds."""
+    experiment, out = find_experiment(name), Path(out)
     default_seeds = SEEDS if experiment.over_seeds else 1
-    if seeds not in (None, 1) and not experiment.over_seeds:
-        raise UserError(f"{name} trains models of one seed; leave out --seeds")
     seeds = seeds or default_seeds
-    out = Path(out)
-    folder = result_folder(out, scale)
-    for file in (folder / f"{name}.json", folder / f"{name}.png"):
+    if seeds != 1 and not experiment.over_seeds:
+        raise UserError(f"{name} trains models of one seed; leave out --seeds")
+    record, picture = (result_folder(out, scale) / f"{name}.{suffix}" for suffix in ("json", "png"))
+    for file in (record, picture):
         if file.is_dir():
             raise UserError(f"{file} is a folder, but the result needs that file name; choose another folder with -o")
+        if file.exists() and not outputs.is_mark(record, outputs.has_keys("experiment", "figures")):
+            raise UserError(f"{file} was not written by this command; choose another folder with -o")
     with open_lab(out, scale, seeds) as lab:
         start = time.perf_counter()
-        figures = json.loads(json.dumps(experiment.measure(lab), default=_plain))
+        # NumPy's arrays and numbers become plain values.
+        figures = json.loads(json.dumps(experiment.measure(lab), default=lambda value: value.tolist()))
         seconds = time.perf_counter() - start
     agrees, sentence = experiment.verdict(figures)
+    given = {"scale": (scale, "small"), "seeds": (seeds, default_seeds)}
+    options = "".join(f" --{option} {value}" for option, (value, default) in given.items() if value != default)
     result = {
-        "experiment": name,
-        "title": experiment.title,
-        "paper": experiment.paper,
-        "command": f"retro-np experiment {name}"
-        + ("" if scale == "small" else f" --scale {scale}") + ("" if seeds == default_seeds else f" --seeds {seeds}"),
-        "scale": asdict(SCALES[scale]),
-        "seeds": seeds,
+        "experiment": name, "title": experiment.title, "paper": experiment.paper,
+        "command": f"retro-np experiment {name}{options}", "scale": asdict(SCALES[scale]), "seeds": seeds,
         "machine": {
             "cores": cores(), "processor": _processor(), "retro_np": importlib.metadata.version("retro-np"),
             "numpy": np.__version__,
         },
         "seconds": round(seconds, 1),  # This run alone. Earlier runs may have left models and scores.
-        "agrees": agrees,
-        "verdict": sentence,
-        "figures": figures,
+        "agrees": agrees, "verdict": sentence, "figures": figures,
     }  # fmt: skip
-    experiment.draw(figures, folder / f"{name}.png")
+    experiment.draw(figures, picture)
     result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN and no infinities.
-    write_json(folder / f"{name}.json", result)
+    write_json(record, result)
     return result
 
 
@@ -120,17 +115,11 @@ def open_lab(out: Path, scale: str, seeds: int = SEEDS) -> Iterator[Lab]:
     """The lab in OUT/SCALE, locked against other processes. Raises UserError for an unknown scale."""
     if scale not in SCALES:
         raise UserError(f"no scale {scale!r}; choose from {', '.join(SCALES)}")
-    check_folder(out)
+    outputs.claim(out, outputs.LAB)
     lab = Lab(out / scale, SCALES[scale], seeds)
     with locked(lab.folder, "experiment"):
-        remove_partial(lab.folder)
+        remove_partial(lab.folder, ("scores",))
         yield lab
-
-
-def _plain(value):
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
 def _processor() -> str:

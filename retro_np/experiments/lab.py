@@ -2,14 +2,12 @@
 
 Each file is named by a hash of everything that it depends on, except the version of this package. So an interrupted
 experiment resumes where it stopped, and two experiments that need the same model train it once. After an upgrade, use
-another folder.
-"""
+another folder."""
 
-import contextlib
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, score
 from retro_np.evaluation.compare import ON, conditions
 from retro_np.evaluation.copying import copy_bound
-from retro_np.evaluation.leakage import bits, chunk_leakage
+from retro_np.evaluation.leakage import Bits, bits, chunk_leakage
 from retro_np.experiments import recipe
 from retro_np.files import replacing, write_array
 from retro_np.nn.scope import every
@@ -33,8 +31,6 @@ from retro_np.retrieval.join import Retrieval
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import retrofit, train
 from retro_np.tree import Tree
-
-DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile)  # raised by NumPy for a truncated file
 
 
 @dataclass(frozen=True)
@@ -83,10 +79,8 @@ class Lab:
 
     def configs(self, database: Database, d_model: int | None = None) -> tuple[RetroConfig, RetroConfig]:
         """The recipe's baseline and RETRO at this scale. d_model replaces the scale's width."""
-        scale = self.scale
-        retro = recipe.retro_config(
-            database.vocabulary_size, database.chunk_size, d_model=d_model or scale.d_model, n_layers=scale.n_layers
-        )
+        width, n_layers = d_model or self.scale.d_model, self.scale.n_layers
+        retro = recipe.retro_config(database.vocabulary_size, database.chunk_size, d_model=width, n_layers=n_layers)
         return recipe.baseline_of(retro), retro
 
     def training(self, config: RetroConfig, seed: int, **changes: Any) -> TrainingConfig:
@@ -97,9 +91,8 @@ class Lab:
 
     def database(self, corpus: Path | str = STDLIB, name: str = "stdlib", **changes: Any) -> Database:
         """Build or open a database with the recipe's settings. changes: fields of the BuildConfig."""
-        scale = self.scale
-        settings = {"limit_bytes": scale.limit_bytes, "vocabulary_size": scale.vocabulary_size, **changes}
-        config = replace(recipe.BUILD, **settings)
+        of_scale = {"limit_bytes": self.scale.limit_bytes, "vocabulary_size": self.scale.vocabulary_size}
+        config = replace(recipe.BUILD, **(of_scale | changes))
         return build_database(corpus, self.folder / "databases" / named(name, asdict(config)), config, recipe.EMBEDDER)
 
     def trained(
@@ -107,13 +100,10 @@ class Lab:
         begin_from: tuple[Tree, str] | None = None, trainable: Callable[[str], bool] = every,
     ) -> Model:  # fmt: skip
         """Train a model, or load it if it was trained before. begin_from, trainable: as in `train`."""
-        kind = "retro" if config.retrieves else "baseline"
-        facts = [config.to_dict(), asdict(training), database.identity, begin_from and begin_from[1]]
-        name = named(kind if trainable is every else "retrofit", facts)
-        params = train(
-            database, config, training, self.folder / "models" / name, begin_from=begin_from, trainable=trainable,
-            description=name,
-        )  # fmt: skip
+        kind = "retrofit" if trainable is not every else "retro" if config.retrieves else "baseline"
+        name = named(kind, [config.to_dict(), asdict(training), database.identity, begin_from and begin_from[1]])
+        path = self.folder / "models" / name
+        params = train(database, config, training, path, begin_from=begin_from, trainable=trainable, description=name)
         return Model(params, config, name)
 
     def scored(
@@ -131,12 +121,9 @@ class Lab:
             )  # fmt: skip
             with replacing(path) as file:
                 np.savez(file, **vars(losses))
-        with readable(path), np.load(path, allow_pickle=False) as arrays:
-            return Losses(**arrays)
+        return Losses(**read_arrays(path))
 
-    def bits(
-        self, database: Database, model: Model, ratios: np.ndarray | None = None, **settings: Any
-    ) -> dict[str, float | None]:
+    def bits(self, database: Database, model: Model, ratios: np.ndarray | None = None, **settings: Any) -> Bits:
         """`bits` of a model's losses. ratios: from `leakage`; None computes them. settings: as in `scored`."""
         losses = self.scored(database, model, **settings)
         ratios = self.leakage(database) if ratios is None else ratios
@@ -155,8 +142,7 @@ class Lab:
     def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, share: float) -> Model:
         """A baseline to which the recipe's CCA and encoder are added and trained, for a share of the baseline's steps.
 
-        Every sequence gets neighbours. A sequence without them would teach nothing, because the decoder is frozen.
-        """
+        Every sequence gets neighbours. A sequence without them would teach nothing, because the decoder is frozen."""
         start, encoder = replace(baseline.config, copying_start=True), retro_config.encoder
         assert encoder is not None  # the configuration of a RETRO
         params, config = retrofit(baseline.params, start, retro_config.cca_layers, encoder, np.random.default_rng(0))
@@ -170,7 +156,7 @@ class Lab:
             for name, (model, retrieve, shuffle_seed) in conditions(baseline, retro).items()
         }
 
-    def table(self, database: Database, baseline: Model, retro: Model) -> dict[str, dict[str, float | None]]:
+    def table(self, database: Database, baseline: Model, retro: Model) -> dict[str, Bits]:
         """`bits` of each of the `conditions`."""
         ratios = self.leakage(database)
         return {name: bits(losses, ratios) for name, losses in self.conditions(database, baseline, retro).items()}
@@ -178,8 +164,7 @@ class Lab:
     def over_seeds(self, database: Database) -> dict[str, Any]:
         """The `table` and the `savings` over seeds, and the copy bound of the first seed's baseline.
 
-        "lines" and "gains" contain the `mean_and_spread` of each figure.
-        """
+        "lines" and "gains" contain the `mean_and_spread` of each figure."""
         pairs = [self.pair(database, seed) for seed in range(self.seeds)]
         tables = [self.table(database, *pair) for pair in pairs]
         baseline, length, limit = pairs[0][0], self.scale.sequence_length, self.limit(database)
@@ -195,8 +180,7 @@ class Lab:
         path = self.folder / "scores" / f"{named('leakage', [database.identity, identity_of(retrieval), limit])}.npy"
         if not path.exists():
             write_array(path, chunk_leakage(database, limit=limit, retrieval=retrieval))
-        with readable(path):
-            return np.load(path, allow_pickle=False)
+        return read_arrays(path)
 
 
 def identity_of(retrieval: Retrieval | None) -> list[Any] | str:
@@ -204,12 +188,13 @@ def identity_of(retrieval: Retrieval | None) -> list[Any] | str:
     return [retrieval.split.neighbours.shape[1], retrieval.database.identity] if retrieval else ""
 
 
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """A context in which a file of the lab is read. Raises UserError with its path if it is damaged."""
+def read_arrays(path: Path) -> Any:
+    """The array in a .npy file of the lab, or those in an .npz file by name. Raises UserError for a damaged file."""
     try:
-        yield
-    except DAMAGED as error:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            return arrays if isinstance(arrays, np.ndarray) else dict(arrays)
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:  # from NumPy, for a truncated file
         raise UserError(f"{path} is damaged; remove it and run the same command again") from error
 
 
@@ -217,11 +202,6 @@ def savings(lines: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The share of its baseline's bits that RETRO[ON] saves, for each figure of `bits`; None if a figure is missing."""
     on, baseline = lines[ON], lines["baseline"]
     return {figure: None if on[figure] is None else 1 - on[figure] / baseline[figure] for figure in on}
-
-
-def more_or_fewer(saved: float) -> str:
-    """A saved share of the bits in words, for example "5.62 % fewer bits"; "more bits" if it is negative."""
-    return f"{100 * abs(saved):.2f} % {'fewer' if saved > 0 else 'more'} bits"
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict[str, Any]:

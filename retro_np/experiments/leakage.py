@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_np.evaluation.compare import OFF, ON
+from retro_np.evaluation.compare import OFF, ON, more_or_fewer
 from retro_np.evaluation.leakage import ALPHAS, NO_LEAKAGE, filtered_bits_per_byte
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab, more_or_fewer
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
 from retro_np.report.plots import plot_leakage
 
 
@@ -20,12 +19,8 @@ def measure(lab: Lab) -> Figures:
     for name in ("baseline", OFF, ON):
         rows = [filtered_bits_per_byte(losses[name], ratios) for losses in by_seed]
         curves[name] = [None if None in column else np.mean(column) for column in zip(*rows, strict=True)]
-    return {
-        "alphas": ALPHAS,
-        "share_of_chunks": [np.mean(ratios <= alpha) for alpha in ALPHAS],
-        "chunk_size": database.chunk_size,
-        "curves": curves,
-    }
+    shares = [np.mean(ratios <= alpha) for alpha in ALPHAS]
+    return {"alphas": ALPHAS, "share_of_chunks": shares, "chunk_size": database.chunk_size, "curves": curves}
 
 
 def draw(figures: Figures, path: Path) -> None:

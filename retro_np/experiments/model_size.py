@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from retro_np.evaluation.compare import LINES, OFF, ON
+from retro_np.evaluation.compare import LINES, OFF, ON, more_or_fewer
 from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab, more_or_fewer, savings
+from retro_np.experiments.lab import Lab, savings
 from retro_np.parameters import count_parameters
 from retro_np.report.plots import COLOURS, new_axes, save_plot
-
-MIN_SIZE_RATIO = 5  # half of the paper's "about ten times"
 
 
 def measure(lab: Lab) -> Figures:
@@ -20,20 +18,16 @@ def measure(lab: Lab) -> Figures:
     database = lab.database()
     sizes: list[dict[str, Any]] = []
     for width in lab.scale.widths:
-        models = lab.pair(database, 0, d_model=width)
-        baseline, retro = (count_parameters(model.config) for model in models)
-        parameters = {"baseline": baseline, "RETRO": retro}
-        sizes.append({"width": width, "parameters": parameters, "lines": lab.table(database, *models)})
+        pair = lab.pair(database, 0, d_model=width)
+        counts = {kind: count_parameters(model.config) for kind, model in zip(("baseline", "RETRO"), pair, strict=True)}
+        sizes.append({"width": width, "parameters": counts, "lines": lab.table(database, *pair)})
     for size in sizes:
         size["equal_baseline"] = equal_baseline(sizes, size["lines"][ON]["bpb"])
     return {"sizes": sizes}
 
 
 def equal_baseline(sizes: list[dict[str, Any]], bpb: float) -> float:
-    """The parameter count of a baseline with this bpb.
-
-    bpb is interpolated linearly in the logarithm of the parameters, and extrapolated beyond the measured sizes.
-    """
+    """The parameter count of a baseline with this bpb, interpolated or extrapolated linearly in its logarithm."""
     points = sorted((size["lines"]["baseline"]["bpb"], np.log(size["parameters"]["baseline"])) for size in sizes)
     i = int(np.clip(np.searchsorted([point[0] for point in points], bpb), 1, len(points) - 1))
     (low, first), (high, second) = points[i - 1 : i + 1]
@@ -52,11 +46,8 @@ def draw(figures: Figures, path: Path) -> None:
 
 
 def verdict(figures: Figures) -> Verdict:
-    """Whether RETRO agrees with the paper at every size.
-
-    RETRO[OFF] must be within 1 % of the baseline, RETRO[ON] as good as a baseline of MIN_SIZE_RATIO times RETRO's
-    size, and the gain must not shrink with size.
-    """
+    """Whether RETRO[OFF] is always within 1 % of the baseline, RETRO[ON] as good as a baseline of five times its size
+    (half of the paper's "about ten times"), and the gain does not shrink with size."""
     sizes = figures["sizes"]
     gains = [savings(size["lines"])["bpb"] for size in sizes]
     offs = [size["lines"][OFF]["bpb"] / size["lines"]["baseline"]["bpb"] - 1 for size in sizes]
@@ -69,7 +60,7 @@ def verdict(figures: Figures) -> Verdict:
     ]
     off_is_close = all(abs(off) <= 0.01 for off in offs)
     gain_lasts = gains[0] > 0 and all(later >= 0.9 * earlier for earlier, later in itertools.pairwise(gains))
-    worth_parameters = all(size["equal_baseline"] >= MIN_SIZE_RATIO * size["parameters"]["RETRO"] for size in sizes)
+    worth_parameters = all(size["equal_baseline"] >= 5 * size["parameters"]["RETRO"] for size in sizes)
     return off_is_close and gain_lasts and worth_parameters, " ".join(sentences)
 
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
 from retro_np.report.plots import new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
 

@@ -1,9 +1,6 @@
 """The bundled models: a baseline and a RETRO of the recipe, trained on Python's standard library.
 
-`retro_np/pretrained/stdlib/` contains both in half precision and their tokenizer, made by `retro-np pretrain`. The
-held-out modules were chosen by a hash of their names. Neither the tokenizer nor the models were trained on them or on
-their near-duplicates.
-"""
+`retro-np pretrain` makes them and their tokenizer, and neither was trained on held-out modules or near-duplicates."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +12,7 @@ from retro_np.checkpoint import read_meta, write_tensors
 from retro_np.experiments import recipe
 from retro_np.experiments.experiment import Experiment, Figures, Verdict
 from retro_np.experiments.lab import Lab, Model
-from retro_np.files import sha256_of
+from retro_np.files import sha256_of, write_atomically
 from retro_np.parameters import count_parameters
 from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file, load_pretrained
 from retro_np.renamed import new_names
@@ -31,10 +28,8 @@ BUNDLED_BUILD: dict[str, Any] = {"tokenizer": str(BUNDLED / TOKENIZER), "trainin
 
 
 def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
-    """Build or open a database of this Python's standard library with the bundled tokenizer.
-
-    Training chunks get no neighbours. limit_bytes: the approximate size of a part of the library; None takes all of it.
-    """
+    """Build or open a database of this Python's standard library, or of about limit_bytes of it, with the bundled
+    tokenizer. Training chunks get no neighbours."""
     config = replace(recipe.BUILD, **BUNDLED_BUILD, limit_bytes=limit_bytes)
     return build_database(STDLIB, out, config, recipe.EMBEDDER)
 
@@ -42,8 +37,7 @@ def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
 def make_pretrained(lab: Lab, out: Path) -> list[Path]:
     """Train the recipe's baseline and RETRO with seed 0, or load them from the lab, and write them to `out`.
 
-    Returns the files: the two models in half precision, with the settings of their training in the metadata, and the
-    tokenizer.
+    Returns the files: both models in half precision, with their training's settings in the metadata, and the tokenizer.
     """
     database = lab.database()
     files = []
@@ -53,7 +47,7 @@ def make_pretrained(lab: Lab, out: Path) -> list[Path]:
         files.append(out / f"{name}.safetensors")
         write_tensors(files[-1], halves, {"config": model.config.to_dict(), "run": run})
     files.append(out / TOKENIZER)
-    files[-1].write_bytes((database.path / TOKENIZER).read_bytes())
+    write_atomically(files[-1], (database.path / TOKENIZER).read_bytes())
     return files
 
 

@@ -1,10 +1,8 @@
 """Fine-tuning on questions answered by retrieved passages: RETRO with and without them, and a closed-book baseline.
 
 A question asks for the first line of a function of the corpus, by its name. A passage is the start of a function. The
-models train on questions about training documents and are tested on questions about held-out documents. Both kinds of
-questions can retrieve all passages, as in an open-book task. An answer is part of its passage word for word, because
-copying is what a small RETRO learns.
-"""
+models train on questions about training documents and are tested on questions about held-out ones. Both retrieve from
+all passages. An answer is part of its passage word for word, because copying is what a small RETRO learns."""
 
 import ast
 import warnings
@@ -36,9 +34,6 @@ PASSAGE_COUNTS = (1, TRAINING_PASSAGES, PASSAGES)
 CLOSED, OPEN = "closed book", f"{ON}, k = {PASSAGES}"
 PASSAGES_GIVEN = {CLOSED: 0, OFF: 0} | {f"{ON}, k = {k}": k for k in PASSAGE_COUNTS}  # name → number of passages
 MAX_ARGUMENTS = 4
-MAX_SOURCE_CHARACTERS = 1024  # characters of a function's source; a passage has fewer
-LEARNING_RATE = 2e-3  # the recipe's; at half of it a toy model did not learn to copy
-EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -87,31 +82,26 @@ def functions_in(text: str) -> Iterator[tuple[str, int, str]]:
             a = node.args
             names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if arg]
             source = "\n".join(lines[node.lineno - 1 : node.end_lineno]).lstrip()
-            yield node.name, len(names) - (names[:1] in (["self"], ["cls"])), source[:MAX_SOURCE_CHARACTERS]
+            yield node.name, len(names) - (names[:1] in (["self"], ["cls"])), source[:1024]  # A passage is shorter.
 
 
 def functions_of(database: Database) -> list[Function]:
     """The functions of all training and held-out documents."""
     functions = []
-    for name in ("train", "valid"):
-        split = database.split(name)
-        numbers = split.documents[:]
-        for start, stop in document_runs(numbers):
+    for split in map(database.split, ("train", "valid")):
+        for start, stop in document_runs(split.documents[:]):
             text = database.text(split.tokens[start:stop].reshape(-1))
-            module = database.documents[numbers[start]]["name"]
-            functions += [Function(module, name, *function) for function in functions_in(text)]
+            module = database.documents[split.documents[start]]["name"]
+            functions += [Function(module, split.name, *function) for function in functions_in(text)]
     return functions
 
 
 def asked(functions: list[Function]) -> np.ndarray:
-    """Which functions a question can be about, (N,) bool.
-
-    The name must be unique, and the first line must hold the whole signature, of 1 to MAX_ARGUMENTS arguments.
-    """
+    """Which functions a question can be about, (N,) bool: those with a unique name, whose first line holds the whole
+    signature, of 1 to MAX_ARGUMENTS arguments."""
     count = Counter(f.name for f in functions)
-    return np.array(
-        [count[f.name] == 1 and 1 <= f.arguments <= MAX_ARGUMENTS and f.answer.endswith(":") for f in functions], bool
-    )
+    fit = [count[f.name] == 1 and 1 <= f.arguments <= MAX_ARGUMENTS and f.answer.endswith(":") for f in functions]
+    return np.array(fit, bool)
 
 
 def measure(lab: Lab) -> Figures:
@@ -126,33 +116,26 @@ def measure(lab: Lab) -> Figures:
     train, test = (_questions(database, functions, suitable & fitting, split, keys) for split in ("train", "valid"))
 
     baseline, retro = lab.pair(database, 0)
-    closed_model = _fine_tuned(lab, baseline, train, None)
-    open_model = _fine_tuned(lab, retro, train, passages)
-    answered = {
-        name: qa.answers_of(
-            *(closed_model if name == CLOSED else open_model), database.tokenizer, test.questions,
-            passages if k else None, test.passages[:, :k], f"answering, {name}",
-        )
-        for name, k in PASSAGES_GIVEN.items()
-    }  # fmt: skip
+    closed_model, open_model = _fine_tuned(lab, baseline, train, None), _fine_tuned(lab, retro, train, passages)
+    answered, exact_match = {}, {}
+    for name, k in PASSAGES_GIVEN.items():
+        model, values = closed_model if name == CLOSED else open_model, passages if k else None
+        rows, description = test.passages[:, :k], f"answering, {name}"
+        answered[name] = qa.answers_of(*model, database.tokenizer, test.questions, values, rows, description)
+        pairs = zip(answered[name], test.functions, strict=True)
+        exact_match[name] = np.mean([qa.exact_match(text, [f.answer]) for text, f in pairs])
+    parts = {"train": train, "test": test}
     return {
-        "exact_match": {
-            name: np.mean([qa.exact_match(text, [f.answer]) for text, f in zip(texts, test.functions, strict=True)])
-            for name, texts in answered.items()
-        },
-        "recall": {
-            name: {str(k): np.mean(part.rank < k) for k in PASSAGE_COUNTS}
-            for name, part in (("train", train), ("test", test))
-        },
-        "questions": {"train": len(train.functions), "test": len(test.functions)},
-        "left_out": int((suitable & ~fitting).sum()),
-        "passages": len(passages),
+        "exact_match": exact_match,
+        "recall": {name: {str(k): np.mean(part.rank < k) for k in PASSAGE_COUNTS} for name, part in parts.items()},
+        "questions": {name: len(part.functions) for name, part in parts.items()},
+        "left_out": int((suitable & ~fitting).sum()), "passages": len(passages),
         "examples": [
             {"question": test.functions[i].question, "answer": test.functions[i].answer, "before": int(test.rank[i])}
             | {name: answered[name][i] for name in (CLOSED, OFF, OPEN)}
-            for i in np.linspace(0, len(test.functions) - 1, min(EXAMPLES, len(test.functions)), dtype=int)
+            for i in np.linspace(0, len(test.functions) - 1, min(8, len(test.functions)), dtype=int)
         ],
-    }
+    }  # fmt: skip
 
 
 def _questions(database, functions, usable, split, keys) -> Questions:
@@ -162,8 +145,7 @@ def _questions(database, functions, usable, split, keys) -> Questions:
         raise UserError(f"{database.path} has no function to ask about in its {split} split; use a larger corpus")
     asked_about = [functions[row] for row in rows]
     texts = [f.question for f in asked_about]
-    queries = database.embedder.embed(texts, show_progress=False)
-    passages, _ = exact_search(queries, keys, min(PASSAGES, len(keys)))
+    passages, _ = exact_search(database.embedder.embed(texts, show_progress=False), keys, min(PASSAGES, len(keys)))
     is_right = passages == rows[:, None]
     rank = np.where(is_right.any(axis=1), is_right.argmax(axis=1), PASSAGES)
     answers = qa.answer_chunks(database.tokenizer, [f.answer for f in asked_about], M)
@@ -174,28 +156,23 @@ def _fine_tuned(lab, model: Model, train: Questions, passages) -> tuple[Tree, Re
     """The parameters and configuration of a model fine-tuned on the questions, loaded if an earlier run made them."""
     config, scale = replace(model.config, chunk_size=M), lab.scale
     steps, k = 2 * scale.steps // 3, 0 if passages is None else TRAINING_PASSAGES
-    training = TrainingConfig(
-        steps, 2 * M, 2 * scale.batch_size, neighbours=k, learning_rate=LEARNING_RATE, warmup=steps // 20
-    )
+    # The learning rate is the recipe's; at half of it a toy model did not learn to copy.
+    training = TrainingConfig(steps, 2 * M, 2 * scale.batch_size, 1, k, learning_rate=2e-3, warmup=steps // 20)
     name = named("answers", [model.name, config.to_dict(), asdict(training)])
     path = lab.folder / "models" / f"{name}.safetensors"
     if not path.exists():
-        params = qa.fine_tune(
-            model.params, config, train.questions, train.answers, passages, train.passages[:, :k], training,
-            f"{name}, fine-tuning",
-        )  # fmt: skip
-        save_params(path, params, config)
+        questions = train.questions, train.answers, passages, train.passages[:, :k]
+        save_params(path, qa.fine_tune(model.params, config, *questions, training, f"{name}, fine-tuning"), config)
     return load_params(path)
 
 
 def draw(figures: Figures, path: Path) -> None:
     """Bars of exact match. A dot is its upper bound: how often the right passage is among the k."""
     match, recall = figures["exact_match"], figures["recall"]["test"]
-    plot_bars(
-        match, path, "exact match (%); dots: share of questions with the right passage among the k", scale=100,
-        dots={name: recall[str(k)] for name, k in PASSAGES_GIVEN.items() if k},
-        notes={name: f" {100 * share:.1f}" for name, share in match.items()}, limits=(0, 110),
-    )  # fmt: skip
+    dots = {name: recall[str(k)] for name, k in PASSAGES_GIVEN.items() if k}
+    notes = {name: f" {100 * share:.1f}" for name, share in match.items()}
+    label = "exact match (%); dots: share of questions with the right passage among the k"
+    plot_bars(match, path, label, scale=100, dots=dots, notes=notes, limits=(0, 110))
 
 
 def verdict(figures: Figures) -> Verdict:

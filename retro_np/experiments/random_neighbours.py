@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab, more_or_fewer
+from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED, more_or_fewer
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
 from retro_np.report.plots import plot_bars
 
 
@@ -12,8 +11,8 @@ def measure(lab: Lab) -> Figures:
     """Each condition's bits per byte by seed, and the copy bound of the first seed's baseline."""
     database = lab.database()
     figures = lab.over_seeds(database)
-    gain, mean_r = figures["gains"]["bpb"], lab.leakage(database).mean()
-    return {"lines": figures["lines"], "gain": gain, "copy_bound": figures["copy_bound"], "mean_r": mean_r}
+    gains = figures.pop("gains")
+    return figures | {"gain": gains["bpb"], "mean_r": lab.leakage(database).mean()}
 
 
 def draw(figures: Figures, path: Path) -> None:

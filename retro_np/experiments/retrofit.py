@@ -4,30 +4,24 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab, more_or_fewer
+from retro_np.evaluation.compare import OFF, ON, more_or_fewer
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
 from retro_np.report.plots import COLOURS, new_axes, save_plot
-
-RETROFIT_SHARES = (0.025, 0.05, 0.1, 0.25)  # shares of the baseline's training steps
 
 
 def measure(lab: Lab) -> Figures:
     """Bits per byte of the baseline, of RETRO, and of RETROfits of several lengths, each with its own schedule."""
     database = lab.database()
     baseline, retro = lab.pair(database, 0)
-    baseline_losses = lab.scored(database, baseline, k=0)
+    baseline_nats = lab.scored(database, baseline, k=0).nats
     runs = []
-    for share in RETROFIT_SHARES:
+    for share in (0.025, 0.05, 0.1, 0.25):  # of the baseline's training steps
         model = lab.retrofitted(database, baseline, retro.config, share)
-        runs.append({
-            "share": share, "steps": lab.retrofit_steps(share), ON: lab.bits(database, model),
-            "off_equals_baseline": np.array_equal(lab.scored(database, model, k=0).nats, baseline_losses.nats),
-        })  # fmt: skip
-    return {
-        "baseline_steps": lab.scale.steps, "baseline": lab.bits(database, baseline, k=0),
-        "RETRO": lab.bits(database, retro), "runs": runs,
-    }  # fmt: skip
+        same = np.array_equal(lab.scored(database, model, k=0).nats, baseline_nats)
+        run = {"share": share, "steps": lab.retrofit_steps(share), ON: lab.bits(database, model)}
+        runs.append(run | {"off_equals_baseline": same})
+    bits = {"baseline": lab.bits(database, baseline, k=0), "RETRO": lab.bits(database, retro)}
+    return {"baseline_steps": lab.scale.steps, **bits, "runs": runs}
 
 
 def draw(figures: Figures, path: Path) -> None:
@@ -42,8 +36,7 @@ def draw(figures: Figures, path: Path) -> None:
 
 def verdict(figures: Figures) -> Verdict:
     """Whether a tenth of the steps suffices to beat the baseline, the longest run gains at least half as much as a
-    RETRO from scratch, and RETROfit[OFF] equals the baseline bit for bit.
-    """
+    RETRO from scratch, and RETROfit[OFF] equals the baseline bit for bit."""
     baseline = figures["baseline"]["bpb"]
     same = all(run["off_equals_baseline"] for run in figures["runs"])
     shares = [run["share"] for run in figures["runs"] if run[ON]["bpb"] < baseline]

@@ -2,12 +2,10 @@
 
 One model continues each prompt twice with the same random numbers. The measures are the shares of a continuation's
 token 4-grams that also occur in the rest of the prompt's document, in the rest of another document (the control), in
-the values retrieved with retrieval on, and earlier in the continuation itself. The continuation without retrieval is
-compared with the same values, which shows how much it shares with them without reading them.
-"""
+the values retrieved with retrieval on (for both continuations), and earlier in the continuation itself."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -22,14 +20,13 @@ from retro_np.report.plots import COLOURS, new_axes, save_plot
 from retro_np.report.samples import write_page
 from retro_np.report.shown import show_chunks
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING
 
 N = 4  # tokens per n-gram
 PROMPT_CHUNKS = 4
 PROMPTS, LENGTH, DRAWS = 24, 128, 3  # prompts, tokens of a continuation, continuations per prompt
 TINY_PROMPTS, TINY_LENGTH = 3, 32
-TOP_P = 0.9
-SHOWN = 4  # prompts whose texts are part of the result
 REMAINDER, OTHER, RETRIEVED, REPEATED = "rest of its document", "rest of another", "retrieved values", "itself, earlier"
 MEASURES = (REMAINDER, OTHER, RETRIEVED, REPEATED)
 
@@ -37,36 +34,35 @@ MEASURES = (REMAINDER, OTHER, RETRIEVED, REPEATED)
 def measure(lab: Lab) -> Figures:
     """Shares by measure and condition, their paired difference, and a few texts. Also writes samples.html.
 
-    `seeds` has one value per prompt, which is the mean over DRAWS continuations.
-    """
+    `seeds` has one value per prompt, which is the mean over DRAWS continuations."""
     database = lab.database()
     retro = lab.pair(database, 0)[1]
     n_prompts, length = (TINY_PROMPTS, TINY_LENGTH) if lab.scale.name == "tiny" else (PROMPTS, LENGTH)
     parts = prompts_and_rests(database, n_prompts)
-    shares: dict[str, Any] = {name: {line: [] for line in (ON, OFF)} for name in MEASURES}
+    shares = {line: np.empty((len(MEASURES), len(parts))) for line in (ON, OFF)}
     texts, pages = [], []
-    with progress_bar("sampling", len(parts) * DRAWS) as advance:
+    with progress_bar("sampling", len(parts)) as advance:
         for number, (document, prompt, rest) in enumerate(parts):
-            other_rest = parts[number - 1][2]
-            runs = []
-            for seed in range(DRAWS):
-                runs.append(_continuations(retro, database, prompt, length, seed))
-                advance()
+            runs = [_continuations(retro, database, prompt, length, seed) for seed in range(DRAWS)]
             for line in (ON, OFF):
-                draws = [_shares(run[line][0], rest, other_rest, run[ON][1]) for run in runs]
-                for name in MEASURES:
-                    shares[name][line].append(np.mean([draw[name] for draw in draws]))
-            if number < SHOWN:
+                draws = [_shares(run[line][0], rest, parts[number - 1][2], run[ON][1]) for run in runs]
+                shares[line][:, number] = np.mean(draws, axis=0)
+            if number < 4:  # Only these texts are part of the result.
                 name = database.documents[document]["name"]
-                texts.append({"document": name} | _texts(database, prompt, rest, runs[0]))
+                samples = {line: sample for line, (sample, _) in runs[0].items()}
+                rows = {"prompt": prompt, "rest": rest[: max(map(len, samples.values()))]} | samples
+                texts.append({"document": name} | {part: database.text(row) for part, row in rows.items()})
                 for line, (sample, retrieved) in runs[0].items():
                     chunks = show_chunks(prompt, sample, retrieved, database)
                     pages.append({"heading": f"{name}, {line}", "chunks": chunks})
+            advance()
     facts = {"prompts": f"{PROMPT_CHUNKS * database.chunk_size} tokens of held-out documents", "model": retro.name}
     write_page(lab.folder / "samples.html", "The same prompts with retrieval on and off", pages, facts)
-    gains = np.subtract(*(shares[REMAINDER][line] for line in (ON, OFF)))
+    gains = shares[ON][0] - shares[OFF][0]  # MEASURES begins with the rest of the prompt's document
     return {
-        "shares": {name: {line: mean_and_spread(shares[name][line]) for line in (ON, OFF)} for name in MEASURES},
+        "shares": {
+            name: {line: mean_and_spread(shares[line][i]) for line in (ON, OFF)} for i, name in enumerate(MEASURES)
+        },
         "gain": {"mean": gains.mean(), "standard_error": gains.std(ddof=1) / np.sqrt(len(gains))},
         "prompts": len(parts), "tokens": length, "page": f"{lab.folder.name}/samples.html", "texts": texts,
     }  # fmt: skip
@@ -75,18 +71,14 @@ def measure(lab: Lab) -> Figures:
 def prompts_and_rests(database: Database, n_prompts: int, seed: int = 0) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Draw at most n_prompts held-out documents: the number, prompt and remaining tokens of each.
 
-    The prompt is the first PROMPT_CHUNKS chunks. Only documents of at least twice as many chunks are drawn.
-    """
-    split = database.split("valid")
-    documents = np.asarray(split.documents)
-    numbers, starts, counts = np.unique(documents, return_index=True, return_counts=True)
-    eligible = np.flatnonzero(counts >= 2 * PROMPT_CHUNKS)
+    The prompt is the first PROMPT_CHUNKS chunks. Only documents of at least twice as many chunks are drawn."""
+    split, cut = database.split("valid"), PROMPT_CHUNKS * database.chunk_size
+    runs = [(start, stop) for start, stop in document_runs(split.documents[:]) if stop - start >= 2 * PROMPT_CHUNKS]
     parts = []
-    for i in np.random.default_rng(seed).permutation(eligible)[:n_prompts]:
-        tokens = split.tokens[starts[i] : starts[i] + counts[i]].reshape(-1).astype(np.int64)
-        cut = PROMPT_CHUNKS * database.chunk_size
+    for start, stop in np.random.default_rng(seed).permutation(runs)[:n_prompts]:
+        tokens = split.tokens[start:stop].reshape(-1).astype(np.int64)
         rest = tokens[cut:]
-        parts.append((int(numbers[i]), tokens[:cut], rest[(rest != PADDING) & (rest != END_OF_TEXT)]))
+        parts.append((int(split.documents[start]), tokens[:cut], rest[(rest != PADDING) & (rest != END_OF_TEXT)]))
     return parts
 
 
@@ -113,27 +105,15 @@ def repeated(tokens: np.ndarray) -> float:
 
 def _continuations(retro, database, prompt, length, seed):
     """For each condition, the new tokens and what was retrieved for them."""
-    return {
-        line: generate(
-            retro.params, retro.config, prompt, length, database=source, k=recipe.NEIGHBOURS, top_p=TOP_P, seed=seed,
-            stop_token=END_OF_TEXT,
-        )
-        for line, source in ((ON, database), (OFF, None))
-    }  # fmt: skip
+    settings = {"k": recipe.NEIGHBOURS, "top_p": 0.9, "seed": seed, "stop_token": END_OF_TEXT}
+    continuation = partial(generate, retro.params, retro.config, prompt, length, **settings)
+    return {ON: continuation(database=database), OFF: continuation(database=None)}
 
 
 def _shares(sample, rest, other_rest, retrieved):
+    """The share of each of MEASURES."""
     values = np.stack([item.values for item in retrieved if item.chunk >= PROMPT_CHUNKS - 1])
-    return {
-        REMAINDER: shared(sample, rest), OTHER: shared(sample, other_rest), RETRIEVED: shared(sample, values),
-        REPEATED: repeated(sample),
-    }  # fmt: skip
-
-
-def _texts(database, prompt, rest, run):
-    samples = {line: tokens for line, (tokens, _) in run.items()}
-    rows = {"prompt": prompt, "rest": rest[: max(map(len, samples.values()))]} | samples
-    return {name: database.text(row) for name, row in rows.items()}
+    return [*(shared(sample, text) for text in (rest, other_rest, values)), repeated(sample)]
 
 
 def draw(figures: Figures, path: Path) -> None:
@@ -166,8 +146,8 @@ def verdict(figures: Figures) -> Verdict:
         f"{on_and_off(REMAINDER)}. The difference is {100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f} "
         f"points (standard error); retrieval raises the share for {higher} and lowers it for {lower} of "
         f"{figures['prompts']} prompts. For comparison, the share of those in the rest of another document is "
-        f"{on_and_off(OTHER)}; in the "
-        f"retrieved values, {on_and_off(RETRIEVED)}; earlier in the continuation itself, {on_and_off(REPEATED)}."
+        f"{on_and_off(OTHER)}; in the retrieved values, {on_and_off(RETRIEVED)}; earlier in the continuation itself, "
+        f"{on_and_off(REPEATED)}."
     )
 
 

@@ -1,18 +1,15 @@
 """What retrieval saves on each source of text. The sources here are the packages of the standard library."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
 from retro_np.report.plots import plot_bars
 
-SINGLE_MODULES, OTHERS = "single modules", "other packages"
-MAX_SUBSETS = 10
+OTHERS = "other packages"
 
 
 def measure(lab: Lab) -> Figures:
@@ -21,27 +18,22 @@ def measure(lab: Lab) -> Figures:
     ratios = lab.leakage(database)
     scored = [lab.conditions(database, *lab.pair(database, seed)) for seed in range(lab.seeds)]
     losses = scored[0][ON]
-    package = np.array([_package(database.documents[int(number)]["name"]) for number in losses.documents])
+    modules = [database.documents[int(number)]["name"] for number in losses.documents]
+    package = np.array([name.partition("/")[0] if "/" in name else "single modules" for name in modules])
     names, index = np.unique(package, return_inverse=True)
-    sizes = np.bincount(index, losses.bytes)
-    largest = names[np.argsort(-sizes)][:MAX_SUBSETS]
+    largest = names[np.argsort(-np.bincount(index, losses.bytes))][:10]
     package[~np.isin(package, largest)] = OTHERS
     subsets = {}
     for name in dict.fromkeys([*largest.tolist(), OTHERS]):
         rows = package == name
-        n_bytes = losses.bytes[rows]
-        if not n_bytes.sum():
-            continue
-        line: dict[str, Any] = {"documents": len(np.unique(losses.documents[rows])), "bytes": int(n_bytes.sum())}
-        for condition in ("baseline", ON):
-            line[condition] = np.mean([bits_per_byte(lines[condition].nats[rows], n_bytes) for lines in scored])
-        subsets[name] = line | {"gain": 1 - line[ON] / line["baseline"], "mean_r": ratios[rows].mean()}
+        if n_bytes := int(losses.bytes[rows].sum()):
+            baseline, on = (
+                np.mean([bits_per_byte(lines[condition].nats[rows], n_bytes) for lines in scored])
+                for condition in ("baseline", ON)
+            )
+            line = {"documents": len(np.unique(losses.documents[rows])), "bytes": n_bytes, "baseline": baseline, ON: on}
+            subsets[name] = line | {"gain": 1 - on / baseline, "mean_r": ratios[rows].mean()}
     return {"subsets": subsets}
-
-
-def _package(name: str) -> str:
-    head, _, tail = name.partition("/")
-    return head if tail else SINGLE_MODULES
 
 
 def draw(figures: Figures, path: Path) -> None:

@@ -2,65 +2,52 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 from retro_np.evaluation.continuous_cache import continuous_cache
 from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
 from retro_np.evaluation.leakage import bits
 from retro_np.evaluation.prepending import prepended
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
 from retro_np.report.plots import plot_bars
 
 CONTINUOUS_CACHE, KNN, PREPENDED = "continuous cache", "kNN-LM", "prepended neighbours"
 RETROFIT, FULL_RETRO = "RETROfit", "RETRO"
 METHODS = ("baseline", CONTINUOUS_CACHE, KNN, PREPENDED, RETROFIT, FULL_RETRO)
-DATASTORE_TOKENS = 2**18  # kNN-LM searches these exactly; more would take longer than the rest of the experiment
-TINY_DATASTORE_TOKENS = 2**12
-RETROFIT_SHARE = 0.25  # share of the baseline's steps
 PERPLEXITIES = {"baseline": 22.96, KNN: 19.54, FULL_RETRO: 18.97}  # paper, Wikitext103
 
 
 def measure(lab: Lab) -> Figures:
     """Bits per byte of each method with the first seed's models, and the settings that were tuned."""
-    database, scale = lab.database(), lab.scale
+    database, limit, length = lab.database(), lab.limit(lab.database()), lab.scale.sequence_length
     baseline, retro = lab.pair(database, 0)
-    retrofitted = lab.retrofitted(database, baseline, retro.config, RETROFIT_SHARE)
-    limit, length = lab.limit(database), scale.sequence_length
-    held_out: dict[str, Any] = {"sequence_length": length, "limit": limit}
+    retrofitted = lab.retrofitted(database, baseline, retro.config, 0.25)
     model = baseline.params, baseline.config, database
 
-    size = TINY_DATASTORE_TOKENS if scale.name == "tiny" else DATASTORE_TOKENS
+    # kNN-LM searches the datastore exactly; a larger one would take longer than the rest of the experiment.
+    size = 2**12 if lab.scale.name == "tiny" else 2**18
     keys, values = datastore(*model, size, sequence_length=length)
-    baseline_tokens, hidden, documents = frozen_model(*model, **held_out)
+    baseline_tokens, hidden, documents = frozen_model(*model, sequence_length=length, limit=limit)
     with_neighbours, knn_settings = knn_lm(baseline_tokens, hidden, documents, keys, values)
     with_cache, cache_settings = continuous_cache(baseline_tokens, hidden, documents)
     k = min(recipe.NEIGHBOURS, length // (4 * database.chunk_size))  # at most half of the context
-    scored = {
-        "baseline": baseline_tokens, CONTINUOUS_CACHE: with_cache, KNN: with_neighbours,
-        PREPENDED: prepended(*model, k=k, **held_out),
-    }  # fmt: skip
+    scored = {"baseline": baseline_tokens, CONTINUOUS_CACHE: with_cache, KNN: with_neighbours}
+    scored[PREPENDED] = prepended(*model, k=k, sequence_length=length, limit=limit)
     ratios, train = lab.leakage(database), database.manifest["splits"]["train"]
     lines = {name: bits(tokens.losses(database, limit=limit), ratios) for name, tokens in scored.items()}
     lines |= {RETROFIT: lab.bits(database, retrofitted), FULL_RETRO: lab.bits(database, retro)}
     return {
         "lines": {name: lines[name] for name in METHODS},
         "knn": {"datastore": len(keys), "of": train["tokens"], "alpha_and_weight": knn_settings},
-        "cache": {"theta_and_weight": cache_settings},
-        "prepended": {"k": k},
-    }
+        "cache": {"theta_and_weight": cache_settings}, "prepended": {"k": k},
+    }  # fmt: skip
 
 
 def draw(figures: Figures, path: Path) -> None:
     """Bars of bits per byte on all chunks, and dots for chunks without leakage."""
-    lines = figures["lines"]
-    plot_bars(
-        {name: line["bpb"] for name, line in lines.items()}, path,
-        "bits per byte of held-out documents; dots: chunks without leakage (α = 12.5 %)",
-        dots={name: line["bpb_no_leakage"] for name, line in lines.items()},
-        notes={name: f"{line['bpb']:.3f}" for name, line in lines.items()},
-    )  # fmt: skip
+    bpb, dots = ({name: line[key] for name, line in figures["lines"].items()} for key in ("bpb", "bpb_no_leakage"))
+    label = "bits per byte of held-out documents; dots: chunks without leakage (α = 12.5 %)"
+    plot_bars(bpb, path, label, dots=dots, notes={name: f"{value:.3f}" for name, value in bpb.items()})
 
 
 def verdict(figures: Figures) -> Verdict:

@@ -1,8 +1,7 @@
 """Build a database: corpus → texts → tokenizer → chunks → keys → indexes → neighbours → manifest. Paper §2.3.
 
 Each stage is a function of the files of earlier stages and writes its own files atomically. A killed build therefore
-resumes where it stopped and ends in the same bytes. `shards.py` holds the work on one shard. Memory holds one shard,
-however large the corpus is. The layout:
+resumes where it stopped and ends in the same bytes. Memory holds one shard, however large the corpus is. The layout:
 
     manifest.json        the database's facts, and every file's SHA-256; written last
     build.json           the settings that the build was started with
@@ -12,12 +11,10 @@ however large the corpus is. The layout:
                          retrieved; without hnswlib there is no index.hnsw and no equal.npy
     splits/valid/00000/  tokens.npy documents.npy keys.npy: held-out documents, which cannot be retrieved
     neighbours/SPLIT/00000/   ids.npy distances.npy
-    work/                the stages' temporary files; removed at the end
-"""
+    work/                the stages' temporary files; removed at the end"""
 
 import heapq
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,31 +22,24 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import hash_fraction, locked, remove_folder, remove_partial, visible, write_array, write_json
-from retro_np.progress import progress_bar
+from retro_np.files import hash_fraction, locked, outputs, remove_folder, remove_partial, write_array, write_json
+from retro_np.files.untrusted import read_json
+from retro_np.progress import progress_bar, say
 from retro_np.renamed import accept_old_names, new_names
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
+from retro_np.retrieval import tokenizer as bpe
 from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, held_out, limited
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.documents import Documents, chained, summarise, write_records
+from retro_np.retrieval.documents import DUPLICATE, Documents, chained, summarise, write_records
 from retro_np.retrieval.embedders import Embedder, ef_margin_of
 from retro_np.retrieval.hashing import D_KEY, HASHED, HashingEmbedder, load_hashing, save_hashing
-from retro_np.retrieval.texts import FACTS, corpus_digest, read_texts, write_texts
-from retro_np.retrieval.tokenizer import (
-    MIN_VOCABULARY_SIZE,
-    load_tokenizer,
-    pieces_of,
-    save_tokenizer,
-    tokenizer_sha256,
-    train_tokenizer,
-)
+from retro_np.retrieval.texts import has_changed, read_texts, write_texts
 from retro_np.retrieval.workers import Runner, workers
 
 STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # manifest fields
 NEAR_DUPLICATE = DedupConfig()
-MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS = 65_536, 10_000  # far beyond use: larger values are mistakes
 
 
 @accept_old_names
@@ -63,8 +53,7 @@ class BuildConfig:
     held_out: share of the documents that are held out, in [0, 1), chosen by a hash of the document's name.
     key_dtype: stored type of keys, "float16" or "float32".
     neighbours: neighbours stored per chunk (k), at least 1.
-    extra_candidates: extra neighbours stored per chunk, at least 0. Training excludes neighbours from a sequence's own
-        documents, and extra ones take their place.
+    extra_candidates: further neighbours stored, at least 0, in place of those from a training sequence's own documents.
     limit_bytes: bytes of text to take from the corpus, approximately, at least 1; None for the whole corpus.
     shard_bytes: bytes of text per shard, approximately, at least 1; memory holds one shard.
     tokenizer_bytes: bytes of text to train a tokenizer on, approximately, at least 1.
@@ -72,9 +61,7 @@ class BuildConfig:
     include: glob patterns of the files to read in folders; empty for all.
     exclude: glob patterns of the files to leave out in folders.
     d_key: width of the hashing embedder's keys, at least 1.
-    training_neighbours: whether to find neighbours of training chunks, which training needs. Without them, a build for
-        evaluation and sampling is much faster.
-    """
+    training_neighbours: whether to find neighbours of training chunks. Only training needs them, and they take long."""
 
     chunk_size: int = 64
     vocabulary_size: int = 4096
@@ -94,7 +81,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         minima = {"chunk_size": 1, "neighbours": 1, "extra_candidates": 0, "shard_bytes": 1, "tokenizer_bytes": 1}
-        minima |= {"d_key": 1, "vocabulary_size": MIN_VOCABULARY_SIZE if self.tokenizer is None else 0}
+        minima |= {"d_key": 1, "vocabulary_size": bpe.MIN_VOCABULARY_SIZE if self.tokenizer is None else 0}
         minima |= {} if self.limit_bytes is None else {"limit_bytes": 1}
         for name, minimum in minima.items():
             value = getattr(self, name)
@@ -104,11 +91,10 @@ class BuildConfig:
             raise UserError(f"held_out must be in [0, 1), not {self.held_out!r}")
         if not isinstance(self.duplicates, DedupConfig | None):
             raise UserError(f"duplicates must be a DedupConfig or None, not {self.duplicates!r}")
-        if self.chunk_size > MAX_CHUNK_SIZE or self.neighbours + self.extra_candidates > MAX_STORED_NEIGHBOURS:
-            raise UserError(
-                f"chunk_size must be at most {MAX_CHUNK_SIZE:,}, and neighbours + extra_candidates at most "
-                f"{MAX_STORED_NEIGHBOURS:,}"
-            )
+        max_size, max_stored = layout.MAX_CHUNK_SIZE, layout.MAX_STORED_NEIGHBOURS
+        if self.chunk_size > max_size or self.neighbours + self.extra_candidates > max_stored:
+            maxima = f"at most {max_size:,}, and neighbours + extra_candidates at most {max_stored:,}"
+            raise UserError(f"chunk_size must be {maxima}")
         if self.key_dtype not in ("float16", "float32"):
             raise UserError(f"key_dtype must be float16 or float32, not {self.key_dtype}")
 
@@ -119,18 +105,14 @@ def build_database(
 ) -> Database:  # fmt: skip
     """Build a database from a corpus, resume an interrupted build, or open the database if it is finished.
 
-    source: the corpus: the path of a folder, a text file or a .jsonl file, "stdlib", "hub:NAME", or a list of Source to
-        mix several (see `corpus.find_corpus`).
+    source: the corpus: a location (see `corpus.find_corpus`), or a list of Source to mix several.
     out: the database's folder. It must not be the corpus.
     config: how to cut and index the corpus. A build is resumed only with the settings that it was started with.
-    embedder: "hashing", or an object with `embed`, `d_key`, `name` and `sha256` (see `embedders.Embedder`), as
-        `load_bert` returns.
-    dask: None to build in this process, "local", or the address of a scheduler whose workers see `out` under the same
-        path.
+    embedder: "hashing", or an object such as `load_bert` returns (see `embedders.Embedder`).
+    dask: None for this process, "local", or the address of a scheduler whose workers see `out` under the same path.
 
     Returns the open database. Raises UserError for an empty corpus, for a folder with another build or a build in
-    progress, for a full disk, and for keys that are not finite.
-    """
+    progress, for a full disk, and for keys that are not finite."""
     out = Path(out)
     if isinstance(embedder, str) and embedder != HASHED:
         raise UserError(f'embedder must be "{HASHED}" or an object that embeds, not {embedder!r}')
@@ -140,17 +122,18 @@ def build_database(
     corpus = limited(corpus, config.limit_bytes)
     if all(held_out(name, config.held_out) for name in corpus.names()):
         raise UserError(f"every document of the corpus is held out: give more documents, or --held-out 0 ({source})")
-    if out.is_dir() and not (out / layout.REQUEST).exists() and any(visible(out)):
-        raise UserError(f"{out} holds other files: give a new folder for the database")
+    outputs.claim(out, outputs.DATABASE)
     with locked(out, "build"):
-        remove_partial(out)
+        remove_partial(out, outputs.DATABASE_FOLDERS)
         _check_request(out, _request(corpus, config, user_embedder))
         if (out / layout.MANIFEST).exists():
             remove_folder(out / layout.WORK)
             manifest = layout.read_manifest(out)
-            _check_corpus(out, corpus, manifest["corpus"])
+            if has_changed(corpus, manifest["corpus"]):
+                change = "was started with another corpus (its documents have changed since)"
+                raise UserError(f"{out} {change}: give another folder, or update this one with retro-np add and remove")
             edits = f" (edited {manifest['generation']} times since)" if manifest["generation"] else ""
-            print(f"{out} already holds this database{edits}; using it", file=sys.stderr)
+            say(f"{out} already holds this database{edits}; using it")
         else:
             with workers(dask) as run:
                 _build(run, out, corpus, config, user_embedder)
@@ -159,7 +142,9 @@ def build_database(
 
 def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, user_embedder: Embedder | None) -> None:
     work, tokenizer_path = out / layout.WORK, out / layout.TOKENIZER
-    facts = _texts(out, work, corpus, config)
+    split_of = lambda document: "valid" if held_out(document.name, config.held_out) else "train"  # noqa: E731
+    changed = f"{out} was started with another corpus (its documents have changed): give another folder"
+    facts = write_texts(corpus, work, split_of, config.shard_bytes, changed)
     splits = facts["splits"]
     tokenizer = _tokenizer(tokenizer_path, work, splits["train"], config)
     left_out = _left_out(run, out, work, splits, config)
@@ -178,55 +163,28 @@ def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, user_emb
     queries = stages.all_queries(training, folders[len(training) :])
     candidates = config.neighbours + config.extra_candidates
     stages.write_neighbours(run, out, work, queries, candidates, ef_margin_of(embedder), config.training_neighbours)
-    remove_partial(out)  # A killed worker may have left partial files although another worker did its task.
+    remove_partial(out, outputs.DATABASE_FOLDERS)  # A killed worker may have left some although another did its task.
     layout.write_manifest(out, _manifest(out, config, corpus, facts, tokenizer, embedder))
     remove_folder(work)
 
 
-def _texts(out: Path, work: Path, corpus: Corpus, config: BuildConfig) -> dict[str, Any]:
-    """Write the text shards, and return facts about them."""
-    path = work / FACTS
-    if path.exists():
-        facts = json.loads(path.read_bytes())
-        _check_corpus(out, corpus, facts["digest"])
-        return facts
-
-    def split_of(document):
-        return "valid" if held_out(document.name, config.held_out) else "train"
-
-    changed = f"{out} was started with another corpus, or the corpus changed while it was read: give another folder"
-    return write_texts(corpus, work, split_of, config.shard_bytes, changed)
-
-
-def _check_corpus(out: Path, corpus: Corpus, digest: str) -> None:
-    if any(source.location.startswith("hub:") for source in corpus.sources):
-        return  # A dataset of the Hub would have to be downloaded again.
-    if corpus_digest(corpus) != digest:
-        raise UserError(
-            f"{out} was started with another corpus (its documents have changed since): give another folder, or update "
-            "this one with retro-np add and remove"
-        )
-
-
 def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
     """Load the tokenizer, or train it. The trainer keeps all distinct words in memory, so a large corpus is sampled."""
-    if not path.exists():
-        if config.tokenizer is not None:
-            tokenizer = load_tokenizer(config.tokenizer)
-        else:
-            share = config.tokenizer_bytes / max(1, training["bytes"])
-            with progress_bar("training the tokenizer", training["documents"], unit="documents") as advance:
-                texts = _sample(stages.text_files(work, "train", training), share, advance)
-                tokenizer = train_tokenizer(texts, config.vocabulary_size)
-        save_tokenizer(tokenizer, path)
-    return load_tokenizer(path)
+    if config.tokenizer is not None and not path.exists():
+        bpe.save_tokenizer(bpe.load_tokenizer(config.tokenizer), path)
+    elif not path.exists():
+        share = config.tokenizer_bytes / max(1, training["bytes"])
+        with progress_bar("training the tokenizer", training["documents"], unit="documents") as advance:
+            texts = _sample(stages.text_files(work, "train", training), share, advance)
+            bpe.save_tokenizer(bpe.train_tokenizer(texts, config.vocabulary_size), path)
+    return bpe.load_tokenizer(path)
 
 
 def _sample(files, share, advance):
     """A share of the pieces of all texts, chosen by a hash. A short text is one piece."""
     for path in files:
         for text in read_texts(path):
-            for number, piece in enumerate(pieces_of(text.text)):
+            for number, piece in enumerate(bpe.pieces_of(text.text)):
                 if share >= 1 or hash_fraction(f"tokenizer {number} {text.name}") < share:
                     yield piece
             advance()
@@ -236,12 +194,9 @@ def _left_out(run, out, work, splits, config) -> np.ndarray:
     """The numbers of the training documents that resemble a held-out one. duplicates.jsonl lists them."""
     path = out / layout.DUPLICATES
     if not path.exists():
-        files = []
-        if config.duplicates is not None:
-            train_texts, valid_texts = (stages.text_files(work, split, splits[split]) for split in ("train", "valid"))
-            files = stages.write_duplicates(run, work, train_texts, valid_texts, config.duplicates)
-        write_records(path, chained(files))
-    return np.array([record["number"] for record in chained([path])], np.int64)
+        train, valid = (stages.text_files(work, split, splits[split]) for split in ("train", "valid"))
+        write_records(path, chained(stages.write_duplicates(run, work, train, valid, config.duplicates), DUPLICATE))
+    return np.array([record["number"] for record in chained([path], DUPLICATE)], np.int64)
 
 
 def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
@@ -257,30 +212,30 @@ def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
 
 def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]:
     splits, rows = summarise(Documents(out / layout.DOCUMENTS), layout.SPLITS)
-    manifest = {
+    files = layout.file_facts(out)
+    return {
         "format": layout.FORMAT,
         "generation": 0,  # the number of edits
         "chunk_size": config.chunk_size,
         "vocabulary_size": tokenizer.get_vocab_size(),
-        "tokenizer": tokenizer_sha256(tokenizer),
+        "tokenizer": files[layout.TOKENIZER]["sha256"],
         "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": int(embedder.d_key)}
         | {"margin": ef_margin_of(embedder)},
         **{name: getattr(config, name) for name in STORED_FIELDS},
         "duplicates": None if config.duplicates is None else asdict(config.duplicates),
         "corpus": facts["digest"],
-        "skipped": facts["skipped"],
-        "skipped_names": facts["skipped_names"],
+        **{name: facts[name] for name in ("skipped", "skipped_names")},
         "splits": splits,
         "sources": [{"name": s.name, "weight": s.weight, "rows": rows.get(s.name, [])} for s in corpus.sources],
+        "files": files,
     }
-    return manifest | {"files": layout.file_facts([out], layout.file_names(out))}
 
 
 def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None) -> dict[str, Any]:
     identity = {"embedder": HASHED} if embedder is None else {"embedder": embedder.sha256, "d_key": None}
     request = asdict(config) | identity | {"sources": [[s.name, s.weight] for s in corpus.sources]}
     if config.tokenizer is not None:
-        request |= {"tokenizer": tokenizer_sha256(load_tokenizer(config.tokenizer)), "vocabulary_size": None}
+        request |= {"tokenizer": bpe.tokenizer_sha256(bpe.load_tokenizer(config.tokenizer)), "vocabulary_size": None}
     if config.training_neighbours:
         del request["training_neighbours"]  # Requests of older versions lack this field.
     return json.loads(json.dumps(request))
@@ -292,10 +247,7 @@ def _check_request(out: Path, request: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, request)
         return
-    try:
-        stored = new_names(json.loads(path.read_bytes()))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: remove {out}, or give another folder") from error
+    stored = new_names(read_json(path, hint=f"remove {out}, or give another folder"))
     for name, value in request.items():
         if stored.get(name) != value:
             change = f"{name} = {stored.get(name)}, not {value}"

@@ -2,13 +2,11 @@
 
 Added documents become new shards. Every chunk's list of neighbours is merged with the new shards' chunks. The
 lists are then the same as if all shards had been built together. tombstones.npy lists the chunks of removed documents,
-which can no longer be found or read. `compact` deletes their bytes.
-"""
+which can no longer be found or read. `compact` deletes their bytes."""
 
 import hashlib
 import itertools
 import json
-import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,19 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import locked, mapped, remove_folder, remove_partial, write_array
+from retro_np.files import locked, outputs, remove_folder, remove_partial, write_array
+from retro_np.progress import say
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
 from retro_np.retrieval.corpus import Source, check_apart, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.documents import chained, summarise, write_records
+from retro_np.retrieval.documents import DUPLICATE, chained, summarise, write_records
 from retro_np.retrieval.embedders import Embedder
 from retro_np.retrieval.index import hnswlib_installed
-from retro_np.retrieval.journal import EDIT_REQUEST, begin_edit, finish_edit
-from retro_np.retrieval.sharded import is_in
+from retro_np.retrieval.journal import begin_edit, finish_edit
+from retro_np.retrieval.sharded import is_in, shard_array
 from retro_np.retrieval.shards import IndexShard
-from retro_np.retrieval.texts import FACTS, Text, corpus_digest, write_text_shard, write_texts
+from retro_np.retrieval.texts import Text, write_texts
 from retro_np.retrieval.workers import workers
 
 
@@ -40,8 +39,7 @@ def add_documents(
     """Add the documents of a corpus to those that a database retrieves. None of them is held out.
 
     Documents whose name and text the database already has, and near-duplicates of held-out documents, are skipped.
-    After an interruption, the same call resumes. Raises UserError as `build_database` does.
-    """
+    After an interruption, the same call resumes. Raises UserError as `build_database` does."""
     path = Path(path)
     corpus = find_corpus(source, leave_out=path, include=include, exclude=exclude)
     check_apart(path, corpus)
@@ -56,20 +54,19 @@ def add_documents(
                 _add(run, database, edit, facts["splits"]["train"], weights)
         else:
             remove_folder(edit)
-            print(f"{path}: nothing was added; every document is already there or was skipped before", file=sys.stderr)
+            say(f"{path}: nothing was added; every document is already there or was skipped before")
     return Database.open(path, embedder)
 
 
 def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
     """Remove documents, by number (int) or by name (str), from every search, value and batch of a database.
 
-    A name removes all documents that have it. Raises UserError for a number or name that the database does not have.
-    """
+    A name removes all documents that have it. Raises UserError for a number or name that the database does not have."""
     path = Path(path)
     with _editing(path) as database:
         removed = _numbers(database, documents)
         if not removed:
-            print(f"{path}: nothing was removed; these documents had been removed before", file=sys.stderr)
+            say(f"{path}: nothing was removed; these documents had been removed before")
         else:
             edit = begin_edit(path, {"kind": "remove", "documents": removed})
             for split in layout.SPLITS:
@@ -87,15 +84,14 @@ def compact(path: str | Path, *, dask: str | None = None) -> Database:
     """Delete the bytes of removed documents and join small shards. Documents and chunks get new ids and neighbours.
 
     Shards that were built without hnswlib get a graph index if it is installed now.
-    The tokenizer and the hashing embedder's counts do not change.
-    """
+    The tokenizer and the hashing embedder's counts do not change."""
     path = Path(path)
     with _editing(path) as database:
         has_removed = any(len(database.split(split).removed) for split in layout.SPLITS)
-        to_index = hnswlib_installed() and not all(map(database.has_graph, database.folders(layout.shard_dir("train"))))
+        to_index = hnswlib_installed() and not all(map(database.has_graph, database.folders(layout.SPLITS["train"])))
         groups = {split: _groups(database, split) for split in layout.SPLITS}
         if not has_removed and not to_index and all(len(group) == 1 for group in itertools.chain(*groups.values())):
-            print(f"{path} holds nothing to compact", file=sys.stderr)
+            say(f"{path} holds nothing to compact")
         else:
             edit = begin_edit(path, {"kind": "compact"})
             with workers(dask) as run:
@@ -106,11 +102,11 @@ def compact(path: str | Path, *, dask: str | None = None) -> Database:
 @contextmanager
 def _editing(path: Path, embedder=None) -> Iterator[Database]:
     """Lock a database, finish an interrupted edit, and yield the database."""
-    if not (path / layout.MANIFEST).is_file():
-        Database.open(path)  # raises the UserError
+    layout.read_manifest(path)  # Nothing is changed in a folder without a database.
+    outputs.check_subfolders(path, outputs.DATABASE_FOLDERS)
     with locked(path, "edit"):
         finish_edit(path)
-        remove_partial(path)
+        remove_partial(path, outputs.DATABASE_FOLDERS)
         yield Database.open(path, embedder)
 
 
@@ -121,24 +117,17 @@ def _weights(database, sources) -> dict[str, float | None]:
         if source.weight is not None or source.name not in weights:
             weights[source.name] = source.weight
     if len({weight is None for weight in weights.values()}) > 1:
-        raise UserError(
-            f"only some sources of {database.path} would have a weight ({weights}): give every source a weight, as in "
-            "--source NAME=LOCATION:0.1, or none"
-        )
+        fault = f"only some sources of {database.path} would have a weight ({weights})"
+        raise UserError(f"{fault}: give every source a weight, as in --source NAME=LOCATION:0.1, or none")
     return weights
 
 
 def _new_texts(database, corpus, work) -> dict:
     changed = f"the corpus changed while it was added to {database.path}: remove {work.parent} and add it again"
-    if (work / FACTS).exists():
-        facts = json.loads((work / FACTS).read_bytes())
-        if corpus_digest(corpus) != facts["digest"]:
-            raise UserError(changed)
-        return facts
     known = array("Q", (_fingerprint(r["name"], r["sha256"]) for r in database.documents if not r.get("removed")))
     # Known duplicates are skipped too, unless the held-out document that they resemble has been removed since.
     removed = {r["name"] for r in database.documents if r["split"] == "valid" and r.get("removed")}
-    duplicates = chained([database.path / layout.DUPLICATES])
+    duplicates = chained([database.path / layout.DUPLICATES], DUPLICATE)
     known.extend(_fingerprint(r["name"], r["sha256"]) for r in duplicates if r["held_out"] not in removed)
     sorted_known = np.sort(np.asarray(known))
 
@@ -151,14 +140,13 @@ def _new_texts(database, corpus, work) -> dict:
 
 def _fingerprint(name: str, sha256: str) -> int:
     """A 64-bit hash of a document's name and text."""
-    digest = hashlib.sha256(json.dumps([name, sha256]).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps([name, sha256]).encode()).digest()[:8], "big")
 
 
 def _add(run, database, edit, facts, weights) -> None:
     work, path, tokenizer = edit / layout.WORK, database.path, database.path / layout.TOKENIZER
     left_out = _left_out(run, database, edit, facts)
-    old = {split: database.folders(layout.shard_dir(split)) for split in layout.SPLITS}
+    old = {split: database.folders(parent) for split, parent in layout.SPLITS.items()}
     numbering, m = (len(database.documents), left_out), database.chunk_size
     folders = stages.write_tokens(run, edit, work, tokenizer, {"train": facts}, m, len(old["train"]), numbering)
     records = [stages.record_file(work, "train", number) for number in range(facts["shards"])]
@@ -186,15 +174,13 @@ def _write_neighbours(run, database, edit, queries) -> None:
 def _left_out(run, database, edit, facts) -> np.ndarray:
     """The numbers of new documents that nearly duplicate a held-out one. They are added to duplicates.jsonl."""
     work, config = edit / layout.WORK, database.manifest["duplicates"]
-    duplicates: list[Path] = []
-    if config is not None:
-        held_path = work / "held" / f"{layout.shard_name(0)}.jsonl"
-        if not held_path.exists():
-            write_text_shard(held_path, _held_texts(database))
-        training = stages.text_files(work, "train", facts)
-        duplicates = stages.write_duplicates(run, work, training, [held_path], DedupConfig(**config))
-    write_records(edit / layout.DUPLICATES, chained([database.path / layout.DUPLICATES, *duplicates]))
-    return np.array([record["number"] for record in chained(duplicates)], np.int64)
+    training, held_path = stages.text_files(work, "train", facts), work / "held" / f"{layout.shard_name(0)}.jsonl"
+    if config is not None and not held_path.exists():
+        write_records(held_path, _held_texts(database))
+    config = None if config is None else DedupConfig(**config)
+    duplicates = stages.write_duplicates(run, work, training, [held_path], config)
+    write_records(edit / layout.DUPLICATES, chained([database.path / layout.DUPLICATES, *duplicates], DUPLICATE))
+    return np.array([record["number"] for record in chained(duplicates, DUPLICATE)], np.int64)
 
 
 def _held_texts(database) -> Iterator[Text]:
@@ -219,8 +205,8 @@ def _numbers(database, documents) -> list[int]:
         if matches and not record.get("removed"):
             numbers.append(record["id"])
     if missing:
-        first = min(map(str, missing))
-        raise UserError(f"{database.path} has no document {first!r}: give a number or name from its documents.jsonl")
+        hint = "give a number or name from its documents.jsonl"
+        raise UserError(f"{database.path} has no document {min(map(str, missing))!r}: {hint}")
     return numbers
 
 
@@ -253,20 +239,19 @@ def _compact(run, database, edit, groups) -> None:
     new_ids[[record["id"] for record in remaining]] = np.arange(len(remaining))
     write_records(edit / layout.DOCUMENTS, (record | {"id": int(new_ids[record["id"]])} for record in remaining))
     removed = {record["name"] for record in database.documents if record.get("removed")}
-    duplicates = chained([database.path / layout.DUPLICATES])
+    duplicates = chained([database.path / layout.DUPLICATES], DUPLICATE)
     write_records(edit / layout.DUPLICATES, (r for r in duplicates if not removed & {r["name"], r["held_out"]}))
-    folders: dict[str, list[Path]] = {}
-    for split in layout.SPLITS:
+    folders: dict[str, list[Path]] = {split: [] for split in layout.SPLITS}
+    for split, parent in layout.SPLITS.items():
         write_array(edit / layout.tombstones_of(split), np.empty(0, np.int64))
-        rows, old = _remaining_rows(database, split), database.folders(layout.shard_dir(split))
-        folders[split] = []
+        rows, old = _remaining_rows(database, split), database.folders(parent)
         for number, group in enumerate(groups[split]):
-            folder = edit / layout.shard_dir(split) / layout.shard_name(number)
+            folder = edit / parent / layout.shard_name(number)
             folders[split].append(folder)
-            for name in ("documents.npy", "keys.npy", "tokens.npy"):
-                if not (folder / name).exists():
-                    joined = np.concatenate([mapped(old[i] / name)[rows[i]] for i in group])
-                    write_array(folder / name, new_ids[joined] if name == "documents.npy" else joined)
+            for name in ("documents", "keys", "tokens"):
+                if not (folder / f"{name}.npy").exists():
+                    joined = np.concatenate([shard_array(old[i], name)[rows[i]] for i in group])
+                    write_array(folder / f"{name}.npy", new_ids[joined] if name == "documents" else joined)
     stages.write_indexes(run, folders["train"])
     _write_neighbours(run, database, edit, stages.all_queries(folders["train"], folders["valid"]))
     unchanged = {layout.TOKENIZER, layout.REQUEST, layout.HASHING} & database.manifest["files"].keys()
@@ -279,9 +264,9 @@ def _commit(database, edit, weights, unchanged=None) -> None:
     splits, rows = summarise(chained([edit / layout.DOCUMENTS]), layout.SPLITS)
     weights = {source["name"]: source["weight"] for source in old["sources"]} | weights
     files = {name: old["files"][name] for name in (old["files"] if unchanged is None else unchanged)}
+    files |= layout.file_facts(edit)
     # A source that lost all its rows, or added none, is dropped, because training cannot draw from it.
     names = [s["name"] for s in old["sources"] if s["name"] in rows or not s["rows"]] + [*rows]
-    files |= layout.file_facts([edit], [name for name in layout.file_names(edit) if name != EDIT_REQUEST])
     manifest = {key: value for key, value in old.items() if key not in ("sha256", "files")} | {
         "generation": old["generation"] + 1,
         "splits": splits,

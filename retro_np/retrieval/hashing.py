@@ -1,8 +1,7 @@
 """An embedder without trained weights: hashed tokens and pairs of tokens, weighted by rarity, under random signs.
 
 It computes TF-IDF (Spärck Jones 1972) of hashed features and projects them to d_key columns. Chunks that share rare
-words and phrases get near keys, which is what retrieval needs, at about a thousand times BERT's speed.
-"""
+words and phrases get near keys, which is what retrieval needs, at about a thousand times BERT's speed."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.files import write_array
+from retro_np.files.untrusted import mapped
 from retro_np.kernels.hashing import BUCKETS, count_features, project_features
 from retro_np.retrieval.embedders import checked_texts, embed_in_batches
 from retro_np.retrieval.manifest import REBUILD
@@ -25,7 +25,6 @@ __all__ = ["BUCKETS", "D_KEY", "HASHED", "HashingEmbedder", "count_features", "l
 VERSION = 1  # The algorithm's version. A different version makes different keys.
 D_KEY = 128
 HASHED = "hashing"  # the `embedder` argument of `build_database` for a database's own hashing embedder
-UNIT = 64  # the integer that represents a weight of 1
 MAX_BATCH_TOKENS = 1 << 18
 FILE = np.dtype(
     [("version", "<u4"), ("d_key", "<u4"), ("tokenizer", "u1", 32), ("chunks", "<u8"), ("counts", "<u4", BUCKETS)]
@@ -37,16 +36,14 @@ class HashingEmbedder:
     """Makes keys from token counts; an Embedder and a TokenEmbedder (see `embedders.py`).
 
     counts: (BUCKETS,) uint32 from `count_features`: in how many of the `chunks` chunks each bucket's features occur.
-    d_key: the width of a key. Raises UserError for counts and numbers that do not fit together.
-    """
+    d_key: the width of a key. Raises UserError for counts and numbers that do not fit together."""
 
     tokenizer: Tokenizer = field(repr=False)
     counts: np.ndarray = field(repr=False)
     chunks: int
     d_key: int = D_KEY
     name: ClassVar[str] = HASHED
-    # Random signs leave keys nearly as far from each other as possible: for a recall of 95 %, a graph needs ten times
-    # BERT's candidates.
+    # Random signs leave keys far from each other: for a recall of 95 %, a graph needs ten times BERT's candidates.
     ef_margin: ClassVar[int] = 640
 
     def __post_init__(self) -> None:
@@ -67,17 +64,13 @@ class HashingEmbedder:
     def weights(self) -> np.ndarray:
         """Each bucket's weight, (BUCKETS,) int32: √idf in units of 1/64, with idf = log(1 + chunks / (1 + count)) > 0.
 
-        The square root was chosen by measurement. The projection adds noise to all pairs of chunks, which hides
-        similarities that depend on a few rare features.
+        The square root was measured to be best, because the projection's noise hides a similarity of few rare features.
         """
         idf = np.log1p(self.chunks / (1.0 + self.counts))
-        return np.maximum(1, np.rint(UNIT * np.sqrt(idf))).astype(np.int32)
+        return np.maximum(1, np.rint(64 * np.sqrt(idf))).astype(np.int32)
 
     def embed(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
-        """The keys of N texts of any length, (N, d_key) float32, equal to `embed_tokens` of their tokens.
-
-        Raises UserError if `texts` is not a list of strings.
-        """
+        """The keys of N texts, (N, d_key) float32: those of their tokens. Raises UserError if one is not a string."""
         sequences = encode_batch(self.tokenizer, checked_texts(texts))
         embed_batch = lambda ids, mask: self.embed_tokens(ids)  # noqa: E731
         return embed_in_batches(sequences, MAX_BATCH_TOKENS, embed_batch, self.d_key, show_progress)
@@ -86,9 +79,7 @@ class HashingEmbedder:
         """The keys of rows of tokens (N, t), integers: (N, d_key) float32 of length one.
 
         A key's bits depend only on its row. Padding and end-of-text are not counted, and separate pairs. All rows
-        without tokens share one key, which is as far from other keys as the keys of unrelated chunks are. Raises
-        UserError for anything but token ids.
-        """
+        without tokens share one key, far from other keys. Raises UserError for anything but token ids."""
         return project_features(tokens, self.weights, self.d_key)
 
 
@@ -99,24 +90,12 @@ def save_hashing(embedder: HashingEmbedder, path: Path | str) -> None:
 
 def load_hashing(path: Path | str, tokenizer: Tokenizer) -> HashingEmbedder:
     """Read a file that `save_hashing` wrote. Raises UserError for a damaged file and for the wrong tokenizer."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no feature counts at {path}: {REBUILD}")
-    if path.stat().st_size > 2 * FILE.itemsize:
-        raise UserError(f"{path} is too large for feature counts: {REBUILD}")
-    try:
-        record = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
-        raise UserError(f"{path} does not hold feature counts ({type(error).__name__}): {REBUILD}") from error
-    if not isinstance(record, np.ndarray) or record.dtype != FILE or record.shape != ():
-        raise UserError(f"{path} holds something other than feature counts: {REBUILD}")
+    record = mapped(path, FILE, (), hint=REBUILD)
     if record["version"] != VERSION:
         raise UserError(f"{path} has version {record['version']}, but this version reads {VERSION}: {REBUILD}")
     if record["tokenizer"].tobytes() != bytes.fromhex(tokenizer_sha256(tokenizer)):
-        raise UserError(
-            f"{path} was counted with another tokenizer: use the tokenizer.json in its folder, or {REBUILD}"
-        )
-    if record["d_key"] < 1 or record["counts"].max() > record["chunks"]:
+        raise UserError(f"{path} was counted with another tokenizer: use the one in its folder, or {REBUILD}")
+    if not 1 <= record["d_key"] < 2**20 or record["counts"].max() > record["chunks"]:
         raise UserError(f"{path} is damaged (its numbers do not fit together): {REBUILD}")
     return HashingEmbedder(tokenizer, record["counts"].astype(np.uint32), int(record["chunks"]), int(record["d_key"]))
 

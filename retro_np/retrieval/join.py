@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
+from retro_np.kernels import threads
 from retro_np.kernels.search import merge_lists
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database, Split
@@ -19,8 +20,7 @@ from retro_np.retrieval.index import QUERIES_PER_BLOCK
 class DatabaseUnion:
     """Several databases, searched as one. Chunk ids and document numbers continue from one database to the next.
 
-    `databases` are its parts. Raises UserError if there are none, if one is given twice, or if their chunk
-    sizes, tokenizers or embedders differ, because then values or distances would not be comparable.
+    Raises UserError if there are none, if one is given twice, or if their chunk sizes, tokenizers or embedders differ.
     """
 
     def __init__(self, databases: list[Database]):
@@ -32,20 +32,15 @@ class DatabaseUnion:
         for other in databases[1:]:
             check_values_fit(first, other)
             if not _same_keys(first, other):
-                raise UserError(
-                    f"the keys of {first.path} and {other.path} were made by different embedders, so their "
-                    f"distances cannot be compared: build one of them with --like {first.path}"
-                )
+                fault = f"the keys of {first.path} and {other.path} were made by different embedders"
+                raise UserError(f"{fault}: build one of them with --like {first.path}")
         self.databases = databases
         self.path: str = " + ".join(str(database.path) for database in databases)
         self.manifest: dict[str, Any] = first.manifest  # the others have the same chunk size, tokenizer and embedder
         self.identity: dict[str, Any] = {"union": [database.identity for database in databases]}
-        self.chunk_size: int = first.chunk_size
-        self.vocabulary_size: int = first.vocabulary_size
-        self.d_key: int = first.d_key
+        self.chunk_size, self.vocabulary_size, self.d_key = first.chunk_size, first.vocabulary_size, first.d_key
         self.tokenizer: Tokenizer = first.tokenizer
-        self.text: Callable[..., str] = first.text
-        self.embed_chunks: Callable[..., np.ndarray] = first.embed_chunks
+        self.text, self.embed_chunks = first.text, first.embed_chunks
         self._first_chunk = np.cumsum([0, *(database.n_chunks for database in databases)])
         self._first_document = np.cumsum([0, *(len(database.documents) for database in databases)])
         self.n_chunks: int = int(self._first_chunk[-1])
@@ -117,20 +112,18 @@ def retrieve_from(database: Database, source: Database | DatabaseUnion, candidat
     """The held-out chunks of a database, with neighbours from another database, a fraction of one, or a union.
 
     A document of the source with the same text as a held-out one is left out. candidates: neighbours per chunk, or None
-    for as many as the database stores. Raises UserError if chunk sizes or tokenizers differ.
-    """
+    for as many as the database stores. Raises UserError if chunk sizes or tokenizers differ."""
     check_values_fit(database, source)
     candidates = candidates or database.manifest["neighbours"] + database.manifest["extra_candidates"]
     split, keys = database.split("valid"), database.keys("valid")
     source = source.without({record["sha256"] for record in database.documents if record["split"] == "valid"})
-    ids = np.empty((len(split.tokens), candidates), np.int64)
-    distances = np.empty(ids.shape, np.float32)
+    shape = len(split.tokens), candidates
+    ids, distances = np.empty(shape, np.int64), np.empty(shape, np.float32)
     with progress_bar(f"neighbours in {source.path}", len(ids), unit="queries") as advance:
-        for start in range(0, len(ids), QUERIES_PER_BLOCK):
-            rows = slice(start, min(start + QUERIES_PER_BLOCK, len(ids)))
+        for rows in threads.blocks(len(ids), QUERIES_PER_BLOCK):
             queries = keys[rows] if _same_keys(database, source) else source.embed_chunks(split.tokens[rows])
             ids[rows], distances[rows] = source.search_keys(queries, candidates)
-            advance(rows.stop - start)
+            advance(len(ids[rows]))
     return Retrieval(replace(split, neighbours=ids, distances=distances), source)
 
 
@@ -138,10 +131,8 @@ def check_values_fit(database: Database, source: Database | DatabaseUnion) -> No
     """Raise UserError unless a model of one can read the values of the other: same chunk size, same tokenizer."""
     for name in ("chunk_size", "tokenizer"):
         if database.manifest[name] != source.manifest[name]:
-            raise UserError(
-                f"{database.path} and {source.path} differ in their {name.replace('_', ' ')}: build one of them with "
-                f"--like {database.path}"
-            )
+            fault = f"{database.path} and {source.path} differ in their {name.replace('_', ' ')}"
+            raise UserError(f"{fault}: build one of them with --like {database.path}")
 
 
 def _same_keys(database, source) -> bool:

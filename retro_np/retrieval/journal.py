@@ -2,8 +2,7 @@
 
 An edit writes its files below edit/, in the layout of a database, and writes its manifest there last. Before that, the
 database is unchanged. After that, the edit is committed: the same process, or whoever opens the database next, moves
-the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last.
-"""
+the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last."""
 
 import json
 import os
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from retro_np.errors import UserError
-from retro_np.files import flush_folder, locked, remove_folder, write_json
-from retro_np.retrieval.manifest import EDIT, MANIFEST, read_manifest
+from retro_np.files import flush_folder, locked, outputs, remove_folder, write_json
+from retro_np.files.untrusted import read_json
+from retro_np.retrieval.manifest import EDIT, MANIFEST, TOP_FILES, read_manifest
 
 EDIT_REQUEST = "request.json"
 LOCK_TIMEOUT = 10.0  # seconds
@@ -22,10 +22,11 @@ LOCK_TIMEOUT = 10.0  # seconds
 def recover_edit(path: Path) -> None:
     """Move the files of a committed edit into place, or wait until the process that does so has finished.
 
-    Raises UserError if another process holds the database for more than LOCK_TIMEOUT seconds.
-    """
+    Raises UserError if another process holds the database for more than LOCK_TIMEOUT seconds."""
     deadline = time.monotonic() + LOCK_TIMEOUT
     while (path / EDIT / MANIFEST).exists():
+        read_manifest(path)  # Nothing is changed in a folder without a database.
+        outputs.check_subfolders(path, outputs.DATABASE_FOLDERS)
         try:
             with locked(path, "edit"):
                 finish_edit(path)
@@ -50,12 +51,14 @@ def finish_edit(path: Path) -> None:
     edit = path / EDIT
     if (edit / MANIFEST).exists():
         new, old = read_manifest(edit), read_manifest(path)
+        # A manifest may name further files beside ours, which an edit leaves alone.
+        is_ours = lambda name: "/" in name or name in TOP_FILES  # noqa: E731
         for name in new["files"]:
-            if (edit / name).exists():
+            if (edit / name).exists() and (is_ours(name) or not (path / name).exists()):
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 (edit / name).replace(path / name)
                 flush_folder((path / name).parent)
-        for name in set(old["files"]) - set(new["files"]):
+        for name in filter(is_ours, set(old["files"]) - set(new["files"])):
             (path / name).unlink(missing_ok=True)
             _remove_empty((path / name).parent, path)
         (edit / MANIFEST).replace(path / MANIFEST)
@@ -68,18 +71,14 @@ def finish_edit(path: Path) -> None:
 def begin_edit(path: Path, request: dict[str, Any]) -> Path:
     """The folder where an edit writes its files: a new one, or that of the same edit if it was interrupted.
 
-    The caller holds the database's lock. Raises UserError if another edit was interrupted.
-    """
+    The caller holds the database's lock. Raises UserError if another edit was interrupted."""
     edit = path / EDIT
     finish_edit(path)
     request = json.loads(json.dumps(request | {"base": read_manifest(path)["sha256"]}))
     if (edit / EDIT_REQUEST).exists():
-        stored = _stored_request(edit)
-        if stored != request:
-            raise UserError(
-                f"another edit of {path} was interrupted ({stored.get('kind')}): run the same command again to "
-                f"finish it, or remove {edit} to abandon it"
-            )
+        if (stored := _stored_request(edit)) != request:
+            fault = f"another edit of {path} was interrupted ({stored.get('kind')})"
+            raise UserError(f"{fault}: run the same command again to finish it, or remove {edit} to abandon it")
         return edit
     remove_folder(edit)
     write_json(edit / EDIT_REQUEST, request)
@@ -87,16 +86,11 @@ def begin_edit(path: Path, request: dict[str, Any]) -> Path:
 
 
 def _stored_request(edit: Path) -> dict:
-    try:
-        return dict(json.loads((edit / EDIT_REQUEST).read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{edit / EDIT_REQUEST} is damaged: remove {edit} to abandon the edit") from error
+    return read_json(edit / EDIT_REQUEST, hint=f"remove {edit} to abandon the edit")
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
-    while folder != root:
+    while folder != root and not (folder.exists() and os.listdir(folder)):
         if folder.exists():  # An earlier, interrupted attempt may have removed it.
-            if os.listdir(folder):
-                return
             folder.rmdir()
         folder = folder.parent

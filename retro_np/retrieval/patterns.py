@@ -2,8 +2,7 @@
 
 A pattern matches a file, or a folder with everything below it. `*`, `?` and `[…]` stand for anything but a slash.
 `**` stands for any number of folders; at the end of a pattern, for everything below. A pattern without a slash matches
-at any depth, other patterns from the top. A slash at the end restricts a pattern to folders and does not anchor it.
-"""
+at any depth, other patterns from the top. A slash at the end restricts a pattern to folders and does not anchor it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,8 +13,7 @@ from retro_np.errors import UserError
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """A function that tells whether a relative path matches one of the patterns, or is inside a folder that does.
 
-    Raises UserError for an empty pattern and for one that is not a glob.
-    """
+    Raises UserError for an empty pattern and for one that is not a glob."""
     match = re.compile("|".join(map(_expression, patterns)) or "(?!)", re.DOTALL).fullmatch
     return lambda path: match(path) is not None
 

@@ -1,12 +1,9 @@
 """The work of a build on one shard: tokenise, embed, index, search. Paper §2.3.
 
 Each task is a pure function of files and writes its own files atomically. Tasks may run on any machine that sees the
-folder, more than once, and again after a kill: the bytes are the same. `advance(n)` reports progress, in chunks unless
-a docstring says otherwise.
-"""
+folder, more than once, and after a kill: the bytes are the same. `advance(n)` reports progress, usually in chunks."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +12,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
-from retro_np.files import mapped, remove_folder, replacing, write_array
+from retro_np.files import remove_folder, replacing, write_array
+from retro_np.files.untrusted import mapped
+from retro_np.kernels import threads
 from retro_np.kernels.search import merge_lists
 from retro_np.retrieval.deduplicate import DedupConfig, band_index, find_duplicates, signatures
 from retro_np.retrieval.documents import write_records
 from retro_np.retrieval.embedders import Embedder, TokenEmbedder, embed_chunks
 from retro_np.retrieval.hashing import BUCKETS, count_features
 from retro_np.retrieval.index import INDEX, QUERIES_PER_BLOCK, build_hnsw, hnswlib_installed
-from retro_np.retrieval.neighbours import NEIGHBOUR, Shard, packed, search_shard
-from retro_np.retrieval.sharded import is_in
-from retro_np.retrieval.texts import Lines, Text, read_texts
+from retro_np.retrieval.neighbours import NEIGHBOUR, Shard, search_shard
+from retro_np.retrieval.sharded import is_in, shard_array
+from retro_np.retrieval.texts import Lines, parse_text, read_texts
 from retro_np.retrieval.tokenizer import END_OF_TEXT, encode_batch, load_tokenizer
 
 CHUNKS_PER_SAVE = 256  # An embedder of texts is slow: its keys are saved this often.
@@ -52,8 +51,7 @@ def tokenise_shard(
 ) -> None:
     """Write a text shard's tokens.npy (N, m) and documents.npy (N,) to `out`, and a line per document to `records`.
 
-    Progress is in documents.
-    """
+    Progress is in documents."""
     first_id, left_out = numbering
     bpe = _tokenizer(tokenizer, *_identity(tokenizer))
     dtype = np.uint16 if bpe.get_vocab_size() <= 2**16 else np.uint32
@@ -67,17 +65,13 @@ def tokenise_shard(
             chunks.reshape(-1)[len(ids)] = END_OF_TEXT
             tokens.append(chunks)
             documents.append(np.full(len(chunks), number, np.int64))
-            lines.append(_record(number, text, len(ids) + 1, len(chunks), texts.parent.name))
+            record = {"id": number, "name": text.name, "source": text.source, "split": texts.parent.name}
+            record |= {"bytes": len(text.text.encode()), "tokens": len(ids) + 1, "chunks": len(chunks)}
+            lines.append(record | {"replaced": text.replaced, "sha256": text.sha256})
         advance(len(block), note=f"{sum(record['tokens'] for record in lines):,} tokens in {texts.stem}")
     write_records(records, lines)
     write_array(out / "documents.npy", np.concatenate(documents))
     write_array(out / "tokens.npy", np.concatenate(tokens))
-
-
-def _record(number, text, tokens, chunks, split):
-    record = {"id": number, "name": text.name, "source": text.source, "split": split}
-    record |= {"bytes": len(text.text.encode()), "tokens": tokens, "chunks": chunks, "replaced": text.replaced}
-    return record | {"sha256": text.sha256}
 
 
 def _text_blocks(path):
@@ -93,12 +87,10 @@ def _text_blocks(path):
 
 def count_shard(shard: Path, out: Path, advance: Advance = silent) -> None:
     """Write, for each hashed feature, how many chunks of a shard contain it: (BUCKETS,) uint32."""
-    tokens = mapped(shard / "tokens.npy")
-    counts = np.zeros(BUCKETS, np.uint32)
-    for start in range(0, len(tokens), CHUNKS_PER_BLOCK):
-        part = tokens[start : start + CHUNKS_PER_BLOCK]
-        count_features(part, counts)
-        advance(len(part))
+    tokens, counts = shard_array(shard, "tokens"), np.zeros(BUCKETS, np.uint32)
+    for rows in threads.blocks(len(tokens), CHUNKS_PER_BLOCK):
+        count_features(tokens[rows], counts)
+        advance(rows.stop - rows.start)
     write_array(out, counts)
 
 
@@ -108,9 +100,8 @@ def embed_shard(
     """Write keys.npy (N, d_key), `dtype`, from a shard's tokens.
 
     An embedder of texts is slow, so each block of its keys is saved in `work`. The blocks' bounds are fixed, because a
-    key's bits may depend on its block. An embedder of tokens (`embed_tokens`) is fast and saves nothing.
-    """
-    tokens, bpe = mapped(shard / "tokens.npy"), _tokenizer(tokenizer, *_identity(tokenizer))
+    key's bits may depend on its block. An embedder of tokens (`embed_tokens`) is fast and saves nothing."""
+    tokens, bpe = shard_array(shard, "tokens"), _tokenizer(tokenizer, *_identity(tokenizer))
     fast = isinstance(embedder, TokenEmbedder)
     size = CHUNKS_PER_BLOCK if fast else CHUNKS_PER_SAVE
     with replacing(shard / "keys.npy") as file:  # block by block, since a shard's keys may not fit into memory
@@ -119,7 +110,7 @@ def embed_shard(
         for start in range(0, len(tokens), size):
             chunks, block_file = tokens[start : start + size], work / f"{start // size:06d}.npy"
             if block_file.exists():
-                keys = np.load(block_file, allow_pickle=False)
+                keys = mapped(block_file, dtype, (len(chunks), int(embedder.d_key)))
             else:
                 keys = _checked_keys(embed_chunks(embedder, bpe, chunks), len(chunks), embedder, dtype, shard, start)
                 if not fast:
@@ -131,28 +122,23 @@ def embed_shard(
 
 def _checked_keys(keys, count, embedder, dtype, shard, start) -> np.ndarray:
     """The keys as stored. Raises UserError if their shape is wrong or a key is not finite in `dtype`."""
-    keys = np.asarray(keys, np.float32)
-    if keys.shape != (count, embedder.d_key):
-        raise UserError(
-            f"embedder {embedder.name} made keys of shape {keys.shape}, not {(count, embedder.d_key)}, "
-            f"for {count} chunks from {start} of {shard}: check the embedder and run the same command again"
-        )
-    with np.errstate(over="ignore"):
-        keys = keys.astype(dtype)
-    bad = np.flatnonzero(~np.isfinite(keys).all(axis=1))
-    if len(bad):
-        raise UserError(
-            f"embedder {embedder.name} made a key that is not finite in {dtype} for chunk {start + bad[0]} of {shard}: "
-            "check the embedder and run the same command again"
-        )
+    keys, shape, fault = np.asarray(keys, np.float32), (count, embedder.d_key), ""
+    if keys.shape != shape:
+        fault = f"keys of shape {keys.shape}, not {shape}, for {count} chunks from {start} of {shard}"
+    else:
+        with np.errstate(over="ignore"):
+            keys = keys.astype(dtype)
+        if len(bad := np.flatnonzero(~np.isfinite(keys).all(axis=1))):
+            fault = f"a key that is not finite in {dtype} for chunk {start + bad[0]} of {shard}"
+    if fault:
+        raise UserError(f"embedder {embedder.name} made {fault}: check the embedder and run the same command again")
     return keys
 
 
 def index_shard(shard: Path, advance: Advance = silent) -> None:
     """Build the index of a shard's keys."""
-    keys = mapped(shard / "keys.npy")
-    build_hnsw(keys, shard / INDEX)
-    advance(len(keys))
+    index = build_hnsw(shard_array(shard, "keys"), shard / INDEX)
+    advance(len(index.keys))
 
 
 def query_shard(
@@ -161,20 +147,18 @@ def query_shard(
     """For each chunk of the shard `query`, write its nearest keys in `shard`: (N, candidates) NEIGHBOUR.
 
     If both are the same shard, chunks of the query's own document are left out. No document is in two shards.
-    ef_margin: see `HnswIndex`.
-    """
-    keys = mapped(query / "keys.npy")
-    documents = np.load(query / "documents.npy", allow_pickle=False) if query == shard.folder else None
-    opened = _shard(shard.folder, ef_margin, *_identity(shard.folder / "keys.npy"))
-    lists = [np.empty((0, candidates), NEIGHBOUR)]
-    for start in range(0, len(keys), QUERIES_PER_BLOCK):
-        block = slice(start, start + QUERIES_PER_BLOCK)
+    ef_margin: see `HnswIndex`."""
+    keys = shard_array(query, "keys")
+    documents = shard_array(query, "documents", len(keys)) if query == shard.folder else None
+    opened = cached_shard(shard.folder, ef_margin, *_identity(shard.folder / "keys.npy"))
+    entries = np.empty((len(keys), candidates), NEIGHBOUR)
+    for block in threads.blocks(len(keys), QUERIES_PER_BLOCK):
         queries = np.asarray(keys[block], np.float32)
-        own_documents = None if documents is None else documents[block]
-        rows, distances = search_shard(opened, queries, candidates, own=own_documents, deleted=shard.deleted)
-        lists.append(packed(np.where(rows >= 0, rows + shard.first_id, -1), distances))
+        own = None if documents is None else documents[block]
+        rows, distances = search_shard(opened, queries, candidates, own=own, deleted=shard.deleted)
+        entries["id"][block], entries["distance"][block] = np.where(rows >= 0, rows + shard.first_id, -1), distances
         advance(len(queries))
-    write_array(out, np.concatenate(lists))
+    write_array(out, entries)
 
 
 def merge_shard(
@@ -182,24 +166,18 @@ def merge_shard(
 ) -> None:
     """Merge the lists that several index shards gave for a query shard into ids.npy and distances.npy in `out`.
 
-    known: a folder with the ids.npy and distances.npy of other index shards, which are merged too.
-    """
-    lists = [(part["id"], part["distance"]) for part in map(mapped, parts)]
+    known: a folder with the ids.npy and distances.npy of other index shards, which are merged too."""
+    opened = (mapped(part, NEIGHBOUR, (None, candidates)) for part in parts)
+    lists = [(part["id"], part["distance"]) for part in opened]
     if known is not None:
-        lists.append((mapped(known / "ids.npy"), mapped(known / "distances.npy")))
+        lists.append((shard_array(known, "ids"), shard_array(known, "distances")))
     ids = np.empty((len(lists[0][0]), candidates), np.int64)
     distances = np.empty(ids.shape, np.float32)
-    for start in range(0, len(ids), QUERIES_PER_BLOCK):
-        rows = slice(start, start + QUERIES_PER_BLOCK)
+    for rows in threads.blocks(len(ids), QUERIES_PER_BLOCK):
         ids[rows], distances[rows] = merge_lists([(i[rows], distance[rows]) for i, distance in lists], candidates)
         advance(len(ids[rows]))
     write_array(out / "ids.npy", ids)
     write_array(out / "distances.npy", distances)
-
-
-def forget_shard() -> None:
-    """Free the cached shard's index."""
-    _shard.cache_clear()
 
 
 def _identity(path):
@@ -215,13 +193,12 @@ def _tokenizer(path, *_identity) -> Tokenizer:
 
 
 @functools.lru_cache(maxsize=1)
-def _shard(folder, ef_margin, *_identity) -> Shard:
+def cached_shard(folder: Path, ef_margin: int, *_identity: int) -> Shard:
     """A shard with its index. The cache holds one shard, so that one index is in memory at a time.
 
-    A shard without a graph, or one that is read without hnswlib, is searched exactly.
-    """
-    has_graph = hnswlib_installed() and (folder / INDEX).exists()
-    return Shard.open(folder, ef_margin if has_graph else None)
+    A shard without a graph, or one that is read without hnswlib, is searched exactly."""
+    keys, has_graph = shard_array(folder, "keys"), hnswlib_installed() and (folder / INDEX).exists()
+    return Shard(folder, keys, shard_array(folder, "documents", len(keys)), ef_margin if has_graph else None)
 
 
 def sign_shard(texts: Path, out: Path, config: DedupConfig, advance: Advance = silent) -> None:
@@ -238,17 +215,15 @@ def compare_shard(
 ) -> None:
     """Write a record for each document of a text shard that nearly duplicates a held-out one. Progress is in documents.
 
-    held: the held-out text shards. signed: their signatures.
-    """
-    held_signatures = [np.load(path, allow_pickle=False) for path in signed]
-    index, readers = band_index(np.concatenate(held_signatures), config), [Lines(path) for path in held]
-    ends = np.cumsum([0, *map(len, held_signatures)])
+    held: the held-out text shards. signed: their signatures."""
+    index = band_index(np.concatenate([mapped(path, np.uint32, (None, config.hashes)) for path in signed]), config)
+    readers, records = [Lines(path) for path in held], []
+    ends = np.cumsum([0, *map(len, readers)])
 
     def held_out(row):
         shard = int(np.searchsorted(ends, row, side="right")) - 1
-        return Text(*json.loads(readers[shard][row - ends[shard]]))
+        return parse_text(readers[shard][row - ends[shard]], str(held[shard]))
 
-    records = []
     for block in _text_blocks(texts):
         for match in find_duplicates([text.text for text in block], index, lambda row: held_out(row).text, config):
             text, other = block[match.row], held_out(match.held)

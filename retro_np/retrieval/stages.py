@@ -1,22 +1,25 @@
 """The stages of a build, each a set of tasks over shards. Files that exist already are not written again.
 
-`build.py` and `edit.py` call the stages; `shards.py` holds the work on one shard.
-"""
+`build.py` and `edit.py` call the stages; `shards.py` holds the work on one shard."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from retro_np.files import mapped, remove_folder, write_array
+from retro_np.files import remove_folder, write_array
+from retro_np.files.untrusted import mapped
 from retro_np.retrieval import shards
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.embedders import Embedder
+from retro_np.retrieval.hashing import BUCKETS
 from retro_np.retrieval.index import INDEX, hnswlib_installed
-from retro_np.retrieval.manifest import shard_dir, shard_name
+from retro_np.retrieval.manifest import SPLITS, shard_name
+from retro_np.retrieval.sharded import shard_array
 from retro_np.retrieval.shards import IndexShard, Numbering
 from retro_np.retrieval.workers import Runner, Task
 
+LAST_LIST = "distances.npy"  # written after ids.npy
 SHARDS_PER_MERGE = 16  # Lists of neighbours are merged each time this many index shards have been searched.
 
 
@@ -43,7 +46,7 @@ def all_queries(training: list[Path], held: list[Path]) -> list[QueryShard]:
 
 def chunk_count(folder: Path) -> int:
     """The number of chunks in a shard."""
-    return len(mapped(folder / "tokens.npy"))
+    return len(shard_array(folder, "tokens"))
 
 
 def write_tokens(
@@ -52,16 +55,14 @@ def write_tokens(
 ) -> list[Path]:  # fmt: skip
     """Tokenise the text shards in `work`. Returns the new shards' folders, those of the training split first.
 
-    splits: the "splits" that `write_texts` returned. first_shard: the number of the first training shard.
-    """
+    splits: the "splits" that `write_texts` returned. first_shard: the number of the first training shard."""
     tasks, folders = [], []
     for split, facts in splits.items():
-        for number in range(facts["shards"]):
-            folder = out / shard_dir(split) / shard_name(number + (first_shard if split == "train" else 0))
+        for number, texts in enumerate(text_files(work, split, facts)):
+            folder = out / SPLITS[split] / shard_name(number + (first_shard if split == "train" else 0))
             folders.append(folder)
             if not (folder / "tokens.npy").exists():
-                texts, records = _texts(work, split, number), record_file(work, split, number)
-                arguments = (texts, folder, records, tokenizer, m, numbering)
+                arguments = (texts, folder, record_file(work, split, number), tokenizer, m, numbering)
                 tasks.append(Task(shards.tokenise_shard, arguments, _lines(texts)))
     run("tokenising", "documents", tasks)
     return folders
@@ -73,13 +74,17 @@ def record_file(work: Path, split: str, number: int) -> Path:
 
 
 def write_duplicates(
-    run: Runner, work: Path, training: list[Path], held: list[Path], config: DedupConfig
+    run: Runner, work: Path, training: list[Path], held: list[Path], config: DedupConfig | None
 ) -> list[Path]:
-    """Compare training text shards with held-out ones. Returns one file of duplicates for each training shard."""
-    signed = [work / "signatures" / f"{path.stem}.npy" for path in held]
+    """Compare training text shards with held-out ones. Returns one file of duplicates for each training shard.
+
+    Without a config, nothing is compared, and there are no files."""
+    if config is None:
+        return []
+    signed = [work / "signed" / f"{path.stem}.npy" for path in held]
     tasks = _missing(shards.sign_shard, _lines, held, signed, config)
     run("signatures of held-out documents", "documents", tasks)
-    duplicates = [work / "duplicates" / path.name for path in training]
+    duplicates = [work / "left_out" / path.name for path in training]
     tasks = _missing(shards.compare_shard, _lines, training, duplicates, held, signed, config)
     run("looking for duplicates", "documents", tasks)
     return duplicates
@@ -93,11 +98,7 @@ def _missing(function, steps, inputs, outputs, *arguments):
 
 def text_files(work: Path, split: str, facts: dict[str, Any]) -> list[Path]:
     """The text shards of a split. facts: what `write_texts` returned for that split."""
-    return [_texts(work, split, number) for number in range(facts["shards"])]
-
-
-def _texts(work, split, number):
-    return work / "texts" / split / f"{shard_name(number)}.jsonl"
+    return [work / "texts" / split / f"{shard_name(number)}.jsonl" for number in range(facts["shards"])]
 
 
 def _lines(path):
@@ -109,7 +110,7 @@ def write_counts(run: Runner, work: Path, folders: list[Path]) -> np.ndarray:
     """The number of chunks that hold each hashed feature, (BUCKETS,), summed over shards."""
     files = [work / "counts" / f"{folder.name}.npy" for folder in folders]
     run("counting features", "chunks", _missing(shards.count_shard, chunk_count, folders, files))
-    return sum(np.load(file, allow_pickle=False) for file in files)
+    return sum((mapped(file, np.uint32, (BUCKETS,)) for file in files), start=np.zeros(BUCKETS, np.uint32))
 
 
 def write_keys(run: Runner, work: Path, tokenizer: Path, folders: list[Path], embedder: Embedder, dtype: str) -> None:
@@ -125,8 +126,7 @@ def write_keys(run: Runner, work: Path, tokenizer: Path, folders: list[Path], em
 def write_indexes(run: Runner, folders: list[Path]) -> None:
     """Build the index of every shard. Each is built with one thread, so that the same keys give the same graph.
 
-    Without hnswlib there are no indexes, and the shards are searched exactly.
-    """
+    Without hnswlib there are no indexes, and the shards are searched exactly."""
     if not hnswlib_installed():
         return
     tasks = [Task(shards.index_shard, (f,), chunk_count(f)) for f in folders if not (f / INDEX).exists()]
@@ -138,44 +138,42 @@ def write_neighbours(
 ) -> None:
     """Write neighbours/SPLIT/NNNNN for every query shard: search each index shard in turn and merge the lists.
 
-    Lists are merged every SHARDS_PER_MERGE index shards, which limits how many are on the disk. training: if False,
-    training shards get empty lists.
+    Merging every SHARDS_PER_MERGE index shards limits the lists on disk. Without `training`, its shards get empty ones.
     """
     for query in queries:
         if not training and query.name.startswith("train/"):
-            write_array(_result(out, query) / "ids.npy", np.empty((chunk_count(query.folder), 0), np.int64))
-            write_array(_result(out, query) / "distances.npy", np.empty((chunk_count(query.folder), 0), np.float32))
-    queries = [query for query in queries if not _has_lists(_result(out, query))]
+            for name, dtype in (("ids", np.int64), ("distances", np.float32)):
+                write_array(_result(out, query) / f"{name}.npy", np.empty((chunk_count(query.folder), 0), dtype))
+    queries = [query for query in queries if not (_result(out, query) / LAST_LIST).exists()]
     total = max((len(query.shards) for query in queries), default=0)
 
     def is_merged(query, start):  # A later group counts too: after its merge, this group's lists are deleted.
-        return any(_has_lists(_merged(out, work, query, later)) for later in range(start, total, SHARDS_PER_MERGE))
+        groups = range(start, total, SHARDS_PER_MERGE)
+        return any((_merged(out, work, query, later) / LAST_LIST).exists() for later in groups)
 
     for start in range(0, total, SHARDS_PER_MERGE):
         group = [(query, query.shards[start : start + SHARDS_PER_MERGE]) for query in queries]
         group = [(query, index) for query, index in group if index and not is_merged(query, start)]
-        group_shards = {shard.folder: shard for _, index in group for shard in index}
+        pairs = [(query, shard) for query, index in group for shard in index]
+        pairs.sort(key=lambda pair: pair[1].folder.name)  # shard by shard, so that each index is loaded once
         tasks = []
-        for shard in group_shards.values():  # shard by shard, so that each index is loaded once
-            for query, index in group:
-                part = _part(work, query, shard)
-                if any(shard.folder == other.folder for other in index) and not part.exists():
-                    arguments = (query.folder, shard, part, candidates, ef_margin)
-                    tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
-        run(f"neighbours in {len(group_shards)} of {total} shards", "queries", tasks)
+        for query, shard in pairs:
+            if not (part := _part(work, query, shard)).exists():
+                arguments = (query.folder, shard, part, candidates, ef_margin)
+                tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
+        n_shards = len({shard.folder for _, shard in pairs})
+        run(f"neighbours in {n_shards} of {total} shards", "queries", tasks)
         merges = []
         for query, index in group:
             known = _merged(out, work, query, start - SHARDS_PER_MERGE) if start else query.known
-            parts = [_part(work, query, shard) for shard in index]
-            merged = _merged(out, work, query, start)
+            parts, merged = [_part(work, query, shard) for shard in index], _merged(out, work, query, start)
             merges.append(Task(shards.merge_shard, (parts, merged, candidates, known), chunk_count(query.folder)))
         run("merging", "chunks", merges)
-        for query, index in group:
-            for shard in index:
-                _part(work, query, shard).unlink(missing_ok=True)
-            if start:
-                remove_folder(_merged(out, work, query, start - SHARDS_PER_MERGE))
-    shards.forget_shard()
+        for query, shard in pairs:
+            _part(work, query, shard).unlink(missing_ok=True)
+        for query, _ in group if start else ():
+            remove_folder(_merged(out, work, query, start - SHARDS_PER_MERGE))
+    shards.cached_shard.cache_clear()  # frees the last index
     remove_folder(work / "neighbours")
 
 
@@ -187,10 +185,6 @@ def _merged(out, work, query, start):
     """The folder of the lists merged up to the group of index shards that begins at `start`; at the end, the result."""
     is_last = start + SHARDS_PER_MERGE >= len(query.shards)
     return _result(out, query) if is_last else work / "neighbours" / query.name / f"merged{start:05d}"
-
-
-def _has_lists(folder):
-    return (folder / "distances.npy").exists()  # written after ids.npy
 
 
 def _part(work, query, shard):

@@ -1,14 +1,12 @@
 """Text shards: the first stage of a build, and the only one that reads the corpus.
 
-work/texts/train/00000.jsonl and work/texts/valid/00000.jsonl hold one document per line. Later stages read them
-instead of the corpus. A repeated build reads the corpus again only to check that it has not changed. The text shards
-are deleted at the end.
-"""
+work/texts/train/00000.jsonl and work/texts/valid/00000.jsonl hold one document per line, until the end of the build.
+Later stages read them. A repeated build reads the corpus again only to check that it has not changed."""
 
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.files import replacing, sha256_of, write_json
+from retro_np.files.untrusted import parse_json, read_json
 from retro_np.progress import progress_bar
 from retro_np.retrieval.corpus import Corpus
 from retro_np.retrieval.manifest import SPLITS, shard_name
@@ -47,16 +46,19 @@ def write_texts(
 ) -> dict[str, Any]:
     """Write the documents of a corpus to text shards of about shard_bytes; return the facts stored in texts.json.
 
-    split_of: returns a document's split, or None to leave it out. Shards that an interrupted run finished are compared
-    with the corpus. Raises UserError with the message `changed` if they differ. Memory: one document.
-    """
-    skipped: list[str] = []
-    facts: dict[str, Any] = {"documents": 0, "skipped": 0, "splits": {}}
+    split_of: returns a document's split, or None to leave it out. What an interrupted run finished is compared with the
+    corpus. Raises UserError with the message `changed` if they differ. Memory: one document."""
+    if (work / FACTS).exists():
+        facts = read_json(work / FACTS, hint=f"remove {work} and run the same command again")
+        if has_changed(corpus, facts["digest"]):
+            raise UserError(changed)
+        return facts
+    facts = {"documents": 0, "skipped": 0, "skipped_names": [], "splits": {}}
 
     def on_skip(name: str) -> None:
         facts["skipped"] += 1
-        if len(skipped) < MAX_NAMED_FILES:
-            skipped.append(name)
+        if len(facts["skipped_names"]) < MAX_NAMED_FILES:
+            facts["skipped_names"].append(name)
 
     digest = hashlib.sha256()
     with ExitStack() as stack, progress_bar("reading", None, unit="documents") as advance:
@@ -73,33 +75,38 @@ def write_texts(
         for split, writer in shards.items():
             writer.close_shard()
             facts["splits"][split] = {"shards": writer.number, "documents": writer.documents, "bytes": writer.bytes}
-    facts |= {"digest": digest.hexdigest(), "skipped_names": skipped}
+    facts["digest"] = digest.hexdigest()
     write_json(work / FACTS, facts)
     return facts
 
 
-def write_text_shard(path: Path, texts: Iterable[Text]) -> None:
-    """Write one text shard atomically."""
-    with replacing(path) as file:
-        for text in texts:
-            file.write(_line(text))
+def has_changed(corpus: Corpus, stored: str) -> bool:
+    """Whether the SHA-256 of a corpus's names and texts in order differs from the one that `write_texts` stored.
 
-
-def corpus_digest(corpus: Corpus) -> str:
-    """The SHA-256 of a corpus's names and texts in order, as `write_texts` computes it."""
+    A dataset of the Hub would have to be downloaded again, so a corpus with one counts as unchanged."""
+    if any(source.location.startswith("hub:") for source in corpus.sources):
+        return False
     digest = hashlib.sha256()
     with progress_bar("comparing with the corpus", None, unit="documents") as advance:
         for document in corpus.documents():
             _digest(digest, document.name, document.text.encode())
             advance()
-    return digest.hexdigest()
+    return digest.hexdigest() != stored
 
 
 def read_texts(path: Path) -> Iterator[Text]:
     """Read the documents of a text shard, one at a time."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield Text(*json.loads(line))
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield parse_text(line, f"{path}:{number}")
+
+
+def parse_text(line: bytes, where: str) -> Text:
+    """The document in a line of a text shard. Raises UserError for another line."""
+    fields = parse_json(line, where, list)
+    if [type(field) for field in fields] != list(Text.__annotations__.values()):
+        raise UserError(f"{where} does not hold a document: the file is damaged; build in another folder")
+    return Text(*fields)
 
 
 class Lines:
@@ -135,10 +142,6 @@ def _digest(digest, name: str, text: bytes) -> None:
     digest.update(text)
 
 
-def _line(text: Text) -> bytes:
-    return (json.dumps(text, ensure_ascii=False) + "\n").encode()
-
-
 class _Shards(ExitStack):
     """Writes the text shards of a split, one at a time. A file that exists already is compared instead of written."""
 
@@ -152,7 +155,7 @@ class _Shards(ExitStack):
         return self
 
     def add(self, text: Text) -> None:
-        line, size = _line(text), len(text.text.encode())
+        line, size = (json.dumps(text, ensure_ascii=False) + "\n").encode(), len(text.text.encode())
         if self._size >= self.shard_bytes:
             self.close_shard()
             self._open()

@@ -47,8 +47,7 @@ def workers(address: str | None) -> Iterator[Runner]:
 
     address: None runs them in this process, "local" on a Dask cluster started for the purpose, and a scheduler's
     address on that scheduler's cluster. If a worker dies, the others run its tasks. An exception in a task ends the
-    run. Raises UserError if dask is not installed or no scheduler answers.
-    """
+    run. Raises UserError if dask is not installed or no scheduler answers."""
     if address is None:
         yield run_here
         return
@@ -75,11 +74,8 @@ def _on(client: Any) -> Runner:
 
     def run(description: str, unit: str, tasks: list[Task], parallel: bool = False) -> None:
         with progress_bar(description, sum(task.steps for task in tasks), unit=unit) as advance:
-            steps = {}
-            for task in tasks:
-                # pure=False: results are files, so a task must run again if its file has been deleted
-                future = client.submit(task.function, *task.arguments, pure=False)
-                steps[future] = task.steps
+            # pure=False: results are files, so a task must run again if its file has been deleted
+            steps = {client.submit(task.function, *task.arguments, pure=False): task.steps for task in tasks}
             try:
                 for future in as_completed(list(steps)):
                     future.result()  # raises the task's exception
