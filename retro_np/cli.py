@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,7 @@ PROGRAM, INTERRUPTED = "retro-np", 130
 def main() -> None:
     """The entry point. Exit status 2 stands for a user's mistake or a missing package, 130 for an interrupt."""
     _open_streams()
+    warnings.showwarning = lambda message, *_: say(f"{PROGRAM}: {message}")
     stdout, stderr = sys.stdout, sys.stderr
     status, line = 2, ""
     try:

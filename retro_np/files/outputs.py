@@ -58,6 +58,11 @@ def _is_checkpoint(path: Path) -> bool:
     return "retro_np" in read_safetensors(path, lambda name: False)[1]
 
 
+def _is_bundled(path: Path) -> bool:
+    metadata = read_safetensors(path, lambda name: False)[1]
+    return parse_json(metadata.get("retro_np", ""), str(path)).keys() == {"config", "run"}
+
+
 def _has_losses(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -65,6 +70,9 @@ def _has_losses(path: Path) -> bool:
 
 
 def _is_lab(path: Path) -> bool:
+    page = path / "samples.html"
+    if page.exists() and b"The same prompts with retrieval on and off" not in page.read_bytes():
+        return False
     if not path.is_dir() or not {p.name for p in visible(path) if p.suffix not in (".json", ".png")} <= LAB_FOLDERS:
         return False
     stored = [(p, kind) for kind, name in ((DATABASE, "databases"), (RUN, "models")) for p in (path / name).glob("*")]
@@ -78,12 +86,13 @@ DATABASE = Kind("database", DATABASE_MARKS, folders=DATABASE_FOLDERS)
 RUN_CONFIG = has_keys(model=("vocabulary_size", "cca_layers"), training=("sequence_length",), data=("tokenizer",))
 RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": _is_checkpoint}
 RUN = Kind("training run", RUN_MARKS, {"log.jsonl": _is_log})
-DEMO = Kind("demo", {"plan.json": has_keys("minutes", "seed", "from_scratch")})
+DEMO_MARK = has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks")
+DEMO = Kind("demo", {"plan.json": DEMO_MARK})
 RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
 EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": _has_losses}
 EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": _tells_nothing}, shares=True)
 MODELS = ("baseline.safetensors", "retro.safetensors")
-PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_checkpoint), {"tokenizer.json": _tells_nothing})
+PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_bundled), {"tokenizer.json": _tells_nothing})
 LAB = Kind("experiment", {"small": _is_lab, "tiny": _is_lab, "corpora": Path.is_dir})
 KINDS = (DATABASE, RUN, DEMO, EVALUATION, PRETRAINED, LAB)
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from retro_np.errors import UserError
 
 DAMAGED = "the file is damaged; use another one"
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # two make a character, one does not
 KINDS: dict[type, str] = {dict: "object", list: "list"}  # JSON's names of the types that a file may hold
 # The header that np.save writes. Evaluating it as Python, as NumPy does, is slow and accepts much more.
 NPY_HEADER = re.compile(rb"\{'descr': (.+), 'fortran_order': False, 'shape': \((\d*(?:, \d+)*),?\), \} *\n")
@@ -36,6 +37,11 @@ def parse_json(data: bytes | str, where: str, kind: type = dict, hint: str = DAM
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise UserError(f"{where} is not JSON ({reason}): {hint}") from error
+    if HALF_CHARACTER.search(data if isinstance(data, str) else data.decode("latin-1")):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where} holds half a character (a lone surrogate): {hint}") from error
     if not isinstance(value, kind):
         raise UserError(f"{where} does not hold a JSON {KINDS[kind]}: {hint}")
     return value

@@ -123,9 +123,12 @@ def build_database(
     if all(held_out(name, config.held_out) for name in corpus.names()):
         raise UserError(f"every document of the corpus is held out: give more documents, or --held-out 0 ({source})")
     outputs.claim(out, outputs.DATABASE)
+    request = _request(corpus, config, user_embedder)
+    _check_request(out, request)  # before anything is changed
     with locked(out, "build"):
         remove_partial(out, outputs.DATABASE_FOLDERS)
-        _check_request(out, _request(corpus, config, user_embedder))
+        if _check_request(out, request):
+            write_json(out / layout.REQUEST, request)
         if (out / layout.MANIFEST).exists():
             remove_folder(out / layout.WORK)
             manifest = layout.read_manifest(out)
@@ -241,14 +244,14 @@ def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None) -> 
     return json.loads(json.dumps(request))
 
 
-def _check_request(out: Path, request: dict[str, Any]) -> None:
-    """Record the request, or compare it with the one that this folder was started with."""
+def _check_request(out: Path, request: dict[str, Any]) -> bool:
+    """Whether the build is new. Raises UserError if the folder was started with another request."""
     path = out / layout.REQUEST
     if not path.exists():
-        write_json(path, request)
-        return
+        return True
     stored = new_names(read_json(path, hint=f"remove {out}, or give another folder"))
     for name, value in request.items():
         if stored.get(name) != value:
             change = f"{name} = {stored.get(name)}, not {value}"
             raise UserError(f"{out} was started with {change}; give the same value, or another folder")
+    return False

@@ -29,6 +29,9 @@ class Documents(Sequence[dict[str, Any]]):
         self.path = path
         self._lines = Lines(path)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
     def __len__(self) -> int:
         return len(self._lines)
 

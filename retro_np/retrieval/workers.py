@@ -63,7 +63,7 @@ def workers(address: str | None) -> Iterator[Runner]:
         return
     try:
         client = Client(address, timeout=SCHEDULER_TIMEOUT)
-    except (OSError, ValueError, TimeoutError) as error:
+    except Exception as error:  # The errors of unknown protocols share no base class.
         raise UserError(f"no Dask scheduler answers at {address}: give tcp://HOST:8786, or local") from error
     with client:
         yield _on(client)

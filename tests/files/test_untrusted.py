@@ -221,3 +221,10 @@ def test_a_missing_file_is_an_error_of_the_system(tmp_path):
     for read in (lambda path: mapped(path, np.float32, (None,)), read_json):
         with pytest.raises(FileNotFoundError, match="nowhere"):
             read(tmp_path / "nowhere")
+
+
+def test_half_a_character_is_refused_and_two_halves_are_one_character():
+    assert parse_json(r'{"a": "\ud83d\ude00"}', "the request") == {"a": "\U0001f600"}
+    for text in (r'{"a": "\ud83d"}', r'{"\uDE00": 1}', r'["\ude00\ud83d"]', '["\ud83d"]'):
+        with pytest.raises(UserError, match=r"the request holds half a character \(a lone surrogate\)"):
+            parse_json(text, "the request", list if text[0] == "[" else dict)

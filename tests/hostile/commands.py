@@ -26,7 +26,7 @@ from hostile.databases import Mutation, mutation
 from hostile.values import odd_text, pick
 
 import retro_np
-from retro_np import terminal
+from retro_np import progress
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.training import loop
 from retro_np.training.config import TrainingConfig
@@ -283,7 +283,7 @@ def _child(arguments: list[str], mode: str, out: int, err: int, yard: Yard) -> N
         if mode != "plain":
             for name, module in list(sys.modules.items()):
                 if name.startswith("retro_np.") and "console" in vars(module):
-                    module.console = terminal.safe_console(force_terminal=True, color_system="truecolor", width=200)
+                    module.console = progress.safe_console(force_terminal=True, color_system="truecolor", width=200)
         if mode == "colour":
             os.environ["FORCE_COLOR"] = "1"
         signal.signal(signal.SIGINT, signal.default_int_handler)

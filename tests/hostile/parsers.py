@@ -18,7 +18,7 @@ from hostile import checkpoints, corpora, databases, values
 from hostile.databases import Folder, changed_file, mutation
 from hostile.values import mutated_array, odd_text, odd_value, pick
 
-from retro_np import EncoderConfig, RetroConfig, terminal
+from retro_np import EncoderConfig, RetroConfig, progress
 from retro_np.checkpoint import load_checkpoint, load_params
 from retro_np.files import untrusted
 from retro_np.kernels import c_extension
@@ -234,7 +234,7 @@ def _terminal(rng, world):
     text = "".join(odd_text(rng) for _ in range(int(rng.integers(1, 6))))
 
     def call():
-        shown = terminal.visible(text)
+        shown = progress.visible(text)
         if values.TERMINAL.search(shown) or "\ud800" in shown or "\udfff" in shown:
             raise AssertionError(f"sent to the terminal: {shown!r}")
 

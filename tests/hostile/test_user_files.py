@@ -347,3 +347,20 @@ def test_no_output_is_put_into_a_folder_that_a_database_tidies(command, name, ba
     before = tree(db)
     assert call(command, db / name, base)
     assert tree(db) == before
+
+
+def test_a_build_with_another_request_is_refused_before_any_change(base, tmp_path):
+    write(tmp_path / "out", "documents.jsonl", "notes.txt")
+    shutil.copy(base / "plain" / "build.json", tmp_path / "out")
+    before = tree(tmp_path / "out")
+    assert call("build", tmp_path / "out", base)
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_run_without_its_checkpoint_is_not_replaced_by_another_run(base, tmp_path):
+    out = shutil.copytree(base / "run", tmp_path / "run")
+    (out / "checkpoint.safetensors").unlink()
+    before = bytes_of([out / "config.json", out / "log.jsonl"])
+    with pytest.raises(UserError, match="was trained with steps = "):
+        run(["train", str(base / "plain"), "-o", str(out), *map(str, SIZES), "--steps", "77"])
+    assert bytes_of([out / "config.json", out / "log.jsonl"]) == before

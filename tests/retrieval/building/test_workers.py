@@ -152,3 +152,10 @@ def test_an_unreachable_scheduler_is_reported_in_one_line(monkeypatch):
         workers("tcp://127.0.0.1:9"),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["tls://a:1", "ucx://x", "tcp://", "nowhere", "inproc://x", ""])
+def test_an_odd_address_of_a_scheduler_is_refused_in_one_line(address):
+    with pytest.raises(UserError, match="no Dask scheduler answers at") as error, workers(address):
+        pass
+    assert "\n" not in str(error.value)
