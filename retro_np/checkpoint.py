@@ -26,8 +26,7 @@ def save_params(path: Path | str, params: Tree, config: RetroConfig) -> None:
 
     path: the file, which is replaced if it exists; an interrupted write leaves the old file. params: arrays of any
     floating dtype, stored unchanged and named by their dotted path (`layers.0.attention.w_q`). config: stored with the
-    arrays. The same input gives the same bytes. Raises UserError if params does not have the tree of config, or if the
-    file cannot be written."""
+    arrays. The same input gives the same bytes. Raises UserError if params lacks config's tree or writing fails."""
     check_tree(params, config, storing=True)
     write_tensors(path, dict(named_leaves(params)), {"config": config.to_dict()})
 

@@ -74,11 +74,10 @@ def decode_tokens(
     params: Tree, config: RetroConfig, prompt: np.ndarray, length: int, choose: Callable[[np.ndarray], int],
     retrieve: Callable[[int, np.ndarray], np.ndarray | None], stop_token: int | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including stop_token.
+    """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including stop_token, int64.
 
     choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
-    neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed.
-    Returns (≤ length,) int64."""
+    neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed."""
     m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
     for _ in range(length):
         for count in segments(cache.length, len(tokens) - cache.length, m):

@@ -24,10 +24,8 @@ def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
     for name in ("vocabulary_size", "chunk_size"):
         needed, stored = getattr(config, name), getattr(database, name)
         if needed != stored:
-            raise UserError(
-                f"the model has {name} {needed}, and the database {database.path} has {stored}: "
-                "use the database that the model was trained with, or train a model for this database"
-            )
+            fault = f"the model has {name} {needed}, and the database {database.path} has {stored}"
+            raise UserError(f"{fault}: use the database that it was trained with, or train a model for this database")
 
 
 def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
@@ -67,9 +65,7 @@ def sequence_neighbours(database: Database | DatabaseUnion, split: Split, rows: 
     document that occurs anywhere in the sequence: a chunk of document A that retrieved from B would leak B's tokens
     into the predictions that follow. Raises UserError if the database has no neighbours of training chunks."""
     if split.name == "train" and not (isinstance(database, Database) and database.training_neighbours):
-        raise UserError(
-            f"{database.path} was built with --no-training-neighbours: rebuild it without that option to train"
-        )
+        raise UserError(f"{database.path} was built with --no-training-neighbours: to train, rebuild it without that")
     present = rows >= 0
     ids = np.where(present[..., None], split.neighbours[np.maximum(rows, 0)], -1)
     ids = np.where(database.removed(ids), -1, ids)
@@ -97,8 +93,7 @@ def evaluation_windows(
 
     length, stride: in chunks; stride None is half of length. The first window of a document scores all of its tokens,
     and each later one its last stride · m tokens. limit: use only this many chunks, from the start of the split.
-    Returns rows (windows, length), −1 beyond the end of the document, and first_scored (windows,), the first position
-    that each window scores."""
+    Returns rows (windows, length), −1 beyond the document's end, and each window's first scored position (windows,)."""
     m = split.tokens.shape[1]
     stride = stride or max(1, length // 2)
     rows, first_scored = [], []
@@ -115,8 +110,8 @@ def scored_windows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield evaluation windows in batches, behind a progress bar: rows (B, l), tokens (B, n) and targets (B, n).
 
-    rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch, to save padding. A target
-    that is not scored is 0."""
+    rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch, to save padding. Targets
+    that are not scored are 0."""
     lengths = (rows >= 0).sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
     with progress_bar(description, len(rows)) as advance:

@@ -5,12 +5,9 @@ import typer
 from retro_np.commands import checks, databases, experiments, inspection, models
 
 app = typer.Typer(
-    name="retro-np",
+    name="retro-np", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="RETRO, the retrieval-enhanced transformer, in NumPy. Start with `retro-np demo`: it goes through all steps.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+)  # fmt: skip
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
     models.train, models.evaluate, models.sample, inspection.inspect, experiments.experiment, experiments.pretrain,

@@ -9,18 +9,14 @@ from typer import Argument, Context, Exit, Option
 from retro_np.commands.shared import Seed, console, finite, print_results
 from retro_np.commands.user_function import user_function
 from retro_np.errors import GradientError, UserError
-from retro_np.progress import say
+from retro_np.progress import progress_bar, say
 
 
 def gradcheck(
-    name: Annotated[
-        str, Argument(metavar="FILE.py:FUNCTION|NAME", help="Your function, or our operators with NAME: CCA, ….")
-    ] = "",
+    name: Annotated[str, Argument(metavar="FILE.py:FUNCTION|NAME", help="Your function, or an operator: CCA, ….")] = "",
     shape: Annotated[list[str] | None, Option(metavar="X=3,4", help="Shape of X, repeatable. X= is a scalar.")] = None,
     frozen: Annotated[list[str] | None, Option(help="What needs no gradient, repeatable: a parameter, a leaf.")] = None,
-    tolerance: Annotated[
-        float, Option(min=0, help="Largest error that passes. For a file the default is 3e-9.")
-    ] = 1e-6,
+    tolerance: Annotated[float, Option(min=0, help="Largest error that passes. For files the default is 3e-9.")] = 1e-6,
     seed: Seed = 0,
     *,
     context: Context,
@@ -33,8 +29,7 @@ def gradcheck(
     default needs a --shape, and standard normal numbers are drawn. The exit status is 1 if the gradient is wrong or
     cannot be told, and 2 for a mistake in the call.
 
-    Without a file, this checks every operator and the whole model, in float64. All checks together take about ten
-    seconds.
+    Without a file, this checks every operator and the whole model, in float64. All checks take about ten seconds.
 
     Example: `retro-np gradcheck my_layer.py:my_function --shape x=3,4`"""
     from retro_np.checking import gradcheck as check_gradients
@@ -43,10 +38,8 @@ def gradcheck(
     if ".py" in name or ":" in name:
         source = context.get_parameter_source("tolerance")
         chosen = None if source is None or source.name == "DEFAULT" else tolerance
-        with user_function(name, shape or [], seed) as (f, arguments):
-            report = check_gradients(
-                f, *arguments, raise_exception=False, frozen=frozen or (), tolerance=chosen, seed=seed
-            )
+        with user_function(name, shape or [], seed) as (f, args):
+            report = check_gradients(f, *args, raise_exception=False, frozen=frozen or (), tolerance=chosen, seed=seed)
         console.print(str(report), soft_wrap=True)
         if not report:
             say(report.message)
@@ -56,7 +49,6 @@ def gradcheck(
     if shape or frozen:
         raise UserError("--shape and --frozen need FILE.py:FUNCTION")
     from retro_np.nn.checks import checks
-    from retro_np.progress import progress_bar
 
     table = Table("operator", "source", "worst error", title="pullback against central differences, float64")
     failures = []

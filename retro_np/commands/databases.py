@@ -17,28 +17,21 @@ Corpus = Annotated[list[str] | None, Argument(metavar="CORPUS", help=f"{LOCATION
 Sources = Annotated[list[str] | None, Option("--source", help="NAME=LOCATION or NAME=LOCATION:WEIGHT; repeatable.")]
 Include = Annotated[list[str] | None, Option(help="Read only files that match this glob; repeatable.")]
 Exclude = Annotated[list[str] | None, Option(help="Skip files that match this glob; repeatable.")]
-Dask = Annotated[
-    str | None,
-    Option(
-        help="`local`, or tcp://HOST:PORT of a scheduler whose workers see the same folders; for trusted networks only."
-    ),
-]
+DASK_HELP = "`local`, or tcp://HOST:PORT of a scheduler whose workers see the same folders; for trusted networks only."
+Dask = Annotated[str | None, Option(help=DASK_HELP)]
 
 
 def build(
     corpus: Corpus = None,
     out: Annotated[Path | None, Option("-o", "--out", help="The database's folder.")] = None,
-    source: Sources = None,
-    include: Include = None,
-    exclude: Exclude = None,
+    source: Sources = None, include: Include = None, exclude: Exclude = None,
     chunk_size: Annotated[int, Option(min=1, help="Tokens per chunk, m.")] = 64,
     vocabulary_size: Annotated[int, Option(min=1, max=1 << 20, help="Entries of the tokenizer to train.")] = 4096,
     tokenizer: Annotated[Path | None, Option(help="Use this tokenizer.json instead of training one.")] = None,
     held_out: Annotated[float, Option(min=0, help="Share of documents held out for evaluation.")] = 0.1,
     deduplicate: Annotated[
-        float,
-        Option(min=0, max=1, help="Leave out training documents with at least this 13-gram Jaccard similarity to "
-                     "a held-out document; 0 keeps all."),
+        float, Option(min=0, max=1, help="Leave out training documents with at least this 13-gram Jaccard similarity "
+                                         "to a held-out document; 0 keeps all.")
     ] = 0.8,
     keys: Annotated[str, Option(help="Type of the keys: float32 or float16.")] = "float32",
     neighbours: Annotated[int, Option(min=1, help="Neighbours stored per chunk.")] = 10,
@@ -61,8 +54,8 @@ def build(
     """Build a retrieval database from text.
 
     Trains a tokenizer, cuts documents into chunks, embeds each chunk with a frozen BERT, indexes these keys, and finds
-    each chunk's neighbours. If interrupted, run the same command to resume. A database that is built with `--like DB`
-    can be searched together with DB.
+    each chunk's neighbours. If interrupted, run the same command to resume. Databases built with `--like DB` can be
+    searched together with DB.
 
     To mix corpora: `--source code=src/:0.55 --source prose=docs/:0.45`
 
@@ -133,14 +126,9 @@ def search(
 
 
 def add(
-    db: DatabasePath,
-    corpus: Corpus = None,
-    source: Sources = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    embedder: EmbedderPath = None,
-    dask: Dask = None,
-) -> None:
+    db: DatabasePath, corpus: Corpus = None, source: Sources = None, include: Include = None, exclude: Exclude = None,
+    embedder: EmbedderPath = None, dask: Dask = None,
+) -> None:  # fmt: skip
     """Add documents to a database and update all neighbours.
 
     Documents that are already in the database, or resemble a held-out document, are skipped. No new document is held
@@ -207,9 +195,7 @@ def _sources(locations: list[str] | None, named: list[str] | None) -> Any:
 
     corpora = [*(locations or []), *(named or [])]
     if not corpora:
-        raise UserError(
-            "no corpus is named; give a folder, a text file, a .jsonl file, stdlib, or --source NAME=LOCATION"
-        )
+        raise UserError("no corpus is named; give a folder, a text or .jsonl file, stdlib, or --source NAME=LOCATION")
     return corpora[0] if len(corpora) == 1 and not named else parse_sources(corpora)
 
 
@@ -221,21 +207,15 @@ def _describe(database: Any) -> None:
             f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens in {split['chunks']:,} chunks of "
             f"{database.chunk_size}, {split['bytes']:,} bytes"
         )
-    replaced = sum(split["replaced"] for split in manifest["splits"].values())
-    if replaced:
+    if replaced := sum(split["replaced"] for split in manifest["splits"].values()):
         console.print(f"{replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
     if manifest["skipped"]:
         kinds = "binary, special, or links that lead to no file inside the folder"
         example = one_line(manifest["skipped_names"][0])
         console.print(f"{manifest['skipped']:,} files were skipped ({kinds}), for example {example}")
     duplicates = database.path / "duplicates.jsonl"
-    n_duplicates = duplicates.read_bytes().count(b"\n")
-    if n_duplicates:
-        console.print(
-            f"{n_duplicates:,} training documents were left out as near-duplicates of held-out ones: {duplicates}"
-        )
-    if database.n_removed:
-        console.print(
-            f"{database.n_removed:,} chunks are removed; retro-np compact {database.path} deletes their bytes"
-        )
+    if count := duplicates.read_bytes().count(b"\n"):
+        console.print(f"{count:,} training documents were left out as near-duplicates of held-out ones: {duplicates}")
+    if removed := database.n_removed:
+        console.print(f"{removed:,} chunks are removed; retro-np compact {database.path} deletes their bytes")
     console.print(f"Search it with: retro-np search {database.path} TEXT")

@@ -10,19 +10,16 @@ from retro_np.commands.shared import console
 Out = Annotated[Path, Option("-o", "--out", help="Folder of results, models and databases.")]
 Scale = Annotated[str, Option(help="small, or tiny to try an experiment out.")]
 AGREEMENT = {
-    True: "This agrees with the paper.",
-    False: "This does not agree with the paper.",
+    True: "This agrees with the paper.", False: "This does not agree with the paper.",
     None: "The paper has nothing to compare this with.",
-}
+}  # fmt: skip
 
 
 def experiment(
     name: Annotated[str | None, Argument(metavar="NAME", help="The experiment. Without it, all are listed.")] = None,
     out: Out = Path("runs/experiments"),
     scale: Scale = "small",
-    seeds: Annotated[
-        int | None, Option(min=1, max=100, help="Number of seeds, if the experiment uses several. Default: 3.")
-    ] = None,
+    seeds: Annotated[int | None, Option(min=1, max=100, help="Seeds of experiments with several. Default: 3.")] = None,
 ) -> None:
     """Reproduce a figure or table of the paper at small scale.
 

@@ -12,19 +12,15 @@ from retro_np.errors import UserError
 
 
 def inspect(
-    checkpoint: shared.CheckpointPath,
-    db: shared.DatabasePath,
+    checkpoint: shared.CheckpointPath, db: shared.DatabasePath,
     text: Annotated[str | None, Argument(metavar="TEXT", help="The text to inspect.")] = None,
     out: Annotated[Path, Option("-o", "--out", help="The HTML page.")] = Path("inspect.html"),
     file: Annotated[Path | None, Option(help="Inspect the text of this file.")] = None,
     prompt: Annotated[str | None, Option(help="Inspect a sample that continues this prompt.")] = None,
     length: Annotated[int, Option(min=1, help="Tokens to sample after --prompt.")] = 128,
-    k: shared.K = 2,
-    temperature: shared.Temperature = 0.8,
-    top_p: shared.TopP = 0.95,
-    seed: shared.Seed = 0,
+    k: shared.K = 2, temperature: shared.Temperature = 0.8, top_p: shared.TopP = 0.95, seed: shared.Seed = 0,
     embedder: shared.EmbedderPath = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a page about a text or a sample and what it retrieved.
 
     The page shows what each chunk retrieved, how much retrieval saves on each token, and which retrieved tokens the
@@ -45,28 +41,25 @@ def inspect(
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
     page = check_output(out, "-o", [checkpoint, db, *([file] if file else [])], is_page)
     database = open_database(db, embedder)
-    params, config = load_model(checkpoint, database)
+    model = load_model(checkpoint, database)
     tokens = prompt_tokens(database, read_text(inputs[0]) if isinstance(inputs[0], Path) else inputs[0])
     n_prompt = 0 if prompt is None else len(tokens)
     retrieved: list[Any] = []
     if n_prompt >= MAX_PAGE_TOKENS:
         raise UserError(f"the prompt has {n_prompt:,} tokens, but a page shows at most {MAX_PAGE_TOKENS:,}; shorten it")
-    check_request(config, min(len(tokens) + (0 if prompt is None else length), MAX_PAGE_TOKENS), k)
+    check_request(model[1], min(len(tokens) + (0 if prompt is None else length), MAX_PAGE_TOKENS), k)
     k = min(k, database.n_chunks)
     facts = {"checkpoint": str(checkpoint), "database": str(database.path), "neighbours": str(k)}
     if prompt is not None:
         settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        sample, retrieved = generate(
-            params, config, tokens, length, database=database, k=k, stop_token=END_OF_TEXT, **settings
-        )  # fmt: skip
+        sample, retrieved = generate(*model, tokens, length, database=database, k=k, stop_token=END_OF_TEXT, **settings)
         tokens = [*tokens, *sample]
         facts |= {name: str(value) for name, value in settings.items()} | {"in italics": "the prompt"}
     if len(tokens) > MAX_PAGE_TOKENS:
         facts["shown"] = f"the first {MAX_PAGE_TOKENS:,} of {len(tokens):,} tokens"
         console.print(f"The page shows {facts['shown']}.")
-    inspection = inspect_tokens(
-        params, config, database, tokens[:MAX_PAGE_TOKENS], k=k, n_prompt=n_prompt, retrieved=retrieved
-    )  # fmt: skip
+    shown = tokens[:MAX_PAGE_TOKENS]
+    inspection = inspect_tokens(*model, database, shown, k=k, n_prompt=n_prompt, retrieved=retrieved)
     write_inspection(page, "A text under RETRO" if prompt is None else "A sample of RETRO", facts, inspection)
     console.print(f"{inspection.bits_on:.4f} bits per byte with retrieval, {inspection.bits_off:.4f} without.")
     console.print(f"The page is {out}.")

@@ -30,12 +30,8 @@ def train(
     db: shared.DatabasePath,
     out: Annotated[Path, Option("-o", "--out", help="The run's folder: a new one, or that of an interrupted run.")],
     baseline: Annotated[bool, Option("--baseline", help="Train without retrieval: no CCA, no encoder.")] = False,
-    retrofit: Annotated[
-        Path | None, Option(help="Checkpoint of a baseline to freeze; only CCA and encoder are trained.")
-    ] = None,
-    preset: Annotated[
-        str | None, Option(help="A model of the paper's table 2, such as retro-172m, instead of size options.")
-    ] = None,
+    retrofit: Annotated[Path | None, Option(help="Train only CCA and encoder, on this baseline's checkpoint.")] = None,
+    preset: Annotated[str | None, Option(help="Instead of sizes, one of the paper's table 2: retro-172m, ….")] = None,
     d_model: Annotated[int, Option(help="Width of the decoder, d.")] = 128,
     d_ffw: Annotated[int, Option(help="Width of the feed-forward layers.")] = 512,
     n_heads: Annotated[int, Option(help="Attention heads.")] = 4,
@@ -51,8 +47,7 @@ def train(
     copying_start: Annotated[bool, Option(help="Initialise encoder and CCA to copy tokens. Not in the paper.")] = False,
     retrieval_off: Annotated[float, Option(help="Share of sequences trained without neighbours.")] = 0.0,
     oracle_share: Annotated[
-        float,
-        Option(help="Share of chunks that get an oracle neighbour (a noisy copy of their text) at step 0."),
+        float, Option(help="Share of chunks that get an oracle neighbour (a noisy copy of their text) at step 0.")
     ] = 0.0,
     oracle_steps: Annotated[int, Option(min=0, help="Steps over which that share falls to 0.")] = 0,
     dropout: Annotated[float, Option(help="Dropout rate.")] = 0.0,
@@ -60,9 +55,7 @@ def train(
     sequence_length: shared.SequenceLength = 512,
     batch_size: Annotated[int, Option(min=1, max=shared.MAX_SIZE, help="Sequences per step.")] = 4,
     micro_batches: Annotated[int, Option(min=1, help="Split each step into parts, to save memory.")] = 1,
-    neighbours: Annotated[
-        int, Option("-k", "--neighbours", min=0, help="Neighbours per chunk; 0 turns retrieval off.")
-    ] = 2,
+    neighbours: Annotated[int, Option("-k", "--neighbours", min=0, help="Neighbours per chunk; 0: no retrieval.")] = 2,
     learning_rate: Annotated[float, Option(help="Peak learning rate.")] = 1e-3,
     warmup: Annotated[int, Option(min=0, help="Warm-up steps before the cosine decay.")] = 50,
     weight_decay: Annotated[float, Option(max=1000, help="Weight decay of AdamW.")] = 0.1,
@@ -159,9 +152,7 @@ def evaluate(
         if split != "valid":
             raise UserError("--retrieve-from, --fraction and a -k above the stored neighbours need --split valid")
         folders = retrieve_from or [db]
-        parts = [
-            open_database(folder).fraction(shared.finite("--fraction", fraction), fraction_seed) for folder in folders
-        ]
+        parts = [open_database(path).fraction(shared.finite("--fraction", fraction), fraction_seed) for path in folders]
         source = parts[0] if len(parts) == 1 else DatabaseUnion(parts)
         k = min(k, max(1, source.n_chunks))
         retrieval = retrieve_elsewhere(database, source, max(k, LEAKAGE_NEIGHBOURS))
@@ -187,8 +178,7 @@ def sample(
     retrieval: Annotated[bool, Option(help="Retrieve at the end of each chunk.")] = True,
     temperature: shared.Temperature = 0.8,
     top_k: Annotated[int | None, Option(min=1, help="Sample only from this many of the likeliest tokens.")] = None,
-    top_p: shared.TopP = 0.95,
-    seed: shared.Seed = 0,
+    top_p: shared.TopP = 0.95, seed: shared.Seed = 0,
     page: Annotated[Path | None, Option(help="Also write an HTML page to this file.")] = None,
     embedder: shared.EmbedderPath = None,
 ) -> None:  # fmt: skip

@@ -17,17 +17,12 @@ console = safe_console()
 
 DatabasePath = Annotated[Path, Argument(metavar="DB", help="A database made by `retro-np build`.")]
 CheckpointPath = Annotated[Path, Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")]
-EmbedderPath = Annotated[
-    Path | None,
-    Option("--embedder", help="The folder of a BERT. Default: the embedder that made the database's keys."),
-]
+EmbedderPath = Annotated[Path | None, Option("--embedder", help="A BERT's folder. Default: the database's embedder.")]
 K = Annotated[int, Option("-k", "--neighbours", min=1, help="Neighbours per chunk.")]
 MAX_SIZE = 1 << 20  # A larger sequence or batch would overflow array sizes before memory runs out.
 SequenceLength = Annotated[int, Option(min=1, max=MAX_SIZE, help="Tokens per sequence, n: one or more whole chunks.")]
 Temperature = Annotated[float, Option(min=0, help="Temperature of sampling; 0 is greedy.")]
-TopP = Annotated[
-    float, Option(min=0, max=1, help="Sample only from the likeliest tokens whose probabilities add up to this.")
-]
+TopP = Annotated[float, Option(min=0, max=1, help="Sample only the likeliest tokens, whose probabilities sum to this.")]
 Seed = Annotated[int, Option(min=0, help="Random seed.")]
 
 

@@ -95,8 +95,7 @@ def score(
     description: the label of the progress bar.
 
     Returns Losses; its `bits_per_byte()` is the figure that the paper reports. Raises UserError if the model does not
-    fit the database, if the split is empty, for lengths that do not fit together, and for losses that are not finite.
-    """
+    fit the database, if the split is empty, for lengths that do not fit together, and if a loss is not finite."""
     check_fit(config, database)
     m = config.chunk_size
     length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m, "stride")
@@ -107,9 +106,7 @@ def score(
     if len(split.tokens) == 0:
         raise UserError(f"{database.path} has no chunks in its split {split_name!r}: build it with --held-out above 0")
     if shuffle_seed is not None and split_name == "train":
-        raise UserError(
-            "shuffled neighbours of training chunks may come from the chunk's own document: use split valid"
-        )
+        raise UserError("shuffled neighbours of training chunks may be of the chunk's own document: use split valid")
     shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
 
     def predict(window, tokens, targets):
@@ -122,9 +119,7 @@ def score(
     scored, _ = scored_tokens(split, evaluation_windows(split, length, step, limit), predict, description, limit)
     losses = scored.losses(database, split_name, limit)
     if not np.all(np.isfinite(losses.nats)):
-        raise UserError(
-            f"{description}: the model's losses are not finite; its weights are damaged: use another checkpoint"
-        )
+        raise UserError(f"{description}: the losses are not finite; the weights are damaged: use another checkpoint")
     return losses
 
 

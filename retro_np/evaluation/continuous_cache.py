@@ -10,12 +10,12 @@ from retro_np.evaluation.knn_lm import Tuned, tuned
 from retro_np.kernels import Array, ignore_underflow
 from retro_np.retrieval.documents import document_runs
 
-CACHE_POSITIONS = 1000
+CACHE_SIZE = 1000  # positions
 CACHE_BLOCK = 256  # positions whose scores are computed together
 
 
 @ignore_underflow
-def continuous_cache(scored: ScoredTokens, hidden: Array, documents: Array, window: int = CACHE_POSITIONS) -> Tuned:
+def continuous_cache(scored: ScoredTokens, hidden: Array, documents: Array, window: int = CACHE_SIZE) -> Tuned:
     """Mix the cache into a frozen model's predictions. Tunes θ and λ, as in `tuned`.
 
     scored, hidden, documents: from `frozen_model`. window: positions that the cache holds."""
@@ -28,9 +28,7 @@ def continuous_cache(scored: ScoredTokens, hidden: Array, documents: Array, wind
 
 
 @ignore_underflow
-def cache_probability(
-    hidden: Array, tokens: Array, documents: Array, theta: float, window: int = CACHE_POSITIONS
-) -> Array:
+def cache_probability(hidden: Array, tokens: Array, documents: Array, theta: float, window: int = CACHE_SIZE) -> Array:
     """p_cache of each token: (N,) float64, NaN at the first token of a document, where the cache is empty.
 
     hidden: (N, d); tokens: (N,), the token that follows each hidden state; documents: (N,), ascending."""

@@ -33,8 +33,7 @@ Tuned = tuple[ScoredTokens, list[tuple[float, float]]]  # new nats, and (setting
 def knn_lm(scored: ScoredTokens, hidden: Array, documents: Array, keys: Array, values: Array) -> Tuned:
     """Mix the tokens of the nearest keys into a frozen model's predictions. Tunes α and λ, as in `tuned`.
 
-    scored, hidden, documents: from `frozen_model`; keys, values: from `datastore`. Raises UserError if that is empty.
-    """
+    scored, hidden, documents: from `frozen_model`; keys, values: from `datastore`. Raises UserError without keys."""
     ids, distances = nearest_keys(hidden, keys)
     hits = values[ids] == scored.tokens[:, None]
     return tuned(scored, documents, lambda alpha: knn_probability(distances, hits, alpha), KNN_ALPHAS)
@@ -44,8 +43,7 @@ def knn_lm(scored: ScoredTokens, hidden: Array, documents: Array, keys: Array, v
 def knn_probability(distances: Array, hits: Array, alpha: float) -> Array:
     """p_kNN of the true tokens, (N,): the softmax of −α d, summed over the hits.
 
-    distances: (N, k), ascending, inf where a key is missing; hits: (N, k) bool, whether a key's token is the true one.
-    """
+    distances: (N, k), ascending, inf where a key is missing; hits: (N, k) bool, if a key's token is the true one."""
     weights = np.exp(-alpha * (distances - distances[:, :1]).astype(np.float64))
     return (weights * hits).sum(axis=1) / weights.sum(axis=1)
 
@@ -86,8 +84,7 @@ def frozen_model(
 ) -> tuple[ScoredTokens, Array, Array]:
     """Read the held-out documents with a model whose retrieval is off, in windows that overlap by half.
 
-    Returns the tokens that `score` scores with this limit, and of each its hidden state (N, d) and its document (N,).
-    """
+    Returns the tokens that `score` scores with this limit, their hidden states (N, d) and their documents (N,)."""
     check_fit(config, database)
     split = database.split("valid")
     windows = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size), limit=limit)
@@ -95,24 +92,22 @@ def frozen_model(
     return scored, hidden, split.documents[scored.positions // config.chunk_size]
 
 
-def tuned(
-    scored: ScoredTokens, documents: Array, probability: Callable[[float], Array], settings: Iterable[float]
-) -> Tuned:
+def tuned(scored: ScoredTokens, documents: Array, second: Callable[[float], Array], settings: Iterable[float]) -> Tuned:
     """Mix a second prediction into the first, with a setting and a weight λ tuned on other documents.
 
     Documents alternate between two halves, each scored with the setting and the λ that are best for the other half.
-    documents: (N,), the document of each token. probability(setting) → (N,), the second prediction's probability of
+    documents: (N,), the document of each token. second(setting) → (N,), the second prediction's probability of
     each token. Returns the tokens with new nats, and (setting, λ) for each half."""
     half = np.unique(documents, return_inverse=True)[1].reshape(-1) % 2
     best = [(np.inf, 0.0, 0.0)] * 2
     for setting in settings:
-        second_probability = probability(setting)
+        probability = second(setting)
         for weight in MIXTURE_WEIGHTS:
-            loss = np.bincount(half, mixed(scored.nats, second_probability, weight), minlength=2)
+            loss = np.bincount(half, mixed(scored.nats, probability, weight), minlength=2)
             for part in (0, 1):
                 if loss[1 - part] < best[part][0]:
                     best[part] = loss[1 - part], float(setting), float(weight)
-    mixed_nats = [mixed(scored.nats, probability(setting), weight) for _, setting, weight in best]
+    mixed_nats = [mixed(scored.nats, second(setting), weight) for _, setting, weight in best]
     return replace(scored, nats=np.where(half == 0, *mixed_nats)), [choice[1:] for choice in best]
 
 

@@ -40,8 +40,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the demo, or resume it with the plan in `out`, and return the results of the evaluation.
 
-    minutes, seed: None takes the plan's values, or ten minutes and seed 0 for a new demo. Raises UserError if `out`
-    holds a demo with a different plan."""
+    minutes, seed: None takes the plan's, or 10 and 0 for a new demo. Raises UserError if `out` has another plan."""
     out = Path(out)
     outputs.claim(out, outputs.DEMO)
     with locked(out, "demo"):
@@ -113,8 +112,8 @@ def _bundled(out, console) -> dict:
         path = out / name.lower() / CHECKPOINT
         if not path.exists():
             save_params(path, params, config)
-        count = count_parameters(config, True)
-        console.print(f"{name}: {count:,} parameters, trained on Python 3.11's standard library")
+        parameters = f"{count_parameters(config, True):,} parameters"
+        console.print(f"{name}: {parameters}, trained on Python 3.11's standard library")
     return models
 
 

@@ -1,8 +1,7 @@
 """The folder in which experiments work. It stores databases, trained models and scores, so that each is made once.
 
 Each file is named by a hash of everything that it depends on, except the version of this package. So an interrupted
-experiment resumes where it stopped, and two experiments that need the same model train it once. After an upgrade, use
-another folder."""
+experiment resumes where it stopped, and experiments that need the same model share it. Upgrades need a new folder."""
 
 import hashlib
 import json

@@ -37,8 +37,7 @@ def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
 def make_pretrained(lab: Lab, out: Path) -> list[Path]:
     """Train the recipe's baseline and RETRO with seed 0, or load them from the lab, and write them to `out`.
 
-    Returns the files: both models in half precision, with their training's settings in the metadata, and the tokenizer.
-    """
+    Returns the files: both models in half precision, with their training's settings as metadata, and the tokenizer."""
     database = lab.database()
     files = []
     for name, model in zip((BASELINE, RETRO), lab.pair(database, 0), strict=True):

@@ -64,8 +64,7 @@ def temporary_name(path: Path) -> Path:
 def remove_partial(folder: Path | str, subfolders: Iterable[str] = (), prefix: str = "") -> None:
     """Remove the unfinished files of killed processes in a folder, and below some of its subfolders.
 
-    Only names that `temporary_name` made are removed, and no file that a process is writing. prefix: of this file only.
-    """
+    Only names made by `temporary_name` are removed, and no file being written. prefix: of this file only."""
     folder = Path(folder)
     folders = [inner for name in subfolders for inner in _folders_below(folder / name)]
     for current in (folder, *folders) if folder.is_dir() else ():
@@ -110,8 +109,7 @@ def allow_open_files(number: int) -> None:
 def remove_folder(folder: Path | str) -> None:
     """Remove the temporary files of a build or an edit below a folder, and every folder that is then empty.
 
-    What has a name that we do not give stays, and so does another database below the folder. Links are not followed.
-    Raises OSError if a file cannot be removed."""
+    Files with other names and other databases stay. Links are not followed. Raises OSError if a removal fails."""
     for current in _folders_below(Path(folder)):
         remove_partial(current)
         for path in list(current.iterdir()):
@@ -165,8 +163,7 @@ def check_output(
 
     option: the command-line option that names the file. inputs: files and folders that the command reads. ours: whether
     an existing file, given its first bytes, was written by the same command; without it every file may be replaced.
-    Raises UserError for a file that cannot be written, for a folder, a device, an input, and a file that is not ours.
-    """
+    Raises UserError for an unwritable file, for a folder, a device, an input, and a file that is not ours."""
     path = Path(os.path.realpath(path))
     check_folder(path.parent)
     if path.is_dir():

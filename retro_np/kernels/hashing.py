@@ -47,8 +47,7 @@ def _project_features(tokens: Array, weights: Array, d_key: int) -> Array:
     A key depends only on its row, and has the same bits from NumPy and Numba. If a row's sum is zero, for example
     because it has no features, the key consists of the signs of a bucket that no feature has. It is then as far from
     other keys as the key of an unrelated chunk. A smaller d_key gives the first columns of a larger one, except for
-    their scale.
-    Raises UserError for any other shape or dtype."""
+    their scale. Raises UserError for any other shape or dtype."""
     tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
     signs_per_row = max(1, 2 * tokens.shape[1] * words * SIGNS_PER_HASH)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,13 @@ def jit(function: Callable[..., Any]) -> Any:
 
     `reassoc` lets the compiler sum a row in several lanes, and `contract` fuses a product with a sum. The compiled
     order of operations is fixed, so results repeat bit for bit. Keep summing loops out of helpers that compiled
-    functions call: the process that compiles such a loop may add in a different order from one that loads it from disk.
-    """
+    functions call: the process that compiles such a loop may add in another order than one that loads it from disk."""
     options: Any = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-    try:
+    with suppress(RuntimeError):  # Numba found no place to write.
         compiled: Any = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # Numba found no place to write; it compiles again in each process.
-        return numba.njit(**options)(function)
-    # Numba's cache checks only whether the loop's own file has changed. This stamp covers every file here, so a changed
-    # constant elsewhere also triggers recompilation.
-    index: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if not hasattr(index, "_source_stamp"):  # with NUMBA_DISABLE_JIT, or if Numba keeps its cache in a different way
-        return numba.njit(**options)(function)
-    index._source_stamp = SOURCES
-    return compiled
+        # Numba's cache checks only whether the loop's own file has changed. This stamp covers every file here.
+        index: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+        if hasattr(index, "_source_stamp"):  # not with NUMBA_DISABLE_JIT, or if Numba keeps its cache in another way
+            index._source_stamp = SOURCES
+            return compiled
+    return numba.njit(**options)(function)  # compiled again in each process

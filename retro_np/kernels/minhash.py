@@ -7,9 +7,8 @@ text without words has none. Words and grams are hashed as polynomials of their 
 followed by a mixer, so a gram is 64 bits.
 
 The k-th MinHash of a text is the minimum over its grams of lo + a_k · hi modulo 2³², where hi and lo are the halves of
-the gram. For two functions and a random gram these values are independent and uniform, except for the common powers of
-two of a_j − a_k. So the share of equal minima estimates the Jaccard similarity with the variance of independent draws.
-Broder 1997."""
+the gram. For two functions and a random gram these values are independent and uniform, up to the common powers of two
+of a_j − a_k. So the share of equal minima estimates the Jaccard similarity as independent draws would. Broder 1997."""
 
 import itertools
 from typing import Any
@@ -21,7 +20,7 @@ from retro_np.kernels import Array, check_arrays, kernel
 
 SPACE, PART, SINGLE = 0, 1, 2  # kinds of byte: between words, part of a word, a word of its own
 WORD_BASE, GRAM_BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd
-MURMUR_SHIFT, MURMUR_FACTORS = 33, (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)  # the finaliser of MurmurHash3
+MURMUR_SHIFT, MURMUR_FACTOR, MURMUR_FACTOR2 = 33, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53  # as in MurmurHash3
 MAX_WORDS, MAX_MATCHES = 1 << 20, 1 << 30  # A larger number is refused before memory is allocated.
 NO_GRAM = np.uint32(0xFFFFFFFF)  # every entry of the signature of a text without words
 
@@ -39,10 +38,10 @@ KIND, FOLDED = _byte_tables()
 
 
 def mix(x: Array) -> Array:
-    """A one-to-one map of 64-bit integers (N,). Each bit of the result depends on all bits of x. Appleby 2011."""
-    for factor in (*MURMUR_FACTORS, 1):
-        x = (x ^ (x >> np.uint64(MURMUR_SHIFT))) * np.uint64(factor)
-    return x
+    """A one-to-one map of uint64. Each bit of the result depends on all bits of x. Numba compiles it. Appleby 2011."""
+    x = (x ^ (x >> np.uint64(MURMUR_SHIFT))) * np.uint64(MURMUR_FACTOR)
+    x = (x ^ (x >> np.uint64(MURMUR_SHIFT))) * np.uint64(MURMUR_FACTOR2)
+    return x ^ (x >> np.uint64(MURMUR_SHIFT))
 
 
 def multipliers(hashes: int) -> Array:
@@ -53,8 +52,7 @@ def multipliers(hashes: int) -> Array:
 def _gram_hashes(data: Array, words: int) -> Array:
     """The hashes of a text's grams, in the order of the text, with repetitions.
 
-    data: (bytes,) uint8. words: words per gram, at least 1. Returns (grams,) uint64. Raises UserError for invalid ones.
-    """
+    data: (bytes,) uint8. words: per gram, at least 1. Returns (grams,) uint64. Raises UserError for invalid ones."""
     data = checked_bytes("gram_hashes", data, words)
     hashes = _word_hashes(data)
     length = min(words, len(hashes))

@@ -14,8 +14,7 @@ PIECE_BYTES = 8192  # The grams of a piece stay in the first-level cache while e
 
 ONE, HALF_BITS = np.uint64(1), np.uint64(32)
 WORD_BASE, GRAM_BASE = np.uint64(in_numpy.WORD_BASE), np.uint64(in_numpy.GRAM_BASE)
-MURMUR_SHIFT = np.uint64(in_numpy.MURMUR_SHIFT)
-MURMUR_FACTOR, MURMUR_FACTOR2 = (np.uint64(factor) for factor in in_numpy.MURMUR_FACTORS)
+_mix = jit(in_numpy.mix)
 
 
 def gram_hashes(data: Array, words: int) -> Array:
@@ -52,13 +51,6 @@ def band_matches(
 
     parallel_for(job, blocks(len(signatures), SIGNATURES_PER_JOB))
     return rows, equal
-
-
-@jit
-def _mix(x: np.uint64) -> np.uint64:
-    x = (x ^ (x >> MURMUR_SHIFT)) * MURMUR_FACTOR
-    x = (x ^ (x >> MURMUR_SHIFT)) * MURMUR_FACTOR2
-    return x ^ (x >> MURMUR_SHIFT)
 
 
 @jit

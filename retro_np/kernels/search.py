@@ -52,8 +52,7 @@ def _search(queries: Array, keys: Array, k: int, update: Callable[..., None]) ->
 def merge_lists(lists: Sequence[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
     """The first k entries by (distance, id) of several lists of ids (N, ·) int64 and distances (N, ·).
 
-    A missing entry has id −1 and distance inf, in the lists and in the result. Returns ids (N, k) and distances (N, k).
-    """
+    A missing entry has id −1 and distance inf, in the lists and the result. Returns ids (N, k) and distances (N, k)."""
     ids, distances = (np.concatenate(part, axis=1) for part in zip(*lists, strict=True))
     order = np.lexsort((ids.view(np.uint64), distances))[:, :k]  # as an unsigned integer −1 comes after every id
     ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)

@@ -11,9 +11,8 @@ from retro_np.kernels import Array, kernel
 def _longest(chunks: Array, values: np.ndarray) -> Array:
     """The longest run of tokens that each chunk shares with any one of its values.
 
-    chunks: (N, m) integers. values: (N, k, r) integers. Token 0 is padding and matches nothing.
-    Returns (N,) int64, from 0 (also if k = 0) to min(m, r). Divided by m it is r(C) of the paper, §2.6.
-    Raises UserError for any other shape or dtype."""
+    chunks: (N, m) integers. values: (N, k, r) integers. Token 0 is padding and matches nothing. Returns (N,) int64,
+    0 (also if k = 0) to min(m, r). Divided by m it is r(C) of §2.6. Raises UserError for any other shape or dtype."""
     chunks, values = checked_pairs(chunks, values)
     longest = np.zeros(len(chunks), np.int64)
     runs = np.zeros(values.shape, np.int32)  # the run that ends at the current chunk token and value token j

@@ -48,8 +48,7 @@ def use_threads(number: int) -> None:
 def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
     """Call job(part) for each part, on all threads including the caller's, and return when all are done.
 
-    After an exception no further part is started, and the first exception is raised. A job that calls `parallel_for`
-    itself runs its own parts one after another."""
+    After an exception no part is started, and the first one is raised. A call from a job runs its parts in sequence."""
     global _pool
     parts = list(parts)
     workers = min(count(), len(parts))

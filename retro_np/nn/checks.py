@@ -30,8 +30,7 @@ CONFIG = RetroConfig(
 class Check:
     """One gradient check: the arguments of `gradcheck(f, *arrays)`.
 
-    source: section, equation or publication that defines the operator.
-    long: whether this is one of the whole models for the rows of table 13."""
+    source: section, equation or paper that defines the operator. long: a whole model for one of table 13's rows."""
 
     name: str
     source: str
@@ -107,14 +106,12 @@ def checks(seed: int = 0) -> Iterator[Check]:
     yield Check("RETRO[OFF], loss", "§4.2", loss(CONFIG, None), (params,))
     wide = replace(e, d_model=CONFIG.d_model)
     ablations: dict[str, dict[str, Any]] = {
-        "dropout": {"dropout": 0.2},
-        "no conditioning": {"encoder": replace(e, ca_layers=())},
+        "dropout": {"dropout": 0.2}, "no conditioning": {"encoder": replace(e, ca_layers=())},
         "no positions in CCA": {"cca_positions": False},
         "shared, tied embeddings": {"share_embeddings": True, "tie_readout": True, "encoder": wide},
-        "N only": {"retrieved_part": "N"},
-        "F only": {"retrieved_part": "F"},
+        "N only": {"retrieved_part": "N"}, "F only": {"retrieved_part": "F"},
         "CCA in every layer": {"cca_layers": (1, 2, 3)},
-    }
+    }  # fmt: skip
     for name, change in ablations.items():
         config = replace(CONFIG, **change)
         yield Check(f"RETRO, {name}", "table 13", loss(config), (perturbed_params(config, seed),), long=True)

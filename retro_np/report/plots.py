@@ -9,24 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from retro_np.evaluation.compare import LINES, ON
 from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.files import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {
-    "baseline": "#555555",
-    "RETRO[OFF]": "#E69F00",
-    "RETRO[ON]": "#0072B2",
-    "RETRO[ON], neighbours of others": "#CC79A7",
-}
+COLOURS = dict(zip(LINES, ("#555555", "#E69F00", "#0072B2", "#CC79A7"), strict=True))
 
 
 def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None:
     """Plot each run's training loss against steps, and its running mean over a twentieth of the steps."""
     axes = new_axes(xlabel="step", ylabel="training loss, nats per token")
     for name, log in runs.items():
-        steps = np.array([line["step"] for line in log])
-        losses = np.array([line["loss"] for line in log])
+        steps, losses = (np.array([line[key] for line in log]) for key in ("step", "loss"))
         colour = COLOURS.get(name)
         axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
         width = max(1, len(losses) // 20)
@@ -57,14 +52,13 @@ def plot_bars(
 ) -> None:  # fmt: skip
     """Plot horizontal bars from top to bottom, each in the colour of its model or condition.
 
-    values: name → a number or a `mean_and_spread`, whose seeds are drawn as dots. label: the axis label. scale: a
-    factor for all values. dots: name → another number, drawn as a dot. notes: name → text after the bar. limits: the
-    limits of the axis."""
+    values: name → a number or a `mean_and_spread`, whose seeds are drawn as dots. label, limits: of the axis. scale: a
+    factor for all values. dots: name → another number, drawn as a dot. notes: name → text after the bar."""
     axes = new_axes(xlabel=label)
     for row, (name, value) in enumerate(values.items()):
         mean, marks = (value["mean"], value["seeds"]) if isinstance(value, dict) else (value, [(dots or {}).get(name)])
         marks = scale * np.array(marks, float)  # A missing dot becomes NaN, which is not drawn.
-        colour = COLOURS.get(name, COLOURS["RETRO[ON]"])
+        colour = COLOURS.get(name, COLOURS[ON])
         axes.barh(row, scale * mean, color=colour, alpha=0.5)
         axes.plot(marks, [row] * len(marks), "o", color=colour)
         if notes:

@@ -26,11 +26,8 @@ def sample_chunks(
     k = 0 turns retrieval off. settings: further arguments of `generate`."""
     check_fit(config, database)
     tokens = prompt_tokens(database, prompt)
-    source = database if k else None
-    sample, retrieved = generate(
-        params, config, tokens, length, database=source, k=k, stop_token=END_OF_TEXT, **settings
-    )
-    return show_chunks(tokens, sample, retrieved, database)
+    settings = {"database": database, "k": k, "stop_token": END_OF_TEXT} | settings
+    return show_chunks(tokens, *generate(params, config, tokens, length, **settings), database)
 
 
 def prompt_tokens(database: Database, text: str) -> list[int]:

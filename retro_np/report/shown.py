@@ -68,8 +68,7 @@ def show_chunks(
     """Cut a prompt and its sample into chunks, and find the runs that they share with what was retrieved.
 
     A token of chunk u + 1 gets the length of the longest run that ends at it and is part of a value retrieved by chunk
-    u. A token of a value gets the length of the longest run that ends at it and is part of chunk u + 1. Missing
-    neighbours are left out."""
+    u. A token of a value gets the length of the longest such run in chunk u + 1. Missing neighbours are left out."""
     m, n_prompt = database.chunk_size, len(prompt)
     tokens = np.concatenate([prompt, sample]).astype(np.int64)
     runs, values = np.zeros(len(tokens), np.int64), {}

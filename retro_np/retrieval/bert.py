@@ -22,6 +22,8 @@ from retro_np.retrieval.tokenizer import reporting_bad_tokenizer
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
 MAX_BATCH_PIECES = 1536  # word pieces: enough for fast matrix products, few enough for the cache
+PRODUCTS = {name: f"attention.self.{name}" for name in ("query", "key", "value")}  # our names and the stored ones
+PRODUCTS |= {"attention_out": "attention.output.dense", "in": "intermediate.dense", "out": "output.dense"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class Bert:
     def embed(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
         """The keys of N texts, (N, d_key) float32: the mean of the last hidden states over a text's word pieces.
 
-        Keys are normalised to length one if the model's folder says so. The same list always gives the same bits.
-        Raises UserError if `texts` is not a list of strings."""
+        Of length one if the model's folder says so. Equal lists give equal bits. Raises UserError for non-strings."""
         pieces = self.word_pieces(checked_texts(texts))
         return embed_in_batches(pieces, MAX_BATCH_PIECES, self._keys, self.d_key, show_progress)
 
@@ -156,27 +157,19 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Pre
     get("embeddings.LayerNorm.weight", d), get("embeddings.LayerNorm.bias", d)
 
     def layer(prefix):
-        query, key, value = (f"{prefix}attention.self.{part}." for part in ("query", "key", "value"))
-        attention_out = get(prefix + "attention.output.dense.weight", d, d)
-        get(key + "bias", d)  # The softmax cancels it, because it adds the same to all logits of a query.
+        weights = {}
+        for name, stored in PRODUCTS.items():
+            shape = {"in": (inner, d), "out": (d, inner)}.get(name, (d, d))
+            weights[name] = prepack(get(f"{prefix}{stored}.weight", *shape).T)
+            weights[f"{name}_bias"] = get(f"{prefix}{stored}.bias", shape[0])
+        # The softmax cancels the key's bias, because it adds the same to all logits of a query.
         # Attention weights sum to 1, so a value's bias passes through and can be added once, after W_o.
-        attention_out_bias = get(prefix + "attention.output.dense.bias", d) + attention_out @ get(value + "bias", d)
-        return {
-            "query": prepack(get(query + "weight", d, d).T),
-            "query_bias": get(query + "bias", d),
-            "key": prepack(get(key + "weight", d, d).T),
-            "value": prepack(get(value + "weight", d, d).T),
-            "attention_out": prepack(attention_out.T),
-            "attention_out_bias": attention_out_bias,
-            "attention_gain": get(prefix + "attention.output.LayerNorm.weight", d),
-            "attention_shift": get(prefix + "attention.output.LayerNorm.bias", d),
-            "in": prepack(get(prefix + "intermediate.dense.weight", inner, d).T),
-            "in_bias": get(prefix + "intermediate.dense.bias", inner),
-            "out": prepack(get(prefix + "output.dense.weight", d, inner).T),
-            "out_bias": get(prefix + "output.dense.bias", d),
-            "gain": get(prefix + "output.LayerNorm.weight", d),
-            "shift": get(prefix + "output.LayerNorm.bias", d),
-        }
+        passed = get(prefix + "attention.output.dense.weight", d, d) @ weights["value_bias"]
+        weights["attention_out_bias"] = weights["attention_out_bias"] + passed
+        for name, stored in (("attention_", "attention.output"), ("", "output")):
+            weights[f"{name}gain"] = get(f"{prefix}{stored}.LayerNorm.weight", d)
+            weights[f"{name}shift"] = get(f"{prefix}{stored}.LayerNorm.bias", d)
+        return weights
 
     return [layer(f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
 

@@ -110,7 +110,6 @@ def build_database(
     config: how to cut and index the corpus. A build is resumed only with the settings that it was started with.
     embedder: "hashing", or an object such as `load_bert` returns (see `embedders.Embedder`).
     dask: None for this process, "local", or the address of a scheduler whose workers see `out` under the same path.
-
     Returns the open database. Raises UserError for an empty corpus, for a folder with another build or a build in
     progress, for a full disk, and for keys that are not finite."""
     out = Path(out)

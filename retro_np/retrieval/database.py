@@ -152,8 +152,7 @@ class Database:
     def search(self, text: str | list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k values whose keys are nearest to the key of a text.
 
-        Returns ids and squared L2 distances: (k,) each for one text, (N, k) for a list. −1 and inf where the database
-        holds fewer than k. Raises UserError for k < 1."""
+        Returns ids and squared L2 distances, (k,), or (N, k) for a list; −1 and inf if fewer. k < 1 is a UserError."""
         texts = [text] if isinstance(text, str) else list(text)
         texts = [without_surrogates(t) if isinstance(t, str) else t for t in texts]
         ids, distances = self.search_keys(self.embedder.embed(texts, show_progress=False), k)
@@ -209,8 +208,7 @@ class Database:
     def fraction(self, share: float, seed: int = 0) -> "Database":
         """The same database with a random share of its documents: only these are found and trained on (paper §4.1).
 
-        The seed and a document's name determine whether it is included, and a larger share includes a smaller one.
-        Raises UserError for a share outside (0, 1]."""
+        Seed and name decide about a document; a larger share includes a smaller. Raises UserError outside (0, 1]."""
         if not 0 < share <= 1:
             raise UserError(f"a fraction of a database must be in (0, 1], not {share}")
         if share == 1:

@@ -71,9 +71,8 @@ def embed_in_batches(
 ) -> np.ndarray:  # fmt: skip
     """The keys of N token sequences, (N, d_key) float32, in their order.
 
-    Sequences are embedded in order of length, so that little computation is spent on padding. embed_batch takes ids
-    (B, t) int64, padded with 0, and a mask (B, t) that is false at padding. A padded batch holds at most
-    `batch_tokens` tokens, unless a single row is longer."""
+    Sequences are embedded in order of length, to save padding. embed_batch takes ids (B, t) int64, padded with 0, and
+    a mask (B, t) that is false at padding. batch_tokens: see `_batches`."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     keys = np.empty((len(sequences), d_key), np.float32)
     with progress_bar("embedding", len(sequences) if show_progress else 0) as advance:

@@ -1,8 +1,7 @@
 """What the JSON files of an embedder's folder ask for: the mean over BERT's last states, or something that is refused.
 
 Read by sentence-transformers 0.3 to 6: modules.json and the files of its modules. By transformers 4 and 5: config.json,
-tokenizer_config.json and special_tokens_map.json. A value is refused if it changes what one of these versions embeds.
-"""
+tokenizer_config.json and special_tokens_map.json. A value is refused if it changes what a version embeds."""
 
 import json
 import os
@@ -130,8 +129,7 @@ def _check_pooling(path: Path, d_key: int) -> None:
 def check_tokenizer(folder: Path, tokenizer: Tokenizer, n_rows: int) -> None:
     """Raise UserError if a token has no embedding, or if a file asks for other tokens than tokenizer.json makes.
 
-    tokenizer: as tokenizer.json describes it; its truncation and padding are removed. n_rows: the number of embeddings.
-    """
+    tokenizer: from tokenizer.json; its truncation and padding are removed. n_rows: the number of embeddings."""
     path, unknown = folder / "tokenizer.json", getattr(tokenizer.model, "unk_token", None)
     if unknown is not None and tokenizer.token_to_id(unknown) is None:
         raise refusal(path, "unk_token", unknown, f"the vocabulary lacks it: {AGAIN}")

@@ -85,8 +85,12 @@ def _checked(path, width, labels) -> dict[str, Any]:
     def examine(rows):
         if rows is None:
             above.append(_checked_lists(data[lists_at:].view(np.uint32), n, top, entry))
-        else:
-            _check_nodes(nodes[rows], labels[rows], n)
+            return
+        links = nodes["links"][rows].copy().view(np.uint32).reshape(-1, WORDS_PER_NODE)
+        if links[:, 0].max() > 2 * LINKS or links[:, 1:].max() >= n:
+            raise ValueError("a node links to one that does not exist")
+        if not np.array_equal(nodes["label"][rows], labels[rows]):
+            raise ValueError("it does not have one entry for each key, in order")
 
     threads.parallel_for(examine, [None, *threads.blocks(n, NODES_PER_BLOCK)])
     [(levels, lists)] = above
@@ -94,14 +98,6 @@ def _checked(path, width, labels) -> dict[str, Any]:
     parts = {"element_levels": levels, "data_level0": nodes.view(np.int8), "link_lists": lists.view(np.int8)}
     lookup = {"label_lookup_external": labels, "label_lookup_internal": np.arange(n, dtype=np.uint32)}
     return numbers | parts | lookup
-
-
-def _check_nodes(nodes, labels, n) -> None:
-    links = nodes["links"].copy().view(np.uint32).reshape(-1, WORDS_PER_NODE)
-    if links[:, 0].max() > 2 * LINKS or links[:, 1:].max() >= n:
-        raise ValueError("a node links to one that does not exist")
-    if not np.array_equal(nodes["label"], labels):
-        raise ValueError("it does not have one entry for each key, in order")
 
 
 def _checked_lists(words, n, top, entry) -> tuple[np.ndarray, np.ndarray]:

@@ -64,8 +64,7 @@ class HashingEmbedder:
     def weights(self) -> np.ndarray:
         """Each bucket's weight, (BUCKETS,) int32: √idf in units of 1/64, with idf = log(1 + chunks / (1 + count)) > 0.
 
-        The square root was measured to be best, because the projection's noise hides a similarity of few rare features.
-        """
+        The square root was measured to be best: the projection's noise hides a similarity of few rare features."""
         idf = np.log1p(self.chunks / (1.0 + self.counts))
         return np.maximum(1, np.rint(64 * np.sqrt(idf))).astype(np.int32)
 

@@ -61,9 +61,7 @@ class ExactIndex:
 
 
 class EfGate:
-    """Let searches with the same ef run at once. Any other search waits, because hnswlib keeps ef in the graph.
-
-    No search overtakes one that waits."""
+    """Searches with one ef run at once. Others wait, in order of arrival, because hnswlib keeps ef in the graph."""
 
     def __init__(self, graph: Any):
         self.graph, self._ef = graph, -1

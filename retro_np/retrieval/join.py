@@ -20,8 +20,7 @@ from retro_np.retrieval.index import QUERIES_PER_BLOCK
 class DatabaseUnion:
     """Several databases, searched as one. Chunk ids and document numbers continue from one database to the next.
 
-    Raises UserError if there are none, if one is given twice, or if their chunk sizes, tokenizers or embedders differ.
-    """
+    Raises UserError for none, for one given twice, and if chunk sizes, tokenizers or embedders differ."""
 
     def __init__(self, databases: list[Database]):
         if not databases:

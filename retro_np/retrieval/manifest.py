@@ -27,7 +27,7 @@ HASHING = "hashing.npy"  # the feature counts of the hashing embedder
 WORK, EDIT = "work", "edit"  # folders of an unfinished build and an unfinished edit; not part of the database
 SPLITS = {"train": "shards", "valid": "splits/valid"}  # the folder of each split's shards
 MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS = 65_536, 10_000  # far beyond use: larger values are mistakes
-FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:\x00-\x1f\x7f-\x9f]+")  # of a file that is not in a subfolder
+FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:\x00-\x1f\x7f-\x9f]{1,255}")  # of a file that is not in a subfolder
 SHARD_FILE = re.compile(
     r"shards/[0-9]{5,6}/(tokens|documents|keys|equal)\.npy|shards/[0-9]{5,6}/index\.hnsw|splits/valid/tombstones\.npy"
     r"|splits/valid/[0-9]{5,6}/(tokens|documents|keys)\.npy|neighbours/(train|valid)/[0-9]{5,6}/(ids|distances)\.npy"
@@ -152,13 +152,13 @@ def file_names(folder: Path) -> list[str]:
 def file_facts(folder: Path) -> dict[str, dict[str, Any]]:
     """{name: {"bytes", "sha256"}} of each file in a folder whose name a build gives to a file of a database."""
     names = [name for name in file_names(folder) if name in TOP_FILES or SHARD_FILE.fullmatch(name)]
-    facts: dict[str, dict[str, Any]] = {}
+    facts: dict[str, dict[str, Any]] = {name: {} for name in names}
 
     def measure(name):
         facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
 
     threads.parallel_for(measure, names)
-    return {name: facts[name] for name in names}
+    return facts
 
 
 def broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:
@@ -167,7 +167,7 @@ def broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:
 
     def examine(name):
         file, expected = path / name, manifest["files"][name]
-        if not file.is_file():
+        if not os.path.isfile(file):  # False for a name that is too long as well
             complaints[name] = f"{file} is missing"
         elif file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
             complaints[name] = f"{file} does not match the manifest (its SHA-256 differs)"

@@ -43,8 +43,7 @@ def search_shard(
 
     queries: (N, d_key) float32. own: (N,) document numbers to leave out, or None. deleted: sorted rows. exact: do not
     use the graph. Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer remain.
-    If rows must be left out, the graph's answer for more than k is filtered. Queries left with too few: exact search.
-    """
+    If rows are left out, the graph's answer for more than k is filtered. Queries left with too few: exact search."""
     size = len(shard.keys)
     rows, distances = np.full((len(queries), k), -1), np.full((len(queries), k), np.inf, np.float32)
     n_allowed = np.full(len(queries), size - len(deleted))
@@ -103,8 +102,7 @@ def _search_run(keys, run, queries, k):
 def keep_first(ids: Array, distances: Array, allowed: Any, k: int) -> tuple[Array, Array]:
     """The first k entries of each row that are allowed and not missing (id ≥ 0), in their order.
 
-    ids, distances: (…, K). allowed: booleans that broadcast to that shape. Returns ids (…, k) and distances (…, k)
-    float32; −1 and inf fill the rest."""
+    ids, distances: (…, K). allowed: booleans that broadcast to it. Returns (…, k) of both; −1 and inf fill the rest."""
     allowed = allowed & (ids >= 0)
     order = np.argsort(~allowed, axis=-1, kind="stable")[..., :k]
     present = np.take_along_axis(allowed, order, -1)

@@ -49,9 +49,7 @@ def silent(steps: int, note: str = "") -> None:
 def tokenise_shard(
     texts: Path, out: Path, records: Path, tokenizer: Path, m: int, numbering: Numbering, advance: Advance = silent
 ) -> None:
-    """Write a text shard's tokens.npy (N, m) and documents.npy (N,) to `out`, and a line per document to `records`.
-
-    Progress is in documents."""
+    """Write a text shard's tokens.npy (N, m) and documents.npy (N,), and its records. Progress is in documents."""
     first_id, left_out = numbering
     bpe = _tokenizer(tokenizer, *_identity(tokenizer))
     dtype = np.uint16 if bpe.get_vocab_size() <= 2**16 else np.uint32
@@ -146,8 +144,7 @@ def query_shard(
 ) -> None:
     """For each chunk of the shard `query`, write its nearest keys in `shard`: (N, candidates) NEIGHBOUR.
 
-    If both are the same shard, chunks of the query's own document are left out. No document is in two shards.
-    ef_margin: see `HnswIndex`."""
+    Chunks of the query's own document, which is in no other shard, are left out. ef_margin: see `HnswIndex`."""
     keys = shard_array(query, "keys")
     documents = shard_array(query, "documents", len(keys)) if query == shard.folder else None
     opened = cached_shard(shard.folder, ef_margin, *_identity(shard.folder / "keys.npy"))

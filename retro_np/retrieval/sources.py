@@ -88,8 +88,7 @@ def folder_files(
 
     takes, enters: whether to take a file or enter a folder, given its relative path. Hidden files and files below
     leave_out are never taken. on_skip is called with the name of each other file that is skipped: binary files, special
-    files, and links to anything but a file inside root and outside leave_out. Raises UserError for what is unreadable.
-    """
+    files, and links to anything but a file inside root and outside leave_out. Raises UserError for unreadable ones."""
     base, real = os.path.join(os.fsencode(root), b""), os.path.realpath(os.fsencode(root))
     # If leave_out is outside root, this path starts with "..". No relative path below root does.
     left_out = None if leave_out is None else os.path.relpath(os.path.realpath(os.fsencode(leave_out)), real) + b"/"
@@ -254,8 +253,7 @@ def hub_dataset(location: str) -> Any:
 def hub_rows(location: str, dataset: Any, source: str) -> Iterator[Entry]:
     """One document for each row of an opened dataset, in order. A null text counts as empty.
 
-    A document is named by its `name`, else by its `id`, else NAME:row, from 0. Raises UserError for an unreadable row.
-    """
+    A document is named by its `name`, else its `id`, else NAME:row, from 0. Raises UserError for unreadable rows."""
     label, rows, number = default_name(location), iter(dataset), -1
     while True:
         try:

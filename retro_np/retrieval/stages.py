@@ -115,11 +115,8 @@ def write_counts(run: Runner, work: Path, folders: list[Path]) -> np.ndarray:
 
 def write_keys(run: Runner, work: Path, tokenizer: Path, folders: list[Path], embedder: Embedder, dtype: str) -> None:
     """Embed the chunks of every shard."""
-    tasks = []
-    for folder in folders:
-        if not (folder / "keys.npy").exists():
-            blocks = work / "keys" / folder.parent.name / folder.name
-            tasks.append(Task(shards.embed_shard, (folder, blocks, tokenizer, embedder, dtype), chunk_count(folder)))
+    arguments = ((f, work / "keys" / f.parent.name / f.name, tokenizer, embedder, dtype) for f in folders)
+    tasks = [Task(shards.embed_shard, a, chunk_count(a[0])) for a in arguments if not (a[0] / "keys.npy").exists()]
     run("keys", "chunks", tasks)
 
 
@@ -138,8 +135,7 @@ def write_neighbours(
 ) -> None:
     """Write neighbours/SPLIT/NNNNN for every query shard: search each index shard in turn and merge the lists.
 
-    Merging every SHARDS_PER_MERGE index shards limits the lists on disk. Without `training`, its shards get empty ones.
-    """
+    Merges of SHARDS_PER_MERGE index shards limit the lists on disk. Without `training`, its shards get empty ones."""
     for query in queries:
         if not training and query.name.startswith("train/"):
             for name, dtype in (("ids", np.int64), ("distances", np.float32)):

@@ -149,10 +149,7 @@ class _Shards(ExitStack):
         super().__init__()
         self.folder, self.shard_bytes, self.changed = folder, shard_bytes, changed
         self.number, self.documents, self.bytes = 0, 0, 0  # shards closed, documents and bytes written
-
-    def __enter__(self):
         self._open()
-        return self
 
     def add(self, text: Text) -> None:
         line, size = (json.dumps(text, ensure_ascii=False) + "\n").encode(), len(text.text.encode())

@@ -31,8 +31,7 @@ SEAM = re.compile(r"(?<=[!-~])(?:\n(?=[!-~])|(?= [!-~]))")
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train byte-level BPE (Sennrich et al. 2016). Ids: 0 padding, 1 end-of-text, then bytes, then merges.
 
-    A small corpus may yield fewer merges. Raises UserError for fewer than 258 or more than MAX_VOCABULARY_SIZE entries.
-    """
+    A small corpus may yield fewer merges. Raises UserError for under 258 or over MAX_VOCABULARY_SIZE entries."""
     if vocabulary_size < MIN_VOCABULARY_SIZE:
         raise UserError(f"vocabulary_size must be at least {MIN_VOCABULARY_SIZE}, not {vocabulary_size}")
     if vocabulary_size > MAX_VOCABULARY_SIZE:
@@ -58,7 +57,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     state = parse_json(path.read_bytes(), f"{path} is not a tokenizer: the file", hint=EXPECTED)
     with reporting_bad_tokenizer(path, EXPECTED):
         vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
-        if not (_is_byte_level(state) and _is_consistent(vocabulary, merges)):
+        if not _is_ours(state, vocabulary, merges):
             raise UserError(f"{path} is not a tokenizer that retro-np build made: {EXPECTED}")
         return _byte_level(models.BPE(vocab=vocabulary, merges=merges))
 
@@ -89,19 +88,15 @@ def _byte_level(model: models.BPE) -> Tokenizer:
     return tokenizer
 
 
-def _is_byte_level(state: dict) -> bool:
-    split = state["pre_tokenizer"]
-    kinds = (state["model"]["type"], split["type"], split["add_prefix_space"])
-    return kinds == ("BPE", "ByteLevel", False) and not state["normalizer"] and not state["added_tokens"]
-
-
-def _is_consistent(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:
+def _is_ours(state: dict, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:
     """Whether ids are 0 … V − 1, special tokens are first, each byte has a token, and merges join tokens to a token."""
-    ids = list(vocabulary.values())
-    tokens = set(vocabulary) - set(SPECIAL)
-    alphabet = set(_byte_of_character())
+    ids, tokens, alphabet = list(vocabulary.values()), set(vocabulary) - set(SPECIAL), set(_byte_of_character())
+    split = state["pre_tokenizer"]
     return (
-        all(type(i) is int for i in ids)
+        (state["model"]["type"], split["type"], split["add_prefix_space"]) == ("BPE", "ByteLevel", False)
+        and not state["normalizer"]
+        and not state["added_tokens"]
+        and all(type(i) is int for i in ids)
         and sorted(ids) == list(range(len(ids)))
         and [vocabulary.get(token) for token in SPECIAL] == [PADDING, END_OF_TEXT]
         and alphabet <= tokens

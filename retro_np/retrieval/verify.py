@@ -109,21 +109,16 @@ def _chunks(database, split) -> Iterator[str]:
                 return
         for start in range(0, len(tokens), ROWS_PER_CHECK):
             block = tokens[start : start + ROWS_PER_CHECK].astype(np.int64)
-            last = np.isin(np.arange(start, start + len(block)) + 1, edges)
-            wrong = np.flatnonzero(~_ends_correctly(block, last))
+            is_last = np.isin(np.arange(start, start + len(block)) + 1, edges)
+            # A chunk is only text or, if it is a document's last one, text, end-of-text and padding.
+            is_end = block == END_OF_TEXT
+            is_padding = (np.cumsum(is_end, axis=1) > 0) & ~is_end
+            wrong = np.flatnonzero((is_end.sum(axis=1) != is_last) | ((block == 0) != is_padding).any(axis=1))
             if len(wrong):
                 yield f"{folder}: chunk {start + wrong[0]} has a misplaced end-of-text"
                 return
     if next(records, None) is not None:
         yield f"{database.path / SPLITS[split]}: documents.jsonl lists documents without chunks"
-
-
-def _ends_correctly(tokens, last) -> np.ndarray:
-    """Whether each chunk is only text or, if it is a document's last one, text, end-of-text and padding."""
-    ends = (tokens == END_OF_TEXT).sum(axis=1)
-    after_end = np.cumsum(tokens == END_OF_TEXT, axis=1) > 0
-    padded = ((tokens == 0) == (after_end & (tokens != END_OF_TEXT))).all(axis=1)
-    return padded & (ends == last)
 
 
 def _keys(database, split) -> Iterator[str]:

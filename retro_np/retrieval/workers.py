@@ -1,8 +1,7 @@
 """Run the tasks of a build in this process, or on the workers of a Dask cluster that see the same folders.
 
 A task is a pure function of `shards.py` with its arguments, so the bytes written are the same in either case. Dask
-pickles tasks, and anyone who can send a pickle to a worker can run code there: use a cluster on trusted networks only.
-"""
+pickles tasks, and whoever can send a worker a pickle can run code there: use a cluster on trusted networks only."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -71,8 +71,7 @@ def _shares(ranges, weights) -> list[tuple[float, int]]:
     shares = [(weight / max(weights), source) for source, weight in enumerate(weights) if weight > 0]
     for _, source in shares:
         if not any(stop > start for start, stop in ranges[source]):
-            fault = f"source {source + 1} of {len(weights)} has a weight but no chunks to train on"
-            raise UserError(f"{fault}: leave it out")
+            raise UserError(f"source {source + 1} of {len(weights)} has a weight but no chunks to train on; omit it")
     return sorted(shares, key=lambda share: (-share[0], share[1]))
 
 

@@ -3,8 +3,7 @@
 A decoder that does not copy learns nothing from its neighbours, and neighbours that rarely contain the next tokens do
 not teach it to copy. A small run ends before it escapes from this deadlock. So early in training some chunks get an
 oracle neighbour: a noisy, shifted copy of the chunk and its continuation, which no retrieval could find. Their share
-falls linearly to 0; evaluation has none. Some sequences get no neighbours, so that the decoder stays good without them.
-"""
+falls linearly to 0; evaluation has none. Some sequences get no neighbours, so that the decoder stays good alone."""
 
 import numpy as np
 

@@ -43,8 +43,7 @@ def retrofit(
 
     Returns (params, config). The baseline's arrays are shared, not copied, and with retrieval off the model equals the
     baseline bit for bit. To train only the new parameters, pass `trainable=retro_np.parameters.is_retrieval` to
-    `train`. Raises UserError if the baseline already has cross-attention, and if cca_layers is empty or does not fit.
-    """
+    `train`. Raises UserError if the baseline has cross-attention, and if cca_layers is empty or does not fit."""
     if baseline_config.retrieves:
         raise UserError("RETROfit starts from a baseline, but this checkpoint already has chunked cross-attention")
     if not cca_layers:
@@ -118,9 +117,7 @@ def train(
             params, state, _, stored = load_checkpoint(out / CHECKPOINT)
             _check_same_run(out / CHECKPOINT, stored, identity)
         else:
-            if (
-                out / SETTINGS
-            ).exists():  # of a run whose checkpoint was removed, or that was killed before its first one
+            if (out / SETTINGS).exists():  # The run's checkpoint was removed, or it was killed before the first one.
                 _check_same_run(out / SETTINGS, read_json(out / SETTINGS), identity)
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
             params = map_tree(lambda _, array: array.copy(), params)  # training must not change the caller's arrays

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hostile import commands, databases, parsers, values
 
-from retro_np import terminal
+from retro_np import progress
 from retro_np.errors import UserError
 from retro_np.kernels import threads
 
@@ -18,8 +18,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 reliability = importlib.import_module("reliability")
 SEED = 20
 # The number of inputs. Each test takes a few seconds with the first and ten times as long with the second.
-PARSERS = [2000, pytest.param(20_000, marks=pytest.mark.slow)]
-COMMANDS = [60, pytest.param(600, marks=pytest.mark.slow)]
+PARSERS = [1000, pytest.param(20_000, marks=pytest.mark.slow)]
+COMMANDS = [40, pytest.param(400, marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_payload_that_is_sent_is_counted_and_one_that_is_shown_is_not(mode, pa
     assert judged(yard, monkeypatch, lambda: print(f"a{payload}b"), mode) == {"escape"}
     assert (
         judged(
-            yard, monkeypatch, lambda: terminal.safe_console(force_terminal=mode != "plain").print(f"a{payload}b"), mode
+            yard, monkeypatch, lambda: progress.safe_console(force_terminal=mode != "plain").print(f"a{payload}b"), mode
         )
         == set()
     )

@@ -54,6 +54,7 @@ COMMANDS = {
     "inspect": ("inspect", CHECKPOINT, "BASE/plain", "--file", "BASE/text.txt", "-o", "CASE/page.html"),
     "sample": ("sample", CHECKPOINT, "BASE/plain", "--length", 9, "--page", "CASE/page.html"),
 }
+TRIED = os.environ.get("RETRO_NP_TRIED_OPERATIONS", "5")  # operations of a command; `all` takes an hour
 HOW = ("SIGKILL", "short write", "EIO", "ENOSPC")
 QUICK = [(command, HOW[number % 4]) for number, command in enumerate(COMMANDS)]  # one disturbance of one operation each
 ALL = [pytest.param(command, how, marks=pytest.mark.slow) for command in COMMANDS for how in HOW]
@@ -132,7 +133,7 @@ def lay_out(base, yard):
 
 
 @pytest.mark.parametrize(("command", "how"), ALL)
-def test_a_command_disturbed_at_any_operation_says_so_and_its_next_run_ends_in_the_same_bytes(
+def test_a_command_disturbed_at_several_operations_says_so_and_its_next_run_ends_in_the_same_bytes(
     command, how, base, yard, disturbance
 ):
     disturb(command, how, base, yard, disturbance)
@@ -154,7 +155,8 @@ def disturb(command, how, base, yard, disturbance, only_halfway=False):
     assert status == 0, err
     expected, total = all_bytes(yard.case), disturbance.count
     assert total >= 3
-    for number in [total // 2] if only_halfway else range(1, total + 1):
+    step = 1 if TRIED == "all" else max(1, total // int(TRIED))
+    for number in [total // 2] if only_halfway else range(1, total + 1, step):
         lay_out(base, yard)
         disturbance.at(number, how)
         status, _, err = run_forked(arguments, "plain", yard)

@@ -144,7 +144,7 @@ def mutated(rng, value: Any, paths: list[tuple] | None = None) -> Any:
                 parent[odd_text(rng)] = parent.pop(key)
             else:
                 parent[odd_text(rng)] = old
-        except (KeyError, IndexError, TypeError):  # An earlier change removed this entry.
+        except (KeyError, IndexError, TypeError, AttributeError):  # An earlier change removed this entry.
             continue
     return value
 
