@@ -34,9 +34,8 @@ def save_params(path: Path | str, params: Tree, config: RetroConfig) -> None:
 def load_params(path: Path | str) -> tuple[Tree, RetroConfig]:
     """Read a model that `save_params` or a training run wrote.
 
-    Returns (params, config). The arrays are float32, or float64 if stored as float64; half precision (float16,
-    bfloat16) becomes float32. Raises UserError if the file is missing or damaged, was not written by retro_np, or does
-    not hold the tensors that its configuration describes."""
+    Returns (params, config). The arrays are float32, or float64 if stored as float64; float16 and bfloat16 become
+    float32. Raises UserError if the file is missing, damaged, not of retro_np, or not what its configuration needs."""
     return _model_in(*read_tensors(path, lambda name: not name.startswith("adamw.")), path)
 
 

@@ -1,6 +1,4 @@
-"""What reaches the terminal: texts that cannot control it, messages, and progress bars.
-
-A text from elsewhere is shown with visible symbols in place of control characters."""
+"""What reaches the terminal: texts that cannot control it, messages, and progress bars."""
 
 import contextlib
 import re
@@ -84,8 +82,7 @@ def progress_bar(description: str, total: int | None, start: int = 0, unit: str 
 
     total: the number of steps, or None if it is unknown. start: steps that an earlier run has already done; they do
     not count towards the speed. unit: what a step processes, such as "chunks"; without it no speed is shown. Threads
-    may call `advance`. If standard error is not a terminal, or rich is missing, a line is printed now and then instead.
-    """
+    may call `advance`. If standard error is no terminal, or rich is missing, a line is printed now and then instead."""
     bar = None if getattr(sys.stderr, "closed", True) or not sys.stderr.isatty() else _rich_bar()
     task = None if bar is None else bar.add_task(description, total=total, completed=start, done="", note="")
     started, next_line, done, lock = time.monotonic(), DELAY, start, threading.Lock()

@@ -1,7 +1,6 @@
 """Between the data layer and the model: turn rows of a split into tokens, targets and neighbours. Paper §2.3, §2.4.
 
-`retrieval` and `nn` do not import each other. Training, evaluation and sampling call this module to turn chunks of a
-database into the arrays that `retro` takes."""
+`retrieval` and `nn` do not import each other. Training, evaluation and sampling call this module, which joins them."""
 
 from collections.abc import Iterator
 
@@ -29,9 +28,7 @@ def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
 
 
 def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
-    """The number of chunks in a sequence.
-
-    name: what an error calls the length. Raises UserError unless the sequence is one or more whole chunks."""
+    """The number of chunks in a sequence. Raises UserError, with `name`, unless it is a positive whole number."""
     if sequence_length < chunk_size or sequence_length % chunk_size:
         raise UserError(f"{name} must be a multiple of the chunk size, {chunk_size}, not {sequence_length}")
     return sequence_length // chunk_size
@@ -110,8 +107,7 @@ def scored_windows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield evaluation windows in batches, behind a progress bar: rows (B, l), tokens (B, n) and targets (B, n).
 
-    rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch, to save padding. Targets
-    that are not scored are 0."""
+    rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch. Unscored targets are 0."""
     lengths = (rows >= 0).sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
     with progress_bar(description, len(rows)) as advance:

@@ -23,11 +23,10 @@ def gradcheck(
 ) -> None:
     """Check your backward pass, or all of ours, against finite differences.
 
-    FUNCTION returns (value, vjp), as `retro_np.gradcheck` describes. Its arguments come from a function example() in
-    FILE.py, which returns a tuple or list of them, a dict of named arguments, or a single array or number. A tree that
-    is the only argument is returned as (tree,). If --shape is given, example() is not called: each parameter without a
-    default needs a --shape, and standard normal numbers are drawn. The exit status is 1 if the gradient is wrong or
-    cannot be told, and 2 for a mistake in the call.
+    FUNCTION returns (value, vjp), as `retro_np.gradcheck` describes. Its arguments come from example() in FILE.py. It
+    returns a tuple or list of them, a dict of named ones, or a single array or number. A tree that is the only argument
+    is returned as (tree,). With --shape, example() is not called: each parameter without a default needs one, and
+    normal numbers are drawn. The exit status is 1 if the gradient is wrong or cannot be told, and 2 for a wrong call.
 
     Without a file, this checks every operator and the whole model, in float64. All checks take about ten seconds.
 

@@ -39,8 +39,7 @@ def build(
         int, Option(min=0, help="Extra candidates per chunk, to replace neighbours from the sequence's own documents.")
     ] = 22,
     training_neighbours: Annotated[
-        bool, Option(help="Find neighbours of training chunks. Without them the build is faster, but the "
-                           "database can only be used to evaluate and sample.")
+        bool, Option(help="Find training chunks' neighbours. Without them the build is faster, but nothing can train.")
     ] = True,
     limit_mb: Annotated[float | None, Option(help="Use only about this many MB of the corpus.")] = None,
     shard_mb: Annotated[float, Option(help="MB of text per shard; one shard must fit into memory.")] = 32,
@@ -139,9 +138,8 @@ def add(
     from retro_np.retrieval.edit import add_documents
 
     sources = _sources(corpus, source)
-    loaded = load_bert(embedder) if embedder else None
     options = {"include": tuple(include or ()), "exclude": tuple(exclude or ())}
-    _describe(add_documents(db, sources, embedder=loaded, dask=dask, **options))
+    _describe(add_documents(db, sources, embedder=load_bert(embedder) if embedder else None, dask=dask, **options))
 
 
 def remove(

@@ -41,9 +41,8 @@ def experiment(
 def pretrain(out: Out = Path("runs/experiments"), scale: Scale = "small") -> None:
     """Train the bundled models again.
 
-    They are a baseline and a RETRO, trained on the standard library at small scale. Writes retro.safetensors,
-    baseline.safetensors and tokenizer.json to OUT/pretrained, or with --scale tiny to OUT/tiny/pretrained. If
-    interrupted, run the same command to resume.
+    A baseline and a RETRO of the standard library: writes retro.safetensors, baseline.safetensors and tokenizer.json to
+    OUT/pretrained, or with --scale tiny to OUT/tiny/pretrained. If interrupted, run the same command to resume.
 
     Example: `retro-np pretrain --scale tiny`"""
     from retro_np.experiments.experiment import open_lab, result_folder

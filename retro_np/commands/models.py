@@ -22,6 +22,7 @@ EXCLUDED = {
     "retrofit": SIZE_OPTIONS,
     "baseline": CCA_OPTIONS | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"},
 }
+BUNDLED_HELP = "Use the bundled model. Without DB, a DB of part of the standard library is built in runs/pretrained."
 PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # builds in half a minute
 
 
@@ -73,9 +74,8 @@ def train(
     from retro_np.checkpoint import load_model
     from retro_np.files import sha256_of
     from retro_np.parameters import count_parameters, is_retrieval
+    from retro_np.training import loop
     from retro_np.training.config import TrainingConfig
-    from retro_np.training.loop import retrofit as make_retrofit
-    from retro_np.training.loop import train as run_training
 
     refuse_contradictions(context)
     database = open_database(db)
@@ -95,7 +95,7 @@ def train(
             config, cca_positions=cca_positions, share_embeddings=share_embeddings, retrieved_part=retrieved_part,
             dropout=dropout, copying_start=copying_start,
         )  # fmt: skip
-        params, config = make_retrofit(weights, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
+        params, config = loop.retrofit(weights, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
         start = {"begin_from": (params, sha256_of(retrofit)), "trainable": is_retrieval}
     elif preset is not None:
         config = replace(RetroConfig.preset(preset, database.vocabulary_size), chunk_size=database.chunk_size)
@@ -109,7 +109,7 @@ def train(
     if config.retrieves and neighbours > stored > 0:
         raise UserError(f"-k is {neighbours:,}, but {db} stores {stored} neighbours per training chunk: choose fewer")
     console.print(f"{count_parameters(config):,} parameters, {count_parameters(config, True):,} with embeddings")
-    run_training(database, config, training, out, **start)
+    loop.train(database, config, training, out, **start)
     console.print(f"{out}/checkpoint.safetensors holds the model after step {steps}.")
 
 
@@ -137,8 +137,7 @@ def evaluate(
     from retro_np.evaluation.compare import evaluate as evaluate_models
     from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
     from retro_np.report.plots import plot_leakage
-    from retro_np.retrieval.join import DatabaseUnion
-    from retro_np.retrieval.join import retrieve_from as retrieve_elsewhere
+    from retro_np.retrieval import join
 
     database = open_database(db)
     models = {"RETRO": load_model(checkpoint, database)}
@@ -153,9 +152,9 @@ def evaluate(
             raise UserError("--retrieve-from, --fraction and a -k above the stored neighbours need --split valid")
         folders = retrieve_from or [db]
         parts = [open_database(path).fraction(shared.finite("--fraction", fraction), fraction_seed) for path in folders]
-        source = parts[0] if len(parts) == 1 else DatabaseUnion(parts)
+        source = parts[0] if len(parts) == 1 else join.DatabaseUnion(parts)
         k = min(k, max(1, source.n_chunks))
-        retrieval = retrieve_elsewhere(database, source, max(k, LEAKAGE_NEIGHBOURS))
+        retrieval = join.retrieve_from(database, source, max(k, LEAKAGE_NEIGHBOURS))
     results = evaluate_models(
         models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
         retrieval=retrieval,
@@ -168,10 +167,7 @@ def evaluate(
 def sample(
     checkpoint: Annotated[Path | None, Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")] = None,
     db: Annotated[Path | None, Argument(metavar="DB", help="A database made by `retro-np build`.")] = None,
-    pretrained: Annotated[
-        bool, Option("--pretrained", help="Use the bundled model. Without DB, a database of part of the standard "
-                           "library is built in runs/pretrained.")
-    ] = False,
+    pretrained: Annotated[bool, Option("--pretrained", help=BUNDLED_HELP)] = False,
     prompt: Annotated[str, Option(help="The text to continue.")] = "def read_json(path):\n    ",
     length: Annotated[int, Option(min=1, help="Tokens to sample.")] = 128,
     k: shared.K = 2,

@@ -22,9 +22,8 @@ from retro_np.tree import Tree
 class Losses:
     """A model's loss on each chunk of a split.
 
-    nats: (chunks,), the summed negative log-likelihood of the chunk's scored tokens; bytes: (chunks,), the UTF-8 bytes
-    of these tokens; documents: (chunks,), the number of each chunk's document. A document's first token and its
-    end-of-text are not scored: they add neither nats nor bytes."""
+    (chunks,) each. nats: the summed negative log-likelihood of a chunk's scored tokens; bytes: their UTF-8 bytes;
+    documents: the number of its document. A document's first token and its end-of-text add neither nats nor bytes."""
 
     nats: np.ndarray
     bytes: np.ndarray

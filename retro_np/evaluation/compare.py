@@ -68,9 +68,8 @@ def evaluate(
     results = {
         "database": {"path": str(database.path), **database.identity, **database.manifest["splits"][split]},
         "settings": {
-            "split": split, "k": k, **windows,
+            "split": split, "k": k, **windows, "retrieved_from": str(retrieval.database.path),
             "leakage_neighbours": min(LEAKAGE_NEIGHBOURS, retrieval.split.neighbours.shape[1]),
-            "retrieved_from": str(retrieval.database.path),
         },
         "chunks": len(ratios), "bytes": int(next(iter(losses.values())).bytes.sum()),
         "models": figures, "alphas": list(ALPHAS),

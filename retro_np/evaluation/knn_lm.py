@@ -66,8 +66,7 @@ def datastore(
 ) -> tuple[Array, Array]:
     """Keys (size, d) and tokens (size,) of the training split, read in windows like those of evaluation.
 
-    size: at most this many tokens, from windows drawn at random without replacement; None takes all training tokens.
-    The keys need memory in proportion to size · d."""
+    size: at most this many tokens, from random windows without replacement; None: all. Memory grows with size · d."""
     split = database.split("train")
     rows, first_scored = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size))
     if size is not None:

@@ -54,7 +54,7 @@ def fits(tokenizer: Tokenizer, questions: list[str], answers: list[str], m: int)
 def qa_batch(questions: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and targets, (B, 2m − 1) each, from question and answer chunks (B, m). Targets: the answer and its end.
 
-    The second chunk's last token predicts nothing. Without this token the chunk is incomplete, without neighbours."""
+    The second chunk's last token predicts nothing. Without this token the chunk is incomplete and has no neighbours."""
     sequence = np.concatenate([questions, answers], axis=1)
     tokens, targets = sequence[:, :-1], sequence[:, 1:].copy()
     targets[:, : questions.shape[1] - 1] = PADDING

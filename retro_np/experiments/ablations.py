@@ -27,20 +27,18 @@ def variants(retro: RetroConfig, training: TrainingConfig) -> dict[str, tuple[Re
         "no query conditioning": ({"encoder": replace(encoder, ca_layers=())}, {}),
         "no CCA positions": ({"cca_positions": False}, {}),
         "deeper encoder": ({"encoder": replace(encoder, n_layers=2)}, {}),
-        "neighbour alone (N)": ({"retrieved_part": "N"}, {}),
-        "continuation alone (F)": ({"retrieved_part": "F"}, {}),
+        "neighbour alone (N)": ({"retrieved_part": "N"}, {}), "continuation alone (F)": ({"retrieved_part": "F"}, {}),
         "CCA in the first layer alone": ({"cca_layers": (1,)}, {}),
         "CCA in the last layer alone": ({"cca_layers": (retro.n_layers,)}, {}),
         "CCA in every layer": ({"cca_layers": tuple(range(1, retro.n_layers + 1))}, {}),
         "ours: ordinary start": (ordinary_start, {}),
         "shared embeddings": ({"share_embeddings": True}, {}),
-        "1 neighbour in training": ({}, {"neighbours": 1}),
-        "4 neighbours in training": ({}, {"neighbours": 4}),
+        "1 neighbour in training": ({}, {"neighbours": 1}), "4 neighbours in training": ({}, {"neighbours": 4}),
         "ours: no oracle neighbours": ({}, no_oracle),
         "ours: a fifth of sequences without neighbours": ({}, {"retrieval_off": 0.2}),
         "ours: no sequences without neighbours": ({}, {"retrieval_off": 0.0}),
         "ours: ordinary start, no oracle neighbours": (ordinary_start, no_oracle),
-    }
+    }  # fmt: skip
     return {name: (replace(retro, **model), replace(training, **run)) for name, (model, run) in changes.items()}
 
 

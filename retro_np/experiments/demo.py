@@ -1,6 +1,4 @@
-"""`retro-np demo`: build, train, evaluate and sample on Python's standard library, in ten minutes on two cores.
-
-It takes the bundled models, or trains new ones by the same recipe, and evaluates them on held-out modules."""
+"""`retro-np demo`: build, train, evaluate and sample on Python's standard library, in ten minutes on two cores."""
 
 import itertools
 import time

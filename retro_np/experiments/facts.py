@@ -17,11 +17,9 @@ from retro_np.retrieval.tokenizer import encode_batch
 
 CHUNK = 16
 WORDINGS = (  # the chunk with the name, and the text before and after the code in the next chunk
-    ("about {}", " it is ", "."),
-    ("{} says:", " ", ", of old"),
-    ("{}, code", "d as ", "."),
-    ("enter {}", " with ", "."),
-)
+    ("about {}", " it is ", "."), ("{} says:", " ", ", of old"),
+    ("{}, code", "d as ", "."), ("enter {}", " with ", "."),
+)  # fmt: skip
 SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiou"]
 NAME_SYLLABLES = 5  # The first chunk then has CHUNK bytes. Shorter names would be too similar.
 DIGITS = 5  # digits of a code, all different

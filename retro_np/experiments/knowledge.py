@@ -85,14 +85,11 @@ def conditions(model: Model, original: Told, changed: Told) -> dict[str, dict[st
     names = {f"{fact.name} told" for fact in removed}
     remaining = database.without({record["sha256"] for record in database.documents if record["name"] in names})
     return {
-        ON: answers(model, facts, database),
-        OFF: answers(model, facts, database, k=0),
+        ON: answers(model, facts, database), OFF: answers(model, facts, database, k=0),
         SHUFFLED: answers(model, facts, database, shift=1),
-        SWAPPED: answers(model, *changed),
-        "old codes": answers(model, facts, changed[1]),
-        REMAINING: answers(model, facts[1::2], remaining),
-        REMOVED: answers(model, removed, remaining),
-    }
+        SWAPPED: answers(model, *changed), "old codes": answers(model, facts, changed[1]),
+        REMAINING: answers(model, facts[1::2], remaining), REMOVED: answers(model, removed, remaining),
+    }  # fmt: skip
 
 
 def answers(model: Model, facts: list[Fact], database: Database, k: int = FACTS_K, shift: int = 0) -> dict[str, float]:

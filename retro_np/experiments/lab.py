@@ -161,9 +161,7 @@ class Lab:
         return {name: bits(losses, ratios) for name, losses in self.conditions(database, baseline, retro).items()}
 
     def over_seeds(self, database: Database) -> dict[str, Any]:
-        """The `table` and the `savings` over seeds, and the copy bound of the first seed's baseline.
-
-        "lines" and "gains" contain the `mean_and_spread` of each figure."""
+        """`mean_and_spread` of `table` ("lines") and `savings` ("gains") over seeds; first baseline's copy bound."""
         pairs = [self.pair(database, seed) for seed in range(self.seeds)]
         tables = [self.table(database, *pair) for pair in pairs]
         baseline, length, limit = pairs[0][0], self.scale.sequence_length, self.limit(database)

@@ -28,8 +28,7 @@ BUNDLED_BUILD: dict[str, Any] = {"tokenizer": str(BUNDLED / TOKENIZER), "trainin
 
 
 def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
-    """Build or open a database of this Python's standard library, or of about limit_bytes of it, with the bundled
-    tokenizer. Training chunks get no neighbours."""
+    """Build or open a database of the standard library (about limit_bytes) with our tokenizer, not for training."""
     config = replace(recipe.BUILD, **BUNDLED_BUILD, limit_bytes=limit_bytes)
     return build_database(STDLIB, out, config, recipe.EMBEDDER)
 
@@ -56,12 +55,11 @@ def measure(lab: Lab) -> Figures:
     models = [Model(*load_pretrained(name)[:2], sha256_of(bundled_file(name))) for name in (BASELINE, RETRO)]
     files = [bundled_file(BASELINE), bundled_file(RETRO), BUNDLED / TOKENIZER]
     return {
-        "lines": lab.table(database, *models),
+        "lines": lab.table(database, *models), "held_out": database.manifest["splits"]["valid"],
         "parameters": [count_parameters(model.config, True) for model in models],
         "bytes_of_files": sum(path.stat().st_size for path in files),
-        "held_out": database.manifest["splits"]["valid"],
         "run": new_names(read_meta(bundled_file(RETRO))["run"]["training"]),
-    }
+    }  # fmt: skip
 
 
 def draw(figures: Figures, path: Path) -> None:

@@ -97,8 +97,7 @@ def functions_of(database: Database) -> list[Function]:
 
 
 def asked(functions: list[Function]) -> np.ndarray:
-    """Which functions a question can be about, (N,) bool: those with a unique name, whose first line holds the whole
-    signature, of 1 to MAX_ARGUMENTS arguments."""
+    """Which functions to ask about, (N,) bool: of unique name, with 1 to MAX_ARGUMENTS arguments on the first line."""
     count = Counter(f.name for f in functions)
     fit = [count[f.name] == 1 and 1 <= f.arguments <= MAX_ARGUMENTS and f.answer.endswith(":") for f in functions]
     return np.array(fit, bool)
@@ -114,7 +113,6 @@ def measure(lab: Lab) -> Figures:
     suitable = asked(functions)
     fitting = qa.fits(database.tokenizer, [f.question for f in functions], [f.answer for f in functions], M)
     train, test = (_questions(database, functions, suitable & fitting, split, keys) for split in ("train", "valid"))
-
     baseline, retro = lab.pair(database, 0)
     closed_model, open_model = _fine_tuned(lab, baseline, train, None), _fine_tuned(lab, retro, train, passages)
     answered, exact_match = {}, {}

@@ -59,11 +59,9 @@ def measure(lab: Lab) -> Figures:
     facts = {"prompts": f"{PROMPT_CHUNKS * database.chunk_size} tokens of held-out documents", "model": retro.name}
     write_page(lab.folder / "samples.html", "The same prompts with retrieval on and off", pages, facts)
     gains = shares[ON][0] - shares[OFF][0]  # MEASURES begins with the rest of the prompt's document
+    by_name = {name: {line: mean_and_spread(shares[line][i]) for line in shares} for i, name in enumerate(MEASURES)}
     return {
-        "shares": {
-            name: {line: mean_and_spread(shares[line][i]) for line in (ON, OFF)} for i, name in enumerate(MEASURES)
-        },
-        "gain": {"mean": gains.mean(), "standard_error": gains.std(ddof=1) / np.sqrt(len(gains))},
+        "shares": by_name, "gain": {"mean": gains.mean(), "standard_error": gains.std(ddof=1) / np.sqrt(len(gains))},
         "prompts": len(parts), "tokens": length, "page": f"{lab.folder.name}/samples.html", "texts": texts,
     }  # fmt: skip
 

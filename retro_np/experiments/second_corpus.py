@@ -18,9 +18,7 @@ BINS = 16
 
 
 def measure(lab: Lab) -> Figures:
-    """Each condition's bits per byte by seed, the copy bound, and a histogram of r(C).
-
-    Raises UserError with the command that fetches the corpus if it is missing."""
+    """Bits per byte by condition and seed, the copy bound, a histogram of r(C). Raises UserError without the corpus."""
     folder = lab.folder.parent / "corpora" / RELEASE.replace("==", "-")
     corpus = folder / "transformers" / "models"
     if not corpus.is_dir():

@@ -24,8 +24,7 @@ def measure(lab: Lab) -> Figures:
     retrofitted = lab.retrofitted(database, baseline, retro.config, 0.25)
     model = baseline.params, baseline.config, database
 
-    # kNN-LM searches the datastore exactly; a larger one would take longer than the rest of the experiment.
-    size = 2**12 if lab.scale.name == "tiny" else 2**18
+    size = 2**12 if lab.scale.name == "tiny" else 2**18  # Exact search of more takes longer than the rest does.
     keys, values = datastore(*model, size, sequence_length=length)
     baseline_tokens, hidden, documents = frozen_model(*model, sequence_length=length, limit=limit)
     with_neighbours, knn_settings = knn_lm(baseline_tokens, hidden, documents, keys, values)

@@ -100,27 +100,24 @@ KINDS = (DATABASE, RUN, DEMO, EVALUATION, PRETRAINED, LAB)
 def claim(folder: Path | str, kind: Kind) -> None:
     """Raise UserError unless a command may write its output into a folder. Changes nothing.
 
-    It may if the folder is missing or empty, or holds at least one mark of the kind and no file that has the name of a
-    mark without being one."""
+    It may if the folder is missing or empty, or holds a mark of the kind and no other file with the name of a mark."""
     folder = Path(folder)
     check_folder(folder)
     check_subfolders(folder, kind.folders)
-    for outer in Path(
-        os.path.realpath(folder)
-    ).parents:  # A command on that database would remove what it does not know.
-        if Path(os.path.realpath(folder)).relative_to(outer).parts[0] in DATABASE_FOLDERS and _made(outer, DATABASE):
+    real = Path(os.path.realpath(folder))
+    for outer in real.parents:  # A command on that database would remove what it does not know.
+        if real.relative_to(outer).parts[0] in DATABASE_FOLDERS and _made(outer, DATABASE):
             raise UserError(f"{folder} is inside the database {outer}: give another folder with -o")
     if not folder.is_dir() or not any(visible(folder)):
         return
     marks = {name: is_mark(folder / name, is_ours) for name, is_ours in kind.marks.items()}
-    is_ours = any(marks.values())
     names = [name for name, known in marks.items() if known is False]
     if not next(iter(marks.values())):
         names += [name for name, looks_ours in kind.others.items() if is_mark(folder / name, looks_ours) is False]
     if names:
         fault = "is damaged, or was not written by this command"
         raise UserError(f"{folder / names[0]} {fault}: give another folder with -o")
-    if not is_ours and not (kind.shares and any(_made(folder, other) for other in KINDS)):
+    if not any(marks.values()) and not (kind.shares and any(_made(folder, other) for other in KINDS)):
         raise UserError(f"{folder} holds other files: give a new folder for the {kind.name}")
 
 

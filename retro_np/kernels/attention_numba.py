@@ -29,8 +29,7 @@ def attention_forward(*arrays: Any, **masks: Any) -> tuple[Array, Array]:
 def attention_backward(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Maybe, ...]:
     """Like retro_np.kernels.attention.attention_backward."""
     q, keys, values, table, *others = in_order(*arrays, **masks)
-    arguments = _for_loops(q, keys, values, table, *others)
-    gradients = backward_by_tasks(_backward, *contiguous(dout, lse), *arguments)
+    gradients = backward_by_tasks(_backward, *contiguous(dout, lse), *_for_loops(q, keys, values, table, *others))
     return (*gradients[:3], None, None, None) if table is None else gradients
 
 

@@ -30,8 +30,7 @@ def _add_gelu_erf(x: Array, bias: Array) -> None:
         part *= gate
 
 
-# erf(x) ≈ x P(x²) / Q(x²) on [−4, 4], and constant beyond: the rational approximation of the Eigen library, highest
-# power first. A test compares it with math.erf, to 5e-7.
+# erf(x) ≈ x P(x²) / Q(x²) on [−4, 4], and constant beyond, to 5e-7: from the Eigen library, highest power first.
 ERF_P = (
     -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
     -2.95459980854025e-03, -1.60960333262415e-02,

@@ -44,10 +44,9 @@ def _project_features(tokens: Array, weights: Array, d_key: int) -> Array:
     """Keys: for each chunk the sum of weight · signs over its features, counting repetitions, scaled to length one.
 
     tokens: (N, t) integers; tokens below 2 are not features. weights: (BUCKETS,) int32. Returns (N, d_key) float32.
-    A key depends only on its row, and has the same bits from NumPy and Numba. If a row's sum is zero, for example
-    because it has no features, the key consists of the signs of a bucket that no feature has. It is then as far from
-    other keys as the key of an unrelated chunk. A smaller d_key gives the first columns of a larger one, except for
-    their scale. Raises UserError for any other shape or dtype."""
+    A key depends only on its row, and has the same bits from NumPy and Numba. If a row's sum is zero, as without
+    features, its key is the signs of a bucket that no feature has, as far from other keys as an unrelated chunk's. A
+    smaller d_key gives the first columns of a larger one, but for scale. Raises UserError for other arrays."""
     tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
     signs_per_row = max(1, 2 * tokens.shape[1] * words * SIGNS_PER_HASH)

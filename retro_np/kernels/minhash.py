@@ -1,10 +1,9 @@
 """Texts as sets of word n-grams, their MinHash signatures, and the signatures that agree in a band. Paper §2.1.
 
-Words are found in the UTF-8 bytes, independently of the tokenizer. A maximal run of ASCII letters (case folded),
-digits, underscores and bytes from 0x80 is a word. Every other single byte is a word too, except ASCII white space and
-control characters. A gram is `words` consecutive words. A text with fewer words has one gram, of all of them, and a
-text without words has none. Words and grams are hashed as polynomials of their bytes and words modulo 2⁶⁴, each
-followed by a mixer, so a gram is 64 bits.
+Words are found in UTF-8 bytes. A maximal run of ASCII letters (case folded), digits, underscores and bytes from 0x80
+is a word. Every other single byte is a word too, except ASCII white space and control characters. A gram is `words`
+consecutive words. A text with fewer words has one gram, of all of them, and a text without words has none. Words and
+grams are hashed to 64 bits, as polynomials of their bytes and words modulo 2⁶⁴, each followed by a mixer.
 
 The k-th MinHash of a text is the minimum over its grams of lo + a_k · hi modulo 2³², where hi and lo are the halves of
 the gram. For two functions and a random gram these values are independent and uniform, up to the common powers of two
@@ -23,25 +22,19 @@ WORD_BASE, GRAM_BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd
 MURMUR_SHIFT, MURMUR_FACTOR, MURMUR_FACTOR2 = 33, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53  # as in MurmurHash3
 MAX_WORDS, MAX_MATCHES = 1 << 20, 1 << 30  # A larger number is refused before memory is allocated.
 NO_GRAM = np.uint32(0xFFFFFFFF)  # every entry of the signature of a text without words
-
-
-def _byte_tables() -> tuple[Array, Array]:
-    kind = np.full(256, SINGLE, np.uint8)
-    kind[[*range(33), 127]] = SPACE
-    kind[[*range(128, 256), *b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *b"abcdefghijklmnopqrstuvwxyz", *b"0123456789_"]] = PART
-    folded = np.arange(256, dtype=np.uint8)
-    folded[ord("A") : ord("Z") + 1] += 32
-    return kind, folded
-
-
-KIND, FOLDED = _byte_tables()
+KIND = np.full(256, SINGLE, np.uint8)
+KIND[[*range(33), 127]] = SPACE
+KIND[[*range(128, 256), *b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *b"abcdefghijklmnopqrstuvwxyz", *b"0123456789_"]] = PART
+FOLDED = np.arange(256, dtype=np.uint8)
+FOLDED[ord("A") : ord("Z") + 1] += 32
 
 
 def mix(x: Array) -> Array:
     """A one-to-one map of uint64. Each bit of the result depends on all bits of x. Numba compiles it. Appleby 2011."""
     x = (x ^ (x >> np.uint64(MURMUR_SHIFT))) * np.uint64(MURMUR_FACTOR)
     x = (x ^ (x >> np.uint64(MURMUR_SHIFT))) * np.uint64(MURMUR_FACTOR2)
-    return x ^ (x >> np.uint64(MURMUR_SHIFT))
+    x = x ^ (x >> np.uint64(MURMUR_SHIFT))
+    return x
 
 
 def multipliers(hashes: int) -> Array:
@@ -141,8 +134,7 @@ def checked_texts(data: Any, offsets: Any, words: int, factors: Any) -> tuple[Ar
     offsets, factors = np.ascontiguousarray(offsets, np.int64), np.ascontiguousarray(factors)
     if factors.dtype != np.uint32 or factors.ndim != 1:
         raise UserError("minhash: factors must be a one-dimensional array of uint32")
-    steps = np.diff(offsets, prepend=0, append=len(data))
-    if offsets.ndim != 1 or len(offsets) < 1 or (steps < 0).any():
+    if offsets.ndim != 1 or len(offsets) < 1 or (np.diff(offsets, prepend=0, append=len(data)) < 0).any():
         raise UserError(f"minhash: offsets must be (texts + 1,) and not fall, from 0 to at most {len(data)} bytes")
     return data, offsets, factors
 

@@ -34,8 +34,7 @@ def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     begins = starts[row] + SPAN_BYTES * (np.arange(len(row)) - first[row])
     spans = np.stack([starts[row], ends[row], begins, np.minimum(begins + SPAN_BYTES, ends[row])], axis=1)
     out = np.full((len(spans), len(factors)), NO_GRAM, np.uint32)
-    jobs = blocks(len(spans), SPANS_PER_JOB)
-    parallel_for(lambda rows: _minhash(data, spans[rows], words, factors, out[rows]), jobs)
+    parallel_for(lambda i: _minhash(data, spans[i], words, factors, out[i]), blocks(len(spans), SPANS_PER_JOB))
     return np.minimum.reduceat(out, first) if len(first) < len(out) else out
 
 

@@ -1,7 +1,6 @@
 """The product of a few rows with a constant matrix: what it takes to embed one text.
 
-For each product BLAS copies the matrix into its own order, which pays only if many rows share the copy. Here the matrix
-is packed once, in panels of columns."""
+BLAS copies the matrix for each product, which pays only for many rows. Here it is packed once, in panels of columns."""
 
 from dataclasses import dataclass, field
 

@@ -44,8 +44,7 @@ def _search(queries: Array, keys: Array, k: int, update: Callable[..., None]) ->
     fits = keys.dtype == queries.dtype and keys.flags.c_contiguous and keys.flags.aligned
     size = max(1, len(keys)) if fits else MAX_CONVERTED_KEYS
     for start in range(0, max(1, len(keys)), size):
-        part = np.require(keys[start : start + size], queries.dtype, ["C", "A"])
-        update(queries, part, start, ids, distances)
+        update(queries, np.require(keys[start : start + size], queries.dtype, ["C", "A"]), start, ids, distances)
     return ids, distances
 
 
@@ -78,8 +77,7 @@ def listed_distances(queries: Array, keys: Array, ids: Array) -> Array:
     distances = np.empty(ids.shape, queries.dtype)
 
     def measure(rows: slice) -> None:
-        listed = np.asarray(keys[ids[rows]], queries.dtype)
-        distances[rows] = _distances(queries[rows, None], listed)
+        distances[rows] = _distances(queries[rows, None], np.asarray(keys[ids[rows]], queries.dtype))
 
     threads.parallel_for(measure, threads.blocks(len(queries), QUERIES_PER_JOB))
     return distances
@@ -158,9 +156,7 @@ def _update_screened(queries: Array, keys: Array, start: int, ids: Array, distan
 
 
 def _lower_norms(x: Array) -> Array:
-    """Σ x² of each row, less what csrc/search.h subtracts for rounding; −inf where a product with it might overflow.
-
-    Raises ValueError if an entry is NaN or infinite."""
+    """Σ x² of rows, less csrc/search.h's share for rounding; −inf if products may overflow. ValueError if infinite."""
     d, info = x.shape[1], np.finfo(x.dtype)
     share, slack = (4 * d + 64) * float(info.eps) / 2, 8 * (d + 8) * float(info.tiny)
     with np.errstate(over="ignore"):

@@ -1,8 +1,7 @@
 """Threads for the kernels: parts of a job run on a pool of Python threads, while C and Numba release the GIL.
 
-OpenMP is not used: its threads and those of BLAS would wait for work by spinning, each on the other's core. A job is
-cut into parts that do not depend on the number of threads, and sums over parts are taken in the order of the parts. So
-every result has the same bits for any number of threads."""
+OpenMP is not used: its threads and BLAS's would wait by spinning on each other's cores. A job is cut into parts that do
+not depend on the number of threads, and their sums are added in order, so the bits do not depend on it either."""
 
 import contextlib
 import contextvars
@@ -24,8 +23,7 @@ _worker = threading.local()
 
 
 def count() -> int:
-    """The number of threads: from `use_threads` or RETRO_NP_THREADS, else the number of cores.
-    Raises UserError if RETRO_NP_THREADS is not a positive integer."""
+    """The number of threads: from `use_threads` or RETRO_NP_THREADS (UserError unless positive), else `cores`."""
     global _count
     if _count is None:
         setting = os.environ.get(THREADS_VARIABLE)

@@ -81,8 +81,7 @@ def checks(seed: int = 0) -> Iterator[Check]:
     yield Check("attention, no positions", "table 13", masked, cross_arguments)
 
     h = normal((2, n, CONFIG.d_model))
-    causal_attention = partial(self_attention, n_heads=CONFIG.n_heads, causal=True)
-    yield Check("ATTN", "§2.4", causal_attention, (layer["attention"], h))
+    yield Check("ATTN", "§2.4", partial(self_attention, n_heads=CONFIG.n_heads, causal=True), (layer["attention"], h))
     values = normal((2, r, e.d_model))
     attention_enc = partial(self_attention, n_heads=e.n_heads, causal=False, key_mask=mask[0, :2, 0])
     yield Check("ATTN_enc", "§2.4", attention_enc, (encoder["layers"][0]["attention"], values))
@@ -93,8 +92,7 @@ def checks(seed: int = 0) -> Iterator[Check]:
     chunks, grouped = normal((3, m, CONFIG.d_model)), normal((3, k, r, e.d_model))
     cross_attention = partial(encoder_cross_attention, n_heads=e.n_heads)
     yield Check("CA_enc", "§2.4", cross_attention, (encoder["layers"][0]["cross_attention"], grouped, chunks))
-    blocks = {name: encoder[name] for name in ("layers", "norm")}
-    arguments = (blocks, encoder["embedding"], chunks)
+    arguments = ({name: encoder[name] for name in ("layers", "norm")}, encoder["embedding"], chunks)
     yield Check("ENCODER", "algorithm 1", lambda p, table, x: encode(p, table, neighbours[0], x, e), arguments)
     yield Check("READ", "§2.4", _readout, (h, params["norm"], params["readout"]))
 

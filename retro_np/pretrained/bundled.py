@@ -17,7 +17,7 @@ BASELINE, RETRO = "baseline", "retro"
 def load_pretrained(name: str = RETRO) -> tuple[Tree, RetroConfig, Tokenizer]:
     """Load a bundled model: "retro", or "baseline" without retrieval.
 
-    Returns parameters (float32), configuration, tokenizer. Raises UserError for other names, missing or damaged files."""
+    Returns parameters (float32), config and tokenizer. Raises UserError for other names, missing or damaged files."""
     if name not in (BASELINE, RETRO):
         raise UserError(f"no pretrained model {name!r}; choose {RETRO} or {BASELINE}")
     return *load_params(bundled_file(name)), load_tokenizer(BUNDLED / "tokenizer.json")

@@ -39,7 +39,7 @@ class Inspection:
 
 
 def check_request(config: RetroConfig, n_tokens: int, k: int) -> None:
-    """Raise UserError for what a page cannot show; see `inspect`."""
+    """Raise UserError for a baseline, fewer than 2 or over MAX_PAGE_TOKENS tokens, and k that a page cannot show."""
     if not config.retrieves:
         raise UserError("the checkpoint is a baseline, which reads no neighbours; inspect a RETRO")
     if n_tokens < 2:
@@ -60,8 +60,7 @@ def inspect(
     values. A token's weights are those of the position before it, which predicts it, averaged over heads and CCA
     layers. retrieved: what `generate` retrieved for a sample with this k. It replaces the search results, because an
     approximate index may answer differently when it is searched for all chunks together.
-    Raises UserError for a baseline, fewer than 2 or more than MAX_PAGE_TOKENS tokens, k outside 1 to
-    MAX_PAGE_NEIGHBOURS, or damaged weights."""
+    Raises UserError as `check_request` does, and for damaged weights."""
     tokens = np.asarray(tokens, np.int64)
     check_fit(config, database)
     check_request(config, len(tokens), k)
@@ -74,14 +73,12 @@ def inspect(
             ids[item.chunk], distances[item.chunk] = item.ids, item.distances
     values = database.value(ids)  # (l, k, 2m)
     neighbours = values[None] if len(complete) else None
-
     x, targets = tokens[None], np.append(tokens[1:], 0)[None]
     nats_on, nats_off = (nats_of(retro(params, config, x, context)[0], targets)[0] for context in (neighbours, None))
     if not np.isfinite([nats_on, nats_off]).all():
         raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
     reads = _reads(params, config, tokens, neighbours)
     lengths = token_byte_lengths(database.tokenizer)
-
     chunks = []
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
     for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database):

@@ -46,9 +46,8 @@ def plot_leakage(alphas: Sequence[float], curves: dict[str, list[float | None]],
 
 
 def plot_bars(
-    values: dict[str, Any], path: Path | str, label: str, *, scale: float = 1,
-    dots: dict[str, float | None] | None = None, notes: dict[str, str] | None = None,
-    limits: tuple[float, float] | None = None,
+    values: dict[str, Any], path: Path | str, label: str, *, scale: float = 1, notes: dict[str, str] | None = None,
+    dots: dict[str, float | None] | None = None, limits: tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
     """Plot horizontal bars from top to bottom, each in the colour of its model or condition.
 

@@ -21,12 +21,10 @@ from retro_np.tree import Tree
 def sample_chunks(
     params: Tree, config: RetroConfig, database: Database, prompt: str, length: int, k: int, **settings: Any
 ) -> list[Chunk]:
-    """Continue a text prompt and cut the result into coloured chunks.
-
-    k = 0 turns retrieval off. settings: further arguments of `generate`."""
+    """Continue a text prompt; cut the result into coloured chunks. k = 0: no retrieval. settings: as in `generate`."""
     check_fit(config, database)
     tokens = prompt_tokens(database, prompt)
-    settings = {"database": database, "k": k, "stop_token": END_OF_TEXT} | settings
+    settings |= {"database": database, "k": k, "stop_token": END_OF_TEXT}
     return show_chunks(tokens, *generate(params, config, tokens, length, **settings), database)
 
 

@@ -48,7 +48,7 @@ class BuildConfig:
     """How to cut and index a corpus. Raises UserError for values that are out of range.
 
     chunk_size: tokens per chunk (m), 1 to 65,536.
-    vocabulary_size: entries of a tokenizer that is trained, at least 258.
+    vocabulary_size: entries of a tokenizer to train, at least 258.
     tokenizer: path of an existing tokenizer.json, or None to train one on the training documents.
     held_out: share of the documents that are held out, in [0, 1), chosen by a hash of the document's name.
     key_dtype: stored type of keys, "float16" or "float32".
@@ -105,8 +105,7 @@ def build_database(
 ) -> Database:  # fmt: skip
     """Build a database from a corpus, resume an interrupted build, or open the database if it is finished.
 
-    source: the corpus: a location (see `corpus.find_corpus`), or a list of Source to mix several.
-    out: the database's folder. It must not be the corpus.
+    source: a location (see `corpus.find_corpus`), or a list of Source to mix. out: the folder, apart from the corpus.
     config: how to cut and index the corpus. A build is resumed only with the settings that it was started with.
     embedder: "hashing", or an object such as `load_bert` returns (see `embedders.Embedder`).
     dask: None for this process, "local", or the address of a scheduler whose workers see `out` under the same path.

@@ -83,9 +83,8 @@ def parse_sources(specs: Iterable[str]) -> list[Source]:
     """Parse several sources, see `parse_source`. Raises UserError if two share a name or only some have weights."""
     sources = [parse_source(spec) for spec in specs]
     names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two sources are called {name}: give each its own name, as in NAME=LOCATION")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two sources are called {repeated[0]}: give each its own name, as in NAME=LOCATION")
     unweighted = [source.name for source in sources if source.weight is None]
     if 0 < len(unweighted) < len(sources):
         raise UserError(f"{unweighted[0]} has no weight but other sources do: give every source a weight, or none")
@@ -99,11 +98,10 @@ def find_corpus(
     """The documents at one location or of several sources. A location is not parsed for a name or a weight.
 
     A location is `stdlib`, a folder, a .jsonl or .jsonl.gz file with `text` on each line, a text file, or
-    `hub:NAME[@CONFIG][#SPLIT]`. Every file of a folder is a document, except those that `sources.folder_files` leaves
-    out: hidden files, files below the folder leave_out, binary files (a NUL in the first 8 KiB), links out of it.
-    include, exclude: patterns for relative paths in folders (see `patterns.py`). A file is taken if it matches an
-    include pattern, or none is given, and matches no exclude pattern. Raises UserError for a location that does not
-    exist or holds no text, and for a single binary file."""
+    `hub:NAME[@CONFIG][#SPLIT]`. Every file of a folder is a document, except hidden and binary files, files
+    below leave_out, and links out of it (see `sources.folder_files`). include, exclude: patterns for relative paths in
+    folders (see `patterns.py`). A file is taken if it matches an include pattern, or none is given, and matches no
+    exclude pattern. Raises UserError for a location that does not exist or holds no text, and for a binary file."""
     sources = source if isinstance(source, list) else [Source(default_name(str(source)), str(source))]
     if not sources or not sources[0].location:
         raise UserError(f"no corpus is named: give {LOCATION_FORMS}")

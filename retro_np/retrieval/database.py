@@ -41,9 +41,8 @@ class Split:
     """The chunks of a split, in the order of their documents.
 
     tokens: (N, m). documents: (N,), line numbers of documents.jsonl. neighbours: (N, K), chunk ids, nearest first, −1
-    if missing. distances: (N, K), squared L2. Chunks of removed documents read as padding. In the split "train", row i
-    is chunk i of the database. sources: each source's weight in training (or None) and its row ranges in the training
-    split. removed: sorted rows of removed documents."""
+    if missing. distances: (N, K), squared L2. Row i of "train" is chunk i of the database. sources: each one's weight
+    in training (or None) and its rows in "train". removed: sorted rows of removed documents, which read as padding."""
 
     name: str
     tokens: Sharded
@@ -174,8 +173,7 @@ class Database:
         lists = []
         reads_indexes = any("index" not in vars(shard) for shard in self._shards)
         for shard, start, deleted in zip(self._shards, self._tokens.starts, self.deleted_rows, strict=False):
-            shard_k = min(k, max(1, len(shard.keys)))
-            rows, distances = search_shard(shard, keys, shard_k, deleted=deleted, exact=exact)
+            rows, distances = search_shard(shard, keys, min(k, max(1, len(shard.keys))), deleted=deleted, exact=exact)
             lists.append((np.where(rows >= 0, rows + start, -1), distances))
         if reads_indexes:
             self._check_unedited()
@@ -348,10 +346,9 @@ def _present(sources, removed) -> tuple:
     for source in sources:
         ranges = []
         for start, stop in source["rows"]:
-            removed_rows = removed[np.searchsorted(removed, start) : np.searchsorted(removed, stop)]
-            edges = np.concatenate([[start - 1], removed_rows, [stop]])
-            gaps = zip(edges[:-1] + 1, edges[1:], strict=True)
-            ranges += [(int(begin), int(end)) for begin, end in gaps if begin < end]
+            removed_rows = removed[np.searchsorted(removed, start) : np.searchsorted(removed, stop)].tolist()
+            gaps = itertools.pairwise([start - 1, *removed_rows, stop])
+            ranges += [(before + 1, end) for before, end in gaps if before + 1 < end]
         if ranges or not source["rows"]:
             present.append((source["weight"], tuple(ranges)))
     return tuple(present)

@@ -129,11 +129,10 @@ def candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs that agree in a band and whose estimate is at most 4 standard errors below the threshold.
 
-    signatures: (N, hashes) uint32 of training documents. held: a `band_index`, or held-out signatures. limit: the
-    maximum number of pairs per training document; the best estimates are kept. Of held-out documents with equal
-    signatures only the first is returned. Returns rows i (P,) int64, held-out rows j (P,) int64 and estimates (P,)
-    float64, the share of equal hashes, sorted by i, by descending estimate and by j. Memory: N · (limit + bands).
-    Raises UserError for signatures made with other settings."""
+    signatures: (N, hashes) uint32 of training documents. held: a `band_index`, or held-out signatures. limit: of
+    pairs per training document; the best estimates are kept. Of equal held-out signatures only the first is returned.
+    Returns rows i (P,) int64, held-out rows j (P,) int64 and estimates (P,) float64, the share of equal hashes, sorted
+    by i, descending estimate and j. Memory: N · (limit + bands). Raises UserError for signatures of other settings."""
     signatures = _checked(signatures, config)
     held = held if isinstance(held, BandIndex) else band_index(held, config)
     if held.signatures.shape[1] != config.hashes or len(held.keys) != config.bands:

@@ -1,8 +1,7 @@
 """Edit a database without rebuilding it: add documents, remove documents, compact. journal.py makes edits atomic.
 
-Added documents become new shards. Every chunk's list of neighbours is merged with the new shards' chunks. The
-lists are then the same as if all shards had been built together. tombstones.npy lists the chunks of removed documents,
-which can no longer be found or read. `compact` deletes their bytes."""
+Added documents become new shards. Each list of neighbours is merged with their chunks, as if all had been built
+together. tombstones.npy lists the removed documents' chunks, which nothing finds or reads. `compact` deletes them."""
 
 import hashlib
 import itertools
@@ -83,8 +82,7 @@ def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
 def compact(path: str | Path, *, dask: str | None = None) -> Database:
     """Delete the bytes of removed documents and join small shards. Documents and chunks get new ids and neighbours.
 
-    Shards that were built without hnswlib get a graph index if it is installed now.
-    The tokenizer and the hashing embedder's counts do not change."""
+    Shards built without hnswlib get a graph if it is installed now. Tokenizer and feature counts do not change."""
     path = Path(path)
     with _editing(path) as database:
         has_removed = any(len(database.split(split).removed) for split in layout.SPLITS)
@@ -212,8 +210,7 @@ def _numbers(database, documents) -> list[int]:
 
 def _groups(database, split) -> list[list[int]]:
     """Numbers of a split's shards, grouped in order so that each group fits into one shard."""
-    counts = database.manifest["splits"].values()
-    chunks, size = (sum(split[name] for split in counts) for name in ("chunks", "bytes"))
+    chunks, size = (sum(s[name] for s in database.manifest["splits"].values()) for name in ("chunks", "bytes"))
     max_chunks = database.manifest["shard_bytes"] * max(1, chunks) // max(1, size)
     groups: list[list[int]] = [[]]
     total = 0

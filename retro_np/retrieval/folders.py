@@ -53,9 +53,7 @@ PROBE = "a B Bé 文 ก ☃ 😀 ﬁ"  # words that many vocabularies lack
 
 
 def read_settings(path: Path, known: Known, others: Container[Any] = OFF) -> dict[str, Any]:
-    """The content of a JSON file, or nothing if there is no file.
-
-    others: the values of a setting that is not in `known`. Raises UserError for any other value."""
+    """A JSON file's settings, if it exists. Raises UserError for values not in `known` or, for other keys, `others`."""
     settings: dict[str, Any] = read_json(path, hint=AGAIN) if os.path.exists(path) else {}
     _check(path, settings, known, others)
     return settings
@@ -88,7 +86,6 @@ def check_modules(folder: Path, config: dict[str, Any]) -> bool:
     prompts = read_settings(path, SENTENCE_TRANSFORMERS).get("prompts") or {}
     if not isinstance(prompts, dict) or any(prompts.values()):
         raise refusal(path, "prompts", prompts)
-
     path = folder / "modules.json"
     if not path.exists():  # a folder of transformers alone
         for module in folder.glob("[0-9]_*"):

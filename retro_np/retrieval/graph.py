@@ -2,8 +2,8 @@
 
 The file index.hnsw is a HEADER; then, for each node, its number of links, 2 · LINKS links, its key and its label; then,
 for each node, the size in bytes of its lists above layer 0, and these lists. A list is a number of links and LINKS
-links. All numbers after the header are words of 32 bits, except labels. What passes `check_graph` makes hnswlib 0.8
-(hnswalg.h) read nothing out of bounds:
+links. Numbers after the header are words of 32 bits, except labels. In what passes `check_graph`, hnswlib 0.8 reads
+nothing out of bounds (hnswalg.h):
 
 - The index allocates and copies what the header, the number of nodes and the sizes of their lists say. The header is
   what the width of the keys implies, and the parts fill the file exactly.
@@ -101,9 +101,7 @@ def _checked(path, width, labels) -> dict[str, Any]:
 
 
 def _checked_lists(words, n, top, entry) -> tuple[np.ndarray, np.ndarray]:
-    """The highest layer of each of n nodes, and all lists above layer 0.
-
-    words: for each node the size of its lists, and the lists. Raises ValueError if they are not such."""
+    """Each node's highest layer, and all lists above layer 0. words: the size of each node's lists, then all lists."""
     # Most words are zero, because most nodes have no lists. Few others can be the size of lists: the search for the
     # next size starts after the lists of the last one.
     candidates = np.flatnonzero(words - np.uint32(1) < top * LIST_BYTES)
@@ -131,7 +129,6 @@ def _checked_lists(words, n, top, entry) -> tuple[np.ndarray, np.ndarray]:
     counts, links = lists[:, :1], lists[:, 1:]
     if (counts > LINKS).any() or (links >= n).any():
         raise ValueError("a node links to one that does not exist")
-    unused = np.arange(LINKS) >= counts
-    if not ((levels[links] >= layers[:, None]) | unused).all():
+    if not ((levels[links] >= layers[:, None]) | (np.arange(LINKS) >= counts)).all():  # The rest is not in use.
         raise ValueError("a node links to one that is not in the same layer")
     return levels, lists.reshape(-1)

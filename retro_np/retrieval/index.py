@@ -206,9 +206,7 @@ def _first_of_equal(keys) -> np.ndarray:
 
 
 def load_hnsw(path: Path | str, keys: np.ndarray, ef_margin: int = EF_MARGIN) -> HnswIndex:
-    """Read a graph that `build_hnsw` wrote for these keys.
-
-    Raises UserError if the files do not fit the keys (see `check_graph`) or cannot be read, or without hnswlib."""
+    """Read the graph of these keys. Raises UserError for unfit files (see `check_graph`), and without hnswlib."""
     equal = Path(path).with_name(EQUAL)
     first = mapped(equal, np.int64, (None,), HINT)
     labels = first_rows(equal, first, len(keys))
@@ -217,5 +215,4 @@ def load_hnsw(path: Path | str, keys: np.ndarray, ef_margin: int = EF_MARGIN) ->
     parts, empty = check_graph(path, keys, labels), _empty_graph(keys)
     empty.init_index(1, ef_construction=EF_CONSTRUCTION, M=LINKS)
     [settings] = empty.__getstate__()
-    graph = hnswlib.Index(params=settings | parts)
-    return HnswIndex(graph, keys, first, ef_margin)
+    return HnswIndex(hnswlib.Index(params=settings | parts), keys, first, ef_margin)

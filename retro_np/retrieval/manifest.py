@@ -80,9 +80,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_complete(manifest: dict[str, Any]) -> bool:
-    """Whether all entries are there and have values that a database can have.
-
-    Its own hash does not make a manifest valid, because whoever writes one can compute the hash."""
+    """Whether all entries have values that a database can have. A right hash proves nothing: anyone can compute it."""
     if not has_types(manifest, TYPES):
         return False
     embedder, files, duplicates = manifest["embedder"], manifest["files"], manifest.get("duplicates")

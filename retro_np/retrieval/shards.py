@@ -191,9 +191,7 @@ def _tokenizer(path, *_identity) -> Tokenizer:
 
 @functools.lru_cache(maxsize=1)
 def cached_shard(folder: Path, ef_margin: int, *_identity: int) -> Shard:
-    """A shard with its index. The cache holds one shard, so that one index is in memory at a time.
-
-    A shard without a graph, or one that is read without hnswlib, is searched exactly."""
+    """A shard with its index, cached so that one index is in memory. Without graph or hnswlib, search is exact."""
     keys, has_graph = shard_array(folder, "keys"), hnswlib_installed() and (folder / INDEX).exists()
     return Shard(folder, keys, shard_array(folder, "documents", len(keys)), ef_margin if has_graph else None)
 
@@ -210,9 +208,7 @@ def sign_shard(texts: Path, out: Path, config: DedupConfig, advance: Advance = s
 def compare_shard(
     texts: Path, out: Path, held: list[Path], signed: list[Path], config: DedupConfig, advance: Advance = silent
 ) -> None:
-    """Write a record for each document of a text shard that nearly duplicates a held-out one. Progress is in documents.
-
-    held: the held-out text shards. signed: their signatures."""
+    """Write a record of each near-duplicate of a text in `held`. signed: its signatures. Progress is in documents."""
     index = band_index(np.concatenate([mapped(path, np.uint32, (None, config.hashes)) for path in signed]), config)
     readers, records = [Lines(path) for path in held], []
     ends = np.cumsum([0, *map(len, readers)])

@@ -76,9 +76,7 @@ def record_file(work: Path, split: str, number: int) -> Path:
 def write_duplicates(
     run: Runner, work: Path, training: list[Path], held: list[Path], config: DedupConfig | None
 ) -> list[Path]:
-    """Compare training text shards with held-out ones. Returns one file of duplicates for each training shard.
-
-    Without a config, nothing is compared, and there are no files."""
+    """Compare text shards. Returns a file of duplicates for each training shard, or, without a config, no files."""
     if config is None:
         return []
     signed = [work / "signed" / f"{path.stem}.npy" for path in held]
@@ -152,11 +150,9 @@ def write_neighbours(
         group = [(query, index) for query, index in group if index and not is_merged(query, start)]
         pairs = [(query, shard) for query, index in group for shard in index]
         pairs.sort(key=lambda pair: pair[1].folder.name)  # shard by shard, so that each index is loaded once
-        tasks = []
-        for query, shard in pairs:
-            if not (part := _part(work, query, shard)).exists():
-                arguments = (query.folder, shard, part, candidates, ef_margin)
-                tasks.append(Task(shards.query_shard, arguments, chunk_count(query.folder)))
+        todo = [(query.folder, shard, _part(work, query, shard)) for query, shard in pairs]
+        todo = [(folder, shard, part) for folder, shard, part in todo if not part.exists()]
+        tasks = [Task(shards.query_shard, (*call, candidates, ef_margin), chunk_count(call[0])) for call in todo]
         n_shards = len({shard.folder for _, shard in pairs})
         run(f"neighbours in {n_shards} of {total} shards", "queries", tasks)
         merges = []

@@ -132,8 +132,7 @@ def line_ends(data: bytes | mmap.mmap, block: int = 1 << 24) -> np.ndarray:
     """The offset after each line's newline, (lines,) int64. data is read in blocks, since it may be memory-mapped."""
     ends = [np.empty(0, np.int64)]
     for start in range(0, len(data), block):
-        part = np.frombuffer(data[start : start + block], np.uint8)
-        ends.append(np.flatnonzero(part == ord("\n")) + (start + 1))
+        ends.append(np.flatnonzero(np.frombuffer(data[start : start + block], np.uint8) == ord("\n")) + (start + 1))
     return np.concatenate(ends)
 
 

@@ -121,9 +121,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """The token ids of each text, on all cores.
-
-    A long text is encoded in pieces to save memory. It is cut where no token can cross the cut, otherwise anywhere."""
+    """The token ids of each text, on all cores. To save memory long texts are cut, where possible between tokens."""
     groups = [pieces_of(text) for text in texts]
     pieces = [piece for group in groups for piece in group]
     batches = (pieces[i : i + PIECES_PER_BATCH] for i in range(0, len(pieces), PIECES_PER_BATCH))
@@ -163,9 +161,7 @@ def vocabulary_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
 
 
 def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """The text of each token. Joined, these texts are what `decode` returns.
-
-    A character whose bytes belong to several tokens is given to the last of them."""
+    """The text of each token; joined, what `decode` returns. A character of several tokens is given to the last one."""
     pieces = vocabulary_bytes(tokenizer)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts = [decoder.decode(pieces[int(token)]) for token in ids]

@@ -50,8 +50,7 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
     recover_edit(path)
     manifest = read_manifest(path)
     report.note(f"{len(manifest['files'])} files match the manifest's hashes", broken_files(path, manifest))
-    others = sorted(set(file_names(path)) - set(manifest["files"]))
-    if others:
+    if others := sorted(set(file_names(path)) - set(manifest["files"])):
         report.checked.append(f"{len(others)} other files, such as {others[0]}, are not part of the database")
     if report.broken:
         return report
@@ -60,7 +59,7 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
     except Exception as error:
         report.broken.append(_line(error, path))
         return report
-    report.note(f"{len(database.documents):,} documents are numbered in order", _problems(_documents, database))
+    report.note(f"{len(database.documents):,} documents are numbered in order", [*_problems(_documents, database)])
     checks = {
         "each document's chunks are contiguous and end with end-of-text": _chunks,
         "every chunk has a finite key": _keys,
@@ -70,19 +69,16 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
     for statement, check in checks.items():
         report.note(statement, [line for split in SPLITS for line in _problems(check, database, split)])
     if not report.broken:
-        report.broken += _problems(_indexes, database, report) + _problems(_embedder, database, report)
+        report.broken += [*_problems(_indexes, database, report), *_problems(_embedder, database, report)]
     return report
 
 
-def _problems(check, *arguments) -> list[str]:
+def _problems(check, *arguments) -> Iterator[str]:
     """The problems that a check finds. Any error that a file's contents cause is a problem too."""
-    lines = []
     try:
-        for line in check(*arguments):
-            lines.append(line)
+        yield from check(*arguments)
     except Exception as error:
-        lines.append(_line(error, " of ".join([check.__name__.strip("_"), *map(str, arguments[1:])])))
-    return lines
+        yield _line(error, " of ".join([check.__name__.strip("_"), *map(str, arguments[1:])]))
 
 
 def _line(error, subject) -> str:

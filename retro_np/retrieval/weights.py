@@ -105,8 +105,7 @@ def read_bert(folder: Path) -> BertFiles:
 def _max_length(folder: Path, positions: int) -> int:
     """The limit in sentence_bert_config.json, else in tokenizer_config.json; at most the number of positions."""
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        limit = read_settings(folder / name, {}, ANY).get(key)
-        if limit is not None:
+        if (limit := read_settings(folder / name, {}, ANY).get(key)) is not None:
             if type(limit) not in (int, float) or limit < 2:
                 raise refusal(folder / name, key, limit, "it must be at least 2 word pieces, or null")
             return positions if limit > NO_LIMIT else min(int(limit), positions)

@@ -29,15 +29,8 @@ Runner = Callable[..., None]
 def run_here(description: str, unit: str, tasks: list[Task], parallel: bool = False) -> None:
     """Run tasks in this process, one after another. parallel: in threads, for tasks that use one core each."""
     with progress_bar(description, sum(task.steps for task in tasks), unit=unit) as advance:
-
-        def run(task):
-            task.function(*task.arguments, advance=advance)
-
-        if parallel:
-            threads.parallel_for(run, tasks)
-        else:
-            for task in tasks:
-                run(task)
+        for group in [tasks] if parallel else [[task] for task in tasks]:
+            threads.parallel_for(lambda task: task.function(*task.arguments, advance=advance), group)
 
 
 @contextmanager

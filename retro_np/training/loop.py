@@ -28,8 +28,7 @@ from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import with_curriculum
 from retro_np.tree import Tree, map_tree, named_leaves
 
-CHECKPOINT, SETTINGS = "checkpoint.safetensors", "config.json"
-LOG = "log.jsonl"
+CHECKPOINT, SETTINGS, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
 
 
 def retrofit(
@@ -40,7 +39,6 @@ def retrofit(
 
     baseline, baseline_config: the model, as `load_params` returns it. cca_layers: the layers, counted from 1, that get
     cross-attention. encoder: the neighbour encoder's sizes. rng: draws the new parameters.
-
     Returns (params, config). The baseline's arrays are shared, not copied, and with retrieval off the model equals the
     baseline bit for bit. To train only the new parameters, pass `trainable=retro_np.parameters.is_retrieval` to
     `train`. Raises UserError if the baseline has cross-attention, and if cca_layers is empty or does not fit."""
@@ -83,8 +81,7 @@ def loss_and_gradients(
 
 def train(
     database: Database, config: RetroConfig, training: TrainingConfig, out: Path | str, *,
-    begin_from: tuple[Tree, str] | None = None, trainable: Callable[[str], bool] = every,
-    description: str = "training",
+    begin_from: tuple[Tree, str] | None = None, trainable: Callable[[str], bool] = every, description: str = "training",
 ) -> Tree:  # fmt: skip
     """Train a model on a database's training split.
 
