@@ -50,10 +50,6 @@ def _is_log(path: Path) -> bool:
     return {"step", "loss", "learning_rate", "gradient_norm"} <= parse_json(line, str(path)).keys()
 
 
-def _tells_nothing(path: Path) -> bool:
-    return False
-
-
 def _is_checkpoint(path: Path) -> bool:
     return "retro_np" in read_safetensors(path, lambda name: False)[1]
 
@@ -90,9 +86,9 @@ DEMO_MARK = has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluate
 DEMO = Kind("demo", {"plan.json": DEMO_MARK})
 RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
 EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": _has_losses}
-EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": _tells_nothing}, shares=True)
+EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": lambda path: False}, shares=True)
 MODELS = ("baseline.safetensors", "retro.safetensors")
-PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_bundled), {"tokenizer.json": _tells_nothing})
+PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_bundled), {"tokenizer.json": lambda path: False})
 LAB = Kind("experiment", {"small": _is_lab, "tiny": _is_lab, "corpora": Path.is_dir})
 KINDS = (DATABASE, RUN, DEMO, EVALUATION, PRETRAINED, LAB)
 

@@ -105,7 +105,10 @@ def _editing(path: Path, embedder=None) -> Iterator[Database]:
     with locked(path, "edit"):
         finish_edit(path)
         remove_partial(path, outputs.DATABASE_FOLDERS)
-        yield Database.open(path, embedder)
+        database = Database.open(path, embedder)
+        for split in layout.SPLITS:  # Every array is checked before an edit begins.
+            database.split(split), database.keys(split)
+        yield database
 
 
 def _weights(database, sources) -> dict[str, float | None]:

@@ -89,6 +89,8 @@ def save_hashing(embedder: HashingEmbedder, path: Path | str) -> None:
 
 def load_hashing(path: Path | str, tokenizer: Tokenizer) -> HashingEmbedder:
     """Read a file that `save_hashing` wrote. Raises UserError for a damaged file and for the wrong tokenizer."""
+    if not Path(path).is_file():
+        raise UserError(f"no feature counts at {path}: {REBUILD}")
     record = mapped(path, FILE, (), hint=REBUILD)
     if record["version"] != VERSION:
         raise UserError(f"{path} has version {record['version']}, but this version reads {VERSION}: {REBUILD}")

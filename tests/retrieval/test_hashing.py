@@ -162,7 +162,7 @@ def changed(name, value):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda embedder, path: None, "cannot be read"),
+        (lambda embedder, path: None, "no feature counts at"),
         (damaged(lambda data: b""), "does not hold an array of a record"),
         (damaged(lambda data: data[:-1]), "does not hold an array of a record"),
         (damaged(lambda data: data[:40]), "does not hold an array of a record"),
