@@ -80,10 +80,10 @@ DATABASE_FOLDERS = ("shards", "splits", "neighbours", "work", "edit")
 DATABASE_MARKS = {"build.json": has_keys("chunk_size", "vocabulary_size", "sources", "held_out", "key_dtype")}
 DATABASE = Kind("database", DATABASE_MARKS, folders=DATABASE_FOLDERS)
 RUN_CONFIG = has_keys(model=("vocabulary_size", "cca_layers"), training=("sequence_length",), data=("tokenizer",))
-RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": _is_checkpoint}
-RUN = Kind("training run", RUN_MARKS, {"log.jsonl": _is_log})
-DEMO_MARK = has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks")
-DEMO = Kind("demo", {"plan.json": DEMO_MARK})
+RUN = Kind(
+    "training run", {"config.json": RUN_CONFIG, "checkpoint.safetensors": _is_checkpoint}, {"log.jsonl": _is_log}
+)
+DEMO = Kind("demo", {"plan.json": has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks")})
 RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
 EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": _has_losses}
 EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": lambda path: False}, shares=True)

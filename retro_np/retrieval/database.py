@@ -57,10 +57,10 @@ class Database:
     """A key–value store of chunks (paper §2.3): keys BERT(N), values [N, F]. Open it with `Database.open`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], embedder: Embedder | None, index: str):
-        self.path, self.manifest = path, manifest
-        self.part = ""  # describes the fraction of the documents; empty for the whole database
-        self._embedder = self._embedder_given = embedder
-        self._index_kind = index
+        self.path: Path = path
+        self.manifest: dict[str, Any] = manifest
+        self.part: str = ""  # describes the fraction of the documents; empty for the whole database
+        self._embedder, self._embedder_given, self._index_kind = embedder, embedder, index
         self.chunk_size: int = manifest["chunk_size"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.d_key: int = manifest["embedder"]["d_key"]

@@ -67,7 +67,7 @@ class EfGate:
         self.graph, self._ef = graph, -1
         self._states: dict[int, Any] = {}  # of this process; and of its parents, whose searches do not run here
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return EfGate, (self.graph,)
 
     def enter(self, ef: int) -> None:

@@ -33,13 +33,16 @@ class DatabaseUnion:
             if not _same_keys(first, other):
                 fault = f"the keys of {first.path} and {other.path} were made by different embedders"
                 raise UserError(f"{fault}: build one of them with --like {first.path}")
-        self.databases = databases
+        self.databases: list[Database] = databases
         self.path: str = " + ".join(str(database.path) for database in databases)
         self.manifest: dict[str, Any] = first.manifest  # the others have the same chunk size, tokenizer and embedder
         self.identity: dict[str, Any] = {"union": [database.identity for database in databases]}
-        self.chunk_size, self.vocabulary_size, self.d_key = first.chunk_size, first.vocabulary_size, first.d_key
+        self.chunk_size: int = first.chunk_size
+        self.vocabulary_size: int = first.vocabulary_size
+        self.d_key: int = first.d_key
         self.tokenizer: Tokenizer = first.tokenizer
-        self.text, self.embed_chunks = first.text, first.embed_chunks
+        self.text: Callable[..., str] = first.text
+        self.embed_chunks: Callable[..., np.ndarray] = first.embed_chunks
         self._first_chunk = np.cumsum([0, *(database.n_chunks for database in databases)])
         self._first_document = np.cumsum([0, *(len(database.documents) for database in databases)])
         self.n_chunks: int = int(self._first_chunk[-1])
