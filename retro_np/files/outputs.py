@@ -1,7 +1,6 @@
 """Whose folder is it? A command writes into a folder only if the folder is new or empty, or if the command made it.
 
-An output is recognised by what certain files contain: its marks. Their names alone prove nothing. Older versions wrote
-the same marks, so their databases, runs and results are recognised too. Nothing is changed before that."""
+An output is recognised by what certain files contain, its marks, not by their names. Older versions wrote the same."""
 
 import os
 import zipfile

@@ -1,8 +1,7 @@
 """Read files that a stranger may have written: JSON, .npy and safetensors.
 
-A right hash does not make a file harmless, because whoever wrote the file can compute the hash. So each file is checked
-against what it should hold, and its sizes against its own length, before anything is allocated. Nothing is unpickled.
-Every failure is a UserError of one line; a missing file is a FileNotFoundError."""
+A right hash proves nothing: whoever wrote the file can compute it. So each file is checked against what it should
+hold, and its sizes against its own length, before anything is allocated. Every failure is a UserError of one line."""
 
 import json
 import math

@@ -86,8 +86,7 @@ def using() -> str:
 
 
 def table() -> list[tuple[str, str, tuple[str, ...]]]:
-    """One row per kernel: its name, the kind that runs now, and the installed kinds, fastest first.
-    Raises UserError like `using`."""
+    """A row per kernel: name, kind that runs now, installed kinds, fastest first. Raises UserError like `using`."""
     for module in MODULES:
         importlib.import_module(f"{__name__}.{module}")
     return [(name, _running(name), tuple(filter(_is_installed, _kernels[name]))) for name in sorted(_kernels)]
