@@ -19,7 +19,7 @@ from retro_np.cli import INTERRUPTED, main
 from retro_np.commands import app
 
 QUICK = ["9999999999", "1" + 19 * "0", "nan"]
-ALL = [*QUICK, "-1", "0", "1" + 18 * "0", "9" * 5000, "1e300", "1e-320", "inf", "-inf"]
+ALL = [*QUICK, "-1", "0", "1e300", "9" * 5000]
 SECONDS = 1  # A command that takes longer, such as one with 10¹⁸ steps, is interrupted, and may say so.
 MAX_BYTES = 8 << 30
 REFUSED = ("experiment", "demo")  # because they would take minutes

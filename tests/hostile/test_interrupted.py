@@ -54,7 +54,7 @@ COMMANDS = {
     "inspect": ("inspect", CHECKPOINT, "BASE/plain", "--file", "BASE/text.txt", "-o", "CASE/page.html"),
     "sample": ("sample", CHECKPOINT, "BASE/plain", "--length", 9, "--page", "CASE/page.html"),
 }
-TRIED = os.environ.get("RETRO_NP_TRIED_OPERATIONS", "5")  # operations of a command; `all` takes an hour
+TRIED = os.environ.get("RETRO_NP_TRIED_OPERATIONS", "2")  # operations of a command; `all` takes an hour
 HOW = ("SIGKILL", "short write", "EIO", "ENOSPC")
 QUICK = [(command, HOW[number % 4]) for number, command in enumerate(COMMANDS)]  # one disturbance of one operation each
 ALL = [pytest.param(command, how, marks=pytest.mark.slow) for command in COMMANDS for how in HOW]
