@@ -61,12 +61,12 @@ def write_records(path: Path, records: Iterable[Any]) -> None:
             file.write((json.dumps(record) + "\n").encode())
 
 
-def chained(paths: Iterable[Path], fields: dict[str, type] = RECORD) -> Iterator[dict[str, Any]]:
+def chained(paths: Iterable[Path], fields: dict[str, type] | None = None) -> Iterator[dict[str, Any]]:
     """The records of several files, with one file open at a time. Raises UserError for a line without these fields."""
     for path in paths:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield checked_record(line, fields, f"{path}:{number}")
+                yield checked_record(line, fields or {}, f"{path}:{number}")
 
 
 def document_runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:

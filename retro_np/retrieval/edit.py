@@ -21,7 +21,7 @@ from retro_np.retrieval import stages
 from retro_np.retrieval.corpus import Source, check_apart, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.documents import DUPLICATE, chained, summarise, write_records
+from retro_np.retrieval.documents import DUPLICATE, RECORD, chained, summarise, write_records
 from retro_np.retrieval.embedders import Embedder
 from retro_np.retrieval.index import hnswlib_installed
 from retro_np.retrieval.journal import begin_edit, finish_edit
@@ -152,7 +152,7 @@ def _add(run, database, edit, facts, weights) -> None:
     folders = stages.write_tokens(run, edit, work, tokenizer, {"train": facts}, m, len(old["train"]), numbering)
     records = [stages.record_file(work, "train", number) for number in range(facts["shards"])]
     if not (edit / layout.DOCUMENTS).exists():
-        write_records(edit / layout.DOCUMENTS, chained([path / layout.DOCUMENTS, *records]))
+        write_records(edit / layout.DOCUMENTS, chained([path / layout.DOCUMENTS, *records], RECORD))
     stages.write_keys(run, work, tokenizer, folders, database.embedder, database.manifest["key_dtype"])
     stages.write_indexes(run, folders)
     index = list(map(IndexShard, old["train"], database.first_ids, database.deleted_rows))
@@ -261,7 +261,7 @@ def _compact(run, database, edit, groups) -> None:
 def _commit(database, edit, weights, unchanged=None) -> None:
     """Write the new manifest, which commits the edit, and move the files into place. unchanged: old files to keep."""
     old = database.manifest
-    splits, rows = summarise(chained([edit / layout.DOCUMENTS]), layout.SPLITS)
+    splits, rows = summarise(chained([edit / layout.DOCUMENTS], RECORD), layout.SPLITS)
     weights = {source["name"]: source["weight"] for source in old["sources"]} | weights
     files = {name: old["files"][name] for name in (old["files"] if unchanged is None else unchanged)}
     files |= layout.file_facts(edit)
