@@ -39,10 +39,9 @@ def adamw_update(
         if name in by_name[0] and arrays[0] is None:
             continue
         if any(array is None or np.shape(array) != p.shape for array in arrays) or p.dtype.kind != "f":
-            raise UserError(
-                f"{name}: gradient and moments must be present and have shape {p.shape}, and the parameter must be "
-                "floating-point; a parameter that was frozen in adamw_init has no moments"
-            )
+            fault = f"must be present and have shape {p.shape}, and the parameter must be floating-point"
+            hint = "a parameter that was frozen in adamw_init has no moments"
+            raise UserError(f"{name}: gradient and moments {fault}; {hint}")
         updates.append((p, *arrays))
     state["step"] += 1
     for p, g, m, v in updates:

@@ -140,9 +140,8 @@ def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True, stori
     Unless they are only stored, they must be float32 or wider."""
     arrays, layers = dict(named_leaves(params)), len(params.get("layers", ()))
     if layers != config.n_layers:
-        raise UserError(
-            f"the parameters have {layers} layers, but config has {config.n_layers}: use the model's config"
-        )
+        fault = f"the parameters have {layers} layers, but config has {config.n_layers}"
+        raise UserError(f"{fault}: use the model's config")
     for name, shape in named_leaves(parameter_shapes(config)):
         if not retrieving and is_retrieval(name):
             continue

@@ -22,7 +22,7 @@ def variants(retro: RetroConfig, training: TrainingConfig) -> dict[str, tuple[Re
     """The model and training configuration of each row, by name."""
     encoder: Any = retro.encoder
     ordinary_start, no_oracle = {"copying_start": False}, {"oracle_share": 0.0, "oracle_steps": 0}
-    changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the model, of the training
+    changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # to the model and to the training
         "RETRO": ({}, {}),
         "no query conditioning": ({"encoder": replace(encoder, ca_layers=())}, {}),
         "no CCA positions": ({"cca_positions": False}, {}),

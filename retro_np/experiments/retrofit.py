@@ -15,7 +15,7 @@ def measure(lab: Lab) -> Figures:
     baseline, retro = lab.pair(database, 0)
     baseline_nats = lab.scored(database, baseline, k=0).nats
     runs = []
-    for share in (0.025, 0.05, 0.1, 0.25):  # of the baseline's training steps
+    for share in (0.025, 0.05, 0.1, 0.25):  # shares of the baseline's training steps
         model = lab.retrofitted(database, baseline, retro.config, share)
         same = np.array_equal(lab.scored(database, model, k=0).nats, baseline_nats)
         run = {"share": share, "steps": lab.retrofit_steps(share), ON: lab.bits(database, model)}

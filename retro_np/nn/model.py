@@ -209,9 +209,8 @@ def _like(params: Tree, grads: Tree, trainable: Callable[[str], bool]) -> Tree:
 def _checked_tokens(tokens: Any, vocabulary_size: int, name: str) -> Array:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
-        raise UserError(
-            f"{name} must be integers of shape (B, n) with B and n ≥ 1, not {tokens.dtype} of shape {tokens.shape}"
-        )
+        actual = f"{tokens.dtype} of shape {tokens.shape}"
+        raise UserError(f"{name} must be integers of shape (B, n) with B and n ≥ 1, not {actual}")
     return _in_vocabulary(tokens, vocabulary_size, name)
 
 
@@ -230,10 +229,9 @@ def _checked_neighbours(neighbours: Any, tokens_shape: tuple[int, ...], config: 
     batch, n = tokens_shape
     expected = (batch, n // config.chunk_size)
     if neighbours.ndim != 4 or neighbours.shape[:2] != expected or not np.issubdtype(neighbours.dtype, np.integer):
-        raise UserError(
-            f"neighbours must be integers of shape (B, n // m, k, r) = ({expected[0]}, {expected[1]}, k, r) "
-            f"for tokens {tokens_shape} and m = {config.chunk_size}, not {neighbours.dtype} of shape {neighbours.shape}"
-        )
+        wanted = f"({expected[0]}, {expected[1]}, k, r) for tokens {tokens_shape} and m = {config.chunk_size}"
+        actual = f"{neighbours.dtype} of shape {neighbours.shape}"
+        raise UserError(f"neighbours must be integers of shape (B, n // m, k, r) = {wanted}, not {actual}")
     neighbours = read_part(_in_vocabulary(neighbours, config.vocabulary_size, "neighbours"), config)
     return neighbours if neighbours.size else None
 

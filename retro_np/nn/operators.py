@@ -24,10 +24,10 @@ def linear(x: Array, w: Array, trainable: bool = True) -> tuple[Array, Pullback]
     """y = x w. x: (..., d_in); w: (d_in, d_out). If w is not trainable, its gradient is None and costs nothing."""
     flat = x.reshape(-1, w.shape[0])
 
-    @ignore_underflow
     def vjp(dy: Array) -> tuple[Array, Array | None]:
         dflat = dy.reshape(-1, w.shape[1])
-        return (dflat @ w.T).reshape(x.shape), flat.T @ dflat if trainable else None
+        with np.errstate(under="ignore"):
+            return (dflat @ w.T).reshape(x.shape), flat.T @ dflat if trainable else None
 
     return (flat @ w).reshape(*x.shape[:-1], w.shape[1]), vjp
 

@@ -112,5 +112,5 @@ def write_template(path: Path | str, template: str, **context: Any) -> None:
     source = files("retro_np.report").joinpath(template).read_text(encoding="utf-8")
     colours = list(zip(range(MAX_SHOWN_RUN_TOKENS + 1), BACKGROUNDS, FOREGROUNDS, strict=True))
     page = environment.from_string(source).render(colours=colours, longest=MAX_SHOWN_RUN_TOKENS, **context)
-    remove_partial(Path(path).parent, prefix=Path(path).name)  # of a process that was killed while it wrote this page
+    remove_partial(Path(path).parent, prefix=Path(path).name)  # left by a killed process
     write_atomically(path, page.encode())

@@ -1,6 +1,5 @@
 """The retrieval database: open it, search it, read its values. Its layout is described in `build.py`."""
 
-import copy
 import itertools
 import os
 from collections.abc import Callable
@@ -105,9 +104,8 @@ class Database:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle holds the path; a worker process opens the database there. An edit in the meantime is an error."""
-        dropped = self._deleted if self.part or len(self._deleted) > len(self._removed_rows("train")) else None
-        path = Path(os.path.abspath(self.path))
-        return _reopened, (path, self._embedder_given, self._index_kind, self.manifest["sha256"], self.part, dropped)
+        facts = self.manifest["sha256"], self.part, self._deleted
+        return _reopened, (Path(os.path.abspath(self.path)), self._embedder_given, self._index_kind, *facts)
 
     @property
     def n_chunks(self) -> int:
@@ -225,10 +223,9 @@ class Database:
         return self._without_rows(np.union1d(self._deleted, np.flatnonzero(dropped[np.asarray(self._documents)])))
 
     def _without_rows(self, deleted: np.ndarray) -> "Database":
-        part = copy.copy(self)
+        part = Database.__new__(Database)  # `copy` would go through a pickle, and open and hash every file again.
+        part.__dict__ |= {name: value for name, value in vars(self).items() if name not in ("_shards", "deleted_rows")}
         part._deleted, part._tokens = deleted, self._sharded("train", "tokens", deleted)
-        for name in ("_shards", "deleted_rows"):
-            part.__dict__.pop(name, None)
         return part
 
     def split(self, name: str) -> Split:
@@ -321,11 +318,11 @@ class Database:
         return ids.astype(np.int64)
 
 
-def _reopened(path, embedder, index, sha256, part, dropped) -> Database:
+def _reopened(path, embedder, index, sha256, part, deleted) -> Database:
     database = Database.open(path, embedder, index)
     if database.manifest["sha256"] != sha256:
         raise EditedError(f"{path} was edited since it was sent to this process: send it again")
-    database = database if dropped is None else database._without_rows(dropped)
+    database = database._without_rows(deleted)
     database.part = part
     return database
 

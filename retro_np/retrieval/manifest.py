@@ -11,7 +11,7 @@ from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.files import PARTIAL, sha256_of, write_atomically
-from retro_np.files.untrusted import has_types, read_json
+from retro_np.files.untrusted import has_types, parse_json
 from retro_np.kernels import threads
 from retro_np.renamed import new_names
 
@@ -27,13 +27,13 @@ HASHING = "hashing.npy"  # the feature counts of the hashing embedder
 WORK, EDIT = "work", "edit"  # folders of an unfinished build and an unfinished edit; not part of the database
 SPLITS = {"train": "shards", "valid": "splits/valid"}  # the folder of each split's shards
 MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS = 65_536, 10_000  # far beyond use: larger values are mistakes
-FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:\x00-\x1f\x7f-\x9f]{1,255}")  # of a file that is not in a subfolder
+FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:\x00-\x1f\x7f-\x9f]{1,255}")  # in the database's own folder
 SHARD_FILE = re.compile(
     r"shards/[0-9]{5,6}/(tokens|documents|keys|equal)\.npy|shards/[0-9]{5,6}/index\.hnsw|splits/valid/tombstones\.npy"
     r"|splits/valid/[0-9]{5,6}/(tokens|documents|keys)\.npy|neighbours/(train|valid)/[0-9]{5,6}/(ids|distances)\.npy"
 )
 TOP_FILES = (TOKENIZER, DOCUMENTS, DUPLICATES, TOMBSTONES, HASHING, REQUEST)
-COUNTS = {name: int for name in ("documents", "chunks", "tokens", "bytes", "replaced")}  # of a split
+COUNTS = {name: int for name in ("documents", "chunks", "tokens", "bytes", "replaced")}  # each split's facts
 TYPES: dict[str, type] = {
     "generation": int, "chunk_size": int, "vocabulary_size": int, "tokenizer": str, "embedder": dict, "key_dtype": str,
     "neighbours": int, "extra_candidates": int, "shard_bytes": int, "corpus": str, "skipped": int,
@@ -66,9 +66,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         hint = unfinished if file.with_name(REQUEST).is_file() else "retro-np build makes one"
         raise UserError(f"no database at {path}: {hint}")
     hint = f"it has been changed or damaged (its own SHA-256 differs): {REBUILD}"
-    manifest, intact = read_json(file, hint=hint), False
+    stored = file.read_bytes()
+    manifest, intact = parse_json(stored, str(file), hint=hint), False
     with suppress(RecursionError, UnicodeError):
-        intact = manifest.get("sha256") == manifest_sha256(manifest) and file.read_bytes() == manifest_bytes(manifest)
+        intact = manifest.get("sha256") == manifest_sha256(manifest) and stored == manifest_bytes(manifest)
     if not intact:
         raise UserError(f"{file}: {hint}")
     manifest = new_names(manifest)

@@ -56,7 +56,7 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
         return report
     try:
         database = Database(path, manifest, embedder, "hnsw")
-    except Exception as error:
+    except Exception as error:  # Whatever the files' contents cause, the report names it.
         report.broken.append(_line(error, path))
         return report
     report.note(f"{len(database.documents):,} documents are numbered in order", [*_problems(_documents, database)])

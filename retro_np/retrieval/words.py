@@ -23,7 +23,7 @@ IGNORED, ASCII = 3, 4  # kinds of character, beside those of the kernel, which i
 MAX_WORD = 32  # characters of a word; longer runs are hardly words
 MAX_ATTACHED = 30  # marks in a row (UAX #15, stream-safe text); longer rows do not count, since sorting is quadratic
 PIECE = re.compile(r"(?s).{1,500000}\S{0,500000}")  # Pieces save memory. They end before a space if there is one.
-IS_PART = (KIND == PART).tobytes()  # of each byte
+IS_PART = (KIND == PART).tobytes()  # whether a byte is part of a word
 CATEGORIES = {"Z": SPACE, "Cc": SPACE, "Cf": IGNORED, "L": PART, "M": PART, "N": PART, "Cs": PART}  # others: SINGLE
 # First and last code points of blocks. These decide against the categories.
 BLANK = (0x200B, 0x200B), (0x2800, 0x2800), (0x3164, 0x3164), (0xFFA0, 0xFFA0)

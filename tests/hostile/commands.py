@@ -170,6 +170,15 @@ def _options(rng, command: str) -> list[str]:
     return [pick(rng, OPTIONS[command]), value.encode("utf-8", "replace").decode()]
 
 
+def _one_of(rng, commands, checkpoint, db, out):
+    """The arguments and outputs of one of the commands or, seldom, of an evaluation, which takes longest."""
+    if rng.random() < 0.03:
+        arguments = ["evaluate", checkpoint, db, "-o", out / "ev", "--sequence-length", 16, "--stride", 8, "--limit", 3]
+        return [str(a) for a in arguments], ("out/ev",)
+    arguments, outputs = pick(rng, commands)
+    return [str(argument) for argument in arguments], outputs
+
+
 def _on_database(rng, yard: Yard, db: Path, run: Path) -> tuple[list[str], tuple[str, ...]]:
     """A command that opens a database, and where it may write."""
     checkpoint, out = str(run / "checkpoint.safetensors"), yard.case / "out"
@@ -186,11 +195,7 @@ def _on_database(rng, yard: Yard, db: Path, run: Path) -> tuple[list[str], tuple
         (["compact", db], ("db",)),
         (["build", yard.base / "more.jsonl", "-o", out / "db2", "--like", db, "--held-out", 0.3], ("out/db2",)),
     )  # fmt: skip
-    if rng.random() < 0.03:
-        arguments = ["evaluate", checkpoint, db, "-o", out / "ev", "--sequence-length", 16, "--stride", 8, "--limit", 3]
-        return [str(a) for a in arguments], ("out/ev",)
-    arguments, outputs = pick(rng, commands)
-    return [str(argument) for argument in arguments], outputs
+    return _one_of(rng, commands, checkpoint, db, out)
 
 
 def command(seed: int, number: int, yard: Yard) -> Command:
@@ -249,11 +254,7 @@ def _on_checkpoint(rng, yard, db, run):
         (["train", db, "-o", out / "run", "--retrofit", checkpoint, "--steps", 1, "--cca-layers", "2",
         "--sequence-length", 16], ("out/run",)),
     )  # fmt: skip
-    if rng.random() < 0.03:
-        arguments = ["evaluate", checkpoint, db, "-o", out / "ev", "--sequence-length", 16, "--stride", 8, "--limit", 3]
-        return [str(a) for a in arguments], ("out/ev",)
-    arguments, outputs = pick(rng, commands)
-    return [str(argument) for argument in arguments], outputs
+    return _one_of(rng, commands, checkpoint, db, out)
 
 
 def limit_memory() -> None:

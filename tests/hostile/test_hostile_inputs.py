@@ -185,7 +185,7 @@ BODIES = {
     "two lines": (lambda: print("a", file=sys.stderr) or refuse("no"), {"several lines"}),
     "a crash": (lambda: os.kill(os.getpid(), signal.SIGSEGV), {"crash"}),
     "a changed file": (lambda: Path("../user/notes.txt").write_text("x"), {"lost"}),
-    "a lost file": (lambda: Path("../user/work/draft.txt").unlink(), {"lost"}),
+    "a lost file": (lambda: Path("..", "user", "work", "draft.txt").unlink(), {"lost"}),
     "a new file in the database": (lambda: Path("../db/new").write_text("x"), {"lost"}),
     "a new file outside": (lambda: Path("new").write_text("x"), {"lost"}),
     "a user's file in the database": (lambda: Path("../db/shards/mine.partial").unlink(), {"lost"}),

@@ -108,25 +108,27 @@ def call(command: str, out: Path, base: Path) -> bool:
     return False
 
 
+def assert_refused_before_any_change(command: str, names: list[str], base: Path, folder: Path) -> None:
+    """The command refuses an output folder that holds these files of the user's."""
+    write(folder / "out", *names)
+    before = tree(folder)
+    assert call(command, folder / "out", base)
+    assert tree(folder) == before
+
+
 @pytest.mark.usefixtures("long_commands_stop")
 @pytest.mark.parametrize(("command", "name"), [(c, n) for c, names in NAMED_LIKE_OURS.items() for n in names])
 def test_a_folder_with_a_file_of_the_users_that_is_named_like_ours_is_refused_before_any_change(
     command, name, base, tmp_path
 ):
-    write(tmp_path / "out", name)
-    before = tree(tmp_path)
-    assert call(command, tmp_path / "out", base)
-    assert tree(tmp_path) == before
+    assert_refused_before_any_change(command, [name], base, tmp_path)
 
 
 @pytest.mark.usefixtures("long_commands_stop")
 @pytest.mark.parametrize("command", FOLDER_COMMANDS)
 @pytest.mark.parametrize("other", FOLDER_COMMANDS)
 def test_no_command_takes_the_users_files_for_those_of_another_command(command, other, base, tmp_path):
-    write(tmp_path / "out", *NAMED_LIKE_OURS[other], *UNRELATED)
-    before = tree(tmp_path)
-    assert call(command, tmp_path / "out", base)
-    assert tree(tmp_path) == before
+    assert_refused_before_any_change(command, [*NAMED_LIKE_OURS[other], *UNRELATED], base, tmp_path)
 
 
 @pytest.mark.usefixtures("long_commands_stop")

@@ -35,6 +35,12 @@ def test_a_pickle_of_a_database_or_a_part_of_one_answers_as_the_original(db):
     assert len(pickle.dumps(Database.open(db, EMBEDDER))) < 10_000
 
 
+def test_a_part_of_a_database_is_made_without_opening_the_database_again(db, monkeypatch):
+    database = Database.open(db, EMBEDDER)
+    monkeypatch.setattr(Database, "open", None)
+    assert [part.n_removed > 0 for part in parts_of(database)[1:]] == [True, True, True]
+
+
 def test_a_pickle_of_a_union_answers_as_the_original(db, tmp_path):
     other = shutil.copytree(db, tmp_path / "other")
     remove_documents(other, [1, 2])
