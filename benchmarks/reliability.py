@@ -191,7 +191,10 @@ def run_part(part, seed, first, count, n_workers, base, scratch):
         worker.give(pending.pop())
     shown = time.monotonic()
     while busy := [worker for worker in workers if worker.batch]:
-        ready, _, _ = select.select([worker.answers for worker in busy], [], [], 0.5)
+        poll = select.poll()  # `select` takes no descriptor above 1023
+        for worker in busy:
+            poll.register(worker.answers, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll(500)]
         for worker in busy:
             line = worker.reader.readline() if worker.answers in ready else b""
             if line.endswith(b"\n"):
