@@ -149,7 +149,8 @@ def evaluate(
         retrieve_from = retrieve_from or [db]  # Search again, because the database stores fewer than k neighbours.
     if retrieve_from or fraction != 1:
         if split != "valid":
-            raise UserError("--retrieve-from, --fraction and a -k above what is stored search anew; leave out --split")
+            options = "--retrieve-from, --fraction and a -k above the stored neighbours"
+            raise UserError(f"{options} are for held-out documents; leave out --split")
         folders = retrieve_from or [db]
         parts = [open_database(path).fraction(shared.finite("--fraction", fraction), fraction_seed) for path in folders]
         source = parts[0] if len(parts) == 1 else join.DatabaseUnion(parts)
