@@ -1,6 +1,7 @@
 """Random tiny BERT folders, as the versions of sentence-transformers write them, and mutations of their JSON files.
 
-`write_folder` makes a folder from its files by name. `mutated` changes one value, key or type of one file.
+`write_folder` makes a folder from its files by name. `mutated` changes one value, key or type of one file. `saved` lets
+sentence-transformers itself save a folder, of any architecture that is understood.
 """
 
 import copy
@@ -29,15 +30,15 @@ VALUES: list[Any] = [
     {"content": "[SEP]"}, "sentence_transformers.models.Dense", {"type": "Lowercase"},
     {"type": "FixedLength", "length": 0},
     {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "NFKC"}, {"type": "WhitespaceSplit"},
+    "max", "weightedmean", ["lasttoken"], ["cls", "max"], "query", "document", {"document": "abc "}, 20.0, 24,
+    {"query": "x ", "passage": "b"}, "RobertaTokenizer", "TokenizersBackend", "BertTokenizer", "MPNetTokenizer",
+    "XLMRobertaTokenizer", "roberta", "mpnet", "bert", "</s>", "<mask>",
 ]  # fmt: skip
 NAMES = ["pooling_mode", "truncate_dim", "default_prompt_name", "kwargs", "quantization_config", "dropout", "\ud800"]
-# The settings that change the keys and are obeyed. Everything in tokenizer.json is, because it makes the tokens.
-OBEYED = {
-    ("config.json", name) for name in ("layer_norm_eps", "hidden_act", "num_attention_heads", "num_hidden_layers")
-} | {("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")} | {
-    ("sentence_bert_config.json", ""), ("tokenizer_config.json", ""),  # without the file: another maximum length
-    ("modules.json", "2"),  # without the last module: not normalised
-}  # fmt: skip
+NAMES += ["do_lower_case", "max_seq_length", "include_prompt", "pooling_mode_cls_token", "add_prefix_space", "prompts"]
+NAMES += ["tokenizer_class", "model_max_length", "document", "pad_token_id"]
+ARCHITECTURES = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
 def tensors(rng: np.random.Generator, layers: int = 1, inner: int = 24, positions: int = 32) -> dict[str, np.ndarray]:
@@ -155,6 +156,73 @@ def _modules(form: str, normalise: bool, places: dict[str, str] | None = None) -
     ]  # fmt: skip
 
 
+def tokenizer_of(architecture: str, lowercase: bool) -> Any:
+    """A tokenizer of the architecture's own class in transformers."""
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    framed, pieces = ["<s>", "<pad>", "</s>", "<unk>"], [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    if architecture == "roberta":
+        merges = [("a", "b"), ("ab", "c"), ("Ġ", "x"), ("h", "e"), ("l", "l")]
+        words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+        vocabulary = {word: i for i, word in enumerate([*framed, *words, "<mask>"])}
+        return transformers.RobertaTokenizer(vocab=vocabulary, merges=merges)
+    if architecture == "xlm-roberta":
+        scores = dict.fromkeys(framed, 0.0) | {"▁": -2.0, "▁a": -1.5, "abc": -2.5} | dict.fromkeys(LETTERS, -3.0)
+        return transformers.XLMRobertaTokenizer(vocab=list((scores | {"<mask>": 0.0}).items()))
+    words = [*framed, "[UNK]", *pieces, "<mask>"] if architecture == "mpnet" else [*SPECIAL, *pieces]
+    kind = transformers.MPNetTokenizer if architecture == "mpnet" else transformers.BertTokenizer
+    return kind(vocab={word: i for i, word in enumerate(words)}, do_lower_case=lowercase)
+
+
+def encoder(folder: Path, architecture: str, lowercase: bool = True) -> Path:
+    """A random encoder, as transformers saves it. Its maximum length is 40 word pieces."""
+    import torch
+    import transformers
+
+    tokenizer = tokenizer_of(architecture, lowercase)
+    tokenizer.model_max_length = 40
+    sizes = {"hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    if architecture == "distilbert":
+        sizes = {"dim": D, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+    config = transformers.AutoConfig.for_model(
+        architecture, vocab_size=len(tokenizer), max_position_embeddings=60, initializer_range=0.5, **sizes
+    )
+    torch.manual_seed(5)
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # The biases are zero otherwise.
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def saved(
+    folder: Path, base: Path, modes: Any = "mean", normalise: bool = False, include_prompt: bool = True,
+    prompts: dict[str, str] | None = None, default: str | None = None, length: int | None = None,
+) -> Any:  # fmt: skip
+    """Let sentence-transformers save a model with the encoder in `base`. Returns what it reads again."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    modules = [Transformer(str(base), max_seq_length=length), Pooling(D, modes, include_prompt=include_prompt)]
+    modules += [Normalize()] if normalise else []
+    model = SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name=default, device="cpu")
+    model.save(str(folder), create_model_card=False)
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """The files of a folder by name, JSON files as their values."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: json.loads(path.read_text()) if name.endswith(".json") else path.read_bytes()
+        for name, path in paths.items()
+    }
+
+
 def write_folder(folder: Path, files: dict[str, Any]) -> Path:
     """Write each file: bytes as they are, anything else as JSON."""
     for name, content in files.items():
@@ -163,18 +231,18 @@ def write_folder(folder: Path, files: dict[str, Any]) -> Path:
     return folder
 
 
-def mutated(rng: random.Random, files: dict[str, Any]) -> tuple[dict[str, Any], str, str]:
-    """The files after one mutation of a JSON file, that file's name, and the outermost setting that changed."""
+def mutated(rng: random.Random, files: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The files after one mutation of a JSON file, and that file's name."""
     files = dict(files)
     name = rng.choice([name for name in files if name.endswith(".json")])
     if rng.random() < 0.05:
         del files[name]
-        return files, name, ""
+        return files, name
     if rng.random() < 0.05:
         text = json.dumps(files[name]).encode()
         forms = [text[: rng.randrange(len(text))], b"[" * 100_000, b"NaN", text + b"{}", text.decode().encode("utf-16")]
         files[name] = rng.choice(forms)
-        return files, name, ""
+        return files, name
     content = files[name] = copy.deepcopy(files[name])
     paths = [path for path in _paths(content) if path[:2] != ("model", "vocab") or rng.random() < 0.05]
     path = rng.choice(paths)
@@ -187,8 +255,6 @@ def mutated(rng: random.Random, files: dict[str, Any]) -> tuple[dict[str, Any], 
     elif chance < 0.3 and isinstance(parent, dict):
         name_after = rng.choice([*NAMES, *parent])
         parent[name_after] = parent.pop(key)
-        if (name, key) not in OBEYED:
-            path = (*path[:-1], name_after)
     elif chance < 0.45:
         if isinstance(parent, dict):
             parent[rng.choice(NAMES)] = rng.choice(VALUES)
@@ -198,7 +264,7 @@ def mutated(rng: random.Random, files: dict[str, Any]) -> tuple[dict[str, Any], 
         rng.shuffle(parent)
     else:
         parent[key] = copy.deepcopy(rng.choice(VALUES))
-    return files, name, str(path[0])
+    return files, name
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -1,6 +1,7 @@
 """The forward pass of a frozen BERT encoder, which turns texts into keys. Devlin et al. 2019; paper §2.3.
 
-A key is the mean over time of the last layer's hidden states. Post-norm, GELU, absolute positions, no pooler."""
+A key is the mean over time of the last layer's hidden states, or what else the folder's pooling says. Post-norm, GELU,
+absolute positions, no pooler. RoBERTa, XLM-R, DistilBERT and MPNet have these layers too (`weights.ARCHITECTURES`)."""
 
 import functools
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.kernels.bert import add_gelu_erf, add_layer_norm
 from retro_np.kernels.panels import Prepacked, prepack, prepacked_matmul
 from retro_np.kernels.rowwise import gelu_forward
-from retro_np.retrieval.embedders import checked_texts, embed_in_batches
+from retro_np.retrieval.batches import checked_texts, embed_in_batches
 from retro_np.retrieval.folders import AGAIN
 from retro_np.retrieval.tokenizer import reporting_bad_tokenizer
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
+BIAS, DISTANCE_BUCKETS = "encoder.relative_attention_bias.weight", 32  # MPNet's, a row for each bucket of distances
 MAX_BATCH_PIECES = 1536  # word pieces: enough for fast matrix products, few enough for the cache
 PRODUCTS = {name: f"attention.self.{name}" for name in ("query", "key", "value")}  # our names and the stored ones
 PRODUCTS |= {"attention_out": "attention.output.dense", "in": "intermediate.dense", "out": "output.dense"}
@@ -50,14 +52,23 @@ class Bert:
     @property
     def d_key(self) -> int:
         """The width of a key."""
-        return int(self.files.config["hidden_size"])
+        return int(self.files.config["hidden_size"]) * len(self.files.recipe.modes)
 
     def embed(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
-        """The keys of N texts, (N, d_key) float32: the mean of the last hidden states over a text's word pieces.
+        """The keys of N texts to store, (N, d_key) float32: the last hidden states of a text's word pieces, pooled.
 
         Of length one if the model's folder says so. Equal lists give equal bits. Raises UserError for non-strings."""
-        pieces = self.word_pieces(checked_texts(texts))
-        return embed_in_batches(pieces, MAX_BATCH_PIECES, self._keys, self.d_key, show_progress)
+        return self._embed(texts, self.files.recipe.document, show_progress)
+
+    def embed_queries(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
+        """Like `embed`, for texts to search with: they have another prompt in some folders."""
+        return self._embed(texts, self.files.recipe.query, show_progress)
+
+    def _embed(self, texts, prompt, show_progress):
+        pieces = self.word_pieces([prompt + text for text in checked_texts(texts)])
+        left_out = len(self.word_pieces([prompt])[0]) - 1 if prompt and not self.files.recipe.include_prompt else 0
+        embed_batch = functools.partial(self._keys, left_out=left_out)
+        return embed_in_batches(pieces, MAX_BATCH_PIECES, embed_batch, self.d_key, show_progress)
 
     def word_pieces(self, texts: list[str]) -> list[list[int]]:
         """The ids [CLS] … [SEP] of each text, at most `files.max_length` of them. An empty text is [CLS] [SEP]."""
@@ -79,10 +90,10 @@ class Bert:
 
         watch: called with each layer's attention weights, as `attention_weights` returns them."""
         tensors, config = self.files.tensors, self.files.config
-        eps, activation = config["layer_norm_eps"], ACTIVATIONS[config["hidden_act"]]
+        eps, activation, bias = config["layer_norm_eps"], ACTIVATIONS[config["hidden_act"]], tensors.get(BIAS)
         (batch, length), heads = ids.shape, config["num_attention_heads"]
         x = tensors["embeddings.word_embeddings.weight"][ids].reshape(batch * length, -1)
-        positions = tensors["embeddings.position_embeddings.weight"][np.tile(np.arange(length), batch)]
+        positions = tensors["embeddings.position_embeddings.weight"][self._positions(ids, mask).reshape(-1)]
         kind = tensors["embeddings.token_type_embeddings.weight"][0]
         norm = tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"]
         add_layer_norm(x, kind, positions, *norm, eps)
@@ -90,15 +101,20 @@ class Bert:
         def heads_of(rows):
             return rows.reshape(batch, 1, length, heads, -1)
 
+        distances = () if bias is None else _distances(bias, length, x.shape[1] // heads)
         for w in self.layers:
             q = prepacked_matmul(x, w["query"])
             q += w["query_bias"]
             keys, values = prepacked_matmul(x, w["key"]), prepacked_matmul(x, w["value"])
-            parts = heads_of(q), heads_of(keys)
+            parts = [heads_of(q), heads_of(keys), heads_of(values)]
+            if bias is not None:  # One more channel; the kernel divides logits by the root of their number.
+                parts[0] *= np.float32((1 + heads / x.shape[1]) ** 0.5)
+                parts = [np.concatenate([part, np.zeros_like(part[..., :1])], axis=-1) for part in parts]
             if watch is not None:
-                watch(attention_weights(*parts, key_mask=mask[:, None]))
-            attended, _ = attention_forward(*parts, heads_of(values), key_mask=mask[:, None])
-            attended = prepacked_matmul(attended.reshape(x.shape), w["attention_out"])
+                watch(attention_weights(*parts[:2], *distances, key_mask=mask[:, None]))
+            attended, _ = attention_forward(*parts, *distances, key_mask=mask[:, None])
+            attended = np.ascontiguousarray(attended[..., : x.shape[1] // heads]).reshape(x.shape)
+            attended = prepacked_matmul(attended, w["attention_out"])
             add_layer_norm(attended, w["attention_out_bias"], x, w["attention_gain"], w["attention_shift"], eps)
             hidden = prepacked_matmul(attended, w["in"])
             activation(hidden, w["in_bias"])
@@ -106,11 +122,20 @@ class Bert:
             add_layer_norm(x, w["out_bias"], attended, w["gain"], w["shift"], eps)
         return x.reshape(batch, length, -1)
 
+    def _positions(self, ids, mask):
+        """The positions of word pieces, (B, t). RoBERTa, XLM-R and MPNet do not count padding, even within a text."""
+        padding = self.files.padding
+        if padding is None:
+            return np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        counted = mask & (ids != padding)
+        return padding + counted.cumsum(axis=1) * counted
+
     @ignore_underflow
-    def _keys(self, ids, mask):
-        weights = mask[..., None].astype(np.float32)
-        keys = (self.encode(ids, mask) * weights).sum(axis=1) / weights.sum(axis=1)
-        if self.files.normalise:
+    def _keys(self, ids, mask, left_out=0):
+        """The keys of a batch, (B, d_key). left_out: how many word pieces at the start of each text are not pooled."""
+        states, pooled = self.encode(ids, mask), mask & (np.arange(ids.shape[1]) >= left_out)
+        keys = np.concatenate([POOLED[mode](states, pooled[..., None]) for mode in self.files.recipe.modes], axis=-1)
+        if self.files.recipe.normalise:
             keys /= np.maximum(np.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
         return keys
 
@@ -119,8 +144,8 @@ def load_bert(path: str | Path | None = None) -> Bert:
     """Load a frozen BERT from a folder in the Hugging Face layout.
 
     path: None finds all-MiniLM-L6-v2 (see `weights.find_bert`), whose keys have width 384. Keys of a folder without
-    modules.json are not normalised. Raises UserError if a file is missing or broken, or asks for another model or for
-    anything but mean pooling; the error names the file and the setting."""
+    modules.json are not normalised. Raises UserError if a file is missing or broken, or asks for what docs/database.md
+    does not list; the error names the file and the setting."""
     folder = Path(path) if path is not None else find_bert()
     files = read_bert(folder)
     if files.config["hidden_act"] not in list(ACTIVATIONS):
@@ -155,6 +180,10 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Pre
     get("embeddings.position_embeddings.weight", config["max_position_embeddings"], d)
     get("embeddings.token_type_embeddings.weight", config["type_vocab_size"], d)
     get("embeddings.LayerNorm.weight", d), get("embeddings.LayerNorm.bias", d)
+    if config["model_type"] == "mpnet":
+        get(BIAS, DISTANCE_BUCKETS, config["num_attention_heads"])
+    else:
+        files.tensors.pop(BIAS, None)
 
     def layer(prefix):
         weights = {}
@@ -172,6 +201,40 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Pre
         return weights
 
     return [layer(f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
+
+
+def _distances(bias, length, width):
+    """MPNet's relative bias as the table, u and v of the attention kernel, whose logits are then q·k / √c + bias.
+
+    bias: (DISTANCE_BUCKETS, h), by bucket of the distance. width: c. Only the last of c + 1 channels is used."""
+    distance = np.arange(1 - length, length)
+    size = np.abs(distance)
+    far = 8 + np.floor(2 * np.log2(np.maximum(size, 8) / 8)).astype(int)
+    bucket = np.where(size < 8, size, np.minimum(far, 15)) + 16 * (distance > 0)
+    table, u, v = np.zeros((3, len(distance), bias.shape[1], width + 1), np.float32)
+    table[..., -1], v[..., -1] = bias[bucket] * np.float32((width + 1) ** 0.5), 1
+    return table, u[0], v[0]
+
+
+def _average(states, weights, power=1):
+    """The weighted sum over time over its weight, which is 0 if a cut text is nothing but its prompt."""
+    weights = weights.astype(np.float32)
+    return (states * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), np.float32(1e-9)) ** np.float32(power)
+
+
+def _at(states, rows):
+    return np.take_along_axis(states, rows[..., None], axis=1)[:, 0]
+
+
+# Each mode of pooling: from states (B, t, d), and which of them are pooled (B, t, 1), to (B, d).
+POOLED: dict[str, Callable[..., Any]] = {
+    "cls": lambda states, pooled: _at(states, pooled.argmax(axis=1)),
+    "max": lambda states, pooled: np.where(pooled, states, -np.inf).max(axis=1),
+    "mean": _average,
+    "mean_sqrt_len_tokens": functools.partial(_average, power=0.5),
+    "weightedmean": lambda states, pooled: _average(states, pooled * np.arange(1, pooled.shape[1] + 1)[:, None]),
+    "lasttoken": lambda states, pooled: _at(states * pooled, pooled.shape[1] - 1 - pooled[:, ::-1].argmax(axis=1)),
+}
 
 
 def _add_gelu_tanh(x, bias):

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from retro_np.errors import UserError
 from retro_np.files import sha256_of
 from retro_np.files.untrusted import read_safetensors
-from retro_np.retrieval.folders import AGAIN, ANY, check_modules, check_tokenizer, read_settings, refusal
+from retro_np.retrieval.folders import AGAIN, ANY, Recipe, check_modules, check_tokenizer, read_settings, refusal
 from retro_np.retrieval.hashing import HASHED
 from retro_np.retrieval.tokenizer import reporting_bad_tokenizer
 
@@ -25,8 +25,26 @@ MODEL_SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_att
 MODEL_SIZES += ["vocab_size", "max_position_embeddings", "type_vocab_size"]
 ENDINGS = (".weight", ".bias", ".gamma", ".beta")  # the tensors that a key depends on
 DEFAULTS: dict[str, Any] = {"model_type": "bert", "position_embedding_type": "absolute", "type_vocab_size": 2}
-DEFAULTS |= {"layer_norm_eps": 1e-12, "hidden_act": "gelu"}
+DEFAULTS |= {"layer_norm_eps": 1e-12, "hidden_act": "gelu", "relative_attention_num_buckets": 32, "pad_token_id": 1}
+CONVERT = "model.safetensors, and pytorch_model.bin, which may run code, is not read; convert it with Python: "
+CONVERT += "transformers.AutoModel.from_pretrained({folder!r}).save_pretrained({folder!r})"
 NO_LIMIT = 10**6  # tokenizer_config.json holds 1e30 if no maximum length was set
+TYPES = "embeddings.token_type_embeddings.weight"
+# Encoders with BERT's layers, and the prefix of their tensors' names if they were stored with a head.
+ARCHITECTURES = {"bert": "bert.", "distilbert": "distilbert.", "mpnet": "mpnet.", "roberta": "roberta."}
+ARCHITECTURES |= {"xlm-roberta": "roberta."}
+COUNTED_FROM_PADDING, WITHOUT_TYPES = ("mpnet", "roberta", "xlm-roberta"), ("distilbert", "mpnet")
+DISTILBERT = {"dim": "hidden_size", "hidden_dim": "intermediate_size", "n_layers": "num_hidden_layers"}
+DISTILBERT |= {"n_heads": "num_attention_heads", "activation": "hidden_act"}
+FIXED: dict[str, dict[str, Any]] = {"distilbert": {"layer_norm_eps": 1e-12}, "mpnet": {"pad_token_id": 1}}
+TENSORS = {  # parts of tensors' names and BERT's: of TensorFlow's time, of DistilBERT, of MPNet
+    "Norm.gamma": "Norm.weight", "Norm.beta": "Norm.bias", "transformer.layer.": "encoder.layer.",
+    ".q_lin.": ".self.query.", ".k_lin.": ".self.key.", ".v_lin.": ".self.value.", ".out_lin.": ".output.dense.",
+    ".sa_layer_norm.": ".attention.output.LayerNorm.", ".output_layer_norm.": ".output.LayerNorm.",
+    ".ffn.lin1.": ".intermediate.dense.", ".ffn.lin2.": ".output.dense.", ".attn.q.": ".self.query.",
+    ".attn.k.": ".self.key.", ".attn.v.": ".self.value.", ".attn.o.": ".output.dense.",
+    ".attention.LayerNorm.": ".attention.output.LayerNorm.",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,10 +55,11 @@ class BertFiles:
     name: str
     sha256: str  # hash of everything that determines a key
     config: dict[str, Any]
-    tensors: dict[str, np.ndarray]
-    tokenizer: Tokenizer
+    tensors: dict[str, np.ndarray] = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
     max_length: int  # word pieces, including [CLS] and [SEP]; longer texts are cut
-    normalise: bool
+    padding: int | None  # the position of padding, from which others are counted; None: they are counted from 0
+    recipe: Recipe
 
 
 def find_bert() -> Path:
@@ -75,31 +94,52 @@ def read_bert(folder: Path) -> BertFiles:
     if not folder.is_dir():
         if str(folder) == HASHED:
             raise UserError("--embedder must be a BERT folder; leave it out for a hashing database")
-        raise UserError(f"no folder {folder}: give one with {', '.join(FILES)}, or `hashing` to build")
+        raise UserError(f"no folder {folder}: give one with {', '.join(FILES)}, or MODULE:OBJECT, or `hashing`")
     for name in FILES:
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing: a BERT folder has {', '.join(FILES)}")
-    config = DEFAULTS | read_settings(folder / "config.json", {}, ANY)
-    if config["model_type"] != "bert" or config["position_embedding_type"] != "absolute":
-        raise UserError(f"{folder / 'config.json'} is not for a BERT with absolute positions: give a BERT encoder")
-    for name in MODEL_SIZES:
-        if type(config.get(name)) is not int or config[name] < 1:
-            raise UserError(f"{folder / 'config.json'}: {name} must be 1 or more, not {config.get(name)!r}")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        raise UserError(f"{folder / 'config.json'}: hidden_size must be a multiple of num_attention_heads")
-    if type(config["layer_norm_eps"]) is not float or not 0 < config["layer_norm_eps"] < 1:
-        raise refusal(folder / "config.json", "layer_norm_eps", config["layer_norm_eps"], "it must be between 0 and 1")
-    normalise = check_modules(folder, config)
-    max_length = _max_length(folder, config["max_position_embeddings"])
+            hint = CONVERT.format(folder=str(folder)) if (folder / "pytorch_model.bin").exists() else ", ".join(FILES)
+            raise UserError(f"{folder / name} is missing: a BERT folder has {hint}")
+    config = _read_config(folder / "config.json")
+    recipe, kind = check_modules(folder, config), config["model_type"]
+    padding = config["pad_token_id"] if kind in COUNTED_FROM_PADDING else None
+    max_length = _max_length(folder, config["max_position_embeddings"] - (0 if padding is None else padding + 1))
     with reporting_bad_tokenizer(folder / "tokenizer.json", AGAIN):
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        check_tokenizer(folder, tokenizer, config["vocab_size"])
-    tensors = _tensors(folder / "model.safetensors")
-    digest = hashlib.sha256(f"{max_length} {normalise}".encode())
+        recipe = replace(recipe, changes=check_tokenizer(folder, tokenizer, config, recipe.include_prompt))
+    tensors = _tensors(folder / "model.safetensors", ARCHITECTURES[kind])
+    if kind in WITHOUT_TYPES:
+        tensors[TYPES] = np.zeros((config["type_vocab_size"], config["hidden_size"]), np.float32)
+    digest = hashlib.sha256(f"{max_length} {recipe}".encode())
     for name in FILES:
         digest.update(sha256_of(folder / name).encode())
     name = "all-MiniLM-L6-v2" if PACKAGE in folder.parts or HUB_NAME in folder.parts else folder.resolve().name
-    return BertFiles(folder.absolute(), name, digest.hexdigest(), config, tensors, tokenizer, max_length, normalise)
+    sha256 = digest.hexdigest()
+    return BertFiles(folder.absolute(), name, sha256, config, tensors, tokenizer, max_length, padding, recipe)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The settings of the encoder under BERT's names."""
+    config = DEFAULTS | read_settings(path, {}, ANY)
+    kind = config["model_type"]
+    if kind not in list(ARCHITECTURES):
+        raise refusal(path, "model_type", kind, f"only {', '.join(ARCHITECTURES)} are understood: use another model")
+    if kind == "distilbert":
+        config = {DISTILBERT.get(key, key): value for key, value in config.items() if key not in DISTILBERT.values()}
+    config = DEFAULTS | config | FIXED.get(kind, {})
+    for key, value in (("position_embedding_type", "absolute"), ("relative_attention_num_buckets", 32)):
+        if config[key] != value:
+            raise refusal(path, key, config[key], f"it must be {value}, for absolute positions; use another model")
+    for name in MODEL_SIZES:
+        if type(config.get(name)) is not int or config[name] < 1:
+            raise UserError(f"{path}: {name} must be 1 or more, not {config.get(name)!r}")
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise UserError(f"{path}: hidden_size must be a multiple of num_attention_heads")
+    if type(config["layer_norm_eps"]) is not float or not 0 < config["layer_norm_eps"] < 1:
+        raise refusal(path, "layer_norm_eps", config["layer_norm_eps"], "it must be between 0 and 1")
+    padding, positions = config["pad_token_id"], config["max_position_embeddings"] - 2  # two word pieces at least
+    if kind in COUNTED_FROM_PADDING and (type(padding) is not int or not 0 <= padding < positions):
+        raise refusal(path, "pad_token_id", padding, f"it must be at least 0 and below {positions}")
+    return config
 
 
 def _max_length(folder: Path, positions: int) -> int:
@@ -112,12 +152,14 @@ def _max_length(folder: Path, positions: int) -> int:
     return positions
 
 
-def _tensors(path: Path) -> dict[str, np.ndarray]:
-    """The encoder's tensors as float32. Names have no prefix `bert.`; the oldest ones, gamma and beta, are replaced."""
+def _tensors(path: Path, prefix: str) -> dict[str, np.ndarray]:
+    """The encoder's tensors as float32 under BERT's names without a prefix."""
     stored, _ = read_safetensors(path, lambda name: name.endswith(ENDINGS), AGAIN)
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in stored.items():
-        own = name.removeprefix("bert.").replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
+        own = name.removeprefix(prefix)
+        for theirs, ours in TENSORS.items():
+            own = own.replace(theirs, ours)
         if own in tensors:
             raise UserError(f"{path} stores {own} twice, also as {name}: {AGAIN}")
         with np.errstate(all="ignore"):  # A float64 beyond float32 becomes an infinity, which is refused when used.

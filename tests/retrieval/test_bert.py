@@ -197,7 +197,7 @@ def test_the_error_for_a_missing_or_broken_file_names_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "roberta"}, "is not for a BERT with absolute positions"),
+        ({"model_type": "modernbert"}, "model_type is 'modernbert'; only bert, "),
         ({"hidden_act": "swish"}, "hidden_act must be one of"),
         ({"intermediate_size": 13}, "intermediate.dense.weight is of shape"),
         ({"num_hidden_layers": 3}, "encoder.layer.2.*is missing"),
@@ -209,15 +209,6 @@ def test_a_config_that_does_not_match_the_weights_is_refused(tmp_path, change, c
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=complaint):
-        load_bert(folder)
-
-
-def test_pooling_other_than_the_mean_is_refused(tmp_path):
-    folder = tiny_folder(tmp_path / "bert")
-    (folder / "modules.json").write_text(json.dumps([{"type": "a.Pooling", "path": "1_Pooling"}]))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    with pytest.raises(UserError, match="only mean pooling is supported"):
         load_bert(folder)
 
 
