@@ -23,7 +23,8 @@ def assert_equal(path, model, rng):
     assert not (path / "work").exists()
     assert database.manifest["generation"] == model.edits
     assert_records(database, model)
-    for split in ("train", "valid"):
+    assert list(database.manifest["splits"]) == model.splits
+    for split in model.splits:
         assert_rows(database, model, split)
         assert_neighbours(database, model, split)
     assert_values(database, model)
@@ -123,7 +124,7 @@ def assert_search(database, model, rng):
 def assert_sequences(database, model, rng):
     """Consecutive chunks get no neighbour from any of their documents and no removed neighbour."""
     k, length, values, sources = model.config.neighbours, 3, values_of(model), model.rows("train")
-    for split in ("train", "valid"):
+    for split in model.splits:
         stored, rows = database.split(split), model.rows(split)
         if not rows:
             continue

@@ -68,15 +68,16 @@ class Model:
         self.config, self.deduplicated = config, deduplicated
         self.documents, self.left_out, self.edits = [], [], 0
         self.embedder = self.tokenizer = None
+        self.splits = ["train", "valid"]
 
     def split_of(self, name):
         fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
         return "valid" if fraction < self.config.held_out else "train"
 
-    def like_held_out(self, text, held_out):
+    def like_held_out(self, text, held_out, threshold=0.8):
         """The names of the held-out documents in `held_out` that a text resembles too closely."""
         alike = [(d.name, similarity(text, d.text)) for d in held_out] if self.deduplicated else []
-        return [name for name, share in alike if share >= 0.8]
+        return [name for name, share in alike if share >= threshold]
 
     def filled(self, documents):
         """Set the chunks and keys of documents."""
@@ -149,6 +150,13 @@ def plans(draw):
     share = draw(st.sampled_from([0.0, 0.3]))
     if share:  # a held-out document and one that resembles it, before the others
         first = [("held 3", LONG), ("like", draw(st.sampled_from(ALIKE))), *first]
+    elif draw(st.booleans()):  # each document carries its split
+        first = [("like", draw(st.sampled_from(ALIKE))), ("other", "of train"), ("held", "for valid"), *first]
+        splits = st.sampled_from(["train", "valid", "test"])
+        first = [
+            (*pair, s)
+            for pair, s in zip(first, ["train", "train", "valid", *map(draw, [splits] * (len(first) - 3))], strict=True)
+        ]
     config = BuildConfig(
         chunk_size=m,
         vocabulary_size=draw(st.sampled_from([258, 300])),
@@ -168,8 +176,9 @@ def plans(draw):
 
 
 def written(path, pairs):
-    """A .jsonl file of documents."""
-    path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in pairs))
+    """A .jsonl file of documents, with the field `split` if there is one."""
+    rows = (dict(zip(("name", "text", "split"), pair, strict=False)) for pair in pairs)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -184,16 +193,23 @@ def clean(text):
 def build(model, path, pairs, embedder):
     """Build the model and the database. Returns the database, or None if the build must be refused."""
     corpus = written(path.parent / "first.jsonl", pairs)
-    documents = [Document(name, clean(text), "first.jsonl", model.split_of(name)) for name, text in pairs]
-    held_out = [d for d in documents if d.split == "valid"]
+    documents = [
+        Document(name, clean(text), "first.jsonl", *split or [model.split_of(name)]) for name, text, *split in pairs
+    ]
+    by_split = {split: [d for d in documents if d.split == split] for split in ("train", "valid", "test")}
+    held_out = by_split["valid"] + by_split["test"]
+    model.splits = [split for split in by_split if by_split[split] or split == "valid"]
     like = {id(d): model.like_held_out(d.text, held_out) if d.split == "train" else [] for d in documents}
+    like |= {id(d): model.like_held_out(d.text, by_split["test"], threshold=1) for d in by_split["valid"]}
     refused = None
-    if not any(text for _, text in pairs):
+    if not any(text for _, text, *_ in pairs):
         refused = "holds no text"
     elif len(held_out) == len(documents):
         refused = "every document of the corpus is held out"
-    elif all(like[id(d)] for d in documents if d.split == "train"):
+    elif all(like[id(d)] for d in by_split["train"]):
         refused = "every training document resembles a held-out one"
+    elif by_split["valid"] and all(like[id(d)] for d in by_split["valid"]):
+        refused = "every document of valid is in test as well"
     embedder = CountingEmbedder() if embedder == "counting" else HASHED
     if refused:
         with pytest.raises(UserError, match=refused):
@@ -201,7 +217,7 @@ def build(model, path, pairs, embedder):
         return None
     database = build_database(corpus, path, model.config, embedder)
     model.tokenizer, model.embedder = database.tokenizer, database.embedder
-    model.left_out = [(d.name, d.text, like[id(d)]) for d in documents if like[id(d)]]
+    model.left_out = [(d.name, d.text, like[id(d)]) for d in by_split["train"] + by_split["valid"] if like[id(d)]]
     model.documents = model.filled([d for d in documents if not like[id(d)]])
     return database
 
@@ -215,7 +231,7 @@ def add(model, path, pairs):
             add_documents(path, corpus, **options)
         return
     known = {(d.name, d.text) for d in model.documents if not d.gone}
-    freed = {d.name for d in model.documents if d.split == "valid" and d.gone}
+    freed = {d.name for d in model.documents if d.split != "train" and d.gone}
     # If a text resembles several held-out documents, the file names one: the text can be added once that is removed.
     listed = [json.loads(line) for line in (path / "duplicates.jsonl").read_text().splitlines()]
     known |= {(n, t) for (n, t, _), r in zip(model.left_out, listed, strict=True) if r["held_out"] not in freed}
@@ -226,7 +242,7 @@ def add(model, path, pairs):
         assert all_bytes(path) == hashes
         return
     model.edits += 1
-    held_out = [d for d in model.documents if d.split == "valid" and not d.gone]
+    held_out = [d for d in model.documents if d.split != "train" and not d.gone]
     for document in new:
         document.born = model.edits
         like = model.like_held_out(document.text, held_out)

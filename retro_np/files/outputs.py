@@ -55,13 +55,14 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _is_bundled(path: Path) -> bool:
     metadata = read_safetensors(path, lambda name: False)[1]
-    return parse_json(metadata.get("retro_np", ""), str(path)).keys() == {"config", "run"}
+    return parse_json(metadata.get("retro_np", ""), str(path)).keys() - {"trained_on"} == {"config", "run"}
 
 
 def _has_losses(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    return {"r.npy", "bytes.npy", "documents.npy"} <= set(names) and any(name.endswith("/nats.npy") for name in names)
+        names = set(archive.namelist())
+    by_chunk, by_token = {"r.npy", "bytes.npy", "documents.npy"}, {"positions.npy", "tokens.npy", "documents.npy"}
+    return (by_chunk <= names or by_token <= names) and any(name.endswith("/nats.npy") for name in names)
 
 
 def _is_lab(path: Path) -> bool:
@@ -79,12 +80,11 @@ DATABASE_FOLDERS = ("shards", "splits", "neighbours", "work", "edit")
 DATABASE_MARKS = {"build.json": has_keys("chunk_size", "vocabulary_size", "sources", "held_out", "key_dtype")}
 DATABASE = Kind("database", DATABASE_MARKS, folders=DATABASE_FOLDERS)
 RUN_CONFIG = has_keys(model=("vocabulary_size", "cca_layers"), training=("sequence_length",), data=("tokenizer",))
-RUN = Kind(
-    "training run", {"config.json": RUN_CONFIG, "checkpoint.safetensors": _is_checkpoint}, {"log.jsonl": _is_log}
-)
+RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": _is_checkpoint}
+RUN = Kind("training run", RUN_MARKS, {"log.jsonl": _is_log, "best.safetensors": _is_checkpoint})
 DEMO = Kind("demo", {"plan.json": has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks")})
 RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
-EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": _has_losses}
+EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": _has_losses, "tokens.npz": _has_losses}
 EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": lambda path: False}, shares=True)
 MODELS = ("baseline.safetensors", "retro.safetensors")
 PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_bundled), {"tokenizer.json": lambda path: False})

@@ -1,4 +1,4 @@
-"""Read files that a stranger may have written: JSON, .npy and safetensors.
+"""Read files that a stranger may have written: JSON, TOML, .npy and safetensors.
 
 A right hash proves nothing: whoever wrote the file can compute it. So each file is checked against what it should
 hold, and its sizes against its own length, before anything is allocated. Every failure is a UserError of one line."""
@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from retro_np.errors import UserError
 
 DAMAGED = "the file is damaged; use another one"
+MAX_SETTINGS_BYTES, MAX_LINE_DOTS = 1 << 18, 200  # tomllib's memory grows with the square of the dots in a key
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # two make a character, one does not
 KINDS: dict[type, str] = {dict: "object", list: "list"}  # JSON's names of the types that a file may hold
 # The header that np.save writes. Evaluating it as Python, as NumPy does, is slow and accepts much more.
@@ -50,6 +52,25 @@ def read_json(path: Path | str, kind: type = dict, hint: str = DAMAGED) -> Any:
     """The JSON value in a file; see `parse_json`. Raises UserError also for a file that cannot be read."""
     with _opened(path, hint) as file:
         return parse_json(file.read(), str(path), kind, hint)
+
+
+def read_settings(path: Path | str) -> dict[str, Any]:
+    """The keys and values of a TOML file, or of a JSON object, which begins with a brace.
+
+    Raises FileNotFoundError, and UserError for any other file."""
+    hint = "correct it, or give another file"
+    with _opened(path, hint) as file:
+        data = file.read(MAX_SETTINGS_BYTES + 1)
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise UserError(f"{path} has more than {MAX_SETTINGS_BYTES:,} bytes, too many for settings: {hint}")
+    if data.lstrip().startswith(b"{"):
+        return parse_json(data, str(path), hint=hint)
+    if max((line.count(b".") for line in data.splitlines()), default=0) > MAX_LINE_DOTS:
+        raise UserError(f"{path} has a line with more than {MAX_LINE_DOTS} dots: {hint}")
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not TOML ({error}): {hint}") from error
 
 
 def has_types(record: Any, fields: Mapping[str, type]) -> bool:

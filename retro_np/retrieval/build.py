@@ -10,12 +10,14 @@ resumes where it stopped and ends in the same bytes. Memory holds one shard, how
     shards/00000/        tokens.npy documents.npy keys.npy index.hnsw equal.npy: training documents, which can be
                          retrieved; without hnswlib there is no index.hnsw and no equal.npy
     splits/valid/00000/  tokens.npy documents.npy keys.npy: held-out documents, which cannot be retrieved
+    splits/test/00000/   the same, if there are documents for a test
     neighbours/SPLIT/00000/   ids.npy distances.npy
     work/                the stages' temporary files; removed at the end"""
 
 import heapq
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,78 +27,24 @@ from retro_np.errors import UserError
 from retro_np.files import hash_fraction, locked, outputs, remove_folder, remove_partial, write_array, write_json
 from retro_np.files.untrusted import read_json
 from retro_np.progress import progress_bar, say
-from retro_np.renamed import accept_old_names, new_names
+from retro_np.renamed import new_names
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
 from retro_np.retrieval import tokenizer as bpe
-from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, held_out, limited
+from retro_np.retrieval.config import BuildConfig
+from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, limited
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.documents import DUPLICATE, Documents, chained, summarise, write_records
-from retro_np.retrieval.embedders import Embedder, ef_margin_of
-from retro_np.retrieval.hashing import D_KEY, HASHED, HashingEmbedder, load_hashing, save_hashing
+from retro_np.retrieval.embedders import Embedder, checked_embedder, ef_margin_of
+from retro_np.retrieval.hashing import HASHED, HashingEmbedder, load_hashing, save_hashing
+from retro_np.retrieval.splits import SplitOf, split_chooser
 from retro_np.retrieval.texts import has_changed, read_texts, write_texts
-from retro_np.retrieval.workers import Runner, workers
+from retro_np.retrieval.workers import workers
 
 STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # manifest fields
-NEAR_DUPLICATE = DedupConfig()
-
-
-@accept_old_names
-@dataclass(frozen=True)
-class BuildConfig:
-    """How to cut and index a corpus. Raises UserError for values that are out of range.
-
-    chunk_size: tokens per chunk (m), 1 to 65,536.
-    vocabulary_size: entries of a tokenizer to train, at least 258.
-    tokenizer: path of an existing tokenizer.json, or None to train one on the training documents.
-    held_out: share of the documents that are held out, in [0, 1), chosen by a hash of the document's name.
-    key_dtype: stored type of keys, "float16" or "float32".
-    neighbours: neighbours stored per chunk (k), at least 1.
-    extra_candidates: further neighbours stored, at least 0, in place of those from a training sequence's own documents.
-    limit_bytes: bytes of text to take from the corpus, approximately, at least 1; None for the whole corpus.
-    shard_bytes: bytes of text per shard, approximately, at least 1; memory holds one shard.
-    tokenizer_bytes: bytes of text to train a tokenizer on, approximately, at least 1.
-    duplicates: how to find training documents that resemble a held-out one, to leave them out; None keeps them all.
-    include: glob patterns of the files to read in folders; empty for all.
-    exclude: glob patterns of the files to leave out in folders.
-    d_key: width of the hashing embedder's keys, at least 1.
-    training_neighbours: whether to find neighbours of training chunks. Only training needs them, and they take long."""
-
-    chunk_size: int = 64
-    vocabulary_size: int = 4096
-    tokenizer: str | None = None
-    held_out: float = 0.1
-    key_dtype: str = "float32"
-    neighbours: int = 10
-    extra_candidates: int = 22
-    limit_bytes: int | None = None
-    shard_bytes: int = 32_000_000
-    tokenizer_bytes: int = 16_000_000
-    duplicates: DedupConfig | None = NEAR_DUPLICATE
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    d_key: int = D_KEY
-    training_neighbours: bool = True
-
-    def __post_init__(self) -> None:
-        minima = {"chunk_size": 1, "neighbours": 1, "extra_candidates": 0, "shard_bytes": 1, "tokenizer_bytes": 1}
-        minima |= {"d_key": 1, "vocabulary_size": bpe.MIN_VOCABULARY_SIZE if self.tokenizer is None else 0}
-        minima |= {} if self.limit_bytes is None else {"limit_bytes": 1}
-        for name, minimum in minima.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
-                raise UserError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
-        if not isinstance(self.held_out, int | float) or not 0 <= self.held_out < 1:
-            raise UserError(f"held_out must be in [0, 1), not {self.held_out!r}")
-        if not isinstance(self.duplicates, DedupConfig | None):
-            raise UserError(f"duplicates must be a DedupConfig or None, not {self.duplicates!r}")
-        max_size, max_stored = layout.MAX_CHUNK_SIZE, layout.MAX_STORED_NEIGHBOURS
-        if self.chunk_size > max_size or self.neighbours + self.extra_candidates > max_stored:
-            maxima = f"at most {max_size:,}, and neighbours + extra_candidates at most {max_stored:,}"
-            raise UserError(f"chunk_size must be {maxima}")
-        if self.key_dtype not in ("float16", "float32"):
-            raise UserError(f"key_dtype must be float16 or float32, not {self.key_dtype}")
+CORPUS_FIELDS = ("include", "exclude", "text_field", "name_field", "split_field")
+# Fields that requests of older versions lack. A request leaves out those that have their default value.
+ADDED = ("training_neighbours", "held_out_bytes", "text_field", "name_field", "split_field")
 
 
 def build_database(
@@ -114,12 +62,11 @@ def build_database(
     out = Path(out)
     if isinstance(embedder, str) and embedder != HASHED:
         raise UserError(f'embedder must be "{HASHED}" or an object that embeds, not {embedder!r}')
-    user_embedder = None if isinstance(embedder, str) else embedder
-    corpus = find_corpus(source, leave_out=out, include=config.include, exclude=config.exclude)
+    user_embedder = None if isinstance(embedder, str) else checked_embedder(embedder)
+    corpus = find_corpus(source, leave_out=out, **{name: getattr(config, name) for name in CORPUS_FIELDS})
     check_apart(out, corpus)
     corpus = limited(corpus, config.limit_bytes)
-    if all(held_out(name, config.held_out) for name in corpus.names()):
-        raise UserError(f"every document of the corpus is held out: give more documents, or --held-out 0 ({source})")
+    split_of = split_chooser(corpus, config)
     outputs.claim(out, outputs.DATABASE)
     request = _request(corpus, config, user_embedder)
     _check_request(out, request)  # before anything is changed
@@ -137,31 +84,36 @@ def build_database(
             say(f"{out} already holds this database{edits}; using it")
         else:
             with workers(dask) as run:
-                _build(run, out, corpus, config, user_embedder)
-    return Database.open(out, user_embedder)
+                _build(run, out, corpus, config, user_embedder, split_of)
+    database = Database.open(out, user_embedder)
+    if not any(database.manifest["splits"][name]["documents"] for name in database.held_out_splits):
+        advice = "to evaluate a model, build another folder with --held-out-bytes 0.1, or with --train and --valid"
+        say(f"{out} holds out no document: {advice}")
+    return database
 
 
-def _build(run: Runner, out: Path, corpus: Corpus, config: BuildConfig, user_embedder: Embedder | None) -> None:
+def _build(run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder | None, split_of: SplitOf) -> None:
     work, tokenizer_path = out / layout.WORK, out / layout.TOKENIZER
-    split_of = lambda document: "valid" if held_out(document.name, config.held_out) else "train"  # noqa: E731
     changed = f"{out} was started with another corpus (its documents have changed): give another folder"
     facts = write_texts(corpus, work, split_of, config.shard_bytes, changed)
     splits = facts["splits"]
     tokenizer = _tokenizer(tokenizer_path, work, splits["train"], config)
     left_out = _left_out(run, out, work, splits, config)
     folders = stages.write_tokens(run, out, work, tokenizer_path, splits, config.chunk_size, 0, (0, left_out))
+    training = folders["train"]
     if not (out / layout.DOCUMENTS).exists():
         record_files = ([stages.record_file(work, s, n) for n in range(f["shards"])] for s, f in splits.items())
         write_records(out / layout.DOCUMENTS, heapq.merge(*map(chained, record_files), key=lambda record: record["id"]))
-    training = folders[: splits["train"]["shards"]]
-    if not any(stages.chunk_count(folder) for folder in training):
-        raise UserError(f"every training document resembles a held-out one (see {out / layout.DUPLICATES}): give more")
-    for split in layout.SPLITS:
+    reasons = {"train": "training document resembles a held-out one", "valid": "document of valid is in test as well"}
+    for split, reason in reasons.items():
+        if splits[split]["documents"] and not any(map(stages.chunk_count, folders[split])):
+            raise UserError(f"every {reason} (see {out / layout.DUPLICATES}): give more")
+    for split in splits:
         write_array(out / layout.tombstones_of(split), np.empty(0, np.int64))
     embedder = _embedder(run, out, training, tokenizer, config, user_embedder)
-    stages.write_keys(run, work, tokenizer_path, folders, embedder, config.key_dtype)
+    stages.write_keys(run, work, tokenizer_path, [*chain(*folders.values())], embedder, config.key_dtype)
     stages.write_indexes(run, training)
-    queries = stages.all_queries(training, folders[len(training) :])
+    queries = stages.all_queries(folders)
     candidates = config.neighbours + config.extra_candidates
     stages.write_neighbours(run, out, work, queries, candidates, ef_margin_of(embedder), config.training_neighbours)
     remove_partial(out, outputs.DATABASE_FOLDERS)  # A killed worker may have left some although another did its task.
@@ -192,12 +144,17 @@ def _sample(files, share, advance):
 
 
 def _left_out(run, out, work, splits, config) -> np.ndarray:
-    """The numbers of the training documents that resemble a held-out one. duplicates.jsonl lists them."""
-    path = out / layout.DUPLICATES
+    """The numbers of the documents that resemble one which is held out from them. duplicates.jsonl lists them.
+
+    These are training documents, and documents of valid that have the grams of one of test."""
+    path, config = out / layout.DUPLICATES, config.duplicates
     if not path.exists():
-        train, valid = (stages.text_files(work, split, splits[split]) for split in ("train", "valid"))
-        write_records(path, chained(stages.write_duplicates(run, work, train, valid, config.duplicates), DUPLICATE))
-    return np.array([record["number"] for record in chained([path], DUPLICATE)], np.int64)
+        train, valid, *test = (stages.text_files(work, split, splits[split]) for split in splits)
+        duplicates = stages.write_duplicates(run, work, train, [*chain(*test), *valid], config)
+        if test and config is not None:
+            duplicates += stages.write_duplicates(run, work, valid, test[0], replace(config, threshold=1.0))
+        write_records(path, chained(duplicates, DUPLICATE))
+    return np.sort(np.array([record["number"] for record in chained([path], DUPLICATE)], np.int64))
 
 
 def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
@@ -212,8 +169,9 @@ def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
 
 
 def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]:
-    splits, rows = summarise(Documents(out / layout.DOCUMENTS), layout.SPLITS)
+    splits, rows = summarise(Documents(out / layout.DOCUMENTS), facts["splits"])
     files = layout.file_facts(out)
+    training = [source for source in corpus.sources if source.split in ("", "train")]
     return {
         "format": layout.FORMAT,
         "generation": 0,  # the number of edits
@@ -227,19 +185,18 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]
         "corpus": facts["digest"],
         **{name: facts[name] for name in ("skipped", "skipped_names")},
         "splits": splits,
-        "sources": [{"name": s.name, "weight": s.weight, "rows": rows.get(s.name, [])} for s in corpus.sources],
+        "sources": [{"name": s.name, "weight": s.weight, "rows": rows.get(s.name, [])} for s in training],
         "files": files,
     }
 
 
 def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None) -> dict[str, Any]:
     identity = {"embedder": HASHED} if embedder is None else {"embedder": embedder.sha256, "d_key": None}
-    request = asdict(config) | identity | {"sources": [[s.name, s.weight] for s in corpus.sources]}
+    sources = [[s.name, s.weight, *[s.split] * bool(s.split)] for s in corpus.sources]
+    request = asdict(config) | identity | {"sources": sources}
     if config.tokenizer is not None:
         request |= {"tokenizer": bpe.tokenizer_sha256(bpe.load_tokenizer(config.tokenizer)), "vocabulary_size": None}
-    if config.training_neighbours:
-        del request["training_neighbours"]  # Requests of older versions lack this field.
-    return json.loads(json.dumps(request))
+    return json.loads(json.dumps({n: v for n, v in request.items() if n not in ADDED or v != getattr(BuildConfig, n)}))
 
 
 def _check_request(out: Path, request: dict[str, Any]) -> bool:
@@ -247,8 +204,9 @@ def _check_request(out: Path, request: dict[str, Any]) -> bool:
     path = out / layout.REQUEST
     if not path.exists():
         return True
-    stored = new_names(read_json(path, hint=f"remove {out}, or give another folder"))
-    for name, value in request.items():
+    defaults = {name: getattr(BuildConfig, name) for name in ADDED}
+    stored = defaults | new_names(read_json(path, hint=f"remove {out}, or give another folder"))
+    for name, value in (defaults | request).items():
         if stored.get(name) != value:
             change = f"{name} = {stored.get(name)}, not {value}"
             raise UserError(f"{out} was started with {change}; give the same value, or another folder")

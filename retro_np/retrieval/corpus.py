@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.files import hash_fraction
 from retro_np.renamed import accept_old_names
-from retro_np.retrieval.patterns import matcher
+from retro_np.retrieval.rows import NO_FIELD, Fields
 from retro_np.retrieval.sources import LOCATION_FORMS, STDLIB, Document, Entry, OnSkip, default_name, opener  # noqa: F401
 
 SPEC_NAME = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
@@ -30,11 +31,14 @@ def _ignore(name: str) -> None:
 @accept_old_names
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from, and what share of the training mixture they get. Weights need not sum to 1."""
+    """Where documents come from, and what share of the training mixture they get. Weights need not sum to 1.
+
+    split: train, valid or test for all documents, or "" if the rows or the build decide."""
 
     name: str
     location: str
     weight: float | None = None
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Corpus:
 
         Sources keep the order in which they were given. A folder is read in the order of its relative paths, other
         sources line by line. Raises UserError for a file that is missing or unreadable and for a bad line of JSONL."""
-        return (entry.read() for entry in self.entries(on_skip))
+        return (replace(entry.read(), split=entry.split) for entry in self.entries(on_skip))
 
     def where(self, condition: Callable[[str], bool]) -> "Corpus":
         """The documents whose names fulfil a condition."""
@@ -93,26 +97,70 @@ def parse_sources(specs: Iterable[str]) -> list[Source]:
 
 def find_corpus(
     source: str | Path | list[Source], leave_out: str | Path | None = None, include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    exclude: Sequence[str] = (), text_field: str = "text", name_field: str | None = None,
+    split_field: str | None = None,
 ) -> Corpus:  # fmt: skip
     """The documents at one location or of several sources. A location is not parsed for a name or a weight.
 
-    A location is `stdlib`, a folder, a .jsonl or .jsonl.gz file with `text` on each line, a text file, or
-    `hub:NAME[@CONFIG][#SPLIT]`. Every file of a folder is a document, except hidden and binary files, files
-    below leave_out, and links out of it (see `sources.folder_files`). include, exclude: patterns for relative paths in
-    folders (see `patterns.py`). A file is taken if it matches an include pattern, or none is given, and matches no
-    exclude pattern. Raises UserError for a location that does not exist or holds no text, and for a binary file."""
+    A location is `stdlib`, a folder, a text file, a file of rows (JSON lines in a file called .jsonl, also packed by
+    gzip or zstd; parquet), a folder that `save_to_disk` wrote, or `hub:NAME[@CONFIG][#SPLIT]`. Every file of a folder
+    is a document, except hidden and binary files, files below leave_out, and links out of it; its parquet files and
+    saved datasets are rows (see `sources.folder_files`). include, exclude: patterns for relative paths in folders, as
+    in .gitignore. A file is taken if the include patterns match it, or none is given, and the exclude patterns do not.
+    text_field, name_field, split_field: see `rows.Fields`. Raises UserError for a location that does not exist or holds
+    no text, for a binary file, and for a field that no source can have."""
     sources = source if isinstance(source, list) else [Source(default_name(str(source)), str(source))]
     if not sources or not sources[0].location:
         raise UserError(f"no corpus is named: give {LOCATION_FORMS}")
-    included, excluded = matcher(include), matcher(exclude)
+    if split_field not in (None, NO_FIELD) and all(source.split for source in sources):
+        raise UserError(f"every source has a split, so the field `{split_field}` decides nothing: leave it out")
+    included, excluded = _matcher(include), _matcher(exclude)
 
     takes = lambda file: (not include or included(file)) and not excluded(file)  # noqa: E731
-    enters = lambda folder: not excluded(folder)  # noqa: E731
-    streams = [opener(each.location, each.name, takes, enters, leave_out) for each in sources]
+    enters = lambda folder: not excluded(folder + "/")  # noqa: E731
+    fields = Fields(text_field, name_field, split_field)
+    streams = [opener(each.location, each.name, each.split, fields, takes, enters, leave_out) for each in sources]
     for each, stream in zip(sources, streams, strict=True):
         _check_text(each, stream, bool(include or exclude))
-    return Corpus(sources, lambda on_skip: (entry for stream in streams for entry in stream(on_skip)))
+
+    def entries(on_skip: OnSkip) -> Iterator[Entry]:
+        for each, stream in zip(sources, streams, strict=True):
+            yield from (entry._replace(split=each.split or entry.split) for entry in stream(on_skip))
+
+    return Corpus(sources, entries)
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Whether patterns as in .gitignore match a relative path, which ends in a slash if it is a folder's.
+
+    The last pattern that matches the path decides; if none does, the folder around it is asked. A `./` in front anchors
+    a pattern. Raises UserError for a pattern that is not a glob or can match nothing."""
+    parts: list = []
+    for pattern in patterns:
+        try:
+            from pathspec import GitIgnoreSpec
+
+            line = f"/{pattern[2:]}" if pattern.startswith("./") else pattern
+            with warnings.catch_warnings(action="error", category=FutureWarning):  # brackets in brackets
+                parts += GitIgnoreSpec.from_lines([line.replace("\n", "\r")]).patterns
+        except ImportError as error:
+            raise UserError("patterns for files need the package pathspec: pip install pathspec") from error
+        except (ValueError, re.error, FutureWarning) as error:
+            raise UserError(f"the pattern {pattern!r} is not a glob ({error}): check its brackets") from error
+        if not line.strip("/") or parts[-1].include is None:
+            raise UserError(f"the pattern {pattern!r} matches nothing: give one such as *.py or src/**")
+
+    def matches(path: str) -> bool:
+        line = path.replace("\n", "\r")  # A dot in the library's expressions matches no newline.
+        while line:
+            for part in reversed(parts):
+                ends = [match.groupdict().get("ps_d") and match.end("ps_d") for match in part.regex.finditer(line)]
+                if None in ends or len(line) in ends:  # The group ps_d is the slash after a folder that matches.
+                    return part.include
+            line = line[: line.rstrip("/").rfind("/") + 1]
+        return False
+
+    return matches
 
 
 def check_apart(database: Path, corpus: Corpus) -> None:

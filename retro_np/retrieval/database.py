@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,11 @@ from retro_np.errors import UserError
 from retro_np.files import allow_open_files, hash_fraction
 from retro_np.files.untrusted import mapped
 from retro_np.kernels.search import merge_lists
+from retro_np.progress import say
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval.bert import load_bert
 from retro_np.retrieval.documents import Documents
-from retro_np.retrieval.embedders import Embedder, embed_chunks
+from retro_np.retrieval.embedders import Embedder, checked_embedder, embed_chunks, embed_queries
 from retro_np.retrieval.hashing import load_hashing
 from retro_np.retrieval.index import INDEX, hnswlib_installed
 from retro_np.retrieval.journal import edited_since, recover_edit
@@ -59,6 +60,7 @@ class Database:
         self.path: Path = path
         self.manifest: dict[str, Any] = manifest
         self.part: str = ""  # describes the fraction of the documents; empty for the whole database
+        self._told = False  # whether `split_name` has said that there is no test part
         self._embedder, self._embedder_given, self._index_kind = embedder, embedder, index
         self.chunk_size: int = manifest["chunk_size"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
@@ -66,7 +68,7 @@ class Database:
         self.ef_margin: int = manifest["embedder"]["margin"]
         self.training_neighbours: bool = manifest.get("training_neighbours", True)
         self.tokenizer: Tokenizer = load_tokenizer(path / layout.TOKENIZER)
-        self.documents: Documents = Documents(path / layout.DOCUMENTS)
+        self.documents: Documents = Documents(path / layout.DOCUMENTS, manifest["splits"])
         if self.tokenizer.get_vocab_size() != self.vocabulary_size:
             raise UserError(f"{path}: its tokenizer does not have {self.vocabulary_size:,} tokens: {layout.REBUILD}")
         self._documents = self._sharded("train", "documents")
@@ -99,7 +101,7 @@ class Database:
                 return cls.open(path, embedder, index)
             raise
         if embedder is not None:
-            database.check_embedder(embedder)
+            database.check_embedder(checked_embedder(embedder, tried=False))
         return database
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -152,7 +154,7 @@ class Database:
         Returns ids and squared L2 distances, (k,), or (N, k) for a list; −1 and inf if fewer. k < 1 is a UserError."""
         texts = [text] if isinstance(text, str) else list(text)
         texts = [without_surrogates(t) if isinstance(t, str) else t for t in texts]
-        ids, distances = self.search_keys(self.embedder.embed(texts, show_progress=False), k)
+        ids, distances = self.search_keys(embed_queries(self.embedder, self.tokenizer, texts), k)
         return (ids[0], distances[0]) if isinstance(text, str) else (ids, distances)
 
     def search_keys(self, keys: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -209,39 +211,62 @@ class Database:
             raise UserError(f"a fraction of a database must be in (0, 1], not {share}")
         if share == 1:
             return self
-        part = self._only(lambda record: hash_fraction(f"fraction {seed} {record['name']}") < share)
+        is_other = lambda record: hash_fraction(f"fraction {seed} {record['name']}") >= share  # noqa: E731
+        part = self._without_rows(self._rows_of(self._documents, is_other))
         part.part = f"{share} of the documents, seed {seed}"
         return part
 
     def without(self, sha256s: set[str]) -> "Database":
         """The same database, in which no search finds a document whose text has one of these SHA-256 hashes."""
-        return self._only(lambda record: record["sha256"] not in sha256s)
+        return self._without_rows(self._rows_of(self._documents, lambda record: record["sha256"] in sha256s))
 
-    def _only(self, included: Callable[[dict[str, Any]], bool]) -> "Database":
-        """The same database, in which searches find only documents whose record is included."""
-        dropped = np.array([not included(record) for record in self.documents], bool)
-        return self._without_rows(np.union1d(self._deleted, np.flatnonzero(dropped[np.asarray(self._documents)])))
+    def _rows_of(self, documents: Sharded, condition: Callable[[dict[str, Any]], bool]) -> np.ndarray:
+        """The rows whose document's record fulfils a condition. documents: (N,), each row's document."""
+        return np.flatnonzero(np.array([condition(record) for record in self.documents], bool)[np.asarray(documents)])
 
-    def _without_rows(self, deleted: np.ndarray) -> "Database":
+    def _without_rows(self, rows: np.ndarray) -> "Database":
+        """The same database, in which no search finds these training rows."""
         part = Database.__new__(Database)  # `copy` would go through a pickle, and open and hash every file again.
         part.__dict__ |= {name: value for name, value in vars(self).items() if name not in ("_shards", "deleted_rows")}
-        part._deleted, part._tokens = deleted, self._sharded("train", "tokens", deleted)
+        part._deleted = np.union1d(self._deleted, rows)
+        part._tokens = self._sharded("train", "tokens", part._deleted)
         return part
 
-    def split(self, name: str) -> Split:
-        """The chunks of "train" or "valid" with their precomputed neighbours. Raises UserError for another name."""
+    @property
+    def held_out_splits(self) -> list[str]:
+        """The splits that cannot be retrieved: valid, for tuning, and test, for reporting, if documents are in it."""
+        return [name for name in self.manifest["splits"] if name != "train"]
+
+    def split_name(self, name: str) -> str:
+        """The stored split that serves as train, valid or test. Raises UserError for another name.
+
+        If there is no test part, as in databases of older versions, valid serves as both. The first call says so."""
+        if name == "test" and name not in self.manifest["splits"]:
+            if not self._told:
+                say(f"{self.path} has no test part: its held-out documents (valid) serve for tuning and for reporting")
+            self._told, name = True, "valid"
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.path} has no split {name!r}: it has {', '.join(self.manifest['splits'])}")
+        return name
+
+    def split(self, name: str, without: Collection[str] = ()) -> Split:
+        """The chunks of "train", "valid" or "test" (see `split_name`) with their precomputed neighbours.
+
+        without: SHA-256 hashes of texts. Documents with these texts count as removed, see `Split.removed`."""
+        name = self.split_name(name)
+        documents, ids, distances = (self._sharded(name, array) for array in ("documents", "ids", "distances"))
         removed = self._deleted if name == "train" else self._removed_rows(name)
+        if without:
+            removed = np.union1d(removed, self._rows_of(documents, lambda record: record["sha256"] in without))
         sources = _present(self.manifest["sources"], removed) if name == "train" else ()
         if self.part and all(weight is None for weight, _ in sources):
             # Most rows of a fraction are deleted. Joining the rest in one source avoids sequences of padding.
             sources = ((1.0, tuple(itertools.chain.from_iterable(ranges for _, ranges in sources))),)
-        documents, ids, distances = (self._sharded(name, array) for array in ("documents", "ids", "distances"))
         return Split(name, self._sharded(name, "tokens", removed), documents, ids, distances, sources, removed)
 
     def keys(self, split: str) -> Sharded:
         """The stored keys of a split's chunks, (N, d_key), in the stored dtype; zeros for removed chunks."""
+        split = self.split_name(split)
         return self._sharded(split, "keys", self._removed_rows(split))
 
     def text(self, tokens: Any) -> str:

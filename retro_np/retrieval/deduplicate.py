@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,10 @@ FIRST_CANDIDATES = 4  # The best candidates of a document are compared first. Us
 MAX_WORDS_PER_GRAM, MAX_HASHES = 1000, 65_536  # Larger values are mistakes.
 BATCH_BYTES = 1 << 23  # bytes of text whose signatures are computed together
 MAX_CACHED_GRAMS = 1 << 25  # 13-grams of held-out documents, 256 MiB
+# MinHash is used where it detects this share of pairs. With 1, 8 and 32 MB of held-out text it was no slower than the
+# exact comparison, and the larger the text, the faster (benchmarks/deduplicate_methods.py).
+SURE_DETECTION = 0.999
+TABLE_BITS = 28  # at most; of the table of a GramIndex
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,11 @@ class DedupConfig:
                 raise UserError(f"deduplication: {name} must be from 1 to {maximum}, not {value}")
         if bands < 1 or hashes % bands:
             raise UserError(f"deduplication: {hashes} hashes cannot be divided into {bands} bands of equal size")
-        detection = detection_probability(self.threshold, self)
-        if detection < MIN_DETECTION:
-            found = f"only {100 * detection:.0f} % of the pairs at the threshold {self.threshold}"
-            fault = f"deduplication: {bands} bands of {hashes // bands} hashes detect {found}"
-            raise UserError(f"{fault}: give more bands, up to {hashes}")
+
+    @property
+    def compares_exactly(self) -> bool:
+        """Whether to compare all pairs exactly, since MinHash would miss some at the threshold. Else it is faster."""
+        return detection_probability(self.threshold, self) < SURE_DETECTION
 
 
 class Duplicate(NamedTuple):
@@ -87,9 +91,46 @@ class BandIndex:
         return self.members[self.starts[group] : self.starts[group + 1]]
 
 
+class GramIndex:
+    """An index of held-out documents by gram. It finds all that share a gram with a text.
+
+    parts: (2, G) uint64 arrays that `postings` made; they may be memory-mapped. counts: the documents of each part,
+    whose rows follow those of the parts before. A table of up to 256 MiB excludes most grams that no document has."""
+
+    def __init__(self, parts: Sequence[np.ndarray], counts: Sequence[int]):
+        self._parts, self._starts = parts, np.cumsum([0, *counts])
+        self._sizes = [np.bincount(part[1].view(np.int64), minlength=n) for part, n in zip(parts, counts, strict=True)]
+        self.signatures: dict[int, np.ndarray] = {}  # of documents that were found
+        bits = min(TABLE_BITS, (8 * sum(len(part[0]) for part in parts)).bit_length() + 1)
+        self._shift, self._table = np.uint64(64 - bits), np.zeros(1 << bits, bool)
+        for part in parts:
+            self._table[part[0] >> self._shift] = True
+
+    def similarities(self, text: str, words: int = 13, minimum: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of documents that share a gram with a text, ascending, and their Jaccard similarities with it.
+
+        Those of less than `minimum` may be left out. Of equal documents of a part only the first is returned."""
+        text_grams, size = _gram_hashes(text, words), 0
+        known, rows, shares = _unique(text_grams[self._table[text_grams >> self._shift]]), [], []
+        for part, sizes, start in zip(self._parts, self._sizes, self._starts, strict=False):
+            low, high = np.searchsorted(part[0], known), np.searchsorted(part[0], known, side="right")
+            positions = np.repeat(high - np.cumsum(high - low), high - low) + np.arange((high - low).sum())
+            common = np.bincount(part[1][positions].view(np.int64), minlength=len(sizes))
+            near = np.flatnonzero((common > 0) & (common > minimum * sizes - 0.5))  # since |A ∪ B| is at least |B|
+            size = size or (len(_unique(text_grams)) if len(near) else 0)
+            rows.append(start + near)
+            shares.append(common[near] / (size + sizes[near] - common[near]))
+        return np.concatenate(rows), np.concatenate(shares)
+
+
 def grams(texts: Sequence[str], words: int = 13) -> list[np.ndarray]:
     """Each text's set of grams: sorted unique hashes, (grams,) uint64."""
-    return [_unique(gram_hashes(np.frombuffer(word_bytes(text), np.uint8), words)) for text in texts]
+    return [_unique(_gram_hashes(text, words)) for text in texts]
+
+
+def _gram_hashes(text, words):
+    """The hashes of a text's grams in order, (grams,) uint64."""
+    return gram_hashes(np.frombuffer(word_bytes(text), np.uint8), words)
 
 
 def signatures(texts: Sequence[str], config: DedupConfig) -> np.ndarray:
@@ -111,7 +152,13 @@ def jaccard(text_a: str, text_b: str, words: int = 13) -> float:
 
 
 def band_index(held_signatures: np.ndarray, config: DedupConfig) -> BandIndex:
-    """Index held-out signatures (H, hashes) for `candidates`. Raises UserError unless they fit the settings."""
+    """Index held-out signatures (H, hashes) for `candidates`.
+
+    Raises UserError unless they fit the settings, and the bands detect pairs at the threshold."""
+    if (detection := detection_probability(config.threshold, config)) < MIN_DETECTION:
+        found = f"only {100 * detection:.0f} % of the pairs at the threshold {config.threshold}"
+        fault = f"deduplication: {config.bands} bands of {config.hashes // config.bands} hashes detect {found}"
+        raise UserError(f"{fault}: compare exactly, or give more bands, up to {config.hashes}")
     held_signatures = _checked(held_signatures, config)
     rows = np.flatnonzero((held_signatures != NO_GRAM).any(axis=1))  # texts without grams have no duplicates
     _, first, group = np.unique(held_signatures[rows], axis=0, return_index=True, return_inverse=True)
@@ -156,13 +203,15 @@ def detection_probability(similarity: float, config: DedupConfig) -> float:
 
 
 def find_duplicates(
-    texts: Sequence[str], held_index: BandIndex, held_text: Callable[[int], str], config: DedupConfig
+    texts: Sequence[str], held_index: BandIndex | GramIndex, held_text: Callable[[int], str], config: DedupConfig
 ) -> list[Duplicate]:
     """The texts whose exact similarity with a held-out document reaches the threshold.
 
-    held_text: returns the text of a held-out row; called only for rows that are compared. Returns at most one record
-    per text, in order of the texts. Each text is compared with its candidates in order of their estimates until one
-    reaches the threshold, so a better estimate never hides a match."""
+    held_index: made by `band_index`, which misses few, or a GramIndex, which misses none. held_text: returns the text
+    of a held-out row; called only for rows that are compared. Returns at most one record per text, in order of the
+    texts: that of the held-out document with the best estimate among those that reach the threshold."""
+    if isinstance(held_index, GramIndex):
+        return _all_duplicates(texts, held_index, held_text, config)
     text_signatures, duplicates = signatures(texts, config), []
     held_sets = _held_sets(held_index, held_text, config.words)
     i, j, estimates = candidates(text_signatures, held_index, config)
@@ -178,6 +227,20 @@ def find_duplicates(
     return duplicates
 
 
+def _all_duplicates(texts, held_index, held_text, config):
+    duplicates, signed = [], held_index.signatures
+    for number, text in enumerate(texts):
+        rows, exact = held_index.similarities(text, config.words, config.threshold)
+        near = np.flatnonzero(exact >= config.threshold)
+        if len(near):
+            held, exact = rows[near].tolist(), exact[near].tolist()
+            signed |= {row: signatures([held_text(row)], config)[0] for row in held if row not in signed}
+            estimates = (np.stack([signed[row] for row in held]) == signatures([text], config)).mean(axis=1)
+            best = int(np.argmax(estimates))
+            duplicates.append(Duplicate(number, held[best], float(estimates[best]), exact[best]))
+    return duplicates
+
+
 def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
     """(held-out row, estimate, exact similarity) of the first candidate that reaches the threshold, or None."""
     for candidate, estimate in zip(held_rows.tolist(), estimates.tolist(), strict=True):
@@ -186,6 +249,35 @@ def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
             if exact >= threshold:
                 return row, estimate, exact
     return None
+
+
+def postings(texts: Iterable[str], words: int = 13) -> tuple[np.ndarray, np.ndarray]:
+    """Which documents have which gram: (2, G) uint64, the sorted hashes of grams and the row of a document beside each.
+
+    Of documents with the same grams only the first has entries; its row is also returned for each of them, (N,)."""
+    rows: dict[bytes, int] = {}
+    sets, first = [np.empty(0, np.uint64)], []
+    for row, text in enumerate(texts):
+        (text_grams,) = grams([text], words)
+        first.append(rows.setdefault(hashlib.sha256(text_grams.tobytes()).digest(), row))
+        sets.append(text_grams if first[-1] == row else text_grams[:0])
+    hashes, owners = np.concatenate(sets), np.repeat(np.arange(len(sets), dtype=np.uint64), list(map(len, sets))) - 1
+    order = np.argsort(hashes)
+    return np.stack([hashes[order], owners[order]]), np.array(first, np.int64)
+
+
+def nearest_similarity(texts: Iterable[str], held_texts: Iterable[str], words: int = 13) -> np.ndarray:
+    """For each held-out document the largest Jaccard similarity of its grams with those of a training document.
+
+    texts: the training documents, read once, one at a time. held_texts: the held-out documents. words: per gram.
+    Returns (held-out documents,) float64 in [0, 1]; 0 for a document without words. The similarities are exact. Memory:
+    one training document, and about 40 bytes for each gram of the held-out documents."""
+    part, first = postings(held_texts, words)
+    index, nearest = GramIndex([part], [len(first)]), np.zeros(len(first))
+    for text in texts:
+        rows, similarities = index.similarities(text, words)
+        nearest[rows] = np.maximum(nearest[rows], similarities)
+    return nearest[first]
 
 
 def _held_sets(index: BandIndex, text: Callable[[int], str], words: int) -> Callable[[int], Iterator]:

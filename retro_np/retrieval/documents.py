@@ -25,12 +25,13 @@ class Documents(Sequence[dict[str, Any]]):
     The record of a document that was removed and not yet compacted has "removed": true. Reading a line that is not a
     record, or is the record of another number, raises UserError."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, splits: Iterable[str] = tuple(SPLITS)):
+        self.path: Path = path
+        self._splits = tuple(splits)
         self._lines = Lines(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
+        return type(self), (self.path, self._splits)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -41,7 +42,7 @@ class Documents(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*number.indices(len(self)))]
         number = range(len(self))[number]
         record = checked_record(self._lines[number], RECORD, f"{self.path}:{number + 1}")
-        if record["id"] != number or record["split"] not in SPLITS or not record["chunks"]:
+        if record["id"] != number or record["split"] not in self._splits or not record["chunks"]:
             raise UserError(f"{self.path}:{number + 1} is not the record of document {number}: {REBUILD}")
         return record
 

@@ -1,5 +1,4 @@
 """Edit a database without rebuilding it: add documents, remove documents, compact. journal.py makes edits atomic.
-
 Added documents become new shards. Each list of neighbours is merged with their chunks, as if all had been built
 together. tombstones.npy lists the removed documents' chunks, which nothing finds or reads. `compact` deletes them."""
 
@@ -10,6 +9,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from retro_np.files import locked, outputs, remove_folder, remove_partial, write
 from retro_np.progress import say
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
+from retro_np.retrieval.config import BuildConfig
 from retro_np.retrieval.corpus import Source, check_apart, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.documents import DUPLICATE, RECORD, chained, summarise, write_records
+from retro_np.retrieval.documents import DUPLICATE, RECORD, chained, document_runs, summarise, write_records
 from retro_np.retrieval.embedders import Embedder
 from retro_np.retrieval.index import hnswlib_installed
 from retro_np.retrieval.journal import begin_edit, finish_edit
@@ -33,20 +34,22 @@ from retro_np.retrieval.workers import workers
 
 def add_documents(
     path: str | Path, source: str | Path | list[Source], *, embedder: Embedder | None = None, dask: str | None = None,
-    include: Sequence[str] = (), exclude: Sequence[str] = (),
+    include: Sequence[str] = (), exclude: Sequence[str] = (), **fields: Any,
 ) -> Database:  # fmt: skip
     """Add the documents of a corpus to those that a database retrieves. None of them is held out.
-
-    Documents whose name and text the database already has, and near-duplicates of held-out documents, are skipped.
+    Documents whose name and text the database already has, near-duplicates of held-out documents, and documents that
+    their source or a field of their row puts into valid or test, are skipped. fields: text_field, name_field and
+    split_field, see `BuildConfig`.
     After an interruption, the same call resumes. Raises UserError as `build_database` does."""
     path = Path(path)
-    corpus = find_corpus(source, leave_out=path, include=include, exclude=exclude)
+    corpus = find_corpus(source, leave_out=path, include=include, exclude=exclude, **fields)
     check_apart(path, corpus)
     with _editing(path, embedder) as database:
         weights = _weights(database, corpus.sources)
         database.check_embedder(database.embedder)  # An edit must not start if it could not be finished.
+        given = {name: value for name, value in fields.items() if value != getattr(BuildConfig, name)}
         request = {"kind": "add", "sources": [[s.name, s.weight] for s in corpus.sources]}
-        edit = begin_edit(path, request | {"include": list(include), "exclude": list(exclude)})
+        edit = begin_edit(path, request | {"include": list(include), "exclude": list(exclude)} | given)
         facts = _new_texts(database, corpus, edit / layout.WORK)
         if facts["splits"]["train"]["documents"]:
             with workers(dask) as run:
@@ -59,7 +62,6 @@ def add_documents(
 
 def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
     """Remove documents, by number (int) or by name (str), from every search, value and batch of a database.
-
     A name removes all documents that have it. Raises UserError for a number or name that the database does not have."""
     path = Path(path)
     with _editing(path) as database:
@@ -68,7 +70,7 @@ def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
             say(f"{path}: nothing was removed; these documents had been removed before")
         else:
             edit = begin_edit(path, {"kind": "remove", "documents": removed})
-            for split in layout.SPLITS:
+            for split in database.manifest["splits"]:
                 stored = database.split(split)
                 rows = np.flatnonzero(np.isin(np.asarray(stored.documents), removed))
                 write_array(edit / layout.tombstones_of(split), np.union1d(stored.removed, rows))
@@ -81,13 +83,12 @@ def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
 
 def compact(path: str | Path, *, dask: str | None = None) -> Database:
     """Delete the bytes of removed documents and join small shards. Documents and chunks get new ids and neighbours.
-
     Shards built without hnswlib get a graph if it is installed now. Tokenizer and feature counts do not change."""
     path = Path(path)
     with _editing(path) as database:
-        has_removed = any(len(database.split(split).removed) for split in layout.SPLITS)
+        groups = {split: _groups(database, split) for split in database.manifest["splits"]}
+        has_removed = any(len(database.split(split).removed) for split in groups)
         to_index = hnswlib_installed() and not all(map(database.has_graph, database.folders(layout.SPLITS["train"])))
-        groups = {split: _groups(database, split) for split in layout.SPLITS}
         if not has_removed and not to_index and all(len(group) == 1 for group in itertools.chain(*groups.values())):
             say(f"{path} holds nothing to compact")
         else:
@@ -106,7 +107,7 @@ def _editing(path: Path, embedder=None) -> Iterator[Database]:
         finish_edit(path)
         remove_partial(path, outputs.DATABASE_FOLDERS)
         database = Database.open(path, embedder)
-        for split in layout.SPLITS:  # Every array is checked before an edit begins.
+        for split in database.manifest["splits"]:  # Every array is checked before an edit begins.
             database.split(split), database.keys(split)
         yield database
 
@@ -127,16 +128,22 @@ def _new_texts(database, corpus, work) -> dict:
     changed = f"the corpus changed while it was added to {database.path}: remove {work.parent} and add it again"
     known = array("Q", (_fingerprint(r["name"], r["sha256"]) for r in database.documents if not r.get("removed")))
     # Known duplicates are skipped too, unless the held-out document that they resemble has been removed since.
-    removed = {r["name"] for r in database.documents if r["split"] == "valid" and r.get("removed")}
+    removed = {r["name"] for r in database.documents if r["split"] != "train" and r.get("removed")}
     duplicates = chained([database.path / layout.DUPLICATES], DUPLICATE)
     known.extend(_fingerprint(r["name"], r["sha256"]) for r in duplicates if r["held_out"] not in removed)
-    sorted_known = np.sort(np.asarray(known))
+    sorted_known, held_out = np.sort(np.asarray(known)), []
 
     def split_of(document):
+        if document.split not in ("", "train"):
+            held_out.append(document.name)
+            return None
         sha256 = hashlib.sha256(document.text.encode()).hexdigest()
         return None if is_in(np.uint64(_fingerprint(document.name, sha256)), sorted_known) else "train"
 
-    return write_texts(corpus, work, split_of, database.manifest["shard_bytes"], changed)
+    facts = write_texts(corpus, work, split_of, database.manifest["shard_bytes"], changed)
+    if held_out:
+        say(f"{len(held_out):,} documents, such as {held_out[0]}, are for valid or test, and an edit holds nothing out")
+    return facts
 
 
 def _fingerprint(name: str, sha256: str) -> int:
@@ -147,9 +154,10 @@ def _fingerprint(name: str, sha256: str) -> int:
 def _add(run, database, edit, facts, weights) -> None:
     work, path, tokenizer = edit / layout.WORK, database.path, database.path / layout.TOKENIZER
     left_out = _left_out(run, database, edit, facts)
-    old = {split: database.folders(parent) for split, parent in layout.SPLITS.items()}
+    old = {split: database.folders(layout.SPLITS[split]) for split in database.manifest["splits"]}
     numbering, m = (len(database.documents), left_out), database.chunk_size
-    folders = stages.write_tokens(run, edit, work, tokenizer, {"train": facts}, m, len(old["train"]), numbering)
+    written = stages.write_tokens(run, edit, work, tokenizer, {"train": facts}, m, len(old["train"]), numbering)
+    folders = written["train"]
     records = [stages.record_file(work, "train", number) for number in range(facts["shards"])]
     if not (edit / layout.DOCUMENTS).exists():
         write_records(edit / layout.DOCUMENTS, chained([path / layout.DOCUMENTS, *records], RECORD))
@@ -158,10 +166,8 @@ def _add(run, database, edit, facts, weights) -> None:
     index = list(map(IndexShard, old["train"], database.first_ids, database.deleted_rows))
     added = stages.index_shards(folders, database.n_chunks)
     queries = [stages.QueryShard(f"train/{folder.name}", folder, [*index, *added]) for folder in folders]
-    for split, shards in old.items():
-        for folder in shards:
-            name = f"{split}/{folder.name}"
-            queries.append(stages.QueryShard(name, folder, added, path / "neighbours" / name))
+    known = [(f"{split}/{folder.name}", folder) for split, shards in old.items() for folder in shards]
+    queries += [stages.QueryShard(name, folder, added, path / "neighbours" / name) for name, folder in known]
     _write_neighbours(run, database, edit, queries)
     _commit(database, edit, weights)
 
@@ -186,13 +192,12 @@ def _left_out(run, database, edit, facts) -> np.ndarray:
 
 def _held_texts(database) -> Iterator[Text]:
     """The held-out documents, with texts decoded from their tokens."""
-    split, row = database.split("valid"), 0
-    for record in database.documents:
-        if record["split"] == "valid":
+    for split in map(database.split, reversed(database.held_out_splits)):  # test first, as in a build
+        for start, stop in document_runs(split.documents[:]):
+            record = database.documents[split.documents[start]]
             if not record.get("removed"):
-                text = database.text(split.tokens[row : row + record["chunks"]].reshape(-1))
+                text = database.text(split.tokens[start:stop].reshape(-1))
                 yield Text(record["id"], record["name"], record["source"], 0, text)
-            row += record["chunks"]
 
 
 def _numbers(database, documents) -> list[int]:
@@ -241,19 +246,19 @@ def _compact(run, database, edit, groups) -> None:
     removed = {record["name"] for record in database.documents if record.get("removed")}
     duplicates = chained([database.path / layout.DUPLICATES], DUPLICATE)
     write_records(edit / layout.DUPLICATES, (r for r in duplicates if not removed & {r["name"], r["held_out"]}))
-    folders: dict[str, list[Path]] = {split: [] for split in layout.SPLITS}
-    for split, parent in layout.SPLITS.items():
+    folders: dict[str, list[Path]] = {split: [] for split in groups}
+    for split in groups:
         write_array(edit / layout.tombstones_of(split), np.empty(0, np.int64))
-        rows, old = _remaining_rows(database, split), database.folders(parent)
+        rows, old = _remaining_rows(database, split), database.folders(layout.SPLITS[split])
         for number, group in enumerate(groups[split]):
-            folder = edit / parent / layout.shard_name(number)
+            folder = edit / layout.SPLITS[split] / layout.shard_name(number)
             folders[split].append(folder)
             for name in ("documents", "keys", "tokens"):
                 if not (folder / f"{name}.npy").exists():
                     joined = np.concatenate([shard_array(old[i], name)[rows[i]] for i in group])
                     write_array(folder / f"{name}.npy", new_ids[joined] if name == "documents" else joined)
     stages.write_indexes(run, folders["train"])
-    _write_neighbours(run, database, edit, stages.all_queries(folders["train"], folders["valid"]))
+    _write_neighbours(run, database, edit, stages.all_queries(folders))
     unchanged = {layout.TOKENIZER, layout.REQUEST, layout.HASHING} & database.manifest["files"].keys()
     _commit(database, edit, {}, unchanged)
 
@@ -261,17 +266,15 @@ def _compact(run, database, edit, groups) -> None:
 def _commit(database, edit, weights, unchanged=None) -> None:
     """Write the new manifest, which commits the edit, and move the files into place. unchanged: old files to keep."""
     old = database.manifest
-    splits, rows = summarise(chained([edit / layout.DOCUMENTS], RECORD), layout.SPLITS)
+    splits, rows = summarise(chained([edit / layout.DOCUMENTS], RECORD), old["splits"])
     weights = {source["name"]: source["weight"] for source in old["sources"]} | weights
     files = {name: old["files"][name] for name in (old["files"] if unchanged is None else unchanged)}
     files |= layout.file_facts(edit)
     # A source that lost all its rows, or added none, is dropped, because training cannot draw from it.
     names = [s["name"] for s in old["sources"] if s["name"] in rows or not s["rows"]] + [*rows]
     manifest = {key: value for key, value in old.items() if key not in ("sha256", "files")} | {
-        "generation": old["generation"] + 1,
-        "splits": splits,
+        "generation": old["generation"] + 1, "splits": splits, "files": dict(sorted(files.items())),
         "sources": [{"name": n, "weight": w, "rows": rows.get(n, [])} for n, w in weights.items() if n in names],
-        "files": dict(sorted(files.items())),
-    }
+    }  # fmt: skip
     layout.write_manifest(edit, manifest)
     finish_edit(database.path)

@@ -2,19 +2,9 @@
 
 The file index.hnsw is a HEADER; then, for each node, its number of links, 2 · LINKS links, its key and its label; then,
 for each node, the size in bytes of its lists above layer 0, and these lists. A list is a number of links and LINKS
-links. Numbers after the header are words of 32 bits, except labels. In what passes `check_graph`, hnswlib 0.8 reads
-nothing out of bounds (hnswalg.h):
-
-- The index allocates and copies what the header, the number of nodes and the sizes of their lists say. The header is
-  what the width of the keys implies, and the parts fill the file exactly.
-- `searchKnn` starts at the entry, which has a list of the highest layer. On a layer it follows links to nodes that have
-  a list of that layer, and so of all lower ones. It moves only to a nearer node, so it ends. NaN is not nearer.
-- `searchBaseLayerST` follows at most 2 · LINKS links of a node, to nodes that exist, and visits each node once. So
-  links from a node to itself and repeated links do no harm. NaN spoils the order of a heap, but not its size.
-- No node is marked as deleted, since the mark would be a higher bit of its number of links.
-- Labels are rows of the shard, each once, so results and `get_items` refer to keys that exist.
-
-A graph that passes may still be a bad one: `retro-np verify` compares its keys and measures its recall."""
+links. Numbers after the header are words of 32 bits, except labels. SECURITY.md says why
+hnswlib reads nothing out of bounds in what passes `check_graph`. A graph that passes may still be a bad one:
+`retro-np verify` compares its keys and measures its recall."""
 
 import os
 from pathlib import Path
@@ -41,7 +31,6 @@ NODES_PER_BLOCK = 1024
 
 def first_rows(path: Path | str, first: np.ndarray, size: int) -> np.ndarray:
     """The rows whose keys are in the graph, ascending: the first row with each key.
-
     path: the file equal.npy, which holds `first` (see `HnswIndex`). size: the number of keys. Raises UserError unless
     `first` is empty or has for each row the first row of its group."""
     rows = np.arange(size)
@@ -54,7 +43,6 @@ def first_rows(path: Path | str, first: np.ndarray, size: int) -> np.ndarray:
 
 def check_graph(path: Path | str, keys: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Read a graph file: what `hnswlib.Index(params=...)` needs besides its settings.
-
     keys: (n, d_key), at least one. labels: the rows of `keys` that are in the graph, ascending. The copies of the keys
     in the file are not compared. Raises UserError unless hnswlib can search the graph without leaving its memory."""
     try:

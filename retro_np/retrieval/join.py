@@ -1,7 +1,7 @@
 """Swap the database at evaluation: retrieve from another database, several, or a fraction of one (paper §4.1)."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,20 +110,28 @@ class Retrieval:
         return cls(database.split(split_name), database)
 
 
-def retrieve_from(database: Database, source: Database | DatabaseUnion, candidates: int | None = None) -> Retrieval:
-    """The held-out chunks of a database, with neighbours from another database, a fraction of one, or a union.
+def retrieve_from(
+    database: Database, source: Database | DatabaseUnion, candidates: int | None = None, split: str | Split = "valid",
+    sha256s: Collection[str] = (),
+) -> Retrieval:  # fmt: skip
+    """Held-out chunks of a database, with neighbours from another database, a fraction of one, or a union.
 
     A document of the source with the same text as a held-out one is left out. candidates: neighbours per chunk, or None
-    for as many as the database stores. Raises UserError if chunk sizes or tokenizers differ."""
+    for as many as the database stores. split: "valid", "test", or the chunks of other documents, and then sha256s has
+    the hashes of their texts. Raises UserError if chunk sizes or tokenizers differ."""
     check_values_fit(database, source)
     candidates = candidates or database.manifest["neighbours"] + database.manifest["extra_candidates"]
-    split, keys = database.split("valid"), database.keys("valid")
-    source = source.without({record["sha256"] for record in database.documents if record["split"] == "valid"})
+    keys = None
+    if isinstance(split, str):
+        name = database.split_name(split)
+        keys = database.keys(name) if _same_keys(database, source) else None
+        split, sha256s = database.split(name), {r["sha256"] for r in database.documents if r["split"] == name}
+    source = source.without(set(sha256s))
     shape = len(split.tokens), candidates
     ids, distances = np.empty(shape, np.int64), np.empty(shape, np.float32)
     with progress_bar(f"neighbours in {source.path}", len(ids), unit="queries") as advance:
         for rows in threads.blocks(len(ids), QUERIES_PER_BLOCK):
-            queries = keys[rows] if _same_keys(database, source) else source.embed_chunks(split.tokens[rows])
+            queries = source.embed_chunks(split.tokens[rows]) if keys is None else keys[rows]
             ids[rows], distances[rows] = source.search_keys(queries, candidates)
             advance(len(ids[rows]))
     return Retrieval(replace(split, neighbours=ids, distances=distances), source)

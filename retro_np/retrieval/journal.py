@@ -1,5 +1,4 @@
 """How an edit of a database takes effect completely or not at all, wherever it is killed.
-
 An edit writes its files below edit/, in the layout of a database, and writes its manifest there last. Before that, the
 database is unchanged. After that, the edit is committed: the same process, or whoever opens the database next, moves
 the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last."""
@@ -21,7 +20,6 @@ LOCK_TIMEOUT = 10.0  # seconds
 
 def recover_edit(path: Path) -> None:
     """Move the files of a committed edit into place, or wait until the process that does so has finished.
-
     Raises UserError if another process holds the database for more than LOCK_TIMEOUT seconds."""
     deadline = time.monotonic() + LOCK_TIMEOUT
     while (path / EDIT / MANIFEST).exists():
@@ -70,7 +68,6 @@ def finish_edit(path: Path) -> None:
 
 def begin_edit(path: Path, request: dict[str, Any]) -> Path:
     """The folder where an edit writes its files: a new one, or that of the same edit if it was interrupted.
-
     The caller holds the database's lock. Raises UserError if another edit was interrupted."""
     edit = path / EDIT
     finish_edit(path)

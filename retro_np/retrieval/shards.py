@@ -16,7 +16,15 @@ from retro_np.files import remove_folder, replacing, write_array
 from retro_np.files.untrusted import mapped
 from retro_np.kernels import threads
 from retro_np.kernels.search import merge_lists
-from retro_np.retrieval.deduplicate import DedupConfig, band_index, find_duplicates, signatures
+from retro_np.retrieval.deduplicate import (
+    BandIndex,
+    DedupConfig,
+    GramIndex,
+    band_index,
+    find_duplicates,
+    postings,
+    signatures,
+)
 from retro_np.retrieval.documents import write_records
 from retro_np.retrieval.embedders import Embedder, TokenEmbedder, embed_chunks
 from retro_np.retrieval.hashing import BUCKETS, count_features
@@ -196,8 +204,15 @@ def cached_shard(folder: Path, ef_margin: int, *_identity: int) -> Shard:
     return Shard(folder, keys, shard_array(folder, "documents", len(keys)), ef_margin if has_graph else None)
 
 
-def sign_shard(texts: Path, out: Path, config: DedupConfig, advance: Advance = silent) -> None:
-    """Write the MinHash signatures of a text shard, (documents, hashes) uint32. Progress is in documents."""
+def sign_shard(texts: Path, out: Path, config: DedupConfig, exact: bool, advance: Advance = silent) -> None:
+    """Write MinHash signatures of a text shard, (documents, hashes) uint32, or, if `exact`, its `postings`.
+
+    Progress is in documents."""
+    if exact:
+        entered, first = postings((text.text for text in read_texts(texts)), config.words)
+        write_array(out, entered)
+        advance(len(first))
+        return
     parts = [np.empty((0, config.hashes), np.uint32)]
     for block in _text_blocks(texts):
         parts.append(signatures([text.text for text in block], config))
@@ -206,10 +221,10 @@ def sign_shard(texts: Path, out: Path, config: DedupConfig, advance: Advance = s
 
 
 def compare_shard(
-    texts: Path, out: Path, held: list[Path], signed: list[Path], config: DedupConfig, advance: Advance = silent
-) -> None:
-    """Write a record of each near-duplicate of a text in `held`. signed: its signatures. Progress is in documents."""
-    index = band_index(np.concatenate([mapped(path, np.uint32, (None, config.hashes)) for path in signed]), config)
+    texts: Path, out: Path, held: list[Path], signed: list[Path], config: DedupConfig, exact: bool,
+    advance: Advance = silent,
+) -> None:  # fmt: skip
+    """Write a record of each near-duplicate of a text in `held`. signed, exact: see `sign_shard`."""
     readers, records = [Lines(path) for path in held], []
     ends = np.cumsum([0, *map(len, readers)])
 
@@ -217,6 +232,11 @@ def compare_shard(
         shard = int(np.searchsorted(ends, row, side="right")) - 1
         return parse_text(readers[shard][row - ends[shard]], str(held[shard]))
 
+    index: GramIndex | BandIndex
+    if exact:
+        index = GramIndex([mapped(path, np.uint64, (2, None)) for path in signed], [len(reader) for reader in readers])
+    else:
+        index = band_index(np.concatenate([mapped(path, np.uint32, (None, config.hashes)) for path in signed]), config)
     for block in _text_blocks(texts):
         for match in find_duplicates([text.text for text in block], index, lambda row: held_out(row).text, config):
             text, other = block[match.row], held_out(match.held)

@@ -1,32 +1,43 @@
-"""Streams of documents, one for each kind of location: folders, text files, lines of JSON, Hub datasets.
+"""Streams of documents, one for each kind of location: folders, text files, and files and datasets of rows.
 
-A stream's order does not depend on the file system. Memory holds one document at a time and, for a folder, the names in
-the folders on the current path. An Entry knows a document's name and size; the text is read on demand."""
+A stream's order does not depend on the file system. Memory holds one document or batch of rows at a time and, for a
+folder, the names in the folders on the current path. An Entry knows a document's name and size; a file of text is read
+on demand. What a file holds is told by its first bytes; only lines of JSON are told by the name, .jsonl."""
 
 import codecs
-import gzip
-import json
+import functools
 import os
-import re
 import stat
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from retro_np.errors import UserError
+from retro_np.progress import say
+from retro_np.retrieval import rows as readers
+from retro_np.retrieval.rows import (
+    LONE_SURROGATE,
+    NO_FIELD,
+    SPLIT_NAMES,
+    Fields,
+    Row,
+    listed,
+    split_of,
+    without_surrogates,
+)
 
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON and file names can hold one, UTF-8 cannot
 STDLIB = "stdlib"
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
-LOCATION_FORMS = "a folder, a text file, a .jsonl or .jsonl.gz file, hub:NAME, or the name stdlib"
+LOCATION_FORMS = "a folder, a text file, a .jsonl or parquet file, hub:NAME, or the name stdlib"
+MAGIC = {b"PAR1": "parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes of files
+PACKED = {".gz": "gzip", ".zst": "zstd"}  # also recognised by the name, so that damage is noticed
+SAVED = ({"dataset_dict.json"}, {"dataset_info.json", "state.json"})  # files that `save_to_disk` writes to a folder
 SNIFFED_BYTES = 8192  # A file with a NUL in its first bytes is binary.
 NOT_TEXT = "is a binary file or UTF-16 (it has a NUL byte or a mark of UTF-16): convert it to UTF-8, as with iconv"
-HUB_LOCATION = re.compile(r"hub:(.+?)(?:@([^@#/]+))?(?:#([^#/]+))?", re.DOTALL)
 
 OnSkip = Callable[[str], None]
 Takes = Callable[[str], bool]
@@ -34,58 +45,139 @@ Takes = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Document:
-    """A text, its name and its source's name. replaced: how many invalid byte sequences or surrogates became U+FFFD."""
+    """A text, its name and its source's name. replaced: how many invalid byte sequences or surrogates became U+FFFD.
+
+    split: train, valid or test, or "" if the source does not say."""
 
     name: str
     text: str
     source: str
     replaced: int = 0
+    split: str = ""
 
 
 class Entry(NamedTuple):
-    """A document that has not been read yet. size: bytes of its file, or of its text in UTF-8."""
+    """A document that has not been read yet. size: bytes of its file, or of its text in UTF-8. split: see Document."""
 
     name: str
     size: int
     read: Callable[[], Document]
+    split: str = ""
 
 
-def without_surrogates(text: str) -> str:
-    """Replace each lone surrogate by U+FFFD, so that the text can be encoded in UTF-8."""
-    return LONE_SURROGATE.sub("\ufffd", text)
+class RowReader:
+    """Makes documents of one source's rows, in one pass over them. Its first row tells whether `split` is a field.
+
+    split: the split of the whole source, or "". tell: is given a line about a field of the split that is used."""
+
+    def __init__(self, source: str, split: str, fields: Fields, tell: Callable[[str], None]):
+        self.source, self.split, self.tell = source, split, tell
+        self.fields = replace(fields, split=NO_FIELD) if split else fields
+        self.by_field = not split and fields.split is not None  # whether the user decided about the rows' splits
+        self.ignores = fields.split is None  # whether a row with a split, not the first, is an error
+
+    def entries(self, rows: Iterable[Row], split: str = "") -> Iterator[Entry]:
+        """The document of each row. split: of all rows. Raises UserError for a row without text, name or split."""
+        for row in rows:
+            stated = split_of(row.record.get("split"))
+            if self.fields.split is None and not split:
+                self.fields, self.ignores = replace(self.fields, split="split" if stated else NO_FIELD), not stated
+                if stated:
+                    where = "the field `split` of its rows decides what trains, validates and tests"
+                    self.tell(f"{self.source}: {where}; to ignore it: --split-field {NO_FIELD}")
+            elif self.ignores and stated and stated != (split or self.split):
+                if given := split or self.split:
+                    self.tell(f"{self.source} was given as {given}, so the field `split` of its rows is ignored")
+                    self.ignores = False
+                else:
+                    fault = f"{row.place} has {stated} in `split`{row.number}, unlike the first row"
+                    raise UserError(f"{fault}: use --split-field split, or ignore the field: --split-field {NO_FIELD}")
+            yield self._entry(row, split)
+
+    def text(self, path: str, name: str, size: int) -> Entry:
+        """The document of a text file. Raises UserError if a field was named for the split."""
+        if self.by_field and self.fields.split != NO_FIELD:
+            fault = f"{name} is a text and has no field `{self.fields.split}`"
+            raise UserError(f"{fault}: leave the file out, as with --exclude, or leave out --split-field")
+        return Entry(name, size, partial(file_document, path, name, self.source))
+
+    def parquet(self, path: str, name: str) -> Iterator[Entry]:
+        """The documents of a parquet file."""
+        return self.entries(readers.parquet_rows(path, name, self.fields))
+
+    def saved(self, folder: str, name: str) -> Iterator[Entry]:
+        """The documents of a folder that `save_to_disk` wrote. Its splits are ours, unless a field was named."""
+        for split, rows in readers.saved_rows(folder, name, self.fields):
+            if split and not self.by_field and (self.split or split not in SPLIT_NAMES):
+                reason = f"but was given as {self.split}" if self.split else f"none of {', '.join(SPLIT_NAMES)}"
+                fault = f"{without_surrogates(folder)} has the split {split}, {reason}"
+                raise UserError(f"{fault}: give the folders of its splits instead, such as its folder {split}")
+            yield from self.entries(rows, "" if self.by_field else SPLIT_NAMES.get(split, ""))
+
+    def _entry(self, row: Row, split: str) -> Entry:
+        (record, name, place, number, replaced), fields = row, self.fields
+        text, keys, there = record.get(fields.text), (fields.name,) if fields.name else ("name", "id"), listed(record)
+        if not isinstance(text, str):
+            fault = f"{place} has no `{fields.text}` string{number} (it has {there})"
+            raise UserError(f"{fault}: name the field of the text with --text-field")
+        given = next((record[key] for key in keys if record.get(key) not in (None, "")), None)
+        if fields.name and isinstance(given, bool | list | dict | None):
+            fault = f"{place} has no name in `{fields.name}`{number} (it has {there})"
+            raise UserError(f"{fault}: name another field with --name-field, or leave the option out")
+        if not split and fields.split not in (None, NO_FIELD):
+            split = split_of(record.get(fields.split))
+            if not split:
+                fault = f"{place} has {record.get(fields.split)!r:.80} in `{fields.split}`{number} (it has {there})"
+                raise UserError(f"{fault}: write {', '.join(SPLIT_NAMES)}, or use --split-field {NO_FIELD}")
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            text, surrogates = LONE_SURROGATE.subn("\ufffd", text)
+            replaced, size = replaced + surrogates, len(text.encode())
+        name = without_surrogates(str(name if given is None else given))
+        return Entry(name, size, partial(Document, name, text, self.source, replaced, split), split)
 
 
 def opener(
-    location: str, name: str, takes: Takes, enters: Takes, leave_out: Path | str | None
+    location: str, name: str, split: str, fields: Fields, takes: Takes, enters: Takes, leave_out: Path | str | None
 ) -> Callable[[OnSkip], Iterator[Entry]]:
     """A function that iterates over the entries of the source `name`. It can be called any number of times.
 
-    takes, enters, leave_out: see `folder_files`. Raises UserError for a location that does not exist or is binary."""
+    split, fields: see `RowReader`. takes, enters, leave_out: see `folder_files`. Raises UserError for a location that
+    does not exist or is binary."""
+    tell = functools.cache(say)  # a line is said in the first pass alone
+    reader = lambda: RowReader(name, split, fields, tell)  # noqa: E731
     if location == STDLIB:
         return lambda on_skip: folder_files(
-            sysconfig.get_paths()["stdlib"], name, on_skip,
+            sysconfig.get_paths()["stdlib"], reader(), on_skip,
             lambda path: path.endswith(".py") and takes(path),
             lambda path: path.rpartition("/")[2] not in STDLIB_EXCLUDED and enters(path),
         )  # fmt: skip
     if location.startswith("hub:"):
-        dataset = hub_dataset(location)  # opened once, so that every pass reads the same revision
-        return lambda on_skip: hub_rows(location, dataset, name)
+        dataset = readers.hub_dataset(location, reader().fields)  # opened once: every pass reads the same revision
+        label = default_name(location)
+        return lambda on_skip: reader().entries(readers.hub_rows(location, dataset, label, reader().fields))
     if os.path.isdir(location):
-        return lambda on_skip: folder_files(location, name, on_skip, takes, enters, leave_out)
+        return lambda on_skip: folder_files(location, reader(), on_skip, takes, enters, leave_out)
     if not os.path.isfile(location):
         raise UserError(f"no corpus at {location}: give {LOCATION_FORMS}")
-    if location.endswith((".jsonl", ".jsonl.gz")):
-        return lambda on_skip: json_lines(location, name)
-    if is_binary(location):
+    kind, base = kind_of(location), without_surrogates(os.path.basename(location))
+    if kind == "parquet":
+        return lambda on_skip: reader().parquet(location, base)
+    if kind in PACKED.values() or location.endswith((".jsonl", *(f".jsonl{suffix}" for suffix in PACKED))):
+        packing = kind if kind in PACKED.values() else PACKED.get(os.path.splitext(location)[1], "")
+        return lambda on_skip: reader().entries(readers.json_rows(location, packing))
+    if kind == "binary":
         raise UserError(f"{location} {NOT_TEXT}")
-    return lambda on_skip: text_file(location, name)
+    return lambda on_skip: iter([reader().text(location, base, _size_of(location, "/", None) or 0)])
 
 
 def folder_files(
-    root: str, source: str, on_skip: OnSkip, takes: Takes, enters: Takes, leave_out: Path | str | None = None
+    root: str, reader: RowReader, on_skip: OnSkip, takes: Takes, enters: Takes, leave_out: Path | str | None = None
 ) -> Iterator[Entry]:
     """The text files below a folder, in the order of their relative paths (by code point).
 
+    Parquet files, and folders that `save_to_disk` wrote, give a document for each row; lines of JSON are one text.
     takes, enters: whether to take a file or enter a folder, given its relative path. Hidden files and files below
     leave_out are never taken. on_skip is called with the name of each other file that is skipped: binary files, special
     files, and links to anything but a file inside root and outside leave_out. Raises UserError for unreadable ones."""
@@ -98,26 +190,34 @@ def folder_files(
         name = without_surrogates(os.fsdecode(relative))
         if not relative or relative.endswith(b"/"):
             if relative != left_out and (not relative or enters(name.removesuffix("/"))):
-                pending += [relative + key for key in reversed(_sorted_names(base + relative))]
+                keys = _sorted_names(base + relative)
+                saved = next((files for files in SAVED if files <= set(map(os.fsdecode, keys))), None)
+                if saved is None:
+                    pending += [relative + key for key in reversed(keys)]
+                elif all(takes(name + file) for file in saved):
+                    yield from reader.saved(os.fsdecode(base + relative)[:-1], name[:-1] or default_name(root))
         elif takes(name):
             path = os.fsdecode(base + relative)
             size = _size_of(path, os.fsdecode(real), left_out)
-            if size is None or is_binary(path):
+            kind = None if size is None else kind_of(path)
+            if kind == "parquet":
+                yield from reader.parquet(path, name)
+            elif size is None or kind != "text":
                 on_skip(name)
             else:
-                yield Entry(name, size, partial(_file_document, path, name, source))
+                yield reader.text(path, name, size)
 
 
 def _sorted_names(folder: bytes) -> list[bytes]:
     """The visible names in a folder. A folder's name ends in a slash, so that sorting names sorts whole paths."""
-    with _reading(os.fsdecode(folder)), os.scandir(folder) as entries:
+    with readers.reading(os.fsdecode(folder)), os.scandir(folder) as entries:
         visible = (entry for entry in entries if not entry.name.startswith(b"."))
         return sorted(entry.name + b"/" * entry.is_dir(follow_symlinks=False) for entry in visible)
 
 
 def _size_of(path: str, real_root: str, left_out: bytes | None) -> int | None:
     """The size of a regular file in bytes. None for anything else, and for a link that leads outside or to left_out."""
-    with _reading(path):
+    with readers.reading(path):
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             target = os.path.relpath(os.path.realpath(path), real_root)
@@ -128,89 +228,22 @@ def _size_of(path: str, real_root: str, left_out: bytes | None) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def text_file(path: str, source: str) -> Iterator[Entry]:
-    """The one entry of a text file. Its name does not include the folder."""
-    with _reading(path):
-        size = os.stat(path).st_size
-    name = without_surrogates(os.path.basename(path))
-    yield Entry(name, size, partial(_file_document, path, name, source))
-
-
-def _file_document(path: str, name: str, source: str) -> Document:
-    text, replaced = _decoded(_read(path))
+def file_document(path: str, name: str, source: str) -> Document:
+    """The document in a text file. Raises UserError if it cannot be read."""
+    with readers.reading(path), open(path, "rb") as file:
+        text, replaced = readers.decoded(file.read())
     return Document(name, text, source, replaced)
 
 
-def is_binary(path: str) -> bool:
-    """Whether a file has a NUL in its first 8 KiB or begins like UTF-16. Raises UserError if it cannot be read."""
-    start = _read(path, SNIFFED_BYTES)
-    return b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+def kind_of(path: str) -> str:
+    """What a file's bytes are: text, binary, parquet, gzip or zstd. Raises UserError if it cannot be read.
 
-
-def _read(path: str, size: int = -1) -> bytes:
-    with _reading(path), open(path, "rb") as file:
-        return file.read(size)
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Turn the system's error into a UserError that names the file or folder."""
-    try:
-        yield
-    except OSError as error:
-        reason, path = error.strerror or error, without_surrogates(path)
-        raise UserError(f"cannot read {path} ({reason}): fix that, or leave the file out") from error
-
-
-def _decoded(data: bytes) -> tuple[str, int]:
-    """Bytes as UTF-8 text, and how many invalid byte sequences became U+FFFD."""
-    text = data.decode("utf-8", "replace")
-    return text, text.count("\ufffd") - data.count("\ufffd".encode())
-
-
-def json_lines(path: str, source: str) -> Iterator[Entry]:
-    """One document for each line of a .jsonl or .jsonl.gz file, in order; blank lines are skipped.
-
-    A document is named by its `name`, else by its `id`, else file:line. Raises UserError, with the line's number, if a
-    line is not an object with a `text` string, or if compressed data are truncated or damaged."""
-    shown, number = without_surrogates(path), 0
-    with _reading(path), gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                record, replaced = _parsed(f"{shown}:{number}", line)
-                if record is not None:
-                    yield _row_entry(record, f"{os.path.basename(shown)}:{number}", source, replaced)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            fault = f"{shown}:{number + 1} cannot be unpacked ({error})"
-            raise UserError(f"{fault}: the gzip file is damaged or incomplete; download it again") from error
-
-
-def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
-    """The object in a line, or None if the line is blank, and how many invalid byte sequences were replaced."""
-    line = line.removeprefix(codecs.BOM_UTF8)
-    if not line.strip():
-        return None, 0
-    text, replaced = _decoded(line)
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl file must be an object") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise UserError(f'{where} has no `text` string: each line must be an object like {{"text": "…"}}')
-    return record, replaced
-
-
-def _row_entry(record: dict, fallback: str, source: str, replaced: int = 0) -> Entry:
-    """The entry of a line of JSON or of a dataset's row, whose text is already in memory."""
-    names = [record[key] for key in ("name", "id") if record.get(key) not in (None, "")]
-    name, text = without_surrogates(str([*names, fallback][0])), record["text"]
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        text, surrogates = LONE_SURROGATE.subn("\ufffd", text)
-        replaced, size = replaced + surrogates, len(text.encode())
-    return Entry(name, size, partial(Document, name, text, source, replaced))
+    A file is binary if it has a NUL in its first 8 KiB or begins like UTF-16; if it then begins with PAR1, parquet."""
+    with readers.reading(path), open(path, "rb") as file:
+        start = file.read(SNIFFED_BYTES)
+    is_binary = b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    kinds = (kind for magic, kind in MAGIC.items() if start.startswith(magic) and (is_binary or kind != "parquet"))
+    return next(kinds, "binary" if is_binary else "text")
 
 
 def default_name(location: str) -> str:
@@ -218,62 +251,9 @@ def default_name(location: str) -> str:
     if location == STDLIB:
         return STDLIB
     if location.startswith("hub:"):
-        location = _hub_parts(location)[0]
+        location = readers.hub_parts(location)[0]
         if not os.path.isdir(location):
             return without_surrogates(location)
     with suppress(ValueError):  # for a string that can name no file
         return without_surrogates(os.path.basename(os.path.realpath(location))) or location
     return location
-
-
-def hub_dataset(location: str) -> Any:
-    """Open `hub:NAME[@CONFIG][#SPLIT]` as a stream, an IterableDataset. The default split is train.
-
-    NAME is a dataset of the Hugging Face Hub, or a local folder of data files, which needs no network. Only the columns
-    text, name and id are read. Raises UserError if the package, the dataset or its column text is missing."""
-    name, config, split = _hub_parts(location)
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{location} needs the package datasets: pip install retro-np[hub]") from error
-    # an absolute path cannot be mistaken for a dataset of the Hub or for a format such as `json`
-    path = os.path.abspath(name) if os.path.isdir(name) else name
-    try:
-        dataset = datasets.load_dataset(path, config, split=split or "train", streaming=True)
-        columns = dataset.column_names
-    except Exception as error:  # errors of the Hub, the network and the file formats share no base class
-        raise _unreadable(location, error) from error
-    if columns is None:
-        return dataset
-    if "text" not in columns:
-        raise UserError(f"{location} has no column `text` (it has {', '.join(columns)}): give a dataset of texts")
-    return dataset.select_columns([column for column in ("text", "name", "id") if column in columns])
-
-
-def hub_rows(location: str, dataset: Any, source: str) -> Iterator[Entry]:
-    """One document for each row of an opened dataset, in order. A null text counts as empty.
-
-    A document is named by its `name`, else its `id`, else NAME:row, from 0. Raises UserError for unreadable rows."""
-    label, rows, number = default_name(location), iter(dataset), -1
-    while True:
-        try:
-            record = next(rows, None)
-        except Exception as error:  # as in hub_dataset
-            raise _unreadable(location, error, f" after row {number}") from error
-        if record is None:
-            return
-        number += 1
-        if not isinstance(record.get("text", 0), str | None):
-            raise UserError(f"{location} has no `text` string in row {number}: give a dataset of texts")
-        yield _row_entry(record | {"text": record["text"] or ""}, f"{label}:{number}", source)
-
-
-def _hub_parts(location: str) -> tuple[str, str | None, str | None]:
-    if match := HUB_LOCATION.fullmatch(location):
-        return match[1], match[2], match[3]
-    raise UserError(f"{location} names no dataset: write hub:NAME, hub:NAME@CONFIG or hub:NAME#SPLIT")
-
-
-def _unreadable(location: str, error: Exception, row: str = "") -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return UserError(f"{location} cannot be read{row} ({reason}): check its name, and the network if it is on the Hub")

@@ -38,10 +38,10 @@ def index_shards(folders: list[Path], first_id: int = 0) -> list[IndexShard]:
     return [IndexShard(folder, i, np.empty(0, np.int64)) for folder, i in zip(folders, first_ids, strict=False)]
 
 
-def all_queries(training: list[Path], held: list[Path]) -> list[QueryShard]:
-    """A QueryShard for every shard of both splits. Each searches all training shards."""
-    index, splits = index_shards(training), {"train": training, "valid": held}
-    return [QueryShard(f"{name}/{folder.name}", folder, index) for name, paths in splits.items() for folder in paths]
+def all_queries(folders: dict[str, list[Path]]) -> list[QueryShard]:
+    """A QueryShard for every shard of all splits. Each searches all training shards."""
+    index = index_shards(folders["train"])
+    return [QueryShard(f"{name}/{folder.name}", folder, index) for name, paths in folders.items() for folder in paths]
 
 
 def chunk_count(folder: Path) -> int:
@@ -52,15 +52,16 @@ def chunk_count(folder: Path) -> int:
 def write_tokens(
     run: Runner, out: Path, work: Path, tokenizer: Path, splits: dict[str, Any], m: int, first_shard: int,
     numbering: Numbering,
-) -> list[Path]:  # fmt: skip
-    """Tokenise the text shards in `work`. Returns the new shards' folders, those of the training split first.
+) -> dict[str, list[Path]]:  # fmt: skip
+    """Tokenise the text shards in `work`. Returns the folders of each split's new shards.
 
     splits: the "splits" that `write_texts` returned. first_shard: the number of the first training shard."""
-    tasks, folders = [], []
+    tasks = []
+    folders: dict[str, list[Path]] = {split: [] for split in splits}
     for split, facts in splits.items():
         for number, texts in enumerate(text_files(work, split, facts)):
             folder = out / SPLITS[split] / shard_name(number + (first_shard if split == "train" else 0))
-            folders.append(folder)
+            folders[split].append(folder)
             if not (folder / "tokens.npy").exists():
                 arguments = (texts, folder, record_file(work, split, number), tokenizer, m, numbering)
                 tasks.append(Task(shards.tokenise_shard, arguments, _lines(texts)))
@@ -74,16 +75,17 @@ def record_file(work: Path, split: str, number: int) -> Path:
 
 
 def write_duplicates(
-    run: Runner, work: Path, training: list[Path], held: list[Path], config: DedupConfig | None
+    run: Runner, work: Path, texts: list[Path], held: list[Path], config: DedupConfig | None
 ) -> list[Path]:
-    """Compare text shards. Returns a file of duplicates for each training shard, or, without a config, no files."""
+    """Compare text shards with held-out ones. Returns a file of duplicates for each, or, without a config, no files."""
     if config is None:
         return []
-    signed = [work / "signed" / f"{path.stem}.npy" for path in held]
-    tasks = _missing(shards.sign_shard, _lines, held, signed, config)
+    exact = config.compares_exactly
+    signed = [work / ("grams" if exact else "signed") / path.parent.name / f"{path.stem}.npy" for path in held]
+    tasks = _missing(shards.sign_shard, _lines, held, signed, config, exact)
     run("signatures of held-out documents", "documents", tasks)
-    duplicates = [work / "left_out" / path.name for path in training]
-    tasks = _missing(shards.compare_shard, _lines, training, duplicates, held, signed, config)
+    duplicates = [work / "left_out" / path.parent.name / path.name for path in texts]
+    tasks = _missing(shards.compare_shard, _lines, texts, duplicates, held, signed, config, exact)
     run("looking for duplicates", "documents", tasks)
     return duplicates
 

@@ -1,6 +1,6 @@
 """Text shards: the first stage of a build, and the only one that reads the corpus.
 
-work/texts/train/00000.jsonl and work/texts/valid/00000.jsonl hold one document per line, until the end of the build.
+work/texts/train/00000.jsonl and so on for valid and test hold one document per line, until the end of the build.
 Later stages read them. A repeated build reads the corpus again only to check that it has not changed."""
 
 import hashlib
@@ -65,7 +65,7 @@ def write_texts(
         shards = {split: stack.enter_context(_Shards(work / "texts" / split, shard_bytes, changed)) for split in SPLITS}
         for document in corpus.documents(on_skip):
             text = document.text.encode()
-            _digest(digest, document.name, text)
+            _digest(digest, document, text)
             facts["documents"] += 1
             split = split_of(document)
             if split is not None:
@@ -74,6 +74,8 @@ def write_texts(
             advance(note=f"{sum(s.bytes for s in shards.values()) / 1e6:,.0f} MB")
         for split, writer in shards.items():
             writer.close_shard()
+            if split == "test" and not writer.documents:
+                continue  # A database has this part only if there are documents for it.
             facts["splits"][split] = {"shards": writer.number, "documents": writer.documents, "bytes": writer.bytes}
     facts["digest"] = digest.hexdigest()
     write_json(work / FACTS, facts)
@@ -81,7 +83,7 @@ def write_texts(
 
 
 def has_changed(corpus: Corpus, stored: str) -> bool:
-    """Whether the SHA-256 of a corpus's names and texts in order differs from the one that `write_texts` stored.
+    """Whether the SHA-256 of a corpus's names, texts and splits differs from the one that `write_texts` stored.
 
     A dataset of the Hub would have to be downloaded again, so a corpus with one counts as unchanged."""
     if any(source.location.startswith("hub:") for source in corpus.sources):
@@ -89,7 +91,7 @@ def has_changed(corpus: Corpus, stored: str) -> bool:
     digest = hashlib.sha256()
     with progress_bar("comparing with the corpus", None, unit="documents") as advance:
         for document in corpus.documents():
-            _digest(digest, document.name, document.text.encode())
+            _digest(digest, document, document.text.encode())
             advance()
     return digest.hexdigest() != stored
 
@@ -136,8 +138,8 @@ def line_ends(data: bytes | mmap.mmap, block: int = 1 << 24) -> np.ndarray:
     return np.concatenate(ends)
 
 
-def _digest(digest, name: str, text: bytes) -> None:
-    digest.update(json.dumps([name, len(text)]).encode())
+def _digest(digest, document: Document, text: bytes) -> None:
+    digest.update(json.dumps([document.name, len(text), *[document.split] * bool(document.split)]).encode())
     digest.update(text)
 
 

@@ -30,7 +30,6 @@ SEAM = re.compile(r"(?<=[!-~])(?:\n(?=[!-~])|(?= [!-~]))")
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train byte-level BPE (Sennrich et al. 2016). Ids: 0 padding, 1 end-of-text, then bytes, then merges.
-
     A small corpus may yield fewer merges. Raises UserError for under 258 or over MAX_VOCABULARY_SIZE entries."""
     if vocabulary_size < MIN_VOCABULARY_SIZE:
         raise UserError(f"vocabulary_size must be at least {MIN_VOCABULARY_SIZE}, not {vocabulary_size}")
@@ -49,7 +48,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json that `save_tokenizer` wrote. Raises UserError for any other file.
-
     Only the checked vocabulary and merges are used, so that nothing else in the file can make encoding lossy."""
     path = Path(path)
     if not path.is_file():

@@ -1,5 +1,4 @@
 """`retro-np verify`: check that a database's files match its manifest, and that their contents are consistent.
-
 First every file is compared with its hash. If all match, the contents are checked, which a bug may have made wrong."""
 
 import itertools
@@ -13,14 +12,13 @@ from retro_np.errors import UserError
 from retro_np.kernels import threads
 from retro_np.kernels.search import listed_distances
 from retro_np.progress import progress_bar
-from retro_np.retrieval import manifest as layout
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import summarise
 from retro_np.retrieval.embedders import Embedder, TokenEmbedder
 from retro_np.retrieval.graph import HINT
 from retro_np.retrieval.index import INDEX, ExactIndex, hnswlib_installed, load_hnsw
 from retro_np.retrieval.journal import recover_edit
-from retro_np.retrieval.manifest import SPLITS, broken_files, file_names, read_manifest
+from retro_np.retrieval.manifest import HASHING, SPLITS, broken_files, file_names, read_manifest, tombstones_of
 from retro_np.retrieval.sharded import shard_array
 from retro_np.retrieval.tokenizer import END_OF_TEXT
 
@@ -67,7 +65,7 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
         "neighbours are sorted, from other documents, and at the stored distances (sampled)": _neighbours,
     }
     for statement, check in checks.items():
-        report.note(statement, [line for split in SPLITS for line in _problems(check, database, split)])
+        report.note(statement, [line for split in manifest["splits"] for line in _problems(check, database, split)])
     if not report.broken:
         report.broken += [*_problems(_indexes, database, report), *_problems(_embedder, database, report)]
     return report
@@ -88,7 +86,7 @@ def _line(error, subject) -> str:
 
 
 def _documents(database) -> Iterator[str]:
-    counted, _ = summarise(database.documents, SPLITS)
+    counted, _ = summarise(database.documents, database.manifest["splits"])
     if counted != database.manifest["splits"]:
         yield f"manifest.json: it counts {database.manifest['splits']}, but documents.jsonl has {counted}"
 
@@ -132,7 +130,7 @@ def _tombstones(database, split) -> Iterator[str]:
     expected = np.flatnonzero(np.isin(np.asarray(stored.documents), removed))
     if not np.array_equal(stored.removed, expected):
         counts = f"it lists {len(stored.removed)} chunks, but removed documents have {len(expected)}"
-        yield f"{layout.tombstones_of(split)}: {counts}"
+        yield f"{tombstones_of(split)}: {counts}"
 
 
 def _neighbours(database, split) -> Iterator[str]:
@@ -196,7 +194,7 @@ def _embedder(database, report) -> Iterator[str]:
     try:
         embedder = database.embedder
     except UserError as error:
-        if layout.HASHING in database.manifest["files"]:  # The database has its own embedder.
+        if HASHING in database.manifest["files"]:  # The database has its own embedder.
             raise
         report.checked.append(f"not checked: keys against the embedder ({error})")
         return

@@ -1,15 +1,7 @@
 """Texts as the words by which near-duplicates are compared, in any script.
 
 The kernel in `retro_np/kernels/minhash.py` separates words by ASCII characters only, and takes every byte from 0x80 for
-a part of a word. `word_bytes` rewrites a text so that the kernel finds these words:
-
-- Unicode's spaces, line separators, the zero-width space, blank letters and control characters separate words.
-- Invisible characters do not count: soft hyphens, joiners, marks of direction, variation selectors.
-- Each character of a script that is written without spaces is a word: Han, kana, Thai, Khmer, Tibetan and others. Each
-  symbol and punctuation mark is a word, as in ASCII, and so is each code point that Unicode does not define.
-- All other letters, marks and digits form words. In a run of more than 32 of them each character is a word, so that a
-  text whose spaces are missing is compared by its characters.
-- Upper and lower case are equal, and so are composed and decomposed characters (NFC)."""
+a part of a word. `word_bytes` rewrites a text so that the kernel finds the words that docs/database.md defines."""
 
 import functools
 import re

@@ -149,11 +149,13 @@ def _changed_meta(rng, meta: dict) -> str:
     return dumped(meta).decode("utf-8", "surrogatepass")
 
 
-RUN_FILES = ("config.json", "log.jsonl")
+RUN_FILES = ("config.json", "log.jsonl", "best.safetensors")
 
 
 def changed_run(rng, name: str, data: bytes) -> bytes:
-    """Other contents for config.json or log.jsonl of a run."""
+    """Other contents for a file of a run."""
     if rng.random() < 0.1:
         return pick(rng, (b"", b"\x00", b"\xff\xfe", b"[" * 10**5, data[: len(data) // 2]))
+    if name == "best.safetensors":
+        return changed(rng, data)
     return dumped(mutated(rng, json.loads(data))) if name == "config.json" else mutated_lines(rng, data)

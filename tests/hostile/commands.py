@@ -113,7 +113,7 @@ def prepare(base: Path) -> None:
     (base / "more.jsonl").write_text("".join(json.dumps(record) + "\n" for record in more))
     database = retro_np.Database.open(base / "plain")
     config = RetroConfig(database.vocabulary_size, 4, 4, 1, 4, 2, (2,), 8, EncoderConfig(4, 4, 1, 4, 1, (1,)))
-    training = TrainingConfig(2, 16, 1, 1, 2, warmup=0, checkpoint_every=1)
+    training = TrainingConfig(2, 16, 1, 1, 2, warmup=0, checkpoint_every=1, eval_every=1)
     step = loop.train_step
 
     def interrupted(*arguments):
@@ -151,10 +151,13 @@ OPTIONS = {
     "--cca-layers",
     "--encoder-layers", "--sequence-length", "--batch-size", "--micro-batches", "--learning-rate", "--warmup",
     "--weight-decay",
-    "--dropout", "--retrieval-off", "--seed", "-k", "--retrieved-part", "--preset"), "build": ("--chunk-size",
+    "--dropout", "--retrieval-off", "--seed", "-k", "--retrieved-part", "--preset", "--clip", "--beta1", "--beta2",
+    "--schedule", "--min-learning-rate", "--eval-every", "--eval-chunks", "--segments", "--encoder-d-model",
+    "--encoder-ca-layers", "--log", "--config"), "build": ("--chunk-size",
     "--vocabulary-size",
-    "--held-out", "--deduplicate", "--keys", "--neighbours", "--extra-candidates", "--limit-mb", "--shard-mb",
-    "--d-key", "--include",
+    "--held-out", "--held-out-bytes", "--deduplicate", "--text-field", "--name-field", "--split-field", "--embedder",
+    "--train", "--valid", "--test", "--config", "--keys", "--neighbours", "--extra-candidates", "--limit-mb",
+    "--shard-mb", "--d-key", "--include",
     "--exclude", "--tokenizer"), "add": ("--include", "--exclude"), "remove": ("--document", "--name"), "compact": (),
     "verify": (),
 }  # fmt: skip
@@ -204,7 +207,13 @@ def command(seed: int, number: int, yard: Yard) -> Command:
     yard.lay_out()
     mode = pick(rng, ("plain",) * 7 + ("colour", "colour", "pty"))
     kind, out = rng.random(), yard.case / "out"
-    if kind < 0.6:
+    if kind < 0.06:
+        settings = yard.case / pick(rng, ("run.toml", "config.json"))
+        settings.write_bytes(values.settings(rng, (yard.base / "run" / "config.json").read_bytes()))
+        start = ["train", yard.database("plain"), "-o", out / "run", "--config", settings]
+        arguments = [str(argument) for argument in (*start, *SIZES[-6:], "--steps", 1)]
+        outputs, subject, past = ("out/run",), "settings", True
+    elif kind < 0.6:
         name = "plain" if rng.random() < 0.85 else "hostile"
         change = mutation(rng, yard.stored[name], str(yard.case / "unpickled"))
         arguments, outputs = _on_database(rng, yard, yard.database(name, change), yard.run())
@@ -231,9 +240,9 @@ def command(seed: int, number: int, yard: Yard) -> Command:
             corpora.write_folder(rng, folder) if rng.random() < 0.6 else corpora.write_file(rng, folder, yard.lines)
         )
         if rng.random() < 0.7:
+            held_out = pick(rng, (["--held-out", "0"], ["--held-out", "0.5"], ["--held-out-bytes", "0.5"]))
             arguments = ["build", str(corpus), "-o", str(out / "new"), "--embedder", "hashing", "--d-key", "8",
-            "--vocabulary-size", "260",
-                         "--held-out", pick(rng, ("0", "0.5"))]  # fmt: skip
+                         "--vocabulary-size", "260", *held_out]  # fmt: skip
             outputs = ("out/new",)
         else:
             arguments, outputs = ["add", str(yard.database("plain")), str(corpus)], ("db",)
@@ -242,7 +251,8 @@ def command(seed: int, number: int, yard: Yard) -> Command:
 
 
 def _resumed(db, run) -> list[str]:
-    return ["train", str(db), "-o", str(run), *SIZES, "--steps", "2", "--checkpoint-every", "1"]
+    watched = ["--checkpoint-every", "1", "--eval-every", "1", "--log", "csv"]
+    return ["train", str(db), "-o", str(run), *SIZES, "--steps", "2", *watched]
 
 
 def _on_checkpoint(rng, yard, db, run):

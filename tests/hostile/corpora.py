@@ -2,9 +2,12 @@
 
 import gzip
 import os
+import shutil
 from pathlib import Path
 
+import pyarrow
 from hostile.values import dumped, mutated_lines, odd_text, odd_value, pick
+from pyarrow import parquet
 
 FILE_NAMES = (
     b"plain.txt", b"a\x1b[2Jb.txt", b"\xff\xfe.txt", b"\xed\xa0\x80.txt", b"new\nline.txt", b"-o", b"a\x07.py",
@@ -32,9 +35,14 @@ def changed_lines(rng, data: bytes) -> bytes:
 
 
 def write_file(rng, folder: Path, data: bytes) -> Path:
-    """Write a changed .jsonl or .jsonl.gz corpus."""
+    """Write a changed corpus: lines of JSON, plain or packed, a parquet file, or a dataset that was saved to disk."""
+    kind = rng.random()
+    if kind < 0.3:
+        return _write_table(rng, folder, is_saved=kind < 0.15)
     data = changed_lines(rng, data)
-    if rng.random() < 0.25:
+    if kind < 0.4:
+        path, data = folder / pick(rng, ("c.jsonl.zst", "c")), changed_bytes(rng, bytes(pyarrow.compress(data, "zstd")))
+    elif kind < 0.6:
         packed = gzip.compress(data, 1)
         packed = pick(rng, (packed, packed[:-5], packed[: len(packed) // 2], b"\x1f\x8b" + packed[2:9], data))
         path, data = folder / "c.jsonl.gz", packed
@@ -42,6 +50,37 @@ def write_file(rng, folder: Path, data: bytes) -> Path:
         path = folder / "c.jsonl"
     path.write_bytes(data)
     return path
+
+
+def _write_table(rng, folder: Path, is_saved: bool) -> Path:
+    """Write a parquet file, or a folder as by `save_to_disk`, of odd rows; one of the files is damaged."""
+    texts = [odd_text(rng).encode("utf-8", "replace").decode() for _ in range(int(rng.integers(1, 200)))]
+    table = pyarrow.table({"text": texts, "id": range(len(texts)), "split": pick(rng, (["train"], ["x"])) * len(texts)})
+    path = folder / ("saved" if is_saved else "c.parquet")
+    if not is_saved:
+        parquet.write_table(table, path)
+        path.write_bytes(changed_bytes(rng, path.read_bytes()))
+        return path
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    with pyarrow.ipc.new_stream(path / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    files = [{"filename": pick(rng, ("data-00000-of-00001.arrow",) * 5 + ("../c.parquet", "/etc/passwd", ""))}]
+    state = {"_data_files": files, "_fingerprint": "a", "_format_columns": None, "_format_kwargs": {}}
+    state |= {"_format_type": None, "_output_all_columns": False, "_split": None}
+    (path / "state.json").write_bytes(dumped(state))
+    (path / "dataset_info.json").write_bytes(dumped({"features": None}))
+    damaged = pick(rng, sorted(path.iterdir()))
+    damaged.write_bytes(changed_bytes(rng, damaged.read_bytes()))
+    return path
+
+
+def changed_bytes(rng, data: bytes) -> bytes:
+    """Data of which some bytes are changed or the end is missing, or the same data."""
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(0, 5))):
+        changed[int(rng.integers(len(data)))] = int(rng.integers(256))
+    return bytes(changed[: int(rng.integers(1, len(data)))] if rng.random() < 0.2 else changed)
 
 
 def write_folder(rng, folder: Path) -> Path:

@@ -30,7 +30,8 @@ EXTRA_NAMES = (
     "shards//00000/tokens.npy",
     "a\nb", "a\x1b[2Jb", "\ud800", "", ".", "C:\\x", "edit/x", "work/x", "shards/00000/deep/er/keys.npy",
     "neighbours/train/x/ids.npy",
-    "splits/test/00000/tokens.npy", "a" * 300, "user/notes.txt", "shards/00000/index.hnsw", "hashing.npy",
+    "splits/test/00000/tokens.npy", "splits/train/00000/tokens.npy", "splits/test/tombstones.npy", "a" * 300,
+    "user/notes.txt", "shards/00000/index.hnsw", "hashing.npy",
     "shards/\u0661/keys.npy",
 )  # fmt: skip
 
@@ -67,9 +68,11 @@ def texts(hostile: bool = False) -> dict[str, str]:
 
 
 def build(folder: Path, hostile: bool = False, half: bool = False) -> Path:
-    """Build a database of several shards with a removed document. half: with float16 keys of another embedder."""
+    """Build a database of several shards with a removed document.
+
+    half: with float16 keys of another embedder, and with documents for valid and for test."""
     corpus = json_lines(folder.with_suffix(".jsonl"), texts(hostile))
-    config = replace(SETTINGS, key_dtype="float16") if half else SETTINGS
+    config = replace(SETTINGS, key_dtype="float16", held_out=0.1, held_out_bytes=0.4) if half else SETTINGS
     database = build_database(corpus, folder, config, CountingEmbedder() if half else "hashing")
     removed = next(record for record in database.documents if record["split"] == "train")
     remove_documents(folder, [removed["id"]])

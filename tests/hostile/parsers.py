@@ -11,14 +11,16 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
+import embedder_folders
 import numpy as np
 from hostile import checkpoints, corpora, databases, values
 from hostile.databases import Folder, changed_file, mutation
 from hostile.values import mutated_array, odd_text, odd_value, pick
 
-from retro_np import EncoderConfig, RetroConfig, progress
+from retro_np import EncoderConfig, RetroConfig, load_bert, progress
 from retro_np.checkpoint import load_checkpoint, load_params
 from retro_np.files import untrusted
 from retro_np.kernels import c_extension
@@ -28,15 +30,16 @@ from retro_np.kernels.minhash import band_matches, gram_hashes, minhash
 from retro_np.kernels.rowwise import scatter_add
 from retro_np.kernels.search import exact_search
 from retro_np.kernels.substring import common_prefix_lengths, longest_common_substring
+from retro_np.pretrained.bundled import trained_on
 from retro_np.retrieval.build import BuildConfig
-from retro_np.retrieval.corpus import parse_sources
+from retro_np.retrieval.corpus import _matcher, find_corpus, parse_sources
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import Documents
 from retro_np.retrieval.hashing import load_hashing
 from retro_np.retrieval.index import load_hnsw
 from retro_np.retrieval.manifest import read_manifest
-from retro_np.retrieval.patterns import matcher
-from retro_np.retrieval.sources import folder_files, json_lines
+from retro_np.retrieval.rows import Fields
+from retro_np.retrieval.sources import RowReader, folder_files
 from retro_np.retrieval.tokenizer import decode, encode, load_tokenizer
 from retro_np.retrieval.verify import verify_database
 from retro_np.training.config import TrainingConfig
@@ -157,7 +160,7 @@ def _safetensors(rng, world):
 def _checkpoint(rng, world):
     data = checkpoints.changed(rng, world.checkpoint)
     path = world.write("checkpoint.safetensors", data)
-    load = pick(rng, (load_params, load_params, load_checkpoint))
+    load = pick(rng, (load_params, load_params, load_checkpoint, trained_on))
     return checkpoints.parses(data), lambda: load(path)
 
 
@@ -169,16 +172,16 @@ def _log(rng, world):
 
 def _lines(rng, world):
     path = corpora.write_file(rng, world.scratch, world.lines)
-    return True, lambda: [entry.read() for entry in json_lines(str(path), "source")]
+    return True, lambda: list(find_corpus(path).documents())
 
 
 def _folder(rng, world):
     root = world.scratch / "folder"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    path = corpora.write_folder(rng, root)
+    path, reader = corpora.write_folder(rng, root), RowReader("s", "", Fields(), lambda line: None)
     return True, lambda: [
-        e.read() for e in folder_files(str(path), "s", lambda *_: None, lambda _: True, lambda _: True)
+        e.read() for e in folder_files(str(path), reader, lambda *_: None, lambda _: True, lambda _: True)
     ]
 
 
@@ -216,7 +219,7 @@ def _patterns(rng, world):
     patterns = [
         "".join(pick(rng, PATTERN_PARTS) for _ in range(int(rng.integers(12)))) for _ in range(int(rng.integers(1, 3)))
     ]
-    return True, lambda: [matcher(patterns)(name) for name in ("a/b/c.py", "a" * 60, odd_text(rng))]
+    return True, lambda: [_matcher(patterns)(name) for name in ("a/b/c.py", "a" * 60, odd_text(rng))]
 
 
 def _settings(rng, world):
@@ -241,6 +244,25 @@ def _terminal(rng, world):
     return True, call
 
 
+EMBEDDERS = [embedder_folders.old(), embedder_folders.current(lowercase=False), embedder_folders.old()]
+EMBEDDERS[2]["1_Pooling/config.json"] |= {"pooling_mode_cls_token": True, "include_prompt": False}
+EMBEDDERS[2]["config_sentence_transformers.json"]["prompts"] = {"query": "abc ", "document": "x"}
+EMBEDDERS[2]["sentence_bert_config.json"]["do_lower_case"] = True
+
+
+def _embedder(rng, world):
+    generator, folder = Random(int(rng.integers(2**32))), world.scratch / "embedder"
+    files, name = embedder_folders.mutated(generator, generator.choice(EMBEDDERS))
+    shutil.rmtree(folder, ignore_errors=True)
+    data = embedder_folders.write_folder(folder, files).joinpath(name)
+
+    def call():
+        bert = load_bert(folder)
+        return bert.embed(["a é [MASK]"], False), bert.embed_queries([""], False)
+
+    return data.exists() and values.parses_as_json(data.read_bytes()), call
+
+
 def _database(rng, world):
     name = pick(rng, ("plain", "half"))
     change = mutation(rng, getattr(world, name), world.canary)
@@ -254,7 +276,7 @@ def _database(rng, world):
         keys = np.zeros((2, database.d_key), np.float32)
         ids, _ = database.search_keys(keys, 3)
         found = database.value(ids), database.document_of(ids)
-        for split in ("train", "valid"):
+        for split in ("train", "valid", "test"):
             rows = database.split(split)
             found += tuple(
                 np.asarray(part[:5]) for part in (rows.tokens, rows.documents, rows.neighbours, rows.distances)
@@ -485,7 +507,8 @@ PARSERS = {
     "checkpoint": (_checkpoint, 80),
     "log": (_log, 25), "lines of JSON": (_lines, 45), "folder": (_folder, 5), "sources": (_sources, 20),
     "patterns": (_patterns, 20),
-    "settings": (_settings, 30), "terminal": (_terminal, 30), "database": (_database, 10), "kernel": (_kernel, 130),
+    "settings": (_settings, 30), "terminal": (_terminal, 30), "database": (_database, 10), "embedder": (_embedder, 20),
+    "kernel": (_kernel, 110),
 }  # fmt: skip
 SCHEDULE = tuple(itertools.chain.from_iterable([kind] * share for kind, (_, share) in PARSERS.items()))
 

@@ -8,8 +8,12 @@ import io
 import itertools
 import mmap
 import os
+import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,7 +41,19 @@ COMMANDS = {
     "add": ("add", "CASE/db", "BASE/more.jsonl"),
     "remove": ("remove", "CASE/db", "--document", 3, "--document", 4),
     "compact": ("compact", "CASE/db"),
-    "train": ("train", "BASE/plain", "-o", "CASE/run", *SIZES, "--steps", 2, "--checkpoint-every", 1),
+    "train": (
+        "train",
+        "BASE/plain",
+        "-o",
+        "CASE/run",
+        *SIZES,
+        "--steps",
+        2,
+        "--checkpoint-every",
+        1,
+        "--eval-every",
+        1,
+    ),
     "evaluate": (
         "evaluate",
         CHECKPOINT,
@@ -208,3 +224,35 @@ def test_a_build_that_cannot_tidy_up_does_not_report_success(name, code, base, y
         assert all_bytes(yard.case) == expected
         assert not (yard.case / "new" / "work").exists()
     assert first > 0
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
+def test_ctrl_c_pressed_several_times_at_random_moments_is_no_worse_than_once(seed, base, tmp_path):
+    """Each press comes while the first is being handled, or a step, a checkpoint or an evaluation is under way."""
+    rng, program = random.Random(seed), [sys.executable, "-c", "from retro_np.cli import main; main()"]
+    often = ["--steps", "150", "--checkpoint-every", "1", "--eval-every", "2", "--eval-chunks", "2"]
+
+    def start(out):
+        command = [*program, "train", base / "plain", "-o", out, *SIZES, *often]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def steps():
+        log = tmp_path / "pressed" / "log.jsonl"
+        return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+    for _ in range(3):
+        process, before = start(tmp_path / "pressed"), steps()
+        while process.poll() is None and steps() <= before:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        for _ in range(rng.randint(2, 6)):
+            process.send_signal(signal.SIGINT)  # does nothing if the process has ended
+            time.sleep(rng.random() * rng.choice([0.001, 0.01, 0.05]))
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        *progress, last = err.splitlines()
+        assert last == "retro-np: interrupted; run the same command to resume"
+        assert [line for line in progress if not line.startswith("training: ")] == []
+        assert [path.name for path in (tmp_path / "pressed").iterdir() if "partial" in path.name] == []
+    assert start(tmp_path / "pressed").wait(timeout=120) == start(tmp_path / "whole").wait(timeout=120) == 0
+    assert all_bytes(tmp_path / "pressed") == all_bytes(tmp_path / "whole")

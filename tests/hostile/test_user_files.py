@@ -47,7 +47,7 @@ NAMED_LIKE_OURS = {
         "work/texts.json",
     ),
     "train": ("config.json", "log.jsonl", "checkpoint.safetensors"),
-    "evaluate": ("results.json", "losses.npz", "bpb_alpha.png"),
+    "evaluate": ("results.json", "losses.npz", "tokens.npz", "bpb_alpha.png"),
     "demo": ("plan.json", "results.json", "samples.html", "inspect.html", "db/notes.txt", "retro/config.json"),
     "experiment": ("tiny/neighbours.json", "tiny/notes.txt", "tiny/models/x/config.json"),
     "pretrain": ("tiny/pretrained/tokenizer.json", "tiny/pretrained/retro.safetensors"),

@@ -157,6 +157,38 @@ def dumped(value: Any, **options) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+TOML_LINES = (
+    "[model", "[[model]]", "[model.encoder]", "a = ", "= 1", "steps = 1_0", "steps = 0xfffffffffffffffffffff",
+    "x = nan", "clip = inf", "clip = -inf", "seed = -0", "date = 2024-01-01T00:00:00Z", "a.b.c.d = 1", '"" = 1',
+    "steps = {a = 1}", "a = " + "[" * 3000, "a." * 150 + "a = 1", "a." * 5000 + "a = 1", '"\x1b[2J" = 1',
+    "s = '''\u202ereversed'''",
+)  # fmt: skip
+
+
+def toml(value: Any) -> str:
+    """A value as TOML, as far as TOML can say it. Keys are quoted, and what it cannot say is text."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml(str(key))} = {toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value if value is not None else "none")
+
+
+def settings(rng, data: bytes) -> bytes:
+    """A file of settings that resembles a run's config.json: as JSON, or as TOML with odd lines."""
+    value = mutated(rng, json.loads(data))
+    if rng.random() < 0.4 or not isinstance(value, dict):
+        return dumped(value)
+    lines = []
+    for name, section in value.items():
+        pairs = section.items() if isinstance(section, dict) else [("steps", section)]
+        pairs = [(key, part) for key, part in pairs if part is not None]  # TOML has no null.
+        lines += [f"[{toml(name)}]", *(f"{toml(key)} = {toml(part)}" for key, part in pairs)]
+    for _ in range(int(pick(rng, (0, 0, 1, 2)))):
+        lines.insert(int(rng.integers(len(lines) + 1)), pick(rng, TOML_LINES))
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
 def mutated_lines(rng, data: bytes) -> bytes:
     """Lines of JSON with one line changed, removed, doubled, cut or replaced."""
     lines = data.splitlines(keepends=True)

@@ -176,7 +176,7 @@ def test_a_hashing_database_refuses_a_wrong_embedder(corpus, tmp_path, embedder)
         (lambda db: db.search_keys(np.full((1, 16), np.nan), 1), "NaN or infinite"),
         (lambda db: db.value([0.0]), "are integers"),
         (lambda db: db.document_of(-2), "chunk ids go from 0"),
-        (lambda db: db.split("test"), "has no split 'test'"),
+        (lambda db: db.split("dev"), "has no split 'dev'"),
         (lambda db: Database.open(db.path, index="flat"), "hnsw or exact"),
     ],
 )

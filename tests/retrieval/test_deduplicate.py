@@ -242,8 +242,6 @@ def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
         ({"hashes": 0}, "hashes"),
         ({"bands": 0}, "bands"),
         ({"bands": 33}, "33 bands"),
-        ({"threshold": 0.3}, "detect only 23 %"),
-        ({"bands": 8}, "detect only 20 %"),
     ],
 )
 def test_the_error_for_an_invalid_setting_names_it(wrong, message):

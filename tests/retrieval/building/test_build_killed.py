@@ -214,14 +214,15 @@ def test_an_existing_tokenizer_is_reused_unchanged(tmp_path, embedder, database)
 
 
 class Broken(CountingEmbedder):
-    """An embedder whose keys are altered by a function."""
+    """An embedder whose keys of a shard's texts are altered by a function; the two texts of the first trial are not."""
 
     def __init__(self, alter):
         super().__init__()
         self.alter = alter
 
     def embed(self, texts, show_progress=False):
-        return self.alter(super().embed(texts))
+        keys = super().embed(texts)
+        return self.alter(keys) if len(texts) > 2 else keys
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,219 @@
+"""Rows with fields: lines of JSON, parquet files, datasets that `save_to_disk` wrote, datasets of the Hugging Face Hub.
+
+Every reader is a stream. Memory holds one line, or one batch of rows and what its library keeps of a row group."""
+
+import codecs
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from retro_np.errors import UserError
+from retro_np.progress import one_line
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON and file names can hold one, UTF-8 cannot
+HUB_LOCATION = re.compile(r"hub:(.+?)(?:@([^@#/]+))?(?:#([^#/]+))?", re.DOTALL)
+SPLIT_NAMES = dict(train="train", valid="valid", validation="valid", dev="valid", val="valid", test="test")
+NO_FIELD = "none"  # as the name of the field of the split: there is none
+ROWS_PER_BATCH = 16
+DAMAGED_ROWS = "the data are damaged or incomplete; write them again"
+CHECK_NAME = "check its name, and the network if it is on the Hub"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields that hold a document's text, name and split.
+
+    text: the text, a string. name: a string or a number; None: `name`, else `id`, else there is none. split: train,
+    valid or test, or a word of SPLIT_NAMES; None: `split`, if the first row has such a word in it; NO_FIELD: none."""
+
+    text: str = "text"
+    name: str | None = None
+    split: str | None = None
+
+    def columns(self, names: Sequence[str], place: str) -> list[str]:
+        """The columns to read of those there are. Raises UserError if one of them is missing."""
+        chosen = {"text": self.text, "name": self.name, "split": None if self.split == NO_FIELD else self.split}
+        for option, field in chosen.items():
+            if field is not None and field not in names:
+                there = f"{place} has no column `{field}` (it has {listed(names)})"
+                raise UserError(f"{there}: name the column with --{option}-field")
+        wanted = {*chosen.values(), *(() if self.name else ("name", "id")), *(() if self.split else ("split",))}
+        return [name for name in dict.fromkeys(names) if name in wanted]
+
+
+class Row(NamedTuple):
+    """A row. name: the name of a document without one. place, number: where it stands, as messages say it.
+
+    replaced: how many invalid byte sequences became U+FFFD."""
+
+    record: dict[str, Any]
+    name: str
+    place: str
+    number: str = ""
+    replaced: int = 0
+
+
+def split_of(value: Any) -> str:
+    """The split that a value names, whatever its case and the blanks around it; "" for any other value."""
+    return SPLIT_NAMES.get(str(value).strip().lower(), "")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names of fields for a message, at most 300 characters of them."""
+    return one_line(", ".join(map(str, names)))[:300] or "none"
+
+
+def without_surrogates(text: str) -> str:
+    """Replace each lone surrogate by U+FFFD, so that the text can be encoded in UTF-8."""
+    return LONE_SURROGATE.sub("\ufffd", text)
+
+
+def decoded(data: bytes) -> tuple[str, int]:
+    """Bytes as UTF-8 text, and how many invalid byte sequences became U+FFFD."""
+    text = data.decode("utf-8", "replace")
+    return text, text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn the system's error into a UserError that names the file or folder."""
+    try:
+        yield
+    except OSError as error:
+        reason, path = error.strerror or error, without_surrogates(path)
+        raise UserError(f"cannot read {path} ({reason}): fix that, or leave the file out") from error
+
+
+def needed(module: str, place: str, advice: str) -> Any:
+    """Import an optional package. Raises UserError, with the advice what to install, if it is missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"{place} needs the package {module.split('.')[0]}: pip install {advice}") from error
+
+
+def json_rows(path: str, packing: str = "") -> Iterator[Row]:
+    """The lines of a file of JSON lines, in order; blank lines are skipped. packing: "", gzip or zstd.
+
+    A document without a name is called file:line. Raises UserError, with the line's number, if a line is not an object,
+    or if compressed data are truncated or damaged."""
+    shown, number = without_surrogates(path), 0
+    pyarrow = needed("pyarrow", shown, "pyarrow") if packing == "zstd" else None
+    with reading(path), open(path, "rb") as raw:
+        file = io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")) if pyarrow else raw
+        try:
+            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if packing == "gzip" else file, start=1):
+                record, replaced = _parsed(f"{shown}:{number}", line)
+                if record is not None:
+                    yield Row(record, f"{os.path.basename(shown)}:{number}", f"{shown}:{number}", "", replaced)
+        except (EOFError, zlib.error, OSError) as error:
+            if getattr(error, "errno", None):  # the disk, not the data
+                raise
+            fault = f"{shown}:{number + 1} cannot be unpacked ({error})"
+            raise UserError(f"{fault}: the {packing} file is damaged or incomplete; download it again") from error
+
+
+def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
+    """The object in a line, or None if the line is blank, and how many invalid byte sequences were replaced."""
+    line = line.removeprefix(codecs.BOM_UTF8)
+    if not line.strip():
+        return None, 0
+    text, replaced = decoded(line)
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl file must be an object") from error
+    if not isinstance(record, dict):
+        raise UserError(f'{where} has no `text` string: each line must be an object like {{"text": "…"}}')
+    return record, replaced
+
+
+def parquet_rows(path: str, name: str, fields: Fields) -> Iterator[Row]:
+    """The rows of a parquet file, in order. A document without a name is called name:row, from 0."""
+    place = without_surrogates(path)
+    parquet = needed("pyarrow.parquet", place, "pyarrow")
+
+    def tables() -> Iterator[Any]:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            columns = fields.columns(file.schema_arrow.names, place)
+            yield from file.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False)
+
+    return _rows(_records(tables()), place, name, fields, DAMAGED_ROWS)
+
+
+def saved_rows(folder: str, name: str, fields: Fields) -> Iterator[tuple[str, Iterator[Row]]]:
+    """The splits of a dataset that `save_to_disk` wrote to a folder: the name of each, or "", and its rows.
+
+    A document without a name is called name:row or name/split:row, from 0."""
+    place = without_surrogates(folder)
+    datasets = needed("datasets", place, "retro-np[hub]")
+    with _explained(place, DAMAGED_ROWS):
+        saved = datasets.load_from_disk(folder)
+    for split, rows in saved.items() if isinstance(saved, dict) else [("", saved)]:
+        rows = rows.select_columns(fields.columns(rows.column_names, place)).with_format("arrow")
+        label = f"{name}/{split}" if split else name
+        yield split, _rows(_records(rows.iter(ROWS_PER_BATCH)), place, label, fields, DAMAGED_ROWS)
+
+
+def _records(tables: Iterable[Any]) -> Iterator[dict]:
+    """The rows of pyarrow's tables. Their memory may be a damaged file's, so it is checked first."""
+    for table in tables:
+        table.validate(full=True)
+        yield from table.to_pylist()
+
+
+def hub_dataset(location: str, fields: Fields) -> Any:
+    """Open `hub:NAME[@CONFIG][#SPLIT]` as a stream, an IterableDataset. The default split is train.
+
+    NAME is a dataset of the Hugging Face Hub, or a local folder of data files, which needs no network. Only the columns
+    of the fields are read. Raises UserError if the package, the dataset or one of these columns is missing."""
+    name, config, split = hub_parts(location)
+    datasets = needed("datasets", location, "retro-np[hub]")
+    # an absolute path cannot be mistaken for a dataset of the Hub or for a format such as `json`
+    path = os.path.abspath(name) if os.path.isdir(name) else name
+    with _explained(location, CHECK_NAME):
+        dataset = datasets.load_dataset(path, config, split=split or "train", streaming=True)
+        columns = dataset.column_names
+    return dataset if columns is None else dataset.select_columns(fields.columns(columns, location))
+
+
+def hub_rows(location: str, dataset: Any, name: str, fields: Fields) -> Iterator[Row]:
+    """The rows of an opened dataset, in order. A document without a name is called name:row, from 0."""
+    return _rows(dataset, location, name, fields, CHECK_NAME)
+
+
+def _rows(records: Iterable[dict], place: str, name: str, fields: Fields, advice: str) -> Iterator[Row]:
+    number = -1
+    with _explained(place, advice, lambda: f" after row {number}" if number >= 0 else ""):
+        for number, record in enumerate(records):
+            if record.get(fields.text, 0) is None:  # A null text counts as empty.
+                record[fields.text] = ""
+            yield Row(record, f"{name}:{number}", place, f" in row {number}")
+
+
+@contextmanager
+def _explained(place: str, advice: str, row: Callable[[], str] = str) -> Iterator[None]:
+    """Turn any error into a UserError: those of the Hub, the network and the file formats share no base class."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"{place} cannot be read{row()} ({reason}): {advice}") from error
+
+
+def hub_parts(location: str) -> tuple[str, str | None, str | None]:
+    """The name, configuration and split of `hub:NAME[@CONFIG][#SPLIT]`."""
+    if match := HUB_LOCATION.fullmatch(location):
+        return match[1], match[2], match[3]
+    raise UserError(f"{location} names no dataset: write hub:NAME, hub:NAME@CONFIG or hub:NAME#SPLIT")
