@@ -15,8 +15,7 @@ def adamw_init(params: Tree, trainable: Callable[[str], bool] = every) -> Tree:
     """The state of AdamW before the first step: {"step": 0, "m": moments, "v": moments}.
 
     trainable: decides from a parameter's dotted name whether it is trained.
-    The moments are trees like params, of zeros in the shape and dtype of each trainable parameter, None for the rest.
-    """
+    The moments are trees like params, zeros in the shape and dtype of each trainable parameter, None for the rest."""
     m, v = (map_tree(lambda name, p: np.zeros_like(p) if trainable(name) else None, params) for _ in range(2))
     return {"step": 0, "m": m, "v": v}
 
@@ -69,9 +68,14 @@ def _norm(arrays: list[Array]) -> float:
     return math.sqrt(sum(float(np.dot(array.reshape(-1), array.reshape(-1))) for array in arrays))
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, steps: int, start: float = 1e-7) -> float:
-    """The learning rate of a step, 0 … steps − 1: linear from `start` to `peak`, then a cosine down to peak / 10."""
+def learning_rate(
+    step: int, *, peak: float, warmup: int, steps: int, schedule: str = "cosine", end: float = 0.1, start: float = 1e-7
+) -> float:
+    """The learning rate of a step, 0 … steps − 1: linear from `start` to `peak`, then to end · peak by the schedule.
+
+    Cosine is that of Loshchilov & Hutter 2017; constant stays at the peak."""
     if step < warmup:
         return start + (peak - start) * step / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+    p = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    falling = {"cosine": 0.5 * (1 + math.cos(math.pi * p)), "linear": 1 - p, "constant": 1.0}
+    return peak * (end + (1 - end) * falling[schedule])

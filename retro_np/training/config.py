@@ -1,11 +1,16 @@
 """The settings of a training run: one frozen dataclass."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from numbers import Integral, Real
+from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.renamed import accept_old_names
+
+SCHEDULES = ("cosine", "linear", "constant")  # of `optim.learning_rate`
+FROM_ZERO = ("neighbours", "warmup", "seed", "oracle_steps", "eval_every")  # whole numbers that may be 0
 
 
 @accept_old_names
@@ -21,7 +26,7 @@ class TrainingConfig:
     micro_batches: equal parts that a step's batch is split into, to save memory; the gradient covers the whole batch.
     neighbours: neighbours per chunk (k); 0 trains with retrieval off.
     learning_rate: the peak of the schedule.
-    warmup: steps of linear warm-up before the cosine decay.
+    warmup: steps of linear warm-up before the schedule.
     weight_decay: decoupled decay of matrices (AdamW).
     clip: the largest global norm of the gradient.
     seed: random seed for the initial parameters, the batches and dropout.
@@ -29,7 +34,15 @@ class TrainingConfig:
     retrieval_off: share of sequences trained without neighbours.
     oracle_share: share of chunks that get an oracle neighbour at step 0, a noisy copy of the chunk and its
         continuation; the share falls linearly to 0. Not in the paper; see `curriculum.py`.
-    oracle_steps: steps until oracle_share has fallen to 0."""
+    oracle_steps: steps until oracle_share has fallen to 0.
+    schedule: how the learning rate falls after the warm-up: cosine, linear or constant.
+    min_learning_rate: the learning rate at the end of cosine and linear, as a share of the peak.
+    beta1: decay of AdamW's mean of gradients per step.
+    beta2: decay of AdamW's mean of squared gradients per step.
+    eval_every: steps between evaluations on held-out documents, which do not change what is learned; 0 for none.
+    eval_chunks: chunks that an evaluation scores, from the start of the held-out documents; None scores all of them.
+    segments: the steps at which a finished run was prolonged, to repeat it. The learning rate of a step is that of a
+        run that ends with the step's segment."""
 
     steps: int = 1000
     sequence_length: int = 512
@@ -45,20 +58,39 @@ class TrainingConfig:
     retrieval_off: float = 0.0
     oracle_share: float = 0.0
     oracle_steps: int = 0
+    schedule: str = "cosine"
+    min_learning_rate: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eval_every: int = 0
+    eval_chunks: int | None = None
+    segments: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        minima = dict.fromkeys(("steps", "sequence_length", "batch_size", "micro_batches", "checkpoint_every"), 1)
-        for name, minimum in (minima | dict.fromkeys(("neighbours", "warmup", "seed", "oracle_steps"), 0)).items():
-            if not isinstance(getattr(self, name), Integral) or getattr(self, name) < minimum:
-                raise UserError(f"{name} must be a whole number of at least {minimum}, not {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "clip", "retrieval_off", "oracle_share"):
-            if not isinstance(getattr(self, name), Real):
-                raise UserError(f"{name} must be a number, not {getattr(self, name)!r}")
+        for field in fields(self):
+            name, value, minimum = field.name, getattr(self, field.name), 0 if field.name in FROM_ZERO else 1
+            kind: Any = Integral if field.type is int else Real if field.type is float else object
+            valid = isinstance(value, kind) and (kind is object or not isinstance(value, bool))
+            if kind is Integral and not (valid and value >= minimum):
+                raise UserError(f"{name} must be a whole number of at least {minimum}, not {value}")
+            if not valid:
+                raise UserError(f"{name} must be a number, not {value!r}")
+        if isinstance(self.segments, list):  # as JSON stores them
+            object.__setattr__(self, "segments", tuple(self.segments))
+        whole = isinstance(self.segments, tuple) and all(isinstance(end, Integral) for end in self.segments)
+        increasing = whole and all(end < later for end, later in pairwise((0, *self.segments, self.steps)))
+        chunks = self.eval_chunks
         for name, valid, allowed in (
             ("learning_rate", 0 < self.learning_rate <= 1, "in (0, 1]"), ("clip", self.clip > 0, "above 0"),
+            ("min_learning_rate", 0 <= self.min_learning_rate <= 1, "a share of learning_rate, in [0, 1]"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),
+            ("clip", self.clip < math.inf, "finite"),
+            ("beta1", 0 <= self.beta1 < 1, "in [0, 1)"), ("beta2", 0 <= self.beta2 < 1, "in [0, 1)"),
             ("retrieval_off", 0 <= self.retrieval_off < 1, "in [0, 1)"),
             ("oracle_share", 0 <= self.oracle_share <= 1, "in [0, 1]"),
+            ("eval_chunks", chunks is None or (isinstance(chunks, Integral) and chunks >= 1), "at least 1, or None"),
+            ("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES)),
+            ("segments", increasing, f"whole numbers that increase from 1 to at most {self.steps} − 1"),
         ):  # fmt: skip
             if not valid:
                 raise UserError(f"{name} must be {allowed}, not {getattr(self, name)}")

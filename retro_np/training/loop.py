@@ -3,14 +3,14 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retro_np.checkpoint import load_checkpoint, save_checkpoint
+from retro_np.checkpoint import load_checkpoint, load_params, save_checkpoint, write_tensors
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import locked, outputs, remove_partial, write_atomically, write_json
@@ -19,16 +19,18 @@ from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
 from retro_np.optim import adamw_init, adamw_update, clip_by_global_norm, learning_rate
 from retro_np.parameters import init_params, parameter_shapes
-from retro_np.progress import progress_bar
+from retro_np.progress import progress_bar, say
 from retro_np.renamed import new_names
 from retro_np.retrieval.database import Database
 from retro_np.sequences import check_fit, sequence_chunks
 from retro_np.training.batches import Batch, training_batch
 from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import with_curriculum
+from retro_np.training.validation import validation
 from retro_np.tree import Tree, map_tree, named_leaves
 
-CHECKPOINT, SETTINGS, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
+CHECKPOINT, BEST, SETTINGS, LOG = "checkpoint.safetensors", "best.safetensors", "config.json", "log.jsonl"
+WATCHING = ("checkpoint_every", "eval_every", "eval_chunks")  # settings that do not change what is learned
 
 
 def retrofit(
@@ -82,6 +84,7 @@ def loss_and_gradients(
 def train(
     database: Database, config: RetroConfig, training: TrainingConfig, out: Path | str, *,
     begin_from: tuple[Tree, str] | None = None, trainable: Callable[[str], bool] = every, description: str = "training",
+    callbacks: Iterable[Callable[[dict[str, Any]], object]] = (), trained_on: Iterable[str] = (),
 ) -> Tree:  # fmt: skip
     """Train a model on a database's training split.
 
@@ -89,48 +92,66 @@ def train(
     the database's. training: steps, batches, learning rate, seed.
     out: the run's folder, created if necessary. It receives config.json, checkpoint.safetensors (for `load_params` and
         `generate`) and log.jsonl (per step: loss in nats per token, learning rate, gradient norm, tokens per second).
+        With eval_every, some steps also have valid_loss (nats per token) and valid_bpb, and best.safetensors has the
+        parameters of the lowest valid_loss.
     begin_from: (params, name) to start from these parameters instead of fresh ones. The arrays are copied. The name,
         any text, identifies them, because a run resumes only if it started from the same parameters.
     trainable: decides from a parameter's dotted name whether it is trained. The other parameters do not change.
     description: the label of the progress bar.
+    trained_on: hashes of the documents that these parameters were trained on; the checkpoints carry them on.
+    callbacks: each is called with each line of the log, a dict, once it is written. See `training/loggers.py`.
 
     Returns the trained parameters. If `out` holds a run with the same settings, training resumes at its last checkpoint
-    and ends with the same bytes as an uninterrupted run; a finished run is only read. Raises UserError if `out` holds
-    a different run or is in use, if the model does not fit the database, and if the loss is not finite. Then the
-    error names the step, and the last checkpoint remains."""
+    and ends with the same bytes as an uninterrupted run; a finished run is only read, or prolonged if `steps` is more.
+    Raises UserError if `out` holds a different run or is in use, if the model does not fit the database, if nothing is
+    held out for eval_every, and if a loss is not finite. Then the error names the step; the last checkpoint remains."""
     out = Path(out)
     check_fit(config, database)
     if not database.manifest["splits"]["train"]["chunks"]:
         raise UserError(f"{database.path} has no training documents: add some with retro-np add")
     sequence_chunks(training.sequence_length, config.chunk_size)
+    evaluate = validation(database, config, training) if training.eval_every else None
     frozen = [name for name, _ in named_leaves(parameter_shapes(config)) if not trainable(name)]
-    start = {"begun_from": begin_from[1] if begin_from else None, "frozen": frozen}
+    start: dict[str, Any] = {"begun_from": begin_from[1] if begin_from else None, "frozen": frozen}
+    start |= {"trained_on": sorted(trained_on)} if trained_on else {}
     identity = {"model": config.to_dict(), "training": asdict(training), "data": {**database.identity, **start}}
-    identity = json.loads(json.dumps(identity))  # as a checkpoint stores it: tuples become lists
+    identity = json.loads(json.dumps(identity, default=np.generic.item))  # as a checkpoint stores it
     outputs.claim(out, outputs.RUN)
     with locked(out, "training run"):
         remove_partial(out)
         if (out / CHECKPOINT).exists():
             params, state, _, stored = load_checkpoint(out / CHECKPOINT)
-            _check_same_run(out / CHECKPOINT, stored, identity)
+            _resume(out / CHECKPOINT, stored, identity, state["step"])
         else:
             if (out / SETTINGS).exists():  # The run's checkpoint was removed, or it was killed before the first one.
-                _check_same_run(out / SETTINGS, read_json(out / SETTINGS), identity)
+                _resume(out / SETTINGS, read_json(out / SETTINGS), identity, 0)
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
             params = map_tree(lambda _, array: array.copy(), params)  # training must not change the caller's arrays
             state = adamw_init(params, trainable)
+        training = TrainingConfig(**identity["training"])
+        if state["step"] < training.steps:
             write_json(out / SETTINGS, identity)  # first, because it marks the folder as a run's
+        if not (out / CHECKPOINT).exists():
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
         _cut_log(out / LOG, state["step"])
-        _take_steps(database, config, training, out, params, state, identity, trainable, description)
+        watch = description, evaluate, tuple(callbacks)
+        _take_steps(database, config, training, out, params, state, identity, trainable, watch)
     return params
 
 
-def _take_steps(database, config, training, out, params, state, identity, trainable, description) -> None:
+def _take_steps(database, config, training, out, params, state, identity, trainable, watch) -> None:
     """Train from the state's step to the last one, in place. Logs each step and saves a checkpoint at intervals."""
-    split = database.split("train")
-    k = training.neighbours if config.retrieves else 0
+    (description, evaluate, callbacks), best = watch, math.inf
+    split, k = database.split("train"), training.neighbours if config.retrieves else 0
     settings = {name: getattr(training, name) for name in ("sequence_length", "batch_size", "seed")}
+    if training.segments[-1:] == (state["step"],):
+        schedule = f"the schedule is {training.schedule} over {training.steps} steps"
+        say(f"{out} continues from step {state['step']} to {training.steps}: {schedule}")
+    if evaluate and state["step"] < training.steps and (out / BEST).exists():  # Other chunks may have been evaluated.
+        try:
+            best = evaluate(load_params(out / BEST)[0])["valid_loss"]
+        except UserError as error:
+            raise UserError(f"{error}, or remove it: the best parameters are then those from here on") from error
     with progress_bar(description, training.steps, state["step"]) as advance, (out / LOG).open("a") as log:
         advance(0, note="the first step compiles the kernels")
         for step in range(state["step"], training.steps):
@@ -140,11 +161,24 @@ def _take_steps(database, config, training, out, params, state, identity, traina
                 neighbours = with_curriculum(neighbours, tokens, training, step)
             line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable)
             line["tokens_per_s"] = speed = tokens.size / (time.perf_counter() - start_time)
+            if evaluate and ((step + 1) % training.eval_every == 0 or step + 1 in (*training.segments, training.steps)):
+                advance(0, note="evaluating on held-out documents")
+                line |= evaluate(params)
+                if not math.isfinite(line["valid_loss"]):
+                    raise UserError(f"step {step}: valid_loss is {line['valid_loss']}; use a lower learning rate")
+                if not line["valid_loss"] >= best:  # The file of a stranger may give NaN.
+                    best = line["valid_loss"]
+                    meta = {"config": config.to_dict(), "run": {"data": identity["data"]}}
+                    write_tensors(out / BEST, dict(named_leaves(params)), meta)
             log.write(json.dumps(line) + "\n")
+            log.flush()
             advance(note=f"loss {line['loss']:.3f}, {speed:.0f} tokens/s")
-            if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
-                log.flush()
-                save_checkpoint(out / CHECKPOINT, params, state, config, identity)
+            try:
+                for callback in callbacks:
+                    callback(dict(line))
+            finally:
+                if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
+                    save_checkpoint(out / CHECKPOINT, params, state, config, identity)
 
 
 def train_step(
@@ -160,8 +194,13 @@ def train_step(
     norm = clip_by_global_norm(grads, training.clip)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise UserError(f"step {step}: the loss is {loss}, the gradient norm {norm}; use a lower learning rate")
-    rate = learning_rate(step, peak=training.learning_rate, warmup=training.warmup, steps=training.steps)
-    adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay)
+    end = min((end for end in training.segments if step < end), default=training.steps)  # of the step's segment
+    rate = learning_rate(
+        step, peak=training.learning_rate, warmup=training.warmup, steps=end, schedule=training.schedule,
+        end=training.min_learning_rate,
+    )  # fmt: skip
+    betas = training.beta1, training.beta2
+    adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay, betas=betas)
     return {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
 
 
@@ -187,11 +226,23 @@ def _cut_log(log: Path, step: int) -> None:
     write_atomically(log, b"".join(lines))
 
 
-def _check_same_run(path: Path, stored: dict, requested: dict) -> None:
-    """Raise UserError, naming the first difference, if the checkpoint at path belongs to a different run."""
+def _resume(path: Path, stored: dict, requested: dict, step: int) -> None:
+    """Give the requested run the segments of the run at path, which ends here if the requested steps are more.
+
+    step: how far the run at path is. Raises UserError if it must be finished first, and, naming the first difference,
+    if it is a different run."""
+    previous = {section: new_names(stored.get(section, {})) for section in requested}
+    previous["training"] = before = {**asdict(TrainingConfig()), "segments": [], **previous["training"]}
+    now = requested["training"]
+    if has_types(before, {"steps": int, "segments": list}):
+        if now["steps"] > before["steps"]:
+            if step < before["steps"]:
+                fault = f"{path} is at step {step} of {before['steps']}: finish it first with steps = {before['steps']}"
+                raise UserError(f"{fault}, then raise steps to {now['steps']}, or give the new run another folder")
+            before |= {"steps": now["steps"], "segments": [*before["segments"], before["steps"]]}
+        now["segments"] = now["segments"] or before["segments"]
     for section, settings in requested.items():
-        previous = new_names(stored.get(section, {}))
         for name, value in settings.items():
-            if name != "checkpoint_every" and value != previous.get(name):
-                fault = f"{path} was trained with {name} = {previous.get(name)}, and now it is {value}"
+            if name not in WATCHING and value != previous[section].get(name):
+                fault = f"{path} was trained with {name} = {previous[section].get(name)}, and now it is {value}"
                 raise UserError(f"{fault}; use the same value, or give the new run another folder")

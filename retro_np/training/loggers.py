@@ -1,0 +1,83 @@
+"""Callbacks of `train` that write its log for TensorBoard, as CSV, or for Weights & Biases.
+
+log.jsonl is their source. With the first step that a process takes, a logger replaces its earlier files by the whole
+log. So each step is there once, however often a run was killed, resumed or prolonged."""
+
+import csv
+import importlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from retro_np.errors import UserError
+from retro_np.files import check_output, outputs, write_atomically
+from retro_np.training.loop import read_log
+
+CSV_HEADER = "step,loss,learning_rate,gradient_norm,tokens_per_s,valid_loss,valid_bpb\n"  # of log.csv
+Writer = Callable[[int, dict[str, float]], object]  # writes the values of a step
+
+
+def logger(kind: str, folder: Path | str) -> Callable[[dict[str, Any]], None]:
+    """A callback for `train(…, callbacks=[…])`, which receives each line of the log.
+
+    kind: "tensorboard" writes one file of events into the subfolder tensorboard; "csv" writes log.csv; "wandb" begins a
+    run of Weights & Biases, which is offline unless WANDB_MODE says otherwise. folder: the run's folder.
+    Raises UserError for another kind, for a package that is not installed, and for a file or link of others in place of
+    its own."""
+    if kind not in WRITERS:
+        raise UserError(f"there is no log of kind {kind!r}: choose {', '.join(WRITERS)}")
+    folder = Path(folder)
+    try:
+        importlib.import_module(kind)
+    except ModuleNotFoundError as error:
+        raise UserError(f"a log for {kind} needs a package that is not installed: pip install {kind}") from error
+    outputs.check_subfolders(folder, ["tensorboard"])
+    if kind == "csv":
+        check_output(folder / "log.csv", "the run's folder", ours=lambda start: start.startswith(CSV_HEADER.encode()))
+    writers: list[Writer] = []
+
+    def log(line: dict[str, Any]) -> None:
+        lines = [line]
+        if not writers:
+            lines = [earlier for earlier in read_log(folder) if earlier["step"] < line["step"]] + lines
+            writers.append(WRITERS[kind](folder))
+        for values in lines:
+            writers[0](values["step"], {name: value for name, value in values.items() if isinstance(value, float)})
+
+    return log
+
+
+def _tensorboard(folder: Path) -> Writer:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    for path in (folder / "tensorboard").glob("events.out.tfevents.*.retro_np"):  # but none of a user's callback
+        path.unlink()
+    writer = EventFileWriter(str(folder / "tensorboard"), filename_suffix=".retro_np")
+
+    def write(step: int, values: dict[str, float]) -> None:
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        writer.flush()
+
+    return write
+
+
+def _csv(folder: Path) -> Writer:
+    write_atomically(folder / "log.csv", CSV_HEADER.encode())
+    file = (folder / "log.csv").open("a", buffering=1, newline="", encoding="utf-8")
+    writer = csv.DictWriter(file, CSV_HEADER.strip().split(","), extrasaction="ignore", lineterminator="\n")
+    return lambda step, values: writer.writerow({"step": step, **values})
+
+
+def _wandb(folder: Path) -> Writer:
+    import wandb
+
+    run = wandb.init(dir=str(folder), name=folder.resolve().name, mode=os.environ.get("WANDB_MODE", "offline"))
+    return lambda step, values: run.log(values, step=step)
+
+
+WRITERS = {"tensorboard": _tensorboard, "csv": _csv, "wandb": _wandb}  # by the package that each needs
