@@ -24,7 +24,8 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:  # Type checkers and editors do not run __getattr__.
     from retro_np.checkpoint import load_params, save_params
-    from retro_np.evaluation.bits_per_byte import score
+    from retro_np.evaluation.bits_per_byte import score, score_tokens
+    from retro_np.evaluation.bootstrap import paired_bootstrap
     from retro_np.evaluation.compare import evaluate
     from retro_np.generation import generate
     from retro_np.pretrained.bundled import load_pretrained
@@ -36,16 +37,17 @@ if TYPE_CHECKING:  # Type checkers and editors do not run __getattr__.
 
 _ON_FIRST_USE = {
     "BuildConfig": "retrieval.build", "build_database": "retrieval.build", "load_pretrained": "pretrained.bundled",
-    "Database": "retrieval.database", "load_bert": "retrieval.bert", "generate": "generation",
+    "Database": "retrieval.database", "load_bert": "retrieval.bert", "generate": "generation", "train": "training.loop",
     "TrainingConfig": "training.config", "evaluate": "evaluation.compare", "score": "evaluation.bits_per_byte",
-    "load_params": "checkpoint", "save_params": "checkpoint", "retrofit": "training.loop", "train": "training.loop",
+    "score_tokens": "evaluation.bits_per_byte", "paired_bootstrap": "evaluation.bootstrap", "retrofit": "training.loop",
+    "load_params": "checkpoint", "save_params": "checkpoint",
 }  # fmt: skip
 
 __all__ = [
     "BuildConfig", "Database", "EncoderConfig", "GradientError", "GradientReport", "RetroConfig", "TrainingConfig",
     "UserError", "__version__", "adamw_init", "adamw_update", "attention_maps", "build_database", "count_parameters",
     "evaluate", "generate", "gradcheck", "hidden_states", "init_params", "load_bert", "load_params", "load_pretrained",
-    "reference", "retro", "retro_loss", "retrofit", "save_params", "score", "train",
+    "paired_bootstrap", "reference", "retro", "retro_loss", "retrofit", "save_params", "score", "score_tokens", "train",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,11 +23,13 @@ class Losses:
     """A model's loss on each chunk of a split.
 
     (chunks,) each. nats: the summed negative log-likelihood of a chunk's scored tokens; bytes: their UTF-8 bytes;
-    documents: the number of its document. A document's first token and its end-of-text add neither nats nor bytes."""
+    documents: the number of its document; tokens: how many are scored (empty in the files of older versions). A
+    document's first token and its end-of-text are not scored: they add neither nats nor bytes."""
 
     nats: np.ndarray
     bytes: np.ndarray
     documents: np.ndarray
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def per_document(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Document numbers, nats and bytes, (documents,) each."""
@@ -53,13 +55,13 @@ class ScoredTokens:
         """The tokens that a slice or a mask (N,) selects."""
         return ScoredTokens(self.positions[rows], self.tokens[rows], self.nats[rows])
 
-    def losses(self, database: Database, split_name: str = "valid", limit: int | None = None) -> Losses:
+    def losses(self, database: Database, split: str | Split = "valid", limit: int | None = None) -> Losses:
         """The losses per chunk, as `score` returns them. limit: only this many chunks, from the start of the split."""
-        documents = np.array(database.split(split_name).documents[:limit])
+        documents = np.array((database.split(split) if isinstance(split, str) else split).documents[:limit])
         chunks = self.positions // database.chunk_size
         n_bytes = token_byte_lengths(database.tokenizer)[self.tokens]
         nats, n_bytes = (np.bincount(chunks, values, len(documents)) for values in (self.nats, n_bytes))
-        return Losses(nats, n_bytes, documents)
+        return Losses(nats, n_bytes, documents, np.bincount(chunks, minlength=len(documents)))
 
 
 def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
@@ -78,7 +80,7 @@ def score(
     sequence_length: int = 512, stride: int = 256, limit: int | None = None, shuffle_seed: int | None = None,
     retrieval: Retrieval | None = None, description: str = "evaluating",
 ) -> Losses:  # fmt: skip
-    """Compute the loss of one model on each chunk of a split, under one condition.
+    """Compute the loss of one model on each chunk of a split, under one condition. `score_tokens` returns each token's.
 
     params, config: the model, as `load_params` returns it.
     database: built with the model's vocabulary and chunk size m.
@@ -95,15 +97,28 @@ def score(
 
     Returns Losses; its `bits_per_byte()` is the figure that the paper reports. Raises UserError if the model does not
     fit the database, if the split is empty, for lengths that do not fit together, and if a loss is not finite."""
-    check_fit(config, database)
-    m = config.chunk_size
-    length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m, "stride")
-    if step > length:
-        raise UserError(f"stride must be at most sequence_length ({sequence_length} tokens), not {stride}")
     retrieval = retrieval or Retrieval.own(database, split_name)
-    split = retrieval.split
+    scored = score_tokens(
+        params, config, database, split_name, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
+        shuffle_seed=shuffle_seed, retrieval=retrieval, description=description,
+    )  # fmt: skip
+    return scored.losses(database, retrieval.split, limit)
+
+
+def score_tokens(
+    params: Tree, config: RetroConfig, database: Database, split_name: str = "valid", *, k: int = 2,
+    sequence_length: int = 512, stride: int = 256, limit: int | None = None, shuffle_seed: int | None = None,
+    retrieval: Retrieval | None = None, description: str = "evaluating",
+) -> ScoredTokens:  # fmt: skip
+    """Compute the loss of one model on each token of a split. Arguments and errors are those of `score`.
+
+    Returns ScoredTokens in the order of the text, without each document's first token and its end-of-text."""
+    check_fit(config, database)
+    retrieval = retrieval or Retrieval.own(database, split_name)
+    split, windows = retrieval.split, sliding_windows(retrieval.split, sequence_length, stride, limit)
     if len(split.tokens) == 0:
-        raise UserError(f"{database.path} has no chunks in its split {split_name!r}: build it with --held-out above 0")
+        remedy = "build it with --held-out-bytes 0.1, or score a text of your own with --text"
+        raise UserError(f"{database.path} has no chunks in its split {split_name!r}: {remedy}")
     if shuffle_seed is not None and split_name == "train":
         raise UserError("shuffled neighbours of training chunks may be of the chunk's own document: use split valid")
     shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
@@ -115,11 +130,21 @@ def score(
             neighbours = sequence_neighbours(retrieval.database, split, neighbour_rows, k)
         return (nats_of(retro(params, config, tokens, neighbours)[0], targets),)
 
-    scored, _ = scored_tokens(split, evaluation_windows(split, length, step, limit), predict, description, limit)
-    losses = scored.losses(database, split_name, limit)
-    if not np.all(np.isfinite(losses.nats)):
+    scored, _ = scored_tokens(split, windows, predict, description, limit)
+    if not np.all(np.isfinite(scored.nats)):
         raise UserError(f"{description}: the losses are not finite; the weights are damaged: use another checkpoint")
-    return losses
+    return scored
+
+
+def sliding_windows(
+    split: Split, sequence_length: int, stride: int, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `evaluation_windows` of lengths in tokens. Raises UserError for lengths that do not fit together."""
+    m = split.tokens.shape[1]
+    length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m, "stride")
+    if step > length:
+        raise UserError(f"stride must be at most sequence_length ({sequence_length} tokens), not {stride}")
+    return evaluation_windows(split, length, step, limit)
 
 
 def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

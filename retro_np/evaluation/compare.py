@@ -1,6 +1,7 @@
 """Evaluate models with retrieval off, on, and with shuffled neighbours; say in a sentence whether retrieval helps."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,24 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses, score
+from retro_np.evaluation.bits_per_byte import Losses, ScoredTokens, score_tokens, sliding_windows
+from retro_np.evaluation.bootstrap import paired_bootstrap
+from retro_np.evaluation.breakdown import NEAR_COPY, breakdown, nearest_similarities, stated
 from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
+from retro_np.evaluation.own_text import HASH_DIGITS, OwnText
 from retro_np.files import outputs, remove_partial, replacing, write_json
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
+from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.tree import Tree
 
-OFF, ON, SHUFFLED = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of others"
+OFF, ON, SHUFFLED, PLAIN = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of others", "without retrieval"
 LINES = ("baseline", OFF, ON, SHUFFLED)
+SHORT_NAMES = {OFF: "off", ON: "on", SHUFFLED: "others"}  # as in the records of comparisons
 SHUFFLE_SEED = 0
+TOKEN_LOSSES = "tokens.npz"
+
+Model = tuple[Tree, RetroConfig]
 
 
 def conditions(baseline: Any, retro: Any, retrieves: bool = True) -> dict[str, tuple[Any, bool, int | None]]:
@@ -26,25 +35,33 @@ def conditions(baseline: Any, retro: Any, retrieves: bool = True) -> dict[str, t
     baseline, retro: models in any form; None leaves the baseline out. retrieves: whether retro has cross-attention."""
     lines: dict[str, tuple[Any, bool, int | None]] = {} if baseline is None else {"baseline": (baseline, False, None)}
     if not retrieves:
-        return lines | {"without retrieval": (retro, False, None)}
+        return lines | {PLAIN: (retro, False, None)}
     return lines | {OFF: (retro, False, None), ON: (retro, True, None), SHUFFLED: (retro, True, SHUFFLE_SEED)}
 
 
 def evaluate(
-    models: Mapping[str, tuple[Tree, RetroConfig]], database: Database, out: Path | str, *, split: str = "valid",
-    k: int = 2, sequence_length: int = 512, stride: int = 256, limit: int | None = None,
-    retrieval: Retrieval | None = None,
+    models: Mapping[str, Model], database: Database, out: Path | str, *, split: str = "valid", k: int = 2,
+    sequence_length: int = 512, stride: int = 256, limit: int | None = None, retrieval: Retrieval | None = None,
+    against: Mapping[str, Model] | None = None, trained_on: Collection[str] = (), parts: bool = True,
+    token_losses: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score a RETRO under each condition, and a baseline for comparison; write results.json and losses.npz to `out`.
+    """Score a RETRO under each condition, and other models for comparison; write results.json and losses.npz to `out`.
 
     models: {"RETRO": (params, config)}, or {"RETRO": (params, config), "baseline": (params, config)}. The RETRO is
         scored with retrieval on, off, and, unless split is "train", with the neighbours of other chunks.
     out: the folder of the results. losses.npz holds each condition's nats and bytes, and r(C) of each chunk.
-    split, k, sequence_length, stride, limit, retrieval: as in `score` (split is its split_name).
+    split: "valid" (for tuning), "test" (for reporting; valid, if the database has no test part) or "train".
+    k, sequence_length, stride, limit: as in `score`.
+    retrieval: neighbours from another database, or an `own_text`, which is scored instead of a split.
+    against: further models by name. Those with cross-attention retrieve.
+    trained_on: SHA-256 hashes of texts, or their first 16 digits. Held-out documents with these texts are left out.
+    parts: also find out what the gain is made of. This reads the texts of all training documents.
+    token_losses: also write tokens.npz, with the nats of each token.
 
-    Returns what results.json holds. "models" has each condition's "bpb" and "bpb_no_leakage" (see `leakage.bits`),
-    "bpb_alpha" its bpb(α) for each of "alphas", and "sentence" says whether retrieval helped. Raises UserError for any
-    other name in models, for a folder that cannot be written, and as `score` does."""
+    Returns what results.json holds (docs/evaluation.md). "models" has each condition's "bpb" and "bpb_no_leakage" (see
+    `leakage.bits`), "comparisons" the differences and their intervals, "without_near_copies" both for documents without
+    near-copies in the training text, "parts" what the gain is made of, and "sentence" says whether retrieval helped.
+    Raises UserError for wrong names of models, for a folder that cannot be written, and as `score` does."""
     out = Path(out)
     outputs.claim(out, outputs.EVALUATION)
     remove_partial(out)
@@ -53,38 +70,118 @@ def evaluate(
     baseline, retro = models.get("baseline"), models["RETRO"]
     if baseline is not None and baseline[1].retrieves:
         raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use another checkpoint")
+    lines = conditions(baseline, retro, retro[1].retrieves)
+    for name, model in (against or {}).items():
+        if name in (*LINES, PLAIN, *SHORT_NAMES.values()):
+            raise UserError(f"another model cannot be called {name!r}, like a condition: give it another name")
+        lines[name] = model, model[1].retrieves, None
+    retrieval, left_out = _without(trained_on, database, split, retrieval)
+    split = retrieval.split.name
     windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
-    retrieval = retrieval or Retrieval.own(database, split)
-    losses: dict[str, Losses] = {}
-    for name, ((params, config), retrieve, seed) in conditions(baseline, retro, retro[1].retrieves).items():
+    scored: dict[str, ScoredTokens] = {}
+    for name, ((params, config), retrieve, seed) in lines.items():
         if seed is not None and split == "train":
             continue  # the neighbours of another training chunk may come from this chunk's own document
-        losses[name] = score(
+        scored[name] = score_tokens(
             params, config, database, split, k=k if retrieve else 0, **windows, shuffle_seed=seed, retrieval=retrieval,
             description=f"evaluating {name}",
         )  # fmt: skip
+    losses = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
+    if not any(loss.bytes.any() for loss in losses.values()):
+        raise UserError("no token can be scored, since a document's first one never is: give longer texts")
     ratios = chunk_leakage(database, split, limit, retrieval)
+    first, main = next(iter(losses)), ON if ON in losses else PLAIN
+    similarity = nearest_similarities(database, retrieval.split, limit) if parts and split != "train" else None
+    composition = None
+    if parts and ON in losses:
+        composition = {"of": "on", "against": SHORT_NAMES.get(first, first)} | breakdown(
+            scored[ON], scored[first], database, retrieval, k=k, windows=sliding_windows(retrieval.split, **windows),
+            limit=limit, ratios=ratios, similarity=similarity,
+        )  # fmt: skip
     figures = {name: bits(loss, ratios) for name, loss in losses.items()}
+    clean = _without_near_copies(losses, similarity, first, main)
+    own = retrieval if isinstance(retrieval, OwnText) else None
+    counts = own.counts() if own else database.manifest["splits"][split]
     results = {
-        "database": {"path": str(database.path), **database.identity, **database.manifest["splits"][split]},
+        "database": {"path": str(database.path), **database.identity, **counts},
         "settings": {
             "split": split, "k": k, **windows, "retrieved_from": str(retrieval.database.path),
             "leakage_neighbours": min(LEAKAGE_NEIGHBOURS, retrieval.split.neighbours.shape[1]),
         },
-        "chunks": len(ratios), "bytes": int(next(iter(losses.values())).bytes.sum()),
+        "chunks": len(ratios), "bytes": int(losses[first].bytes.sum()), "left_out": left_out,
         "models": figures, "alphas": list(ALPHAS),
         "bpb_alpha": {name: filtered_bits_per_byte(loss, ratios) for name, loss in losses.items()},
-        "sentence": verdict(figures),
+        "comparisons": compared(losses, first, main), "without_near_copies": clean, "parts": composition,
+        "sentence": verdict(figures, clean),
     }  # fmt: skip
-    arrays: dict[str, Any] = {"r": ratios}
+    results |= {"documents": own.figures(losses)} if own else {}
+    rows = {"r": ratios} | {name: getattr(losses[first], name) for name in ("bytes", "documents", "tokens")}
+    rows |= {} if similarity is None else {"similarity": similarity}
     for name, loss in losses.items():
         numbers, nats, n_bytes = loss.per_document()
-        arrays |= {"bytes": loss.bytes, "documents": loss.documents, f"{name}/nats": loss.nats}
-        arrays |= {"document_ids": numbers, "document_bytes": n_bytes, f"{name}/document_nats": nats}
-    with replacing(out / "losses.npz") as file:
-        np.savez(file, **arrays)
+        rows |= {"document_ids": numbers, "document_bytes": n_bytes}
+        rows |= {f"{name}/nats": loss.nats, f"{name}/document_nats": nats}
+    (out / TOKEN_LOSSES).unlink(missing_ok=True)  # of an earlier evaluation
+    if token_losses:
+        positions, tokens = scored[first].positions, scored[first].tokens
+        columns = {"positions": positions, "tokens": tokens, "bytes": token_byte_lengths(database.tokenizer)[tokens]}
+        columns["documents"] = losses[first].documents[positions // database.chunk_size]
+        _save(out / TOKEN_LOSSES, columns | {f"{name}/nats": part.nats for name, part in scored.items()})
+    _save(out / "losses.npz", rows)
     write_json(out / "results.json", results)
     return results
+
+
+def compared(losses: dict[str, Losses], first: str, main: str) -> list[dict[str, Any]]:
+    """The differences with intervals: of each condition against `first`, and of `main` against each other one."""
+    pairs = [(name, first) for name in losses if name != first]
+    pairs += [(main, name) for name in losses if name not in (main, first) and main != first]
+    return [
+        {"of": SHORT_NAMES.get(of, of), "against": SHORT_NAMES.get(other, other), "alpha": None}
+        | {**stated(paired_bootstrap(losses[of], losses[other])), "seeds": 1}
+        for of, other in pairs
+    ]
+
+
+def _without_near_copies(losses, similarity, first, main) -> dict[str, Any] | None:
+    """The figures for documents without a near-copy in the training text, or None if there are none or none known."""
+    if similarity is None or not losses[first].bytes[similarity < NEAR_COPY].any():
+        return None
+    rows = similarity < NEAR_COPY
+    part = {name: Losses(loss.nats[rows], loss.bytes[rows], loss.documents[rows]) for name, loss in losses.items()}
+    return {
+        "similarity_below": NEAR_COPY, "documents": int((part[first].per_document()[2] > 0).sum()),
+        "bytes": int(part[first].bytes.sum()), "comparisons": compared(part, first, main),
+        "models": {name: loss.bits_per_byte() for name, loss in part.items()},
+    }  # fmt: skip
+
+
+def _without(trained_on, database, split, retrieval) -> tuple[Retrieval, dict[str, int]]:
+    """What to score, without the held-out documents that a model was trained on, and how many these were."""
+    known = {digest[:HASH_DIGITS] for digest in trained_on}
+    if isinstance(retrieval, OwnText):
+        if known & {record["sha256"][:HASH_DIGITS] for record in retrieval.records}:
+            raise UserError("a model was trained on one of the texts: pass trained_on to own_text, which leaves it out")
+        return retrieval, retrieval.left_out
+    name = retrieval.split.name if retrieval else database.split_name(split)
+    held = [record for record in database.documents if record["split"] == name != "train"] if known else []
+    matches = [
+        record["sha256"] for record in held
+        if record["sha256"][:HASH_DIGITS] in known and record["bytes"] and not record.get("removed")
+    ]  # fmt: skip
+    if matches and not any(record["bytes"] and record["sha256"] not in matches for record in held):
+        fault = f"a model was trained on all {len(matches)} documents of the split {name} of {database.path}"
+        raise UserError(f"{fault}: evaluate with another database, or --text")
+    part, left_out = database.split(name, set(matches)), {"trained_on": len(matches)}
+    if retrieval is None:
+        return Retrieval(part, database), left_out
+    lists = retrieval.split
+    return replace(retrieval, split=replace(part, neighbours=lists.neighbours, distances=lists.distances)), left_out
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    with replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def more_or_fewer(saved: float) -> str:
@@ -92,16 +189,20 @@ def more_or_fewer(saved: float) -> str:
     return f"{100 * abs(saved):.2f} % {'fewer' if saved > 0 else 'more'} bits"
 
 
-def verdict(figures: dict[str, dict[str, Any]]) -> str:
-    """One sentence: by how much retrieval helped, and whether the model used the content of its own neighbours.
+def verdict(figures: dict[str, dict[str, Any]], clean: dict[str, Any] | None = None) -> str:
+    """A sentence or two: by how much retrieval helped, and whether the model used the content of its own neighbours.
 
-    figures: {condition: {"bpb": …}}, as in the results of `evaluate`."""
+    figures: {condition: {"bpb": …}}. clean: the figures for documents without near-copies in the training text, which
+    then come first. Both as in the results of `evaluate`."""
     if ON not in figures:
         return "This model has no chunked cross-attention, so there is no retrieval to judge."
     saved = {name: 1 - figures[ON]["bpb"] / line["bpb"] for name, line in figures.items()}
-    phrases = {"baseline": "the baseline", OFF: OFF}
-    parts = [f"{more_or_fewer(saved[name])} than {phrases[name]}" for name in phrases if name in figures]
-    sentence = f"With retrieval on, RETRO needs {' and '.join(parts)}"
+    sentence = f"With retrieval on, RETRO needs {_against(saved)}"
+    if clean is not None:
+        saved_there = {name: 1 - clean["models"][ON] / bpb for name, bpb in clean["models"].items()}
+        scope = f"in the {clean['documents']} documents without a near-copy in the training text (a 13-gram similarity"
+        sentence = f"With retrieval on, RETRO needs {_against(saved_there)} {scope} of {NEAR_COPY:g} or more). "
+        sentence += f"Over all documents, it needs {_against(saved)}"
     if SHUFFLED not in figures:
         return sentence + "."
     saving = 100 * saved[SHUFFLED]
@@ -109,3 +210,8 @@ def verdict(figures: dict[str, dict[str, Any]]) -> str:
         return f"{sentence}; its own neighbours save {saving:.2f} % compared with the neighbours of other chunks."
     others = f"but it does at least as well with the neighbours of other chunks ({saving:+.2f} %)"
     return f"{sentence}; {others}: this model does not use what it retrieves."
+
+
+def _against(saved: dict[str, float]) -> str:
+    phrases = {"baseline": "the baseline", OFF: OFF}
+    return " and ".join(f"{more_or_fewer(saved[name])} than {phrases[name]}" for name in phrases if name in saved)

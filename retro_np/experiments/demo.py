@@ -19,7 +19,7 @@ from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.files.untrusted import read_json
 from retro_np.optim import adamw_init
 from retro_np.parameters import count_parameters, init_params
-from retro_np.pretrained.bundled import BASELINE, RETRO, load_pretrained
+from retro_np.pretrained.bundled import BASELINE, RETRO, bundled_file, load_pretrained, trained_on
 from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.plots import plot_leakage, plot_losses
 from retro_np.report.samples import sample_chunks, write_page
@@ -57,8 +57,11 @@ def run_demo(
             names, remedy = {"models", "sentence", "settings"}, "remove it, and the demo will evaluate again"
             results = _read(out / "results.json", names, remedy)
         else:
-            windows: dict[str, Any] = {"sequence_length": 256, "stride": 128, "limit": plan["evaluated_chunks"]}
-            results = evaluate(models, database, out, k=recipe.NEIGHBOURS, **windows)
+            known = () if from_scratch else trained_on(bundled_file(RETRO))
+            results = evaluate(
+                models, database, out, split="valid", k=recipe.NEIGHBOURS, sequence_length=256, stride=128,
+                limit=plan["evaluated_chunks"], trained_on=known,
+            )  # fmt: skip
             plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
         console.rule("4 · samples", align="left")
         params, config = models["RETRO"]

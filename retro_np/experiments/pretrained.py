@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from retro_np.checkpoint import read_meta, write_tensors
+from retro_np.evaluation.compare import evaluate
+from retro_np.evaluation.own_text import HASH_DIGITS
 from retro_np.experiments import recipe
 from retro_np.experiments.experiment import Experiment, Figures, Verdict
-from retro_np.experiments.lab import Lab, Model
-from retro_np.files import sha256_of, write_atomically
+from retro_np.experiments.lab import Lab
+from retro_np.files import write_atomically
 from retro_np.parameters import count_parameters
-from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file, load_pretrained
+from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file, load_pretrained, trained_on
 from retro_np.renamed import new_names
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.build import build_database
@@ -36,27 +38,34 @@ def pretrained_database(out: Path, limit_bytes: int | None = None) -> Database:
 def make_pretrained(lab: Lab, out: Path) -> list[Path]:
     """Train the recipe's baseline and RETRO with seed 0, or load them from the lab, and write them to `out`.
 
-    Returns the files: both models in half precision, with their training's settings as metadata, and the tokenizer."""
+    Returns the files: both models in half precision, and the tokenizer. A model's metadata has the settings of its
+    training and "trained_on", the content hashes of the training documents (see `bundled.trained_on`)."""
     database = lab.database()
+    hashes = sorted(record["sha256"][:HASH_DIGITS] for record in database.documents if record["split"] == "train")
     files = []
     for name, model in zip((BASELINE, RETRO), lab.pair(database, 0), strict=True):
         halves = {leaf: array.astype(np.float16) for leaf, array in named_leaves(model.params)}
         run = read_meta(lab.folder / "models" / model.name / CHECKPOINT)["run"]
         files.append(out / f"{name}.safetensors")
-        write_tensors(files[-1], halves, {"config": model.config.to_dict(), "run": run})
+        write_tensors(files[-1], halves, {"config": model.config.to_dict(), "run": run, "trained_on": hashes})
     files.append(out / TOKENIZER)
     write_atomically(files[-1], (database.path / TOKENIZER).read_bytes())
     return files
 
 
 def measure(lab: Lab) -> Figures:
-    """Bits per byte of the baseline, and of RETRO with retrieval on, off and shuffled; their sizes and training."""
+    """Bits per byte of the baseline, and of RETRO with retrieval on, off and shuffled; the gain's parts; sizes."""
     database = lab.database(name="stdlib-bundled", vocabulary_size=recipe.BUILD.vocabulary_size, **BUNDLED_BUILD)
-    models = [Model(*load_pretrained(name)[:2], sha256_of(bundled_file(name))) for name in (BASELINE, RETRO)]
-    files = [bundled_file(BASELINE), bundled_file(RETRO), BUNDLED / TOKENIZER]
+    files, length = [bundled_file(BASELINE), bundled_file(RETRO), BUNDLED / TOKENIZER], lab.scale.sequence_length
+    models = {"baseline": load_pretrained(BASELINE)[:2], "RETRO": load_pretrained(RETRO)[:2]}
+    results = evaluate(
+        models, database, lab.folder / "scores" / "bundled", split="valid", k=recipe.NEIGHBOURS, sequence_length=length,
+        stride=length // 2, limit=lab.limit(database), trained_on=trained_on(bundled_file(RETRO)),
+    )  # fmt: skip
     return {
-        "lines": lab.table(database, *models), "held_out": database.manifest["splits"]["valid"],
-        "parameters": [count_parameters(model.config, True) for model in models],
+        "lines": results["models"], "held_out": database.manifest["splits"]["valid"],
+        **{name: results[name] for name in ("left_out", "comparisons", "without_near_copies", "parts")},
+        "parameters": [count_parameters(config, True) for _, config in models.values()],
         "bytes_of_files": sum(path.stat().st_size for path in files),
         "run": new_names(read_meta(bundled_file(RETRO))["run"]["training"]),
     }  # fmt: skip

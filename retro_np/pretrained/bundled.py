@@ -1,10 +1,11 @@
 """The bundled models: a RETRO and its baseline, trained on Python's standard library, and their tokenizer."""
 
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from retro_np.checkpoint import load_params
+from retro_np.checkpoint import ANOTHER, load_params, read_meta
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.retrieval.tokenizer import load_tokenizer
@@ -12,6 +13,7 @@ from retro_np.tree import Tree
 
 BUNDLED = Path(__file__).parent / "stdlib"
 BASELINE, RETRO = "baseline", "retro"
+HEXADECIMAL = re.compile("[0-9a-f]{16,64}")
 
 
 def load_pretrained(name: str = RETRO) -> tuple[Tree, RetroConfig, Tokenizer]:
@@ -26,3 +28,15 @@ def load_pretrained(name: str = RETRO) -> tuple[Tree, RetroConfig, Tokenizer]:
 def bundled_file(name: str) -> Path:
     """The safetensors file of "retro" or "baseline"."""
     return BUNDLED / f"{name}.safetensors"
+
+
+def trained_on(path: Path | str) -> frozenset[str]:
+    """The documents that a file's model was trained on: the first 16 hexadecimal digits of each text's SHA-256.
+
+    The bundled models carry them, and so do runs that began from one. Other files give none. Raises UserError for
+    anything else in their place."""
+    meta = read_meta(path)
+    digests = meta.get("trained_on", meta.get("run", {}).get("data", {}).get("trained_on", []))
+    if not isinstance(digests, list) or not all(isinstance(d, str) and HEXADECIMAL.fullmatch(d) for d in digests):
+        raise UserError(f"{path}: 'trained_on' in its metadata is not a list of hashes: {ANOTHER}")
+    return frozenset(digests)

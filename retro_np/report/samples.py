@@ -68,6 +68,5 @@ def _style(run):
 
 def write_page(path: Path | str, title: str, samples: list[dict[str, Any]], facts: dict[str, str]) -> None:
     """Write samples as one self-contained HTML page.
-
     samples: dicts with "heading" and "chunks". facts: name → text, listed at the top. All text is escaped."""
     write_template(path, "samples.html", title=title, samples=samples, facts=facts)

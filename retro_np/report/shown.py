@@ -66,7 +66,6 @@ def show_chunks(
     database: Database,
 ) -> list[Chunk]:  # fmt: skip
     """Cut a prompt and its sample into chunks, and find the runs that they share with what was retrieved.
-
     A token of chunk u + 1 gets the length of the longest run that ends at it and is part of a value retrieved by chunk
     u. A token of a value gets the length of the longest such run in chunk u + 1. Missing neighbours are left out."""
     m, n_prompt = database.chunk_size, len(prompt)

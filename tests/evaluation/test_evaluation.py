@@ -182,5 +182,5 @@ def test_lengths_that_do_not_fit_and_a_missing_split_are_refused(model, database
         score(*model, database, sequence_length=16, stride=32)
     with pytest.raises(UserError, match="stride must be a multiple of the chunk size, 8, not 3"):
         score(*model, database, sequence_length=32, stride=3)
-    with pytest.raises(UserError, match="no split 'test'"):
-        score(*model, database, "test", sequence_length=32, stride=16)
+    with pytest.raises(UserError, match="no split 'held-out'"):
+        score(*model, database, "held-out", sequence_length=32, stride=16)

@@ -1,0 +1,140 @@
+"""`retro-np evaluate`, and how its results are printed."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.table import Table
+from typer import Context, Option
+
+from retro_np.commands import shared
+from retro_np.commands.options import is_typed
+from retro_np.commands.shared import console, open_database
+from retro_np.errors import UserError
+
+TITLES = {"valid": "held-out documents", "test": "test documents", "train": "training documents", "text": "texts"}
+PARTS = {
+    "leakage": "r(C), the longest run shared with a neighbour, as a share of the chunk", "match": "the token to come",
+    "similarity": "13-gram similarity of the document to the nearest training document",
+}  # fmt: skip
+SHOWN_DOCUMENTS = 20
+LEFT_OUT = {"trained_on": "a model was trained on the same text", "in_database": "the database has the same text"}
+
+
+def evaluate(
+    context: Context,
+    checkpoint: shared.CheckpointPath,
+    db: shared.DatabasePath,
+    baseline: Annotated[Path | None, Option(help="Checkpoint or run of a baseline, to compare with.")] = None,
+    against: Annotated[list[Path] | None, Option(help="Also compare with this run or checkpoint; repeatable.")] = None,
+    out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/evaluation"),
+    split: Annotated[str, Option(help="The documents to score: valid (to tune), test (to report) or train.")] = "valid",
+    text: Annotated[list[Path] | None, Option(help="Score this text instead: any corpus; repeatable.")] = None,
+    k: shared.K = 2,
+    sequence_length: shared.SequenceLength = 512,
+    stride: Annotated[int, Option(min=1, help="Tokens by which the window moves, a multiple of the chunk size.")] = 256,
+    limit: Annotated[int | None, Option(min=1, help="Score only this many chunks.")] = None,
+    retrieve_from: Annotated[list[Path] | None, Option(help="Retrieve from this database instead; repeatable.")] = None,
+    fraction: Annotated[float, Option(help="Retrieve from a random share of the documents.")] = 1.0,
+    fraction_seed: Annotated[int, Option(min=0, help="Random seed of that share.")] = 0,
+    parts: Annotated[bool, Option(help="Also say what the gain is made of. Reads all training documents.")] = True,
+    token_losses: Annotated[bool, Option("--token-losses", help="Write the loss of each token to tokens.npz.")] = False,
+    embedder: shared.EmbedderSpec = None,
+) -> None:
+    """Measure bits per byte of held-out documents or other texts, with 95 % intervals.
+
+    The conditions are RETRO with retrieval on, with retrieval off, with the neighbours of other chunks, the baseline,
+    and other models. Tune on valid, and report test. Writes results.json, losses.npz and bpb_alpha.png.
+
+    Example: `retro-np evaluate runs/retro runs/db`"""
+    from retro_np.checkpoint import load_model
+    from retro_np.evaluation.compare import evaluate as evaluate_models
+    from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
+    from retro_np.evaluation.own_text import own_text
+    from retro_np.pretrained.bundled import trained_on
+    from retro_np.report.plots import plot_leakage
+    from retro_np.retrieval import join
+
+    database = open_database(db, embedder)
+    named = {"RETRO": checkpoint} | ({} if baseline is None else {"baseline": baseline})
+    files = {name: _checkpoint_of(path) for name, path in named.items()}
+    others = {str(path): _checkpoint_of(path) for path in against or ()}
+    models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
+    hashes = frozenset().union(*map(trained_on, (*files.values(), *others.values())))
+    retrieval: join.Retrieval | None = None
+    k = k if retrieve_from else min(k, max(1, database.n_chunks))
+    if not text and k > database.split(split).neighbours.shape[1] > 0:
+        retrieve_from = retrieve_from or [db]  # Search again, because the database stores fewer than k neighbours.
+    if text or retrieve_from or fraction != 1:
+        if is_typed(context, "split") if text else split == "train":
+            options = "--retrieve-from, --fraction and a -k above what is stored search anew, for held-out documents"
+            raise UserError(f"{'--text replaces the split' if text else options}; leave out --split")
+        share, databases = shared.finite("--fraction", fraction), map(open_database, retrieve_from or ())
+        sources = [each.fraction(share, fraction_seed) for each in (databases if retrieve_from else [database])]
+        source = sources[0] if len(sources) == 1 else join.DatabaseUnion(sources)
+        k = min(k, max(1, source.n_chunks))
+        candidates = max(k, LEAKAGE_NEIGHBOURS)
+        if text:
+            retrieval = own_text(database, text, candidates, source=source, trained_on=hashes)
+        else:
+            retrieval = join.retrieve_from(database, source, candidates, split)
+    results = evaluate_models(
+        models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
+        retrieval=retrieval, against=rivals, trained_on=hashes, parts=parts, token_losses=token_losses,
+    )  # fmt: skip
+    plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
+    print_results(results)
+    if results["settings"]["split"] == "valid":
+        serves = "has no test part, so these documents serve for both" if len(database.held_out_splits) == 1 else ""
+        console.print(f"Valid is for tuning; {f'{db} {serves}' if serves else 'report --split test'}.")
+    console.print(f"{out} contains results.json, losses.npz{', tokens.npz' * token_losses} and bpb_alpha.png.")
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print the tables and the sentence of an evaluation."""
+    from retro_np.evaluation.compare import SHORT_NAMES
+
+    clean, models = results.get("without_near_copies"), results["models"]  # an old demo's results lack what came later
+    scopes = {"all documents": ({name: line["bpb"] for name, line in models.items()}, results.get("comparisons", []))}
+    if clean is not None:
+        scopes = {"without near-copies": (clean["models"], clean["comparisons"])} | scopes
+    table, first = Table("", title=TITLES[results["settings"]["split"]]), next(iter(models))
+    for scope in scopes:
+        table.add_column(f"bits per byte, {scope}")
+        table.add_column("relative to the first row")
+    for name in models:
+        cells = []
+        for bpb, comparisons in scopes.values():
+            pair = [SHORT_NAMES.get(each, each) for each in (name, first)]
+            differences = [_difference(record) for record in comparisons if [record["of"], record["against"]] == pair]
+            cells += [f"{bpb[name]:.4f}", *(differences or [""])]
+        table.add_row(name, *cells)
+    console.print(table)
+    composition = results.get("parts") or {}
+    for kind in (kind for kind in PARTS if kind in composition):
+        table = Table(PARTS[kind], "bytes", "documents", f"{composition['of']} against {composition['against']}")
+        for part in composition[kind]:
+            name = part["token"] if kind == "match" else f"{part['from']:g} to {part['to']:g}"
+            table.add_row(name, f"{100 * part['share_of_bytes']:.1f} %", f"{part['documents']}", _difference(part))
+        console.print(table)
+    for document in results.get("documents", ())[:SHOWN_DOCUMENTS]:
+        figures = ", ".join(f"{name} {bpb:.4f}" for name, bpb in document["bpb"].items() if bpb is not None)
+        console.print(f"{document['name']}: {figures or 'no scored bytes'}")
+    for reason, count in results.get("left_out", {}).items():
+        if count:
+            console.print(f"{count} documents were left out, since {LEFT_OUT[reason]}.")
+    for note in dict.fromkeys(record["note"] for record in results.get("comparisons", []) if "note" in record):
+        console.print(note)
+    console.print(results["sentence"])
+
+
+def _difference(record: dict[str, Any]) -> str:
+    """A difference and its interval, for example `-5.75 % [-10.73, -2.70]`."""
+    if record["difference_percent"] is None:
+        return ""
+    shown = f"{record['difference_percent']:+.2f} %"
+    return shown + (" [{:+.2f}, {:+.2f}]".format(*record["interval_percent"]) if record["interval_percent"] else "")
+
+
+def _checkpoint_of(path: Path) -> Path:
+    """The checkpoint in a run's folder, or the file itself."""
+    return path / "checkpoint.safetensors" if path.is_dir() else path

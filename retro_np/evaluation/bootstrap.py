@@ -1,0 +1,56 @@
+"""The interval of a difference in bits per byte: a paired bootstrap over documents (Efron 1979; Koehn 2004).
+
+Tokens of one document are not independent, so whole documents are drawn, with replacement, as often as there are
+documents. Both conditions are summed over the same drawn documents: only the difference between them varies."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_np.errors import UserError
+from retro_np.evaluation.bits_per_byte import Losses
+
+INTERVAL = (0.025, 0.975)  # quantiles of the samples: a percentile interval of 95 %
+DRAWS_PER_BLOCK = 1 << 20  # drawn documents in memory
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how many percent one condition needs more bits per byte than another (fewer if negative), and an interval.
+
+    documents: how many have scored bytes. interval_percent: of 95 %; None for fewer than two, which `note` explains."""
+
+    difference_percent: float
+    interval_percent: tuple[float, float] | None
+    documents: int
+    note: str = ""
+
+
+def paired_bootstrap(of: Losses, against: Losses, *, samples: int = 10_000, seed: int = 0) -> Difference:
+    """Compare the bits per byte of two conditions on the same chunks: 100 · (of / against − 1), and its interval.
+
+    of, against: from `score`, or parts of both with the same chunks. samples: bootstrap samples. seed: of the draws.
+    Raises UserError if the chunks differ, if samples < 1, if there are no bytes, and if `against` needs no bits."""
+    if samples < 1:
+        raise UserError(f"samples must be at least 1, not {samples}")
+    if not (np.array_equal(of.documents, against.documents) and np.array_equal(of.bytes, against.bytes)):
+        raise UserError("the two conditions were scored on different texts: score both on the same chunks")
+    _, of_nats, n_bytes = of.per_document()
+    against_nats = against.per_document()[1]
+    pairs = np.stack([of_nats, against_nats])[:, n_bytes > 0]
+    n = pairs.shape[1]
+    if not n or pairs[1].sum() <= 0:
+        raise UserError("there is nothing to compare: the texts are empty, or the other condition needs no bits at all")
+    difference = float(_percent(*pairs.sum(axis=1)))
+    if n < 2:
+        return Difference(difference, None, n, "no interval: a bootstrap over documents needs at least two")
+    rng, ratios = np.random.default_rng(seed), []
+    for start in range(0, samples, block := max(1, DRAWS_PER_BLOCK // n)):
+        drawn = rng.integers(0, n, (min(block, samples - start), n))
+        ratios.append(_percent(*(nats[drawn].sum(axis=1) for nats in pairs)))
+    low, high = np.quantile(np.concatenate(ratios), INTERVAL).tolist()
+    return Difference(difference, (low, high), n)
+
+
+def _percent(of, against):
+    return 100 * (of / against - 1)

@@ -1,0 +1,81 @@
+"""Documents of one's own, scored like held-out ones: tokenised, cut into chunks, searched for in a database."""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_np.errors import UserError
+from retro_np.evaluation.bits_per_byte import Losses, bits_per_byte
+from retro_np.retrieval.corpus import find_corpus
+from retro_np.retrieval.database import Database, Split
+from retro_np.retrieval.join import DatabaseUnion, Retrieval, retrieve_from
+from retro_np.retrieval.manifest import COUNTS
+from retro_np.retrieval.tokenizer import END_OF_TEXT, encode
+
+HASH_DIGITS = 16  # of a text's SHA-256: enough to recognise the text among billions
+
+
+@dataclass(frozen=True)
+class OwnText(Retrieval):
+    """The chunks of other documents than a database's, and their neighbours.
+
+    records: name, source, bytes, tokens, chunks and sha256 of each document, by its number in the split. left_out: how
+    many were left out since they equal one of the database's training documents, or one of the model's."""
+
+    records: list[dict[str, Any]]
+    left_out: dict[str, int]
+
+    def counts(self) -> dict[str, int]:
+        """The documents, and their chunks, tokens, bytes and replaced byte sequences, as a manifest counts a split."""
+        return {name: sum(record.get(name, 1) for record in self.records) for name in COUNTS}
+
+    def figures(self, losses: Mapping[str, Losses]) -> list[dict[str, Any]]:
+        """Each document's name, source, scored bytes, and bits per byte by condition; None for one without bytes."""
+        numbers, _, n_bytes = next(iter(losses.values())).per_document()
+        nats = {name: loss.per_document()[1] for name, loss in losses.items()}
+        return [
+            {"name": self.records[number]["name"], "source": self.records[number]["source"], "bytes": int(size)}
+            | {"bpb": {name: bits_per_byte(part[i], size) if size else None for name, part in nats.items()}}
+            for i, (number, size) in enumerate(zip(numbers, n_bytes, strict=True))
+        ]
+
+
+def own_text(
+    database: Database, locations: Sequence[str | Path], candidates: int, *,
+    source: Database | DatabaseUnion | None = None, trained_on: Collection[str] = (),
+) -> OwnText:  # fmt: skip
+    """Read documents and find their chunks' neighbours; `evaluate`, `score` and `score_tokens` take it as retrieval.
+
+    database: its tokenizer and chunk size are used. locations: see `find_corpus`. candidates: neighbours per chunk.
+    source: retrieve from this database instead. trained_on: as in `evaluate`. Documents that equal a training document
+    are left out. Raises UserError for a location without text, and if no document is left."""
+    training = (record for record in database.documents if record["split"] == "train" and not record.get("removed"))
+    stored = {record["sha256"] for record in training}
+    m, known = database.chunk_size, {digest[:HASH_DIGITS] for digest in trained_on}
+    records: list[dict[str, Any]] = []
+    parts: list[np.ndarray] = []
+    left_out = {"in_database": 0, "trained_on": 0}
+    for location in locations:
+        for document in find_corpus(location, split_field="none").documents():
+            text = document.text.encode()
+            digest = hashlib.sha256(text).hexdigest()
+            if text and (digest in stored or digest[:HASH_DIGITS] in known):
+                left_out["in_database" if digest in stored else "trained_on"] += 1
+            elif text:
+                ids = [*encode(database.tokenizer, document.text), END_OF_TEXT]
+                parts.append(np.zeros((-(-len(ids) // m), m), np.uint32))
+                parts[-1].reshape(-1)[: len(ids)] = ids
+                record = {"name": document.name, "source": document.source, "bytes": len(text), "tokens": len(ids)}
+                records.append(record | {"chunks": len(parts[-1]), "replaced": document.replaced, "sha256": digest})
+    if not records:
+        reason = f"{sum(left_out.values())} are training documents of {database.path} or of the model"
+        raise UserError(f"no document is left to score ({reason}): give other texts with --text")
+    numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    none = np.empty((len(numbers), 0), np.int64)
+    split = Split("text", np.concatenate(parts), numbers, none, none)  # type: ignore[arg-type]  # arrays in memory
+    found = retrieve_from(database, source or database, candidates, split, {record["sha256"] for record in records})
+    return OwnText(found.split, found.database, records, left_out)

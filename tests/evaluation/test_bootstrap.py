@@ -1,0 +1,79 @@
+"""Ground truth: a bootstrap of a few lines of NumPy, and the share of intervals that contain a known difference."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retro_np.errors import UserError
+from retro_np.evaluation.bits_per_byte import Losses
+from retro_np.evaluation.bootstrap import paired_bootstrap
+
+
+def drawn(seed, n_documents, gain=0.03, spread=0.05):
+    """Losses of two conditions on documents of several chunks; the first needs 1 − gain of the second's bits."""
+    rng = np.random.default_rng(seed)
+    documents = np.repeat(np.arange(n_documents) * 3, rng.integers(1, 6, n_documents))  # numbers with gaps
+    n_bytes = rng.integers(20, 60, len(documents))
+    against = n_bytes * rng.gamma(9, 1 / 9, len(documents))
+    noise = rng.normal(0, spread, n_documents)[np.unique(documents, return_inverse=True)[1]]  # one for each document
+    return Losses(against * (1 - gain + noise), n_bytes, documents), Losses(against, n_bytes, documents)
+
+
+@given(seed=st.integers(0, 2**31), n_documents=st.integers(2, 40), samples=st.integers(1, 300))
+def test_the_interval_is_that_of_a_plain_bootstrap_with_the_same_draws(seed, n_documents, samples):
+    of, against = drawn(seed, n_documents)
+    difference = paired_bootstrap(of, against, samples=samples, seed=seed)
+    numbers = np.unique(of.documents)
+    draws = np.random.default_rng(seed).integers(0, n_documents, (samples, n_documents))
+    ratios = []
+    for draw in draws:
+        rows = [np.flatnonzero(of.documents == numbers[document]) for document in draw]
+        sums = [sum(losses.nats[each].sum() for each in rows) for losses in (of, against)]
+        ratios.append(100 * (sums[0] / sums[1] - 1))
+    assert difference.difference_percent == pytest.approx(100 * (of.nats.sum() / against.nats.sum() - 1))
+    assert difference.interval_percent == pytest.approx(np.quantile(ratios, [0.025, 0.975]))
+    assert difference.documents == n_documents
+
+
+def test_blocks_of_draws_do_not_change_the_interval(monkeypatch):
+    losses = drawn(0, 25)
+    whole = paired_bootstrap(*losses, samples=101)
+    monkeypatch.setattr("retro_np.evaluation.bootstrap.DRAWS_PER_BLOCK", 60)
+    assert paired_bootstrap(*losses, samples=101).interval_percent == pytest.approx(whole.interval_percent)
+
+
+def test_about_95_percent_of_the_intervals_contain_the_true_difference():
+    intervals = [paired_bootstrap(*drawn(seed, 60), samples=400).interval_percent for seed in range(400)]
+    inside = np.mean([low <= -3 <= high for low, high in intervals])
+    # 400 trials have a standard error of 1.1 points; percentile intervals are a little too short.
+    assert 0.90 <= inside <= 0.98
+
+
+def test_the_interval_is_over_documents_not_chunks():
+    rng = np.random.default_rng(0)
+    factors, n_bytes = np.repeat(rng.normal(1, 0.1, 20), 100), np.full(2000, 10)  # chunks of a document agree
+    documents = np.repeat(np.arange(20), 100)
+    of, against = Losses(factors, n_bytes, documents), Losses(np.ones(2000), n_bytes, documents)
+    low, high = paired_bootstrap(of, against).interval_percent
+    assert high - low == pytest.approx(2 * 1.96 * 100 * factors[::100].std() / np.sqrt(20), rel=0.1)
+
+
+def test_fewer_than_two_documents_have_no_interval_and_the_note_says_why():
+    one = Losses(np.array([1.0, 2.0]), np.array([3, 4]), np.array([7, 7]))
+    difference = paired_bootstrap(one, Losses(2 * one.nats, one.bytes, one.documents))
+    assert (difference.difference_percent, difference.interval_percent, difference.documents) == (-50.0, None, 1)
+    assert "at least two" in difference.note
+    empty = Losses(np.array([1.0, 0.0]), np.array([3, 0]), np.array([7, 8]))  # the second has nothing that is scored
+    assert paired_bootstrap(empty, empty).interval_percent is None
+    assert paired_bootstrap(*drawn(0, 2)).note == ""
+
+
+def test_what_cannot_be_compared_is_refused():
+    of, against = drawn(0, 5)
+    with pytest.raises(UserError, match="different texts"):
+        paired_bootstrap(of, drawn(1, 5)[1])
+    with pytest.raises(UserError, match="nothing to compare"):
+        paired_bootstrap(*(Losses(np.zeros(2), np.zeros(2), np.arange(2)) for _ in range(2)))
+    with pytest.raises(UserError, match="samples must be at least 1"):
+        paired_bootstrap(of, against, samples=0)
