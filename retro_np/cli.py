@@ -1,9 +1,13 @@
 """`retro-np`: runs a command and turns a user's mistake into one line. The commands are in `commands/`."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from retro_np.errors import UserError
@@ -18,23 +22,54 @@ def main() -> None:
     _open_streams()
     warnings.showwarning = lambda message, *_: say(f"{PROGRAM}: {message}")
     stdout, stderr = sys.stdout, sys.stderr
-    status, line = 2, ""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # None is ignored in a background job.
+        with suppress(ValueError):  # Only the main thread sets handlers.
+            signal.signal(signal.SIGINT, _interrupt)
+            sys.unraisablehook = partial(_repeat_interrupt, sys.unraisablehook)
     try:
-        status = run(sys.argv[1:]) or 0
+        status, line = _outcome(sys.argv[1:])
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if problem := _flush(stdout):
+            status, line = 2, f"{PROGRAM}: standard output: {problem}"
     except KeyboardInterrupt:
-        status = INTERRUPTED
-    except (UserError, OSError, MemoryError, OverflowError, ModuleNotFoundError) as error:
-        line = _line(error)
-    except SystemExit:  # typer and rich exit if a reader has closed the pipe.
-        line = f"{PROGRAM}: standard output was closed before everything was written"
-    if status == INTERRUPTED:
-        line = f"{PROGRAM}: interrupted; run the same command to resume"
-    if problem := _flush(stdout):
-        status, line = 2, f"{PROGRAM}: standard output: {problem}"
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the process has ended
+        status, line = INTERRUPTED, f"{PROGRAM}: interrupted; run the same command to resume"
+        _flush(stdout)
     if line:
         say(line)
     _flush(stderr)
     sys.exit(status)
+
+
+def _interrupt(*_: Any) -> None:
+    """Raise KeyboardInterrupt, unless an earlier one is being handled: then files are being tidied up."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    if error is None:
+        raise KeyboardInterrupt
+
+
+def _repeat_interrupt(otherwise: Callable[[Any], None], event: Any) -> None:
+    """Repeat an interrupt that was lost because it came in a destructor. otherwise: what is done with other errors."""
+    if event.exc_type is not KeyboardInterrupt:
+        otherwise(event)
+    else:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+def _outcome(arguments: list[str]) -> tuple[int, str]:
+    """The exit status of a command line, and the line about what went wrong, or ""."""
+    try:
+        return run(arguments) or 0, ""
+    except (UserError, OSError, MemoryError, OverflowError, ModuleNotFoundError) as error:
+        return 2, _line(error)
+    except SystemExit as error:  # typer and rich exit if a reader has closed the pipe, and completion when it is done.
+        if error.code and "completion" not in " ".join(arguments[:1]):
+            return 2, f"{PROGRAM}: standard output was closed before everything was written"
+        return 2 if error.code else 0, ""
 
 
 def _open_streams():

@@ -12,18 +12,19 @@ from retro_np.kernels import threads
 
 PACKAGES = (
     "numpy", "numba", "hnswlib", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "jinja2", "filelock",
-    "huggingface-hub", "datasets", "dask", "distributed", "torch", "transformers",
+    "pathspec", "huggingface-hub", "datasets", "dask", "distributed", "torch", "transformers",
 )  # fmt: skip
 THREAD_LIMITS = (
     threads.THREADS_VARIABLE, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
+GPU = "none is used; for GPUs: RETRO-pytorch (lucidrains), or RETRO in Megatron-LM (NVIDIA), both on PyTorch"
 
 
 def facts() -> list[tuple[str, str]]:
     """The name and value of each row of the table. Packages that are not installed are listed as such."""
     rows = [("python", f"{platform.python_version()} on {platform.machine()}")]
     rows += [(name, _version(name)) for name in PACKAGES]
-    rows += [("BERT weights", _bert()), ("BLAS", _blas()), ("threads", _threads())]
+    rows += [("GPU", GPU), ("BERT weights", _bert()), ("BLAS", _blas()), ("threads", _threads())]
     tuned = [f"{setting}: {'yes' if done else 'no'}" for setting, done in runtime.tuned.items()]
     rows.append(("process", ", ".join(tuned) or "unchanged (RETRO_NP_TUNE=0)"))
     extension = kernels.c_extension()

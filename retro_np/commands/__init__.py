@@ -1,16 +1,34 @@
 """The commands of `retro-np`, grouped by subject. Each command imports what it needs when it runs."""
 
-import typer
+from typing import Annotated
 
-from retro_np.commands import checks, databases, experiments, inspection, models
+import typer
+from typer import Option
+
+from retro_np import __version__
+from retro_np.commands import checks, databases, evaluation, experiments, inspection, models, shared
 
 app = typer.Typer(
-    name="retro-np", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    name="retro-np", pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="RETRO, the retrieval-enhanced transformer, in NumPy. Start with `retro-np demo`: it goes through all steps.",
 )  # fmt: skip
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
-    models.train, models.evaluate, models.sample, inspection.inspect, experiments.experiment, experiments.pretrain,
+    models.train, evaluation.evaluate, models.sample, inspection.inspect, experiments.experiment, experiments.pretrain,
     checks.gradcheck, checks.info, checks.demo,
 ):  # fmt: skip
     app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        shared.console.print(f"retro-np {__version__}")
+        raise typer.Exit
+
+
+SHOW_VERSION = Option("--version", "-V", is_eager=True, callback=_show_version, help="Show the version.")
+
+
+@app.callback(help=app.info.help)
+def _options(version: Annotated[bool, SHOW_VERSION] = False) -> None:
+    pass

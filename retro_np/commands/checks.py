@@ -6,9 +6,11 @@ from typing import Annotated
 from rich.table import Table
 from typer import Argument, Context, Exit, Option
 
-from retro_np.commands.shared import Seed, console, finite, print_results
+from retro_np.commands.evaluation import print_results
+from retro_np.commands.options import is_typed
+from retro_np.commands.shared import Seed, console, finite
 from retro_np.commands.user_function import user_function
-from retro_np.errors import GradientError, UserError
+from retro_np.errors import UserError
 from retro_np.progress import progress_bar, say
 
 
@@ -35,8 +37,7 @@ def gradcheck(
 
     tolerance = finite("--tolerance", tolerance)
     if ".py" in name or ":" in name:
-        source = context.get_parameter_source("tolerance")
-        chosen = None if source is None or source.name == "DEFAULT" else tolerance
+        chosen = tolerance if is_typed(context, "tolerance") else None
         with user_function(name, shape or [], seed) as (f, args):
             report = check_gradients(f, *args, raise_exception=False, frozen=frozen or (), tolerance=chosen, seed=seed)
         console.print(str(report), soft_wrap=True)
@@ -53,16 +54,12 @@ def gradcheck(
     failures = []
     matching = [check for check in checks(seed) if name in check.name]
     if not matching:
-        names = "; ".join(check.name for check in checks(seed))
-        raise UserError(f"no operator's name contains {name!r}; choose from: {names}")
+        raise UserError(f"no operator's name contains {name!r}; choose from: {'; '.join(c.name for c in checks())}")
     with progress_bar("checking", len(matching)) as advance:
         for check in matching:
-            try:
-                outcome = f"{check_gradients(check.f, *check.arrays, tolerance=tolerance, seed=seed).error:.1e}"
-            except GradientError as error:
-                failures.append(f"{check.name}: {error}")
-                outcome = "FAILS"
-            table.add_row(check.name, check.source, outcome)
+            report = check_gradients(check.f, *check.arrays, raise_exception=False, tolerance=tolerance, seed=seed)
+            table.add_row(check.name, check.source, f"{report.error:.1e}" if report else "FAILS")
+            failures += [] if report else [f"{check.name}: {report.message}"]
             advance(note=check.name)
     console.print(table)
     if failures:

@@ -1,54 +1,64 @@
 """`retro-np build`, `search`, `add`, `remove`, `compact`, `verify`."""
 
+import itertools
 import json
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
-from retro_np.commands.shared import DatabasePath, EmbedderPath, console, finite, open_database
+from retro_np.commands.config_file import naming, read_sections
+from retro_np.commands.options import Group, group_of, is_typed, with_options
+from retro_np.commands.shared import EMBEDDERS, DatabasePath, EmbedderSpec, console, finite, open_database
 from retro_np.errors import UserError
 from retro_np.progress import one_line
+from retro_np.retrieval.config import BuildConfig
 
-LOCATIONS = "A folder, a text file, a .jsonl or .jsonl.gz file with a `text` per line, `stdlib`, or hub:DATASET."
+if TYPE_CHECKING:
+    from retro_np.retrieval.corpus import Source
+
+LOCATIONS = "A folder, a text file, rows as .jsonl, .jsonl.gz, .jsonl.zst or parquet, `stdlib`, or hub:DATASET."
 MAX_DOCUMENT_DIGITS = 18  # A --document with more digits is a name, not a number.
 
 Corpus = Annotated[list[str] | None, Argument(metavar="CORPUS", help=f"{LOCATIONS} Or use --source.")]
 Sources = Annotated[list[str] | None, Option("--source", help="NAME=LOCATION or NAME=LOCATION:WEIGHT; repeatable.")]
-Include = Annotated[list[str] | None, Option(help="Read only files that match this glob; repeatable.")]
-Exclude = Annotated[list[str] | None, Option(help="Skip files that match this glob; repeatable.")]
 DASK_HELP = "`local`, or tcp://HOST:PORT of a scheduler whose workers see the same folders; for trusted networks only."
 Dask = Annotated[str | None, Option(help=DASK_HELP)]
 
+# The settings that `build` and `add` share, and those that `build` has in another unit or form
+READING = ("include", "exclude", "text_field", "name_field", "split_field")
+OTHERWISE = ("limit_bytes", "shard_bytes", "duplicates")
+NAMES = [field.name for field in fields(BuildConfig)]
+ADD_OPTIONS = group_of(BuildConfig, "Reading", leave_out=set(NAMES) - set(READING))
+INDEXING_OPTIONS = group_of(
+    BuildConfig, "Cutting and indexing", leave_out=(*READING, *OTHERWISE), hidden=("tokenizer_bytes",),
+    key_dtype={"names": ("--keys",)}, vocabulary_size={"max": 1 << 20}, d_key={"default": None},
+)  # fmt: skip
+BUILD_OPTIONS = Group(BuildConfig, ADD_OPTIONS.options | INDEXING_OPTIONS.options)
+SPLIT_HELP = "In place of CORPUS, a location of documents that are {}; repeatable."
 
+
+@with_options(BUILD_OPTIONS)
 def build(
+    context: Context,
     corpus: Corpus = None,
     out: Annotated[Path | None, Option("-o", "--out", help="The database's folder.")] = None,
-    source: Sources = None, include: Include = None, exclude: Exclude = None,
-    chunk_size: Annotated[int, Option(min=1, help="Tokens per chunk, m.")] = 64,
-    vocabulary_size: Annotated[int, Option(min=1, max=1 << 20, help="Entries of the tokenizer to train.")] = 4096,
-    tokenizer: Annotated[Path | None, Option(help="Use this tokenizer.json instead of training one.")] = None,
-    held_out: Annotated[float, Option(min=0, help="Share of documents held out for evaluation.")] = 0.1,
+    source: Sources = None,
+    train: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("trained on and retrieved"))] = None,
+    valid: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("held out for tuning"))] = None,
+    test: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("held out for reporting"))] = None,
+    embedder: Annotated[str | None, Option(help=f"`hashing`, {EMBEDDERS}. Default: all-MiniLM-L6-v2.")] = None,
+    like: Annotated[Path | None, Option(help="Use the chunk size, tokenizer and embedder of this database.")] = None,
     deduplicate: Annotated[
         float, Option(min=0, max=1, help="Leave out training documents with at least this 13-gram Jaccard similarity "
                                          "to a held-out document; 0 keeps all.")
     ] = 0.8,
-    keys: Annotated[str, Option(help="Type of the keys: float32 or float16.")] = "float32",
-    neighbours: Annotated[int, Option(min=1, help="Neighbours stored per chunk.")] = 10,
-    extra_candidates: Annotated[
-        int, Option(min=0, help="Extra candidates per chunk, to replace neighbours from the sequence's own documents.")
-    ] = 22,
-    training_neighbours: Annotated[
-        bool, Option(help="Find training chunks' neighbours. Without them the build is faster, but nothing can train.")
-    ] = True,
     limit_mb: Annotated[float | None, Option(help="Use only about this many MB of the corpus.")] = None,
     shard_mb: Annotated[float, Option(help="MB of text per shard; one shard must fit into memory.")] = 32,
-    embedder: Annotated[
-        str | None, Option(help="`hashing`, or the folder of a BERT. Default: the installed all-MiniLM-L6-v2.")
-    ] = None,
-    like: Annotated[Path | None, Option(help="Use the chunk size, tokenizer and embedder of this database.")] = None,
-    d_key: Annotated[int | None, Option(min=1, help="Width of hashing keys. Default: 128.")] = None,
     dask: Dask = None,
+    config: Annotated[Path | None, Option(help="Take settings from the section [build] of a TOML file.")] = None,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Build a retrieval database from text.
 
@@ -59,34 +69,36 @@ def build(
     To mix corpora: `--source code=src/:0.55 --source prose=docs/:0.45`
 
     Example: `retro-np build stdlib -o runs/db --limit-mb 1`"""
-    from retro_np.retrieval.bert import load_bert
-    from retro_np.retrieval.build import HASHED, BuildConfig, build_database
+    from retro_np.retrieval.build import HASHED, build_database
     from retro_np.retrieval.deduplicate import DedupConfig
+    from retro_np.retrieval.embedders import load_embedder
 
     if out is None:
         raise UserError("name the folder of the database: -o DB")
-    if like is not None:
-        if tokenizer is not None or embedder is not None:
+    stored = read_sections(config, {"build": BuildConfig})
+    settings = BUILD_OPTIONS.chosen(context, values, stored["build"])
+    template = None if like is None else open_database(like)
+    if template is not None:
+        if "tokenizer" in settings or embedder is not None:
             raise UserError("--like determines tokenizer and embedder; leave out --tokenizer and --embedder")
-        template = open_database(like)
-        if chunk_size not in (BuildConfig.chunk_size, template.chunk_size):
+        if settings["chunk_size"] not in (BuildConfig.chunk_size, template.chunk_size):
             raise UserError(f"{like} has chunks of {template.chunk_size} tokens; leave out --chunk-size")
-        tokenizer, chunk_size = like / "tokenizer.json", template.chunk_size
-    config = BuildConfig(
-        chunk_size, vocabulary_size, str(tokenizer) if tokenizer else None, held_out, keys, neighbours,
-        extra_candidates, limit_bytes=None if limit_mb is None else int(finite("--limit-mb", limit_mb) * 1e6),
-        shard_bytes=int(finite("--shard-mb", shard_mb) * 1e6),
-        duplicates=DedupConfig(threshold=deduplicate) if deduplicate else None,
-        include=tuple(include or ()), exclude=tuple(exclude or ()), d_key=d_key or BuildConfig.d_key,
-        training_neighbours=training_neighbours,
-    )  # fmt: skip
-    sources = _sources(corpus, source)
-    database_embedder: Any = HASHED
-    if like is not None:
-        database_embedder = template.embedder
-    elif embedder != HASHED:
-        database_embedder = load_bert(Path(embedder) if embedder else None)
-    _describe(build_database(sources, out, config, database_embedder, dask))
+        settings |= {"tokenizer": str(template.path / "tokenizer.json"), "chunk_size": template.chunk_size}
+    if limit_mb is not None:
+        settings["limit_bytes"] = int(finite("--limit-mb", limit_mb) * 1e6)
+    if "shard_bytes" not in settings or is_typed(context, "shard_mb"):
+        settings["shard_bytes"] = int(finite("--shard-mb", shard_mb) * 1e6)
+    duplicates = {"threshold": deduplicate} if is_typed(context, "deduplicate") else settings.get("duplicates")
+    with naming(config, {"build": BUILD_OPTIONS.kept(context, stored["build"])}):
+        if duplicates:
+            settings["duplicates"] = DedupConfig(**duplicates) if duplicates.get("threshold", 1) else None
+        build_config = BuildConfig(**settings)
+    by_split = {"train": train or [], "valid": valid or [], "test": test or []}
+    if any(by_split.values()) and (corpus or source):
+        raise UserError("--train, --valid and --test name all documents: leave out CORPUS and --source")
+    sources = _split_sources(by_split) if any(by_split.values()) else _sources(corpus, source)
+    database_embedder = template.embedder if template else embedder if embedder == HASHED else load_embedder(embedder)
+    _describe(build_database(sources, out, build_config, database_embedder, dask))
 
 
 def search(
@@ -95,7 +107,7 @@ def search(
     k: Annotated[int, Option("-k", "--neighbours", min=1, help="Number of results.")] = 5,
     exact: Annotated[bool, Option("--exact", help="Compare with every key instead of using the index.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per line.")] = False,
-    embedder: EmbedderPath = None,
+    embedder: EmbedderSpec = None,
 ) -> None:
     """Show the chunks whose keys are nearest to a text, each with its continuation.
 
@@ -124,9 +136,10 @@ def search(
                 console.print(parts[1], style="dim")
 
 
+@with_options(ADD_OPTIONS)
 def add(
-    db: DatabasePath, corpus: Corpus = None, source: Sources = None, include: Include = None, exclude: Exclude = None,
-    embedder: EmbedderPath = None, dask: Dask = None,
+    context: Context, db: DatabasePath, corpus: Corpus = None, source: Sources = None, embedder: EmbedderSpec = None,
+    dask: Dask = None, **values: Any,
 ) -> None:  # fmt: skip
     """Add documents to a database and update all neighbours.
 
@@ -134,12 +147,11 @@ def add(
     out. If interrupted, run the same command to resume.
 
     Example: `retro-np add runs/db notes.txt`"""
-    from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.edit import add_documents
+    from retro_np.retrieval.embedders import load_embedder
 
-    sources = _sources(corpus, source)
-    options = {"include": tuple(include or ()), "exclude": tuple(exclude or ())}
-    _describe(add_documents(db, sources, embedder=load_bert(embedder) if embedder else None, dask=dask, **options))
+    sources, options = _sources(corpus, source), ADD_OPTIONS.chosen(context, values, {})
+    _describe(add_documents(db, sources, embedder=load_embedder(embedder) if embedder else None, dask=dask, **options))
 
 
 def remove(
@@ -171,15 +183,16 @@ def compact(db: DatabasePath, dask: Dask = None) -> None:
     _describe(compact_database(db, dask=dask))
 
 
-def verify(db: DatabasePath) -> None:
+def verify(db: DatabasePath, embedder: EmbedderSpec = None) -> None:
     """Check every hash and every invariant of a database.
 
     The exit status is 2 if anything is broken.
 
     Example: `retro-np verify runs/db`"""
+    from retro_np.retrieval.embedders import load_embedder
     from retro_np.retrieval.verify import verify_database
 
-    report = verify_database(db)
+    report = verify_database(db, load_embedder(embedder) if embedder else None)
     for verdict, lines in (("ok", report.checked), ("BROKEN", report.broken)):
         for line in lines:
             console.print(f"{verdict}: {one_line(line)}")
@@ -195,6 +208,23 @@ def _sources(locations: list[str] | None, named: list[str] | None) -> Any:
     if not corpora:
         raise UserError("no corpus is named; give a folder, a text or .jsonl file, stdlib, or --source NAME=LOCATION")
     return corpora[0] if len(corpora) == 1 and not named else parse_sources(corpora)
+
+
+def _split_sources(specs: dict[str, list[str]]) -> list["Source"]:
+    """The sources of each split. One with the name of an earlier one gets a number at its end."""
+    from retro_np.retrieval.corpus import parse_source
+
+    if not specs["train"]:
+        raise UserError("--valid and --test hold documents out of those of --train: name at least one --train")
+    sources: dict[str, Source] = {}
+    for source in (replace(parse_source(spec), split=split) for split, each in specs.items() for spec in each):
+        first = next(iter(sources.values()), source)
+        if (source.weight is None) != (source.split != "train" or first.weight is None):
+            raise UserError(f"--{source.split} {source.location}: give every --train a weight, or none, and no other")
+        names = (f"{source.name}-{number}" if number > 1 else source.name for number in itertools.count(1))
+        name = next(name for name in names if name not in sources)
+        sources[name] = replace(source, name=name)
+    return list(sources.values())
 
 
 def _describe(database: Any) -> None:
@@ -213,7 +243,7 @@ def _describe(database: Any) -> None:
         console.print(f"{manifest['skipped']:,} files were skipped ({kinds}), for example {example}")
     duplicates = database.path / "duplicates.jsonl"
     if count := duplicates.read_bytes().count(b"\n"):
-        console.print(f"{count:,} training documents were left out as near-duplicates of held-out ones: {duplicates}")
+        console.print(f"{count:,} documents were left out as near-duplicates of held-out ones: {duplicates}")
     if removed := database.n_removed:
         console.print(f"{removed:,} chunks are removed; retro-np compact {database.path} deletes their bytes")
     console.print(f"Search it with: retro-np search {database.path} TEXT")

@@ -19,7 +19,7 @@ def inspect(
     prompt: Annotated[str | None, Option(help="Inspect a sample that continues this prompt.")] = None,
     length: Annotated[int, Option(min=1, help="Tokens to sample after --prompt.")] = 128,
     k: shared.K = 2, temperature: shared.Temperature = 0.8, top_p: shared.TopP = 0.95, seed: shared.Seed = 0,
-    embedder: shared.EmbedderPath = None,
+    embedder: shared.EmbedderSpec = None,
 ) -> None:  # fmt: skip
     """Write a page about a text or a sample and what it retrieved.
 
@@ -67,13 +67,13 @@ def inspect(
 
 def read_text(path: Path) -> str:
     """A file's text without a byte order mark; invalid UTF-8 is replaced. Raises UserError if it is not a text file."""
-    from retro_np.retrieval.sources import NOT_TEXT, is_binary, text_file
+    from retro_np.retrieval.sources import NOT_TEXT, file_document, kind_of
 
     if not os.path.isfile(path):
         problem = f"{path} is not a file" if os.path.exists(path) else f"there is no file {path}"
         raise UserError(f"{problem}; name one with --file, or give the text itself")
-    document = next(text_file(str(path), "")).read()
-    if is_binary(str(path)) or "\0" in document.text:
+    document = file_document(str(path), path.name, "")
+    if kind_of(str(path)) != "text" or "\0" in document.text:
         raise UserError(f"{path} {NOT_TEXT}")
     if document.replaced:
         console.print(f"{document.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")

@@ -1,22 +1,45 @@
-"""`retro-np train`, `evaluate`, `sample`."""
+"""`retro-np train`, `sample`."""
 
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Annotated, Any
 
 from typer import Argument, Context, Option
 
 from retro_np.commands import shared
+from retro_np.commands.config_file import naming, read_sections
+from retro_np.commands.options import group_of, is_typed, with_options
 from retro_np.commands.shared import console, open_database
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
+from retro_np.progress import say
+from retro_np.training.config import TrainingConfig
 
+MODEL_OPTIONS = group_of(
+    RetroConfig, "Model", leave_out=("vocabulary_size", "chunk_size", "encoder"),
+    hidden=("share_embeddings", "tie_readout", "cca_positions", "retrieved_part"),
+    d_model={"default": 128}, d_ffw={"default": 512}, n_heads={"default": 4}, d_head={"default": 32},
+    n_layers={"default": 4}, cca_layers={"default": "2,4", "metavar": "2,4"},
+)  # fmt: skip
+FOLLOWING = ("d_model", "d_ffw", "n_heads", "d_head")  # of the encoder, by default as in the decoder
+ENCODER_OPTIONS = group_of(
+    EncoderConfig, "Encoder", prefix="encoder_", hidden=(*FOLLOWING, "ca_layers"),
+    n_layers={"names": ("--encoder-layers",)}, **{field: {"default": None} for field in FOLLOWING},
+)  # fmt: skip
+TRAINING_OPTIONS = group_of(
+    TrainingConfig, "Training",
+    hidden=("retrieval_off", "oracle_share", "oracle_steps", "min_learning_rate", "beta1", "beta2", "eval_chunks",
+            "segments"),
+    neighbours={"names": ("-k", "--neighbours")}, sequence_length={"max": shared.MAX_SIZE},
+    batch_size={"max": shared.MAX_SIZE}, weight_decay={"max": 1000},
+)  # fmt: skip
+GROUPS = {"model": MODEL_OPTIONS, "encoder": ENCODER_OPTIONS, "training": TRAINING_OPTIONS}
+SECTIONS: dict[str, type] = {**{name: group.config for name, group in GROUPS.items()}, "data": dict}
 # The options of `train` that --baseline, --retrofit and --preset exclude
 SIZE_OPTIONS = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
-CCA_OPTIONS = {
-    "cca_layers", "encoder_layers", "conditioning", "cca_positions", "share_embeddings", "retrieved_part",
-    "copying_start",
-}  # fmt: skip
+CCA_FIELDS = {"cca_layers", "cca_positions", "share_embeddings", "retrieved_part", "copying_start"}
+CCA_OPTIONS = CCA_FIELDS | {"conditioning"} | {option.name for option in ENCODER_OPTIONS.options.values()}
 EXCLUDED = {
     "preset": SIZE_OPTIONS | CCA_OPTIONS | {"dropout"},
     "retrofit": SIZE_OPTIONS,
@@ -26,47 +49,28 @@ BUNDLED_HELP = "Use the bundled model. Without DB, a DB of part of the standard 
 PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # builds in half a minute
 
 
+@with_options(MODEL_OPTIONS, ENCODER_OPTIONS, TRAINING_OPTIONS)
 def train(
     context: Context,
     db: shared.DatabasePath,
     out: Annotated[Path, Option("-o", "--out", help="The run's folder: a new one, or that of an interrupted run.")],
+    config: Annotated[
+        Path | None, Option(help="Take settings from a TOML file, or a run's config.json. Options override them.")
+    ] = None,
     baseline: Annotated[bool, Option("--baseline", help="Train without retrieval: no CCA, no encoder.")] = False,
     retrofit: Annotated[Path | None, Option(help="Train only CCA and encoder, on this baseline's checkpoint.")] = None,
     preset: Annotated[str | None, Option(help="Instead of sizes, one of the paper's table 2: retro-172m, ….")] = None,
-    d_model: Annotated[int, Option(help="Width of the decoder, d.")] = 128,
-    d_ffw: Annotated[int, Option(help="Width of the feed-forward layers.")] = 512,
-    n_heads: Annotated[int, Option(help="Attention heads.")] = 4,
-    d_head: Annotated[int, Option(help="Width of a head.")] = 32,
-    n_layers: Annotated[int, Option(help="Layers of the decoder.")] = 4,
-    cca_layers: Annotated[str, Option(help="Layers with CCA, from 1, separated by commas.")] = "2,4",
-    encoder_layers: Annotated[int, Option(min=1, help="Layers of the encoder.")] = 2,
-    conditioning: Annotated[bool, Option(help="Let the encoder attend to the retrieving chunk.")] = True,
-    cca_positions: Annotated[bool, Option(help="Use relative positions in CCA.")] = True,
-    share_embeddings: Annotated[bool, Option(help="Use the decoder's embeddings in the encoder.")] = False,
-    tie_readout: Annotated[bool, Option(help="Use the transposed embeddings as readout.")] = False,
-    retrieved_part: Annotated[str, Option(help="The part of a value that the encoder reads: NF, N or F.")] = "NF",
-    copying_start: Annotated[bool, Option(help="Initialise encoder and CCA to copy tokens. Not in the paper.")] = False,
-    retrieval_off: Annotated[float, Option(help="Share of sequences trained without neighbours.")] = 0.0,
-    oracle_share: Annotated[
-        float, Option(help="Share of chunks that get an oracle neighbour (a noisy copy of their text) at step 0.")
-    ] = 0.0,
-    oracle_steps: Annotated[int, Option(min=0, help="Steps over which that share falls to 0.")] = 0,
-    dropout: Annotated[float, Option(help="Dropout rate.")] = 0.0,
-    steps: Annotated[int, Option(min=1, help="Training steps.")] = 1000,
-    sequence_length: shared.SequenceLength = 512,
-    batch_size: Annotated[int, Option(min=1, max=shared.MAX_SIZE, help="Sequences per step.")] = 4,
-    micro_batches: Annotated[int, Option(min=1, help="Split each step into parts, to save memory.")] = 1,
-    neighbours: Annotated[int, Option("-k", "--neighbours", min=0, help="Neighbours per chunk; 0: no retrieval.")] = 2,
-    learning_rate: Annotated[float, Option(help="Peak learning rate.")] = 1e-3,
-    warmup: Annotated[int, Option(min=0, help="Warm-up steps before the cosine decay.")] = 50,
-    weight_decay: Annotated[float, Option(max=1000, help="Weight decay of AdamW.")] = 0.1,
-    seed: shared.Seed = 0,
-    checkpoint_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 50,
+    log: Annotated[list[str] | None, Option(help="Also log for tensorboard, csv or wandb; repeatable.")] = None,
+    conditioning: Annotated[bool, Option(hidden=True, help="Let the encoder attend to the retrieving chunk.")] = True,
+    **values: Any,
 ) -> None:
     """Train a RETRO or a baseline, or RETROfit a trained baseline.
 
     CCA is chunked cross-attention (paper §2.4). If interrupted, run the same command to resume from the last
-    checkpoint. The result is the same, bit for bit, as without the interruption.
+    checkpoint. The result is the same, bit for bit, as without the interruption. More --steps prolong a finished run.
+
+    A file has the sections [model], [encoder] and [training]. Its keys are the options' names with _ for -, and those
+    of ablations, which docs/run.toml lists.
 
     Example: `retro-np train runs/db -o runs/retro --steps 500`"""
     import numpy as np
@@ -74,95 +78,73 @@ def train(
     from retro_np.checkpoint import load_model
     from retro_np.files import sha256_of
     from retro_np.parameters import count_parameters, is_retrieval
-    from retro_np.training import loop
-    from retro_np.training.config import TrainingConfig
+    from retro_np.pretrained.bundled import trained_on
+    from retro_np.training import loggers, loop
 
     refuse_contradictions(context)
+    file = read_sections(config, SECTIONS)
     database = open_database(db)
-    layers = () if baseline else parse_layers(cca_layers)
-    RetroConfig(1, d_model, d_ffw, n_heads, d_head, n_layers)  # An error in a shared size names the decoder's option.
-    encoder = EncoderConfig(d_model, d_ffw, n_heads, d_head, encoder_layers, (1,) if conditioning else ())
-    training = TrainingConfig(
-        steps, sequence_length, batch_size, micro_batches, neighbours, learning_rate, warmup, weight_decay,
-        seed=seed, checkpoint_every=checkpoint_every, retrieval_off=retrieval_off, oracle_share=oracle_share,
-        oracle_steps=oracle_steps,
-    )  # fmt: skip
+    stored_encoder = file["model"].pop("encoder", {})  # None in the config.json of a baseline
+    if stored_encoder and file["encoder"]:
+        raise UserError(f"{config} has both [encoder] and [model.encoder]: leave one of them out")
+    file["encoder"] |= stored_encoder or {}
+    if baseline:
+        file["model"] = {field: value for field, value in file["model"].items() if field not in CCA_FIELDS}
+    kept = {name: group.kept(context, file[name]) for name, group in GROUPS.items()}
     start: dict[str, Any] = {}
-    if retrofit is not None:
-        weights, config = load_model(retrofit, database)
-        encoder = replace(encoder, d_model=config.d_model) if share_embeddings else encoder
-        config = replace(
-            config, cca_positions=cca_positions, share_embeddings=share_embeddings, retrieved_part=retrieved_part,
-            dropout=dropout, copying_start=copying_start,
-        )  # fmt: skip
-        params, config = loop.retrofit(weights, config, parse_layers(cca_layers), encoder, np.random.default_rng(seed))
-        start = {"begin_from": (params, sha256_of(retrofit)), "trainable": is_retrieval}
-    elif preset is not None:
-        config = replace(RetroConfig.preset(preset, database.vocabulary_size), chunk_size=database.chunk_size)
-    else:
-        config = RetroConfig(
-            database.vocabulary_size, d_model, d_ffw, n_heads, d_head, n_layers, layers, database.chunk_size,
-            None if baseline else encoder, dropout, share_embeddings, tie_readout, cca_positions, retrieved_part,
-            copying_start and not baseline,
-        )  # fmt: skip
+    with naming(config, kept):
+        fields, sizes, settings = (group.chosen(context, values, file[name]) for name, group in GROUPS.items())
+        earlier = file["training"]
+        if earlier.get("segments") and settings["steps"] > earlier.get("steps", settings["steps"]):
+            settings["segments"] = (*earlier["segments"], earlier["steps"])  # --steps prolongs the file's run.
+        training = TrainingConfig(**settings)
+        layers = () if baseline else fields["cca_layers"]
+        if retrofit is not None:
+            weights, model = load_model(retrofit, database)
+            model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
+        elif preset is not None:
+            model = replace(RetroConfig.preset(preset, database.vocabulary_size), chunk_size=database.chunk_size)
+        else:
+            ids = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
+            model = RetroConfig(**fields | ids | {"cca_layers": ()})
+        if preset is None and not baseline:
+            if not conditioning:
+                sizes["ca_layers"] = ()
+            encoder = EncoderConfig(**{field: getattr(model, field) for field in FOLLOWING} | sizes)
+            if retrofit is not None:
+                params, model = loop.retrofit(weights, model, layers, encoder, np.random.default_rng(training.seed))
+                start = {"begin_from": (params, sha256_of(retrofit)), "trainable": is_retrieval}
+                start["trained_on"] = trained_on(retrofit)
+            else:
+                model = replace(model, cca_layers=layers, encoder=encoder if layers or stored_encoder == {} else None)
+    for section, whole in (("model", model), ("encoder", model.encoder)):
+        for field, value in kept[section].items():
+            if whole is not None and getattr(whole, field) != value:
+                source = db if field in ("vocabulary_size", "chunk_size") else "--retrofit" if retrofit else "--preset"
+                fault = f"{config}: [{section}] {field} is {shortened(value)}, but {source} has {getattr(whole, field)}"
+                raise UserError(f"{fault}; leave it out of the file")
+    _compare(config, file["data"], database.identity, start)
     stored = database.split("train").neighbours.shape[1]
-    if config.retrieves and neighbours > stored > 0:
-        raise UserError(f"-k is {neighbours:,}, but {db} stores {stored} neighbours per training chunk: choose fewer")
-    console.print(f"{count_parameters(config):,} parameters, {count_parameters(config, True):,} with embeddings")
-    loop.train(database, config, training, out, **start)
-    console.print(f"{out}/checkpoint.safetensors holds the model after step {steps}.")
+    if model.retrieves and training.neighbours > stored > 0:
+        fault = f"-k is {training.neighbours:,}, but {db} stores {stored} neighbours per training chunk"
+        raise UserError(f"{fault}: choose fewer")
+    console.print(f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings")
+    start["callbacks"] = [loggers.logger(kind, out) for kind in dict.fromkeys(log or ())]
+    loop.train(database, model, training, out, **start)
+    best = ", best.safetensors the one of the lowest valid_loss" if training.eval_every else ""
+    console.print(f"{out}/checkpoint.safetensors holds the model after step {training.steps}{best}.")
 
 
-def evaluate(
-    checkpoint: shared.CheckpointPath,
-    db: shared.DatabasePath,
-    baseline: Annotated[Path | None, Option(help="Checkpoint of a baseline, to compare with.")] = None,
-    out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/evaluation"),
-    split: Annotated[str, Option(help="The documents to score: valid (held out) or train.")] = "valid",
-    k: shared.K = 2,
-    sequence_length: shared.SequenceLength = 512,
-    stride: Annotated[int, Option(min=1, help="Tokens by which the window moves, a multiple of the chunk size.")] = 256,
-    limit: Annotated[int | None, Option(min=1, help="Score only this many chunks.")] = None,
-    retrieve_from: Annotated[list[Path] | None, Option(help="Retrieve from this database instead; repeatable.")] = None,
-    fraction: Annotated[float, Option(help="Retrieve from a random share of the documents.")] = 1.0,
-    fraction_seed: Annotated[int, Option(min=0, help="Random seed of that share.")] = 0,
-) -> None:
-    """Measure bits per byte of held-out documents.
+def _compare(path: Path | None, run: dict[str, Any], identity: dict[str, str], start: dict[str, Any]) -> None:
+    """Say how a new run differs from the one whose config.json is given, as far as the settings do not say it.
 
-    The conditions are RETRO with retrieval on, with retrieval off, with the neighbours of other chunks, and the
-    baseline. Writes results.json, losses.npz and bpb_alpha.png.
-
-    Example: `retro-np evaluate runs/retro/checkpoint.safetensors runs/db`"""
-    from retro_np.checkpoint import load_model
-    from retro_np.evaluation.compare import evaluate as evaluate_models
-    from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
-    from retro_np.report.plots import plot_leakage
-    from retro_np.retrieval import join
-
-    database = open_database(db)
-    models = {"RETRO": load_model(checkpoint, database)}
-    if baseline is not None:
-        models["baseline"] = load_model(baseline, database)
-    retrieval = None
-    k = k if retrieve_from else min(k, max(1, database.n_chunks))
-    if k > database.split(split).neighbours.shape[1] > 0:
-        retrieve_from = retrieve_from or [db]  # Search again, because the database stores fewer than k neighbours.
-    if retrieve_from or fraction != 1:
-        if split != "valid":
-            options = "--retrieve-from, --fraction and a -k above the stored neighbours"
-            raise UserError(f"{options} are for held-out documents; leave out --split")
-        folders = retrieve_from or [db]
-        parts = [open_database(path).fraction(shared.finite("--fraction", fraction), fraction_seed) for path in folders]
-        source = parts[0] if len(parts) == 1 else join.DatabaseUnion(parts)
-        k = min(k, max(1, source.n_chunks))
-        retrieval = join.retrieve_from(database, source, max(k, LEAKAGE_NEIGHBOURS))
-    results = evaluate_models(
-        models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
-        retrieval=retrieval,
-    )  # fmt: skip
-    plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
-    shared.print_results(results)
-    console.print(f"{out} contains results.json, losses.npz and bpb_alpha.png.")
+    run: the file's section `data`. Raises UserError if the run began from a checkpoint, and none is given."""
+    if not start and (begun := run.get("begun_from") or run.get("frozen")):
+        raise UserError(f"{path} is of a run that began from a checkpoint ({begun!s:.6}…): name it with --retrofit")
+    now = {**identity, "begun_from": start["begin_from"][1] if start else None}
+    differing = [f"{n:.40}" for n, value in run.items() if n not in ("frozen", "trained_on") and now.get(n) != value]
+    if differing:
+        say(f"{path} is of a run with another {' and '.join(differing[:9])}, so this run will not repeat it")
 
 
 def sample(
@@ -177,7 +159,7 @@ def sample(
     top_k: Annotated[int | None, Option(min=1, help="Sample only from this many of the likeliest tokens.")] = None,
     top_p: shared.TopP = 0.95, seed: shared.Seed = 0,
     page: Annotated[Path | None, Option(help="Also write an HTML page to this file.")] = None,
-    embedder: shared.EmbedderPath = None,
+    embedder: shared.EmbedderSpec = None,
 ) -> None:  # fmt: skip
     """Continue a prompt, and show what was retrieved.
 
@@ -214,18 +196,9 @@ def sample(
 
 def refuse_contradictions(context: Context) -> None:
     """Raise UserError if `train` is given options that another option would silently override."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    typed = [name for name in context.params if is_typed(context, name)]
     for option, excluded in EXCLUDED.items():
         clash = [name for name in typed if name in excluded | EXCLUDED.keys() - {option}]
         if option in typed and clash:
             options = ", ".join("--" + name.replace("_", "-") for name in clash)
             raise UserError(f"--{option} excludes {options}; leave out one or the other")
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """`2,4` → (2, 4). Raises UserError for anything else."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise UserError(f"--cca-layers must be numbers separated by commas, such as 2,4, not {text!r}") from error

@@ -2,9 +2,8 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
 from typer import Argument, Option
 
 from retro_np.errors import UserError
@@ -17,7 +16,8 @@ console = safe_console()
 
 DatabasePath = Annotated[Path, Argument(metavar="DB", help="A database made by `retro-np build`.")]
 CheckpointPath = Annotated[Path, Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")]
-EmbedderPath = Annotated[Path | None, Option("--embedder", help="A BERT's folder. Default: the database's embedder.")]
+EMBEDDERS = "a folder as sentence-transformers saves it, or MODULE:OBJECT, which runs the module"
+EmbedderSpec = Annotated[str | None, Option("--embedder", help=f"A{EMBEDDERS[1:]}. Default: the database's embedder.")]
 K = Annotated[int, Option("-k", "--neighbours", min=1, help="Neighbours per chunk.")]
 MAX_SIZE = 1 << 20  # A larger sequence or batch would overflow array sizes before memory runs out.
 SequenceLength = Annotated[int, Option(min=1, max=MAX_SIZE, help="Tokens per sequence, n: one or more whole chunks.")]
@@ -26,12 +26,12 @@ TopP = Annotated[float, Option(min=0, max=1, help="Sample only the likeliest tok
 Seed = Annotated[int, Option(min=0, help="Random seed.")]
 
 
-def open_database(path: Path, embedder: Path | None = None, index: str = "hnsw") -> "Database":
-    """Open a database for a command. embedder: the folder of the BERT that the user named, if any."""
-    from retro_np.retrieval.bert import load_bert
+def open_database(path: Path, embedder: str | None = None, index: str = "hnsw") -> "Database":
+    """Open a database for a command. embedder: what the user named, if anything (see `embedders.load_embedder`)."""
     from retro_np.retrieval.database import Database
+    from retro_np.retrieval.embedders import load_embedder
 
-    return Database.open(path, load_bert(embedder) if embedder else None, index)
+    return Database.open(path, load_embedder(embedder) if embedder else None, index)
 
 
 def finite(option: str, value: float) -> float:
@@ -39,16 +39,3 @@ def finite(option: str, value: float) -> float:
     if not math.isfinite(value):
         raise UserError(f"{option} must be a finite number, not {value}")
     return value
-
-
-def print_results(results: dict[str, Any]) -> None:
-    """Print the table and the sentence of an evaluation."""
-    title = {"valid": "held-out documents", "train": "training documents"}[results["settings"]["split"]]
-    table = Table("", "bits per byte", "relative to the first row", "without leakage (α = 12.5 %)", title=title)
-    first = next(iter(results["models"].values()))["bpb"]
-    for name, figures in results["models"].items():
-        filtered = figures["bpb_no_leakage"]
-        without_leakage = "no chunks left" if filtered is None else f"{filtered:.4f}"
-        table.add_row(name, f"{figures['bpb']:.4f}", f"{100 * (figures['bpb'] / first - 1):+.2f} %", without_leakage)
-    console.print(table)
-    console.print(results["sentence"])

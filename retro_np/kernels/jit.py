@@ -1,6 +1,7 @@
 """How Numba compiles the loops, and when it may reuse the compiled code."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,11 +19,17 @@ def jit(function: Callable[..., Any]) -> Any:
     order of operations is fixed, so results repeat bit for bit. Keep summing loops out of helpers that compiled
     functions call: the process that compiles such a loop may add in another order than one that loads it from disk."""
     options: Any = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-    with suppress(RuntimeError):  # Numba found no place to write.
-        compiled: Any = numba.njit(cache=True, **options)(function)
-        # Numba's cache checks only whether the loop's own file has changed. This stamp covers every file here.
-        index: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-        if hasattr(index, "_source_stamp"):  # not with NUMBA_DISABLE_JIT, or if Numba keeps its cache in another way
-            index._source_stamp = SOURCES
-            return compiled
+    settings: Any = numba.config
+    previous, compiled = settings.CACHE_DIR, None
+    with suppress(RuntimeError):  # Numba found no place to write, or the user has no home.
+        # What is left in the package's folder would survive an uninstallation, and could still be imported.
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        settings.CACHE_DIR = previous or str(Path(caches, "retro_np"))
+        compiled = numba.njit(cache=True, **options)(function)
+    folder, settings.CACHE_DIR = settings.CACHE_DIR, previous
+    # Numba's cache checks only whether the loop's own file has changed. This stamp covers every file here.
+    index: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if hasattr(index, "_source_stamp") and index._cache_path.startswith(folder):  # not with NUMBA_DISABLE_JIT
+        index._source_stamp = SOURCES
+        return compiled
     return numba.njit(**options)(function)  # compiled again in each process

@@ -152,7 +152,7 @@ def test_a_missing_or_wrong_input_gives_one_line_and_status_2(work, tmp_path):
     assert "no checkpoint at" in refused("evaluate", tmp_path / "none.safetensors", db)
     assert "bad.safetensors" in refused("evaluate", tmp_path / "bad.safetensors", db)
     assert "stride must be a multiple of the chunk size, " in refused("evaluate", checkpoint, db, "--stride", "17")
-    assert "no split" in refused("evaluate", checkpoint, db, "--split", "test")
+    assert "no split" in refused("evaluate", checkpoint, db, "--split", "held-out")
     assert "--cca-layers" in refused("train", db, "-o", tmp_path / "run", "--cca-layers", "two")
     assert "no preset" in refused("train", db, "-o", tmp_path / "run", "--preset", "gpt")
     assert "already has chunked" in refused("train", db, "-o", tmp_path / "run", "--retrofit", checkpoint)

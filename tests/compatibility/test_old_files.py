@@ -75,6 +75,13 @@ def test_an_old_database_is_verified(old_files, name):
     assert "BROKEN" not in succeed("verify", name)[0]
 
 
+def test_the_held_out_part_of_an_old_database_serves_for_tuning_and_for_reporting(old_files, capsys):
+    database = Database.open("finished")
+    assert database.held_out_splits == ["valid"]
+    assert np.array_equal(database.split("test").tokens[:], database.split("valid").tokens[:])
+    assert "finished has no test part: its held-out documents (valid) serve for tuning" in capsys.readouterr().err
+
+
 def test_editing_an_old_database_gives_the_same_files_as_the_old_version(old_files):
     succeed("add", "finished", "more")
     succeed("remove", "finished", "--document", "corpus_03.txt", "--document", "more_01.txt")

@@ -1,0 +1,107 @@
+"""The options of `build` that name splits, fields and embedders. Ground truth: the documents that the test wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import refused, run
+
+from retro_np.retrieval.database import Database
+
+SMALL_BUILD = ("--embedder", "hashing", "--chunk-size", "8", "--vocabulary-size", "300", "--deduplicate", "0")
+EMBEDDER = """
+import numpy as np
+class Lengths:
+    name, sha256, d_key = "lengths", "ab" * 32, 2
+    def embed(self, texts, show_progress=False):
+        return np.array([[len(text), text.count("e")] for text in texts], np.float32).reshape(-1, 2)
+"""
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three folders of one name, each with its own documents."""
+    for split, count in (("train", 4), ("valid", 2), ("test", 1)):
+        (tmp_path / split / "docs").mkdir(parents=True)
+        for number in range(count):
+            words = f"{split} {number} value index token chunk neighbour\n" * 20
+            (tmp_path / split / "docs" / f"{split}{number}.txt").write_text(words)
+    return {split: tmp_path / split / "docs" for split in ("train", "valid", "test")}
+
+
+def names_of(folder: Path) -> dict[str, set[str]]:
+    database, names = Database.open(folder), {}
+    for record in database.documents:
+        names.setdefault(record["split"], set()).add(record["name"])
+    return names
+
+
+def test_train_valid_and_test_name_the_documents_of_each_split(folders, tmp_path):
+    arguments = [part for split, folder in folders.items() for part in (f"--{split}", folder)]
+    status, _, err = run("build", "-o", tmp_path / "db", *arguments, *SMALL_BUILD)
+    assert status == 0, err
+    names = names_of(tmp_path / "db")
+    assert {split: len(found) for split, found in names.items()} == {"train": 4, "valid": 2, "test": 1}
+    assert all(name.rpartition("/")[2].startswith(split) for split, found in names.items() for name in found)
+
+
+def test_each_of_the_three_can_be_repeated_also_with_weights(folders, tmp_path):
+    train = ("--train", f"{folders['train']}:0.7", "--train", f"{folders['test']}:0.3")
+    status, _, err = run("build", "-o", tmp_path / "db", *train, "--valid", folders["valid"], *SMALL_BUILD)
+    assert status == 0, err
+    sources = json.loads((tmp_path / "db" / "manifest.json").read_text())["sources"]
+    assert [(source["name"], source["weight"]) for source in sources] == [("docs", 0.7), ("docs-2", 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["{train}", "--train", "{test}"], "name all documents: leave out CORPUS and --source"),
+        (["--source", "a={train}", "--valid", "{valid}"], "name all documents: leave out CORPUS and --source"),
+        (["--valid", "{valid}"], "name at least one --train"),
+        (["--train", "{train}:1", "--train", "{test}"], "give every --train a weight, or none"),
+        (["--train", "{train}", "--test", "{test}:1"], "give every --train a weight, or none, and no other"),
+        (["--train", "{train}", "--valid", "nowhere"], "nowhere"),
+    ],
+)
+def test_splits_that_do_not_fit_together_are_one_line(arguments, line, folders, tmp_path):
+    arguments = [argument.format(**folders) for argument in arguments]
+    assert line in refused("build", "-o", tmp_path / "db", *arguments, *SMALL_BUILD)
+    assert not (tmp_path / "db").exists()
+
+
+def test_fields_of_rows_are_named_by_options_also_when_rows_are_added(tmp_path):
+    def rows(name, numbers):
+        lines = ({"body": f"text {i} value index\n" * 30, "key": f"{name} {i}", "part": "dev" * (i % 2) or "train"}
+                 for i in numbers)  # fmt: skip
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / name
+
+    fields = ("--text-field", "body", "--name-field", "key", "--split-field", "part")
+    status, _, err = run("build", rows("a.jsonl", range(6)), "-o", tmp_path / "db", *fields, *SMALL_BUILD)
+    assert status == 0, err
+    assert names_of(tmp_path / "db") == {
+        "train": {f"a.jsonl {i}" for i in (0, 2, 4)}, "valid": {f"a.jsonl {i}" for i in (1, 3, 5)}
+    }  # fmt: skip
+    status, _, err = run("add", tmp_path / "db", rows("b.jsonl", [6, 8]), *fields)
+    assert status == 0, err
+    assert {"b.jsonl 6", "b.jsonl 8"} <= names_of(tmp_path / "db")["train"]
+
+
+def test_an_embedder_of_ones_own_builds_searches_and_adds(folders, tmp_path):
+    (tmp_path / "mine.py").write_text(EMBEDDER)
+    embedder, db = ("--embedder", "mine:Lengths"), tmp_path / "db"
+    for arguments in (
+        ["build", folders["train"], "-o", db, "--held-out", "0", *SMALL_BUILD, *embedder],
+        ["search", db, "value index", "-k", "1", *embedder],
+        ["add", db, folders["valid"], *embedder],
+    ):
+        status, _, err = run(*arguments, cwd=tmp_path)
+        assert status == 0, err
+    assert json.loads((db / "manifest.json").read_text())["embedder"]["name"] == "lengths"
+
+
+@pytest.mark.parametrize("spec", ["nowhere_at_all:Lengths", "json:nothing", "json:dumps"])
+def test_an_embedder_that_does_not_import_or_breaks_the_protocol_is_one_line(spec, folders, tmp_path):
+    line = refused("build", folders["train"], "-o", tmp_path / "db", *SMALL_BUILD, "--embedder", spec)
+    assert line.startswith(f"retro-np: embedder {spec}")
