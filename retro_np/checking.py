@@ -1,5 +1,4 @@
 """The gradient checker: it compares a pullback with finite differences, and watches what f and the pullback touch.
-
 A central difference of step t has a truncation error of order t² and a rounding error of order u/t, where u is that of
 the value. Richardson extrapolation from t and t/4 removes the first term of the truncation error. Where that does not
 decide, a ladder of steps does. What extrapolated slopes of neighbouring steps differ by is the *resolution*."""
@@ -34,14 +33,10 @@ NEGLIGIBLE = 2.0**-46  # A slope counts as zero if moving an entry by its own si
 
 
 def gradcheck(
-    f: Callable[..., Any],
-    *arguments: Any,
-    raise_exception: bool = True,
-    frozen: int | str | Collection[int | str] = (),
-    eps: float | None = None,
-    tolerance: float | Sequence[float] | Mapping[int | str, float] | None = None,
-    seed: int = 0,
-) -> GradientReport:
+    f: Callable[..., Any], *arguments: Any, raise_exception: bool = True,
+    frozen: int | str | Collection[int | str] = (), eps: float | None = None,
+    tolerance: float | Sequence[float] | Mapping[int | str, float] | None = None, seed: int = 0,
+) -> GradientReport:  # fmt: skip
     """Compare the pullback of f with central differences in float64, and check that both leave their inputs alone.
 
     f(*arguments) → (value, vjp), in either order. The value is an array, a number or a tree of them. vjp(dvalue)
@@ -56,14 +51,7 @@ def gradcheck(
     seed: of the cotangents and directions.
 
     docs/gradcheck.md says what this can and cannot tell. In a test suite, `assert gradcheck(f, x, w)` is enough.
-    To check the second order, check the pullback as a function of the argument and the cotangent:
-
-        def tanh_pullback(x, dy):
-            y = np.tanh(x)
-            slope = 1 - y * y
-            return dy * slope, lambda d: (-2 * y * slope * dy * d, slope * d)
-
-        gradcheck(tanh_pullback, x, dy)
+    To check the second order, check the pullback as a function of the argument and the cotangent (example there).
 
     Returns a GradientReport. Raises GradientError (an AssertionError, with `.report`) if a gradient is wrong or if the
     differences cannot tell, and GradientFormError, which is also a ValueError and a TypeError, if a value or gradient
@@ -87,7 +75,6 @@ def gradcheck(
 
 def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point, list[Any]]:
     """Call f and its pullback several times, and raise GradientError where they break the rules.
-
     Returns the point, and the pullback's answer."""
     rng, low = np.random.default_rng((seed, 6020)), ""  # a generator that nobody draws data with
     leaves, labels = function.copies(np.float64), [function.label(n) for n in function.numbers]
@@ -116,12 +103,6 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
             message = f"the pullback fails when it is called again: {type(error).__name__}: {error}"
             raise GradientError(message) from error
 
-    def require_unshared(gradients: list[Any]) -> None:
-        names = [*(f"the gradient of {label}" for label in labels), *labels]
-        for (label, a), (other, b) in combinations(zip(names, [*gradients, *leaves], strict=True), 2):
-            if _share_memory(a, b):
-                raise GradientError(f"{label} shares its buffer with {other}: return a copy")
-
     def require_same(gradients: list[Any], what: str) -> None:
         """Raise GradientError if the gradients depart from the first ones, relative to the largest entry of each."""
         new, sizes = function.flat(gradients), np.diff(function.ends, prepend=0)
@@ -149,13 +130,15 @@ def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point
     if not np.all(np.isfinite(first)):
         place, position = function.place(entry := int(np.argmin(np.isfinite(first))))
         raise GradientError(f"{place}: the pullback says {first[entry]}", position)
-    require_unshared(pull(np.ones(len(flat))))
+    names, arrays = [*(f"the gradient of {label}" for label in labels), *labels], [*pull(np.ones(len(flat))), *leaves]
+    for (label, a), (other, b) in combinations(zip(names, arrays, strict=True), 2):
+        if _share_memory(a, b):
+            raise GradientError(f"{label} shares its buffer with {other}: return a copy")
     for n, gradient, leaf in zip(function.numbers, raw, leaves, strict=True):
         label, position = function.label(n), function.paths[n][0]
         if kind_of(gradient) == "f" and np.asarray(gradient).itemsize < 8 and not low:
-            raise GradientError(
-                f"{label}: the gradient is {gradient.dtype}, although the argument is float64", position
-            )
+            fault = f"the gradient is {gradient.dtype}, although the argument is float64"
+            raise GradientError(f"{label}: {fault}", position)
         if n not in function.frozen and not np.all(np.isfinite(leaf)):
             raise GradientError(f"{label}: not finite, so it cannot be moved: name it in frozen=", position)
     require_same(pull(cotangents[0]), "called again, the pullback returns")
@@ -247,7 +230,6 @@ def _cotangents(value: Array, lengths: list[int], rng: np.random.Generator) -> A
 @dataclass
 class Point:
     """A function at a point, and its pullback's answers there.
-
     evaluate: (leaves) → the value, flat, in float64; NaN where the function is not defined.
     leaves: the arrays. value: (outputs,). cotangents: (K, outputs). gradients: for each leaf, (K, entries).
     rounding: the relative rounding error of the value; coarse: why it is not that of float64, or "". wobble: for each
@@ -291,7 +273,6 @@ class Direction(NamedTuple):
 @dataclass
 class Slopes:
     """Along one direction and for each cotangent, (K,): the pullback's slope, and its `error` by the differences.
-
     scale: the size of the slope. steps: the best ones. tolerance: relative. verdict: "wrong", "kink" (the slopes on
     both sides differ, and the pullback's is between), "edge" (f is not finite on both sides), or ""."""
 
@@ -321,10 +302,8 @@ class Slopes:
 
     def is_wrong(self) -> Array:
         """(K,) whether the errors are above the tolerance, and certain."""
-        return np.asarray(
-            np.abs(self.error)
-            > np.maximum(self.tolerance * self.scale, SAFETY * np.maximum(self.resolution, self.rounding))
-        )
+        certain = SAFETY * np.maximum(self.resolution, self.rounding)
+        return np.asarray(np.abs(self.error) > np.maximum(self.tolerance * self.scale, certain))
 
     def digits(self, magnitude: Array) -> float:
         """The best relative resolution, NaN if all slopes are clearly 0. Agreement is resolution."""
@@ -337,10 +316,8 @@ class Slopes:
 
 def check_leaf(point: Point, leaf: int, tolerance: float, limit: float) -> tuple[str, Slopes, float, list[float]]:
     """Compare one leaf's gradients with differences along many directions.
-
     tolerance: the relative error that passes. limit: the relative resolution that is needed to say anything.
-    Returns "right", "wrong", "kink", "edge" or "cannot tell", the worst slopes, the relative resolution, and the steps.
-    """
+    Returns "right", "wrong", "kink", "edge" or "cannot tell", the worst slopes, relative resolution, and steps."""
     start, scans = point.eps or (STEP if point.rounding < 1e-10 else COARSE_STEP), 8
     every, wrong = list[Slopes](), list[Slopes]()
     for direction in _directions(point, leaf):
@@ -423,7 +400,6 @@ def _central(point: Point, leaf: int, direction: Direction, step: float) -> tupl
 
 def _slopes(point: Point, leaf: int, direction: Direction, tolerance: float, start: float, effort: int) -> Slopes:
     """Compare the slopes along one direction, with more steps until they agree or are clearly different.
-
     start: the first step. effort: 0 for no other steps, 2 to look for others also where little is resolved."""
     tried: dict[float, tuple[Array, ...]] = {}
 
@@ -563,9 +539,8 @@ def likely_mistake(point: Point, leaf: int, worst: Slopes) -> str:
         guesses.append((array / ratio, f"{text}: {'a sum for a mean, or the reverse' if is_length else 'a factor'}?"))
     guesses += [(array.transpose(order), "transposed?") for order in list(permutations(axes))[1:]]
     guesses += [(np.flip(array, axis), f"reversed along axis {axis}?") for axis in axes]
-    guesses += [
-        (np.roll(array, i, axis), f"an index shifted by {-i} along axis {axis}?") for axis in axes for i in (-1, 1)
-    ]
+    shifts = [(axis, i) for axis in axes for i in (-1, 1)]
+    guesses += [(np.roll(array, i, axis), f"an index shifted by {-i} along axis {axis}?") for axis, i in shifts]
     others = [gradients[k] for i, gradients in enumerate(point.gradients) if i != leaf and gradients.shape[1] == size]
     guesses += [(other.reshape(shape), "swapped with the gradient of another argument?") for other in others]
     if point.cotangents.shape[1] == size:

@@ -1,7 +1,7 @@
 """The configuration of a model, and the eight models of the paper's table 2."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from typing import Any
@@ -36,8 +36,7 @@ class EncoderConfig:
     ca_layers: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "encoder.", ("d_model", "d_ffw", "n_heads", "d_head", "n_layers"))
-        object.__setattr__(self, "ca_layers", _layer_tuple(self.ca_layers, self.n_layers, "encoder.ca_layers"))
+        _check_numbers(self, "encoder.", "ca_layers")
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ class RetroConfig:
     copying_start: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ("vocabulary_size", "d_model", "d_ffw", "n_heads", "d_head", "n_layers", "chunk_size")
-        _check_sizes(self, "", sizes)
-        object.__setattr__(self, "cca_layers", _layer_tuple(self.cca_layers, self.n_layers, "cca_layers"))
+        _check_numbers(self, "", "cca_layers")
         if isinstance(self.encoder, dict) and self.encoder.keys() <= EncoderConfig.__dataclass_fields__.keys():
             object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))  # from JSON
         if not isinstance(self.encoder, EncoderConfig | None):
@@ -97,14 +94,13 @@ class RetroConfig:
             object.__setattr__(self, name, bool(getattr(self, name)))
         if self.retrieved_part not in RETRIEVED_PARTS:
             raise UserError(f"retrieved_part must be one of NF, N and F, not {_shown(self.retrieved_part)}")
+        if not self.retrieves:
+            return
         if self.encoder is None:
-            if self.cca_layers:
-                raise UserError("cca_layers needs an encoder: pass encoder=EncoderConfig(...), or leave cca_layers out")
-        elif self.retrieves and self.encoder.d_model != self.d_model:
-            widths = f"encoder.d_model ({self.encoder.d_model}) equal to d_model ({self.d_model})"
-            for name in ("share_embeddings", "copying_start"):
-                if getattr(self, name):
-                    raise UserError(f"{name} needs {widths}")
+            raise UserError("cca_layers needs an encoder: pass encoder=EncoderConfig(...), or leave cca_layers out")
+        for name in ("share_embeddings", "copying_start"):
+            if getattr(self, name) and (width := self.encoder.d_model) != self.d_model:
+                raise UserError(f"{name} needs encoder.d_model ({width}) equal to d_model ({self.d_model})")
 
     @property
     def retrieves(self) -> bool:
@@ -136,24 +132,23 @@ _SIZES = {
 PRESETS = {name: sizes for names, sizes in _SIZES.items() for name in names}
 
 
-def _check_sizes(config: Any, prefix: str, names: tuple[str, ...]) -> None:
-    for name in names:
+def _check_numbers(config: Any, prefix: str, layers_name: str) -> None:
+    """Check a configuration's sizes, which are its int fields, and its tuple of layers. All become Python integers."""
+    for name in (field.name for field in fields(config) if field.type is int):
         value, largest = getattr(config, name), MAX_LAYERS if name == "n_layers" else MAX_MODEL_SIZE
         if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= largest:
             raise UserError(f"{prefix}{name} must be a whole number from 1 to {largest}, not {_shown(value)}")
         object.__setattr__(config, name, int(value))  # JSON cannot store NumPy's integers.
     if config.d_model % 2:
         raise UserError(f"{prefix}d_model must be even (positions are pairs of sine and cosine), not {config.d_model}")
-
-
-def _layer_tuple(layers: Any, n_layers: int, name: str) -> tuple[int, ...]:
+    name, layers = f"{prefix}{layers_name}", getattr(config, layers_name)
     layers = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str | dict) else layers
     if not isinstance(layers, tuple) or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in layers):
         raise UserError(f"{name} must be a tuple of whole numbers, not {_shown(layers)}")
     checked = tuple(sorted(int(p) for p in layers))
-    if len(set(checked)) < len(checked) or any(not 1 <= p <= n_layers for p in checked):
-        raise UserError(f"{name} must be distinct layers from 1 to {n_layers}, not {_shown(checked)}")
-    return checked
+    if len(set(checked)) < len(checked) or any(not 1 <= p <= config.n_layers for p in checked):
+        raise UserError(f"{name} must be distinct layers from 1 to {config.n_layers}, not {_shown(checked)}")
+    object.__setattr__(config, layers_name, checked)
 
 
 def _shown(value: Any) -> str:

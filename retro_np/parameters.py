@@ -10,8 +10,6 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.tree import Array, Tree, map_tree, named_leaves
 
-_EMBEDDINGS = ("embedding", "encoder.embedding", "readout")
-
 # The scales of `_init_copying` were tuned on the text of Python's standard library.
 POSITION_FREQUENCIES = 20  # number of sinusoids that locate the next token
 POSITION_SCALE = 3.4  # sharpness of the attention to the next token
@@ -24,55 +22,40 @@ COPY_SCALE = 0.1  # share of the matching tokens that CCA adds to the residual s
 def parameter_shapes(config: RetroConfig) -> Tree:
     """The parameter tree with a shape at each leaf. This is the only definition of which parameters a model has."""
     d, vocabulary = config.d_model, config.vocabulary_size
-    e: Any = config.encoder
+    e: Any = config.encoder  # A part is the decoder, which `config` describes, or the encoder.
 
-    def attention(width: int, d_context: int, n_heads: int, d_head: int, positions: bool = True) -> Tree:
-        inner = n_heads * d_head
+    def attention(part: Any, d_context: int, positions: bool = True) -> Tree:
+        width, heads, inner = part.d_model, (part.n_heads, part.d_head), part.n_heads * part.d_head
         shapes = {"norm": (width,), "w_q": (width, inner), "w_k": (d_context, inner), "w_v": (d_context, inner)}
         shapes["w_o"] = (inner, width)
-        if positions:
-            shapes |= {"w_r": (width, inner), "u": (n_heads, d_head), "v": (n_heads, d_head)}
-        return shapes
+        return shapes | ({"w_r": (width, inner), "u": heads, "v": heads} if positions else {})
 
-    def ffw(width: int, d_ffw: int) -> Tree:
-        return {"norm": (width,), "w_in": (width, d_ffw), "w_out": (d_ffw, width)}
+    def layers(part: Any, crossing_layers: tuple[int, ...], crossing: Tree) -> list[Tree]:
+        width, hidden = part.d_model, part.d_ffw
+        own, ffw = attention(part, width), {"norm": (width,), "w_in": (width, hidden), "w_out": (hidden, width)}
+        numbers = range(1, part.n_layers + 1)
+        return [{"attention": own} | (crossing if p in crossing_layers else {}) | {"ffw": ffw} for p in numbers]
 
-    def decoder_layer(p: int) -> Tree:
-        layer = {"attention": attention(d, d, config.n_heads, config.d_head)}
-        if p in config.cca_layers:
-            layer["cca"] = attention(d, e.d_model, config.n_heads, config.d_head, config.cca_positions)
-        return layer | {"ffw": ffw(d, config.d_ffw)}
-
-    def encoder_layer(p: int) -> Tree:
-        layer = {"attention": attention(e.d_model, e.d_model, e.n_heads, e.d_head)}
-        if p in e.ca_layers:
-            layer["cross_attention"] = attention(e.d_model, d, e.n_heads, e.d_head) | {"norm_context": (d,)}
-        return layer | {"ffw": ffw(e.d_model, e.d_ffw)}
-
-    tree: dict[str, Any] = {
-        "embedding": (vocabulary, d),
-        "layers": [decoder_layer(p) for p in range(1, config.n_layers + 1)],
-        "norm": (d,),
-    }
+    cca = {"cca": attention(config, e.d_model, config.cca_positions)} if config.retrieves else {}
+    tree: Any = {"embedding": (vocabulary, d), "layers": layers(config, config.cca_layers, cca), "norm": (d,)}
     if not config.tie_readout:
         tree["readout"] = (d, vocabulary)
     if config.retrieves:
+        cross_attention = {"cross_attention": attention(e, d) | {"norm_context": (d,)}}
         tree["encoder"] = {} if config.share_embeddings else {"embedding": (vocabulary, e.d_model)}
-        tree["encoder"]["layers"] = [encoder_layer(p) for p in range(1, e.n_layers + 1)]
-        tree["encoder"]["norm"] = (e.d_model,)
+        tree["encoder"] |= {"layers": layers(e, e.ca_layers, cross_attention), "norm": (e.d_model,)}
     return tree
 
 
 def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
     """The number of parameters of a model, without allocating them.
     embeddings: whether to count the embeddings and the readout, which table 2 leaves out."""
-    shapes = named_leaves(parameter_shapes(config))
-    return sum(math.prod(shape) for name, shape in shapes if embeddings or name not in _EMBEDDINGS)
+    uncounted = () if embeddings else ("embedding", "encoder.embedding", "readout")
+    return sum(math.prod(shape) for name, shape in named_leaves(parameter_shapes(config)) if name not in uncounted)
 
 
 def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     """Random initial parameters: a tree of float32 arrays with the shapes that `parameter_shapes` gives.
-
     rng: the source of all random numbers. Raises UserError if the machine's memory cannot hold the parameters.
     Matrices are normal with variance 1 / d_in. Those that write to the residual stream (w_o, w_out) are also divided by
     √(2 L), so that the variance of the stream does not grow with depth (Radford et al. 2019). Embeddings have standard
@@ -106,7 +89,6 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
 
 def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> None:
     """Initialise CCA to find the current token in the neighbours and copy the token after it, in place.
-
     This is not in the paper. The encoder's embedding starts as a copy of the decoder's. A shared table would receive
     both gradients, and the decoder would learn its language more slowly. In the encoder's first layer, the first head
     attends to the next token by position alone, because the sinusoids of distance δ, shifted by one, peak at δ = −1. It
@@ -138,10 +120,9 @@ def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> No
 def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True, storing: bool = False) -> None:
     """Raise UserError unless params has the parameters of config. Without retrieving, CCA and encoder may be absent.
     Unless they are only stored, they must be float32 or wider."""
-    arrays, layers = dict(named_leaves(params)), len(params.get("layers", ()))
-    if layers != config.n_layers:
-        fault = f"the parameters have {layers} layers, but config has {config.n_layers}"
-        raise UserError(f"{fault}: use the model's config")
+    arrays, depth = dict(named_leaves(params)), len(params.get("layers", ()))
+    if depth != config.n_layers:
+        raise UserError(f"the parameters have {depth} layers, but config has {config.n_layers}: use the model's config")
     for name, shape in named_leaves(parameter_shapes(config)):
         if not retrieving and is_retrieval(name):
             continue

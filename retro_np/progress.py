@@ -26,7 +26,6 @@ INVISIBLE = re.compile(
 
 def visible(text: str) -> str:
     """A text with visible symbols or code points in place of its invisible characters, except tabs and line ends.
-
     Replaced are control characters, bidirectional controls, lone surrogates, line separators, tags, and characters of
     no width where writing has no use for them. Emoji sequences and joined scripts stay as they are."""
     return INVISIBLE.sub(_symbol, text)
@@ -53,7 +52,6 @@ def say(text: str) -> None:
 
 def safe_console(**options: Any) -> "Console":
     """A rich console that sends no control sequence except its own. options: as in `rich.console.Console`.
-
     Invisible characters of every text are made visible; of a string, before it is laid out. Markup, highlighting and
     emoji codes are off, because names may contain brackets and colons."""
     from rich.console import Console
@@ -79,11 +77,11 @@ def safe_console(**options: Any) -> "Console":
 @contextlib.contextmanager
 def progress_bar(description: str, total: int | None, start: int = 0, unit: str = "") -> Iterator[Callable[..., None]]:
     """Yield `advance(steps=1, note="")`; show a bar on standard error once the work has lasted two seconds.
-
-    total: the number of steps, or None if it is unknown. start: steps that an earlier run has already done; they do
-    not count towards the speed. unit: what a step processes, such as "chunks"; without it no speed is shown. Threads
-    may call `advance`. If standard error is no terminal, or rich is missing, a line is printed now and then instead."""
-    bar = None if getattr(sys.stderr, "closed", True) or not sys.stderr.isatty() else _rich_bar()
+    description: the label; without one nothing is shown. total: the number of steps, or None if it is unknown. start:
+    steps that an earlier run has already done; they do not count towards the speed. unit: what a step processes, such
+    as "chunks"; without it no speed is shown. Threads may call `advance`. If standard error is no terminal, or rich is
+    missing, a line is printed now and then instead."""
+    bar = None if not description or getattr(sys.stderr, "closed", True) or not sys.stderr.isatty() else _rich_bar()
     task = None if bar is None else bar.add_task(description, total=total, completed=start, done="", note="")
     started, next_line, done, lock = time.monotonic(), DELAY, start, threading.Lock()
 
@@ -98,7 +96,7 @@ def progress_bar(description: str, total: int | None, start: int = 0, unit: str 
                 bar.update(task, advance=steps, done=count, note=note)
                 if seconds > DELAY:
                     bar.start()
-            elif seconds > next_line and done != total:
+            elif description and seconds > next_line and done != total:
                 left = f", about {seconds / max(done - start, 1) * (total - done):.0f} s left" if total else ""
                 say(f"{description}: {count.rstrip()}{left} {note}")
                 next_line = seconds + LINE_INTERVAL

@@ -1,5 +1,4 @@
 """Trees: nested dicts, lists, tuples and dataclasses of arrays, and functions of trees.
-
 Parameters, gradients and the optimiser's state are trees of dicts and lists."""
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ Pullback = Callable[..., Any]  # vjp(dy) -> the gradients of a function's argume
 
 def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, leaf) in the order of the tree. A name is `layers.0.attention.w_q`, for example."""
-    if not isinstance(tree, dict | list):
-        yield prefix, tree
-        return
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from named_leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return flatten(tree, prefix, dict | list)
 
 
 def map_tree(f: Callable[[str, Any], Any], tree: Tree, prefix: str = "") -> Tree:
@@ -51,13 +46,14 @@ def children(tree: Tree) -> list[tuple[str, Any]] | None:
     return None
 
 
-def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, leaf). Unlike `named_leaves`, it also enters tuples, namedtuples and dataclasses."""
-    parts = children(tree)
+def flatten(tree: Tree, prefix: str = "", containers: Any = object) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, leaf), like `named_leaves` for a tree that may also have tuples, namedtuples and dataclasses.
+    containers: the types that are entered, if not all of these."""
+    parts = children(tree) if isinstance(tree, containers) else None
     if parts is None:
         yield prefix, tree
     for name, part in parts or ():
-        yield from flatten(part, f"{prefix}.{name}" if prefix else name)
+        yield from flatten(part, f"{prefix}.{name}" if prefix else name, containers)
 
 
 def unflatten(tree: Tree, leaves: Iterator[Any]) -> Tree:
@@ -113,7 +109,6 @@ def flat_outputs(value: Any) -> Array:
 
 class LeafFunction:
     """f at its arguments, as a function of their floating-point leaves. Raises TypeError if one is complex.
-
     names: of the parameters. template: all leaves. paths: for each of them the argument's position and its dotted name.
     numbers: of the floating-point leaves that are not empty (ValueError if there is none). shapes, ends: of those, and
     where each ends in a flat vector of all their entries. frozen: leaves whose gradient may be left out."""
@@ -272,7 +267,6 @@ def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
 
 def aligned(tree: Tree, other: Tree, shapes: dict[str, tuple[int, ...]], path: str) -> list[Any]:
     """The leaves of a gradient `other` in the order of `flatten(tree)`, the argument's, as NumPy arrays.
-
     path: of the tree. shapes: of the leaves that need a gradient, by path. None stands for all leaves of a part. Raises
     ValueError if `other` has a part too many or too few, or a gradient of another shape, or one that is not real."""
     named = children(tree)

@@ -16,7 +16,7 @@ LAYERS = [
     {"sequences"},
     {"checkpoint", "generation", "training", "evaluation", "pretrained", "report", "info", "torch"},
     {"experiments"},
-    {"commands", "cli"},
+    {"commands", "cli", "__main__"},
 ]
 
 

@@ -1,12 +1,11 @@
 """What each part of the model and of the recipe contributes. Paper table 13, and our own parts."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from retro_np.config import RetroConfig
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
 from retro_np.report.plots import plot_bars
 from retro_np.training.config import TrainingConfig
 
@@ -56,7 +55,7 @@ def measure(lab: Lab) -> Figures:
     return {"steps": steps, "rows": rows, "paper": PAPER}
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bars of bits per byte relative to the full model."""
     full = figures["rows"]["RETRO"][ON]["bpb"]
     change = {name: line[ON]["bpb"] / full - 1 for name, line in figures["rows"].items()}
@@ -81,8 +80,6 @@ def verdict(figures: Figures) -> Verdict:
 
 EXPERIMENT = Experiment(
     "Ablations",
-    "Table 13, C4 bpb, RETRO .822: no query conditioning .829, no CCA positions .826, shared embeddings .823, 6-layer "
-    "encoder .821, N alone .950, F alone .895, no retrieval .987, 1 / 4 training neighbours .858 / .847, CCA in the "
-    "first layer alone .827, the last .831, all .860.",
+    f"Table 13, C4 bpb: {', '.join(f'{name} {bpb:.3f}' for name, bpb in PAPER.items())}.",
     measure, draw, verdict, over_seeds=False, position=7,
 )  # fmt: skip

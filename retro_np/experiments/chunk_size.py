@@ -1,13 +1,11 @@
 """Our chunks of 16 tokens and the paper's of 64: what retrieval saves, on all chunks and on those without leakage."""
 
-from pathlib import Path
-
 import numpy as np
 
 from retro_np.evaluation.compare import OFF, more_or_fewer
 from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict
 from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.report.plots import plot_bars
 
@@ -25,7 +23,7 @@ def measure(lab: Lab) -> Figures:
     return {"sizes": sizes}
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Two bars per size: the bits saved on all chunks, and on chunks without leakage."""
     bars = {}
     for size in figures["sizes"]:

@@ -1,10 +1,9 @@
 """A database larger than the training set: models trained with a fifth of it read a fifth, a half and all of it."""
 
 import itertools
-from pathlib import Path
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict
 from retro_np.experiments.lab import Lab, spreads
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
@@ -34,7 +33,7 @@ def measure(lab: Lab) -> Figures:
     }  # fmt: skip
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bits per byte against the share of the database, with a dot for every seed."""
     axes = new_axes(xlabel="share of the database (the models were trained with a fifth)", ylabel="bits per byte")
     lines = [figures["lines"][str(share)]["bpb"] for share in figures["shares"]]

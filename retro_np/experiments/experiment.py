@@ -1,5 +1,4 @@
 """Find an experiment by name, run it, and write its result: NAME.json and NAME.png.
-
 Each module of this package that defines EXPERIMENT is an experiment. Its name is the module's, with dashes."""
 
 import contextlib
@@ -26,6 +25,7 @@ from retro_np.kernels.threads import cores
 SEEDS = 3  # seeds of an experiment whose claim depends on the spread over seeds
 
 Figures = dict[str, Any]
+Picture = Path  # the PNG file to draw
 Verdict = tuple[bool | None, str]
 
 
@@ -36,7 +36,7 @@ class Experiment:
     title: str
     paper: str  # what the paper shows, and where
     measure: Callable[[Lab], Figures]  # returns plain values for JSON
-    draw: Callable[[Figures, Path], None]  # writes a PNG file
+    draw: Callable[[Figures, Picture], None]
     verdict: Callable[[Figures], Verdict]  # whether it agrees (None: nothing to compare), and a summary
     over_seeds: bool = True  # whether to train models with `lab.seeds` seeds rather than with one
     position: int = 1000  # order in the list of experiments
@@ -66,7 +66,6 @@ def _modules():
 
 def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int | None = None) -> dict[str, Any]:
     """Run an experiment, or resume it, and write NAME.json and NAME.png. Returns the contents of NAME.json.
-
     out: the folder for the results; unless the scale is small, they go to OUT/SCALE. Databases, models and scores are
     stored in OUT/SCALE, where other experiments find them. seeds: None means three, or one for an experiment that uses
     one seed. Raises UserError for an unknown name or scale, and if such an experiment is asked for several seeds."""

@@ -1,5 +1,4 @@
 """Facts that only the database contains: when the database changes, the answers change, without any training.
-
 A small model is trained on documents about some names, each with a second document to retrieve. Then it is asked for
 the codes of names that it never saw, with databases of documents about these names. See `facts.py`."""
 
@@ -94,7 +93,6 @@ def conditions(model: Model, original: Told, changed: Told) -> dict[str, dict[st
 
 def answers(model: Model, facts: list[Fact], database: Database, k: int = FACTS_K, shift: int = 0) -> dict[str, float]:
     """The share of codes that greedy decoding gives entirely right ("right"), and the mean bits per code ("bits").
-
     k = 0 turns retrieval off. shift: each question reads what the question `shift` rows before it retrieved. One pass
     suffices: greedy decoding gives a code if and only if each of its tokens is the likeliest after those before it."""
     tokens, positions = questions(database.tokenizer, facts)

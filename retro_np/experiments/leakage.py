@@ -1,7 +1,5 @@
 """bpb(α): how much of what retrieval saves is copying from near-duplicates. Paper §2.6, eq. 5."""
 
-from pathlib import Path
-
 import numpy as np
 
 from retro_np.evaluation.compare import OFF, ON, more_or_fewer
@@ -21,11 +19,6 @@ def measure(lab: Lab) -> Figures:
         curves[name] = [None if None in column else np.mean(column) for column in zip(*rows, strict=True)]
     shares = [np.mean(ratios <= alpha) for alpha in ALPHAS]
     return {"alphas": ALPHAS, "share_of_chunks": shares, "chunk_size": database.chunk_size, "curves": curves}
-
-
-def draw(figures: Figures, path: Path) -> None:
-    """Curves of bpb(α) against α."""
-    plot_leakage(figures["alphas"], figures["curves"], path)
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -52,5 +45,5 @@ EXPERIMENT = Experiment(
     "Bits per byte by allowed leakage",
     "With filtered evaluation, the bits per byte of both models fall as α rises. RETRO's fall faster, and they are "
     "lower at every α (§4.4, eq. 5).",
-    measure, draw, verdict, position=2,
+    measure, lambda figures, path: plot_leakage(figures["alphas"], figures["curves"], path), verdict, position=2,
 )  # fmt: skip

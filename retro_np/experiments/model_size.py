@@ -1,13 +1,12 @@
 """Models of several widths with and without retrieval, and how large a baseline would be as good as each RETRO."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retro_np.evaluation.compare import LINES, OFF, ON, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict
 from retro_np.experiments.lab import Lab, savings
 from retro_np.parameters import count_parameters
 from retro_np.report.plots import COLOURS, new_axes, save_plot
@@ -34,7 +33,7 @@ def equal_baseline(sizes: list[dict[str, Any]], bpb: float) -> float:
     return float(np.exp(first + (second - first) * (bpb - low) / (high - low)))
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bits per byte against parameters, one line per condition."""
     axes = new_axes(xlabel="parameters without embeddings", ylabel="bits per byte")
     for name in LINES:

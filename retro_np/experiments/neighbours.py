@@ -1,9 +1,7 @@
 """How many neighbours to read at evaluation, for models trained with two. The paper tunes k for each model."""
 
-from pathlib import Path
-
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
 from retro_np.report.plots import new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
 
@@ -25,7 +23,7 @@ def measure(lab: Lab) -> Figures:
     return {"counts": NEIGHBOUR_COUNTS, "chunks": limit, "models": models}
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Change in bits per byte relative to k = 0, against k, one line per width."""
     axes = new_axes(xlabel="neighbours k at evaluation", ylabel="change in bits relative to retrieval off (%)")
     for width, lines in figures["models"].items():

@@ -1,5 +1,4 @@
 """Fine-tuning on questions answered by retrieved passages: RETRO with and without them, and a closed-book baseline.
-
 A question asks for the first line of a function of the corpus, by its name. A passage is the start of a function. The
 models train on questions about training documents and are tested on questions about held-out ones. Both retrieve from
 all passages. An answer is part of its passage word for word, because copying is what a small RETRO learns."""
@@ -24,6 +23,7 @@ from retro_np.kernels.search import exact_search
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import document_runs
+from retro_np.retrieval.embedders import embed_queries
 from retro_np.training.config import TrainingConfig
 from retro_np.tree import Tree
 
@@ -143,7 +143,8 @@ def _questions(database, functions, usable, split, keys) -> Questions:
         raise UserError(f"{database.path} has no function to ask about in its {split} split; use a larger corpus")
     asked_about = [functions[row] for row in rows]
     texts = [f.question for f in asked_about]
-    passages, _ = exact_search(database.embedder.embed(texts, show_progress=False), keys, min(PASSAGES, len(keys)))
+    queries = embed_queries(database.embedder, database.tokenizer, texts)
+    passages, _ = exact_search(queries, keys, min(PASSAGES, len(keys)))
     is_right = passages == rows[:, None]
     rank = np.where(is_right.any(axis=1), is_right.argmax(axis=1), PASSAGES)
     answers = qa.answer_chunks(database.tokenizer, [f.answer for f in asked_about], M)

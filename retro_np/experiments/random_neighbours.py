@@ -1,9 +1,7 @@
 """The control: true neighbours, the neighbours of other chunks, and none. Does the model read what it retrieves?"""
 
-from pathlib import Path
-
 from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
 from retro_np.report.plots import plot_bars
 
 
@@ -15,7 +13,7 @@ def measure(lab: Lab) -> Figures:
     return figures | {"gain": gains["bpb"], "mean_r": lab.leakage(database).mean()}
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bars of bits per byte, with a dot for every seed. The axis does not start at 0."""
     lines = {name: line["bpb"] for name, line in figures["lines"].items()}
     lowest, highest = min(line["from"] for line in lines.values()), max(line["to"] for line in lines.values())

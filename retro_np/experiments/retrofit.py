@@ -1,11 +1,9 @@
 """RETROfit: a trained baseline gets CCA and an encoder, and only these are trained. Paper §4.2."""
 
-from pathlib import Path
-
 import numpy as np
 
 from retro_np.evaluation.compare import OFF, ON, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 
 
@@ -24,7 +22,7 @@ def measure(lab: Lab) -> Figures:
     return {"baseline_steps": lab.scale.steps, **bits, "runs": runs}
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bits per byte against RETROfit's steps."""
     axes = new_axes(xlabel="steps of RETROfit as a share of the baseline's steps (%)", ylabel="bits per byte")
     shares = [100 * run["share"] for run in figures["runs"]]

@@ -1,5 +1,4 @@
 """Does a continuation stay on topic? The first chunks of held-out documents are continued with retrieval on and off.
-
 One model continues each prompt twice with the same random numbers. The measures are the shares of a continuation's
 token 4-grams that also occur in the rest of the prompt's document, in the rest of another document (the control), in
 the values retrieved with retrieval on (for both continuations), and earlier in the continuation itself."""
@@ -33,17 +32,20 @@ MEASURES = (REMAINDER, OTHER, RETRIEVED, REPEATED)
 
 def measure(lab: Lab) -> Figures:
     """Shares by measure and condition, their paired difference, and a few texts. Also writes samples.html.
-
     `seeds` has one value per prompt, which is the mean over DRAWS continuations."""
     database = lab.database()
     retro = lab.pair(database, 0)[1]
     n_prompts, length = (TINY_PROMPTS, TINY_LENGTH) if lab.scale.name == "tiny" else (PROMPTS, LENGTH)
     parts = prompts_and_rests(database, n_prompts)
+    continuation = partial(
+        generate, retro.params, retro.config, length=length, k=recipe.NEIGHBOURS, top_p=0.9, stop_token=END_OF_TEXT
+    )
     shares = {line: np.empty((len(MEASURES), len(parts))) for line in (ON, OFF)}
     texts, pages = [], []
     with progress_bar("sampling", len(parts)) as advance:
         for number, (document, prompt, rest) in enumerate(parts):
-            runs = [_continuations(retro, database, prompt, length, seed) for seed in range(DRAWS)]
+            go_on = partial(continuation, prompt_tokens=prompt)
+            runs = [{ON: go_on(database=database, seed=seed), OFF: go_on(seed=seed)} for seed in range(DRAWS)]
             for line in (ON, OFF):
                 draws = [_shares(run[line][0], rest, parts[number - 1][2], run[ON][1]) for run in runs]
                 shares[line][:, number] = np.mean(draws, axis=0)
@@ -68,7 +70,6 @@ def measure(lab: Lab) -> Figures:
 
 def prompts_and_rests(database: Database, n_prompts: int, seed: int = 0) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Draw at most n_prompts held-out documents: the number, prompt and remaining tokens of each.
-
     The prompt is the first PROMPT_CHUNKS chunks. Only documents of at least twice as many chunks are drawn."""
     split, cut = database.split("valid"), PROMPT_CHUNKS * database.chunk_size
     runs = [(start, stop) for start, stop in document_runs(split.documents[:]) if stop - start >= 2 * PROMPT_CHUNKS]
@@ -99,13 +100,6 @@ def repeated(tokens: np.ndarray) -> float:
     """The share of a row's N-grams that occur in it earlier; 0 for a row of fewer than N tokens."""
     grams = n_grams(tokens)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _continuations(retro, database, prompt, length, seed):
-    """For each condition, the new tokens and what was retrieved for them."""
-    settings = {"k": recipe.NEIGHBOURS, "top_p": 0.9, "seed": seed, "stop_token": END_OF_TEXT}
-    continuation = partial(generate, retro.params, retro.config, prompt, length, **settings)
-    return {ON: continuation(database=database), OFF: continuation(database=None)}
 
 
 def _shares(sample, rest, other_rest, retrieved):

@@ -1,15 +1,12 @@
 """A corpus whose documents share text, as forks on GitHub do: the models of a release of Hugging Face transformers.
-
 One command fetches it. Each model's file is self-contained by policy, so many passages occur in several files, with or
 without changes. As with any corpus, files too similar to a held-out one are left out."""
-
-from pathlib import Path
 
 import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 
 RELEASE = "transformers==4.46.3"
@@ -30,7 +27,7 @@ def measure(lab: Lab) -> Figures:
     return {"corpus": RELEASE, "documents": documents, **lab.over_seeds(database), "r_histogram": histogram}
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """A histogram of r(C), with the savings in the title."""
     label = "r(C): longest run shared with a neighbour, as a share of the chunk"
     axes = new_axes(xlabel=label, ylabel="share of chunks")

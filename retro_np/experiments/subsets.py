@@ -1,12 +1,10 @@
 """What retrieval saves on each source of text. The sources here are the packages of the standard library."""
 
-from pathlib import Path
-
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
 from retro_np.report.plots import plot_bars
 
 OTHERS = "other packages"
@@ -36,7 +34,7 @@ def measure(lab: Lab) -> Figures:
     return {"subsets": subsets}
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bars of the share of bits saved, the largest first."""
     lines = sorted(figures["subsets"].items(), key=lambda item: -item[1]["gain"])
     gains = {name: line["gain"] for name, line in lines}

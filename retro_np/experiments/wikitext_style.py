@@ -1,14 +1,13 @@
 """Ways to use text beyond the trained weights: a cache, kNN-LM, neighbours in the context, RETROfit, RETRO."""
 
 import math
-from pathlib import Path
 
 from retro_np.evaluation.continuous_cache import continuous_cache
 from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
 from retro_np.evaluation.leakage import bits
 from retro_np.evaluation.prepending import prepended
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
 from retro_np.report.plots import plot_bars
 
 CONTINUOUS_CACHE, KNN, PREPENDED = "continuous cache", "kNN-LM", "prepended neighbours"
@@ -42,7 +41,7 @@ def measure(lab: Lab) -> Figures:
     }  # fmt: skip
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bars of bits per byte on all chunks, and dots for chunks without leakage."""
     bpb, dots = ({name: line[key] for name, line in figures["lines"].items()} for key in ("bpb", "bpb_no_leakage"))
     label = "bits per byte of held-out documents; dots: chunks without leakage (α = 12.5 %)"

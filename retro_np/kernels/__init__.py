@@ -1,5 +1,4 @@
 """The hot loops, and the switch that chooses which implementation of each one runs.
-
 A kernel's meaning is its NumPy function. It may also have faster implementations, in Numba or in C. By default the
 fastest one that is installed runs. `RETRO_NP_KERNELS=numpy|numba|c`, or `use(name)` in a program, makes one choice for
 all kernels; a kernel that lacks the chosen kind runs in NumPy."""
@@ -44,7 +43,6 @@ def kernel(
     one_type: bool = False, arrays: dict[str, str] | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
     """Register a kernel's implementations, and return the function that calls the chosen one.
-
     numpy, c: functions of one signature. c gets its compiled function from `c_extension`.
     numba: "module:function", imported on the first call, so that Numba is imported only if it is used.
     one_type: Numba and C need one type, float32 or float64. Others, and mixtures, run in NumPy, by its promotion rules.

@@ -28,7 +28,6 @@ Maybe = Array | None
 
 def skewed(logits: Array, n_keys: int) -> Array:
     """View logits by distance (..., n, n + r − 1) as logits by key (..., n, r), without a copy.
-
     The distance falls by one from column to column, and row i has its key j in column (n − 1 − i) + j. So one row down
     is one column back: a stride of one row less one element."""
     *batch, n, _ = logits.shape
@@ -41,7 +40,6 @@ def _forward_numpy(
     causal_offset: int | None = None, key_mask: Maybe = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """softmax_j(((q_i + u)·k_j + (q_i + v)·p_{i−j}) / √c) · values_j. Dai et al. 2019; paper B.1.2.
-
     q: (B, g, n, h, c). keys, values: (B, k, r, h, c). u, v: (h, c).
     table: (T, h, c), the projected positions by falling distance: row (n − 1 − i) + j is for query i and key j.
       T = n + r − 1, or less if the remaining rows are masked. None: no positions, the logit is q_i·k_j / √c.

@@ -1,18 +1,16 @@
 """Attention in Numba: one head of one item, a tile of queries at a time. csrc/attention.h does the same in C.
-
 The logits of a tile stay in the cache: nothing of their size is kept, and the backward pass recomputes them. Nearly all
 of the work is in `_add_product`. Scratch rows and columns are padded with zeros to multiples of 4 for it."""
 
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
 from retro_np.kernels import Array
 from retro_np.kernels.attention import Maybe, backward_by_tasks, contiguous, forward_by_tasks, in_order
 from retro_np.kernels.jit import jit
-from retro_np.kernels.rowwise_numba import polynomial
+from retro_np.kernels.rowwise_numba import by_type, polynomial
 
 TILE = 32  # queries
 
@@ -52,7 +50,6 @@ def _padded(n: int) -> int:
 @jit
 def _add_product(out: Array, a: Array, b: Array, rows: int, columns: int, depth: int, first: int) -> None:
     """out[i, j] += Σ_t a[i, t] · b[t, first + j] for i < rows, j < columns, t < depth. rows and depth: multiples of 4.
-
     Each row of b that is loaded serves four rows of out, and each row of out takes four rows of b at a time."""
     for i in range(0, rows, 4):
         out0, out1, out2, out3 = out[i], out[i + 1], out[i + 2], out[i + 3]
@@ -70,16 +67,6 @@ def _add_product(out: Array, a: Array, b: Array, rows: int, columns: int, depth:
                 out3[j] += a30 * x0 + a31 * x1 + a32 * x2 + a33 * x3
 
 
-def _exp(x: float) -> float:
-    """exp(x) for x ≤ 0. The float32 version is vectorised, differs by at most 5e-7, and is 0 below −87."""
-    return math.exp(x)
-
-
-@numba.extending.overload(_exp, strict=False)
-def _exp_of_type(x: Any) -> Any:
-    return (lambda x: _exp32(x)) if x is numba.float32 else (lambda x: math.exp(x))
-
-
 @jit
 def _exp32(x: np.float32) -> np.float32:
     clipped = EXP_MIN if x < EXP_MIN else x  # NaN stays NaN
@@ -88,13 +75,7 @@ def _exp32(x: np.float32) -> np.float32:
     return np.float32(0) if x < EXP_MIN else polynomial(EXP_TAYLOR, clipped - n * LN2) * power
 
 
-@jit
-def _load(x: Array, bias: Array, scale: float, out: Array) -> None:
-    """out = (x + bias) · scale, and zero in the padding. x: (rows, c), a slice of a larger array; bias: (c,)."""
-    out[len(x) :] = 0
-    for i in range(len(x)):
-        for t in range(len(bias)):
-            out[i, t] = (x[i, t] + bias[t]) * scale
+_exp = by_type(_exp32, math.exp)  # for x ≤ 0: within 5e-7 of each other, and 0 below −87 in float32
 
 
 @jit
@@ -109,7 +90,6 @@ def _tile_logits(
     first: int, n: int, rows: int, causal_offset: int,
 ) -> int:  # fmt: skip
     """Write the logits of queries first ≤ i < first + rows, −inf where a key is not seen.
-
     Returns the number of columns in use: fewer than all where causality hides the rest. The padding rows are zero."""
     (k, r), padded, seen = mask.shape, _padded(rows), _n_seen(first + rows - 1, causal_offset, mask.shape[1])
     used: int = _padded(seen) if k == 1 else logits.shape[1]
@@ -163,12 +143,12 @@ def _forward(
             for first in range(0, n, TILE):
                 rows = min(TILE, n - first)
                 tile = q[item, group, first : first + rows, head]
-                _load(tile, u[head], scale, content)
-                _load(tile, v[head], scale, position)
+                tiles[:2, rows:] = 0
+                content[:rows, :c], position[:rows, :c] = (tile + u[head]) * scale, (tile + v[head]) * scale
                 used = _tile_logits(
                     logits, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows, causal_offset
                 )
-                factors = content[:, 0]  # content is no longer needed
+                factors = content[:, :1]  # content is no longer needed
                 for i in range(rows):
                     row = logits[i][:used]
                     peak = peak1 = peak2 = peak3 = kind(-np.inf)
@@ -181,12 +161,10 @@ def _forward(
                         row[j] = _exp(row[j] - shift)
                         total += row[j]
                     lse[item, head, group, first + i] = peak + np.log(total) if total != 0 else kind(np.inf)
-                    factors[i] = kind(1) / total if total != 0 else kind(0)
+                    factors[i, 0] = kind(1) / total if total != 0 else kind(0)
                 tile_out[:] = 0
                 _add_product(tile_out, logits, head_values, _padded(rows), deep, used, 0)
-                for i in range(rows):
-                    for t in range(c):
-                        out[item, group, first + i, head, t] = tile_out[i, t] * factors[i]
+                out[item, group, first : first + rows, head] = tile_out[:rows, :c] * factors[:rows]
 
 
 @jit
@@ -209,7 +187,6 @@ def _backward(
     probabilities, dlogits = np.empty((TILE, wide), q.dtype), np.empty((TILE, wide), q.dtype)
     rows_of_table, rows_of_dtable = np.zeros((distances, deep), q.dtype), np.zeros((distances, deep), q.dtype)
     table_t, by_distance = np.empty((deep, distances), q.dtype), np.empty((TILE, TILE + r + 4), q.dtype)
-    no_bias = np.zeros(c, q.dtype)
     for task in range(first_task, last_task):
         head, part = task // parts, task % parts
         if len(table) and (task == first_task or part == 0):
@@ -226,9 +203,9 @@ def _backward(
                 for first in range(0, n, TILE):
                     rows = min(TILE, n - first)
                     padded, tile = _padded(rows), q[item, group, first : first + rows, head]
-                    _load(tile, u[head], scale, content)
-                    _load(tile, v[head], scale, position)
-                    _load(dout[item, group, first : first + rows, head], no_bias, kind(1), tile_dout)
+                    tiles[:3, rows:] = 0
+                    content[:rows, :c], position[:rows, :c] = (tile + u[head]) * scale, (tile + v[head]) * scale
+                    tile_dout[:rows, :c] = dout[item, group, first : first + rows, head]
                     used = _tile_logits(
                         probabilities, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows,
                         causal_offset,

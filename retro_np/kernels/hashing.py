@@ -1,5 +1,4 @@
 """Hashed features of chunks: in how many chunks each occurs, and their weighted sum under random signs.
-
 A feature is a token, or two adjacent tokens. Padding and end-of-text, 0 and 1, are not features and break a pair. The
 hash of a feature is one of 2^BUCKET_BITS buckets (Weinberger et al. 2009). A bucket's row of the projection consists of
 −1 and 1, which are the bits of a hash of its number (Achlioptas 2003), so no matrix is stored. All values are integers
@@ -28,7 +27,6 @@ SIGN_SHIFT = 16  # Word w of a bucket's signs is the hash of (bucket << 16) + w.
 
 def _count_features(tokens: Array, counts: Array) -> None:
     """Add to counts, for each bucket, the number of chunks that have a feature in it.
-
     tokens: (N, m) integers; tokens below 2 are not features. counts: (BUCKETS,) uint32, changed in place. A chunk
     counts once per bucket, however often the bucket occurs in it. Raises UserError for any other shape or dtype."""
     tokens = checked_counting(tokens, counts)
@@ -42,7 +40,6 @@ def _count_features(tokens: Array, counts: Array) -> None:
 
 def _project_features(tokens: Array, weights: Array, d_key: int) -> Array:
     """Keys: for each chunk the sum of weight · signs over its features, counting repetitions, scaled to length one.
-
     tokens: (N, t) integers; tokens below 2 are not features. weights: (BUCKETS,) int32. Returns (N, d_key) float32.
     A key depends only on its row, and has the same bits from NumPy and Numba. If a row's sum is zero, as without
     features, its key is the signs of a bucket that no feature has, as far from other keys as an unrelated chunk's. A

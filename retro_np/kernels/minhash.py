@@ -44,7 +44,6 @@ def multipliers(hashes: int) -> Array:
 
 def _gram_hashes(data: Array, words: int) -> Array:
     """The hashes of a text's grams, in the order of the text, with repetitions.
-
     data: (bytes,) uint8. words: per gram, at least 1. Returns (grams,) uint64. Raises UserError for invalid ones."""
     data = checked_bytes("gram_hashes", data, words)
     hashes = _word_hashes(data)
@@ -77,7 +76,6 @@ def _word_hashes(data: Array) -> Array:
 
 def _minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     """The MinHash signatures of texts.
-
     data: (bytes,) uint8, the texts one after another. offsets: (N + 1,) integers: text i is data[offsets[i] :
     offsets[i + 1]]. words: words per gram. factors: (hashes,) uint32, the a_k. Returns (N, hashes) uint32; a text
     without words has NO_GRAM throughout. Raises UserError for wrong types, and for offsets outside the data."""
@@ -95,7 +93,6 @@ def _band_matches(
     signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, limit: int
 ) -> tuple[Array, Array]:
     """For each signature the held ones that share a band with it, those with the most equal entries first.
-
     signatures: (N, hashes) uint32. held: (H, hashes) uint32. order: (bands, H) integers, the held rows sorted by each
     band. lows, highs: (N, bands) integers: order[b, lows[i, b] : highs[i, b]] agree with signature i in band b.
     min_equal: how many entries must be equal. limit: the number of held rows returned per signature. Among held rows

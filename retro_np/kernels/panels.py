@@ -1,5 +1,4 @@
 """The product of a few rows with a constant matrix: what it takes to embed one text.
-
 BLAS copies the matrix for each product, which pays only for many rows. Here it is packed once, in panels of columns."""
 
 from dataclasses import dataclass, field

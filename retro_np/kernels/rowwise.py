@@ -1,5 +1,4 @@
 """Loops over rows and entries: RMSNorm, LayerNorm, GELU, scatter-add and AdamW, in float32 or float64.
-
 In NumPy each step of such a loop passes through memory once more, and its temporaries are as large as the input. Numba
 does all steps in one pass (rowwise_numba.py)."""
 
@@ -54,7 +53,6 @@ def _gelu_backward(dy: Array, x: Array) -> Array:
 
 def _scatter_add(rows: Array, indices: Array, count: int) -> Array:
     """out[indices[i]] += rows[i], the pullback of rows = table[indices].
-
     rows: (N, d); indices: (N,) integers below count. Returns out (count, d). Rows of one index are added in order.
     Raises UserError for an index outside the table."""
     check_indices(indices, count)
@@ -78,7 +76,6 @@ def _adamw(
     lr: float, betas: tuple[float, float], eps: float, decay: float, step: int,
 ) -> None:  # fmt: skip
     """One step of AdamW on one array, in place. g: the gradient; m, v: the moments. Loshchilov & Hutter 2019.
-
     m = β₁ m + (1 − β₁) g; v = β₂ v + (1 − β₂) g²; p = (1 − lr · decay) p − lr · m̂ / (√v̂ + ε), where m̂ and v̂ are
     m / (1 − β₁^step) and v / (1 − β₂^step)."""
     (beta1, beta2), (rate, correction) = betas, adamw_rates(lr, betas, step)

@@ -117,14 +117,12 @@ def polynomial(coefficients: tuple[float, ...], x: float) -> float:
     return value
 
 
-def _tanh(x: float) -> float:
-    """The hyperbolic tangent. The float32 version differs by at most 5e-7."""
-    return math.tanh(x)
-
-
-@numba.extending.overload(_tanh, strict=False)
-def _tanh_of_type(x: Any) -> Any:
-    return (lambda x: _tanh32(x)) if x is numba.float32 else (lambda x: math.tanh(x))
+def by_type(single: Any, double: Any) -> Any:
+    """A function for compiled loops: `single` of a float32, and `double` of a float64."""
+    stub = lambda x: double(x)  # noqa: E731
+    choose = lambda x: (lambda x: single(x)) if x is numba.float32 else (lambda x: double(x))  # noqa: E731
+    numba.extending.overload(stub, strict=False)(choose)
+    return stub
 
 
 @jit
@@ -133,6 +131,9 @@ def _tanh32(x: np.float32) -> np.float32:
     if x >= TANH_END:  # exactly 1, because the pullback takes 1 − tanh²
         return np.float32(1)
     return np.float32(-1) if x <= -TANH_END else x * polynomial(TANH_P, square) / polynomial(TANH_Q, square)
+
+
+_tanh = by_type(_tanh32, math.tanh)  # They differ by at most 5e-7.
 
 
 @jit

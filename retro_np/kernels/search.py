@@ -24,7 +24,6 @@ MAX_PRODUCT_QUERIES, MAX_PRODUCT_KEYS = 1024, 16384
 
 def _search_numpy(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
     """The k nearest keys of each query by squared L2, compared one by one.
-
     queries: (N, d) float32 or float64. keys: (M, d) of a float dtype. Keys whose dtype is not the queries', such as
     float16, are converted MAX_CONVERTED_KEYS at a time, so a memory-mapped array stays on disk. k ≥ 1, also above M.
     Returns ids (N, k) int64 and distances (N, k) of the queries' dtype, ascending by (distance, id): among equal
@@ -36,7 +35,6 @@ def _search_numpy(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
 
 def _search(queries: Array, keys: Array, k: int, update: Callable[..., None]) -> tuple[Array, Array]:
     """Check the arguments, convert the keys where needed, and let `update` add each part of them to the lists.
-
     A query's list is a row of ids and a row of distances, ascending, with −1 and inf in the rest."""
     queries, keys, k = _checked(queries, keys, k)
     ids = np.full((len(queries), k), -1, np.int64)
@@ -50,7 +48,6 @@ def _search(queries: Array, keys: Array, k: int, update: Callable[..., None]) ->
 
 def merge_lists(lists: Sequence[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
     """The first k entries by (distance, id) of several lists of ids (N, ·) int64 and distances (N, ·).
-
     A missing entry has id −1 and distance inf, in the lists and the result. Returns ids (N, k) and distances (N, k)."""
     ids, distances = (np.concatenate(part, axis=1) for part in zip(*lists, strict=True))
     order = np.lexsort((ids.view(np.uint64), distances))[:, :k]  # as an unsigned integer −1 comes after every id
@@ -72,7 +69,6 @@ def _update_numpy(queries: Array, keys: Array, start: int, ids: Array, distances
 
 def listed_distances(queries: Array, keys: Array, ids: Array) -> Array:
     """The squared distance of each query (N, d) from its listed keys: ids (N, k) → (N, k), with exact_search's bits.
-
     keys: (M, d) of any float dtype. Only the listed rows are read, one part at a time."""
     distances = np.empty(ids.shape, queries.dtype)
 

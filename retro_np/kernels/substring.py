@@ -10,7 +10,6 @@ from retro_np.kernels import Array, kernel
 
 def _longest(chunks: Array, values: np.ndarray) -> Array:
     """The longest run of tokens that each chunk shares with any one of its values.
-
     chunks: (N, m) integers. values: (N, k, r) integers. Token 0 is padding and matches nothing. Returns (N,) int64,
     0 (also if k = 0) to min(m, r). Divided by m it is r(C) of §2.6. Raises UserError for any other shape or dtype."""
     chunks, values = checked_pairs(chunks, values)
@@ -28,7 +27,6 @@ longest_common_substring = kernel("longest_common_substring", numpy=_longest, nu
 
 def common_prefix_lengths(tokens: Array, values: np.ndarray) -> Array:
     """For each token, the longest run of tokens that ends at it and also occurs in one of the values.
-
     tokens: (n,) integers. values: (k, r) integers. Token 0 is padding and matches nothing. Returns (n,) int64.
     The colours of the paper's tables 6 and 7. Raises UserError for any other shape or dtype."""
     name = "common_prefix_lengths"

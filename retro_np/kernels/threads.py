@@ -1,5 +1,4 @@
 """Threads for the kernels: parts of a job run on a pool of Python threads, while C and Numba release the GIL.
-
 OpenMP is not used: its threads and BLAS's would wait by spinning on each other's cores. A job is cut into parts that do
 not depend on the number of threads, and their sums are added in order, so the bits do not depend on it either."""
 
@@ -45,7 +44,6 @@ def use_threads(number: int) -> None:
 
 def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
     """Call job(part) for each part, on all threads including the caller's, and return when all are done.
-
     After an exception no part is started, and the first one is raised. A call from a job runs its parts in sequence."""
     global _pool
     parts = list(parts)

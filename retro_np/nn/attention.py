@@ -14,7 +14,6 @@ from retro_np.tree import Array, Pullback, Tree
 
 def relative_attention(q: Array, keys: Array, values: Array, *positions: Array, **masks: Any) -> tuple[Array, Pullback]:
     """The attention kernel and its pullback. Shapes and meaning are those of `kernels.attention.attention_forward`.
-
     positions: table, u and v, or nothing; masks: causal_offset and key_mask.
     vjp(dout) -> (dq, dkeys, dvalues), followed by (dtable, du, dv) if there are positions."""
     out, lse = attention_forward(q, keys, values, *positions, **masks)
@@ -52,7 +51,6 @@ def attend_to(
     params: Tree, queries: Array, keys: Array, values: Array, table: Any, scope: Scope = ROOT, **masks: Any
 ) -> tuple[Array, Pullback]:
     """W_o · attention(W_q queries, keys, values), with keys, values and position table already projected.
-
     queries: (B, g, n, d), normalised; keys, values: (B, k, r, h, c); table: from `position_table`, or None; masks:
     causal_offset and key_mask of the kernel.
     Returns (B, g, n, d) and vjp(dy) -> (gradients of w_q, w_o, u and v, dqueries, dkeys, dvalues, dtable)."""
@@ -80,7 +78,6 @@ def attend(
     offset: int = 0, causal: bool = False, key_mask: Array | None = None, scope: Scope = ROOT,
 ) -> tuple[Array, Pullback]:  # fmt: skip
     """W_o · attention(W_q queries, W_k context, W_v context), before the residual.
-
     queries: (B, g, n, d), normalised; context: (B, k, r, d_context). Query i is at distance i − j + offset from key j.
     Returns (B, g, n, d) and vjp(dy) -> (gradients of params, dqueries, dcontext)."""
     n, r = queries.shape[2], context.shape[2]

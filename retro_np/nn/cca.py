@@ -31,7 +31,6 @@ def cca(
     params: Tree, h: Array, encoded: Array, key_mask: Array, n_heads: int, chunk_size: int, scope: Scope = ROOT
 ) -> tuple[Array, Pullback]:
     """Residual block h + CCA(norm(h), E). Paper §2.4, eq. 3; positions B.1.2.
-
     h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1. Further
     chunks have no effect, because no position attends to them.
     key_mask: (B, l, k, r), False at padding. If a chunk's keys are all masked, its attending positions keep their h.

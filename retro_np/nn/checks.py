@@ -29,7 +29,6 @@ CONFIG = RetroConfig(
 @dataclass(frozen=True)
 class Check:
     """One gradient check: the arguments of `gradcheck(f, *arrays)`.
-
     source: section, equation or paper that defines the operator. long: a whole model for one of table 13's rows."""
 
     name: str
@@ -67,16 +66,13 @@ def checks(seed: int = 0) -> Iterator[Check]:
     yield Check("cross_entropy", "eq. 1", lambda x: cross_entropy(x, targets), (normal((2, n, 11)),))
     yield Check("dropout", "Srivastava et al. 2014", lambda x: dropout(x, 0.3, (1, 2), "site"), (normal((4, 5)),))
 
-    def heads(groups: int, length: int) -> Array:
-        return normal((2, groups, length, 2, 3))
-
-    bias, self_arguments = (normal((2, 3)), normal((2, 3))), (heads(1, 5), heads(1, 5), heads(1, 5))
+    bias, self_arguments = normal((2, 2, 3)), normal((3, 2, 1, 5, 2, 3))  # u and v; q, k and v
     causal, masked = partial(relative_attention, causal_offset=0), partial(relative_attention, key_mask=mask[:, 1])
     yield Check("attention, causal", "B.1.2", causal, (*self_arguments, normal((5, 2, 3)), *bias))
     yield Check("attention, both ways", "B.1.2", relative_attention, (*self_arguments, normal((9, 2, 3)), *bias))
-    cross_arguments, table = (heads(1, 3), heads(k, r), heads(k, r)), normal((3 + r - 1, 2, 3))
+    cross_arguments, table = (normal((2, 1, 3, 2, 3)), *normal((2, 2, k, r, 2, 3))), normal((3 + r - 1, 2, 3))
     yield Check("attention, over neighbours", "eq. 3", masked, (*cross_arguments, table, *bias))
-    neighbour_arguments = (heads(k, r), heads(1, 3), heads(1, 3), table, *bias)
+    neighbour_arguments = (normal((2, k, r, 2, 3)), *normal((2, 2, 1, 3, 2, 3)), table, *bias)
     yield Check("attention, of neighbours", "§2.4", relative_attention, neighbour_arguments)
     yield Check("attention, no positions", "table 13", masked, cross_arguments)
 
@@ -94,7 +90,7 @@ def checks(seed: int = 0) -> Iterator[Check]:
     yield Check("CA_enc", "§2.4", cross_attention, (encoder["layers"][0]["cross_attention"], grouped, chunks))
     arguments = ({name: encoder[name] for name in ("layers", "norm")}, encoder["embedding"], chunks)
     yield Check("ENCODER", "algorithm 1", lambda p, table, x: encode(p, table, neighbours[0], x, e), arguments)
-    yield Check("READ", "§2.4", _readout, (h, params["norm"], params["readout"]))
+    yield Check("READ", "§2.4", linear, (h, params["readout"]))
 
     def loss(config: RetroConfig, retrieved: Array | None = neighbours) -> Callable[[Tree], tuple[Any, Pullback]]:
         return lambda p: retro_loss(p, config, tokens, targets, retrieved, dropout_key=(seed, 0))
@@ -113,14 +109,3 @@ def checks(seed: int = 0) -> Iterator[Check]:
     for name, change in ablations.items():
         config = replace(CONFIG, **change)
         yield Check(f"RETRO, {name}", "table 13", loss(config), (perturbed_params(config, seed),), long=True)
-
-
-def _readout(h: Array, gain: Array, w: Array) -> tuple[Array, Pullback]:
-    normed, norm_vjp = rms_norm(h, gain)
-    logits, linear_vjp = linear(normed, w)
-
-    def vjp(dlogits: Array) -> tuple[Array, Array, Array]:
-        dnormed, dw = linear_vjp(dlogits)
-        return *norm_vjp(dnormed), dw
-
-    return logits, vjp

@@ -47,7 +47,6 @@ def test_every_module_that_implements_the_paper_is_in_the_map():
     modules = [path.relative_to(PACKAGE).as_posix() for f in folders for path in (PACKAGE / f).glob("[a-z]*.py")]
     # These modules serve the other modules and belong to no section of the paper.
     helpers = {"nn/checks.py", "nn/scope.py", "retrieval/sharded.py", "retrieval/documents.py", "retrieval/manifest.py"}
-    helpers |= {"retrieval/patterns.py"}
     assert sorted(m for m in modules if f"`retro_np/{m}`" not in MAP and m not in helpers) == []
 
 

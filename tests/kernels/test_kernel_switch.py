@@ -240,16 +240,19 @@ def test_compiled_code_is_reused_until_a_constant_in_another_file_changes(tmp_pa
     package = Path(kernels.__file__).parents[1]
     shutil.copytree(package, tmp_path / "retro_np", ignore=shutil.ignore_patterns("__pycache__"))
     source = tmp_path / "retro_np" / "kernels" / "rowwise.py"
+    home = str(tmp_path / "caches")
 
     def run():
-        out, err, status = fresh_python(GELU_OF_A_COPY.format(path=str(tmp_path)), NUMBA_CACHE_DIR="")
+        out, err, status = fresh_python(
+            GELU_OF_A_COPY.format(path=str(tmp_path)), NUMBA_CACHE_DIR="", XDG_CACHE_HOME=home
+        )
         assert status == 0, err
         path, value, hits, misses = out.split()
         assert Path(path) == source
         return float(value), int(hits), int(misses)
 
     def compiled_files():
-        return sorted(path.name for path in (source.parent / "__pycache__").glob("*.nbc"))
+        return sorted(path.name for path in Path(home, "retro_np").rglob("*.nbc"))
 
     def gelu_of_1(cubic):
         return pytest.approx(0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (1 + cubic))), rel=1e-12)
@@ -262,6 +265,7 @@ def test_compiled_code_is_reused_until_a_constant_in_another_file_changes(tmp_pa
     files = compiled_files()
     assert run() == (gelu_of_1(0.5), 0, 1)
     assert compiled_files() == files != []  # the code of the other sources was replaced
+    assert not list(source.parent.rglob("*.nb?"))
 
 
 HASHES_OF_RESULTS = """
