@@ -235,7 +235,7 @@ def _resume(path: Path, stored: dict, requested: dict, step: int) -> None:
     previous["training"] = before = {**asdict(TrainingConfig()), "segments": [], **previous["training"]}
     now = requested["training"]
     if has_types(before, {"steps": int, "segments": list}):
-        if now["steps"] > before["steps"]:
+        if now["steps"] > before["steps"] and path.name == CHECKPOINT:
             if step < before["steps"]:
                 fault = f"{path} is at step {step} of {before['steps']}: finish it first with steps = {before['steps']}"
                 raise UserError(f"{fault}, then raise steps to {now['steps']}, or give the new run another folder")
