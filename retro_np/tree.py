@@ -26,11 +26,7 @@ def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def map_tree(f: Callable[[str, Any], Any], tree: Tree, prefix: str = "") -> Tree:
     """A tree of the same form in which each leaf is replaced by f(dotted name, leaf)."""
-    if isinstance(tree, dict):
-        return {key: map_tree(f, value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [map_tree(f, value, f"{prefix}.{i}" if prefix else str(i)) for i, value in enumerate(tree)]
-    return f(prefix, tree)
+    return unflatten(tree, (f(name, leaf) for name, leaf in named_leaves(tree, prefix)), dict | list)
 
 
 def children(tree: Tree) -> list[tuple[str, Any]] | None:
@@ -56,12 +52,12 @@ def flatten(tree: Tree, prefix: str = "", containers: Any = object) -> Iterator[
         yield from flatten(part, f"{prefix}.{name}" if prefix else name, containers)
 
 
-def unflatten(tree: Tree, leaves: Iterator[Any]) -> Tree:
-    """A tree of the same form with other leaves, which come in the order of `flatten`."""
-    named = children(tree)
+def unflatten(tree: Tree, leaves: Iterator[Any], containers: Any = object) -> Tree:
+    """A tree of the same form with other leaves, which come in the order of `flatten` with the same containers."""
+    named = children(tree) if isinstance(tree, containers) else None
     if named is None:
         return next(leaves)
-    parts = [unflatten(part, leaves) for _, part in named]
+    parts = [unflatten(part, leaves, containers) for _, part in named]
     if isinstance(tree, list):
         return parts
     if isinstance(tree, tuple):

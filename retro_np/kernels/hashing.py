@@ -29,7 +29,6 @@ def _count_features(tokens: Array, counts: Array) -> None:
     """Add to counts, for each bucket, the number of chunks that have a feature in it.
     tokens: (N, m) integers; tokens below 2 are not features. counts: (BUCKETS,) uint32, changed in place. A chunk
     counts once per bucket, however often the bucket occurs in it. Raises UserError for any other shape or dtype."""
-    tokens = checked_counting(tokens, counts)
     for rows in blocks(len(tokens), MAX_NUMPY_ROWS):
         buckets, real = _features(tokens[rows])
         buckets = np.sort(np.where(real, buckets, BUCKETS), axis=1)
@@ -44,19 +43,13 @@ def _project_features(tokens: Array, weights: Array, d_key: int) -> Array:
     A key depends only on its row, and has the same bits from NumPy and Numba. If a row's sum is zero, as without
     features, its key is the signs of a bucket that no feature has, as far from other keys as an unrelated chunk's. A
     smaller d_key gives the first columns of a larger one, but for scale. Raises UserError for other arrays."""
-    tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
-    signs_per_row = max(1, 2 * tokens.shape[1] * words * SIGNS_PER_HASH)
+    signs_per_row = max(1, 2 * tokens.shape[1] * padded_width(d_key))
     for rows in blocks(len(tokens), max(1, MAX_NUMPY_SIGNS // signs_per_row)):
         buckets, real = _features(tokens[rows])
         weight = np.where(real, weights[buckets], 0).astype(np.int64)
-        keys[rows] = unit_length(np.einsum("nf,nfd->nd", weight, _signs(buckets, words)), d_key)
+        keys[rows] = unit_length(np.einsum("nf,nfd->nd", weight, _signs(buckets, d_key)), d_key)
     return keys
-
-
-_NUMBA = "retro_np.kernels.hashing_numba:"
-count_features = kernel("count_features", numpy=_count_features, numba=f"{_NUMBA}count_features")
-project_features = kernel("project_features", numpy=_project_features, numba=f"{_NUMBA}project_features")
 
 
 def _features(tokens: Array) -> tuple[Array, Array]:
@@ -70,11 +63,17 @@ def _features(tokens: Array) -> tuple[Array, Array]:
     return buckets, np.concatenate([single, single & second], axis=1)
 
 
-def _signs(buckets: Array, words: int) -> Array:
-    """Rows of the projection, −1 and 1: (…, words · 64) int64."""
-    numbers = (buckets.astype(np.uint64) << np.uint64(SIGN_SHIFT))[..., None] + np.arange(words, dtype=np.uint64)
+def padded_width(d_key: int) -> int:
+    """The number of signs in whole hashes for keys of width d_key."""
+    return -(-d_key // SIGNS_PER_HASH) * SIGNS_PER_HASH
+
+
+def _signs(buckets: Array, d_key: int) -> Array:
+    """Rows of the projection, −1 and 1: (…, padded width) int64."""
+    words = np.arange(padded_width(d_key) // SIGNS_PER_HASH, dtype=np.uint64)
+    numbers = (buckets.astype(np.uint64) << np.uint64(SIGN_SHIFT))[..., None] + words
     bits: Array = split_mix(numbers)[..., None] >> np.arange(SIGNS_PER_HASH, dtype=np.uint64) & np.uint64(1)
-    return bits.astype(np.int64).reshape(*buckets.shape, words * SIGNS_PER_HASH) * 2 - 1
+    return bits.astype(np.int64).reshape(*buckets.shape, padded_width(d_key)) * 2 - 1
 
 
 def split_mix(numbers: Any) -> Any:
@@ -92,25 +91,30 @@ def unit_length(sums: Array, d_key: int) -> Array:
     empty = norms == 0
     if empty.any():
         # A zero key would be at distance 1 from all keys, nearer than the 2 of unrelated chunks, and match every query.
-        sums[empty] = _signs(np.array(BUCKETS), -(-d_key // SIGNS_PER_HASH))[:d_key]
+        sums[empty] = _signs(np.array(BUCKETS), d_key)[:d_key]
         norms[empty] = np.sqrt(d_key)
     sums /= norms[:, None]
     return sums
 
 
-def checked_counting(tokens: Any, counts: Any) -> Array:
-    """The tokens as an array. Raises UserError for arguments that `count_features` does not take."""
+def _checked_counting(tokens: Any, counts: Any) -> tuple[Array, Array]:
+    """The tokens as an array, and counts. Raises UserError for arguments that `count_features` does not take."""
     fits = isinstance(counts, np.ndarray) and counts.shape == (BUCKETS,) and counts.dtype == np.uint32
     if not fits or not (counts.flags.writeable and counts.flags.c_contiguous):
         raise UserError(f"count_features: counts must be a contiguous, writable array of ({BUCKETS},) uint32")
-    return checked_tokens("count_features", "tokens", tokens, 2)
+    return checked_tokens("count_features", "tokens", tokens, 2), counts
 
 
-def checked_projection(tokens: Any, weights: Any, d_key: int) -> tuple[Array, Array, int]:
-    """Arrays of tokens and weights, and hashes per row of signs. Raises UserError for any other shape or dtype."""
+def _checked_projection(tokens: Any, weights: Any, d_key: int) -> tuple[Array, Array, int]:
+    """Arrays of tokens and weights, and d_key. Raises UserError for any other shape or dtype."""
     tokens, weights = checked_tokens("project_features", "tokens", tokens, 2), np.asarray(weights)
     if weights.shape != (BUCKETS,) or weights.dtype != np.int32:
         raise UserError(f"project_features: weights are {weights.shape} {weights.dtype}; give ({BUCKETS},) int32")
     if not 1 <= d_key <= SIGNS_PER_HASH << SIGN_SHIFT:
         raise UserError(f"project_features: d_key must be from 1 to {SIGNS_PER_HASH << SIGN_SHIFT}, not {d_key}")
-    return tokens, np.ascontiguousarray(weights), -(-d_key // SIGNS_PER_HASH)
+    return tokens, np.ascontiguousarray(weights), d_key
+
+
+_COUNT, _PROJECT = (f"retro_np.kernels.hashing_numba:{name}_features" for name in ("count", "project"))
+count_features = kernel("count_features", numpy=_count_features, numba=_COUNT, check=_checked_counting)
+project_features = kernel("project_features", numpy=_project_features, numba=_PROJECT, check=_checked_projection)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from retro_np.kernels import Array, hashing
-from retro_np.kernels.hashing import BUCKETS, MAX_SPECIAL_TOKEN, SIGNS_PER_HASH, checked_counting, checked_projection
+from retro_np.kernels.hashing import BUCKETS, MAX_SPECIAL_TOKEN, SIGNS_PER_HASH
 from retro_np.kernels.jit import jit
 from retro_np.kernels.threads import blocks, parallel_for
 
@@ -18,18 +18,17 @@ _split_mix = jit(hashing.split_mix)
 
 def count_features(tokens: Array, counts: Array) -> None:
     """Like retro_np.kernels.hashing.count_features."""
-    tokens, last = checked_counting(tokens, counts), np.full(BUCKETS, -1, np.int64)
+    last = np.full(BUCKETS, -1, np.int64)
     for rows in blocks(len(tokens), MAX_COUNTED_ROWS):
         _count_features(np.ascontiguousarray(tokens[rows], np.int64), rows.start, last, counts)
 
 
 def project_features(tokens: Array, weights: Array, d_key: int) -> Array:
     """Like retro_np.kernels.hashing.project_features."""
-    tokens, weights, words = checked_projection(tokens, weights, d_key)
     keys = np.empty((len(tokens), d_key), np.float32)
 
     def job(rows: slice) -> None:
-        sums = np.zeros((rows.stop - rows.start, words * SIGNS_PER_HASH), np.int64)
+        sums = np.zeros((rows.stop - rows.start, hashing.padded_width(d_key)), np.int64)
         _project_features(np.ascontiguousarray(tokens[rows], np.int64), weights, sums)
         keys[rows] = hashing.unit_length(sums, d_key)
 

@@ -45,7 +45,6 @@ def multipliers(hashes: int) -> Array:
 def _gram_hashes(data: Array, words: int) -> Array:
     """The hashes of a text's grams, in the order of the text, with repetitions.
     data: (bytes,) uint8. words: per gram, at least 1. Returns (grams,) uint64. Raises UserError for invalid ones."""
-    data = checked_bytes("gram_hashes", data, words)
     hashes = _word_hashes(data)
     length = min(words, len(hashes))
     if length == 0:
@@ -79,7 +78,6 @@ def _minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     data: (bytes,) uint8, the texts one after another. offsets: (N + 1,) integers: text i is data[offsets[i] :
     offsets[i + 1]]. words: words per gram. factors: (hashes,) uint32, the a_k. Returns (N, hashes) uint32; a text
     without words has NO_GRAM throughout. Raises UserError for wrong types, and for offsets outside the data."""
-    data, offsets, factors = checked_texts(data, offsets, words, factors)
     out = np.full((len(offsets) - 1, len(factors)), NO_GRAM, np.uint32)
     for row, (start, end) in enumerate(itertools.pairwise(offsets)):
         grams = _gram_hashes(data[start:end], words)
@@ -98,7 +96,6 @@ def _band_matches(
     min_equal: how many entries must be equal. limit: the number of held rows returned per signature. Among held rows
     with as many equal entries, the lower row comes first. Returns rows (N, limit) int64, with −1 for missing ones, and
     equal (N, limit) int64. Raises UserError for shapes that do not match."""
-    signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs, limit)
     rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
     for i, signature in enumerate(signatures):
         bands = [band[low:high] for band, low, high in zip(order, lows[i], highs[i], strict=True)]
@@ -110,34 +107,30 @@ def _band_matches(
     return rows, equal
 
 
-_NUMBA = "retro_np.kernels.minhash_numba:"
-gram_hashes = kernel("gram_hashes", numpy=_gram_hashes, numba=f"{_NUMBA}gram_hashes")
-minhash = kernel("minhash", numpy=_minhash, numba=f"{_NUMBA}minhash")
-band_matches = kernel("band_matches", numpy=_band_matches, numba=f"{_NUMBA}band_matches")
-
-
-def checked_bytes(name: str, data: Any, words: int) -> Array:
+def _checked_bytes(data: Any, words: int, name: str = "gram_hashes") -> tuple[Array, int]:
     """The bytes as a contiguous array. Raises UserError for other types and for grams without words or of too many."""
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
         raise UserError(f"{name}: a text must be a one-dimensional array of uint8, its UTF-8 bytes")
     if not 1 <= words <= MAX_WORDS:
         raise UserError(f"{name}: a gram must have at least one word and at most {MAX_WORDS:,}, not {words}")
-    return np.ascontiguousarray(data)
+    return np.ascontiguousarray(data), words
 
 
-def checked_texts(data: Any, offsets: Any, words: int, factors: Any) -> tuple[Array, Array, Array]:
-    """Contiguous data, offsets and factors. Raises UserError like `minhash`."""
-    data = checked_bytes("minhash", data, words)
+def _checked_texts(data: Any, offsets: Any, words: int, factors: Any) -> tuple[Array, Array, int, Array]:
+    """Contiguous arrays. Raises UserError like `minhash`."""
+    data, words = _checked_bytes(data, words, "minhash")
     offsets, factors = np.ascontiguousarray(offsets, np.int64), np.ascontiguousarray(factors)
     if factors.dtype != np.uint32 or factors.ndim != 1:
         raise UserError("minhash: factors must be a one-dimensional array of uint32")
     if offsets.ndim != 1 or len(offsets) < 1 or (np.diff(offsets, prepend=0, append=len(data)) < 0).any():
         raise UserError(f"minhash: offsets must be (texts + 1,) and not fall, from 0 to at most {len(data)} bytes")
-    return data, offsets, factors
+    return data, offsets, words, factors
 
 
-def checked_bands(signatures: Any, held: Any, order: Any, lows: Any, highs: Any, limit: int) -> tuple[Array, ...]:
-    """All five arrays, contiguous. Raises UserError like `band_matches`."""
+def _checked_bands(
+    signatures: Any, held: Any, order: Any, lows: Any, highs: Any, min_equal: int, limit: int
+) -> tuple[Any, ...]:
+    """Contiguous arrays. Raises UserError like `band_matches`."""
     signatures, held = (np.ascontiguousarray(array, np.uint32) for array in (signatures, held))
     order, lows, highs = (np.ascontiguousarray(array, np.int64) for array in (order, lows, highs))
     arrays = {"signatures": signatures, "held": held, "order": order, "lows": lows, "highs": highs}
@@ -148,4 +141,10 @@ def checked_bands(signatures: Any, held: Any, order: Any, lows: Any, highs: Any,
         raise UserError(f"band_matches: order, lows and highs must stay inside the {len(held)} held signatures")
     if not 0 <= limit * len(signatures) <= MAX_MATCHES:
         raise UserError(f"band_matches: {limit} matches of {len(signatures)} signatures are too many: ask for fewer")
-    return signatures, held, order, lows, highs
+    return signatures, held, order, lows, highs, min_equal, limit
+
+
+_NUMBA = "retro_np.kernels.minhash_numba:"
+gram_hashes = kernel("gram_hashes", numpy=_gram_hashes, numba=f"{_NUMBA}gram_hashes", check=_checked_bytes)
+minhash = kernel("minhash", numpy=_minhash, numba=f"{_NUMBA}minhash", check=_checked_texts)
+band_matches = kernel("band_matches", numpy=_band_matches, numba=f"{_NUMBA}band_matches", check=_checked_bands)

@@ -5,7 +5,7 @@ import numpy as np
 from retro_np.kernels import Array
 from retro_np.kernels import minhash as in_numpy
 from retro_np.kernels.jit import jit
-from retro_np.kernels.minhash import FOLDED, KIND, NO_GRAM, PART, SPACE, checked_bands, checked_bytes, checked_texts
+from retro_np.kernels.minhash import FOLDED, KIND, NO_GRAM, PART, SPACE
 from retro_np.kernels.threads import blocks, parallel_for
 
 SPAN_BYTES = 1 << 20  # Longer texts are cut into spans of this length.
@@ -19,7 +19,6 @@ _mix = jit(in_numpy.mix)
 
 def gram_hashes(data: Array, words: int) -> Array:
     """Like retro_np.kernels.minhash.gram_hashes."""
-    data = checked_bytes("gram_hashes", data, words)
     out = np.empty(max(1, len(data)), np.uint64)
     count = _scan(data, 0, len(data), 0, len(data), np.empty(words, np.uint64), out)
     return out[:count].copy()
@@ -27,7 +26,6 @@ def gram_hashes(data: Array, words: int) -> Array:
 
 def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     """Like retro_np.kernels.minhash.minhash."""
-    data, offsets, factors = checked_texts(data, offsets, words, factors)
     starts, ends = offsets[:-1], offsets[1:]
     n_spans = np.maximum(1, -(-(ends - starts) // SPAN_BYTES))  # spans per text
     row, first = np.repeat(np.arange(len(starts)), n_spans), np.cumsum(n_spans) - n_spans
@@ -42,7 +40,6 @@ def band_matches(
     signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, limit: int
 ) -> tuple[Array, Array]:
     """Like retro_np.kernels.minhash.band_matches."""
-    signatures, held, order, lows, highs = checked_bands(signatures, held, order, lows, highs, limit)
     rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
 
     def job(block: slice) -> None:

@@ -55,7 +55,6 @@ def _scatter_add(rows: Array, indices: Array, count: int) -> Array:
     """out[indices[i]] += rows[i], the pullback of rows = table[indices].
     rows: (N, d); indices: (N,) integers below count. Returns out (count, d). Rows of one index are added in order.
     Raises UserError for an index outside the table."""
-    check_indices(indices, count)
     out = np.zeros((count, rows.shape[1]), rows.dtype)
     if len(rows):
         # Rows with equal indices are brought together and summed in one call; np.add.at would add one row at a time.
@@ -65,10 +64,11 @@ def _scatter_add(rows: Array, indices: Array, count: int) -> Array:
     return out
 
 
-def check_indices(indices: Array, count: int) -> None:
-    """Raise UserError unless all indices are from 0 to count − 1."""
+def _checked_indices(rows: Array, indices: Array, count: int) -> tuple[Array, Array, int]:
+    """The arguments. Raises UserError unless all indices are from 0 to count − 1."""
     if len(indices) and (indices.min() < 0 or indices.max() >= count):
         raise UserError(f"scatter_add: indices run from {indices.min()} to {indices.max()}, outside 0 … {count - 1}")
+    return rows, indices, count
 
 
 def _adamw(
@@ -102,13 +102,13 @@ def row_blocks(x: Array) -> list[slice]:
     return blocks(len(x), max(1, BLOCK_ENTRIES // max(1, x.shape[1])))
 
 
-def _rowwise(name: str, numpy: Callable[..., Any], **arrays: str) -> Callable[..., Any]:
-    return kernel(name, numpy=numpy, numba=f"retro_np.kernels.rowwise_numba:{name}", arrays=arrays)
+def _rowwise(name: str, numpy: Callable[..., Any], check: Any = None, **arrays: str) -> Callable[..., Any]:
+    return kernel(name, numpy=numpy, numba=f"retro_np.kernels.rowwise_numba:{name}", arrays=arrays, check=check)
 
 
 rms_norm_forward = _rowwise("rms_norm_forward", _rms_norm_forward, x="f Nd", gain="f d")
 rms_norm_backward = _rowwise("rms_norm_backward", _rms_norm_backward, x="f Nd", dy="f Nd", gain="f d", scale="f N")
 gelu_forward = _rowwise("gelu_forward", _gelu_forward, x="f N")
 gelu_backward = _rowwise("gelu_backward", _gelu_backward, x="f N", dy="f N")
-scatter_add = _rowwise("scatter_add", _scatter_add, rows="f Nd", indices="iu N")
+scatter_add = _rowwise("scatter_add", _scatter_add, _checked_indices, rows="f Nd", indices="iu N")
 adamw_step = _rowwise("adamw_step", _adamw, g="f *", **dict.fromkeys("pmv", "f *!"))

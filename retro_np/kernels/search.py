@@ -34,9 +34,8 @@ def _search_numpy(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
 
 
 def _search(queries: Array, keys: Array, k: int, update: Callable[..., None]) -> tuple[Array, Array]:
-    """Check the arguments, convert the keys where needed, and let `update` add each part of them to the lists.
+    """Convert the keys where needed, and let `update` add each part of them to the lists.
     A query's list is a row of ids and a row of distances, ascending, with −1 and inf in the rest."""
-    queries, keys, k = _checked(queries, keys, k)
     ids = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, queries.dtype)
     fits = keys.dtype == queries.dtype and keys.flags.c_contiguous and keys.flags.aligned
@@ -94,10 +93,11 @@ def _distances(queries: Array, keys: Array) -> Array:
 
 def _update_c(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
     """Choose one of three methods. They give the same bits, and each uses all threads."""
-    if len(queries) < MIN_SCREENED_QUERIES or 0 in (len(queries), len(keys)):
+    few, k = len(queries) < max(1, MIN_SCREENED_QUERIES), ids.shape[1]
+    if few and len(keys) > KEYS_PER_JOB:
         update = _update_few
-    elif ids.shape[1] > len(keys) // MIN_KEYS_PER_SCREENED_NEIGHBOUR:
-        update = _update_crowded
+    elif few or k > len(keys) // MIN_KEYS_PER_SCREENED_NEIGHBOUR:
+        update = _update_all
     else:
         update = _update_screened
     try:
@@ -107,14 +107,8 @@ def _update_c(queries: Array, keys: Array, start: int, ids: Array, distances: Ar
         raise
 
 
-exact_search = kernel("exact_search", numpy=_search_numpy, c=functools.partial(_search, update=_update_c))
-
-
 def _update_few(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
     """For few queries: the keys are split into jobs, each of which has its own lists."""
-    if len(keys) <= KEYS_PER_JOB:
-        c_extension().nearest(queries, keys, start, ids, distances)
-        return
     jobs = []
     for part in threads.blocks(len(keys), KEYS_PER_JOB):
         shape = len(queries), min(ids.shape[1], part.stop - part.start)
@@ -124,10 +118,10 @@ def _update_few(queries: Array, keys: Array, start: int, ids: Array, distances: 
     ids[:], distances[:] = merge_lists([(ids, distances), *(job[3:] for job in jobs)], ids.shape[1])
 
 
-def _update_crowded(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
-    """For many queries that ask for a large share of the keys: all pairs are measured, and the queries are split."""
-    for part in threads.blocks(len(keys), KEYS_PER_JOB):  # short calls, so that Ctrl-C takes effect soon
-        rows = threads.blocks(len(queries), QUERIES_PER_JOB)
+def _update_all(queries: Array, keys: Array, start: int, ids: Array, distances: Array) -> None:
+    """For few keys, or for queries that ask for a large share of them: all pairs are measured, by blocks of queries."""
+    rows = threads.blocks(max(1, len(queries)), QUERIES_PER_JOB)  # The C code also checks keys without queries.
+    for part in threads.blocks(max(1, len(keys)), KEYS_PER_JOB):  # short calls, so that Ctrl-C takes effect soon
         jobs = [(queries[i], keys[part], start + part.start, ids[i], distances[i]) for i in rows]
         threads.parallel_for(lambda job: c_extension().nearest(*job), jobs)
 
@@ -192,3 +186,8 @@ def _check_finite(queries: Array, keys: Array, start: int) -> None:
             if bad.any():
                 where = f"{name}: row {offset + first + int(bad.argmax())}"
                 raise UserError(f"exact_search: {where} holds NaN or infinity; check the embedder that made it")
+
+
+exact_search = kernel(
+    "exact_search", numpy=_search_numpy, c=functools.partial(_search, update=_update_c), check=_checked
+)

@@ -12,17 +12,12 @@ def _longest(chunks: Array, values: np.ndarray) -> Array:
     """The longest run of tokens that each chunk shares with any one of its values.
     chunks: (N, m) integers. values: (N, k, r) integers. Token 0 is padding and matches nothing. Returns (N,) int64,
     0 (also if k = 0) to min(m, r). Divided by m it is r(C) of §2.6. Raises UserError for any other shape or dtype."""
-    chunks, values = checked_pairs(chunks, values)
     longest = np.zeros(len(chunks), np.int64)
     runs = np.zeros(values.shape, np.int32)  # the run that ends at the current chunk token and value token j
     for token in chunks.T:
         runs = extend_runs(runs, token[:, None, None], values)
         np.maximum(longest, runs.max(axis=(1, 2), initial=0), out=longest)
     return longest
-
-
-_NUMBA = "retro_np.kernels.substring_numba:longest_common_substring"
-longest_common_substring = kernel("longest_common_substring", numpy=_longest, numba=_NUMBA)
 
 
 def common_prefix_lengths(tokens: Array, values: np.ndarray) -> Array:
@@ -46,13 +41,17 @@ def extend_runs(runs: Array, token: Any, values: np.ndarray) -> Array:
     return np.where((values == token) & (token != 0), longer, 0)
 
 
-def checked_pairs(chunks: Array, values: np.ndarray) -> tuple[np.ndarray, Array]:
+def _checked_pairs(chunks: Array, values: np.ndarray) -> tuple[np.ndarray, Array]:
     """Chunks and values as contiguous int64. Raises UserError unless there is one set of values per chunk."""
     name = "longest_common_substring"
     chunks, values = checked_tokens(name, "chunks", chunks, 2), checked_tokens(name, "values", values, 3)
     if len(chunks) != len(values):
         raise UserError(f"{name}: {len(chunks)} chunks but values for {len(values)}; give each chunk its own")
     return np.ascontiguousarray(chunks, np.int64), np.ascontiguousarray(values, np.int64)
+
+
+_NUMBA = "retro_np.kernels.substring_numba:longest_common_substring"
+longest_common_substring = kernel("longest_common_substring", numpy=_longest, numba=_NUMBA, check=_checked_pairs)
 
 
 def checked_tokens(kernel_name: str, name: str, tokens: Any, ndim: int) -> Array:

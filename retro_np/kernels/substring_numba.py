@@ -4,7 +4,6 @@ import numpy as np
 
 from retro_np.kernels import Array
 from retro_np.kernels.jit import jit
-from retro_np.kernels.substring import checked_pairs
 from retro_np.kernels.threads import blocks, parallel_for
 
 CHUNKS_PER_JOB = 64
@@ -12,7 +11,6 @@ CHUNKS_PER_JOB = 64
 
 def longest_common_substring(chunks: Array, values: np.ndarray) -> Array:
     """Like retro_np.kernels.substring.longest_common_substring."""
-    chunks, values = checked_pairs(chunks, values)
     longest = np.zeros(len(chunks), np.int64)
     parallel_for(lambda rows: _longest(chunks[rows], values[rows], longest[rows]), blocks(len(chunks), CHUNKS_PER_JOB))
     return longest

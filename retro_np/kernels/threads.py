@@ -7,7 +7,6 @@ import contextvars
 import operator
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -52,15 +51,13 @@ def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
         for part in parts:
             job(part)
         return
-    waiting, failed = deque(parts), list[BaseException]()  # a deque needs no lock, which Ctrl-C could leave locked
+    waiting, failed = iter(parts), list[BaseException]()  # this iterator needs no lock, which Ctrl-C could leave locked
 
     def work() -> None:
         _worker.busy = True
         try:
-            while waiting and not failed:
-                try:
-                    part = waiting.popleft()
-                except IndexError:  # another thread took the last part
+            for part in waiting:
+                if failed:
                     return
                 job(part)
         except BaseException as error:
