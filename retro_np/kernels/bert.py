@@ -3,7 +3,7 @@
 import numpy as np
 
 from retro_np.kernels import Array, kernel
-from retro_np.kernels.rowwise import row_blocks
+from retro_np.kernels.rowwise import polynomial, row_blocks
 
 
 def _add_layer_norm(x: Array, bias: Array, residual: Array, gain: Array, shift: Array, eps: float) -> None:
@@ -31,31 +31,20 @@ def _add_gelu_erf(x: Array, bias: Array) -> None:
 
 
 # erf(x) ≈ x P(x²) / Q(x²) on [−4, 4], and constant beyond, to 5e-7: from the Eigen library, highest power first.
-ERF_P = (
+ERF_P = tuple(map(np.float32, (
     -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
     -2.95459980854025e-03, -1.60960333262415e-02,
-)  # fmt: skip
-ERF_Q = (
+)))  # fmt: skip
+ERF_Q = tuple(map(np.float32, (
     -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02,
-)  # fmt: skip
+)))  # fmt: skip
 
 
 def erf(x: Array) -> Array:
     """The error function, elementwise, in float32. NumPy does not have one."""
     x = np.clip(x, -4, 4)
     square = x * x
-    value = _polynomial(ERF_P, square)
-    value *= x
-    value /= _polynomial(ERF_Q, square)
-    return value
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
-    value = np.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        value *= x
-        value += x.dtype.type(coefficient)
-    return value
+    return np.asarray(x * polynomial(ERF_P, square) / polynomial(ERF_Q, square))
 
 
 _NUMBA = "retro_np.kernels.bert_numba:"

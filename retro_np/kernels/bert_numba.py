@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from retro_np.kernels import Array, bert
+from retro_np.kernels import Array
+from retro_np.kernels.bert import ERF_P, ERF_Q
 from retro_np.kernels.jit import jit
 from retro_np.kernels.rowwise import row_blocks
 from retro_np.kernels.rowwise_numba import polynomial
 from retro_np.kernels.threads import parallel_for
-
-ERF_P, ERF_Q = (tuple(np.float32(number) for number in part) for part in (bert.ERF_P, bert.ERF_Q))
 
 
 def add_layer_norm(x: Array, bias: Array, residual: Array, gain: Array, shift: Array, eps: float) -> None:

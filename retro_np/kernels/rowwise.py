@@ -51,16 +51,20 @@ def _gelu_backward(dy: Array, x: Array) -> Array:
     return dx
 
 
+def polynomial(coefficients: tuple[Any, ...], x: Any) -> Any:
+    """The polynomial with these coefficients, highest power first, at x. Numba compiles it for its loops."""
+    value = coefficients[0]
+    for k in range(1, len(coefficients)):
+        value = value * x + coefficients[k]
+    return value
+
+
 def _scatter_add(rows: Array, indices: Array, count: int) -> Array:
     """out[indices[i]] += rows[i], the pullback of rows = table[indices].
     rows: (N, d); indices: (N,) integers below count. Returns out (count, d). Rows of one index are added in order.
     Raises UserError for an index outside the table."""
     out = np.zeros((count, rows.shape[1]), rows.dtype)
-    if len(rows):
-        # Rows with equal indices are brought together and summed in one call; np.add.at would add one row at a time.
-        order = np.argsort(indices, kind="stable")
-        used, starts = np.unique(indices[order], return_index=True)
-        out[used] = np.add.reduceat(rows[order], starts, axis=0)
+    np.add.at(out, indices, rows)
     return out
 
 

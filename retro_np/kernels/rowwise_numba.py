@@ -105,15 +105,7 @@ TANH_P = tuple(map(np.float32, (
 )))  # fmt: skip
 TANH_Q = tuple(map(np.float32, (1.19825839466702e-06, 1.18534705686654e-04, 2.268434632439e-03, 4.89352518554385e-03)))
 TANH_END = np.float32(7.90531110763549805)
-
-
-@jit
-def polynomial(coefficients: tuple[float, ...], x: float) -> float:
-    """The polynomial with these coefficients, highest power first, at x."""
-    value = coefficients[0]
-    for k in range(1, len(coefficients)):
-        value = value * x + coefficients[k]
-    return value
+polynomial = jit(rowwise.polynomial)
 
 
 def by_type(single: Any, double: Any) -> Any:

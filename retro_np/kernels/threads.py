@@ -24,8 +24,7 @@ def count() -> int:
     """The number of threads: from `use_threads` or RETRO_NP_THREADS (UserError unless positive), else `cores`."""
     global _count
     if _count is None:
-        setting = os.environ.get(THREADS_VARIABLE)
-        _count = _checked(setting, THREADS_VARIABLE) if setting else cores()
+        _count = _checked(os.environ.get(THREADS_VARIABLE) or cores(), THREADS_VARIABLE)
     return _count
 
 
