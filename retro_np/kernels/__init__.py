@@ -39,19 +39,21 @@ def ignore_underflow(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def kernel(
-    name: str, *, numpy: Callable[..., Any], numba: str | None = None, c: Callable[..., Any] | None = None,
+    name: str, *, numpy: Callable[..., Any], numba: str | bool = False, c: Callable[..., Any] | None = None,
     one_type: bool = False, arrays: dict[str, str] | None = None, check: Callable[..., tuple[Any, ...]] | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
     """Register a kernel's implementations, and return the function that calls the chosen one.
     numpy, c: functions of one signature. c gets its compiled function from `c_extension`.
-    numba: "module:function", imported on the first call, so that Numba is imported only if it is used.
+    numba: "module:function", imported on the first call, so that Numba is imported only if it is used. True stands for
+      the function `name` of the module beside NumPy's, x_numba.py for x.py.
     one_type: Numba and C need one type, float32 or float64. Others, and mixtures, run in NumPy, by its promotion rules.
     arrays: one_type, and by an argument's name its kind of dtype, a letter per axis or * for all, then ? if None may be
       given, ! if the kernel writes it: "f Thc?". Axes with one letter have one size. Other arguments raise UserError.
     check: takes the arguments and returns those that the implementations get, or raises UserError.
     The returned function has the NumPy function's signature and docstring."""
-    implementations = {"c": c, "numba": numba, "numpy": numpy}  # fastest first
-    _kernels[name] = {kind: function for kind, function in implementations.items() if function is not None}
+    path = f"{numpy.__module__}_numba:{name}" if numba is True else numba
+    implementations = {"c": c, "numba": path, "numpy": numpy}  # fastest first
+    _kernels[name] = {kind: function for kind, function in implementations.items() if function}
     names = list(inspect.signature(numpy).parameters)
 
     @functools.wraps(numpy)

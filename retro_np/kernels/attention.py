@@ -176,10 +176,9 @@ def _backward_c(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Ma
 
 _ARRAYS = {"q": "f Bgnhc", "keys": "f Bkrhc", "values": "f Bkrhc", "table": "f Thc?", "u": "f hc?", "v": "f hc?"}
 _ARRAYS |= {"key_mask": "b Bkr?"}
-_FORWARD, _BACKWARD = (f"retro_np.kernels.attention_numba:attention_{name}" for name in ("forward", "backward"))
-attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=_FORWARD, c=_forward_c, arrays=_ARRAYS)
+attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=True, c=_forward_c, arrays=_ARRAYS)
 _ARRAYS = {"dout": "f Bgnhc", "lse": "f Bhgn"} | _ARRAYS
-attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=_BACKWARD, c=_backward_c, arrays=_ARRAYS)
+attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=True, c=_backward_c, arrays=_ARRAYS)
 
 
 def contiguous(*arrays: Maybe) -> list[Any]:

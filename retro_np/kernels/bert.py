@@ -47,8 +47,7 @@ def erf(x: Array) -> Array:
     return np.asarray(x * polynomial(ERF_P, square) / polynomial(ERF_Q, square))
 
 
-_NUMBA = "retro_np.kernels.bert_numba:"
 _NORM = {"x": "f Nd!", "bias": "f d", "residual": "f Nd", "gain": "f d", "shift": "f d"}
-add_layer_norm = kernel("add_layer_norm", numpy=_add_layer_norm, numba=f"{_NUMBA}add_layer_norm", arrays=_NORM)
+add_layer_norm = kernel("add_layer_norm", numpy=_add_layer_norm, numba=True, arrays=_NORM)
 _GELU = {"x": "f Nd!", "bias": "f d"}
-add_gelu_erf = kernel("add_gelu_erf", numpy=_add_gelu_erf, numba=f"{_NUMBA}add_gelu_erf", arrays=_GELU)
+add_gelu_erf = kernel("add_gelu_erf", numpy=_add_gelu_erf, numba=True, arrays=_GELU)

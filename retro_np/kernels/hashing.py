@@ -115,6 +115,5 @@ def _checked_projection(tokens: Any, weights: Any, d_key: int) -> tuple[Array, A
     return tokens, np.ascontiguousarray(weights), d_key
 
 
-_COUNT, _PROJECT = (f"retro_np.kernels.hashing_numba:{name}_features" for name in ("count", "project"))
-count_features = kernel("count_features", numpy=_count_features, numba=_COUNT, check=_checked_counting)
-project_features = kernel("project_features", numpy=_project_features, numba=_PROJECT, check=_checked_projection)
+count_features = kernel("count_features", numpy=_count_features, numba=True, check=_checked_counting)
+project_features = kernel("project_features", numpy=_project_features, numba=True, check=_checked_projection)

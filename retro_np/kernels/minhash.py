@@ -144,7 +144,6 @@ def _checked_bands(
     return signatures, held, order, lows, highs, min_equal, limit
 
 
-_NUMBA = "retro_np.kernels.minhash_numba:"
-gram_hashes = kernel("gram_hashes", numpy=_gram_hashes, numba=f"{_NUMBA}gram_hashes", check=_checked_bytes)
-minhash = kernel("minhash", numpy=_minhash, numba=f"{_NUMBA}minhash", check=_checked_texts)
-band_matches = kernel("band_matches", numpy=_band_matches, numba=f"{_NUMBA}band_matches", check=_checked_bands)
+gram_hashes = kernel("gram_hashes", numpy=_gram_hashes, numba=True, check=_checked_bytes)
+minhash = kernel("minhash", numpy=_minhash, numba=True, check=_checked_texts)
+band_matches = kernel("band_matches", numpy=_band_matches, numba=True, check=_checked_bands)

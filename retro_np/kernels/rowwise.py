@@ -107,7 +107,7 @@ def row_blocks(x: Array) -> list[slice]:
 
 
 def _rowwise(name: str, numpy: Callable[..., Any], check: Any = None, **arrays: str) -> Callable[..., Any]:
-    return kernel(name, numpy=numpy, numba=f"retro_np.kernels.rowwise_numba:{name}", arrays=arrays, check=check)
+    return kernel(name, numpy=numpy, numba=True, arrays=arrays, check=check)
 
 
 rms_norm_forward = _rowwise("rms_norm_forward", _rms_norm_forward, x="f Nd", gain="f d")

@@ -12,12 +12,7 @@ def _longest(chunks: Array, values: np.ndarray) -> Array:
     """The longest run of tokens that each chunk shares with any one of its values.
     chunks: (N, m) integers. values: (N, k, r) integers. Token 0 is padding and matches nothing. Returns (N,) int64,
     0 (also if k = 0) to min(m, r). Divided by m it is r(C) of §2.6. Raises UserError for any other shape or dtype."""
-    longest = np.zeros(len(chunks), np.int64)
-    runs = np.zeros(values.shape, np.int32)  # the run that ends at the current chunk token and value token j
-    for token in chunks.T:
-        runs = extend_runs(runs, token[:, None, None], values)
-        np.maximum(longest, runs.max(axis=(1, 2), initial=0), out=longest)
-    return longest
+    return np.asarray(_run_lengths(chunks, values).max(axis=1, initial=0))
 
 
 def common_prefix_lengths(tokens: Array, values: np.ndarray) -> Array:
@@ -26,11 +21,17 @@ def common_prefix_lengths(tokens: Array, values: np.ndarray) -> Array:
     The colours of the paper's tables 6 and 7. Raises UserError for any other shape or dtype."""
     name = "common_prefix_lengths"
     tokens, values = checked_tokens(name, "tokens", tokens, 1), checked_tokens(name, "values", values, 2)
-    lengths = np.zeros(len(tokens), np.int64)
-    runs = np.zeros(values.shape, np.int64)
-    for i, token in enumerate(tokens):
-        runs = extend_runs(runs, token, values)
-        lengths[i] = runs.max(initial=0)
+    lengths: Array = _run_lengths(tokens[None], values[None])[0]
+    return lengths
+
+
+def _run_lengths(chunks: Array, values: np.ndarray) -> Array:
+    """For each token of each chunk, (N, m), the longest run that ends at it and occurs in one of the chunk's values."""
+    lengths = np.zeros(chunks.shape, np.int64)
+    runs = np.zeros(values.shape, np.int32)  # the run that ends at the current chunk token and value token j
+    for i, token in enumerate(chunks.T):
+        runs = extend_runs(runs, token[:, None, None], values)
+        lengths[:, i] = runs.max(axis=(1, 2), initial=0)
     return lengths
 
 
@@ -50,8 +51,7 @@ def _checked_pairs(chunks: Array, values: np.ndarray) -> tuple[np.ndarray, Array
     return np.ascontiguousarray(chunks, np.int64), np.ascontiguousarray(values, np.int64)
 
 
-_NUMBA = "retro_np.kernels.substring_numba:longest_common_substring"
-longest_common_substring = kernel("longest_common_substring", numpy=_longest, numba=_NUMBA, check=_checked_pairs)
+longest_common_substring = kernel("longest_common_substring", numpy=_longest, numba=True, check=_checked_pairs)
 
 
 def checked_tokens(kernel_name: str, name: str, tokens: Any, ndim: int) -> Array:
