@@ -47,18 +47,15 @@ def _forward_numpy(
     Returns out (B, g, n, h, c) and lse (B, h, g, n), the logarithm of the sum of the logits' exponentials. For a query
     without keys, out is zero and lse is +inf."""
     batch, g, n, h, _ = q.shape
-    weights, lse = _softmax(_logits(q, keys, table, u, v, causal_offset, key_mask))
+    weights, lse = _softmax(_logits(q, keys, table, u, v, causal_offset=causal_offset, key_mask=key_mask))
     return _groups_first(weights @ _heads_first(values), q), lse.reshape(batch, h, g, n)
 
 
 @ignore_underflow
-def attention_weights(
-    q: Array, keys: Array, table: Maybe = None, u: Maybe = None, v: Maybe = None, *,
-    causal_offset: int | None = None, key_mask: Maybe = None,
-) -> Array:  # fmt: skip
-    """The weights that attention_forward gives the values, for inspection. The arguments are the same.
+def attention_weights(q: Array, keys: Array, *positions: Maybe, **masks: Any) -> Array:
+    """The weights that attention_forward gives the values, for inspection. The arguments are the same, without values.
     Returns (B, h, g, n, k, r). The weights of a query sum to 1 over its k·r keys, or are 0 if it has no key."""
-    weights, _ = _softmax(_logits(q, keys, table, u, v, causal_offset, key_mask))
+    weights, _ = _softmax(_logits(q, keys, *positions, **masks))
     return weights.reshape(q.shape[0], q.shape[3], *q.shape[1:3], *keys.shape[1:3])
 
 
@@ -82,7 +79,7 @@ def _backward_numpy(
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
     dheads = _heads_first(dout)
-    probabilities = _logits(q, keys, table, u, v, causal_offset, key_mask)
+    probabilities = _logits(q, keys, table, u, v, causal_offset=causal_offset, key_mask=key_mask)
     probabilities -= lse.reshape(batch, h, g * n, 1)
     np.exp(probabilities, out=probabilities)
     dvalues = probabilities.swapaxes(-1, -2) @ dheads
@@ -105,8 +102,9 @@ def _backward_numpy(
 
 
 def _logits(
-    q: Array, keys: Array, table: Maybe, u: Maybe, v: Maybe, causal_offset: int | None, key_mask: Maybe
-) -> Array:
+    q: Array, keys: Array, table: Maybe = None, u: Maybe = None, v: Maybe = None, *,
+    causal_offset: int | None = None, key_mask: Maybe = None,
+) -> Array:  # fmt: skip
     """(B, h, g·n, k·r), −inf where a query does not see a key."""
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
