@@ -2,6 +2,8 @@
 The logits of a tile stay in the cache: nothing of their size is kept, and the backward pass recomputes them. Nearly all
 of the work is in `_add_product`. Scratch rows and columns are padded with zeros to multiples of 4 for it."""
 
+from __future__ import annotations  # without it, each call evaluates the annotations of `run`
+
 import math
 from typing import Any
 
@@ -21,13 +23,20 @@ EXP_TAYLOR = tuple(np.float32(1 / math.factorial(degree)) for degree in range(7,
 
 def attention_forward(*arrays: Any, **masks: Any) -> tuple[Array, Array]:
     """Like retro_np.kernels.attention.attention_forward."""
-    return forward_by_tasks(_forward, *_for_loops(*in_order(*arrays, **masks)))
+    q, keys, values, *others = _for_loops(*in_order(*arrays, **masks))
+    unused = [np.empty((len(q), *(0,) * ndim), q.dtype) for ndim in (3, 2, 2)]  # a part for each item, as dtable has
+    return forward_by_tasks(lambda *tasks: _forward(*tasks, False, q, keys, values, *unused), q, keys, values, *others)
 
 
 def attention_backward(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Maybe, ...]:
     """Like retro_np.kernels.attention.attention_backward."""
     q, keys, values, table, *others = in_order(*arrays, **masks)
-    gradients = backward_by_tasks(_backward, *contiguous(dout, lse), *_for_loops(q, keys, values, table, *others))
+
+    def run(dout: Array, lse: Array, *arguments: Any) -> None:
+        *inputs, dq, dkeys, dvalues, dtable, du, dv, first, last = arguments
+        _forward(*inputs, dq, lse, first, last, True, dout, dkeys, dvalues, dtable, du, dv)
+
+    gradients = backward_by_tasks(run, *contiguous(dout, lse), *_for_loops(q, keys, values, table, *others))
     return (*gradients[:3], None, None, None) if table is None else gradients
 
 
@@ -119,61 +128,12 @@ def _tile_logits(
 @jit
 def _forward(
     q: Array, keys: Array, values: Array, table: Array, u: Array, v: Array, mask: Array, causal_offset: int,
-    out: Array, lse: Array, first_task: int, last_task: int,
+    out: Array, lse: Array, first_task: int, last_task: int, backward: bool, dout: Array, dkeys: Array, dvalues: Array,
+    dtable: Array, du: Array, dv: Array,
 ) -> None:  # fmt: skip
-    """out and lse of the tasks first_task ≤ t < last_task: head t // B of item t % B."""
-    batch, g, n, h, c = q.shape
-    (k, r), kind = mask.shape[1:], q.dtype.type
-    all_keys, all_values = keys.reshape((batch, k * r, h, c)), values.reshape((batch, k * r, h, c))
-    deep, wide, distances, scale = _padded(c), _padded(k * r), n + r if len(table) else 0, kind(1 / np.sqrt(c))
-    head_keys, head_values = np.zeros((wide, deep), q.dtype), np.zeros((wide, deep), q.dtype)
-    tiles = np.zeros((3, TILE, deep), q.dtype)  # indexed, because unpacked arrays would not be vectorised
-    content, position, tile_out = tiles[0], tiles[1], tiles[2]
-    keys_t, logits = np.empty((deep, wide), q.dtype), np.empty((TILE, wide), q.dtype)
-    rows_of_table, table_t = np.zeros((distances, deep), q.dtype), np.empty((deep, distances), q.dtype)
-    by_distance = np.empty((TILE, TILE + r), q.dtype)
-    for task in range(first_task, last_task):
-        head, item = task // batch, task % batch
-        if len(table) and (task == first_task or item == 0):
-            rows_of_table[: len(table), :c] = table[:, head]
-            table_t[:] = rows_of_table.T
-        head_keys[: k * r, :c], head_values[: k * r, :c] = all_keys[item, :, head], all_values[item, :, head]
-        keys_t[:] = head_keys.T
-        for group in range(g):
-            for first in range(0, n, TILE):
-                rows = min(TILE, n - first)
-                tile = q[item, group, first : first + rows, head]
-                tiles[:2, rows:] = 0
-                content[:rows, :c], position[:rows, :c] = (tile + u[head]) * scale, (tile + v[head]) * scale
-                used = _tile_logits(
-                    logits, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows, causal_offset
-                )
-                factors = content[:, :1]  # content is no longer needed
-                for i in range(rows):
-                    row = logits[i][:used]
-                    peak = peak1 = peak2 = peak3 = kind(-np.inf)
-                    for j in range(0, used, 4):  # four maxima, because each waits for the previous one
-                        peak, peak1 = max(peak, row[j]), max(peak1, row[j + 1])
-                        peak2, peak3 = max(peak2, row[j + 2]), max(peak3, row[j + 3])
-                    peak = max(max(peak, peak1), max(peak2, peak3))
-                    shift, total = peak if peak != -np.inf else kind(0), kind(0)
-                    for j in range(used):
-                        row[j] = _exp(row[j] - shift)
-                        total += row[j]
-                    lse[item, head, group, first + i] = peak + np.log(total) if total != 0 else kind(np.inf)
-                    factors[i, 0] = kind(1) / total if total != 0 else kind(0)
-                tile_out[:] = 0
-                _add_product(tile_out, logits, head_values, _padded(rows), deep, used, 0)
-                out[item, group, first : first + rows, head] = tile_out[:rows, :c] * factors[:rows]
-
-
-@jit
-def _backward(
-    dout: Array, lse: Array, q: Array, keys: Array, values: Array, table: Array, u: Array, v: Array, mask: Array,
-    causal_offset: int, dq: Array, dkeys: Array, dvalues: Array, dtable: Array, du: Array, dv: Array,
-    first_task: int, last_task: int,
-) -> None:  # fmt: skip
-    """The gradients of the tasks first_task ≤ t < last_task: head t // P of part t % P of the batch."""
+    """out and lse of the tasks first_task ≤ t < last_task: head t // P of part t % P of the batch, of P = len(dtable).
+    backward: lse is given, and the logits that the forward pass had are turned into the gradients; dq is written to
+    out. Otherwise the arrays of gradients are not used."""
     batch, g, n, h, c = q.shape
     (k, r), kind, parts = mask.shape[1:], q.dtype.type, len(dtable)
     all_keys, all_values = keys.reshape((batch, k * r, h, c)), values.reshape((batch, k * r, h, c))
@@ -182,43 +142,63 @@ def _backward(
     head_keys, head_values = np.zeros((wide, deep), q.dtype), np.zeros((wide, deep), q.dtype)
     head_dkeys, head_dvalues = np.empty((wide, deep), q.dtype), np.empty((wide, deep), q.dtype)
     tiles = np.zeros((5, TILE, deep), q.dtype)  # indexed, because unpacked arrays would not be vectorised
-    content, position, tile_dout, dcontent, dposition = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
+    content, position, tile_out, dcontent, dposition = tiles[0], tiles[1], tiles[2], tiles[3], tiles[4]
     keys_t, values_t = np.empty((deep, wide), q.dtype), np.empty((deep, wide), q.dtype)
-    probabilities, dlogits = np.empty((TILE, wide), q.dtype), np.empty((TILE, wide), q.dtype)
-    rows_of_table, rows_of_dtable = np.zeros((distances, deep), q.dtype), np.zeros((distances, deep), q.dtype)
+    logits, dlogits = np.empty((TILE, wide), q.dtype), np.empty((TILE, wide), q.dtype)
+    rows_of_table, rows_of_dtable = np.zeros((distances, deep), q.dtype), np.empty((distances, deep), q.dtype)
     table_t, by_distance = np.empty((deep, distances), q.dtype), np.empty((TILE, TILE + r + 4), q.dtype)
     for task in range(first_task, last_task):
         head, part = task // parts, task % parts
         if len(table) and (task == first_task or part == 0):
             rows_of_table[: len(table), :c] = table[:, head]
             table_t[:] = rows_of_table.T
-        head_du, head_dv = du[part, head], dv[part, head]
-        head_du[:], head_dv[:], rows_of_dtable[:] = 0, 0, 0
+        if backward:
+            du[part, head], dv[part, head], rows_of_dtable[:] = 0, 0, 0
         for item in range(part * batch // parts, (part + 1) * batch // parts):
             head_keys[: k * r, :c], head_values[: k * r, :c] = all_keys[item, :, head], all_values[item, :, head]
             keys_t[:] = head_keys.T
-            values_t[:] = head_values.T
-            head_dkeys[:], head_dvalues[:] = 0, 0
+            if backward:
+                values_t[:] = head_values.T
+                head_dkeys[:], head_dvalues[:] = 0, 0
             for group in range(g):
                 for first in range(0, n, TILE):
                     rows = min(TILE, n - first)
                     padded, tile = _padded(rows), q[item, group, first : first + rows, head]
                     tiles[:3, rows:] = 0
                     content[:rows, :c], position[:rows, :c] = (tile + u[head]) * scale, (tile + v[head]) * scale
-                    tile_dout[:rows, :c] = dout[item, group, first : first + rows, head]
                     used = _tile_logits(
-                        probabilities, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows,
+                        logits, by_distance, content, position, keys_t, table_t, mask[item], first, n, rows,
                         causal_offset,
                     )  # fmt: skip
+                    if not backward:
+                        factors = content[:, :1]  # content is no longer needed
+                        for i in range(rows):
+                            row = logits[i][:used]
+                            peak = peak1 = peak2 = peak3 = kind(-np.inf)
+                            for j in range(0, used, 4):  # four maxima, because each waits for the previous one
+                                peak, peak1 = max(peak, row[j]), max(peak1, row[j + 1])
+                                peak2, peak3 = max(peak2, row[j + 2]), max(peak3, row[j + 3])
+                            peak = max(max(peak, peak1), max(peak2, peak3))
+                            shift, total = peak if peak != -np.inf else kind(0), kind(0)
+                            for j in range(used):
+                                row[j] = _exp(row[j] - shift)
+                                total += row[j]
+                            lse[item, head, group, first + i] = peak + np.log(total) if total != 0 else kind(np.inf)
+                            factors[i, 0] = kind(1) / total if total != 0 else kind(0)
+                        tile_out[:] = 0
+                        _add_product(tile_out, logits, head_values, padded, deep, used, 0)
+                        out[item, group, first : first + rows, head] = tile_out[:rows, :c] * factors[:rows]
+                        continue
+                    tile_out[:rows, :c] = dout[item, group, first : first + rows, head]
                     for i in range(rows):
-                        row, shift = probabilities[i], lse[item, head, group, first + i]
+                        row, shift = logits[i], lse[item, head, group, first + i]
                         for j in range(used):
                             row[j] = _exp(row[j] - shift)
-                    _add_product(head_dvalues, probabilities.T, tile_dout, used, deep, padded, 0)
+                    _add_product(head_dvalues, logits.T, tile_out, used, deep, padded, 0)
                     dlogits[:padded, :used] = 0
-                    _add_product(dlogits, tile_dout, values_t, padded, used, deep, 0)
+                    _add_product(dlogits, tile_out, values_t, padded, used, deep, 0)
                     for i in range(padded):
-                        weights, row, mean = probabilities[i], dlogits[i], kind(0)
+                        weights, row, mean = logits[i], dlogits[i], kind(0)
                         for j in range(used):
                             mean += weights[j] * row[j]
                         for j in range(used):
@@ -238,10 +218,16 @@ def _backward(
                         dposition[:] = 0
                         _add_product(dposition, by_distance, rows_of_table[start:], padded, deep, columns, 0)
                         _add_product(rows_of_dtable[start:], by_distance.T, position, columns, deep, padded, 0)
+                    head_du, head_dv = du[part, head], dv[part, head]
                     for i in range(rows):
                         for t in range(c):
                             head_du[t] += dcontent[i, t] * scale
                             head_dv[t] += dposition[i, t] * scale
-                            dq[item, group, first + i, head, t] = (dcontent[i, t] + dposition[i, t]) * scale
-            all_dkeys[item, :, head], all_dvalues[item, :, head] = head_dkeys[: k * r, :c], head_dvalues[: k * r, :c]
-        dtable[part, :, head] = rows_of_dtable[: len(table), :c]
+                            out[item, group, first + i, head, t] = (dcontent[i, t] + dposition[i, t]) * scale
+            if backward:
+                all_dkeys[item, :, head], all_dvalues[item, :, head] = (
+                    head_dkeys[: k * r, :c],
+                    head_dvalues[: k * r, :c],
+                )
+        if backward:
+            dtable[part, :, head] = rows_of_dtable[: len(table), :c]
