@@ -82,23 +82,24 @@ def _adamw(
     """One step of AdamW on one array, in place. g: the gradient; m, v: the moments. Loshchilov & Hutter 2019.
     m = β₁ m + (1 − β₁) g; v = β₂ v + (1 − β₂) g²; p = (1 − lr · decay) p − lr · m̂ / (√v̂ + ε), where m̂ and v̂ are
     m / (1 − β₁^step) and v / (1 − β₂^step)."""
-    (beta1, beta2), (rate, correction) = betas, adamw_rates(lr, betas, step)
+    beta1, beta2, rate, correction, keep, eps = adamw_numbers(lr, betas, eps, decay, step)
     m *= beta1
     m += (1 - beta1) * g
     v *= beta2
     v += (1 - beta2) * (g * g)
-    p *= 1 - lr * decay
+    p *= keep
     denominator = np.sqrt(v)
     denominator *= correction
     denominator += eps
     p -= rate * m / denominator
 
 
-def adamw_rates(lr: float, betas: tuple[float, float], step: int) -> tuple[float, float]:
-    """lr / (1 − β₁^step), and the factor that turns √v into √v̂. Raises UserError if either does not exist."""
+def adamw_numbers(lr: float, betas: tuple[float, float], eps: float, decay: float, step: int) -> tuple[float, ...]:
+    """β₁, β₂, lr / (1 − β₁^step), the factor that turns √v into √v̂, 1 − lr · decay, and ε. Raises UserError."""
     if not (step >= 1 and all(0 <= beta < 1 for beta in betas)):
         raise UserError(f"adamw_step: step must be at least 1 and betas in [0, 1), not {step!r} and {betas!r}")
-    return lr / (1 - betas[0] ** step), 1 / np.sqrt(1 - betas[1] ** step)
+    rate, correction = lr / (1 - betas[0] ** step), 1 / np.sqrt(1 - betas[1] ** step)
+    return *betas, rate, correction, 1 - lr * decay, eps
 
 
 def row_blocks(x: Array) -> list[slice]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_np.kernels import Array, rowwise
 from retro_np.kernels.jit import jit
-from retro_np.kernels.rowwise import BLOCK_ENTRIES, GELU_CUBIC, GELU_END, GELU_SLOPE, adamw_rates, row_blocks
+from retro_np.kernels.rowwise import BLOCK_ENTRIES, GELU_CUBIC, GELU_END, GELU_SLOPE, adamw_numbers, row_blocks
 from retro_np.kernels.threads import blocks, parallel_for
 
 MAX_PARTIAL_SUMS, MIN_ROWS_PER_SUM = 16, 64  # Sums over rows are taken in parts; a part's rows are summed in order.
@@ -57,14 +57,11 @@ def scatter_add(rows: Array, indices: Array, count: int) -> Array:
     return out
 
 
-def adamw_step(
-    p: Array, g: Array, m: Array, v: Array, *,
-    lr: float, betas: tuple[float, float], eps: float, decay: float, step: int,
-) -> None:  # fmt: skip
+def adamw_step(p: Array, g: Array, m: Array, v: Array, **options: Any) -> None:
     """Like retro_np.kernels.rowwise.adamw_step."""
     if not all(array.flags.c_contiguous for array in (p, g, m, v)):
-        return rowwise._adamw(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=step)
-    numbers = [p.dtype.type(number) for number in (*betas, *adamw_rates(lr, betas, step), 1 - lr * decay, eps)]
+        return rowwise._adamw(p, g, m, v, **options)
+    numbers = [p.dtype.type(number) for number in adamw_numbers(**options)]
     flat = [array.reshape(-1) for array in (p, g, m, v)]
     parallel_for(lambda block: _adamw(*(array[block] for array in flat), *numbers), blocks(p.size, 4 * BLOCK_ENTRIES))
 
