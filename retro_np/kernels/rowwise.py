@@ -53,10 +53,11 @@ def _gelu_backward(dy: Array, x: Array) -> Array:
 
 def polynomial(coefficients: tuple[Any, ...], x: Any) -> Any:
     """The polynomial with these coefficients, highest power first, at x. Numba compiles it for its loops."""
-    value = coefficients[0]
-    for k in range(1, len(coefficients)):
-        value = value * x + coefficients[k]
-    return value
+    value = coefficients[0] * x
+    for k in range(1, len(coefficients) - 1):
+        value += coefficients[k]
+        value *= x
+    return value + coefficients[-1]
 
 
 def _scatter_add(rows: Array, indices: Array, count: int) -> Array:
