@@ -34,7 +34,7 @@ from retro_np.retrieval import tokenizer as bpe
 from retro_np.retrieval.config import BuildConfig
 from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, limited
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.documents import DUPLICATE, Documents, chained, summarise, write_records
+from retro_np.retrieval.documents import DUPLICATE, chained, completed, write_records
 from retro_np.retrieval.embedders import Embedder, checked_embedder, ef_margin_of
 from retro_np.retrieval.hashing import HASHED, HashingEmbedder, load_hashing, save_hashing
 from retro_np.retrieval.splits import SplitOf, split_chooser
@@ -113,11 +113,10 @@ def _build(run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder 
     embedder = _embedder(run, out, training, tokenizer, config, user_embedder)
     stages.write_keys(run, work, tokenizer_path, [*chain(*folders.values())], embedder, config.key_dtype)
     stages.write_indexes(run, training)
-    queries = stages.all_queries(folders)
-    candidates = config.neighbours + config.extra_candidates
-    stages.write_neighbours(run, out, work, queries, candidates, ef_margin_of(embedder), config.training_neighbours)
+    manifest = _manifest(out, config, corpus, facts, tokenizer, embedder)
+    stages.write_neighbours(run, out, work, stages.all_queries(folders), manifest)
     remove_partial(out, outputs.DATABASE_FOLDERS)  # A killed worker may have left some although another did its task.
-    layout.write_manifest(out, _manifest(out, config, corpus, facts, tokenizer, embedder))
+    layout.write_manifest(out, completed(out, manifest, {}) | {"files": layout.file_facts(out)})
     remove_folder(work)
 
 
@@ -169,24 +168,22 @@ def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
 
 
 def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]:
-    splits, rows = summarise(Documents(out / layout.DOCUMENTS), facts["splits"])
-    files = layout.file_facts(out)
+    """A manifest, not yet `completed`, without the files."""
     training = [source for source in corpus.sources if source.split in ("", "train")]
     return {
         "format": layout.FORMAT,
         "generation": 0,  # the number of edits
         "chunk_size": config.chunk_size,
         "vocabulary_size": tokenizer.get_vocab_size(),
-        "tokenizer": files[layout.TOKENIZER]["sha256"],
+        "tokenizer": bpe.tokenizer_sha256(tokenizer),
         "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": int(embedder.d_key)}
         | {"margin": ef_margin_of(embedder)},
         **{name: getattr(config, name) for name in STORED_FIELDS},
         "duplicates": None if config.duplicates is None else asdict(config.duplicates),
         "corpus": facts["digest"],
         **{name: facts[name] for name in ("skipped", "skipped_names")},
-        "splits": splits,
-        "sources": [{"name": s.name, "weight": s.weight, "rows": rows.get(s.name, [])} for s in training],
-        "files": files,
+        "splits": facts["splits"],
+        "sources": [{"name": s.name, "weight": s.weight, "rows": []} for s in training],
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.files import replacing
 from retro_np.files.untrusted import has_types, parse_json
-from retro_np.retrieval.manifest import COUNTS, REBUILD, SPLITS
+from retro_np.retrieval.manifest import COUNTS, DOCUMENTS, REBUILD, SPLITS
 from retro_np.retrieval.texts import Lines
 
 RECORD: dict[str, type] = dict.fromkeys(("name", "source", "split", "sha256"), str)
@@ -73,6 +73,18 @@ def chained(paths: Iterable[Path], fields: dict[str, type] | None = None) -> Ite
 def document_runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of the rows of each document. numbers: (N,), each row's document, ≥ 0; its rows are contiguous."""
     return itertools.pairwise(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist())
+
+
+def completed(folder: Path, manifest: dict[str, Any], weights: dict[str, float | None]) -> dict[str, Any]:
+    """A manifest with the counts of the splits and the rows of the sources, from the records in a folder.
+
+    manifest: what is known of the splits and sources. weights: of further sources, and changed ones. A source that has
+    lost all its rows, or a further one without rows, is left out, because training cannot draw from it."""
+    splits, rows = summarise(chained([folder / DOCUMENTS], RECORD), manifest["splits"])
+    kept = {*rows, *(source["name"] for source in manifest["sources"] if not source["rows"])}
+    weights = {source["name"]: source["weight"] for source in manifest["sources"]} | weights
+    sources = [{"name": n, "weight": weight, "rows": rows.get(n, [])} for n, weight in weights.items() if n in kept]
+    return manifest | {"splits": splits, "sources": sources}
 
 
 def summarise(records: Iterable[dict[str, Any]], splits: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:

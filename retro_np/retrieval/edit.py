@@ -22,7 +22,7 @@ from retro_np.retrieval.config import BuildConfig
 from retro_np.retrieval.corpus import Source, check_apart, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
-from retro_np.retrieval.documents import DUPLICATE, RECORD, chained, document_runs, summarise, write_records
+from retro_np.retrieval.documents import DUPLICATE, RECORD, chained, completed, document_runs, write_records
 from retro_np.retrieval.embedders import Embedder
 from retro_np.retrieval.index import hnswlib_installed
 from retro_np.retrieval.journal import begin_edit, finish_edit
@@ -168,14 +168,8 @@ def _add(run, database, edit, facts, weights) -> None:
     queries = [stages.QueryShard(f"train/{folder.name}", folder, [*index, *added]) for folder in folders]
     known = [(f"{split}/{folder.name}", folder) for split, shards in old.items() for folder in shards]
     queries += [stages.QueryShard(name, folder, added, path / "neighbours" / name) for name, folder in known]
-    _write_neighbours(run, database, edit, queries)
+    stages.write_neighbours(run, edit, work, queries, database.manifest)
     _commit(database, edit, weights)
-
-
-def _write_neighbours(run, database, edit, queries) -> None:
-    candidates = database.manifest["neighbours"] + database.manifest["extra_candidates"]
-    work, margin = edit / layout.WORK, database.ef_margin
-    stages.write_neighbours(run, edit, work, queries, candidates, margin, database.training_neighbours)
 
 
 def _left_out(run, database, edit, facts) -> np.ndarray:
@@ -258,23 +252,16 @@ def _compact(run, database, edit, groups) -> None:
                     joined = np.concatenate([shard_array(old[i], name)[rows[i]] for i in group])
                     write_array(folder / f"{name}.npy", new_ids[joined] if name == "documents" else joined)
     stages.write_indexes(run, folders["train"])
-    _write_neighbours(run, database, edit, stages.all_queries(folders))
+    stages.write_neighbours(run, edit, edit / layout.WORK, stages.all_queries(folders), database.manifest)
     unchanged = {layout.TOKENIZER, layout.REQUEST, layout.HASHING} & database.manifest["files"].keys()
     _commit(database, edit, {}, unchanged)
 
 
 def _commit(database, edit, weights, unchanged=None) -> None:
     """Write the new manifest, which commits the edit, and move the files into place. unchanged: old files to keep."""
-    old = database.manifest
-    splits, rows = summarise(chained([edit / layout.DOCUMENTS], RECORD), old["splits"])
-    weights = {source["name"]: source["weight"] for source in old["sources"]} | weights
+    old = {name: value for name, value in database.manifest.items() if name != "sha256"}
     files = {name: old["files"][name] for name in (old["files"] if unchanged is None else unchanged)}
-    files |= layout.file_facts(edit)
-    # A source that lost all its rows, or added none, is dropped, because training cannot draw from it.
-    names = [s["name"] for s in old["sources"] if s["name"] in rows or not s["rows"]] + [*rows]
-    manifest = {key: value for key, value in old.items() if key not in ("sha256", "files")} | {
-        "generation": old["generation"] + 1, "splits": splits, "files": dict(sorted(files.items())),
-        "sources": [{"name": n, "weight": w, "rows": rows.get(n, [])} for n, w in weights.items() if n in names],
-    }  # fmt: skip
-    layout.write_manifest(edit, manifest)
+    files = dict(sorted((files | layout.file_facts(edit)).items()))
+    changes = {"generation": old["generation"] + 1, "files": files}
+    layout.write_manifest(edit, completed(edit, old | changes, weights))
     finish_edit(database.path)

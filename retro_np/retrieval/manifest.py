@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,28 +150,27 @@ def file_names(folder: Path) -> list[str]:
     return sorted(name for name in (p.relative_to(folder).as_posix() for p in paths) if name != MANIFEST)
 
 
-def file_facts(folder: Path) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of each file in a folder whose name a build gives to a file of a database."""
-    names = [name for name in file_names(folder) if name in TOP_FILES or SHARD_FILE.fullmatch(name)]
+def file_facts(folder: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of files in a folder, {} for one that is missing.
+
+    names: the files; None for all with names that a build gives to files of a database."""
+    if names is None:
+        names = [name for name in file_names(folder) if name in TOP_FILES or SHARD_FILE.fullmatch(name)]
     facts: dict[str, dict[str, Any]] = {name: {} for name in names}
 
     def measure(name):
-        facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        if os.path.isfile(folder / name):  # False for a name that is too long as well
+            facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
 
-    threads.parallel_for(measure, names)
+    threads.parallel_for(measure, facts)
     return facts
 
 
 def broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:
     """One line for each file that is missing or differs from the manifest."""
-    complaints: dict[str, str] = {}
-
-    def examine(name):
-        file, expected = path / name, manifest["files"][name]
-        if not os.path.isfile(file):  # False for a name that is too long as well
-            complaints[name] = f"{file} is missing"
-        elif file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
-            complaints[name] = f"{file} does not match the manifest (its SHA-256 differs)"
-
-    threads.parallel_for(examine, manifest["files"])
-    return [complaints[name] for name in sorted(complaints)]
+    facts, faults = file_facts(path, sorted(manifest["files"])), []
+    for name, measured in facts.items():
+        if not measured or not measured.items() <= manifest["files"][name].items():
+            fault = "does not match the manifest (its SHA-256 differs)" if measured else "is missing"
+            faults.append(f"{path / name} {fault}")
+    return faults

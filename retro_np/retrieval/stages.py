@@ -130,14 +130,14 @@ def write_indexes(run: Runner, folders: list[Path]) -> None:
     run("indexing", "chunks", tasks, parallel=True)
 
 
-def write_neighbours(
-    run: Runner, out: Path, work: Path, queries: list[QueryShard], candidates: int, ef_margin: int, training: bool
-) -> None:
+def write_neighbours(run: Runner, out: Path, work: Path, queries: list[QueryShard], manifest: dict[str, Any]) -> None:
     """Write neighbours/SPLIT/NNNNN for every query shard: search each index shard in turn and merge the lists.
 
-    Merges of SHARDS_PER_MERGE index shards limit the lists on disk. Without `training`, its shards get empty ones."""
+    Merges of SHARDS_PER_MERGE index shards limit the lists on disk. manifest: that of the database, with its settings.
+    If it is not for training, training shards get empty lists."""
+    candidates, margin = manifest["neighbours"] + manifest["extra_candidates"], manifest["embedder"]["margin"]
     for query in queries:
-        if not training and query.name.startswith("train/"):
+        if not manifest.get("training_neighbours", True) and query.name.startswith("train/"):
             for name, dtype in (("ids", np.int64), ("distances", np.float32)):
                 write_array(_result(out, query) / f"{name}.npy", np.empty((chunk_count(query.folder), 0), dtype))
     queries = [query for query in queries if not (_result(out, query) / LAST_LIST).exists()]
@@ -154,7 +154,7 @@ def write_neighbours(
         pairs.sort(key=lambda pair: pair[1].folder.name)  # shard by shard, so that each index is loaded once
         todo = [(query.folder, shard, _part(work, query, shard)) for query, shard in pairs]
         todo = [(folder, shard, part) for folder, shard, part in todo if not part.exists()]
-        tasks = [Task(shards.query_shard, (*call, candidates, ef_margin), chunk_count(call[0])) for call in todo]
+        tasks = [Task(shards.query_shard, (*call, candidates, margin), chunk_count(call[0])) for call in todo]
         n_shards = len({shard.folder for _, shard in pairs})
         run(f"neighbours in {n_shards} of {total} shards", "queries", tasks)
         merges = []
