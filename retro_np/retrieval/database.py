@@ -125,7 +125,7 @@ class Database:
         return self._tokens.starts[:-1].tolist()
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What determines the meaning of ids: the manifest's and the tokenizer's hashes, and the fraction, if any."""
         identity = {"database": self.manifest["sha256"], "tokenizer": self.manifest["tokenizer"]}
         return identity | {"part": self.part} if self.part else identity
@@ -227,10 +227,15 @@ class Database:
     def _without_rows(self, rows: np.ndarray) -> "Database":
         """The same database, in which no search finds these training rows."""
         part = Database.__new__(Database)  # `copy` would go through a pickle, and open and hash every file again.
-        part.__dict__ |= {name: value for name, value in vars(self).items() if name not in ("_shards", "deleted_rows")}
+        part._share(self)
         part._deleted = np.union1d(self._deleted, rows)
         part._tokens = self._sharded("train", "tokens", part._deleted)
         return part
+
+    def _share(self, database: "Database") -> None:
+        """Take over what another database knows, except what depends on the rows that are found."""
+        own = ("_shards", "deleted_rows")
+        self.__dict__ |= {name: value for name, value in vars(database).items() if name not in own}
 
     @property
     def held_out_splits(self) -> list[str]:

@@ -1,23 +1,24 @@
 """Swap the database at evaluation: retrieve from another database, several, or a fraction of one (paper §4.1)."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.kernels import threads
-from retro_np.kernels.search import merge_lists
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database, Split
-from retro_np.retrieval.embedders import Embedder
 from retro_np.retrieval.index import QUERIES_PER_BLOCK
+from retro_np.retrieval.neighbours import Shard
+from retro_np.retrieval.sharded import Sharded
 
 
-class DatabaseUnion:
+class DatabaseUnion(Database):
     """Several databases, searched as one. Chunk ids and document numbers continue from one database to the next.
 
     Raises UserError for none, for one given twice, and if chunk sizes, tokenizers or embedders differ."""
@@ -33,68 +34,41 @@ class DatabaseUnion:
             if not _same_keys(first, other):
                 fault = f"the keys of {first.path} and {other.path} were made by different embedders"
                 raise UserError(f"{fault}: build one of them with --like {first.path}")
+        self._share(first)  # The others have the same chunk size, tokenizer and embedder.
         self.databases: list[Database] = databases
-        self.path: str = " + ".join(str(database.path) for database in databases)
-        self.manifest: dict[str, Any] = first.manifest  # the others have the same chunk size, tokenizer and embedder
-        self.identity: dict[str, Any] = {"union": [database.identity for database in databases]}
-        self.chunk_size: int = first.chunk_size
-        self.vocabulary_size: int = first.vocabulary_size
-        self.d_key: int = first.d_key
-        self.tokenizer: Tokenizer = first.tokenizer
-        self.text: Callable[..., str] = first.text
-        self.embed_chunks: Callable[..., np.ndarray] = first.embed_chunks
-        self._first_chunk = np.cumsum([0, *(database.n_chunks for database in databases)])
-        self._first_document = np.cumsum([0, *(len(database.documents) for database in databases)])
-        self.n_chunks: int = int(self._first_chunk[-1])
+        self.training_neighbours = False
+        self.path: Path = Path(" + ".join(str(database.path) for database in databases))
+        chunks = list(itertools.accumulate((database.n_chunks for database in databases), initial=0))
+        documents = itertools.accumulate((len(database.documents) for database in databases), initial=0)
+        numbers = [part + start for d, start in zip(databases, documents, strict=False) for part in d._documents.parts]
+        self._documents = Sharded(numbers)
+        self._deleted = np.concatenate([d._deleted + start for d, start in zip(databases, chunks, strict=False)])
+        self._tokens = Sharded([part for database in databases for part in database._tokens.parts], self._deleted)
 
-    search: Callable[..., tuple[np.ndarray, np.ndarray]] = Database.search  # calls search_keys below
-    _checked_ids: Callable[..., np.ndarray] = Database._checked_ids
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DatabaseUnion, (self.databases,)
 
     @property
-    def embedder(self) -> Embedder:
-        """The embedder that made all keys."""
-        return self.databases[0].embedder
+    def identity(self) -> dict[str, Any]:
+        """The identities of all databases."""
+        return {"union": [database.identity for database in self.databases]}
 
     @property
-    def documents(self) -> list[dict[str, Any]]:
+    def documents(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """The records of all documents."""
         return list(itertools.chain.from_iterable(database.documents for database in self.databases))
-
-    def search_keys(self, keys: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """See `Database.search_keys`."""
-        lists = []
-        for database, first in zip(self.databases, self._first_chunk, strict=False):
-            ids, distances = database.search_keys(keys, k, exact)
-            lists.append((np.where(ids >= 0, ids + first, -1), distances))
-        return merge_lists(lists, k)
-
-    def value(self, ids: Any) -> np.ndarray:
-        """See `Database.value`."""
-        return self._gathered(ids, Database.value, np.zeros((*np.shape(ids), 2 * self.chunk_size), np.int64))
-
-    def document_of(self, ids: Any) -> np.ndarray:
-        """See `Database.document_of`."""
-        return self._gathered(ids, Database.document_of, np.full(np.shape(ids), -1), self._first_document)
-
-    def removed(self, ids: Any) -> np.ndarray:
-        """See `Database.removed`."""
-        return self._gathered(ids, Database.removed, np.zeros(np.shape(ids), bool))
 
     def without(self, sha256s: set[str]) -> "DatabaseUnion":
         """See `Database.without`."""
         return DatabaseUnion([database.without(sha256s) for database in self.databases])
 
-    def _gathered(
-        self, ids: Any, read: Callable[..., np.ndarray], out: np.ndarray, offsets: Iterable[int] = itertools.repeat(0)
-    ) -> np.ndarray:
-        """Fill `out` with what `read` returns for each id in its own database, plus that database's offset."""
-        ids = self._checked_ids(ids)
-        owner = np.searchsorted(self._first_chunk, ids, side="right") - 1
-        for number, (database, offset) in enumerate(zip(self.databases, offsets, strict=False)):
-            selected = (owner == number) & (ids >= 0)
-            if selected.any():
-                out[selected] = read(database, ids[selected] - self._first_chunk[number]) + offset
-        return out
+    @cached_property
+    def _shards(self) -> list[Shard]:
+        return list(itertools.chain.from_iterable(database._shards for database in self.databases))
+
+    def _check_unedited(self) -> None:
+        for database in self.databases:
+            database._check_unedited()
 
 
 @dataclass(frozen=True)
@@ -102,7 +76,7 @@ class Retrieval:
     """A split, and the database to which the ids of its neighbours belong."""
 
     split: Split
-    database: Database | DatabaseUnion
+    database: Database
 
     @classmethod
     def own(cls, database: Database, split_name: str) -> "Retrieval":
@@ -111,7 +85,7 @@ class Retrieval:
 
 
 def retrieve_from(
-    database: Database, source: Database | DatabaseUnion, candidates: int | None = None, split: str | Split = "valid",
+    database: Database, source: Database, candidates: int | None = None, split: str | Split = "valid",
     sha256s: Collection[str] = (),
 ) -> Retrieval:  # fmt: skip
     """Held-out chunks of a database, with neighbours from another database, a fraction of one, or a union.
@@ -137,7 +111,7 @@ def retrieve_from(
     return Retrieval(replace(split, neighbours=ids, distances=distances), source)
 
 
-def check_values_fit(database: Database, source: Database | DatabaseUnion) -> None:
+def check_values_fit(database: Database, source: Database) -> None:
     """Raise UserError unless a model of one can read the values of the other: same chunk size, same tokenizer."""
     for name in ("chunk_size", "tokenizer"):
         if database.manifest[name] != source.manifest[name]:
