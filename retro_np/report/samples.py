@@ -12,7 +12,7 @@ from retro_np.generation import generate
 from retro_np.progress import one_line, visible
 from retro_np.report.shown import BACKGROUNDS, FOREGROUNDS, MAX_SHOWN_RUN_TOKENS, Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.sources import LONE_SURROGATE
+from retro_np.retrieval.rows import LONE_SURROGATE
 from retro_np.retrieval.tokenizer import END_OF_TEXT, encode
 from retro_np.sequences import check_fit
 from retro_np.tree import Tree

@@ -21,6 +21,7 @@ from retro_np.retrieval.sources import LOCATION_FORMS, STDLIB, Document, Entry, 
 
 SPEC_NAME = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
 SPEC_WEIGHT = re.compile(r"(.*):([+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf))", re.DOTALL | re.I)
+SLICE = "slice "  # before a name, so that the hashes of a slice differ from those of `held_out`
 STRAYS = "links that lead to no file inside it"
 
 
@@ -184,11 +185,7 @@ def limited(corpus: Corpus, limit_bytes: int | None) -> Corpus:
     of held-out documents. Memory: 9 bytes per document of the whole corpus, and about 30 while the slice is chosen."""
     if limit_bytes is None:
         return corpus
-    hashes, sizes = array("d"), array("q")
-    for entry in corpus.entries(_ignore):
-        hashes.append(_slice_order(entry.name))
-        sizes.append(entry.size)
-    order = np.argsort(np.asarray(hashes), kind="stable")
+    hashes, sizes, order = order_of_hashes(corpus, SLICE)
     chosen, bytes_left, smallest = np.zeros(len(order), bool), limit_bytes, min(sizes, default=0)
     for number in order:
         if sizes[number] <= bytes_left:
@@ -201,15 +198,20 @@ def limited(corpus: Corpus, limit_bytes: int | None) -> Corpus:
     return replace(corpus, entries=partial(_chosen, corpus, hashes, chosen))
 
 
-def _slice_order(name: str) -> float:
-    return hash_fraction("slice " + name)
+def order_of_hashes(corpus: Corpus, prefix: str = "") -> tuple[array, array, np.ndarray]:
+    """The hash of each document's name with a prefix, each document's size, and the order of the hashes."""
+    hashes, sizes = array("d"), array("q")
+    for entry in corpus.entries(_ignore):
+        hashes.append(hash_fraction(prefix + entry.name))
+        sizes.append(entry.size)
+    return hashes, sizes, np.argsort(np.asarray(hashes), kind="stable")
 
 
 def _chosen(corpus: Corpus, hashes: array, chosen: np.ndarray, on_skip: OnSkip) -> Iterator[Entry]:
     number = -1
     for number, entry in enumerate(corpus.entries(on_skip)):
         # `chosen` goes by position, so a document that was added or deleted meanwhile would shift it.
-        if number >= len(hashes) or hashes[number] != _slice_order(entry.name):
+        if number >= len(hashes) or hashes[number] != hash_fraction(SLICE + entry.name):
             raise UserError(f"the corpus changed at {entry.name} while it was read: run the same command again")
         if chosen[number]:
             yield entry

@@ -8,11 +8,12 @@ that may reach the threshold are compared exactly, so that no document is droppe
 
 import functools
 import hashlib
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -133,17 +134,25 @@ def _gram_hashes(text, words):
     return gram_hashes(np.frombuffer(word_bytes(text), np.uint8), words)
 
 
-def signatures(texts: Sequence[str], config: DedupConfig) -> np.ndarray:
+def signatures(texts: Iterable[str], config: DedupConfig) -> np.ndarray:
     """MinHash signatures of texts, (N, hashes) uint32. Every entry is 0xFFFFFFFF for a text without words."""
-    factors, parts, batch, size = multipliers(config.hashes), [np.empty((0, config.hashes), np.uint32)], [], 0
-    for number, text in enumerate(texts):
-        batch.append(word_bytes(text))
-        size += len(batch[-1])
-        if size >= BATCH_BYTES or number == len(texts) - 1:
-            offsets = np.cumsum([0, *map(len, batch)])
-            parts.append(minhash(np.frombuffer(b"".join(batch), np.uint8), offsets, config.words, factors))
-            batch, size = [], 0
+    factors, parts = multipliers(config.hashes), []
+    for batch in grouped(map(word_bytes, texts), len, BATCH_BYTES):
+        offsets = np.cumsum([0, *map(len, batch)])
+        parts.append(minhash(np.frombuffer(b"".join(batch), np.uint8), offsets, config.words, factors))
     return np.concatenate(parts)
+
+
+def grouped(items: Iterable[Any], size_of: Callable[[Any], int], limit: int) -> Iterator[list[Any]]:
+    """Consecutive items in lists. Each list ends where its items' sizes reach the limit; the last may be empty."""
+    group, size = [], 0
+    for item in items:
+        group.append(item)
+        size += size_of(item)
+        if size >= limit:
+            yield group
+            group, size = [], 0
+    yield group
 
 
 def jaccard(text_a: str, text_b: str, words: int = 13) -> float:
@@ -169,6 +178,13 @@ def band_index(held_signatures: np.ndarray, config: DedupConfig) -> BandIndex:
     starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(unique)))])
     keys = np.take_along_axis(keys, order, axis=1)
     return BandIndex(unique, keys, order, rows[np.argsort(group, kind="stable")], starts)
+
+
+def index_of_held(
+    parts: Sequence[np.ndarray], counts: Sequence[int], config: DedupConfig, exact: bool
+) -> BandIndex | GramIndex:
+    """The index of held-out shards: `parts` of signatures, or if `exact` of postings. counts: the documents of each."""
+    return GramIndex(parts, counts) if exact else band_index(np.concatenate(parts), config)
 
 
 def candidates(
@@ -212,18 +228,25 @@ def find_duplicates(
     texts: that of the held-out document with the best estimate among those that reach the threshold."""
     if isinstance(held_index, GramIndex):
         return _all_duplicates(texts, held_index, held_text, config)
-    text_signatures, duplicates = signatures(texts, config), []
+    text_signatures, duplicates = signatures(texts, config), list[Duplicate]()
     held_sets = _held_sets(held_index, held_text, config.words)
     i, j, estimates = candidates(text_signatures, held_index, config)
-    for row in np.unique(i).tolist():
-        pairs = slice(*np.searchsorted(i, [row, row + 1]).tolist())
-        text_grams = grams([texts[row]], config.words)[0]
-        match = _first_match(text_grams, j[pairs], estimates[pairs], held_sets, config.threshold)
-        if match is None and pairs.stop - pairs.start == FIRST_CANDIDATES:  # there may be further candidates
+
+    def pairs(row):
+        yield from zip(j[i == row].tolist(), estimates[i == row].tolist(), strict=True)
+        if np.count_nonzero(i == row) == FIRST_CANDIDATES:  # there may be further candidates
             _, rows, shares = candidates(text_signatures[row : row + 1], held_index, config, len(held_index.signatures))
-            match = _first_match(text_grams, rows, shares, held_sets, config.threshold)
-        if match is not None:
-            duplicates.append(Duplicate(row, *match))
+            yield from zip(rows.tolist(), shares.tolist(), strict=True)
+
+    for row in np.unique(i).tolist():
+        text_grams = grams([texts[row]], config.words)[0]
+        matches = (
+            Duplicate(row, held, estimate, exact)
+            for candidate, estimate in pairs(row)
+            for held, held_grams in held_sets(candidate)
+            if (exact := _similarity(text_grams, held_grams)) >= config.threshold
+        )
+        duplicates += itertools.islice(matches, 1)
     return duplicates
 
 
@@ -239,16 +262,6 @@ def _all_duplicates(texts, held_index, held_text, config):
             best = int(np.argmax(estimates))
             duplicates.append(Duplicate(number, held[best], float(estimates[best]), exact[best]))
     return duplicates
-
-
-def _first_match(text_grams, held_rows, estimates, held_sets, threshold):
-    """(held-out row, estimate, exact similarity) of the first candidate that reaches the threshold, or None."""
-    for candidate, estimate in zip(held_rows.tolist(), estimates.tolist(), strict=True):
-        for row, held_grams in held_sets(candidate):
-            exact = _similarity(text_grams, held_grams)
-            if exact >= threshold:
-                return row, estimate, exact
-    return None
 
 
 def postings(texts: Iterable[str], words: int = 13) -> tuple[np.ndarray, np.ndarray]:

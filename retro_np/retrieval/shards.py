@@ -16,15 +16,7 @@ from retro_np.files import remove_folder, replacing, write_array
 from retro_np.files.untrusted import mapped
 from retro_np.kernels import threads
 from retro_np.kernels.search import merge_lists
-from retro_np.retrieval.deduplicate import (
-    BandIndex,
-    DedupConfig,
-    GramIndex,
-    band_index,
-    find_duplicates,
-    postings,
-    signatures,
-)
+from retro_np.retrieval.deduplicate import DedupConfig, find_duplicates, grouped, index_of_held, postings, signatures
 from retro_np.retrieval.documents import write_records
 from retro_np.retrieval.embedders import Embedder, TokenEmbedder, embed_chunks
 from retro_np.retrieval.hashing import BUCKETS, count_features
@@ -81,14 +73,7 @@ def tokenise_shard(
 
 
 def _text_blocks(path):
-    block, size = [], 0
-    for text in read_texts(path):
-        block.append(text)
-        size += len(text.text)
-        if size >= CHARACTERS_PER_BLOCK:
-            yield block
-            block, size = [], 0
-    yield block
+    return grouped(read_texts(path), lambda text: len(text.text), CHARACTERS_PER_BLOCK)
 
 
 def count_shard(shard: Path, out: Path, advance: Advance = silent) -> None:
@@ -208,16 +193,13 @@ def sign_shard(texts: Path, out: Path, config: DedupConfig, exact: bool, advance
     """Write MinHash signatures of a text shard, (documents, hashes) uint32, or, if `exact`, its `postings`.
 
     Progress is in documents."""
-    if exact:
-        entered, first = postings((text.text for text in read_texts(texts)), config.words)
-        write_array(out, entered)
-        advance(len(first))
-        return
-    parts = [np.empty((0, config.hashes), np.uint32)]
-    for block in _text_blocks(texts):
-        parts.append(signatures([text.text for text in block], config))
-        advance(len(block))
-    write_array(out, np.concatenate(parts))
+
+    def read():
+        for text in read_texts(texts):
+            yield text.text
+            advance(1)
+
+    write_array(out, postings(read(), config.words)[0] if exact else signatures(read(), config))
 
 
 def compare_shard(
@@ -232,11 +214,8 @@ def compare_shard(
         shard = int(np.searchsorted(ends, row, side="right")) - 1
         return parse_text(readers[shard][row - ends[shard]], str(held[shard]))
 
-    index: GramIndex | BandIndex
-    if exact:
-        index = GramIndex([mapped(path, np.uint64, (2, None)) for path in signed], [len(reader) for reader in readers])
-    else:
-        index = band_index(np.concatenate([mapped(path, np.uint32, (None, config.hashes)) for path in signed]), config)
+    dtype, shape = (np.uint64, (2, None)) if exact else (np.uint32, (None, config.hashes))
+    index = index_of_held([mapped(path, dtype, shape) for path in signed], list(map(len, readers)), config, exact)
     for block in _text_blocks(texts):
         for match in find_duplicates([text.text for text in block], index, lambda row: held_out(row).text, config):
             text, other = block[match.row], held_out(match.held)

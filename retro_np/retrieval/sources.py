@@ -19,16 +19,7 @@ from typing import NamedTuple
 from retro_np.errors import UserError
 from retro_np.progress import say
 from retro_np.retrieval import rows as readers
-from retro_np.retrieval.rows import (
-    LONE_SURROGATE,
-    NO_FIELD,
-    SPLIT_NAMES,
-    Fields,
-    Row,
-    listed,
-    split_of,
-    without_surrogates,
-)
+from retro_np.retrieval.rows import NO_FIELD, SPLIT_NAMES, Fields, Row, listed, split_of, without_surrogates
 
 STDLIB = "stdlib"
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
@@ -132,7 +123,7 @@ class RowReader:
         try:
             size = len(text.encode())
         except UnicodeEncodeError:
-            text, surrogates = LONE_SURROGATE.subn("\ufffd", text)
+            text, surrogates = readers.LONE_SURROGATE.subn("\ufffd", text)
             replaced, size = replaced + surrogates, len(text.encode())
         name = without_surrogates(str(name if given is None else given))
         return Entry(name, size, partial(Document, name, text, self.source, replaced, split), split)

@@ -2,7 +2,6 @@
 
 valid is for tuning and test for reporting. Neither of them is trained on, and neither can be retrieved."""
 
-from array import array
 from collections.abc import Callable
 from itertools import count
 
@@ -11,7 +10,7 @@ import numpy as np
 from retro_np.errors import UserError
 from retro_np.files import hash_fraction
 from retro_np.retrieval.config import BuildConfig
-from retro_np.retrieval.corpus import Corpus, _ignore, held_out
+from retro_np.retrieval.corpus import Corpus, _ignore, held_out, order_of_hashes
 from retro_np.retrieval.manifest import SPLITS
 from retro_np.retrieval.sources import Document, Entry
 
@@ -54,13 +53,9 @@ def boundaries(corpus: Corpus, share: float) -> tuple[Place, Place]:
     are exact to within one document. A document has the bytes of its file, or of its text if it is a row. At least one
     document is valid, and one is for training; if only one is held out, it is valid. Raises UserError for a corpus of
     one document. Memory: 16 bytes per document, and about 40 while the ends are computed."""
-    hashes, sizes = array("d"), array("q")
-    for entry in corpus.entries(_ignore):
-        hashes.append(hash_fraction(entry.name))
-        sizes.append(entry.size)
+    hashes, sizes, order = order_of_hashes(corpus)
     if len(sizes) < 2:
         raise UserError("a corpus of one document cannot be split: give more documents, or --held-out 0")
-    order = np.argsort(np.asarray(hashes), kind="stable")
     ends = np.cumsum(np.asarray(sizes)[order])  # the bytes of the first 1, 2, … documents
     held = 1 + int(np.abs(ends[:-1] - share * ends[-1]).argmin())
     valid = 1 + int(np.abs(ends[: max(1, held - 1)] - share * ends[-1] / 2).argmin())
