@@ -249,7 +249,7 @@ def quantised():
 LIMITS = {
     "files": (f"{costs.OPEN_FILES:,} open files per process, systemd's hard limit", "shards",
               "larger shards, or map a shard only when it is searched"),
-    "lists": ("10 TB of temporary neighbour lists", "chunks", "merge after fewer shards"),
+    "lists": ("10 TB of temporary neighbour lists", "chunks", "store fewer candidates"),
     "search": ("10 ms for one query of all shards, on one core", "shards", "larger shards, or search them in parallel"),
     "memory": ("256 GB of memory for the graphs", "chunks", "distribute shards over machines, then IVF-PQ"),
     "opening": ("10 minutes of SHA-256 when a database is opened", "bytes",

@@ -10,11 +10,10 @@ from report import results
 
 from retro_np.retrieval.build import BuildConfig
 from retro_np.retrieval.index import EF_MARGIN
-from retro_np.retrieval.neighbours import NEIGHBOUR
-from retro_np.retrieval.stages import SHARDS_PER_MERGE
 
 SIZES = (10**9, 10**12, 1_750 * 10**9)  # tokens
 MINILM = 384  # width of MiniLM's keys
+NEIGHBOUR_BYTES = 8 + 4  # an entry of a list of neighbours: an id and a distance
 ID_BYTES = 8  # bytes of a document's number, an offset or a chunk's id
 CORES = 2  # cores per worker
 MACHINE_BYTES = 256 * 10**9  # memory of a search machine
@@ -69,7 +68,7 @@ def node_memory(width=MINILM):
 
 def list_bytes():
     """Bytes of a chunk's list of neighbours, including extra_candidates."""
-    return (BuildConfig.neighbours + BuildConfig.extra_candidates) * NEIGHBOUR.itemsize
+    return (BuildConfig.neighbours + BuildConfig.extra_candidates) * NEIGHBOUR_BYTES
 
 
 def document_bytes():
@@ -168,10 +167,8 @@ def build_seconds(tokens, shard, keys):
 
 
 def temporary_list_bytes(tokens, shard=BuildConfig.shard_bytes):
-    """Bytes in work/ of the lists of one group of shards, and of the merged lists before and after the group."""
-    shards = shards_of(tokens, shard)
-    lists = shards if shards <= SHARDS_PER_MERGE else SHARDS_PER_MERGE + 2
-    return chunks_of(tokens) * lists * list_bytes()
+    """Bytes of the lists before and after the search of a shard, which are there at once."""
+    return chunks_of(tokens) * min(2, shards_of(tokens, shard)) * list_bytes()
 
 
 def scan_seconds(size):
@@ -222,7 +219,7 @@ def limits():
     task = results("scale")["task_seconds"] or 0.001
     return {
         "files": OPEN_FILES / open_files * shard_tokens,
-        "lists": tokens_in(10e12, (SHARDS_PER_MERGE + 2) * list_bytes()),
+        "lists": tokens_in(10e12, 2 * list_bytes()),
         "search": 0.010 / query_seconds(keys_per_shard()) * shard_tokens,
         "memory": tokens_in(MACHINE_BYTES, node_memory()),
         "opening": tokens_in(600 * rate, database_bytes()),

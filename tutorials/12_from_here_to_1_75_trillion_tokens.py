@@ -46,8 +46,8 @@ from retro_np.kernels.search import exact_search, listed_distances, merge_lists
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.index import ExactIndex, build_hnsw
-from retro_np.retrieval.neighbours import NEIGHBOUR
 
+NEIGHBOUR = np.dtype([("id", np.int64), ("distance", np.float32)])  # an entry of a list of neighbours
 threads.use_threads(1)  # all times below are one core's
 
 # %% [markdown]

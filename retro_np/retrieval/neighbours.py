@@ -12,7 +12,6 @@ from retro_np.kernels.search import exact_search, merge_lists
 from retro_np.retrieval.index import EF_MARGIN, INDEX, ExactIndex, Index, load_hnsw
 from retro_np.retrieval.sharded import is_in
 
-NEIGHBOUR = np.dtype([("id", "<i8"), ("distance", "<f4")])  # an entry of a list that one stage writes for another
 NONE_DELETED = np.empty(0, np.int64)
 MIN_GRAPH_SHARE = 0.25  # If no more than this share of the keys is allowed, exact search is faster than the graph.
 MAX_SLICES = 8  # Up to this many runs of rows are searched in the memory map; more are gathered first.

@@ -21,7 +21,7 @@ from retro_np.retrieval.documents import write_records
 from retro_np.retrieval.embedders import Embedder, TokenEmbedder, embed_chunks
 from retro_np.retrieval.hashing import BUCKETS, count_features
 from retro_np.retrieval.index import INDEX, QUERIES_PER_BLOCK, build_hnsw, hnswlib_installed
-from retro_np.retrieval.neighbours import NEIGHBOUR, Shard, search_shard
+from retro_np.retrieval.neighbours import Shard, search_shard
 from retro_np.retrieval.sharded import is_in, shard_array
 from retro_np.retrieval.texts import Lines, parse_text, read_texts
 from retro_np.retrieval.tokenizer import END_OF_TEXT, encode_batch, load_tokenizer
@@ -133,39 +133,26 @@ def index_shard(shard: Path, advance: Advance = silent) -> None:
 
 
 def query_shard(
-    query: Path, shard: IndexShard, out: Path, candidates: int, ef_margin: int, advance: Advance = silent
-) -> None:
-    """For each chunk of the shard `query`, write its nearest keys in `shard`: (N, candidates) NEIGHBOUR.
+    query: Path, shard: IndexShard, out: Path, known: Path | None, candidates: int, ef_margin: int,
+    advance: Advance = silent,
+) -> None:  # fmt: skip
+    """For each chunk of the shard `query`, write its nearest keys in `shard` to ids.npy and distances.npy in `out`.
 
-    Chunks of the query's own document, which is in no other shard, are left out. ef_margin: see `HnswIndex`."""
+    Chunks of the query's own document, which is in no other shard, are left out. known: a folder with lists of other
+    index shards, which are merged with the new ones. ef_margin: see `HnswIndex`."""
     keys = shard_array(query, "keys")
     documents = shard_array(query, "documents", len(keys)) if query == shard.folder else None
+    others = None if known is None else [shard_array(known, name, len(keys)) for name in ("ids", "distances")]
     opened = cached_shard(shard.folder, ef_margin, *_identity(shard.folder / "keys.npy"))
-    entries = np.empty((len(keys), candidates), NEIGHBOUR)
+    ids, distances = np.empty((len(keys), candidates), np.int64), np.empty((len(keys), candidates), np.float32)
     for block in threads.blocks(len(keys), QUERIES_PER_BLOCK):
         queries = np.asarray(keys[block], np.float32)
         own = None if documents is None else documents[block]
-        rows, distances = search_shard(opened, queries, candidates, own=own, deleted=shard.deleted)
-        entries["id"][block], entries["distance"][block] = np.where(rows >= 0, rows + shard.first_id, -1), distances
+        rows, measured = search_shard(opened, queries, candidates, own=own, deleted=shard.deleted)
+        lists = [(np.where(rows >= 0, rows + shard.first_id, -1), measured)]
+        lists += [] if others is None else [(others[0][block], others[1][block])]
+        ids[block], distances[block] = merge_lists(lists, candidates)
         advance(len(queries))
-    write_array(out, entries)
-
-
-def merge_shard(
-    parts: list[Path], out: Path, candidates: int, known: Path | None = None, advance: Advance = silent
-) -> None:
-    """Merge the lists that several index shards gave for a query shard into ids.npy and distances.npy in `out`.
-
-    known: a folder with the ids.npy and distances.npy of other index shards, which are merged too."""
-    opened = (mapped(part, NEIGHBOUR, (None, candidates)) for part in parts)
-    lists = [(part["id"], part["distance"]) for part in opened]
-    if known is not None:
-        lists.append((shard_array(known, "ids"), shard_array(known, "distances")))
-    ids = np.empty((len(lists[0][0]), candidates), np.int64)
-    distances = np.empty(ids.shape, np.float32)
-    for rows in threads.blocks(len(ids), QUERIES_PER_BLOCK):
-        ids[rows], distances[rows] = merge_lists([(i[rows], distance[rows]) for i, distance in lists], candidates)
-        advance(len(ids[rows]))
     write_array(out / "ids.npy", ids)
     write_array(out / "distances.npy", distances)
 

@@ -20,7 +20,6 @@ from retro_np.retrieval.shards import IndexShard, Numbering
 from retro_np.retrieval.workers import Runner, Task
 
 LAST_LIST = "distances.npy"  # written after ids.npy
-SHARDS_PER_MERGE = 16  # Lists of neighbours are merged each time this many index shards have been searched.
 
 
 class QueryShard(NamedTuple):
@@ -131,55 +130,34 @@ def write_indexes(run: Runner, folders: list[Path]) -> None:
 
 
 def write_neighbours(run: Runner, out: Path, work: Path, queries: list[QueryShard], manifest: dict[str, Any]) -> None:
-    """Write neighbours/SPLIT/NNNNN for every query shard: search each index shard in turn and merge the lists.
+    """Write neighbours/SPLIT/NNNNN for every query shard. Each index shard is searched, and its lists are merged with
+    those of the index shards before it.
 
-    Merges of SHARDS_PER_MERGE index shards limit the lists on disk. manifest: that of the database, with its settings.
-    If it is not for training, training shards get empty lists."""
+    The index shards of a query shard are the last ones of any longer list, so that each index is loaded once. manifest:
+    that of the database, with its settings. If it is not for training, training shards get empty lists."""
     candidates, margin = manifest["neighbours"] + manifest["extra_candidates"], manifest["embedder"]["margin"]
+
+    def lists(query, left):
+        """The folder of the lists while so many index shards are left to search."""
+        if left == len(query.shards):
+            return query.known
+        return work / "neighbours" / query.name / shard_name(left) if left else out / "neighbours" / query.name
+
+    left = {}
     for query in queries:
         if not manifest.get("training_neighbours", True) and query.name.startswith("train/"):
             for name, dtype in (("ids", np.int64), ("distances", np.float32)):
-                write_array(_result(out, query) / f"{name}.npy", np.empty((chunk_count(query.folder), 0), dtype))
-    queries = [query for query in queries if not (_result(out, query) / LAST_LIST).exists()]
-    total = max((len(query.shards) for query in queries), default=0)
-
-    def is_merged(query, start):  # A later group counts too: after its merge, this group's lists are deleted.
-        groups = range(start, total, SHARDS_PER_MERGE)
-        return any((_merged(out, work, query, later) / LAST_LIST).exists() for later in groups)
-
-    for start in range(0, total, SHARDS_PER_MERGE):
-        group = [(query, query.shards[start : start + SHARDS_PER_MERGE]) for query in queries]
-        group = [(query, index) for query, index in group if index and not is_merged(query, start)]
-        pairs = [(query, shard) for query, index in group for shard in index]
-        pairs.sort(key=lambda pair: pair[1].folder.name)  # shard by shard, so that each index is loaded once
-        todo = [(query.folder, shard, _part(work, query, shard)) for query, shard in pairs]
-        todo = [(folder, shard, part) for folder, shard, part in todo if not part.exists()]
-        tasks = [Task(shards.query_shard, (*call, candidates, margin), chunk_count(call[0])) for call in todo]
-        n_shards = len({shard.folder for _, shard in pairs})
-        run(f"neighbours in {n_shards} of {total} shards", "queries", tasks)
-        merges = []
-        for query, index in group:
-            known = _merged(out, work, query, start - SHARDS_PER_MERGE) if start else query.known
-            parts, merged = [_part(work, query, shard) for shard in index], _merged(out, work, query, start)
-            merges.append(Task(shards.merge_shard, (parts, merged, candidates, known), chunk_count(query.folder)))
-        run("merging", "chunks", merges)
-        for query, shard in pairs:
-            _part(work, query, shard).unlink(missing_ok=True)
-        for query, _ in group if start else ():
-            remove_folder(_merged(out, work, query, start - SHARDS_PER_MERGE))
+                write_array(lists(query, 0) / f"{name}.npy", np.empty((chunk_count(query.folder), 0), dtype))
+        size = len(query.shards)
+        left[query.name] = next((n for n in range(size) if (lists(query, n) / LAST_LIST).exists()), size)
+    total = max(left.values(), default=0)
+    for number in reversed(range(total)):
+        todo = [query for query in queries if number < left[query.name]]
+        calls = [(q.folder, q.shards[-1 - number], lists(q, number), lists(q, number + 1)) for q in todo]
+        tasks = [Task(shards.query_shard, (*call, candidates, margin), chunk_count(call[0])) for call in calls]
+        run(f"neighbours in {total - number} of {total} shards", "queries", tasks)
+        for query in todo:
+            if number + 1 < len(query.shards):
+                remove_folder(lists(query, number + 1))
     shards.cached_shard.cache_clear()  # frees the last index
     remove_folder(work / "neighbours")
-
-
-def _result(out, query):
-    return out / "neighbours" / query.name
-
-
-def _merged(out, work, query, start):
-    """The folder of the lists merged up to the group of index shards that begins at `start`; at the end, the result."""
-    is_last = start + SHARDS_PER_MERGE >= len(query.shards)
-    return _result(out, query) if is_last else work / "neighbours" / query.name / f"merged{start:05d}"
-
-
-def _part(work, query, shard):
-    return work / "neighbours" / query.name / f"{shard.folder.name}.npy"

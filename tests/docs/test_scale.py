@@ -60,9 +60,9 @@ def test_a_query_searches_every_shard_and_the_time_for_all_neighbours_grows_with
     assert costs.shards_of(1000) == 1
 
 
-def test_temporary_lists_grow_with_the_number_of_shards_until_lists_are_merged():
+def test_of_any_number_of_shards_there_are_two_temporary_lists():
     assert costs.temporary_list_bytes(64, shard=10**9) == 384  # one chunk, one shard: a list of 32 × 12 bytes
-    assert costs.temporary_list_bytes(10**12) == 15_625_000_000 * 18 * 384  # 16 lists, and the merged one twice
+    assert costs.temporary_list_bytes(10**12) == 15_625_000_000 * 2 * 384  # before and after a shard is searched
 
 
 def test_a_stage_takes_the_inverse_of_its_measured_rate_per_chunk():

@@ -18,7 +18,7 @@ from support import SMALL, CountingEmbedder, Interrupter, all_bytes, write_corpu
 
 from retro_np import files
 from retro_np.errors import UserError
-from retro_np.retrieval import index, shards, stages, texts
+from retro_np.retrieval import index, shards, texts
 from retro_np.retrieval.build import build_database
 
 SCRIPT = """
@@ -72,7 +72,6 @@ def test_a_build_interrupted_before_or_after_any_change_to_its_folder_ends_in_th
 ):
     """Interrupt at every rename and every removal, with KeyboardInterrupt, which Ctrl-C raises."""
     monkeypatch.setattr(shards, "CHUNKS_PER_SAVE", 128)
-    monkeypatch.setattr(stages, "SHARDS_PER_MERGE", 1)
     monkeypatch.setattr(os, "fsync", lambda file: None)  # Flushing is slow, and only matters if the machine crashes.
     corpus = write_corpus(tmp_path / "docs", documents=4, seed=4)
     config, interrupter = replace(SMALL, shard_bytes=1500), Interrupter(monkeypatch)  # two shards

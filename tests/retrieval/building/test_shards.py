@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import SMALL, all_bytes, write_corpus
+from support import SMALL, write_corpus
 
 from retro_np.kernels.search import exact_search, listed_distances, merge_lists
-from retro_np.retrieval import index, stages, texts, tokenizer
+from retro_np.retrieval import index, texts, tokenizer
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import find_corpus
 from retro_np.retrieval.database import Database
@@ -147,15 +147,17 @@ def test_shards_have_about_the_requested_size(tmp_path, embedder):
     assert sum(sizes.values()) == database.manifest["splits"]["train"]["bytes"]
 
 
-def test_merging_lists_in_groups_gives_the_bytes_of_a_single_merge(tmp_path, embedder, monkeypatch):
+def test_merging_the_lists_of_many_shards_gives_those_of_a_single_shard(tmp_path, embedder):
     corpus = write_corpus(tmp_path / "docs", documents=40)
-    config = replace(SMALL, shard_bytes=2500)
-    build_database(corpus, tmp_path / "once", config, embedder)
-    for group in (1, 3):
-        monkeypatch.setattr(stages, "SHARDS_PER_MERGE", group)
-        database = build_database(corpus, tmp_path / f"by {group}", config, embedder)
-        assert len(database.folders("shards")) > 7
-        assert all_bytes(tmp_path / f"by {group}") == all_bytes(tmp_path / "once")
+    many, one = (
+        build_database(corpus, tmp_path / str(size), replace(SMALL, shard_bytes=size), embedder)
+        for size in (2500, 10**9)
+    )
+    assert len(many.folders("shards")) > 7
+    assert len(one.folders("shards")) == 1
+    for split in ("train", "valid"):
+        for name in ("neighbours", "distances"):
+            assert np.array_equal(getattr(many.split(split), name)[:], getattr(one.split(split), name)[:])
 
 
 def test_shards_are_sorted_by_number_and_the_limit_of_open_files_is_raised(tmp_path, corpus, embedder):
