@@ -96,14 +96,14 @@ def _build(run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder 
     work, tokenizer_path = out / layout.WORK, out / layout.TOKENIZER
     changed = f"{out} was started with another corpus (its documents have changed): give another folder"
     facts = write_texts(corpus, work, split_of, config.shard_bytes, changed)
-    splits = facts["splits"]
-    tokenizer = _tokenizer(tokenizer_path, work, splits["train"], config)
-    left_out = _left_out(run, out, work, splits, config)
-    folders = stages.write_tokens(run, out, work, tokenizer_path, splits, config.chunk_size, 0, (0, left_out))
+    splits, texts = facts["splits"], stages.text_files(work, facts["splits"])
+    tokenizer = _tokenizer(tokenizer_path, texts["train"], splits["train"], config)
+    left_out = _left_out(run, out, work, texts, config)
+    folders = stages.write_tokens(run, out, tokenizer_path, texts, config.chunk_size, 0, (0, left_out))
     training = folders["train"]
     if not (out / layout.DOCUMENTS).exists():
-        record_files = ([stages.record_file(work, s, n) for n in range(f["shards"])] for s, f in splits.items())
-        write_records(out / layout.DOCUMENTS, heapq.merge(*map(chained, record_files), key=lambda record: record["id"]))
+        records = [chained(map(stages.record_file, paths)) for paths in texts.values()]
+        write_records(out / layout.DOCUMENTS, heapq.merge(*records, key=lambda record: record["id"]))
     reasons = {"train": "training document resembles a held-out one", "valid": "document of valid is in test as well"}
     for split, reason in reasons.items():
         if splits[split]["documents"] and not any(map(stages.chunk_count, folders[split])):
@@ -120,14 +120,14 @@ def _build(run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder 
     remove_folder(work)
 
 
-def _tokenizer(path: Path, work: Path, training: dict, config: BuildConfig):
+def _tokenizer(path: Path, files: list[Path], training: dict, config: BuildConfig):
     """Load the tokenizer, or train it. The trainer keeps all distinct words in memory, so a large corpus is sampled."""
     if config.tokenizer is not None and not path.exists():
         bpe.save_tokenizer(bpe.load_tokenizer(config.tokenizer), path)
     elif not path.exists():
         share = config.tokenizer_bytes / max(1, training["bytes"])
         with progress_bar("training the tokenizer", training["documents"], unit="documents") as advance:
-            texts = _sample(stages.text_files(work, "train", training), share, advance)
+            texts = _sample(files, share, advance)
             bpe.save_tokenizer(bpe.train_tokenizer(texts, config.vocabulary_size), path)
     return bpe.load_tokenizer(path)
 
@@ -142,13 +142,13 @@ def _sample(files, share, advance):
             advance()
 
 
-def _left_out(run, out, work, splits, config) -> np.ndarray:
+def _left_out(run, out, work, texts, config) -> np.ndarray:
     """The numbers of the documents that resemble one which is held out from them. duplicates.jsonl lists them.
 
     These are training documents, and documents of valid that have the grams of one of test."""
     path, config = out / layout.DUPLICATES, config.duplicates
     if not path.exists():
-        train, valid, *test = (stages.text_files(work, split, splits[split]) for split in splits)
+        train, valid, *test = texts.values()
         duplicates = stages.write_duplicates(run, work, train, [*chain(*test), *valid], config)
         if test and config is not None:
             duplicates += stages.write_duplicates(run, work, valid, test[0], replace(config, threshold=1.0))

@@ -186,13 +186,11 @@ def limited(corpus: Corpus, limit_bytes: int | None) -> Corpus:
     if limit_bytes is None:
         return corpus
     hashes, sizes, order = order_of_hashes(corpus, SLICE)
-    chosen, bytes_left, smallest = np.zeros(len(order), bool), limit_bytes, min(sizes, default=0)
+    chosen, bytes_left = np.zeros(len(order), bool), limit_bytes
     for number in order:
         if sizes[number] <= bytes_left:
             chosen[number] = True
             bytes_left -= sizes[number]
-        if bytes_left < smallest:
-            break
     if not chosen.any():
         chosen[order[:1]] = True
     return replace(corpus, entries=partial(_chosen, corpus, hashes, chosen))

@@ -61,7 +61,7 @@ class Database:
         self.manifest: dict[str, Any] = manifest
         self.part: str = ""  # describes the fraction of the documents; empty for the whole database
         self._told = False  # whether `split_name` has said that there is no test part
-        self._embedder, self._embedder_given, self._index_kind = embedder, embedder, index
+        self._embedder, self._index_kind = embedder, index
         self.chunk_size: int = manifest["chunk_size"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.d_key: int = manifest["embedder"]["d_key"]
@@ -107,7 +107,7 @@ class Database:
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle holds the path; a worker process opens the database there. An edit in the meantime is an error."""
         facts = self.manifest["sha256"], self.part, self._deleted
-        return _reopened, (Path(os.path.abspath(self.path)), self._embedder_given, self._index_kind, *facts)
+        return _reopened, (Path(os.path.abspath(self.path)), self._embedder, self._index_kind, *facts)
 
     @property
     def n_chunks(self) -> int:
@@ -133,11 +133,12 @@ class Database:
     @cached_property
     def embedder(self) -> Embedder:
         """The embedder that made the keys (see `open`). Raises UserError if only a different one is available."""
-        if self._embedder is None:
-            is_hashed = layout.HASHING in self.manifest["files"]
-            self._embedder = load_hashing(self.path / layout.HASHING, self.tokenizer) if is_hashed else load_bert()
-            self.check_embedder(self._embedder)
-        return self._embedder
+        if self._embedder is not None:
+            return self._embedder
+        is_hashed = layout.HASHING in self.manifest["files"]
+        embedder = load_hashing(self.path / layout.HASHING, self.tokenizer) if is_hashed else load_bert()
+        self.check_embedder(embedder)
+        return embedder
 
     def check_embedder(self, embedder: Embedder) -> None:
         """Raise UserError unless this embedder made the keys."""

@@ -53,7 +53,7 @@ def add_documents(
         facts = _new_texts(database, corpus, edit / layout.WORK)
         if facts["splits"]["train"]["documents"]:
             with workers(dask) as run:
-                _add(run, database, edit, facts["splits"]["train"], weights)
+                _add(run, database, edit, {"train": facts["splits"]["train"]}, weights)
         else:
             remove_folder(edit)
             say(f"{path}: nothing was added; every document is already there or was skipped before")
@@ -151,14 +151,14 @@ def _fingerprint(name: str, sha256: str) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps([name, sha256]).encode()).digest()[:8], "big")
 
 
-def _add(run, database, edit, facts, weights) -> None:
+def _add(run, database, edit, splits, weights) -> None:
     work, path, tokenizer = edit / layout.WORK, database.path, database.path / layout.TOKENIZER
-    left_out = _left_out(run, database, edit, facts)
+    texts = stages.text_files(work, splits)
+    left_out = _left_out(run, database, edit, texts["train"])
     old = {split: database.folders(layout.SPLITS[split]) for split in database.manifest["splits"]}
     numbering, m = (len(database.documents), left_out), database.chunk_size
-    written = stages.write_tokens(run, edit, work, tokenizer, {"train": facts}, m, len(old["train"]), numbering)
-    folders = written["train"]
-    records = [stages.record_file(work, "train", number) for number in range(facts["shards"])]
+    folders = stages.write_tokens(run, edit, tokenizer, texts, m, len(old["train"]), numbering)["train"]
+    records = map(stages.record_file, texts["train"])
     if not (edit / layout.DOCUMENTS).exists():
         write_records(edit / layout.DOCUMENTS, chained([path / layout.DOCUMENTS, *records], RECORD))
     stages.write_keys(run, work, tokenizer, folders, database.embedder, database.manifest["key_dtype"])
@@ -172,10 +172,10 @@ def _add(run, database, edit, facts, weights) -> None:
     _commit(database, edit, weights)
 
 
-def _left_out(run, database, edit, facts) -> np.ndarray:
+def _left_out(run, database, edit, training) -> np.ndarray:
     """The numbers of new documents that nearly duplicate a held-out one. They are added to duplicates.jsonl."""
     work, config = edit / layout.WORK, database.manifest["duplicates"]
-    training, held_path = stages.text_files(work, "train", facts), work / "held" / f"{layout.shard_name(0)}.jsonl"
+    held_path = work / "held" / f"{layout.shard_name(0)}.jsonl"
     if config is not None and not held_path.exists():
         write_records(held_path, _held_texts(database))
     config = None if config is None else DedupConfig(**config)
@@ -210,26 +210,21 @@ def _numbers(database, documents) -> list[int]:
     return numbers
 
 
-def _groups(database, split) -> list[list[int]]:
-    """Numbers of a split's shards, grouped in order so that each group fits into one shard."""
+def _groups(database, split) -> list[list[tuple[Path, np.ndarray]]]:
+    """The shards of a split and their rows that are not removed, grouped in order so that each group fits one shard."""
     chunks, size = (sum(s[name] for s in database.manifest["splits"].values()) for name in ("chunks", "bytes"))
     max_chunks = database.manifest["shard_bytes"] * max(1, chunks) // max(1, size)
-    groups: list[list[int]] = [[]]
-    total = 0
-    for number, rows in enumerate(_remaining_rows(database, split)):
+    groups: list[list[tuple[Path, np.ndarray]]] = [[]]
+    total, stored = 0, database.split(split)
+    bounds = itertools.pairwise(stored.documents.starts)
+    for folder, (start, stop) in zip(database.folders(layout.SPLITS[split]), bounds, strict=True):
+        rows = np.setdiff1d(np.arange(start, stop), stored.removed) - start
         if total and len(rows) and total + len(rows) > max_chunks:
             groups.append([])
             total = 0
-        groups[-1].append(number)
+        groups[-1].append((folder, rows))
         total += len(rows)
     return groups
-
-
-def _remaining_rows(database, split) -> list[np.ndarray]:
-    """For each shard of a split, its rows that are not removed, numbered within the shard."""
-    stored = database.split(split)
-    bounds = itertools.pairwise(stored.documents.starts)
-    return [np.setdiff1d(np.arange(start, stop), stored.removed) - start for start, stop in bounds]
 
 
 def _compact(run, database, edit, groups) -> None:
@@ -243,13 +238,12 @@ def _compact(run, database, edit, groups) -> None:
     folders: dict[str, list[Path]] = {split: [] for split in groups}
     for split in groups:
         write_array(edit / layout.tombstones_of(split), np.empty(0, np.int64))
-        rows, old = _remaining_rows(database, split), database.folders(layout.SPLITS[split])
         for number, group in enumerate(groups[split]):
             folder = edit / layout.SPLITS[split] / layout.shard_name(number)
             folders[split].append(folder)
             for name in ("documents", "keys", "tokens"):
                 if not (folder / f"{name}.npy").exists():
-                    joined = np.concatenate([shard_array(old[i], name)[rows[i]] for i in group])
+                    joined = np.concatenate([shard_array(shard, name)[rows] for shard, rows in group])
                     write_array(folder / f"{name}.npy", new_ids[joined] if name == "documents" else joined)
     stages.write_indexes(run, folders["train"])
     stages.write_neighbours(run, edit, edit / layout.WORK, stages.all_queries(folders), database.manifest)

@@ -147,7 +147,7 @@ def parquet_rows(path: str, name: str, fields: Fields) -> Iterator[Row]:
             columns = fields.columns(file.schema_arrow.names, place)
             yield from file.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False)
 
-    return _rows(_records(tables()), place, name, fields, DAMAGED_ROWS)
+    return rows_of(_records(tables()), place, name, fields, DAMAGED_ROWS)
 
 
 def saved_rows(folder: str, name: str, fields: Fields) -> Iterator[tuple[str, Iterator[Row]]]:
@@ -161,7 +161,7 @@ def saved_rows(folder: str, name: str, fields: Fields) -> Iterator[tuple[str, It
     for split, rows in saved.items() if isinstance(saved, dict) else [("", saved)]:
         rows = rows.select_columns(fields.columns(rows.column_names, place)).with_format("arrow")
         label = f"{name}/{split}" if split else name
-        yield split, _rows(_records(rows.iter(ROWS_PER_BATCH)), place, label, fields, DAMAGED_ROWS)
+        yield split, rows_of(_records(rows.iter(ROWS_PER_BATCH)), place, label, fields, DAMAGED_ROWS)
 
 
 def _records(tables: Iterable[Any]) -> Iterator[dict]:
@@ -186,12 +186,10 @@ def hub_dataset(location: str, fields: Fields) -> Any:
     return dataset if columns is None else dataset.select_columns(fields.columns(columns, location))
 
 
-def hub_rows(location: str, dataset: Any, name: str, fields: Fields) -> Iterator[Row]:
-    """The rows of an opened dataset, in order. A document without a name is called name:row, from 0."""
-    return _rows(dataset, location, name, fields, CHECK_NAME)
+def rows_of(records: Iterable[dict], place: str, name: str, fields: Fields, advice: str) -> Iterator[Row]:
+    """The rows of a dataset, in order. A document without a name is called name:row, from 0.
 
-
-def _rows(records: Iterable[dict], place: str, name: str, fields: Fields, advice: str) -> Iterator[Row]:
+    place, advice: the beginning and the end of the UserError for any error while rows are read."""
     number = -1
     with _explained(place, advice, lambda: f" after row {number}" if number >= 0 else ""):
         for number, record in enumerate(records):

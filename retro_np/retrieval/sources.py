@@ -92,10 +92,6 @@ class RowReader:
             raise UserError(f"{fault}: leave the file out, as with --exclude, or leave out --split-field")
         return Entry(name, size, partial(file_document, path, name, self.source))
 
-    def parquet(self, path: str, name: str) -> Iterator[Entry]:
-        """The documents of a parquet file."""
-        return self.entries(readers.parquet_rows(path, name, self.fields))
-
     def saved(self, folder: str, name: str) -> Iterator[Entry]:
         """The documents of a folder that `save_to_disk` wrote. Its splits are ours, unless a field was named."""
         for split, rows in readers.saved_rows(folder, name, self.fields):
@@ -147,14 +143,15 @@ def opener(
     if location.startswith("hub:"):
         dataset = readers.hub_dataset(location, reader().fields)  # opened once: every pass reads the same revision
         label = default_name(location)
-        return lambda on_skip: reader().entries(readers.hub_rows(location, dataset, label, reader().fields))
+        rows = partial(readers.rows_of, dataset, location, label, reader().fields, readers.CHECK_NAME)
+        return lambda on_skip: reader().entries(rows())
     if os.path.isdir(location):
         return lambda on_skip: folder_files(location, reader(), on_skip, takes, enters, leave_out)
     if not os.path.isfile(location):
         raise UserError(f"no corpus at {location}: give {LOCATION_FORMS}")
     kind, base = kind_of(location), without_surrogates(os.path.basename(location))
     if kind == "parquet":
-        return lambda on_skip: reader().parquet(location, base)
+        return lambda on_skip: reader().entries(readers.parquet_rows(location, base, reader().fields))
     if kind in PACKED.values() or location.endswith((".jsonl", *(f".jsonl{suffix}" for suffix in PACKED))):
         packing = kind if kind in PACKED.values() else PACKED.get(os.path.splitext(location)[1], "")
         return lambda on_skip: reader().entries(readers.json_rows(location, packing))
@@ -192,7 +189,7 @@ def folder_files(
             size = _size_of(path, os.fsdecode(real), left_out)
             kind = None if size is None else kind_of(path)
             if kind == "parquet":
-                yield from reader.parquet(path, name)
+                yield from reader.entries(readers.parquet_rows(path, name, reader.fields))
             elif size is None or kind != "text":
                 on_skip(name)
             else:

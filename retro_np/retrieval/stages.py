@@ -48,29 +48,35 @@ def chunk_count(folder: Path) -> int:
     return len(shard_array(folder, "tokens"))
 
 
+def text_files(work: Path, splits: dict[str, Any]) -> dict[str, list[Path]]:
+    """The text shards of each split. splits: the "splits" that `write_texts` returned."""
+    files = {split: map(shard_name, range(facts["shards"])) for split, facts in splits.items()}
+    return {split: [work / "texts" / split / f"{name}.jsonl" for name in names] for split, names in files.items()}
+
+
+def record_file(texts: Path) -> Path:
+    """The temporary file with the records of a text shard's documents."""
+    return texts.parents[2] / "documents" / texts.parent.name / texts.name
+
+
 def write_tokens(
-    run: Runner, out: Path, work: Path, tokenizer: Path, splits: dict[str, Any], m: int, first_shard: int,
+    run: Runner, out: Path, tokenizer: Path, texts: dict[str, list[Path]], m: int, first_shard: int,
     numbering: Numbering,
 ) -> dict[str, list[Path]]:  # fmt: skip
-    """Tokenise the text shards in `work`. Returns the folders of each split's new shards.
+    """Tokenise the text shards of each split. Returns the folders of each split's new shards.
 
-    splits: the "splits" that `write_texts` returned. first_shard: the number of the first training shard."""
+    first_shard: the number of the first training shard."""
     tasks = []
-    folders: dict[str, list[Path]] = {split: [] for split in splits}
-    for split, facts in splits.items():
-        for number, texts in enumerate(text_files(work, split, facts)):
-            folder = out / SPLITS[split] / shard_name(number + (first_shard if split == "train" else 0))
+    folders: dict[str, list[Path]] = {split: [] for split in texts}
+    for split, paths in texts.items():
+        for number, path in enumerate(paths, first_shard if split == "train" else 0):
+            folder = out / SPLITS[split] / shard_name(number)
             folders[split].append(folder)
             if not (folder / "tokens.npy").exists():
-                arguments = (texts, folder, record_file(work, split, number), tokenizer, m, numbering)
-                tasks.append(Task(shards.tokenise_shard, arguments, _lines(texts)))
+                arguments = (path, folder, record_file(path), tokenizer, m, numbering)
+                tasks.append(Task(shards.tokenise_shard, arguments, _lines(path)))
     run("tokenising", "documents", tasks)
     return folders
-
-
-def record_file(work: Path, split: str, number: int) -> Path:
-    """The temporary file with the records of a text shard's documents."""
-    return work / "documents" / split / f"{shard_name(number)}.jsonl"
 
 
 def write_duplicates(
@@ -93,11 +99,6 @@ def _missing(function, steps, inputs, outputs, *arguments):
     """A task for each input whose output does not exist. steps: a function of an input."""
     pairs = zip(inputs, outputs, strict=True)
     return [Task(function, (path, out, *arguments), steps(path)) for path, out in pairs if not out.exists()]
-
-
-def text_files(work: Path, split: str, facts: dict[str, Any]) -> list[Path]:
-    """The text shards of a split. facts: what `write_texts` returned for that split."""
-    return [work / "texts" / split / f"{shard_name(number)}.jsonl" for number in range(facts["shards"])]
 
 
 def _lines(path):
