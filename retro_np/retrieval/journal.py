@@ -68,9 +68,8 @@ def finish_edit(path: Path) -> None:
 
 def begin_edit(path: Path, request: dict[str, Any]) -> Path:
     """The folder where an edit writes its files: a new one, or that of the same edit if it was interrupted.
-    The caller holds the database's lock. Raises UserError if another edit was interrupted."""
+    The caller holds the lock and has called `finish_edit`. Raises UserError if another edit was interrupted."""
     edit = path / EDIT
-    finish_edit(path)
     request = json.loads(json.dumps(request | {"base": read_manifest(path)["sha256"]}))
     if (edit / EDIT_REQUEST).exists():
         if (stored := _stored_request(edit)) != request:

@@ -25,7 +25,7 @@ def split_chooser(corpus: Corpus, config: BuildConfig) -> SplitOf:
     held_out, for valid alone. Raises UserError for a share where documents carry a split, and for a part that would be
     empty; the function raises it if some documents carry a split and others do not."""
     has_splits, positions = bool(next(corpus.entries(_ignore)).split), count()
-    ends: tuple[Place, ...] = ()
+    ends: tuple[Place, Place] = (config.held_out, 0), (config.held_out, 0)
     if has_splits:
         _check_parts(corpus, config)
     elif config.held_out_bytes is not None:
@@ -39,9 +39,7 @@ def split_chooser(corpus: Corpus, config: BuildConfig) -> SplitOf:
         if has_splits:
             return document.split
         place = hash_fraction(document.name), next(positions)
-        if ends:
-            return "valid" if place < ends[0] else "test" if place < ends[1] else "train"
-        return "valid" if held_out(document.name, config.held_out) else "train"
+        return "valid" if place < ends[0] else "test" if place < ends[1] else "train"
 
     return split_of
 

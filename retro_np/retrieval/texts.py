@@ -53,7 +53,7 @@ def write_texts(
         if has_changed(corpus, facts["digest"]):
             raise UserError(changed)
         return facts
-    facts = {"documents": 0, "skipped": 0, "skipped_names": [], "splits": {}}
+    facts = {"skipped": 0, "skipped_names": [], "splits": {}}
 
     def on_skip(name: str) -> None:
         facts["skipped"] += 1
@@ -66,7 +66,6 @@ def write_texts(
         for document in corpus.documents(on_skip):
             text = document.text.encode()
             _digest(digest, document, text)
-            facts["documents"] += 1
             split = split_of(document)
             if split is not None:
                 number = sum(writer.documents for writer in shards.values())
