@@ -13,6 +13,7 @@ from retro_np.errors import UserError
 from retro_np.kernels import threads
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database, Split
+from retro_np.retrieval.embedders import Embedder
 from retro_np.retrieval.index import QUERIES_PER_BLOCK
 from retro_np.retrieval.neighbours import Shard
 from retro_np.retrieval.sharded import Sharded
@@ -52,6 +53,11 @@ class DatabaseUnion(Database):
     def identity(self) -> dict[str, Any]:
         """The identities of all databases."""
         return {"union": [database.identity for database in self.databases]}
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder that made all keys."""
+        return self.databases[0].embedder
 
     @property
     def documents(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -158,3 +158,14 @@ def test_a_union_is_searched_by_text_like_a_database(database, other, embedder):
     expected = union.search_keys(embedder.embed(["class value return"]), 5)
     assert np.array_equal(ids, expected[0])
     assert np.array_equal(distances, expected[1])
+
+
+def test_a_union_is_searched_with_the_embedder_that_its_databases_contain(corpus, tmp_path):
+    one = build_database(corpus, tmp_path / "one", SMALL, "hashing")
+    remove_documents(shutil.copytree(one.path, tmp_path / "two"), [0])
+    databases = [Database.open(tmp_path / name) for name in ("one", "two")]
+    ids, distances = DatabaseUnion(databases).search("class value return", 4)
+    expected = Database.open(tmp_path / "one").search("class value return", 2)[1]
+    assert np.array_equal(distances[::2], expected)
+    assert np.array_equal(distances[1::2], expected)
+    assert len(set(ids.tolist())) == 4
