@@ -63,6 +63,11 @@ class ScoredTokens:
         nats, n_bytes = (np.bincount(chunks, values, len(documents)) for values in (self.nats, n_bytes))
         return Losses(nats, n_bytes, documents, np.bincount(chunks, minlength=len(documents)))
 
+    def by_token(self, database: Database, split: Split) -> Losses:
+        """The losses with a row for each token instead of each chunk, (N,)."""
+        documents = np.asarray(split.documents)[self.positions // database.chunk_size]
+        return Losses(self.nats, token_byte_lengths(database.tokenizer)[self.tokens], documents)
+
 
 def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
     """Compression rate of a text under a model: nats / (ln 2 · bytes). Paper eq. 5.

@@ -16,7 +16,6 @@ from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.deduplicate import nearest_similarity
 from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.join import Retrieval
-from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.sequences import sequence_neighbours
 
 LEAKAGE_EDGES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)  # of r(C): a bin includes its upper edge, the first one also 0
@@ -42,9 +41,7 @@ def breakdown(
     if similarity is not None:
         by_similarity = np.searchsorted(SIMILARITY_EDGES[1:-1], similarity[chunks], side="right")
         kinds["similarity"] = _ranges(SIMILARITY_EDGES), by_similarity
-    n_bytes = token_byte_lengths(database.tokenizer)[of.tokens]
-    documents = np.asarray(retrieval.split.documents)[chunks]
-    one, other = (Losses(tokens.nats, n_bytes, documents) for tokens in (of, against))
+    one, other = (tokens.by_token(database, retrieval.split) for tokens in (of, against))
     return {
         kind: [name | part_of(one, other, numbers == i) for i, name in enumerate(names)]
         for kind, (names, numbers) in kinds.items()
@@ -67,11 +64,9 @@ def part_of(of: Losses, against: Losses, rows: np.ndarray) -> dict[str, Any]:
 
 def stated(difference: Difference | None) -> dict[str, Any]:
     """A difference as results.json holds it: difference_percent, interval_percent, documents, and a note if any."""
-    if difference is None:
-        return {"difference_percent": None, "interval_percent": None, "documents": 0}
-    interval = difference.interval_percent and list(difference.interval_percent)
-    facts = {"difference_percent": difference.difference_percent, "interval_percent": interval}
-    return facts | {"documents": difference.documents} | ({"note": difference.note} if difference.note else {})
+    nothing = {"difference_percent": None, "interval_percent": None, "documents": 0}
+    facts = nothing if difference is None else vars(difference)
+    return {name: list(fact) if isinstance(fact, tuple) else fact for name, fact in facts.items() if fact != ""}
 
 
 def match_kinds(retrieval: Retrieval, windows: tuple[np.ndarray, np.ndarray], k: int, limit: int | None) -> np.ndarray:
@@ -84,12 +79,10 @@ def match_kinds(retrieval: Retrieval, windows: tuple[np.ndarray, np.ndarray], k:
         neighbours = sequence_neighbours(retrieval.database, retrieval.split, window, k)
         batch, n_chunks, _, r = neighbours.shape
         lengths, copied = longest_matches(tokens, neighbours)
-        read = np.zeros((batch, n_chunks * r // 2), np.int64)  # the targets that are predicted from neighbours
         first = r // 2 - 1  # The last token of a chunk is the first that reads the chunk's neighbours.
-        read[:, : read.shape[1] - first] = targets[:, first:]
-        there = (read.reshape(batch, n_chunks, -1, 1) == neighbours.reshape(batch, n_chunks, 1, -1)).any(axis=-1)
-        retrieved = np.zeros(targets.shape, bool)
-        retrieved[:, first:] = there.reshape(batch, -1)[:, : read.shape[1] - first]
+        read = np.roll(targets, -first, axis=1).reshape(batch, n_chunks, -1, 1)
+        there = (read == neighbours.reshape(batch, n_chunks, 1, -1)).any(axis=-1)
+        retrieved = np.roll(there.reshape(batch, -1), first, axis=1) & (np.arange(targets.shape[1]) >= first)
         behind = (lengths > 0) & (copied == targets)
         return np.zeros(targets.shape), np.where(behind, 0, np.where(retrieved, 1, 2))
 

@@ -17,7 +17,6 @@ from retro_np.evaluation.own_text import HASH_DIGITS, OwnText
 from retro_np.files import outputs, remove_partial, replacing, write_json
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
-from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.tree import Tree
 
 OFF, ON, SHUFFLED, PLAIN = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of others", "without retrieval"
@@ -123,9 +122,9 @@ def evaluate(
         rows |= {f"{name}/nats": loss.nats, f"{name}/document_nats": nats}
     (out / TOKEN_LOSSES).unlink(missing_ok=True)  # of an earlier evaluation
     if token_losses:
-        positions, tokens = scored[first].positions, scored[first].tokens
-        columns = {"positions": positions, "tokens": tokens, "bytes": token_byte_lengths(database.tokenizer)[tokens]}
-        columns["documents"] = losses[first].documents[positions // database.chunk_size]
+        columns = {name: getattr(scored[first], name) for name in ("positions", "tokens")}
+        by_token = scored[first].by_token(database, retrieval.split)
+        columns |= {"bytes": by_token.bytes, "documents": by_token.documents}
         _save(out / TOKEN_LOSSES, columns | {f"{name}/nats": part.nats for name, part in scored.items()})
     _save(out / "losses.npz", rows)
     write_json(out / "results.json", results)

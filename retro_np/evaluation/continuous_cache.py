@@ -6,7 +6,7 @@ p_cache(w) ∝ Σ exp(θ h·h_i), summed over the positions that were followed b
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import ScoredTokens
-from retro_np.evaluation.knn_lm import Tuned, tuned
+from retro_np.evaluation.knn_lm import Tuned, knn_probability, tuned
 from retro_np.kernels import Array, ignore_underflow
 from retro_np.retrieval.documents import document_runs
 
@@ -27,21 +27,16 @@ def continuous_cache(scored: ScoredTokens, hidden: Array, documents: Array, wind
     return tuned(scored, documents, probability, 3.0 ** np.arange(-7, 1))
 
 
-@ignore_underflow
 def cache_probability(hidden: Array, tokens: Array, documents: Array, theta: float, window: int = CACHE_SIZE) -> Array:
     """p_cache of each token: (N,) float64, NaN at the first token of a document, where the cache is empty.
 
     hidden: (N, d); tokens: (N,), the token that follows each hidden state; documents: (N,), ascending."""
     out = np.full(len(tokens), np.nan)
     for begin, end in document_runs(documents):
-        for start in range(begin, end, CACHE_BLOCK):
+        for start in range(begin + 1, end, CACHE_BLOCK):
             stop, oldest = min(start + CACHE_BLOCK, end), max(begin, start - window)
-            distance = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
-            similarity = theta * (hidden[start:stop] @ hidden[oldest:stop].T)
-            scores = np.where((distance > 0) & (distance <= window), similarity, -np.inf)
-            peak = scores.max(axis=1, keepdims=True)
-            weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0))
-            hits = np.where(tokens[start:stop, None] == tokens[oldest:stop], weights, 0)
-            total = weights.sum(axis=1, dtype=np.float64)
-            np.divide(hits.sum(axis=1, dtype=np.float64), total, out=out[start:stop], where=total > 0)
+            age = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
+            similarity = hidden[start:stop] @ hidden[oldest:stop].T
+            distances = np.where((age > 0) & (age <= window), -similarity, np.inf)
+            out[start:stop] = knn_probability(distances, tokens[start:stop, None] == tokens[oldest:stop], theta)
     return out

@@ -15,7 +15,6 @@ from retro_np.kernels.substring import extend_runs
 from retro_np.nn.model import retro
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
-from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.sequences import evaluation_windows, sequence_chunks, sequence_neighbours
 from retro_np.tree import Tree
 
@@ -40,12 +39,10 @@ def copy_bound(
         return nats_of(retro(params, config, tokens, None)[0], targets), *longest_matches(tokens, neighbours)
 
     scored, (match, copied) = scored_tokens(split, windows, predict, "copy bound", limit)
-    documents, hit = split.documents[scored.positions // config.chunk_size], copied == scored.tokens
-    half = np.unique(documents, return_inverse=True)[1] % 2
-    n_bytes = token_byte_lengths(database.tokenizer)[scored.tokens]
-    bpb = bits_per_byte(scored.nats, n_bytes)
+    losses, hit = scored.by_token(database, split), copied == scored.tokens
+    half, bpb = np.unique(losses.documents, return_inverse=True)[1] % 2, losses.bits_per_byte()
     copying = [_nats_with_copying(scored, hit, lengths, half) for lengths in (np.minimum(match, 1), match)]
-    gain, gain_by_length = (1 - bits_per_byte(nats, n_bytes) / bpb for nats in copying)
+    gain, gain_by_length = (1 - bits_per_byte(nats, losses.bytes) / bpb for nats in copying)
     counts = np.bincount(match, minlength=MAX_MATCH_TOKENS + 1)
     right = np.bincount(match, hit, MAX_MATCH_TOKENS + 1) / np.maximum(counts, 1)
     by_length = {"positions": (counts / len(match)).tolist(), "right": right.tolist()}

@@ -15,6 +15,7 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens, nats_of, scored_tokens
 from retro_np.kernels import Array, ignore_underflow
 from retro_np.kernels.search import exact_search
+from retro_np.kernels.threads import blocks
 from retro_np.nn.model import hidden_states, readout
 from retro_np.nn.operators import linear
 from retro_np.progress import progress_bar
@@ -43,8 +44,9 @@ def knn_lm(scored: ScoredTokens, hidden: Array, documents: Array, keys: Array, v
 def knn_probability(distances: Array, hits: Array, alpha: float) -> Array:
     """p_kNN of the true tokens, (N,): the softmax of −α d, summed over the hits.
 
-    distances: (N, k), ascending, inf where a key is missing; hits: (N, k) bool, if a key's token is the true one."""
-    weights = np.exp(-alpha * (distances - distances[:, :1]).astype(np.float64))
+    distances: (N, k), inf where a key is missing, but not in a whole row; hits: (N, k) bool, if a key's token is the
+    true one."""
+    weights = np.exp(-alpha * (distances - distances.min(axis=1, keepdims=True)).astype(np.float64))
     return (weights * hits).sum(axis=1) / weights.sum(axis=1)
 
 
@@ -54,10 +56,9 @@ def nearest_keys(hidden: Array, keys: Array, k: int = KNN_NEIGHBOURS) -> tuple[A
         raise UserError("the datastore is empty: kNN-LM needs training tokens to search")
     ids, distances = np.empty((len(hidden), k), np.int64), np.empty((len(hidden), k), hidden.dtype)
     with progress_bar(f"searching {len(keys):,} keys", len(hidden), unit="tokens") as advance:
-        for start in range(0, len(hidden), TOKENS_PER_SEARCH):
-            rows = slice(start, start + TOKENS_PER_SEARCH)
+        for rows in blocks(len(hidden), TOKENS_PER_SEARCH):
             ids[rows], distances[rows] = exact_search(hidden[rows], keys, k)
-            advance(len(ids[rows]))
+            advance(rows.stop - rows.start)
     return ids, distances
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from retro_np.evaluation.bits_per_byte import Losses, bits_per_byte
 from retro_np.kernels.substring import longest_common_substring
+from retro_np.kernels.threads import blocks
 from retro_np.progress import progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
@@ -29,8 +30,7 @@ def chunk_leakage(
     tokens, neighbours = retrieval.split.tokens[:limit], retrieval.split.neighbours
     ratios = np.zeros(len(tokens))
     with progress_bar("longest common substrings", len(tokens)) as advance:
-        for start in range(0, len(tokens), CHUNKS_PER_BATCH):
-            rows = slice(start, min(start + CHUNKS_PER_BATCH, len(tokens)))
+        for rows in blocks(len(tokens), CHUNKS_PER_BATCH):
             values = retrieval.database.value(neighbours[rows][:, :LEAKAGE_NEIGHBOURS])
             ratios[rows] = longest_common_substring(tokens[rows], values) / tokens.shape[1]
             advance(rows.stop - rows.start)

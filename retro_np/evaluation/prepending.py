@@ -3,6 +3,8 @@
 The neighbours of the previous chunk precede the text, the nearest one last. Nothing is trained. Each chunk needs its
 own forward pass, because its neighbours differ from those of other chunks."""
 
+import itertools
+
 import numpy as np
 
 from retro_np.config import RetroConfig
@@ -45,29 +47,18 @@ def prepended_nats(
 
     tokens, targets: (B, n); neighbours: (B, l, k, 2m). The neighbours of chunk u are read where CCA reads them: by
     chunk u's last token and by all but the last token of the next chunk. length: how many tokens the model may read."""
-    prompts = sorted(_prompts(tokens, targets, neighbours, config.chunk_size, length), key=lambda row: len(row[0]))
-    nats, batch_size = np.zeros(tokens.shape), 16
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        padded = np.zeros((len(batch), len(batch[-1][0])), np.int64)  # padding follows the text, so no token sees it
-        for row, (text, _, _) in enumerate(batch):
-            padded[row, : len(text)] = text
-        hidden = hidden_states(params, config, padded, None)
-        scored = [hidden[row, len(text) - len(t) : len(text)] for row, (text, _, t) in enumerate(batch)]
-        b, t = (np.concatenate([np.broadcast_to(prompt[i], prompt[2].shape) for prompt in batch]) for i in (1, 2))
-        nats[b, t] = nats_of(np.concatenate(scored) @ readout(params, config), targets[b, t])
-    return nats
-
-
-def _prompts(tokens, targets, neighbours, m, length):
-    """Yield a prompt for each window and chunk: (neighbours and context, window, scored positions)."""
-    batch, n = tokens.shape
-    for b in range(batch):
-        for u in range(-1, n // m):  # the chunk whose neighbours are read; −1 for the first chunk, which reads none
-            begin, end = max(0, (u + 1) * m - 1), min((u + 2) * m - 1, n)
-            if not targets[b, begin:end].any():
-                continue
-            retrieved = neighbours[b, u, ::-1].reshape(-1) if u >= 0 else np.empty(0, np.int64)
+    nats, (m, n) = np.zeros(tokens.shape), (config.chunk_size, tokens.shape[1])
+    for u in range(-1, n // m):  # the chunk whose neighbours are read; −1 for the first chunk, which reads none
+        begin, end = max(0, (u + 1) * m - 1), min((u + 2) * m - 1, n)
+        windows, prompts = np.flatnonzero(targets[:, begin:end].any(axis=1)), []
+        for b in windows:
+            retrieved = neighbours[b, u, ::-1].reshape(-1) if u >= 0 else tokens[b, :0]
             retrieved = retrieved[retrieved != 0]
-            context = tokens[b, :end][-(length - len(retrieved)) :]
-            yield np.concatenate([retrieved, context]), b, np.arange(begin, end)
+            prompts.append(np.concatenate([retrieved, tokens[b, :end][-(length - len(retrieved)) :]]))
+        if prompts:
+            # Padding follows the text, so no token sees it.
+            padded = np.array(list(itertools.zip_longest(*prompts, fillvalue=0)), np.int64).T
+            hidden = hidden_states(params, config, padded, None)
+            read = np.stack([h[len(text) + begin - end : len(text)] for h, text in zip(hidden, prompts, strict=True)])
+            nats[windows, begin:end] = nats_of(read @ readout(params, config), targets[windows, begin:end])
+    return nats
