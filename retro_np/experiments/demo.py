@@ -1,12 +1,11 @@
 """`retro-np demo`: build, train, evaluate and sample on Python's standard library, in ten minutes on two cores."""
 
 import itertools
-import time
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from retro_np.checkpoint import save_params
@@ -17,8 +16,7 @@ from retro_np.experiments import recipe
 from retro_np.experiments.pretrained import pretrained_database
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.files.untrusted import read_json
-from retro_np.optim import adamw_init
-from retro_np.parameters import count_parameters, init_params
+from retro_np.parameters import count_parameters
 from retro_np.pretrained.bundled import BASELINE, RETRO, bundled_file, load_pretrained, trained_on
 from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.plots import plot_leakage, plot_losses
@@ -26,8 +24,7 @@ from retro_np.report.samples import sample_chunks, write_page
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB, find_corpus
 from retro_np.retrieval.documents import document_runs
-from retro_np.training.batches import training_batch
-from retro_np.training.loop import CHECKPOINT, read_log, train, train_step
+from retro_np.training.loop import CHECKPOINT, read_log, train
 
 PROMPT = 'def read_json(path):\n    """Read a JSON file and return the object in it."""\n'
 INSPECTED_CHUNKS = 32  # shown on the page
@@ -139,15 +136,11 @@ def _plan_training(out, plan, database, configs) -> dict:
         return plan
     seconds = 0.0
     for config in configs.values():
-        params, training = init_params(config, np.random.default_rng(0)), recipe.training_config(config, 1, 0)
-        size = {"sequence_length": training.sequence_length, "batch_size": training.batch_size}
-        state, k, times = adamw_init(params), training.neighbours if config.retrieves else 0, []
-        for step in range(4):
-            start = time.perf_counter()
-            batch = training_batch(database, database.split("train"), k, **size, seed=0, step=step)
-            train_step(params, state, config, batch, training, step)
-            times.append(time.perf_counter() - start)
-        seconds += sorted(times)[1]
+        training = recipe.training_config(config, 4, 0)
+        log: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory() as folder:
+            train(database, config, training, folder, description="", callbacks=[log.append])
+        seconds += training.batch_size * training.sequence_length / sorted(line["tokens_per_s"] for line in log)[-2]
     steps = max(20, int(0.55 * 60 * plan["minutes"] / seconds))  # The rest of the time is for the other stages.
     plan = plan | {"steps": steps, "models": {name: asdict(config) for name, config in configs.items()}}
     write_json(out / "plan.json", plan)

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from retro_np.evaluation.compare import ON, conditions
 from retro_np.evaluation.copying import copy_bound
 from retro_np.evaluation.leakage import Bits, bits, chunk_leakage
 from retro_np.experiments import recipe
-from retro_np.files import replacing, write_array
+from retro_np.files import replacing
 from retro_np.nn.scope import every
 from retro_np.parameters import is_retrieval
 from retro_np.retrieval.build import build_database
@@ -111,15 +112,11 @@ class Lab:
         """A model's losses on held-out chunks. k = 0 turns retrieval off."""
         limit, length = limit or self.limit(database), self.scale.sequence_length
         facts = [model.name, database.identity, k, shuffle_seed, identity_of(retrieval), limit, length]
-        path = self.folder / "scores" / f"{named('scores', facts)}.npz"
-        if not path.exists():
-            losses = score(
-                model.params, model.config, database, k=k, sequence_length=length, stride=length // 2, limit=limit,
-                shuffle_seed=shuffle_seed, retrieval=retrieval, description=f"evaluating {model.name}",
-            )  # fmt: skip
-            with replacing(path) as file:
-                np.savez(file, **vars(losses))
-        return Losses(**read_arrays(path))
+        score_it = partial(
+            score, model.params, model.config, database, k=k, sequence_length=length, stride=length // 2, limit=limit,
+            shuffle_seed=shuffle_seed, retrieval=retrieval, description=f"evaluating {model.name}",
+        )  # fmt: skip
+        return Losses(**self._stored("scores", facts, lambda: vars(score_it())))
 
     def bits(self, database: Database, model: Model, ratios: np.ndarray | None = None, **settings: Any) -> Bits:
         """`bits` of a model's losses. ratios: from `leakage`; None computes them. settings: as in `scored`."""
@@ -171,26 +168,26 @@ class Lab:
 
     def leakage(self, database: Database, retrieval: Retrieval | None = None) -> np.ndarray:
         """r(C) of each evaluated chunk."""
-        limit = self.limit(database)
-        path = self.folder / "scores" / f"{named('leakage', [database.identity, identity_of(retrieval), limit])}.npy"
+        settings: dict[str, Any] = {"limit": self.limit(database), "retrieval": retrieval}
+        facts = [database.identity, identity_of(retrieval), settings["limit"]]
+        return self._stored("leakage", facts, lambda: {"r": chunk_leakage(database, **settings)})["r"]
+
+    def _stored(self, kind: str, facts: Any, measure: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays by name, measured if no file of the lab has them. Raises UserError for a damaged file."""
+        path = self.folder / "scores" / f"{named(kind, facts)}.npz"
         if not path.exists():
-            write_array(path, chunk_leakage(database, limit=limit, retrieval=retrieval))
-        return read_arrays(path)
+            with replacing(path) as file:
+                np.savez(file, **measure())  # type: ignore[arg-type]
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:  # from NumPy, for a truncated file
+            raise UserError(f"{path} is damaged; remove it and run the same command again") from error
 
 
 def identity_of(retrieval: Retrieval | None) -> list[Any] | str:
     """What identifies neighbours from another database: their number per chunk and that database's identity."""
     return [retrieval.split.neighbours.shape[1], retrieval.database.identity] if retrieval else ""
-
-
-def read_arrays(path: Path) -> Any:
-    """The array in a .npy file of the lab, or those in an .npz file by name. Raises UserError for a damaged file."""
-    try:
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            return arrays if isinstance(arrays, np.ndarray) else dict(arrays)
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:  # from NumPy, for a truncated file
-        raise UserError(f"{path} is damaged; remove it and run the same command again") from error
 
 
 def savings(lines: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments import recipe
@@ -83,11 +82,9 @@ def prompts_and_rests(database: Database, n_prompts: int, seed: int = 0) -> list
 
 def n_grams(tokens: np.ndarray) -> list[tuple[int, ...]]:
     """All N-grams of rows of tokens (..., n), except those with padding."""
-    tokens = np.asarray(tokens)
-    if tokens.shape[-1] < N:
-        return []
-    windows = sliding_window_view(tokens, N, axis=-1).reshape(-1, N)
-    return list(map(tuple, windows[(windows != PADDING).all(axis=1)].tolist()))
+    rows = np.reshape(tokens, (-1, max(1, np.shape(tokens)[-1]))).tolist()
+    slices = (zip(*(row[i:] for i in range(N)), strict=False) for row in rows)
+    return [gram for grams in slices for gram in grams if PADDING not in gram]
 
 
 def shared(tokens: np.ndarray, text: np.ndarray) -> float:
