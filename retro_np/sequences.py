@@ -42,17 +42,15 @@ def tokens_and_targets(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.n
     batch, length = rows.shape
     m = split.tokens.shape[1]
     # Read one chunk beyond the sequence, because its first token is the target of the last position.
-    following = np.where(rows[:, -1:] >= 0, rows[:, -1:] + 1, -1)
-    following[following == len(split.tokens)] = -1
-    extended = np.concatenate([rows, following], axis=1)
+    last = rows[:, -1:]
+    extended = np.concatenate([rows, np.where((last >= 0) & (last + 1 < len(split.tokens)), last + 1, -1)], axis=1)
     present = extended >= 0
-    tokens = np.where(present[..., None], split.tokens[extended], 0).astype(np.int64)
+    tokens = np.where(present[..., None], split.tokens[extended], 0).astype(np.int64).reshape(batch, -1)
     documents = np.where(present, split.documents[extended], -1)
-    targets = np.empty_like(tokens[:, :length])
-    targets[..., :-1] = tokens[:, :length, 1:]
     same = (documents[:, :length] == documents[:, 1:]) & (extended[:, 1:] == extended[:, :length] + 1)
-    targets[..., -1] = np.where(same, tokens[:, 1:, 0], 0)
-    return tokens[:, :length].reshape(batch, length * m), targets.reshape(batch, length * m)
+    targets = tokens[:, 1 : length * m + 1].copy()
+    targets[:, m - 1 :: m][~same] = 0
+    return tokens[:, : length * m].copy(), targets
 
 
 def sequence_neighbours(database: Database | DatabaseUnion, split: Split, rows: np.ndarray, k: int) -> np.ndarray:

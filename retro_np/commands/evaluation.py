@@ -61,17 +61,15 @@ def evaluate(
     models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
     hashes = frozenset().union(*map(trained_on, (*files.values(), *others.values())))
     retrieval: join.Retrieval | None = None
-    k = k if retrieve_from else min(k, max(1, database.n_chunks))
-    if not text and k > database.split(split).neighbours.shape[1] > 0:
-        retrieve_from = retrieve_from or [db]  # Search again, because the database stores fewer than k neighbours.
-    if text or retrieve_from or fraction != 1:
+    share, databases = shared.finite("--fraction", fraction), map(open_database, retrieve_from or ())
+    sources = [each.fraction(share, fraction_seed) for each in (databases if retrieve_from else [database])]
+    source = sources[0] if len(sources) == 1 else join.DatabaseUnion(sources)
+    k = min(k, max(1, source.n_chunks))
+    stores_fewer = not text and k > database.split(split).neighbours.shape[1] > 0
+    if text or source is not database or stores_fewer:
         if is_typed(context, "split") if text else split == "train":
             options = "--retrieve-from, --fraction and a -k above what is stored search anew, for held-out documents"
             raise UserError(f"{'--text replaces the split' if text else options}; leave out --split")
-        share, databases = shared.finite("--fraction", fraction), map(open_database, retrieve_from or ())
-        sources = [each.fraction(share, fraction_seed) for each in (databases if retrieve_from else [database])]
-        source = sources[0] if len(sources) == 1 else join.DatabaseUnion(sources)
-        k = min(k, max(1, source.n_chunks))
         candidates = max(k, LEAKAGE_NEIGHBOURS)
         if text:
             retrieval = own_text(database, text, candidates, source=source, trained_on=hashes)

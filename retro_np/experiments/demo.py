@@ -119,7 +119,17 @@ def _trained(out, plan, database, console) -> dict:
     """Both models, trained for as long as the plan allows."""
     config = recipe.retro_config(database.vocabulary_size, database.chunk_size)
     configs = {"baseline": recipe.baseline_of(config), "RETRO": config}
-    plan = _plan_training(out, plan, database, configs)
+    if "steps" not in plan:  # the number that fits into the time, from a few timed steps of each model
+        seconds = 0.0
+        for config in configs.values():
+            training = recipe.training_config(config, 4, 0)
+            log: list[dict[str, Any]] = []
+            with tempfile.TemporaryDirectory() as folder:
+                train(database, config, training, folder, description="", callbacks=[log.append])
+            seconds += training.batch_size * training.sequence_length / sorted(line["tokens_per_s"] for line in log)[-2]
+        steps = max(20, int(0.55 * 60 * plan["minutes"] / seconds))  # The rest of the time is for the other stages.
+        plan |= {"steps": steps, "models": {name: asdict(config) for name, config in configs.items()}}
+        write_json(out / "plan.json", plan)
     models = {}
     for name, config in configs.items():
         console.rule(f"2 · from scratch: {name}, {count_parameters(config, True):,} parameters", align="left")
@@ -128,23 +138,6 @@ def _trained(out, plan, database, console) -> dict:
         console.print(f"{training.steps} steps of {training.batch_size * training.sequence_length} tokens")
     plot_losses({"baseline": read_log(out / "baseline"), "RETRO[ON]": read_log(out / "retro")}, out / "loss.png")
     return models
-
-
-def _plan_training(out, plan, database, configs) -> dict:
-    """The plan with the number of steps that fit into the time, from a few timed steps of each model."""
-    if "steps" in plan:
-        return plan
-    seconds = 0.0
-    for config in configs.values():
-        training = recipe.training_config(config, 4, 0)
-        log: list[dict[str, Any]] = []
-        with tempfile.TemporaryDirectory() as folder:
-            train(database, config, training, folder, description="", callbacks=[log.append])
-        seconds += training.batch_size * training.sequence_length / sorted(line["tokens_per_s"] for line in log)[-2]
-    steps = max(20, int(0.55 * 60 * plan["minutes"] / seconds))  # The rest of the time is for the other stages.
-    plan = plan | {"steps": steps, "models": {name: asdict(config) for name, config in configs.items()}}
-    write_json(out / "plan.json", plan)
-    return plan
 
 
 def _describe_slice(database, console) -> None:

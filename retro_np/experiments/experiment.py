@@ -3,7 +3,6 @@ Each module of this package that defines EXPERIMENT is an experiment. Its name i
 
 import contextlib
 import importlib
-import importlib.metadata
 import json
 import pkgutil
 import platform
@@ -92,7 +91,7 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
         "experiment": name, "title": experiment.title, "paper": experiment.paper,
         "command": f"retro-np experiment {name}{options}", "scale": asdict(SCALES[scale]), "seeds": seeds,
         "machine": {
-            "cores": cores(), "processor": _processor(), "retro_np": importlib.metadata.version("retro-np"),
+            "cores": cores(), "processor": _processor(), "retro_np": retro_np.__version__,
             "numpy": np.__version__,
         },
         "seconds": round(seconds, 1),  # This run alone. Earlier runs may have left models and scores.
