@@ -55,8 +55,7 @@ def evaluate(
     from retro_np.retrieval import join
 
     database = open_database(db, embedder)
-    named = {"RETRO": checkpoint} | ({} if baseline is None else {"baseline": baseline})
-    files = {name: _checkpoint_of(path) for name, path in named.items()}
+    files = {"RETRO": _checkpoint_of(checkpoint)} | ({"baseline": _checkpoint_of(baseline)} if baseline else {})
     others = {str(path): _checkpoint_of(path) for path in against or ()}
     models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
     hashes = frozenset().union(*map(trained_on, (*files.values(), *others.values())))

@@ -129,10 +129,8 @@ def score_tokens(
     shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
 
     def predict(window, tokens, targets):
-        neighbours = None
-        if k and config.retrieves:
-            neighbour_rows = window if shuffled is None else np.where(window >= 0, shuffled[window], -1)
-            neighbours = sequence_neighbours(retrieval.database, split, neighbour_rows, k)
+        rows = np.where(window >= 0, shuffled[window], -1)
+        neighbours = sequence_neighbours(retrieval.database, split, rows, k) if k and config.retrieves else None
         return (nats_of(retro(params, config, tokens, neighbours)[0], targets),)
 
     scored, _ = scored_tokens(split, windows, predict, description, limit)
@@ -182,10 +180,9 @@ def scored_tokens(
 
 
 def _permutation(n: int, removed, seed: int | None):
-    """A permutation that gives no chunk its own neighbours, or None without a seed. Removed chunks stay in place."""
-    if seed is None:
-        return None
-    order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n), removed))
+    """A permutation that gives no chunk its own neighbours, except without a seed. Removed chunks stay in place."""
     shuffled = np.arange(n)
-    shuffled[order] = np.roll(order, 1)  # a rotation has no fixed point
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(np.setdiff1d(shuffled, removed))
+        shuffled[order] = np.roll(order, 1)  # a rotation has no fixed point
     return shuffled

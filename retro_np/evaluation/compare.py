@@ -163,12 +163,10 @@ def _without(trained_on, database, split, retrieval) -> tuple[Retrieval, dict[st
             raise UserError("a model was trained on one of the texts: pass trained_on to own_text, which leaves it out")
         return retrieval, retrieval.left_out
     name = retrieval.split.name if retrieval else database.split_name(split)
-    held = [record for record in database.documents if record["split"] == name != "train"] if known else []
-    matches = [
-        record["sha256"] for record in held
-        if record["sha256"][:HASH_DIGITS] in known and record["bytes"] and not record.get("removed")
-    ]  # fmt: skip
-    if matches and not any(record["bytes"] and record["sha256"] not in matches for record in held):
+    records = [record for record in database.documents if record["split"] == name != "train"] if known else []
+    held = [record["sha256"] for record in records if record["bytes"] and not record.get("removed")]
+    matches = [digest for digest in held if digest[:HASH_DIGITS] in known]
+    if matches and len(matches) == len(held):
         fault = f"a model was trained on all {len(matches)} documents of the split {name} of {database.path}"
         raise UserError(f"{fault}: evaluate with another database, or --text")
     part, left_out = database.split(name, set(matches)), {"trained_on": len(matches)}

@@ -99,16 +99,14 @@ def tuned(scored: ScoredTokens, documents: Array, second: Callable[[float], Arra
     documents: (N,), the document of each token. second(setting) → (N,), the second prediction's probability of
     each token. Returns the tokens with new nats, and (setting, λ) for each half."""
     half = np.unique(documents, return_inverse=True)[1].reshape(-1) % 2
-    best = [(np.inf, 0.0, 0.0)] * 2
+    choices, losses = [], []
     for setting in settings:
         probability = second(setting)
-        for weight in MIXTURE_WEIGHTS:
-            loss = np.bincount(half, mixed(scored.nats, probability, weight), minlength=2)
-            for part in (0, 1):
-                if loss[1 - part] < best[part][0]:
-                    best[part] = loss[1 - part], float(setting), float(weight)
-    mixed_nats = [mixed(scored.nats, second(setting), weight) for _, setting, weight in best]
-    return replace(scored, nats=np.where(half == 0, *mixed_nats)), [choice[1:] for choice in best]
+        choices += [(float(setting), float(weight)) for weight in MIXTURE_WEIGHTS]
+        losses += [np.bincount(half, mixed(scored.nats, probability, w), minlength=2) for w in MIXTURE_WEIGHTS]
+    best = [choices[i] for i in np.argmin(losses, axis=0)[::-1]]
+    mixed_nats = [mixed(scored.nats, second(setting), weight) for setting, weight in best]
+    return replace(scored, nats=np.where(half == 0, *mixed_nats)), best
 
 
 @ignore_underflow

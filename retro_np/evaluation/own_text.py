@@ -67,8 +67,7 @@ def own_text(
                 left_out["in_database" if digest in stored else "trained_on"] += 1
             elif text:
                 ids = [*encode(database.tokenizer, document.text), END_OF_TEXT]
-                parts.append(np.zeros((-(-len(ids) // m), m), np.uint32))
-                parts[-1].reshape(-1)[: len(ids)] = ids
+                parts.append(np.pad(np.array(ids, np.uint32), (0, -len(ids) % m)).reshape(-1, m))
                 record = {"name": document.name, "source": document.source, "bytes": len(text), "tokens": len(ids)}
                 records.append(record | {"chunks": len(parts[-1]), "replaced": document.replaced, "sha256": digest})
     if not records:

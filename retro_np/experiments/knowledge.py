@@ -3,6 +3,7 @@ A small model is trained on documents about some names, each with a second docum
 the codes of names that it never saw, with databases of documents about these names. See `facts.py`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +69,8 @@ def train_model(lab: Lab, database: Database, seed: int) -> Model:
 
 def other_codes(facts: list[Fact], seed: int) -> list[Fact]:
     """The same names and wordings with new random codes, each different from the old one."""
-    rng = np.random.default_rng(seed)
-    changed = []
-    for fact in facts:
-        while (code := invent_code(rng)) == fact.code:
-            pass
-        changed.append(replace(fact, code=code))
-    return changed
+    codes = iter(partial(invent_code, np.random.default_rng(seed)), None)
+    return [replace(fact, code=next(code for code in codes if code != fact.code)) for fact in facts]
 
 
 def conditions(model: Model, original: Told, changed: Told) -> dict[str, dict[str, float]]:

@@ -35,12 +35,11 @@ def equal_baseline(sizes: list[dict[str, Any]], bpb: float) -> float:
 
 def draw(figures: Figures, path: Picture) -> None:
     """Bits per byte against parameters, one line per condition."""
-    axes = new_axes(xlabel="parameters without embeddings", ylabel="bits per byte")
+    axes = new_axes(xlabel="parameters without embeddings", ylabel="bits per byte", xscale="log")
     for name in LINES:
         kind = "baseline" if name == "baseline" else "RETRO"
         points = [(size["parameters"][kind], size["lines"][name]["bpb"]) for size in figures["sizes"]]
         axes.plot(*np.transpose(points), marker="o", color=COLOURS[name], label=name)
-    axes.set_xscale("log")
     save_plot(axes, path)
 
 

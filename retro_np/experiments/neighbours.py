@@ -25,12 +25,11 @@ def measure(lab: Lab) -> Figures:
 
 def draw(figures: Figures, path: Picture) -> None:
     """Change in bits per byte relative to k = 0, against k, one line per width."""
-    axes = new_axes(xlabel="neighbours k at evaluation", ylabel="change in bits relative to retrieval off (%)")
+    label, counts = "change in bits relative to retrieval off (%)", figures["counts"]
+    axes = new_axes(xlabel="neighbours k at evaluation", ylabel=label, xscale="log", xticks=counts, xticklabels=counts)
     for width, lines in figures["models"].items():
         change = [100 * (line["bpb"] / lines[OFF]["bpb"] - 1) for line in lines[ON]]
-        axes.plot(figures["counts"], change, marker="o", markersize=4, label=f"width {width}")
-    axes.set_xscale("log")
-    axes.set_xticks(figures["counts"], figures["counts"])
+        axes.plot(counts, change, marker="o", markersize=4, label=f"width {width}")
     axes.minorticks_off()
     save_plot(axes, path)
 

@@ -70,7 +70,7 @@ def plot_bars(
     save_plot(axes, path)
 
 
-def new_axes(**properties: str) -> Axes:
+def new_axes(**properties: Any) -> Axes:
     """The axes of a new figure of the usual size. properties: as in Matplotlib's `Axes.set`, for example xlabel."""
     axes = Figure(figsize=(7, 4), layout="constrained").subplots()
     axes.set(**properties)
