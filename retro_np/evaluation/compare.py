@@ -28,14 +28,15 @@ TOKEN_LOSSES = "tokens.npz"
 Model = tuple[Tree, RetroConfig]
 
 
-def conditions(baseline: Any, retro: Any, retrieves: bool = True) -> dict[str, tuple[Any, bool, int | None]]:
-    """The conditions that are compared: name → (model, whether it retrieves, shuffle seed).
+def conditions(baseline: Any, retro: Any, k: int, retrieves: bool = True) -> dict[str, tuple[Any, dict[str, int]]]:
+    """The conditions that are compared: name → (model, arguments of `score`).
 
     baseline, retro: models in any form; None leaves the baseline out. retrieves: whether retro has cross-attention."""
-    lines: dict[str, tuple[Any, bool, int | None]] = {} if baseline is None else {"baseline": (baseline, False, None)}
-    if not retrieves:
-        return lines | {PLAIN: (retro, False, None)}
-    return lines | {OFF: (retro, False, None), ON: (retro, True, None), SHUFFLED: (retro, True, SHUFFLE_SEED)}
+    off, on, shuffled = {"k": 0}, {"k": k}, {"k": k, "shuffle_seed": SHUFFLE_SEED}
+    lines = {} if baseline is None else {"baseline": (baseline, off)}
+    return lines | (
+        {OFF: (retro, off), ON: (retro, on), SHUFFLED: (retro, shuffled)} if retrieves else {PLAIN: (retro, off)}
+    )
 
 
 def evaluate(
@@ -69,22 +70,20 @@ def evaluate(
     baseline, retro = models.get("baseline"), models["RETRO"]
     if baseline is not None and baseline[1].retrieves:
         raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use another checkpoint")
-    lines = conditions(baseline, retro, retro[1].retrieves)
+    lines = conditions(baseline, retro, k, retro[1].retrieves)
     for name, model in (against or {}).items():
         if name in (*LINES, PLAIN, *SHORT_NAMES.values()):
             raise UserError(f"another model cannot be called {name!r}, like a condition: give it another name")
-        lines[name] = model, model[1].retrieves, None
+        lines[name] = model, {"k": k}
     retrieval, left_out = _without(trained_on, database, split, retrieval)
     split = retrieval.split.name
     windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
     scored: dict[str, ScoredTokens] = {}
-    for name, ((params, config), retrieve, seed) in lines.items():
-        if seed is not None and split == "train":
-            continue  # the neighbours of another training chunk may come from this chunk's own document
-        scored[name] = score_tokens(
-            params, config, database, split, k=k if retrieve else 0, **windows, shuffle_seed=seed, retrieval=retrieval,
-            description=f"evaluating {name}",
-        )  # fmt: skip
+    if split == "train":
+        lines.pop(SHUFFLED, None)  # The neighbours of another training chunk may come from this chunk's own document.
+    for name, ((params, config), condition) in lines.items():
+        settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {name}"}
+        scored[name] = score_tokens(params, config, database, split, **settings)
     losses = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
     if not any(loss.bytes.any() for loss in losses.values()):
         raise UserError("no token can be scored, since a document's first one never is: give longer texts")

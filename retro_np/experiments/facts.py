@@ -3,7 +3,6 @@ A document is two chunks of CHUNK tokens, one token per byte: the first with the
 WORDINGS say the same in different ways, with the code at different positions, so that two documents about one fact
 share little else. A name says nothing about its code: without a document, a model can only guess."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from retro_np.files import write_atomically
+from retro_np.retrieval.documents import write_records
 from retro_np.retrieval.tokenizer import encode_batch
 
 CHUNK = 16
@@ -61,8 +60,7 @@ def write_facts(path: Path, facts: list[Fact], roles: tuple[str, ...]) -> Path:
     A document's name is the fact's name and the role. All documents of one role come before those of the next, so that
     no training sequence contains both documents about a fact, where the first could be read without retrieval."""
     records = ({"name": f"{f.name} {role}", "text": document(f, getattr(f, role))} for role in roles for f in facts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+    write_records(path, records)
     return path
 
 

@@ -105,18 +105,14 @@ class Lab:
         params = train(database, config, training, path, begin_from=begin_from, trainable=trainable, description=name)
         return Model(params, config, name)
 
-    def scored(
-        self, database: Database, model: Model, *, k: int = recipe.NEIGHBOURS, shuffle_seed: int | None = None,
-        retrieval: Retrieval | None = None, limit: int | None = None,
-    ) -> Losses:  # fmt: skip
-        """A model's losses on held-out chunks. k = 0 turns retrieval off."""
-        limit, length = limit or self.limit(database), self.scale.sequence_length
-        facts = [model.name, database.identity, k, shuffle_seed, identity_of(retrieval), limit, length]
-        score_it = partial(
-            score, model.params, model.config, database, k=k, sequence_length=length, stride=length // 2, limit=limit,
-            shuffle_seed=shuffle_seed, retrieval=retrieval, description=f"evaluating {model.name}",
-        )  # fmt: skip
-        return Losses(**self._stored("scores", facts, lambda: vars(score_it())))
+    def scored(self, database: Database, model: Model, **changes: Any) -> Losses:
+        """A model's losses on held-out chunks. changes: arguments of `score`, for example k = 0: retrieval off."""
+        length = self.scale.sequence_length
+        windows = {"sequence_length": length, "stride": length // 2, "limit": self.limit(database)}
+        settings = {"k": recipe.NEIGHBOURS, "retrieval": None, **windows, **changes}
+        facts = [model.name, database.identity, settings | {"retrieval": identity_of(settings["retrieval"])}]
+        score_it = partial(score, model.params, model.config, database, description=f"evaluating {model.name}")
+        return Losses(**self._stored("scores", facts, lambda: vars(score_it(**settings))))
 
     def bits(self, database: Database, model: Model, ratios: np.ndarray | None = None, **settings: Any) -> Bits:
         """`bits` of a model's losses. ratios: from `leakage`; None computes them. settings: as in `scored`."""
@@ -145,10 +141,8 @@ class Lab:
 
     def conditions(self, database: Database, baseline: Model, retro: Model) -> dict[str, Losses]:
         """The losses of the baseline, RETRO[OFF], RETRO[ON] and RETRO[ON] with the neighbours of other chunks."""
-        return {
-            name: self.scored(database, model, k=recipe.NEIGHBOURS if retrieve else 0, shuffle_seed=shuffle_seed)
-            for name, (model, retrieve, shuffle_seed) in conditions(baseline, retro).items()
-        }
+        lines = conditions(baseline, retro, recipe.NEIGHBOURS)
+        return {name: self.scored(database, model, **settings) for name, (model, settings) in lines.items()}
 
     def table(self, database: Database, baseline: Model, retro: Model) -> dict[str, Bits]:
         """`bits` of each of the `conditions`."""
