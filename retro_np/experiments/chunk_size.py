@@ -1,11 +1,13 @@
-"""Our chunks of 16 tokens and the paper's of 64: what retrieval saves, on all chunks and on those without leakage."""
+"""Chunks of 16 or of 64 tokens
+
+All of the paper's models have chunks of 64 tokens. This experiment shows the effect of our shorter chunks."""
 
 import numpy as np
 
 from retro_np.evaluation.compare import OFF, more_or_fewer
 from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described
 from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.report.plots import plot_bars
 
@@ -46,8 +48,4 @@ def verdict(figures: Figures) -> Verdict:
     return None, " ".join(sentences)
 
 
-EXPERIMENT = Experiment(
-    "Chunks of 16 or of 64 tokens",
-    "All of the paper's models have chunks of 64 tokens. This experiment shows the effect of our shorter chunks.",
-    measure, draw, verdict, position=9,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=9)

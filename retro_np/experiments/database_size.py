@@ -1,9 +1,11 @@
-"""A database larger than the training set: models trained with a fifth of it read a fifth, a half and all of it."""
+"""A larger database, the same model
+
+7.5B parameters, C4 bpb with 4B, 36B, 180B, 900B, 1.7T tokens in the database: .78 .77 .75 .71 .66 (§4.1)."""
 
 import itertools
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described
 from retro_np.experiments.lab import Lab, spreads
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
@@ -58,8 +60,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "A larger database, the same model",
-    "7.5B parameters, C4 bpb with 4B, 36B, 180B, 900B, 1.7T tokens in the database: .78 .77 .75 .71 .66 (§4.1).",
-    measure, draw, verdict, position=3,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=3)

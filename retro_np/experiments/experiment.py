@@ -41,6 +41,12 @@ class Experiment:
     position: int = 1000  # order in the list of experiments
 
 
+def described(documentation: str | None) -> tuple[str, str]:
+    """An experiment's title and what the paper shows: the first and the last paragraph of its module's docstring."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in (documentation or "").split("\n\n")]
+    return paragraphs[0], paragraphs[-1]
+
+
 def experiments() -> dict[str, Experiment]:
     """All experiments by name, in the order of their positions. This imports every module of the package."""
     modules = {name: importlib.import_module(path) for name, path in _modules().items()}

@@ -1,6 +1,11 @@
-"""Facts that only the database contains: when the database changes, the answers change, without any training.
+"""Facts that only the database contains
+
+When the database changes, the answers change, without any training.
 A small model is trained on documents about some names, each with a second document to retrieve. Then it is asked for
-the codes of names that it never saw, with databases of documents about these names. See `facts.py`."""
+the codes of names that it never saw, with databases of documents about these names. See `facts.py`.
+
+Changing the database changes what the model knows, without training (§1, §5). The paper does not measure this. Our
+result agrees if the model gives the codes in the database, even after a change, and otherwise guesses."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,7 +16,7 @@ import numpy as np
 from retro_np.evaluation.bits_per_byte import nats_of
 from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Verdict, described
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
 from retro_np.experiments.lab import Lab, Model, mean_and_spread, spreads
 from retro_np.nn.model import retro
@@ -141,9 +146,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "Facts that only the database contains",
-    "Changing the database changes what the model knows, without training (§1, §5). The paper does not measure this. "
-    "Our result agrees if the model gives the codes in the database, even after a change, and otherwise guesses.",
-    measure, draw, verdict, position=12,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=12)

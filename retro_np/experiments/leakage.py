@@ -1,10 +1,13 @@
-"""bpb(α): how much of what retrieval saves is copying from near-duplicates. Paper §2.6, eq. 5."""
+"""Bits per byte by allowed leakage
+
+With filtered evaluation, the bits per byte of both models fall as α rises. RETRO's fall faster, and they are lower at
+every α (§4.4, eq. 5)."""
 
 import numpy as np
 
 from retro_np.evaluation.compare import OFF, ON, more_or_fewer
 from retro_np.evaluation.leakage import ALPHAS, NO_LEAKAGE, filtered_bits_per_byte
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict, described
 from retro_np.report.plots import plot_leakage
 
 
@@ -42,8 +45,6 @@ def verdict(figures: Figures) -> Verdict:
 
 
 EXPERIMENT = Experiment(
-    "Bits per byte by allowed leakage",
-    "With filtered evaluation, the bits per byte of both models fall as α rises. RETRO's fall faster, and they are "
-    "lower at every α (§4.4, eq. 5).",
-    measure, lambda figures, path: plot_leakage(figures["alphas"], figures["curves"], path), verdict, position=2,
+    *described(__doc__), measure, lambda figures, path: plot_leakage(figures["alphas"], figures["curves"], path),
+    verdict, position=2,
 )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Models of several widths with and without retrieval, and how large a baseline would be as good as each RETRO."""
+"""Bits per byte by model size
+
+C4 bpb at 172M, 425M, 1.5B, 7.5B parameters: .98 .92 .84 .78 for the baseline and for RETRO[OFF], .82 .77 .71 .66 for
+RETRO[ON]. The gain does not shrink with size and is worth about ten times the parameters (§4.1, figure 1)."""
 
 import itertools
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from retro_np.evaluation.compare import LINES, OFF, ON, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described
 from retro_np.experiments.lab import Lab, savings
 from retro_np.parameters import count_parameters
 from retro_np.report.plots import COLOURS, new_axes, save_plot
@@ -62,9 +65,4 @@ def verdict(figures: Figures) -> Verdict:
     return off_is_close and gain_lasts and worth_parameters, " ".join(sentences)
 
 
-EXPERIMENT = Experiment(
-    "Bits per byte by model size",
-    "C4 bpb at 172M, 425M, 1.5B, 7.5B parameters: .98 .92 .84 .78 for the baseline and for RETRO[OFF], .82 .77 .71 .66 "
-    "for RETRO[ON]. The gain does not shrink with size and is worth about ten times the parameters (§4.1, figure 1).",
-    measure, draw, verdict, over_seeds=False, position=5,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=5)

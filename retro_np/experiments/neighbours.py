@@ -1,7 +1,10 @@
-"""How many neighbours to read at evaluation, for models trained with two. The paper tunes k for each model."""
+"""Number of neighbours at evaluation
+
+A model of 172M parameters, trained with 2 neighbours, has C4 bpb .84, .83, .82, .82, .83, .85 for k = 1, 2, 3, 10, 40,
+100. The best k is between 2 and 40 (§4.1, figure 1)."""
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
 from retro_np.report.plots import new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
 
@@ -45,9 +48,4 @@ def verdict(figures: Figures) -> Verdict:
     return agrees, f"Bits per byte are lowest for {'; '.join(parts)}."
 
 
-EXPERIMENT = Experiment(
-    "Number of neighbours at evaluation",
-    "A model of 172M parameters, trained with 2 neighbours, has C4 bpb .84, .83, .82, .82, .83, .85 for k = 1, 2, 3, "
-    "10, 40, 100. The best k is between 2 and 40 (§4.1, figure 1).",
-    measure, draw, verdict, over_seeds=False, position=4,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=4)

@@ -1,6 +1,8 @@
-"""The bundled models: a baseline and a RETRO of the recipe, trained on Python's standard library.
+"""The bundled models
 
-`retro-np pretrain` makes them and their tokenizer, and neither was trained on held-out modules or near-duplicates."""
+`retro-np pretrain` makes them and their tokenizer. Neither was trained on held-out modules or near-duplicates.
+
+The paper's checkpoints were never published. These models follow our recipe, on Python 3.11's standard library."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from retro_np.checkpoint import read_meta, write_tensors
 from retro_np.evaluation.compare import evaluate
 from retro_np.evaluation.own_text import HASH_DIGITS
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Verdict, described
 from retro_np.experiments.lab import Lab
 from retro_np.files import write_atomically
 from retro_np.parameters import count_parameters
@@ -88,8 +90,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "The bundled models",
-    "The paper's checkpoints were never published. These models follow our recipe, on Python 3.11's standard library.",
-    measure, draw, verdict, over_seeds=False, position=15,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=15)

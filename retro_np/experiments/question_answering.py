@@ -1,7 +1,12 @@
-"""Fine-tuning on questions answered by retrieved passages: RETRO with and without them, and a closed-book baseline.
+"""Questions with and without passages
+
+Fine-tuning on questions answered by retrieved passages: RETRO with and without them, and a closed-book baseline.
 A question asks for the first line of a function of the corpus, by its name. A passage is the start of a function. The
 models train on questions about training documents and are tested on questions about held-out ones. Both retrieve from
-all passages. An answer is part of its passage word for word, because copying is what a small RETRO learns."""
+all passages. An answer is part of its passage word for word, because copying is what a small RETRO learns.
+
+Fine-tuned on Natural Questions with 20 passages, RETRO reaches an exact match of 45.5 %, its closed-book baseline 30.4
+%, and FiD 51.4 % (§4.3)."""
 
 import ast
 import warnings
@@ -17,7 +22,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation import question_answering as qa
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Verdict, described
 from retro_np.experiments.lab import Lab, Model, named
 from retro_np.kernels.search import exact_search
 from retro_np.report.plots import plot_bars
@@ -187,9 +192,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "Questions with and without passages",
-    "Fine-tuned on Natural Questions with 20 passages, RETRO reaches an exact match of 45.5 %, its closed-book "
-    "baseline 30.4 %, and FiD 51.4 % (§4.3).",
-    measure, draw, verdict, over_seeds=False, position=13,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=13)

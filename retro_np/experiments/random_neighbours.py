@@ -1,7 +1,11 @@
-"""The control: true neighbours, the neighbours of other chunks, and none. Does the model read what it retrieves?"""
+"""True, shuffled and no neighbours
+
+RETRO without retrieval performs like its baseline, and retrieval lowers bits per byte by a constant share at every size
+(§4.1). Shuffled neighbours are our addition: they show whether the model reads its neighbours or only benefits from
+having an encoder."""
 
 from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
 from retro_np.report.plots import plot_bars
 
 
@@ -40,10 +44,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "True, shuffled and no neighbours",
-    "RETRO without retrieval performs like its baseline, and retrieval lowers bits per byte by a constant share at "
-    "every size (§4.1). Shuffled neighbours are our addition: they show whether the model reads its neighbours or only "
-    "benefits from having an encoder.",
-    measure, draw, verdict, position=1,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=1)

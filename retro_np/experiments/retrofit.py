@@ -1,9 +1,14 @@
-"""RETROfit: a trained baseline gets CCA and an encoder, and only these are trained. Paper §4.2."""
+"""RETROfit
+
+A trained baseline gets CCA and an encoder, and only these are trained.
+
+A baseline learns to retrieve from 3 % as many sequences as it was trained on, and comes close to a RETRO from scratch.
+RETRO[OFF] is exactly the original model (§4.2)."""
 
 import numpy as np
 
-from retro_np.evaluation.compare import OFF, ON, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
+from retro_np.evaluation.compare import ON, more_or_fewer
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 
 
@@ -49,9 +54,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "RETROfit",
-    "A baseline learns to retrieve from 3 % as many sequences as it was trained on, and comes close to a RETRO from "
-    f"scratch. {OFF} is exactly the original model (§4.2).",
-    measure, draw, verdict, over_seeds=False, position=6,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=6)

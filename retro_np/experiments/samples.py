@@ -1,7 +1,12 @@
-"""Does a continuation stay on topic? The first chunks of held-out documents are continued with retrieval on and off.
+"""Samples with and without retrieval
+
+Does a continuation stay on topic? The first chunks of held-out documents are continued with retrieval on and off.
 One model continues each prompt twice with the same random numbers. The measures are the shares of a continuation's
 token 4-grams that also occur in the rest of the prompt's document, in the rest of another document (the control), in
-the values retrieved with retrieval on (for both continuations), and earlier in the continuation itself."""
+the values retrieved with retrieval on (for both continuations), and earlier in the continuation itself.
+
+Samples with retrieval stay on the prompt's topic and take runs of tokens from what was retrieved (tables 6, 7 and
+16–21). The paper shows texts; the counts of shared 4-grams are ours."""
 
 from functools import partial
 from pathlib import Path
@@ -10,7 +15,7 @@ import numpy as np
 
 from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Verdict, described
 from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.generation import generate
 from retro_np.progress import progress_bar
@@ -140,9 +145,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "Samples with and without retrieval",
-    "Samples with retrieval stay on the prompt's topic and take runs of tokens from what was retrieved (tables 6, 7 "
-    "and 16–21). The paper shows texts; the counts of shared 4-grams are ours.",
-    measure, draw, verdict, over_seeds=False, position=14,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=14)

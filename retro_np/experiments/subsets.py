@@ -1,10 +1,15 @@
-"""What retrieval saves on each source of text. The sources here are the packages of the standard library."""
+"""Savings by source
+
+The sources are the packages of the standard library.
+
+With 7.5B parameters, RETRO beats its baseline on all but a few subsets of the Pile. The lead is largest where documents
+have much in common, as on GitHub (§4.1)."""
 
 import numpy as np
 
 from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
 from retro_np.report.plots import plot_bars
 
 OTHERS = "other packages"
@@ -57,9 +62,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "Savings by source",
-    "With 7.5B parameters, RETRO beats its baseline on all but a few subsets of the Pile. The lead is largest where "
-    "documents have much in common, as on GitHub (§4.1).",
-    measure, draw, verdict, position=8,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=8)

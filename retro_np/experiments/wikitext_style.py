@@ -1,4 +1,7 @@
-"""Ways to use text beyond the trained weights: a cache, kNN-LM, neighbours in the context, RETROfit, RETRO."""
+"""One corpus, six ways to use it
+
+On Wikitext103 the baseline has a test perplexity of 22.96, kNN-LM on top of it 19.54, and RETRO, with Wikipedia as
+database, 18.97 (§4.1, table 4). The cache, prepended neighbours and RETROfit are our additions."""
 
 import math
 
@@ -7,7 +10,7 @@ from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
 from retro_np.evaluation.leakage import bits
 from retro_np.evaluation.prepending import prepended
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
 from retro_np.report.plots import plot_bars
 
 CONTINUOUS_CACHE, KNN, PREPENDED = "continuous cache", "kNN-LM", "prepended neighbours"
@@ -60,9 +63,4 @@ def verdict(figures: Figures) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    "One corpus, six ways to use it",
-    "On Wikitext103 the baseline has a test perplexity of 22.96, kNN-LM on top of it 19.54, and RETRO, with Wikipedia "
-    "as database, 18.97 (§4.1, table 4). The cache, prepended neighbours and RETROfit are our additions.",
-    measure, draw, verdict, over_seeds=False, position=11,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=11)
