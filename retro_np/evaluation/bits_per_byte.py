@@ -31,6 +31,10 @@ class Losses:
     documents: np.ndarray
     tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
+    def __getitem__(self, rows: slice | np.ndarray) -> "Losses":
+        """The losses on the chunks that a slice or a mask (chunks,) selects."""
+        return Losses(self.nats[rows], self.bytes[rows], self.documents[rows])
+
     def per_document(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Document numbers, nats and bytes, (documents,) each."""
         numbers, inverse = np.unique(self.documents, return_inverse=True)

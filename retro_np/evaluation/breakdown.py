@@ -53,7 +53,7 @@ def part_of(of: Losses, against: Losses, rows: np.ndarray) -> dict[str, Any]:
 
     rows: a mask. Returns "share_of_tokens" (of rows), "share_of_bytes", "contribution_percent" (the bits that change
     here as a share of all bits of `against`; all parts sum to the total difference), and the entries of `stated`."""
-    part = [Losses(losses.nats[rows], losses.bytes[rows], losses.documents[rows]) for losses in (of, against)]
+    part = of[rows], against[rows]
     n_bytes = int(part[0].bytes.sum())
     return {
         "share_of_tokens": float(np.mean(rows)), "share_of_bytes": n_bytes / float(of.bytes.sum()),

@@ -146,7 +146,7 @@ def _without_near_copies(losses, similarity, first, main) -> dict[str, Any] | No
     if similarity is None or not losses[first].bytes[similarity < NEAR_COPY].any():
         return None
     rows = similarity < NEAR_COPY
-    part = {name: Losses(loss.nats[rows], loss.bytes[rows], loss.documents[rows]) for name, loss in losses.items()}
+    part = {name: loss[rows] for name, loss in losses.items()}
     return {
         "similarity_below": NEAR_COPY, "documents": int((part[first].per_document()[2] > 0).sum()),
         "bytes": int(part[first].bytes.sum()), "comparisons": compared(part, first, main),

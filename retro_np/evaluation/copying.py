@@ -54,24 +54,20 @@ def longest_matches(tokens: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndar
 
     tokens: (B, n); neighbours: (B, l, k, 2m). Returns lengths (B, n), at most MAX_MATCH_TOKENS, and tokens (B, n)."""
     batch, n_chunks, _, r = neighbours.shape
-    m, n = r // 2, tokens.shape[1]
-    lengths, copied = np.zeros(tokens.shape, np.int64), np.zeros(tokens.shape, np.int64)
-    following = np.zeros_like(neighbours)
-    following[..., :-1] = neighbours[..., 1:]
-    runs = np.zeros(neighbours.shape, np.int32)
-    for i in range(-MAX_MATCH_TOKENS, m):  # With a negative i, runs only start.
-        position = (np.arange(n_chunks) + 1) * m - 1 + i
-        inside = (position >= 0) & (position < n)
-        token = np.where(inside, tokens[:, np.clip(position, 0, n - 1)], 0)
-        runs = extend_runs(runs, token[..., None, None], neighbours)
+    m, following = r // 2, np.pad(neighbours[..., 1:], [(0, 0), (0, 0), (0, 0), (0, 1)])
+    padded, first = np.pad(tokens, [(0, 0), (MAX_MATCH_TOKENS, m)]), np.arange(m - 1, n_chunks * m, m)
+    runs, longest = np.zeros(neighbours.shape, np.int32), np.zeros((2, batch, n_chunks, m), np.int64)
+    for i in range(
+        -MAX_MATCH_TOKENS, m
+    ):  # Position first + i is the i-th that reads the neighbours; before, runs start.
+        runs = extend_runs(runs, padded[:, first + i + MAX_MATCH_TOKENS][..., None, None], neighbours)
         if i >= 0:
-            match_lengths = np.where(following != 0, runs, 0).reshape(batch, n_chunks, -1)
-            best = match_lengths.argmax(axis=-1)[..., None]
-            longest = np.take_along_axis(match_lengths, best, -1)[..., 0]
-            token = np.take_along_axis(following.reshape(match_lengths.shape), best, -1)[..., 0]
-            lengths[:, position[inside]] = np.minimum(longest, MAX_MATCH_TOKENS)[:, inside]
-            copied[:, position[inside]] = np.where(longest > 0, token, 0)[:, inside]
-    return lengths, copied
+            matches = np.where(following != 0, runs, 0).reshape(batch, n_chunks, -1)
+            best = matches.argmax(axis=-1)[..., None]
+            for part, values in zip(longest, (matches, following.reshape(matches.shape)), strict=True):
+                part[..., i] = np.take_along_axis(values, best, -1)[..., 0]
+    lengths, copied = np.pad(longest.reshape(2, batch, -1), [(0, 0), (0, 0), (m - 1, 0)])[..., : tokens.shape[1]]
+    return np.minimum(lengths, MAX_MATCH_TOKENS), np.where(lengths > 0, copied, 0)
 
 
 def _nats_with_copying(scored: ScoredTokens, hit, lengths, half) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from retro_np.evaluation.bits_per_byte import Losses, bits_per_byte
+from retro_np.evaluation.bits_per_byte import Losses
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.kernels.threads import blocks
 from retro_np.progress import progress_bar
@@ -42,7 +42,7 @@ def filtered_bits_per_byte(losses: Losses, ratios: np.ndarray, alphas: Iterable[
 
     ratios: (chunks,), from `chunk_leakage`. An entry is None if no chunk passes the filter."""
     filters = ((ratios <= alpha) & (losses.bytes > 0) for alpha in alphas)
-    return [bits_per_byte(losses.nats[f], losses.bytes[f]) if f.any() else None for f in filters]
+    return [losses[rows].bits_per_byte() if rows.any() else None for rows in filters]
 
 
 def bits(losses: Losses, ratios: np.ndarray) -> Bits:

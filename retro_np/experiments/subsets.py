@@ -7,7 +7,6 @@ have much in common, as on GitHub (§4.1)."""
 
 import numpy as np
 
-from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.evaluation.compare import ON
 from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
 from retro_np.report.plots import plot_bars
@@ -27,15 +26,13 @@ def measure(lab: Lab) -> Figures:
     largest = names[np.argsort(-np.bincount(index, losses.bytes))][:10]
     package[~np.isin(package, largest)] = OTHERS
     subsets = {}
-    for name in dict.fromkeys([*largest.tolist(), OTHERS]):
-        rows = package == name
+    for subset in dict.fromkeys([*largest.tolist(), OTHERS]):
+        rows = package == subset
         if n_bytes := int(losses.bytes[rows].sum()):
-            baseline, on = (
-                np.mean([bits_per_byte(lines[condition].nats[rows], n_bytes) for lines in scored])
-                for condition in ("baseline", ON)
-            )
+            bpb = [[lines[name][rows].bits_per_byte() for name in ("baseline", ON)] for lines in scored]
+            baseline, on = np.mean(bpb, axis=0)
             line = {"documents": len(np.unique(losses.documents[rows])), "bytes": n_bytes, "baseline": baseline, ON: on}
-            subsets[name] = line | {"gain": 1 - on / baseline, "mean_r": ratios[rows].mean()}
+            subsets[subset] = line | {"gain": 1 - on / baseline, "mean_r": ratios[rows].mean()}
     return {"subsets": subsets}
 
 
