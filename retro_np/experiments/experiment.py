@@ -49,9 +49,8 @@ def described(documentation: str | None) -> tuple[str, str]:
 
 def experiments() -> dict[str, Experiment]:
     """All experiments by name, in the order of their positions. This imports every module of the package."""
-    modules = {name: importlib.import_module(path) for name, path in _modules().items()}
-    listed = {name: module.EXPERIMENT for name, module in modules.items() if hasattr(module, "EXPERIMENT")}
-    return dict(sorted(listed.items(), key=lambda item: item[1].position))
+    found = {name: getattr(importlib.import_module(path), "EXPERIMENT", None) for name, path in _modules().items()}
+    return dict(sorted(((name, one) for name, one in found.items() if one), key=lambda item: item[1].position))
 
 
 def find_experiment(name: str) -> Experiment:

@@ -21,7 +21,6 @@ from retro_np.evaluation.copying import copy_bound
 from retro_np.evaluation.leakage import Bits, bits, chunk_leakage
 from retro_np.experiments import recipe
 from retro_np.files import replacing
-from retro_np.nn.scope import every
 from retro_np.parameters import is_retrieval
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB
@@ -94,15 +93,12 @@ class Lab:
         config = replace(recipe.BUILD, **(of_scale | changes))
         return build_database(corpus, self.folder / "databases" / named(name, asdict(config)), config, recipe.EMBEDDER)
 
-    def trained(
-        self, database: Database, config: RetroConfig, training: TrainingConfig, *,
-        begin_from: tuple[Tree, str] | None = None, trainable: Callable[[str], bool] = every,
-    ) -> Model:  # fmt: skip
-        """Train a model, or load it if it was trained before. begin_from, trainable: as in `train`."""
-        kind = "retrofit" if trainable is not every else "retro" if config.retrieves else "baseline"
-        name = named(kind, [config.to_dict(), asdict(training), database.identity, begin_from and begin_from[1]])
-        path = self.folder / "models" / name
-        params = train(database, config, training, path, begin_from=begin_from, trainable=trainable, description=name)
+    def trained(self, database: Database, config: RetroConfig, training: TrainingConfig, **start: Any) -> Model:
+        """Train a model, or load it if it was trained before. start: arguments of `train`, for a RETROfit."""
+        kind = "retrofit" if start else "retro" if config.retrieves else "baseline"
+        begun_from = start["begin_from"][1] if start else None
+        name = named(kind, [config.to_dict(), asdict(training), database.identity, begun_from])
+        params = train(database, config, training, self.folder / "models" / name, description=name, **start)
         return Model(params, config, name)
 
     def scored(self, database: Database, model: Model, **changes: Any) -> Losses:
