@@ -51,8 +51,10 @@ def run_demo(
         models = _trained(out, plan, database, console) if from_scratch else _bundled(out, console)
         console.rule("3 · evaluation on held-out modules", align="left")
         if (out / "results.json").exists():
-            names, remedy = {"models", "sentence", "settings"}, "remove it, and the demo will evaluate again"
-            results = _read(out / "results.json", names, remedy)
+            remedy = "remove it, and the demo will evaluate again"
+            results = read_json(out / "results.json", hint=remedy)
+            if not {"models", "sentence", "settings"} <= results.keys():
+                raise UserError(f"{out / 'results.json'} is damaged; {remedy}")
         else:
             known = () if from_scratch else trained_on(bundled_file(RETRO))
             results = evaluate(
@@ -73,8 +75,7 @@ def _plan(out, minutes, seed, from_scratch) -> dict:
     """The request, and how much text and evaluation fit into the time; stored in plan.json."""
     path = out / "plan.json"
     if path.exists():
-        names = {"minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks"}
-        plan = _read(path, names, f"remove {out}, or choose another folder with -o")
+        plan = read_json(path, hint=f"remove {out}, or choose another folder with -o")
         for name, value in (("minutes", minutes), ("seed", seed), ("from_scratch", from_scratch)):
             if value is not None and value != plan[name]:
                 fault = f"{out} holds a demo with {name} {plan[name]}, not {value}"
@@ -92,14 +93,6 @@ def _plan(out, minutes, seed, from_scratch) -> dict:
     }  # fmt: skip
     write_json(path, plan)
     return plan
-
-
-def _read(path, names, remedy) -> dict:
-    """A JSON object with these names. Raises UserError with the remedy if the file is damaged."""
-    content = read_json(path, hint=remedy)
-    if not names <= content.keys():
-        raise UserError(f"{path} is damaged; {remedy}")
-    return content
 
 
 def _bundled(out, console) -> dict:
