@@ -35,12 +35,10 @@ def breakdown(
     of, against: from `score_tokens`. windows, k, limit: those of the condition `of`. ratios: (chunks,), from
     `chunk_leakage`. similarity: (chunks,), from `nearest_similarities`."""
     chunks = of.positions // database.chunk_size
-    by_leakage = np.searchsorted(LEAKAGE_EDGES[1:-1], ratios[chunks], side="left")
-    by_match = match_kinds(retrieval, windows, k, limit)
-    kinds = {"leakage": (_ranges(LEAKAGE_EDGES), by_leakage), "match": ([{"token": m} for m in MATCHES], by_match)}
+    kinds = {"leakage": _binned(ratios[chunks], LEAKAGE_EDGES, "left")}
+    kinds["match"] = [{"token": name} for name in MATCHES], match_kinds(retrieval, windows, k, limit)
     if similarity is not None:
-        by_similarity = np.searchsorted(SIMILARITY_EDGES[1:-1], similarity[chunks], side="right")
-        kinds["similarity"] = _ranges(SIMILARITY_EDGES), by_similarity
+        kinds["similarity"] = _binned(similarity[chunks], SIMILARITY_EDGES, "right")
     one, other = (tokens.by_token(database, retrieval.split) for tokens in (of, against))
     return {
         kind: [name | part_of(one, other, numbers == i) for i, name in enumerate(names)]
@@ -100,5 +98,6 @@ def nearest_similarities(database: Database, split: Split, limit: int | None = N
     return np.repeat(nearest_similarity(texts, held_texts), [stop - start for start, stop in runs])[:limit]
 
 
-def _ranges(edges) -> list[dict[str, Any]]:
-    return [{"from": low, "to": high} for low, high in itertools.pairwise(edges)]
+def _binned(values, edges, side) -> tuple[list[dict[str, Any]], np.ndarray]:
+    bins = [{"from": low, "to": high} for low, high in itertools.pairwise(edges)]
+    return bins, np.searchsorted(edges[1:-1], values, side)

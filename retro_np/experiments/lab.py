@@ -81,11 +81,10 @@ class Lab:
         retro = recipe.retro_config(database.vocabulary_size, database.chunk_size, d_model=width, n_layers=n_layers)
         return recipe.baseline_of(retro), retro
 
-    def training(self, config: RetroConfig, seed: int, **changes: Any) -> TrainingConfig:
+    def training(self, config: RetroConfig, seed: int, steps: int | None = None, **changes: Any) -> TrainingConfig:
         """The recipe's training of a baseline or a RETRO at this scale. changes: fields of the TrainingConfig."""
-        scale = self.scale
-        settings = {"batch_size": scale.batch_size, "sequence_length": scale.sequence_length, **changes}
-        return replace(recipe.training_config(config, settings.pop("steps", scale.steps), seed), **settings)
+        sizes = {"batch_size": self.scale.batch_size, "sequence_length": self.scale.sequence_length}
+        return replace(recipe.training_config(config, steps or self.scale.steps, seed), **(sizes | changes))
 
     def database(self, corpus: Path | str = STDLIB, name: str = "stdlib", **changes: Any) -> Database:
         """Build or open a database with the recipe's settings. changes: fields of the BuildConfig."""

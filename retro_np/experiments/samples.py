@@ -112,15 +112,14 @@ def _shares(sample, rest, other_rest, retrieved):
 
 def draw(figures: Figures, path: Path) -> None:
     """Two bars per measure, and two joined dots for each prompt."""
-    axes = new_axes(ylabel=f"share of token {N}-grams found in … (%)")
     columns, shifts = np.arange(len(MEASURES)), {ON: -0.2, OFF: 0.2}
+    axes = new_axes(ylabel=f"share of token {N}-grams found in … (%)", xticks=columns, xticklabels=MEASURES)
     for line, shift in shifts.items():
         means = [100 * figures["shares"][name][line]["mean"] for name in MEASURES]
         axes.bar(columns + shift, means, 0.38, color=COLOURS[line], alpha=0.5, label=line)
     for column, name in enumerate(MEASURES):
         pairs = 100 * np.array([figures["shares"][name][line]["seeds"] for line in shifts])
         axes.plot([column + shift for shift in shifts.values()], pairs, "o-", color="#444444", ms=2, lw=0.4)
-    axes.set_xticks(range(len(MEASURES)), MEASURES)
     axes.set_ylim(bottom=0)
     save_plot(axes, path)
 
