@@ -61,11 +61,11 @@ class ScoredTokens:
 
     def losses(self, database: Database, split: str | Split = "valid", limit: int | None = None) -> Losses:
         """The losses per chunk, as `score` returns them. limit: only this many chunks, from the start of the split."""
-        documents = np.array((database.split(split) if isinstance(split, str) else split).documents[:limit])
-        chunks = self.positions // database.chunk_size
-        n_bytes = token_byte_lengths(database.tokenizer)[self.tokens]
-        nats, n_bytes = (np.bincount(chunks, values, len(documents)) for values in (self.nats, n_bytes))
-        return Losses(nats, n_bytes, documents, np.bincount(chunks, minlength=len(documents)))
+        split = database.split(split) if isinstance(split, str) else split
+        documents, chunks = np.array(split.documents[:limit]), self.positions // database.chunk_size
+        columns = self.nats, self.by_token(database, split).bytes, None
+        nats, n_bytes, counts = (np.bincount(chunks, values, len(documents)) for values in columns)
+        return Losses(nats, n_bytes, documents, counts)
 
     def by_token(self, database: Database, split: Split) -> Losses:
         """The losses with a row for each token instead of each chunk, (N,)."""

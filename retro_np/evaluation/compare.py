@@ -121,11 +121,14 @@ def evaluate(
         rows |= {f"{name}/nats": loss.nats, f"{name}/document_nats": nats}
     (out / TOKEN_LOSSES).unlink(missing_ok=True)  # of an earlier evaluation
     if token_losses:
-        columns = {name: getattr(scored[first], name) for name in ("positions", "tokens")}
+        columns: dict[str, Any] = {name: getattr(scored[first], name) for name in ("positions", "tokens")}
         by_token = scored[first].by_token(database, retrieval.split)
         columns |= {"bytes": by_token.bytes, "documents": by_token.documents}
-        _save(out / TOKEN_LOSSES, columns | {f"{name}/nats": part.nats for name, part in scored.items()})
-    _save(out / "losses.npz", rows)
+        columns |= {f"{name}/nats": part.nats for name, part in scored.items()}
+        with replacing(out / TOKEN_LOSSES) as file:
+            np.savez(file, **columns)
+    with replacing(out / "losses.npz") as file:
+        np.savez(file, **rows)
     write_json(out / "results.json", results)
     return results
 
@@ -173,11 +176,6 @@ def _without(trained_on, database, split, retrieval) -> tuple[Retrieval, dict[st
         return Retrieval(part, database), left_out
     lists = retrieval.split
     return replace(retrieval, split=replace(part, neighbours=lists.neighbours, distances=lists.distances)), left_out
-
-
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with replacing(path) as file:
-        np.savez(file, **arrays)
 
 
 def more_or_fewer(saved: float) -> str:
