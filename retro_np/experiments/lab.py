@@ -121,17 +121,13 @@ class Lab:
         baseline_model = self.trained(database, baseline, self.training(baseline, seed))
         return baseline_model, self.trained(database, retro, self.training(retro, seed))
 
-    def retrofit_steps(self, share: float) -> int:
-        """A share of the baseline's steps as a number of steps, at least 1."""
-        return max(1, round(share * self.scale.steps))
-
-    def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, share: float) -> Model:
-        """A baseline to which the recipe's CCA and encoder are added and trained, for a share of the baseline's steps.
+    def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, steps: int) -> Model:
+        """A baseline to which the recipe's CCA and encoder are added and trained, for this number of steps.
         Every sequence gets neighbours. A sequence without them would teach nothing, because the decoder is frozen."""
         start, encoder = replace(baseline.config, copying_start=True), retro_config.encoder
         assert encoder is not None  # the configuration of a RETRO
         params, config = retrofit(baseline.params, start, retro_config.cca_layers, encoder, np.random.default_rng(0))
-        training = self.training(config, 0, steps=self.retrofit_steps(share), retrieval_off=0.0)
+        training = self.training(config, 0, steps, retrieval_off=0.0)
         return self.trained(database, config, training, begin_from=(params, baseline.name), trainable=is_retrieval)
 
     def conditions(self, database: Database, baseline: Model, retro: Model) -> dict[str, Losses]:

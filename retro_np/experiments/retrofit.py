@@ -19,9 +19,10 @@ def measure(lab: Lab) -> Figures:
     baseline_nats = lab.scored(database, baseline, k=0).nats
     runs = []
     for share in (0.025, 0.05, 0.1, 0.25):  # shares of the baseline's training steps
-        model = lab.retrofitted(database, baseline, retro.config, share)
+        steps = max(1, round(share * lab.scale.steps))
+        model = lab.retrofitted(database, baseline, retro.config, steps)
         same = np.array_equal(lab.scored(database, model, k=0).nats, baseline_nats)
-        run = {"share": share, "steps": lab.retrofit_steps(share), ON: lab.bits(database, model)}
+        run = {"share": share, "steps": steps, ON: lab.bits(database, model)}
         runs.append(run | {"off_equals_baseline": same})
     bits = {"baseline": lab.bits(database, baseline, k=0), "RETRO": lab.bits(database, retro)}
     return {"baseline_steps": lab.scale.steps, **bits, "runs": runs}

@@ -23,7 +23,7 @@ def measure(lab: Lab) -> Figures:
     """Bits per byte of each method with the first seed's models, and the settings that were tuned."""
     database, limit, length = lab.database(), lab.limit(lab.database()), lab.scale.sequence_length
     baseline, retro = lab.pair(database, 0)
-    retrofitted = lab.retrofitted(database, baseline, retro.config, 0.25)
+    retrofitted = lab.retrofitted(database, baseline, retro.config, round(0.25 * lab.scale.steps))
     model = baseline.params, baseline.config, database
 
     size = 2**12 if lab.scale.name == "tiny" else 2**18  # Exact search of more takes longer than the rest does.
