@@ -1,5 +1,6 @@
 """The tokens, targets and neighbours of a training step: a function of the seed and the step's number."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ def sequence_rows(n_rows: int, length: int, batch_size: int, seed: int, step: in
     n_rows: chunks in the split; length: chunks per sequence. Each epoch cuts the stream of chunks into sequences, from
     a random offset, and visits them in a random order. Offset and order depend on (seed, epoch) alone. The stream is
     a ring, so the few chunks that an epoch leaves out are not always the last ones."""
-    return _ring_sequences(n_rows, length, range(step * batch_size, (step + 1) * batch_size), seed)
+    return mixture_rows([[(0, n_rows)]], [1], length, batch_size, seed, step)
 
 
 def mixture_rows(
@@ -32,36 +33,32 @@ def mixture_rows(
     sequences, the number from a source differs from its share of t by at most ½ if there are two sources, and by less
     than 2 for any number of sources (see `_balanced_tree`). Raises UserError if a weight is negative or not finite, if
     all weights are 0, or if a source with a weight has no rows."""
-    tree = _balanced_tree(_shares(ranges, weights))
-    rows = np.full((batch_size, length), -1)
-    turns = [_turn(tree, int(step) * batch_size + b) for b in range(batch_size)]
-    for source in {source for source, _ in turns}:
+    tree, rows = _balanced_tree(_shares(ranges, weights)), []
+    for turn in range(int(step) * batch_size, (int(step) + 1) * batch_size):
+        source, number = _turn(tree, turn)
         starts, stops = np.array(ranges[source]).T
         ends = np.cumsum(stops - starts)
-        sequences = [b for b, (owner, _) in enumerate(turns) if owner == source]
-        ring = _ring_sequences(int(ends[-1]), length, [turns[b][1] for b in sequences], seed, source)
+        ring = _ring_sequence(int(ends[-1]), length, number, seed, source)
         part = np.searchsorted(ends, ring, side="right")
-        rows[sequences] = np.where(ring >= 0, stops[part] - ends[part] + ring, -1)
-    return rows
+        rows.append(np.where(ring >= 0, stops[part] - ends[part] + ring, -1))
+    return np.array(rows)
 
 
-def _ring_sequences(n_rows: int, length: int, numbers: Sequence[int], seed: int, stream: int = 0) -> np.ndarray:
-    """The sequences with these numbers on a ring of rows: (len(numbers), length). `sequence_rows` uses stream 0."""
-    per_epoch = max(1, n_rows // length)
-    rows = np.full((len(numbers), length), -1)
-    orders: dict[int, tuple[int, np.ndarray]] = {}
-    for b, number in enumerate(numbers):
-        epoch, index = divmod(number, per_epoch)
-        if epoch not in orders:
-            entropy = [seed, epoch, stream] if stream else [seed, epoch]
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
-            orders[epoch] = int(rng.integers(n_rows)), rng.permutation(per_epoch)
-        offset, order = orders[epoch]
-        if n_rows < length:
-            rows[b, :n_rows] = np.arange(n_rows)
-        else:
-            rows[b] = (offset + order[index] * length + np.arange(length)) % n_rows
-    return rows
+def _ring_sequence(n_rows: int, length: int, number: int, seed: int, source: int) -> np.ndarray:
+    """The sequence with this number on a source's ring of rows, (length,)."""
+    if n_rows < length:
+        return np.pad(np.arange(n_rows), (0, length - n_rows), constant_values=-1)
+    epoch, index = divmod(number, n_rows // length)
+    offset, order = _epoch(n_rows, length, seed, epoch, source)
+    return (offset + order[index] * length + np.arange(length)) % n_rows
+
+
+@functools.lru_cache(maxsize=16)
+def _epoch(n_rows: int, length: int, seed: int, epoch: int, source: int) -> tuple[int, np.ndarray]:
+    """The offset of a source's epoch, and the order of its sequences."""
+    entropy = [seed, epoch, source] if source else [seed, epoch]
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    return int(rng.integers(n_rows)), rng.permutation(n_rows // length)
 
 
 def _shares(ranges, weights) -> list[tuple[float, int]]:
@@ -104,9 +101,7 @@ def training_batch(
 ) -> Batch:
     """The tokens, targets and neighbours of a step. k = 0: retrieval off."""
     length = sequence_chunks(sequence_length, database.chunk_size)
-    if any(weight is not None for weight, _ in split.sources):
-        weights, ranges = zip(*split.sources, strict=True)
-        rows = mixture_rows(ranges, weights, length, batch_size, seed, step)
-    else:
-        rows = sequence_rows(len(split.tokens), length, batch_size, seed, step)
+    weighted = any(weight is not None for weight, _ in split.sources)
+    weights, ranges = zip(*split.sources, strict=True) if weighted else ([1], [[(0, len(split.tokens))]])
+    rows = mixture_rows(ranges, weights, length, batch_size, seed, step)
     return *tokens_and_targets(split, rows), sequence_neighbours(database, split, rows, k) if k else None
