@@ -73,28 +73,25 @@ def inspect(
     values = database.value(ids)  # (l, k, 2m)
     neighbours = values[None] if len(complete) else None
     x, targets = tokens[None], np.append(tokens[1:], 0)[None]
-    nats_on, nats_off = (nats_of(retro(params, config, x, context)[0], targets)[0] for context in (neighbours, None))
+    # Rolled by one, the losses stand at the tokens that they are of. The first token is not predicted.
+    nats_on, nats_off = (
+        np.roll(nats_of(retro(params, config, x, context)[0], targets)[0], 1) for context in (neighbours, None)
+    )
     if not np.isfinite([nats_on, nats_off]).all():
         raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
-    reads = _reads(params, config, tokens, neighbours)
-    lengths = token_byte_lengths(database.tokenizer)
+    n_bytes = token_byte_lengths(database.tokenizer)[tokens]
+    n_bytes[0] = 0
+    figures = *([None, *nats[1:].tolist()] for nats in (nats_on, nats_off)), _reads(params, config, tokens, neighbours)
     chunks = []
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
-    for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database):
-        start = chunk.number * m
-        shown_tokens = [
-            replace(token, on=float(nats_on[t - 1]), off=float(nats_off[t - 1]), reads=reads.get(t, [])) if t else token
-            for t, token in enumerate(chunk.tokens, start)
-        ]
-        scored = slice(max(start, 1), start + len(shown_tokens))
-        n_bytes = lengths[tokens[scored]]
+    for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database, figures):
+        part = slice(chunk.number * m, (chunk.number + 1) * m)
         bits_on, bits_off = (
-            bits_per_byte(nats[scored.start - 1 : scored.stop - 1], n_bytes) if n_bytes.sum() else None
-            for nats in (nats_on, nats_off)
+            bits_per_byte(nats[part], n_bytes[part]) if n_bytes[part].any() else None for nats in (nats_on, nats_off)
         )
-        ratio = float(leakage[chunk.number]) if chunk.number < len(complete) else None
-        chunks.append(replace(chunk, tokens=shown_tokens, bits_on=bits_on, bits_off=bits_off, leakage=ratio))
-    totals = [bits_per_byte(nats[: n - 1], lengths[tokens[1:]]) for nats in (nats_on, nats_off)]
+        ratio = [*leakage.tolist(), None][chunk.number]
+        chunks.append(replace(chunk, bits_on=bits_on, bits_off=bits_off, leakage=ratio))
+    totals = [bits_per_byte(nats, n_bytes) for nats in (nats_on, nats_off)]
     return Inspection(chunks, *totals)
 
 
@@ -108,10 +105,10 @@ def _search(database, chunks, k):
     return ids, distances, longest / chunks.shape[1]
 
 
-def _reads(params, config, tokens, neighbours) -> dict[int, list[int]]:
-    """Position of a token → weights of the k · 2m retrieved tokens when it is predicted, in units of 1 / WHOLE."""
+def _reads(params, config, tokens, neighbours) -> list[list[int]]:
+    """For each token, the weights of the k · 2m retrieved tokens when it is predicted, in units of 1 / WHOLE."""
     if neighbours is None:
-        return {}
+        return [[] for _ in tokens]
     maps = attention_maps(params, config, tokens[None], neighbours)
     weights = np.mean([w[0].mean(axis=1) for name, w in maps.items() if name.endswith("cca")], axis=0)  # (l, m, k, r)
     m = config.chunk_size
@@ -119,19 +116,16 @@ def _reads(params, config, tokens, neighbours) -> dict[int, list[int]]:
     read_part(full, config)[...] = weights
     rows = np.rint(WHOLE * full.reshape(len(full) * m, -1)).astype(int)
     # Row i of `rows`, over all attending chunks, is the query at position m − 1 + i, which predicts token m + i.
-    return {m + i: rows[i].tolist() for i in range(len(rows)) if m + i < len(tokens)}
+    return ([[]] * m + rows.tolist())[: len(tokens)]
 
 
 def write_inspection(path: Path | str, title: str, facts: dict[str, str], inspection: Inspection) -> None:
     """Write one self-contained HTML page. facts: name → text, listed at the top. All text is escaped."""
     script = files("retro_np.report").joinpath("inspection.js").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    spread = max(
-        [abs(t.off - t.on) for c in inspection.chunks for t in c.tokens if t.on is not None and t.off is not None]
-        or [0]
-    )
+    gains = [abs(t.off - t.on) for c in inspection.chunks for t in c.tokens if t.on is not None and t.off is not None]
     write_template(
         path, "inspection.html", title=title, facts=facts, inspection=inspection, script=script,
-        script_hash=f"sha256-{digest}", whole=WHOLE, strongest=min(spread, math.log(16)) or 1.0,
+        script_hash=f"sha256-{digest}", whole=WHOLE, strongest=min(max(gains, default=0), math.log(16)) or 1.0,
         reads=[[token.reads for token in chunk.tokens] for chunk in inspection.chunks],
     )  # fmt: skip

@@ -63,9 +63,10 @@ class Chunk:
 
 def show_chunks(
     prompt: Sequence[int] | np.ndarray, sample: Sequence[int] | np.ndarray, retrieved: list[Retrieved],
-    database: Database,
+    database: Database, figures: Sequence[Sequence[Any]] = (),
 ) -> list[Chunk]:  # fmt: skip
     """Cut a prompt and its sample into chunks, and find the runs that they share with what was retrieved.
+    figures: the fields on, off and reads of each token of the prompt and the sample, if they are known.
     A token of chunk u + 1 gets the length of the longest run that ends at it and is part of a value retrieved by chunk
     u. A token of a value gets the length of the longest such run in chunk u + 1. Missing neighbours are left out."""
     m, n_prompt = database.chunk_size, len(prompt)
@@ -76,7 +77,7 @@ def show_chunks(
         runs[reader] = common_prefix_lengths(tokens[reader], item.values)
         rows = zip(item.ids, item.distances, item.values, strict=True)
         values[item.chunk] = [_value(database, *row, tokens[reader]) for row in rows if row[0] >= 0]
-    shown_tokens = _tokens(database, tokens, runs, n_prompt)
+    shown_tokens = _tokens(database, tokens, runs, n_prompt, figures)
     starts = range(0, len(tokens), m)
     return [Chunk(u, shown_tokens[start : start + m], values.get(u, [])) for u, start in enumerate(starts)]
 
@@ -89,10 +90,10 @@ def _value(database, chunk_id, distance, value, reader):
     return Value(document, float(distance), shown_tokens[:m], shown_tokens[m:])
 
 
-def _tokens(database, tokens, runs, n_prompt=0):
-    texts = token_texts(database.tokenizer, tokens)
-    runs = np.minimum(runs, MAX_SHOWN_RUN_TOKENS).tolist()
-    return [Token(text, run, t < n_prompt) for t, (text, run) in enumerate(zip(texts, runs, strict=True))]
+def _tokens(database, tokens, runs, n_prompt=0, figures=()):
+    texts, runs = token_texts(database.tokenizer, tokens), np.minimum(runs, MAX_SHOWN_RUN_TOKENS).tolist()
+    prompt = [t < n_prompt for t in range(len(tokens))]
+    return [Token(*fields) for fields in zip(texts, runs, prompt, *figures, strict=True)]
 
 
 def is_page(start: bytes) -> bool:
