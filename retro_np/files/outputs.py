@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.files import MARKS, check_folder, visible
@@ -32,37 +33,28 @@ class Kind:
 
 
 def has_keys(*keys: str, **inner: tuple[str, ...]) -> Mark:
-    """The mark of a file with a JSON object that has these keys. inner: keys of objects in it, by their names."""
+    """The mark of a file whose content has these keys. inner: keys of objects in it, by their names."""
 
     def is_ours(path: Path) -> bool:
-        with path.open("rb") as file:
-            content = parse_json(file.read(MAX_MARK_BYTES), str(path))
+        content = _content(path)
         objects = [(content, keys), *((content.get(name), names) for name, names in inner.items())]
         return all(isinstance(value, dict) and set(names) <= value.keys() for value, names in objects)
 
     return is_ours
 
 
-def _is_log(path: Path) -> bool:
+def _content(path: Path) -> dict[str, Any]:
+    """The JSON object in a file or in a log's first line, the metadata of tensors, or an archive's names of arrays."""
+    if path.suffix == ".safetensors":
+        return dict(read_safetensors(path, lambda name: False)[1])
     with path.open("rb") as file:
-        line = file.readline(MAX_MARK_BYTES)
-    return {"step", "loss", "learning_rate", "gradient_norm"} <= parse_json(line, str(path)).keys()
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return "retro_np" in read_safetensors(path, lambda name: False)[1]
+        if path.suffix == ".npz":
+            return dict.fromkeys(zipfile.ZipFile(file).namelist())
+        return parse_json((file.readline if path.suffix == ".jsonl" else file.read)(MAX_MARK_BYTES), str(path))
 
 
 def _is_bundled(path: Path) -> bool:
-    metadata = read_safetensors(path, lambda name: False)[1]
-    return parse_json(metadata.get("retro_np", ""), str(path)).keys() - {"trained_on"} == {"config", "run"}
-
-
-def _has_losses(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
-    by_chunk, by_token = {"r.npy", "bytes.npy", "documents.npy"}, {"positions.npy", "tokens.npy", "documents.npy"}
-    return (by_chunk <= names or by_token <= names) and any(name.endswith("/nats.npy") for name in names)
+    return parse_json(_content(path).get("retro_np", ""), str(path)).keys() - {"trained_on"} == {"config", "run"}
 
 
 def _is_lab(path: Path) -> bool:
@@ -80,11 +72,14 @@ DATABASE_FOLDERS = ("shards", "splits", "neighbours", "work", "edit")
 DATABASE_MARKS = {"build.json": has_keys("chunk_size", "vocabulary_size", "sources", "held_out", "key_dtype")}
 DATABASE = Kind("database", DATABASE_MARKS, folders=DATABASE_FOLDERS)
 RUN_CONFIG = has_keys(model=("vocabulary_size", "cca_layers"), training=("sequence_length",), data=("tokenizer",))
-RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": _is_checkpoint}
-RUN = Kind("training run", RUN_MARKS, {"log.jsonl": _is_log, "best.safetensors": _is_checkpoint})
+RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": has_keys("retro_np")}
+LOG = has_keys("step", "loss", "learning_rate", "gradient_norm")
+RUN = Kind("training run", RUN_MARKS, {"log.jsonl": LOG, "best.safetensors": has_keys("retro_np")})
 DEMO = Kind("demo", {"plan.json": has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks")})
 RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
-EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": _has_losses, "tokens.npz": _has_losses}
+LOSSES = has_keys("r.npy", "bytes.npy", "documents.npy")
+TOKEN_LOSSES = has_keys("positions.npy", "tokens.npy", "documents.npy")
+EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": LOSSES, "tokens.npz": TOKEN_LOSSES}
 EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": lambda path: False}, shares=True)
 MODELS = ("baseline.safetensors", "retro.safetensors")
 PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_bundled), {"tokenizer.json": lambda path: False})
