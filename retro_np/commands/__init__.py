@@ -6,7 +6,7 @@ import typer
 from typer import Option
 
 from retro_np import __version__
-from retro_np.commands import checks, databases, evaluation, experiments, inspection, models, shared
+from retro_np.commands import checks, databases, evaluation, experiments, inspection, models, options
 
 app = typer.Typer(
     name="retro-np", pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -22,7 +22,7 @@ for command in (
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        shared.console.print(f"retro-np {__version__}")
+        options.console.print(f"retro-np {__version__}")
         raise typer.Exit
 
 

@@ -7,8 +7,7 @@ from rich.table import Table
 from typer import Argument, Context, Exit, Option
 
 from retro_np.commands.evaluation import print_results
-from retro_np.commands.options import is_typed
-from retro_np.commands.shared import Seed, console, finite
+from retro_np.commands.options import Seed, console, finite, is_typed
 from retro_np.commands.user_function import user_function
 from retro_np.errors import UserError
 from retro_np.progress import progress_bar, say

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option
 
-from retro_np.commands.config_file import naming, read_sections
-from retro_np.commands.options import Group, group_of, is_typed, with_options
-from retro_np.commands.shared import EMBEDDERS, DatabasePath, EmbedderSpec, console, finite, open_database
+from retro_np.commands import options
+from retro_np.commands.options import DatabasePath, EmbedderSpec, console, finite, group_of, is_typed, open_database
 from retro_np.errors import UserError
 from retro_np.progress import one_line
 from retro_np.retrieval.config import BuildConfig
@@ -35,11 +34,11 @@ INDEXING_OPTIONS = group_of(
     BuildConfig, "Cutting and indexing", leave_out=(*READING, *OTHERWISE), hidden=("tokenizer_bytes",),
     key_dtype={"names": ("--keys",)}, vocabulary_size={"max": 1 << 20}, d_key={"default": None},
 )  # fmt: skip
-BUILD_OPTIONS = Group(BuildConfig, ADD_OPTIONS.options | INDEXING_OPTIONS.options)
+BUILD_OPTIONS = options.Group(BuildConfig, ADD_OPTIONS.options | INDEXING_OPTIONS.options)
 SPLIT_HELP = "In place of CORPUS, a location of documents that are {}; repeatable."
 
 
-@with_options(BUILD_OPTIONS)
+@options.with_options(BUILD_OPTIONS)
 def build(
     context: Context,
     corpus: Corpus = None,
@@ -48,7 +47,7 @@ def build(
     train: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("trained on and retrieved"))] = None,
     valid: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("held out for tuning"))] = None,
     test: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("held out for reporting"))] = None,
-    embedder: Annotated[str | None, Option(help=f"`hashing`, {EMBEDDERS}. Default: all-MiniLM-L6-v2.")] = None,
+    embedder: Annotated[str | None, Option(help=f"`hashing`, {options.EMBEDDERS}. Default: all-MiniLM-L6-v2.")] = None,
     like: Annotated[Path | None, Option(help="Use the chunk size, tokenizer and embedder of this database.")] = None,
     deduplicate: Annotated[
         float, Option(min=0, max=1, help="Leave out training documents with at least this 13-gram Jaccard similarity "
@@ -75,7 +74,7 @@ def build(
 
     if out is None:
         raise UserError("name the folder of the database: -o DB")
-    stored = read_sections(config, {"build": BuildConfig})
+    stored = options.read_sections(config, {"build": BuildConfig})
     settings = BUILD_OPTIONS.chosen(context, values, stored["build"])
     template = None if like is None else open_database(like)
     if template is not None:
@@ -89,7 +88,7 @@ def build(
     if "shard_bytes" not in settings or is_typed(context, "shard_mb"):
         settings["shard_bytes"] = int(finite("--shard-mb", shard_mb) * 1e6)
     duplicates = {"threshold": deduplicate} if is_typed(context, "deduplicate") else settings.get("duplicates")
-    with naming(config, {"build": BUILD_OPTIONS.kept(context, stored["build"])}):
+    with options.naming(config, {"build": BUILD_OPTIONS.kept(context, stored["build"])}):
         if duplicates:
             settings["duplicates"] = DedupConfig(**duplicates) if duplicates.get("threshold", 1) else None
         build_config = BuildConfig(**settings)
@@ -136,7 +135,7 @@ def search(
                 console.print(parts[1], style="dim")
 
 
-@with_options(ADD_OPTIONS)
+@options.with_options(ADD_OPTIONS)
 def add(
     context: Context, db: DatabasePath, corpus: Corpus = None, source: Sources = None, embedder: EmbedderSpec = None,
     dask: Dask = None, **values: Any,
@@ -150,8 +149,8 @@ def add(
     from retro_np.retrieval.edit import add_documents
     from retro_np.retrieval.embedders import load_embedder
 
-    sources, options = _sources(corpus, source), ADD_OPTIONS.chosen(context, values, {})
-    _describe(add_documents(db, sources, embedder=load_embedder(embedder) if embedder else None, dask=dask, **options))
+    sources, reading = _sources(corpus, source), ADD_OPTIONS.chosen(context, values, {})
+    _describe(add_documents(db, sources, embedder=load_embedder(embedder) if embedder else None, dask=dask, **reading))
 
 
 def remove(

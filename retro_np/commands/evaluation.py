@@ -6,9 +6,8 @@ from typing import Annotated, Any
 from rich.table import Table
 from typer import Context, Option
 
-from retro_np.commands import shared
-from retro_np.commands.options import is_typed
-from retro_np.commands.shared import console, open_database
+from retro_np.commands import options
+from retro_np.commands.options import console, is_typed, open_database
 from retro_np.errors import UserError
 
 TITLES = {"valid": "held-out documents", "test": "test documents", "train": "training documents", "text": "texts"}
@@ -22,15 +21,15 @@ LEFT_OUT = {"trained_on": "a model was trained on the same text", "in_database":
 
 def evaluate(
     context: Context,
-    checkpoint: shared.CheckpointPath,
-    db: shared.DatabasePath,
+    checkpoint: options.CheckpointPath,
+    db: options.DatabasePath,
     baseline: Annotated[Path | None, Option(help="Checkpoint or run of a baseline, to compare with.")] = None,
     against: Annotated[list[Path] | None, Option(help="Also compare with this run or checkpoint; repeatable.")] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/evaluation"),
     split: Annotated[str, Option(help="The documents to score: valid (to tune), test (to report) or train.")] = "valid",
     text: Annotated[list[Path] | None, Option(help="Score this text instead: any corpus; repeatable.")] = None,
-    k: shared.K = 2,
-    sequence_length: shared.SequenceLength = 512,
+    k: options.K = 2,
+    sequence_length: options.SequenceLength = 512,
     stride: Annotated[int, Option(min=1, help="Tokens by which the window moves, a multiple of the chunk size.")] = 256,
     limit: Annotated[int | None, Option(min=1, help="Score only this many chunks.")] = None,
     retrieve_from: Annotated[list[Path] | None, Option(help="Retrieve from this database instead; repeatable.")] = None,
@@ -38,7 +37,7 @@ def evaluate(
     fraction_seed: Annotated[int, Option(min=0, help="Random seed of that share.")] = 0,
     parts: Annotated[bool, Option(help="Also say what the gain is made of. Reads all training documents.")] = True,
     token_losses: Annotated[bool, Option("--token-losses", help="Write the loss of each token to tokens.npz.")] = False,
-    embedder: shared.EmbedderSpec = None,
+    embedder: options.EmbedderSpec = None,
 ) -> None:
     """Measure bits per byte of held-out documents or other texts, with 95 % intervals.
 
@@ -60,15 +59,15 @@ def evaluate(
     models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
     hashes = frozenset().union(*map(trained_on, (*files.values(), *others.values())))
     retrieval: join.Retrieval | None = None
-    share, databases = shared.finite("--fraction", fraction), map(open_database, retrieve_from or ())
+    share, databases = options.finite("--fraction", fraction), map(open_database, retrieve_from or ())
     sources = [each.fraction(share, fraction_seed) for each in (databases if retrieve_from else [database])]
     source = sources[0] if len(sources) == 1 else join.DatabaseUnion(sources)
     k = min(k, max(1, source.n_chunks))
     stores_fewer = not text and k > database.split(split).neighbours.shape[1] > 0
     if text or source is not database or stores_fewer:
         if is_typed(context, "split") if text else split == "train":
-            options = "--retrieve-from, --fraction and a -k above what is stored search anew, for held-out documents"
-            raise UserError(f"{'--text replaces the split' if text else options}; leave out --split")
+            searches = "--retrieve-from, --fraction and a -k above what is stored search anew, for held-out documents"
+            raise UserError(f"{'--text replaces the split' if text else searches}; leave out --split")
         candidates = max(k, LEAKAGE_NEIGHBOURS)
         if text:
             retrieval = own_text(database, text, candidates, source=source, trained_on=hashes)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from retro_np.commands.shared import console
+from retro_np.commands.options import console
 
 Out = Annotated[Path, Option("-o", "--out", help="Folder of results, models and databases.")]
 Scale = Annotated[str, Option(help="small, or tiny to try an experiment out.")]

@@ -6,20 +6,20 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from retro_np.commands import shared
-from retro_np.commands.shared import console, open_database
+from retro_np.commands import options
+from retro_np.commands.options import console, open_database
 from retro_np.errors import UserError
 
 
 def inspect(
-    checkpoint: shared.CheckpointPath, db: shared.DatabasePath,
+    checkpoint: options.CheckpointPath, db: options.DatabasePath,
     text: Annotated[str | None, Argument(metavar="TEXT", help="The text to inspect.")] = None,
     out: Annotated[Path, Option("-o", "--out", help="The HTML page.")] = Path("inspect.html"),
     file: Annotated[Path | None, Option(help="Inspect the text of this file.")] = None,
     prompt: Annotated[str | None, Option(help="Inspect a sample that continues this prompt.")] = None,
     length: Annotated[int, Option(min=1, help="Tokens to sample after --prompt.")] = 128,
-    k: shared.K = 2, temperature: shared.Temperature = 0.8, top_p: shared.TopP = 0.95, seed: shared.Seed = 0,
-    embedder: shared.EmbedderSpec = None,
+    k: options.K = 2, temperature: options.Temperature = 0.8, top_p: options.TopP = 0.95, seed: options.Seed = 0,
+    embedder: options.EmbedderSpec = None,
 ) -> None:  # fmt: skip
     """Write a page about a text or a sample and what it retrieved.
 

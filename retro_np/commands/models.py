@@ -7,10 +7,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Context, Option
 
-from retro_np.commands import shared
-from retro_np.commands.config_file import naming, read_sections
-from retro_np.commands.options import group_of, is_typed, with_options
-from retro_np.commands.shared import console, open_database
+from retro_np.commands import options
+from retro_np.commands.options import console, group_of, is_typed, naming, open_database, read_sections, with_options
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.progress import say
@@ -31,8 +29,8 @@ TRAINING_OPTIONS = group_of(
     TrainingConfig, "Training",
     hidden=("retrieval_off", "oracle_share", "oracle_steps", "min_learning_rate", "beta1", "beta2", "eval_chunks",
             "segments"),
-    neighbours={"names": ("-k", "--neighbours")}, sequence_length={"max": shared.MAX_SIZE},
-    batch_size={"max": shared.MAX_SIZE}, weight_decay={"max": 1000},
+    neighbours={"names": ("-k", "--neighbours")}, sequence_length={"max": options.MAX_SIZE},
+    batch_size={"max": options.MAX_SIZE}, weight_decay={"max": 1000},
 )  # fmt: skip
 GROUPS = {"model": MODEL_OPTIONS, "encoder": ENCODER_OPTIONS, "training": TRAINING_OPTIONS}
 SECTIONS: dict[str, type] = {**{name: group.config for name, group in GROUPS.items()}, "data": dict}
@@ -52,7 +50,7 @@ PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  #
 @with_options(MODEL_OPTIONS, ENCODER_OPTIONS, TRAINING_OPTIONS)
 def train(
     context: Context,
-    db: shared.DatabasePath,
+    db: options.DatabasePath,
     out: Annotated[Path, Option("-o", "--out", help="The run's folder: a new one, or that of an interrupted run.")],
     config: Annotated[
         Path | None, Option(help="Take settings from a TOML file, or a run's config.json. Options override them.")
@@ -153,13 +151,13 @@ def sample(
     pretrained: Annotated[bool, Option("--pretrained", help=BUNDLED_HELP)] = False,
     prompt: Annotated[str, Option(help="The text to continue.")] = "def read_json(path):\n    ",
     length: Annotated[int, Option(min=1, help="Tokens to sample.")] = 128,
-    k: shared.K = 2,
+    k: options.K = 2,
     retrieval: Annotated[bool, Option(help="Retrieve at the end of each chunk.")] = True,
-    temperature: shared.Temperature = 0.8,
+    temperature: options.Temperature = 0.8,
     top_k: Annotated[int | None, Option(min=1, help="Sample only from this many of the likeliest tokens.")] = None,
-    top_p: shared.TopP = 0.95, seed: shared.Seed = 0,
+    top_p: options.TopP = 0.95, seed: options.Seed = 0,
     page: Annotated[Path | None, Option(help="Also write an HTML page to this file.")] = None,
-    embedder: shared.EmbedderSpec = None,
+    embedder: options.EmbedderSpec = None,
 ) -> None:  # fmt: skip
     """Continue a prompt, and show what was retrieved.
 
@@ -200,5 +198,5 @@ def refuse_contradictions(context: Context) -> None:
     for option, excluded in EXCLUDED.items():
         clash = [name for name in typed if name in excluded | EXCLUDED.keys() - {option}]
         if option in typed and clash:
-            options = ", ".join("--" + name.replace("_", "-") for name in clash)
-            raise UserError(f"--{option} excludes {options}; leave out one or the other")
+            names = ", ".join("--" + name.replace("_", "-") for name in clash)
+            raise UserError(f"--{option} excludes {names}; leave out one or the other")

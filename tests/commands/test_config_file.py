@@ -14,7 +14,7 @@ from support import SMALL, refused, run, write_corpus
 from retro_np import EncoderConfig, RetroConfig, load_params, retro
 from retro_np.cli import run as command
 from retro_np.commands import app
-from retro_np.commands.config_file import read_sections
+from retro_np.commands.options import read_sections
 from retro_np.errors import UserError
 from retro_np.retrieval.build import build_database
 from retro_np.training.config import TrainingConfig
