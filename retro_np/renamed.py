@@ -1,6 +1,7 @@
 """Old names of configuration fields and options. They work until version 0.3, and each use prints the new name."""
 
 import functools
+import itertools
 import sys
 from typing import Any, TypeVar
 
@@ -42,14 +43,12 @@ def accept_old_names(config: C) -> C:
 def replace_old_options(arguments: list[str]) -> list[str]:
     """The arguments of a command line, the command first, with old options of that command replaced."""
     options: dict[str, str] = OPTIONS.get(arguments[0], {}) if arguments else {}
-    replaced: list[str] = []
-    for number, argument in enumerate(arguments):
-        if argument == "--":  # What follows is not an option.
-            return replaced + arguments[number:]
+    replaced = list(arguments)
+    for number, argument in enumerate(itertools.takewhile("--".__ne__, arguments)):  # What follows is not an option.
         option, equals, value = argument.partition("=")
         if option in options:
             _tell(option, options[option])
-        replaced.append(options.get(option, option) + equals + value)
+            replaced[number] = options[option] + equals + value
     return replaced
 
 

@@ -73,13 +73,13 @@ DATABASE_MARKS = {"build.json": has_keys("chunk_size", "vocabulary_size", "sourc
 DATABASE = Kind("database", DATABASE_MARKS, folders=DATABASE_FOLDERS)
 RUN_CONFIG = has_keys(model=("vocabulary_size", "cca_layers"), training=("sequence_length",), data=("tokenizer",))
 RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": has_keys("retro_np")}
-LOG = has_keys("step", "loss", "learning_rate", "gradient_norm")
-RUN = Kind("training run", RUN_MARKS, {"log.jsonl": LOG, "best.safetensors": has_keys("retro_np")})
+RUN_LOG = has_keys("step", "loss", "learning_rate", "gradient_norm")
+RUN = Kind("training run", RUN_MARKS, {"log.jsonl": RUN_LOG, "best.safetensors": has_keys("retro_np")})
 DEMO = Kind("demo", {"plan.json": has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks")})
 RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
-LOSSES = has_keys("r.npy", "bytes.npy", "documents.npy")
-TOKEN_LOSSES = has_keys("positions.npy", "tokens.npy", "documents.npy")
-EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": LOSSES, "tokens.npz": TOKEN_LOSSES}
+BY_CHUNK = has_keys("r.npy", "bytes.npy", "documents.npy")
+BY_TOKEN = has_keys("positions.npy", "tokens.npy", "documents.npy")
+EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": BY_CHUNK, "tokens.npz": BY_TOKEN}
 EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": lambda path: False}, shares=True)
 MODELS = ("baseline.safetensors", "retro.safetensors")
 PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_bundled), {"tokenizer.json": lambda path: False})

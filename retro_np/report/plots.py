@@ -25,10 +25,8 @@ def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None
         colour = COLOURS.get(name)
         axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
         width = max(1, len(losses) // 20)
-        sums = np.cumsum(np.concatenate([[0.0], losses]))
-        stop = np.arange(1, len(losses) + 1)
-        start = np.maximum(0, stop - width)
-        axes.plot(steps, (sums[stop] - sums[start]) / (stop - start), color=colour, label=name)
+        means = [losses[max(0, stop - width) : stop].mean() for stop in range(1, len(losses) + 1)]
+        axes.plot(steps, means, color=colour, label=name)
     save_plot(axes, path)
 
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.renamed import accept_old_names
@@ -68,13 +67,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            name, value, minimum = field.name, getattr(self, field.name), 0 if field.name in FROM_ZERO else 1
-            kind: Any = Integral if field.type is int else Real if field.type is float else object
-            valid = isinstance(value, kind) and (kind is object or not isinstance(value, bool))
-            if kind is Integral and not (valid and value >= minimum):
-                raise UserError(f"{name} must be a whole number of at least {minimum}, not {value}")
-            if not valid:
-                raise UserError(f"{name} must be a number, not {value!r}")
+            value, minimum = getattr(self, field.name), 0 if field.name in FROM_ZERO else 1
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if field.type is int and not (is_number and isinstance(value, Integral) and int(value) >= minimum):
+                raise UserError(f"{field.name} must be a whole number of at least {minimum}, not {value}")
+            if field.type is float and not is_number:
+                raise UserError(f"{field.name} must be a number, not {value!r}")
         if isinstance(self.segments, list):  # as JSON stores them
             object.__setattr__(self, "segments", tuple(self.segments))
         whole = isinstance(self.segments, tuple) and all(isinstance(end, Integral) for end in self.segments)

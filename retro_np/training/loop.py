@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -206,23 +207,22 @@ def train_step(
 
 def read_log(out: Path | str) -> list[dict[str, Any]]:
     """The lines of a run's log.jsonl, one per step. An empty list if there is no log."""
-    path = Path(out) / LOG
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    return [line for _, line in _logged(Path(out) / LOG)]
+
+
+def _logged(log: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a log, as they are and as parsed."""
+    for number, line in enumerate(log.read_bytes().splitlines() if log.exists() else (), start=1):
+        yield line, parse_json(line, f"{log}:{number}")
 
 
 def _cut_log(log: Path, step: int) -> None:
     """Remove the log's lines from `step` on, because these steps will run again."""
-    if not log.exists():
-        return
     lines = []
-    for line in log.read_bytes().splitlines():
-        try:
-            logged = parse_json(line, str(log))
-        except UserError:  # A killed run may leave half a line. Nothing depends on the log.
-            break
-        if has_types(logged, {"step": int}) and logged["step"] < step:
-            lines.append(line + b"\n")
+    with suppress(UserError):  # A killed run may leave half a line. Nothing depends on the log.
+        for line, logged in _logged(log):
+            if has_types(logged, {"step": int}) and logged["step"] < step:
+                lines.append(line + b"\n")
     write_atomically(log, b"".join(lines))
 
 
