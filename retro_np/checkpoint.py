@@ -73,11 +73,10 @@ def load_checkpoint(path: Path | str) -> tuple[Tree, Tree, RetroConfig, dict[str
         raise UserError(f"{path} holds only parameters, so training cannot resume: use it to evaluate or sample")
     params, config = _model_in(tensors, meta, path)
 
-    def moment(key, name, parameter):
-        tensor = tensors.get(f"adamw.{key}.{name}")  # A frozen parameter has none.
-        return None if tensor is None else _checked(tensor, parameter.shape, f"{path}: adamw.{key}.{name}")
+    def moment(name, parameter):  # A frozen parameter has none.
+        return _checked(tensors, path, name, parameter.shape) if name in tensors else None
 
-    moments = {key: map_tree(partial(moment, key), params) for key in ("m", "v")}
+    moments = {key: map_tree(moment, params, f"adamw.{key}") for key in ("m", "v")}
     return params, {"step": meta["step"], **moments}, config, meta["run"]
 
 
@@ -126,18 +125,13 @@ def _model_in(tensors: dict[str, np.ndarray], meta: dict[str, Any], path) -> tup
     n_layers = config.n_layers + (config.encoder.n_layers if config.retrieves and config.encoder else 0)
     if n_layers > len(tensors):  # Each layer has several tensors. The tree of millions of layers is not built.
         raise UserError(f"{path} has {len(tensors)} tensors, but its configuration has {n_layers:,} layers: {ANOTHER}")
-
-    def leaf(name, shape):
-        if name not in tensors:
-            raise UserError(f"{path}: {name} is absent, but its configuration needs shape {tuple(shape)}")
-        return _checked(tensors[name], shape, f"{path}: {name}")
-
-    return map_tree(leaf, parameter_shapes(config)), config
+    return map_tree(partial(_checked, tensors, path), parameter_shapes(config)), config
 
 
-def _checked(tensor: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
-    if tensor.shape != tuple(shape):
-        raise UserError(f"{where} is of shape {tensor.shape}, but its configuration needs shape {tuple(shape)}")
-    if not np.all(np.isfinite(tensor)):
-        raise UserError(f"{where} is not finite everywhere: the file is damaged; {ANOTHER}")
-    return tensor
+def _checked(tensors: dict[str, np.ndarray], path: Path | str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    actual = f"of shape {tensors[name].shape}" if name in tensors else "absent"
+    if actual != f"of shape {shape}":
+        raise UserError(f"{path}: {name} is {actual}, but its configuration needs shape {shape}")
+    if not np.all(np.isfinite(tensors[name])):
+        raise UserError(f"{path}: {name} is not finite everywhere: the file is damaged; {ANOTHER}")
+    return tensors[name]
