@@ -6,7 +6,7 @@ import typer
 from typer import Option
 
 from retro_np import __version__
-from retro_np.commands import checks, databases, evaluation, experiments, inspection, models, options
+from retro_np.commands import databases, evaluation, experiments, gradcheck, inspection, models, options
 
 app = typer.Typer(
     name="retro-np", pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -15,7 +15,7 @@ app = typer.Typer(
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
     models.train, evaluation.evaluate, models.sample, inspection.inspect, experiments.experiment, experiments.pretrain,
-    checks.gradcheck, checks.info, checks.demo,
+    gradcheck.gradcheck, experiments.info, experiments.demo,
 ):  # fmt: skip
     app.command()(command)
 

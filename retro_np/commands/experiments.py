@@ -1,10 +1,12 @@
-"""`retro-np experiment`, `pretrain`."""
+"""`retro-np experiment`, `pretrain`, `demo`, `info`."""
 
 from pathlib import Path
 from typing import Annotated
 
+from rich.table import Table
 from typer import Argument, Option
 
+from retro_np.commands.evaluation import print_results
 from retro_np.commands.options import console
 
 Out = Annotated[Path, Option("-o", "--out", help="Folder of results, models and databases.")]
@@ -54,3 +56,37 @@ def pretrain(out: Out = Path("runs/experiments"), scale: Scale = "small") -> Non
     with open_lab(out, scale) as lab:
         for path in make_pretrained(lab, folder):
             console.print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def demo(
+    minutes: Annotated[float | None, Option(min=0.5, help="Approximate duration in minutes. Default: 10.")] = None,
+    from_scratch: Annotated[bool, Option("--from-scratch", help="Train both models first.")] = False,
+    out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/demo"),
+    seed: Annotated[int | None, Option(min=0, help="Random seed.")] = None,
+) -> None:
+    """Go through all steps on Python's standard library.
+
+    The steps are database, baseline, RETRO, evaluation and samples. The two models are the bundled ones; with
+    --from-scratch they are trained. If interrupted, run the same command to resume. A finished demo is shown again.
+
+    Example: `retro-np demo --minutes 5`"""
+    from retro_np.experiments.demo import run_demo
+
+    print_results(run_demo(minutes, out, seed, from_scratch, console))
+    loss = "loss.png, " if from_scratch else ""
+    console.print(
+        f"{out} contains results.json, losses.npz, {loss}bpb_alpha.png, samples.html, inspect.html, the database db/, "
+        f"and the {'models trained here' if from_scratch else 'bundled models'}, baseline/ and retro/."
+    )
+
+
+def info() -> None:
+    """Show what is installed and which kernels run.
+
+    Example: `retro-np info`"""
+    from retro_np.info import facts
+
+    table = Table(show_header=False)
+    for row in facts():
+        table.add_row(*row)
+    console.print(table)
