@@ -1,4 +1,4 @@
-"""Callbacks of `train` that write its log for TensorBoard, as CSV, or for Weights & Biases.
+"""The log of a run, and callbacks of `train` that write it for TensorBoard, as CSV, or for Weights & Biases.
 
 log.jsonl is their source. With the first step that a process takes, a logger replaces its earlier files by the whole
 log. So each step is there once, however often a run was killed, resumed or prolonged."""
@@ -7,16 +7,39 @@ import csv
 import importlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.files import check_output, outputs, write_atomically
-from retro_np.training.loop import read_log
+from retro_np.files.untrusted import has_types, parse_json
 
+LOG = "log.jsonl"
 CSV_HEADER = "step,loss,learning_rate,gradient_norm,tokens_per_s,valid_loss,valid_bpb\n"  # of log.csv
 Writer = Callable[[int, dict[str, float]], object]  # writes the values of a step
+
+
+def read_log(out: Path | str) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl, one per step. An empty list if there is no log."""
+    return [line for _, line in _logged(Path(out) / LOG)]
+
+
+def _logged(log: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a log, as they are and as parsed."""
+    for number, line in enumerate(log.read_bytes().splitlines() if log.exists() else (), start=1):
+        yield line, parse_json(line, f"{log}:{number}")
+
+
+def cut_log(log: Path, step: int) -> None:
+    """Remove the log's lines from `step` on, because these steps will run again."""
+    lines = []
+    with suppress(UserError):  # A killed run may leave half a line. Nothing depends on the log.
+        for line, logged in _logged(log):
+            if has_types(logged, {"step": int}) and logged["step"] < step:
+                lines.append(line + b"\n")
+    write_atomically(log, b"".join(lines))
 
 
 def logger(kind: str, folder: Path | str) -> Callable[[dict[str, Any]], None]:

@@ -3,8 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,24 @@ import numpy as np
 from retro_np.checkpoint import load_checkpoint, load_params, save_checkpoint, write_tensors
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
-from retro_np.files import locked, outputs, remove_partial, write_atomically, write_json
-from retro_np.files.untrusted import has_types, parse_json, read_json
-from retro_np.nn.model import retro_loss
+from retro_np.evaluation.bits_per_byte import nats_of, scored_tokens
+from retro_np.files import locked, outputs, remove_partial, write_json
+from retro_np.files.untrusted import has_types, read_json
+from retro_np.nn.model import retro, retro_loss
 from retro_np.nn.scope import every
 from retro_np.optim import adamw_init, adamw_update, clip_by_global_norm, learning_rate
 from retro_np.parameters import init_params, parameter_shapes
 from retro_np.progress import progress_bar, say
 from retro_np.renamed import new_names
 from retro_np.retrieval.database import Database
-from retro_np.sequences import check_fit, sequence_chunks
+from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
 from retro_np.training.batches import Batch, training_batch
 from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import with_curriculum
-from retro_np.training.validation import validation
+from retro_np.training.loggers import LOG, cut_log, read_log  # noqa: F401  # callers import read_log from here
 from retro_np.tree import Tree, map_tree, named_leaves
 
-CHECKPOINT, BEST, SETTINGS, LOG = "checkpoint.safetensors", "best.safetensors", "config.json", "log.jsonl"
+CHECKPOINT, BEST, SETTINGS = "checkpoint.safetensors", "best.safetensors", "config.json"
 WATCHING = ("checkpoint_every", "eval_every", "eval_chunks")  # settings that do not change what is learned
 
 
@@ -134,7 +134,7 @@ def train(
             write_json(out / SETTINGS, identity)  # first, because it marks the folder as a run's
         if not (out / CHECKPOINT).exists():
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
-        _cut_log(out / LOG, state["step"])
+        cut_log(out / LOG, state["step"])
         watch = description, evaluate, tuple(callbacks)
         _take_steps(database, config, training, out, params, state, identity, trainable, watch)
     return params
@@ -182,6 +182,30 @@ def _take_steps(database, config, training, out, params, state, identity, traina
                     save_checkpoint(out / CHECKPOINT, params, state, config, identity)
 
 
+def validation(database: Database, config: RetroConfig, training: TrainingConfig) -> Callable[[Tree], dict[str, float]]:
+    """A function that evaluates parameters on the held-out documents (split valid) and changes nothing. Paper §2.6.
+
+    The function returns {"valid_loss": nats per token, "valid_bpb": bits per byte}. Its windows have the training's
+    sequence_length and move by half of it, so valid_bpb is what `score` gives with these settings. training: gives also
+    the neighbours and eval_chunks. Raises UserError if no held-out token can be scored."""
+    split, limit, k = database.split("valid"), training.eval_chunks, training.neighbours if config.retrieves else 0
+    windows = evaluation_windows(split, sequence_chunks(training.sequence_length, database.chunk_size), limit=limit)
+    if not any(targets.any() for _, _, targets in scored_windows(split, *windows, description="")):
+        hint = "build another with --held-out-bytes 0.1, or train without --eval-every"
+        raise UserError(f"{database.path} holds out no text on which training could be evaluated: {hint}")
+
+    def evaluate(params: Tree) -> dict[str, float]:
+        def predict(rows, tokens, targets):
+            neighbours = sequence_neighbours(database, split, rows, k) if k else None
+            return (nats_of(retro(params, config, tokens, neighbours)[0], targets),)
+
+        scored, _ = scored_tokens(split, windows, predict, "", limit)
+        losses = scored.losses(database, split, limit)
+        return {"valid_loss": float(scored.nats.mean()), "valid_bpb": losses.bits_per_byte()}
+
+    return evaluate
+
+
 def train_step(
     params: Tree, state: Tree, config: RetroConfig, batch: Batch, training: TrainingConfig, step: int,
     trainable: Callable[[str], bool] = every,
@@ -203,27 +227,6 @@ def train_step(
     betas = training.beta1, training.beta2
     adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay, betas=betas)
     return {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
-
-
-def read_log(out: Path | str) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl, one per step. An empty list if there is no log."""
-    return [line for _, line in _logged(Path(out) / LOG)]
-
-
-def _logged(log: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a log, as they are and as parsed."""
-    for number, line in enumerate(log.read_bytes().splitlines() if log.exists() else (), start=1):
-        yield line, parse_json(line, f"{log}:{number}")
-
-
-def _cut_log(log: Path, step: int) -> None:
-    """Remove the log's lines from `step` on, because these steps will run again."""
-    lines = []
-    with suppress(UserError):  # A killed run may leave half a line. Nothing depends on the log.
-        for line, logged in _logged(log):
-            if has_types(logged, {"step": int}) and logged["step"] < step:
-                lines.append(line + b"\n")
-    write_atomically(log, b"".join(lines))
 
 
 def _resume(path: Path, stored: dict, requested: dict, step: int) -> None:

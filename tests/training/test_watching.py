@@ -23,8 +23,7 @@ from retro_np.errors import UserError
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.training import loop
 from retro_np.training.loggers import logger
-from retro_np.training.loop import read_log, train
-from retro_np.training.validation import validation
+from retro_np.training.loop import read_log, train, validation
 from retro_np.tree import named_leaves
 
 WATCHED = replace(TRAINING, eval_every=3)
