@@ -40,7 +40,7 @@ import numpy as np
 from retro_np import Database, EncoderConfig, RetroConfig, generate
 from retro_np.experiments import facts as world
 from retro_np.kernels.substring import common_prefix_lengths
-from retro_np.report.shown import BACKGROUNDS, FOREGROUNDS, MAX_SHOWN_RUN_TOKENS, show_chunks
+from retro_np.report.samples import BACKGROUNDS, FOREGROUNDS, MAX_SHOWN_RUN_TOKENS, show_chunks
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.tokenizer import encode

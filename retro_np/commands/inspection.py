@@ -32,8 +32,7 @@ def inspect(
     from retro_np.generation import generate
     from retro_np.report.inspection import MAX_PAGE_TOKENS, check_request, write_inspection
     from retro_np.report.inspection import inspect as inspect_tokens
-    from retro_np.report.samples import prompt_tokens
-    from retro_np.report.shown import is_page
+    from retro_np.report.samples import is_page, prompt_tokens
     from retro_np.retrieval.tokenizer import END_OF_TEXT
 
     inputs = [source for source in (text, file, prompt) if source is not None]

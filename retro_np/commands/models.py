@@ -166,8 +166,7 @@ def sample(
     Example: `retro-np sample --pretrained --prompt "import json"`"""
     from retro_np.checkpoint import load_model
     from retro_np.files import check_output
-    from retro_np.report.samples import print_sample, sample_chunks, write_page
-    from retro_np.report.shown import is_page
+    from retro_np.report.samples import is_page, print_sample, sample_chunks, write_page
 
     if pretrained:
         from retro_np.experiments.pretrained import pretrained_database

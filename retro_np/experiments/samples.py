@@ -20,8 +20,7 @@ from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.generation import generate
 from retro_np.progress import progress_bar
 from retro_np.report.plots import COLOURS, new_axes, save_plot
-from retro_np.report.samples import write_page
-from retro_np.report.shown import show_chunks
+from retro_np.report.samples import show_chunks, write_page
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING

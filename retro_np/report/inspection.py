@@ -18,7 +18,7 @@ from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
 from retro_np.generation import Retrieved
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.nn.model import attention_maps, read_part, retro
-from retro_np.report.shown import Chunk, show_chunks, write_template
+from retro_np.report.samples import Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.sequences import check_fit

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from retro_np.progress import visible
 from retro_np.report.inspection import Inspection, write_inspection
 from retro_np.report.plots import new_axes, save_plot
-from retro_np.report.samples import write_page
-from retro_np.report.shown import Chunk, Token, Value, is_page
+from retro_np.report.samples import Chunk, Token, Value, is_page, write_page
 
 HOSTILE = (
     "</script><script>alert(1)</script>", "<!--", "-->", "<b onclick='x'>", "]]>", "</span></div>", "'",

@@ -19,7 +19,7 @@ from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.nn.model import attention_maps, retro
 from retro_np.parameters import init_params
 from retro_np.report.inspection import WHOLE, inspect, write_inspection
-from retro_np.report.shown import show_chunks
+from retro_np.report.samples import show_chunks
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.tokenizer import encode, token_byte_lengths
 
