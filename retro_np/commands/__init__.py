@@ -6,7 +6,7 @@ import typer
 from typer import Option
 
 from retro_np import __version__
-from retro_np.commands import databases, evaluation, experiments, gradcheck, inspection, models, options
+from retro_np.commands import databases, evaluation, experiments, gradcheck, models, options
 
 app = typer.Typer(
     name="retro-np", pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -14,7 +14,7 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
-    models.train, evaluation.evaluate, models.sample, inspection.inspect, experiments.experiment, experiments.pretrain,
+    models.train, evaluation.evaluate, models.sample, evaluation.inspect, experiments.experiment, experiments.pretrain,
     gradcheck.gradcheck, experiments.info, experiments.demo,
 ):  # fmt: skip
     app.command()(command)
