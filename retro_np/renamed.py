@@ -3,6 +3,7 @@
 import functools
 import itertools
 import sys
+from operator import attrgetter
 from typing import Any, TypeVar
 
 C = TypeVar("C", bound=type)
@@ -31,12 +32,9 @@ def accept_old_names(config: C) -> C:
             fields[renamed[old]] = fields.pop(old)  # `replace` passes the current value of the new name as well
         init(self, *args, **fields)
 
-    def old_attribute(self: Any, name: str) -> Any:
-        if name not in renamed:
-            raise AttributeError(f"{config.__name__!r} object has no attribute {name!r}")
-        return getattr(self, renamed[name])
-
-    cls.__init__, cls.__getattr__ = with_old_names, old_attribute
+    cls.__init__ = with_old_names
+    for old, new in renamed.items():
+        setattr(cls, old, property(attrgetter(new)))
     return config
 
 
