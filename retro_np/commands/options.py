@@ -94,9 +94,7 @@ def group_of(
     paragraphs = re.findall(r"^(\w+): ((?:.|\n )+)", inspect.cleandoc(config.__doc__ or ""), re.MULTILINE)
     texts, kinds = {name: " ".join(text.split()) for name, text in paragraphs}, get_type_hints(config)
     options = {}
-    for field in fields(config):
-        if field.name in leave_out:
-            continue
+    for field in (field for field in fields(config) if field.name not in leave_out):
         change = {"default": field.default, "names": (), **changes.get(field.name, {})}
         default, names = change.pop("default"), change.pop("names")
         if isinstance(default, tuple):
@@ -119,8 +117,8 @@ def with_options(*groups: Group) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        parameters = [*own, *(option for group in groups for option in group.options.values())]
-        parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+        parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
+        parameters += [option for group in groups for option in group.options.values()]
         function: Any = command
         function.__signature__ = inspect.Signature(parameters)
         function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -177,17 +175,16 @@ def _check_names(stored: Mapping[str, Any], known: Any, where: str, kind: str) -
 def _file_value(value: Any, hint: Any, where: str) -> Any:
     """A value as one of the types that a field may have: lists become tuples, and whole numbers floats."""
     kinds = get_args(hint) if get_origin(hint) not in (None, tuple) else (hint,)
+    too_large = type(value) is int and abs(value) >= MAX_NUMBER
     for kind in kinds:
         if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
             return _section(value, kind, where)
         if get_origin(kind) is tuple and isinstance(value, list):
             return tuple(_file_value(part, get_args(kind)[0], f"{where}, entry {i}") for i, part in enumerate(value, 1))
-        if type(value) is kind and (kind is not int or abs(value) < MAX_NUMBER):
-            return value
-        if kind is float and type(value) is int and abs(value) < MAX_NUMBER:
-            return float(value)
+        if not too_large and (type(value) is kind or (kind is float and type(value) is int)):
+            return float(value) if kind is float else value
     names = [VALUE_KINDS.get(kind) or ("a list" if get_args(kind) else "a section") for kind in kinds]
-    shown = "a number that is too large" if type(value) is int and abs(value) >= MAX_NUMBER else shortened(value)
+    shown = "a number that is too large" if too_large else shortened(value)
     raise UserError(f"{where} must be {' or '.join(names)}, not {shown}")
 
 

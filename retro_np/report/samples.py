@@ -20,7 +20,6 @@ from retro_np.progress import one_line, visible
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.rows import LONE_SURROGATE
 from retro_np.retrieval.tokenizer import END_OF_TEXT, encode, token_texts
-from retro_np.sequences import check_fit
 from retro_np.tree import Tree
 
 MAX_SHOWN_RUN_TOKENS = 5  # longer runs have the same colour
@@ -72,7 +71,6 @@ def sample_chunks(
     params: Tree, config: RetroConfig, database: Database, prompt: str, length: int, k: int, **settings: Any
 ) -> list[Chunk]:
     """Continue a text prompt; cut the result into coloured chunks. k = 0: no retrieval. settings: as in `generate`."""
-    check_fit(config, database)
     tokens = prompt_tokens(database, prompt)
     settings |= {"database": database, "k": k, "stop_token": END_OF_TEXT}
     return show_chunks(tokens, *generate(params, config, tokens, length, **settings), database)
