@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,8 +28,7 @@ Dask = Annotated[str | None, Option(help=DASK_HELP)]
 # The settings that `build` and `add` share, and those that `build` has in another unit or form
 READING = ("include", "exclude", "text_field", "name_field", "split_field")
 OTHERWISE = ("limit_bytes", "shard_bytes", "duplicates")
-NAMES = [field.name for field in fields(BuildConfig)]
-ADD_OPTIONS = group_of(BuildConfig, "Reading", leave_out=set(NAMES) - set(READING))
+ADD_OPTIONS = group_of(BuildConfig, "Reading", leave_out=BuildConfig.__dataclass_fields__.keys() - READING)
 INDEXING_OPTIONS = group_of(
     BuildConfig, "Cutting and indexing", leave_out=(*READING, *OTHERWISE), hidden=("tokenizer_bytes",),
     key_dtype={"names": ("--keys",)}, vocabulary_size={"max": 1 << 20}, d_key={"default": None},
