@@ -22,7 +22,6 @@ from retro_np.errors import UserError
 DAMAGED = "the file is damaged; use another one"
 MAX_SETTINGS_BYTES, MAX_LINE_DOTS = 1 << 18, 200  # tomllib's memory grows with the square of the dots in a key
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # two make a character, one does not
-KINDS: dict[type, str] = {dict: "object", list: "list"}  # JSON's names of the types that a file may hold
 # The header that np.save writes. Evaluating it as Python, as NumPy does, is slow and accepts much more.
 NPY_HEADER = re.compile(rb"\{'descr': (.+), 'fortran_order': False, 'shape': \((\d*(?:, \d+)*),?\), \} *\n")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -44,7 +43,7 @@ def parse_json(data: bytes | str, where: str, kind: type = dict, hint: str = DAM
         except UnicodeEncodeError as error:
             raise UserError(f"{where} holds half a character (a lone surrogate): {hint}") from error
     if not isinstance(value, kind):
-        raise UserError(f"{where} does not hold a JSON {KINDS[kind]}: {hint}")
+        raise UserError(f"{where} does not hold a JSON {'list' if kind is list else 'object'}: {hint}")
     return value
 
 

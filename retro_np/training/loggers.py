@@ -74,7 +74,6 @@ def logger(kind: str, folder: Path | str) -> Callable[[dict[str, Any]], None]:
 
 def _tensorboard(folder: Path) -> Writer:
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     for path in (folder / "tensorboard").glob("events.out.tfevents.*.retro_np"):  # but none of a user's callback
@@ -82,8 +81,8 @@ def _tensorboard(folder: Path) -> Writer:
     writer = EventFileWriter(str(folder / "tensorboard"), filename_suffix=".retro_np")
 
     def write(step: int, values: dict[str, float]) -> None:
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": scalars}))
         writer.flush()
 
     return write
