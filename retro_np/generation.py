@@ -104,9 +104,7 @@ def sample_token(
     with np.errstate(over="ignore", under="ignore"):  # a temperature near 0 leaves only the most likely token
         probabilities = np.exp(log_softmax((logits[order] - logits[order[0]]) / temperature))
     mass_before = np.cumsum(probabilities) - probabilities
-    allowed = mass_before < top_p  # the token that crosses top_p is included
-    allowed[0] = True
-    cumulative = np.cumsum(probabilities * allowed)
+    cumulative = np.cumsum(probabilities * (mass_before < top_p))  # The token that crosses top_p is included.
     index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
     return int(order[min(index, len(order) - 1)])
 
