@@ -13,16 +13,17 @@ import numpy as np
 from retro_np.checkpoint import load_checkpoint, load_params, save_checkpoint, write_tensors
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import nats_of, scored_tokens
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.files.untrusted import has_types, read_json
-from retro_np.nn.model import retro, retro_loss
+from retro_np.nn.model import retro_loss
 from retro_np.nn.scope import every
 from retro_np.optim import adamw_init, adamw_update, clip_by_global_norm, learning_rate
 from retro_np.parameters import init_params, parameter_shapes
 from retro_np.progress import progress_bar, say
 from retro_np.renamed import new_names
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.sharded import Sharded
+from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
 from retro_np.training.batches import Batch, training_batch
 from retro_np.training.config import TrainingConfig
@@ -188,20 +189,24 @@ def validation(database: Database, config: RetroConfig, training: TrainingConfig
     The function returns {"valid_loss": nats per token, "valid_bpb": bits per byte}. Its windows have the training's
     sequence_length and move by half of it, so valid_bpb is what `score` gives with these settings. training: gives also
     the neighbours and eval_chunks. Raises UserError if no held-out token can be scored."""
-    split, limit, k = database.split("valid"), training.eval_chunks, training.neighbours if config.retrieves else 0
+    split, limit = database.split("valid"), training.eval_chunks
     windows = evaluation_windows(split, sequence_chunks(training.sequence_length, database.chunk_size), limit=limit)
+    byte_lengths, k = token_byte_lengths(database.tokenizer), training.neighbours if config.retrieves else 0
+    if limit is not None:  # The first token of the next chunk is not scored either.
+        split = replace(split, tokens=Sharded([split.tokens[:limit]]))
     if not any(targets.any() for _, _, targets in scored_windows(split, *windows, description="")):
         hint = "build another with --held-out-bytes 0.1, or train without --eval-every"
         raise UserError(f"{database.path} holds out no text on which training could be evaluated: {hint}")
 
     def evaluate(params: Tree) -> dict[str, float]:
-        def predict(rows, tokens, targets):
+        nats, n_tokens, n_bytes = 0.0, 0, 0
+        for rows, tokens, targets in scored_windows(split, *windows, description=""):
             neighbours = sequence_neighbours(database, split, rows, k) if k else None
-            return (nats_of(retro(params, config, tokens, neighbours)[0], targets),)
-
-        scored, _ = scored_tokens(split, windows, predict, "", limit)
-        losses = scored.losses(database, split, limit)
-        return {"valid_loss": float(scored.nats.mean()), "valid_bpb": losses.bits_per_byte()}
+            loss, _ = retro_loss(params, config, tokens, targets, neighbours)
+            scored = targets[targets != 0]
+            nats, n_tokens = nats + float(loss) * len(scored), n_tokens + len(scored)
+            n_bytes += int(byte_lengths[scored].sum())
+        return {"valid_loss": nats / n_tokens, "valid_bpb": nats / (math.log(2) * n_bytes)}
 
     return evaluate
 
