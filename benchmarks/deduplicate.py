@@ -88,9 +88,8 @@ def all_estimates(training, held_out):
 def banded_pairs(training, held_out, config, shape):
     """Which pairs are candidates, (N, H) bool. Held-out documents with equal signatures all count."""
     index, pairs = band_index(held_out, config), np.zeros(shape, bool)
-    i, j, _ = candidates(training, index, config, limit=shape[1])
-    for row, held_row in zip(i, j, strict=True):
-        pairs[row, index.same_signature(held_row)] = True
+    for row, near, _ in candidates(training, index):
+        pairs[row, [held_row for signature in near for held_row in index.members[signature]]] = True
     return pairs
 
 
@@ -110,7 +109,7 @@ def measure(texts, held_out, exact, config):
         confirmed[i, j] = jaccard(texts[i], held_out[j], config.words) >= config.threshold
     start = time.perf_counter()
     index = band_index(held_signatures, config)
-    duplicates = find_duplicates(texts, index, held_out.__getitem__, config)
+    duplicates = find_duplicates(texts, index, held_out.__getitem__)
     seconds = time.perf_counter() - start
     dropped, expected = {record.row for record in duplicates}, set(np.flatnonzero(true.any(axis=1)).tolist())
     errors = np.abs(estimates - exact)[exact >= 0.5]

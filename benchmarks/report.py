@@ -145,6 +145,17 @@ def sampling():
     ]
 
 
+def near_duplicates():
+    """Both ways to find near-duplicates, by the size of the held-out text."""
+    figures, rows = results("deduplicate_methods"), []
+    for size in figures["sizes"]:
+        for name, row in size["compare"].items():
+            times = f"{size['sign_seconds'][name]:.1f} s", f"{row['seconds']:.1f} s", ratio(row)
+            rows.append([f"{size['held_megabytes']:g} MB", size["threshold"], name, *times, f"{row['peak_mb']:.0f} MB"])
+    header = ["held-out text", "threshold", "method", "held-out text read", "compared", "relative time", "peak memory"]
+    return [table(header, rows), *machine("deduplicate_methods")]
+
+
 def write_sections(path, program, sections, check):
     """Write each section, {name: text}, between its markers. check: only exit, with 1 if the file would change."""
     text = updated = path.read_text(encoding="utf-8")
@@ -171,6 +182,7 @@ SECTIONS = {
     "embedding": embed,
     "search": search,
     "build": build,
+    "near-duplicates": near_duplicates,
     "sampling": sampling,
 }
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # Type checkers and editors do not run __getattr__.
     from retro_np.evaluation.bootstrap import paired_bootstrap
     from retro_np.evaluation.compare import evaluate
     from retro_np.generation import generate
-    from retro_np.pretrained.bundled import load_pretrained
+    from retro_np.pretrained.bundled import load_pretrained, trained_on
     from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.build import BuildConfig, build_database
     from retro_np.retrieval.database import Database
@@ -40,7 +40,7 @@ _ON_FIRST_USE = {
     "Database": "retrieval.database", "load_bert": "retrieval.bert", "generate": "generation", "train": "training.loop",
     "TrainingConfig": "training.config", "evaluate": "evaluation.compare", "score": "evaluation.bits_per_byte",
     "score_tokens": "evaluation.bits_per_byte", "paired_bootstrap": "evaluation.bootstrap", "retrofit": "training.loop",
-    "load_params": "checkpoint", "save_params": "checkpoint",
+    "load_params": "checkpoint", "save_params": "checkpoint", "trained_on": "pretrained.bundled",
 }  # fmt: skip
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "UserError", "__version__", "adamw_init", "adamw_update", "attention_maps", "build_database", "count_parameters",
     "evaluate", "generate", "gradcheck", "hidden_states", "init_params", "load_bert", "load_params", "load_pretrained",
     "paired_bootstrap", "reference", "retro", "retro_loss", "retrofit", "save_params", "score", "score_tokens", "train",
+    "trained_on",
 ]  # fmt: skip
 
 

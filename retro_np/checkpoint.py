@@ -18,6 +18,7 @@ from retro_np.retrieval.database import Database
 from retro_np.sequences import check_fit
 from retro_np.tree import Tree, map_tree, named_leaves
 
+CHECKPOINT = "checkpoint.safetensors"  # in a run's folder
 ANOTHER = "use another checkpoint"
 
 
@@ -34,8 +35,9 @@ def save_params(path: Path | str, params: Tree, config: RetroConfig) -> None:
 def load_params(path: Path | str) -> tuple[Tree, RetroConfig]:
     """Read a model that `save_params` or a training run wrote.
 
-    Returns (params, config). The arrays are float32, or float64 if stored as float64; float16 and bfloat16 become
-    float32. Raises UserError if the file is missing, damaged, not of retro_np, or not what its configuration needs."""
+    path: the file, or the run's folder. Returns (params, config). The arrays are float32, or float64 if stored as
+    float64; float16 and bfloat16 become float32. Raises UserError if the file is missing, damaged, not of retro_np, or
+    not what its configuration needs."""
     return _model_in(*read_tensors(path, lambda name: not name.startswith("adamw.")), path)
 
 
@@ -47,10 +49,9 @@ def load_model(path: Path | str, database: Database) -> tuple[Tree, RetroConfig]
     params, config = load_params(path)
     check_fit(config, database)
     tokenizer = read_meta(path).get("run", {}).get("data", {}).get("tokenizer")
-    expected, folder = database.identity["tokenizer"], database.path
-    if tokenizer not in (None, expected):  # a file that holds only parameters names no tokenizer
-        fault = f"a different tokenizer ({tokenizer!s:.6}…) from that of {folder} ({expected[:6]}…)"
-        hint = f"use the database that it was trained with, or rebuild {folder} with that tokenizer (--tokenizer)"
+    if tokenizer not in (None, expected := database.identity["tokenizer"]):  # None: the file holds only parameters
+        fault = f"a different tokenizer ({tokenizer!s:.6}…) from that of {database.path} ({expected[:6]}…)"
+        hint = "use the database that it was trained with, or rebuild this one with that tokenizer (--tokenizer)"
         raise UserError(f"{path} was trained with {fault}: {hint}")
     return params, config
 
@@ -93,11 +94,12 @@ def write_tensors(path: Path | str, tensors: dict[str, np.ndarray], meta: dict[s
 def read_tensors(
     path: Path | str, selects: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the tensors whose names are selected, and the JSON value in the header.
+    """Read the tensors whose names are selected, and the JSON value in the header, from a file or a run's folder.
 
     The value has "config", and for a training run "run" and "step". Raises UserError for any other file."""
-    if not Path(path).is_file():
-        raise UserError(f"no checkpoint at {path}: give the path of a .safetensors file that a training run wrote")
+    path = checkpoint_file(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: give a run's folder, or a .safetensors file that a run wrote")
     tensors, metadata = read_safetensors(path, selects, ANOTHER)
     if "retro_np" not in metadata:
         raise UserError(f"{path} was not written by retro_np: its metadata has no configuration")
@@ -108,6 +110,11 @@ def read_tensors(
     if "step" in meta and not has_types(meta, {"step": int}):
         raise UserError(f"{path}: 'step' in its metadata is not a number of steps: {ANOTHER}")
     return tensors, meta
+
+
+def checkpoint_file(path: Path | str) -> Path:
+    """The checkpoint in a run's folder, or the file itself."""
+    return Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:

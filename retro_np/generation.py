@@ -52,7 +52,18 @@ def generate(
     retrieved, the prompt's chunks first. Raises UserError for a prompt or a setting out of range, for logits that are
     not finite, and if the model and the database have different vocabularies or chunk sizes."""
     prompt = np.asarray(prompt_tokens)
-    _check_request(prompt, config, length, k, temperature, top_k, top_p)
+    if prompt.ndim != 1 or len(prompt) == 0 or not np.issubdtype(prompt.dtype, np.integer):
+        raise UserError(f"a prompt must be at least one integer token, not {prompt.dtype} of shape {prompt.shape}")
+    if prompt.min() < 0 or prompt.max() >= config.vocabulary_size:
+        raise UserError(f"the prompt has tokens outside the vocabulary of {config.vocabulary_size}")
+    for name, value, valid, allowed in (
+        ("length", length, length >= 0, "at least 0"), ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
+        ("k", k, 0 <= k <= MAX_NEIGHBOURS_PER_CHUNK, f"from 0 to {MAX_NEIGHBOURS_PER_CHUNK:,} neighbours per chunk"),
+        ("temperature", temperature, 0 <= temperature < np.inf, "at least 0 and finite"),
+        ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
+    ):  # fmt: skip
+        if not valid:
+            raise UserError(f"{name} must be {allowed}, not {value:,}")
     if database is not None:
         check_fit(config, database)
     check_tree(params, config, retrieving=bool(config.retrieves and k and database is not None))
@@ -107,18 +118,3 @@ def sample_token(
     cumulative = np.cumsum(probabilities * (mass_before < top_p))  # The token that crosses top_p is included.
     index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
     return int(order[min(index, len(order) - 1)])
-
-
-def _check_request(prompt, config, length, k, temperature, top_k, top_p):
-    if prompt.ndim != 1 or len(prompt) == 0 or not np.issubdtype(prompt.dtype, np.integer):
-        raise UserError(f"a prompt must be at least one integer token, not {prompt.dtype} of shape {prompt.shape}")
-    if prompt.min() < 0 or prompt.max() >= config.vocabulary_size:
-        raise UserError(f"the prompt has tokens outside the vocabulary of {config.vocabulary_size}")
-    for name, value, valid, allowed in (
-        ("length", length, length >= 0, "at least 0"), ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
-        ("k", k, 0 <= k <= MAX_NEIGHBOURS_PER_CHUNK, f"from 0 to {MAX_NEIGHBOURS_PER_CHUNK:,} neighbours per chunk"),
-        ("temperature", temperature, 0 <= temperature < np.inf, "at least 0 and finite"),
-        ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
-    ):  # fmt: skip
-        if not valid:
-            raise UserError(f"{name} must be {allowed}, not {value:,}")

@@ -24,7 +24,9 @@ def facts() -> list[tuple[str, str]]:
     """The name and value of each row of the table. Packages that are not installed are listed as such."""
     rows = [("python", f"{platform.python_version()} on {platform.machine()}")]
     rows += [(name, _version(name)) for name in PACKAGES]
-    rows += [("GPU", GPU), ("BERT weights", _bert()), ("BLAS", _blas()), ("threads", _threads())]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    rows += [("GPU", GPU), ("BERT weights", _bert()), ("threads", _threads())]
+    rows.append(("BLAS", f"{blas['name']} {blas.get('version', '')}".strip()))
     tuned = [f"{setting}: {'yes' if done else 'no'}" for setting, done in runtime.tuned.items()]
     rows.append(("process", ", ".join(tuned) or "unchanged (RETRO_NP_TUNE=0)"))
     extension = kernels.c_extension()
@@ -62,8 +64,3 @@ def _threads() -> str:
     limits = " ".join(f"{name}={os.environ[name]}" for name in THREAD_LIMITS if name in os.environ)
     counts = f"{threads.cores()} cores; kernels use {threads.count()} threads; BLAS has threads of its own"
     return f"{counts} ({limits})" if limits else counts
-
-
-def _blas() -> str:
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return f"{blas['name']} {blas.get('version', '')}".strip()

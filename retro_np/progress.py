@@ -41,6 +41,11 @@ def one_line(text: str) -> str:
     return " ".join(visible(text).split())
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: 1 document, 2,000 documents. plural: what takes the noun's place, else it gets an s."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def say(text: str) -> None:
     """Print `one_line` of a text to standard error. If that is closed or full, nothing is printed or raised."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"

@@ -10,7 +10,7 @@ C = TypeVar("C", bound=type)
 
 FIELDS = {"lent": "oracle_share", "lent_steps": "oracle_steps", "spares": "extra_candidates", "place": "location"}
 OPTIONS = {  # command → old option → current option
-    "build": {"--spares": "--extra-candidates"},
+    "build": {"--spares": "--extra-candidates", "--keys": "--key-dtype"},
     "train": {"--lent": "--oracle-share", "--lent-steps": "--oracle-steps"},
 }
 

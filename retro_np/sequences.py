@@ -45,7 +45,7 @@ def tokens_and_targets(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.n
     last = rows[:, -1:]
     extended = np.concatenate([rows, np.where((last >= 0) & (last + 1 < len(split.tokens)), last + 1, -1)], axis=1)
     present = extended >= 0
-    tokens = np.where(present[..., None], split.tokens[extended], 0).astype(np.int64).reshape(batch, -1)
+    tokens = np.where(present[..., None], split.tokens[extended], 0).astype(np.int64).reshape(batch, (length + 1) * m)
     documents = np.where(present, split.documents[extended], -1)
     same = (documents[:, :length] == documents[:, 1:]) & (extended[:, 1:] == extended[:, :length] + 1)
     targets = tokens[:, 1 : length * m + 1].copy()
@@ -97,7 +97,7 @@ def evaluation_windows(
             row = np.arange(window, window + length)
             rows.append(np.where(row < end, row, -1))
             first_scored.append(0 if window == begin else (length - stride) * m)
-    return np.array(rows).reshape(-1, length), np.array(first_scored, dtype=np.int64)
+    return np.array(rows, dtype=np.int64).reshape(-1, length), np.array(first_scored, dtype=np.int64)
 
 
 def scored_windows(
@@ -109,7 +109,7 @@ def scored_windows(
     lengths = (rows >= 0).sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
     with progress_bar(description, len(rows)) as advance:
-        for batch in np.split(order, range(WINDOWS_PER_BATCH, len(order), WINDOWS_PER_BATCH)):
+        for batch in np.split(order, range(WINDOWS_PER_BATCH, len(order), WINDOWS_PER_BATCH)) if len(rows) else ():
             window = rows[batch, : lengths[batch].max(initial=0)]
             tokens, targets = tokens_and_targets(split, window)
             targets[targets == END_OF_TEXT] = 0

@@ -4,37 +4,42 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, Context, Option
 
 from retro_np.commands import options
 from retro_np.commands.options import DatabasePath, EmbedderSpec, console, finite, group_of, is_typed, open_database
 from retro_np.errors import UserError
-from retro_np.progress import one_line
-from retro_np.retrieval.config import BuildConfig
+from retro_np.progress import counted, one_line
+from retro_np.retrieval.config import READING, BuildConfig
+from retro_np.retrieval.sources import LOCATION_FORMS, SKIPPED
 
-if TYPE_CHECKING:
-    from retro_np.retrieval.corpus import Source
-
-LOCATIONS = "A folder, a text file, rows as .jsonl, .jsonl.gz, .jsonl.zst or parquet, `stdlib`, or hub:DATASET."
 MAX_DOCUMENT_DIGITS = 18  # A --document with more digits is a name, not a number.
 
-Corpus = Annotated[list[str] | None, Argument(metavar="CORPUS", help=f"{LOCATIONS} Or use --source.")]
+Corpus = Annotated[list[str] | None, Argument(metavar="CORPUS", help=f"The texts: {LOCATION_FORMS}.")]
 Sources = Annotated[list[str] | None, Option("--source", help="NAME=LOCATION or NAME=LOCATION:WEIGHT; repeatable.")]
 DASK_HELP = "`local`, or tcp://HOST:PORT of a scheduler whose workers see the same folders; for trusted networks only."
 Dask = Annotated[str | None, Option(help=DASK_HELP)]
 
 # The settings that `build` and `add` share, and those that `build` has in another unit or form
-READING = ("include", "exclude", "text_field", "name_field", "split_field")
 OTHERWISE = ("limit_bytes", "shard_bytes", "duplicates")
 ADD_OPTIONS = group_of(BuildConfig, "Reading", leave_out=BuildConfig.__dataclass_fields__.keys() - READING)
 INDEXING_OPTIONS = group_of(
-    BuildConfig, "Cutting and indexing", leave_out=(*READING, *OTHERWISE), hidden=("tokenizer_bytes",),
-    key_dtype={"names": ("--keys",)}, vocabulary_size={"max": 1 << 20}, d_key={"default": None},
+    BuildConfig, "Cutting and indexing", leave_out=(*READING, *OTHERWISE),
+    hidden=("tokenizer_bytes", "training_neighbours"), d_key={"default": None},
 )  # fmt: skip
-BUILD_OPTIONS = options.Group(BuildConfig, ADD_OPTIONS.options | INDEXING_OPTIONS.options)
-SPLIT_HELP = "In place of CORPUS, a location of documents that are {}; repeatable."
+BUILD_OPTIONS = ADD_OPTIONS | INDEXING_OPTIONS
+
+
+def _from_file(context: Context, path: Path | None) -> Path | None:
+    """Let a file's section [build] give what is not typed: options by their names, and fields without an option."""
+    keys = {name: hint for name, hint in get_type_hints(build).items() if name not in ("context", "config")}
+    context.default_map = options.read_sections(path, {"build": keys | get_type_hints(BuildConfig)})["build"]
+    return path
+
+
+SPLIT_HELP = "In place of CORPUS, documents {}; repeatable."
 
 
 @options.with_options(BUILD_OPTIONS)
@@ -43,26 +48,28 @@ def build(
     corpus: Corpus = None,
     out: Annotated[Path | None, Option("-o", "--out", help="The database's folder.")] = None,
     source: Sources = None,
-    train: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("trained on and retrieved"))] = None,
+    train: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("to train on and retrieve"))] = None,
     valid: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("held out for tuning"))] = None,
     test: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("held out for reporting"))] = None,
     embedder: Annotated[str | None, Option(help=f"`hashing`, {options.EMBEDDERS}. Default: all-MiniLM-L6-v2.")] = None,
     like: Annotated[Path | None, Option(help="Use the chunk size, tokenizer and embedder of this database.")] = None,
     deduplicate: Annotated[
-        float, Option(min=0, max=1, help="Leave out training documents with at least this 13-gram Jaccard similarity "
-                                         "to a held-out document; 0 keeps all.")
+        float, Option(help="Leave out training documents with at least this 13-gram Jaccard similarity to a held-out "
+                           "document; 0 keeps all.")
     ] = 0.8,
     limit_mb: Annotated[float | None, Option(help="Use only about this many MB of the corpus.")] = None,
     shard_mb: Annotated[float, Option(help="MB of text per shard; one shard must fit into memory.")] = 32,
     dask: Dask = None,
-    config: Annotated[Path | None, Option(help="Take settings from the section [build] of a TOML file.")] = None,
+    config: Annotated[
+        Path | None, Option(is_eager=True, callback=_from_file, help="Take options from [build] of a TOML file.")
+    ] = None,
     **values: Any,
 ) -> None:  # fmt: skip
     """Build a retrieval database from text.
 
     Trains a tokenizer, cuts documents into chunks, embeds each chunk with a frozen BERT, indexes these keys, and finds
     each chunk's neighbours. If interrupted, run the same command to resume. Databases built with `--like DB` can be
-    searched together with DB.
+    searched together with DB. `--no-training-neighbours` saves much time if nothing will be trained on the database.
 
     To mix corpora: `--source code=src/:0.55 --source prose=docs/:0.45`
 
@@ -73,28 +80,28 @@ def build(
 
     if out is None:
         raise UserError("name the folder of the database: -o DB")
-    stored = options.read_sections(config, {"build": BuildConfig})
-    settings = BUILD_OPTIONS.chosen(context, values, stored["build"])
-    template = None if like is None else open_database(like)
-    if template is not None:
-        if "tokenizer" in settings or embedder is not None:
-            raise UserError("--like determines tokenizer and embedder; leave out --tokenizer and --embedder")
-        if settings["chunk_size"] not in (BuildConfig.chunk_size, template.chunk_size):
-            raise UserError(f"{like} has chunks of {template.chunk_size} tokens; leave out --chunk-size")
-        settings |= {"tokenizer": str(template.path / "tokenizer.json"), "chunk_size": template.chunk_size}
-    if limit_mb is not None:
-        settings["limit_bytes"] = int(finite("--limit-mb", limit_mb) * 1e6)
-    if "shard_bytes" not in settings or is_typed(context, "shard_mb"):
-        settings["shard_bytes"] = int(finite("--shard-mb", shard_mb) * 1e6)
-    duplicates = {"threshold": deduplicate} if is_typed(context, "deduplicate") else settings.get("duplicates")
-    with options.naming(config, {"build": BUILD_OPTIONS.kept(context, stored["build"])}):
+    stored: dict[str, Any] = dict(context.default_map or {})
+    given = {name for name in context.params if is_typed(context, name)} | stored.keys()
+    settings = options.chosen(BUILD_OPTIONS, values) | {name: stored[name] for name in OTHERWISE if name in stored}
+    template = None if like is None else open_database(like, embedder)
+    with options.naming(config, [name for name in stored if not is_typed(context, name)]):
+        if template is not None:
+            if "tokenizer" in settings:
+                raise UserError("--like determines the tokenizer; leave out --tokenizer")
+            if settings["chunk_size"] not in (BuildConfig.chunk_size, template.chunk_size):
+                raise UserError(f"{like} has chunks of {template.chunk_size} tokens; leave out --chunk-size")
+            settings |= {"tokenizer": str(template.path / "tokenizer.json"), "chunk_size": template.chunk_size}
+        if limit_mb is not None:
+            settings["limit_bytes"] = int(finite("--limit-mb", limit_mb) * 1e6)
+        if "shard_bytes" not in settings or "shard_mb" in given:
+            settings["shard_bytes"] = int(finite("--shard-mb", shard_mb) * 1e6)
+        if not 0 <= deduplicate <= 1:
+            raise UserError(f"deduplicate must be from 0 to 1, not {deduplicate}")
+        duplicates = {"threshold": deduplicate} if "deduplicate" in given else settings.get("duplicates")
         if duplicates:
             settings["duplicates"] = DedupConfig(**duplicates) if duplicates.get("threshold", 1) else None
         build_config = BuildConfig(**settings)
-    by_split = {"train": train or [], "valid": valid or [], "test": test or []}
-    if any(by_split.values()) and (corpus or source):
-        raise UserError("--train, --valid and --test name all documents: leave out CORPUS and --source")
-    sources = _split_sources(by_split) if any(by_split.values()) else _sources(corpus, source)
+        sources = _sources(corpus, source, train=train or [], valid=valid or [], test=test or [])
     database_embedder = template.embedder if template else embedder if embedder == HASHED else load_embedder(embedder)
     _describe(build_database(sources, out, build_config, database_embedder, dask))
 
@@ -113,11 +120,8 @@ def search(
     database = open_database(db, embedder, "exact" if exact else "hnsw")
     ids, distances = database.search(text, min(k, database.n_chunks + 1))
     m = database.chunk_size
-    for rank, (chunk, distance) in enumerate(zip(ids, distances, strict=True), start=1):
-        if chunk < 0:
-            if not as_json:
-                console.print(f"The database holds {rank - 1} chunks, and all are shown.")
-            break
+    n_found = int((ids >= 0).sum())
+    for rank, (chunk, distance) in enumerate(zip(ids[:n_found], distances, strict=False), start=1):
         record = database.documents[int(database.document_of(chunk))]
         value = database.value(chunk)
         parts = database.text(value[:m]), database.text(value[m:])
@@ -132,11 +136,13 @@ def search(
             if parts[1]:
                 console.print("⟶", style="bold", end=" ")
                 console.print(parts[1], style="dim")
+    if n_found < len(ids) and not as_json:
+        console.print(f"The database holds {counted(n_found, 'chunk')}, and nothing else can be shown.")
 
 
 @options.with_options(ADD_OPTIONS)
 def add(
-    context: Context, db: DatabasePath, corpus: Corpus = None, source: Sources = None, embedder: EmbedderSpec = None,
+    db: DatabasePath, corpus: Corpus = None, source: Sources = None, embedder: EmbedderSpec = None,
     dask: Dask = None, **values: Any,
 ) -> None:  # fmt: skip
     """Add documents to a database and update all neighbours.
@@ -148,7 +154,7 @@ def add(
     from retro_np.retrieval.edit import add_documents
     from retro_np.retrieval.embedders import load_embedder
 
-    sources, reading = _sources(corpus, source), ADD_OPTIONS.chosen(context, values, {})
+    sources, reading = _sources(corpus, source), options.chosen(ADD_OPTIONS, values)
     _describe(add_documents(db, sources, embedder=load_embedder(embedder) if embedder else None, dask=dask, **reading))
 
 
@@ -198,30 +204,24 @@ def verify(db: DatabasePath, embedder: EmbedderSpec = None) -> None:
         raise UserError(f"{db} has defects ({len(report.broken)}); restore it, or build it again in another folder")
 
 
-def _sources(locations: list[str] | None, named: list[str] | None) -> Any:
-    """The corpus that a command names: a single unnamed location unchanged, otherwise a list of sources."""
-    from retro_np.retrieval.corpus import parse_sources
+def _sources(locations: list[str] | None, named: list[str] | None, **by_split: list[str]) -> Any:
+    """The corpus that a command names: a single unnamed location unchanged, otherwise a list of sources.
 
-    corpora = [*(locations or []), *(named or [])]
-    if not corpora:
-        raise UserError("no corpus is named; give a folder, a text or .jsonl file, stdlib, or --source NAME=LOCATION")
-    return corpora[0] if len(corpora) == 1 and not named else parse_sources(corpora)
-
-
-def _split_sources(specs: dict[str, list[str]]) -> list["Source"]:
-    """The sources of each split. One with the name of an earlier one gets a number at its end."""
+    by_split: the locations of train, valid and test. One with the name of an earlier one gets a number at its end."""
     from retro_np.retrieval.corpus import parse_source
 
-    if not specs["train"]:
+    corpora = [*(locations or []), *(named or [])]
+    if not any(by_split.values()):
+        return corpora[0] if len(corpora) == 1 and not named else list(map(parse_source, corpora))
+    if corpora:
+        raise UserError("--train, --valid and --test name all documents: leave out CORPUS and --source")
+    if not by_split["train"]:
         raise UserError("--valid and --test hold documents out of those of --train: name at least one --train")
-    sources: dict[str, Source] = {}
-    for source in (replace(parse_source(spec), split=split) for split, each in specs.items() for spec in each):
-        first = next(iter(sources.values()), source)
-        if (source.weight is None) != (source.split != "train" or first.weight is None):
-            raise UserError(f"--{source.split} {source.location}: give every --train a weight, or none, and no other")
+    sources: dict[str, Any] = {}
+    for split, source in ((split, parse_source(spec)) for split, specs in by_split.items() for spec in specs):
         names = (f"{source.name}-{number}" if number > 1 else source.name for number in itertools.count(1))
         name = next(name for name in names if name not in sources)
-        sources[name] = replace(source, name=name)
+        sources[name] = replace(source, name=name, split=split)
     return list(sources.values())
 
 
@@ -229,19 +229,16 @@ def _describe(database: Any) -> None:
     """Print what a database holds, in a few lines."""
     manifest = database.manifest
     for name, split in manifest["splits"].items():
-        console.print(
-            f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens in {split['chunks']:,} chunks of "
-            f"{database.chunk_size}, {split['bytes']:,} bytes"
-        )
+        documents, tokens, chunks, size = (counted(split[n + "s"], n) for n in ("document", "token", "chunk", "byte"))
+        console.print(f"{name}: {documents}, {tokens} in {chunks} of {database.chunk_size}, {size}")
     if replaced := sum(split["replaced"] for split in manifest["splits"].values()):
-        console.print(f"{replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
+        console.print(f"Replaced by U+FFFD: {counted(replaced, 'invalid UTF-8 sequence')}")
     if manifest["skipped"]:
-        kinds = "binary, special, or links that lead to no file inside the folder"
         example = one_line(manifest["skipped_names"][0])
-        console.print(f"{manifest['skipped']:,} files were skipped ({kinds}), for example {example}")
+        console.print(f"Skipped: {counted(manifest['skipped'], 'file')} ({SKIPPED}), for example {example}")
     duplicates = database.path / "duplicates.jsonl"
     if count := duplicates.read_bytes().count(b"\n"):
-        console.print(f"{count:,} documents were left out as near-duplicates of held-out ones: {duplicates}")
+        console.print(f"Left out as near-duplicates of held-out ones: {counted(count, 'document')}, see {duplicates}")
     if removed := database.n_removed:
-        console.print(f"{removed:,} chunks are removed; retro-np compact {database.path} deletes their bytes")
+        console.print(f"Removed: {counted(removed, 'chunk')}; retro-np compact {database.path} deletes the bytes")
     console.print(f"Search it with: retro-np search {database.path} TEXT")

@@ -10,6 +10,7 @@ from typer import Argument, Context, Option
 from retro_np.commands import options
 from retro_np.commands.options import console, is_typed, open_database
 from retro_np.errors import UserError
+from retro_np.progress import counted
 
 TITLES = {"valid": "held-out documents", "test": "test documents", "train": "training documents", "text": "texts"}
 PARTS = {
@@ -17,20 +18,17 @@ PARTS = {
     "similarity": "13-gram similarity of the document to the nearest training document",
 }  # fmt: skip
 SHOWN_DOCUMENTS = 20
-LEFT_OUT = {"trained_on": "a model was trained on the same text", "in_database": "the database has the same text"}
+LEFT_OUT = {"trained_on": "in a model's training text", "in_database": "in the database", "repeated": "given twice"}
 
 
 def evaluate(
-    context: Context,
-    checkpoint: options.CheckpointPath,
-    db: options.DatabasePath,
+    context: Context, checkpoint: options.CheckpointPath, db: options.DatabasePath,
     baseline: Annotated[Path | None, Option(help="Checkpoint or run of a baseline, to compare with.")] = None,
     against: Annotated[list[Path] | None, Option(help="Also compare with this run or checkpoint; repeatable.")] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/evaluation"),
     split: Annotated[str, Option(help="The documents to score: valid (to tune), test (to report) or train.")] = "valid",
     text: Annotated[list[Path] | None, Option(help="Score this text instead: any corpus; repeatable.")] = None,
-    k: options.K = 2,
-    sequence_length: options.SequenceLength = 512,
+    k: options.K = 2, sequence_length: options.SequenceLength = 512,
     stride: Annotated[int, Option(min=1, help="Tokens by which the window moves, a multiple of the chunk size.")] = 256,
     limit: Annotated[int | None, Option(min=1, help="Score only this many chunks.")] = None,
     retrieve_from: Annotated[list[Path] | None, Option(help="Retrieve from this database instead; repeatable.")] = None,
@@ -39,7 +37,7 @@ def evaluate(
     parts: Annotated[bool, Option(help="Also say what the gain is made of. Reads all training documents.")] = True,
     token_losses: Annotated[bool, Option("--token-losses", help="Write the loss of each token to tokens.npz.")] = False,
     embedder: options.EmbedderSpec = None,
-) -> None:
+) -> None:  # fmt: skip
     """Measure bits per byte of held-out documents or other texts, with 95 % intervals.
 
     The conditions are RETRO with retrieval on, with retrieval off, with the neighbours of other chunks, the baseline,
@@ -50,13 +48,15 @@ def evaluate(
     from retro_np.evaluation.compare import evaluate as evaluate_models
     from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
     from retro_np.evaluation.own_text import own_text
+    from retro_np.files import outputs
     from retro_np.pretrained.bundled import trained_on
     from retro_np.report.plots import plot_leakage
     from retro_np.retrieval import join
 
+    outputs.claim(out, outputs.EVALUATION)  # before a long search
     database = open_database(db, embedder)
-    files = {"RETRO": _checkpoint_of(checkpoint)} | ({"baseline": _checkpoint_of(baseline)} if baseline else {})
-    others = {str(path): _checkpoint_of(path) for path in against or ()}
+    files = {"RETRO": checkpoint} | ({"baseline": baseline} if baseline else {})
+    others = {str(path): path for path in against or ()}
     models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
     hashes = frozenset().union(*map(trained_on, (*files.values(), *others.values())))
     retrieval: join.Retrieval | None = None
@@ -64,16 +64,16 @@ def evaluate(
     sources = [each.fraction(share, fraction_seed) for each in (databases if retrieve_from else [database])]
     source = sources[0] if len(sources) == 1 else join.DatabaseUnion(sources)
     k = min(k, max(1, source.n_chunks))
-    stores_fewer = not text and k > database.split(split).neighbours.shape[1] > 0
-    if text or source is not database or stores_fewer:
-        if is_typed(context, "split") if text else split == "train":
+    candidates = max(k, LEAKAGE_NEIGHBOURS)
+    if text:
+        if is_typed(context, "split"):
+            raise UserError("--text replaces the split; leave out --split")
+        retrieval = own_text(database, text, candidates, source=source, trained_on=hashes)
+    elif source is not database or k > database.split(split).neighbours.shape[1] > 0:
+        if split == "train":
             searches = "--retrieve-from, --fraction and a -k above what is stored search anew, for held-out documents"
-            raise UserError(f"{'--text replaces the split' if text else searches}; leave out --split")
-        candidates = max(k, LEAKAGE_NEIGHBOURS)
-        if text:
-            retrieval = own_text(database, text, candidates, source=source, trained_on=hashes)
-        else:
-            retrieval = join.retrieve_from(database, source, candidates, split)
+            raise UserError(f"{searches}; leave out --split")
+        retrieval = join.retrieve_from(database, source, candidates, split)
     results = evaluate_models(
         models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
         retrieval=retrieval, against=rivals, trained_on=hashes, parts=parts, token_losses=token_losses,
@@ -118,9 +118,12 @@ def print_results(results: dict[str, Any]) -> None:
         console.print(f"{document['name']}: {figures or 'no scored bytes'}")
     for reason, count in results.get("left_out", {}).items():
         if count:
-            console.print(f"{count} documents were left out, since {LEFT_OUT[reason]}.")
-    for note in dict.fromkeys(record["note"] for record in results.get("comparisons", []) if "note" in record):
-        console.print(note)
+            console.print(f"{counted(count, 'text')} left out: {LEFT_OUT[reason]}.")
+    if known := results.get("trained_on"):
+        console.print(f"Of {counted(results['scored_documents'], 'document')}, a model was trained on {known}.")
+    for scope, (_, comparisons) in scopes.items():
+        for note in {record["note"] for record in comparisons if "note" in record}:
+            console.print(f"{note} ({scope})")
     console.print(results["sentence"])
 
 
@@ -130,11 +133,6 @@ def _difference(record: dict[str, Any]) -> str:
         return ""
     shown = f"{record['difference_percent']:+.2f} %"
     return shown + (" [{:+.2f}, {:+.2f}]".format(*record["interval_percent"]) if record["interval_percent"] else "")
-
-
-def _checkpoint_of(path: Path) -> Path:
-    """The checkpoint in a run's folder, or the file itself."""
-    return path / "checkpoint.safetensors" if path.is_dir() else path
 
 
 def inspect(
@@ -153,7 +151,7 @@ def inspect(
     model attended to. It is one HTML file that needs no network. If the text is long, only its beginning is shown.
 
     Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`"""
-    from retro_np.checkpoint import load_model
+    from retro_np.checkpoint import checkpoint_file, load_model
     from retro_np.files import check_output
     from retro_np.generation import generate
     from retro_np.report.inspection import MAX_PAGE_TOKENS, check_request, write_inspection
@@ -164,15 +162,13 @@ def inspect(
     inputs = [source for source in (text, file, prompt) if source is not None]
     if len(inputs) != 1:
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
-    page = check_output(out, "-o", [checkpoint, db, *([file] if file else [])], is_page)
+    page = check_output(out, "-o", [checkpoint_file(checkpoint), db, *([file] if file else [])], is_page)
     database = open_database(db, embedder)
     model = load_model(checkpoint, database)
     tokens = prompt_tokens(database, read_text(inputs[0]) if isinstance(inputs[0], Path) else inputs[0])
     n_prompt = 0 if prompt is None else len(tokens)
     retrieved: list[Any] = []
-    if n_prompt >= MAX_PAGE_TOKENS:
-        raise UserError(f"the prompt has {n_prompt:,} tokens, but a page shows at most {MAX_PAGE_TOKENS:,}; shorten it")
-    check_request(model[1], min(len(tokens) + (0 if prompt is None else length), MAX_PAGE_TOKENS), k)
+    check_request(model[1], n_prompt + 1 if n_prompt else min(len(tokens), MAX_PAGE_TOKENS), k)
     k = min(k, database.n_chunks)
     facts = {"checkpoint": str(checkpoint), "database": str(database.path), "neighbours": str(k)}
     if prompt is not None:
@@ -183,8 +179,8 @@ def inspect(
     if len(tokens) > MAX_PAGE_TOKENS:
         facts["shown"] = f"the first {MAX_PAGE_TOKENS:,} of {len(tokens):,} tokens"
         console.print(f"The page shows {facts['shown']}.")
-    shown = tokens[:MAX_PAGE_TOKENS]
-    inspection = inspect_tokens(*model, database, shown, k=k, n_prompt=n_prompt, retrieved=retrieved)
+    tokens = tokens[:MAX_PAGE_TOKENS]
+    inspection = inspect_tokens(*model, database, tokens, k=k, n_prompt=n_prompt, retrieved=retrieved)
     write_inspection(page, "A text under RETRO" if prompt is None else "A sample of RETRO", facts, inspection)
     console.print(f"{inspection.bits_on:.4f} bits per byte with retrieval, {inspection.bits_off:.4f} without.")
     console.print(f"The page is {out}.")
@@ -201,5 +197,5 @@ def read_text(path: Path) -> str:
     if kind_of(str(path)) != "text" or "\0" in document.text:
         raise UserError(f"{path} {NOT_TEXT}")
     if document.replaced:
-        console.print(f"{document.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
+        console.print(f"Replaced by U+FFFD: {counted(document.replaced, 'invalid UTF-8 sequence')}")
     return document.text.removeprefix("\ufeff")

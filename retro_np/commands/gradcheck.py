@@ -102,11 +102,9 @@ def _located(subject, folder):
     """Turn everything that is raised, even SystemExit, into a UserError with the last line in a file of the folder."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == folder]
-        if isinstance(error, UserError) and not frames:
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, UserError) and not frames):
             raise
         line = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         raise UserError(f"{subject}: {type(error).__name__}: {error}{line}") from error

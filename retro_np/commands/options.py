@@ -1,7 +1,7 @@
 """What the commands share: options and tables, settings from the fields of a configuration, and the console.
 
-A field is defined once: name, type and default in the dataclass, help in its docstring's paragraph `field: text`. It
-becomes an option of a command, and a key in a file of settings: TOML, or the config.json of a training run."""
+A field is defined once: name, type and default in the dataclass, help in its docstring's paragraph `field: text`, the
+first sentence. It becomes an option of a command, and a key in a file of settings: TOML, or a run's config.json."""
 
 import difflib
 import inspect
@@ -9,19 +9,20 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
 from reprlib import repr as shortened
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from typer import Argument, Context, Option
+from typer import Argument, BadParameter, Context, Option
 
 from retro_np.errors import UserError
 from retro_np.files.untrusted import read_settings
 from retro_np.progress import safe_console
 from retro_np.renamed import new_names
+from retro_np.training.config import MAX_SIZE
 
 if TYPE_CHECKING:
     from retro_np.retrieval.database import Database
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
 console = safe_console()
 
 DatabasePath = Annotated[Path, Argument(metavar="DB", help="A database made by `retro-np build`.")]
-CheckpointPath = Annotated[Path, Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")]
+CheckpointPath = Annotated[Path, Argument(metavar="CHECKPOINT", help="A run's folder or checkpoint.")]
 EMBEDDERS = "a folder as sentence-transformers saves it, or MODULE:OBJECT, which runs the module"
 EmbedderSpec = Annotated[str | None, Option("--embedder", help=f"A{EMBEDDERS[1:]}. Default: the database's embedder.")]
 K = Annotated[int, Option("-k", "--neighbours", min=1, help="Neighbours per chunk.")]
-MAX_SIZE = 1 << 20  # A larger sequence or batch would overflow array sizes before memory runs out.
 SequenceLength = Annotated[int, Option(min=1, max=MAX_SIZE, help="Tokens per sequence, n: one or more whole chunks.")]
 Temperature = Annotated[float, Option(min=0, help="Temperature of sampling; 0 is greedy.")]
 TopP = Annotated[float, Option(min=0, max=1, help="Sample only the likeliest tokens, whose probabilities sum to this.")]
@@ -44,6 +44,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 OPTION_TYPES: dict[Any, Any] = {tuple[int, ...]: str, tuple[str, ...]: list[str] | None}
 VALUE_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 MAX_NUMBER = 1 << 62  # Larger whole numbers are mistakes.
+SECTIONS = ("build", "model", "encoder", "training", "data")  # of a file; each command reads its own
 
 
 def open_database(path: Path, embedder: str | None = None, index: str = "hnsw") -> "Database":
@@ -61,25 +62,13 @@ def finite(option: str, value: float) -> float:
     return value
 
 
-@dataclass(frozen=True)
-class Group:
-    """Fields of a dataclass as options of a command: the option of each field, by the field's name."""
+Group = dict[str, Parameter]  # the option of each field of a dataclass, by the field's name
 
-    config: type
-    options: dict[str, Parameter]
 
-    def chosen(self, context: Context, values: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of the fields: what was typed, or else is in a file, `stored`, or else is the option's default.
-
-        Without any of them a field is left out."""
-        kinds, kept = get_type_hints(self.config), self.kept(context, stored)
-        given = {f: (o.name, values[o.name]) for f, o in self.options.items() if values[o.name] is not None}
-        return {field: _option_value(name, value, kinds[field]) for field, (name, value) in given.items()} | kept
-
-    def kept(self, context: Context, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of a file that no typed option overrides."""
-        typed = {field for field, option in self.options.items() if is_typed(context, option.name)}
-        return {field: value for field, value in stored.items() if field not in typed}
+def chosen(group: Group, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the fields whose option has one, typed or by default. values: of the options, by their names."""
+    given = {field: values[option.name] for field, option in group.items() if values[option.name] is not None}
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
 
 
 def group_of(
@@ -89,27 +78,28 @@ def group_of(
     """The fields of a dataclass as options.
 
     panel: the options' heading in the help. prefix: what the options' names begin with. leave_out: fields without an
-    option. hidden: fields whose option is accepted, but not in the help. changes: field → what differs from the
-    dataclass: `default`, `names` (all the option's names), and what `typer.Option` takes."""
+    option. hidden: fields whose option is accepted, but not in the help. changes: field → what differs: `default`,
+    `names` (all the option's names), and what `typer.Option` takes."""
     paragraphs = re.findall(r"^(\w+): ((?:.|\n )+)", inspect.cleandoc(config.__doc__ or ""), re.MULTILINE)
     texts, kinds = {name: " ".join(text.split()) for name, text in paragraphs}, get_type_hints(config)
-    options = {}
+    options: Group = {}
     for field in (field for field in fields(config) if field.name not in leave_out):
         change = {"default": field.default, "names": (), **changes.get(field.name, {})}
         default, names = change.pop("default"), change.pop("names")
-        if isinstance(default, tuple):
-            default = ",".join(map(str, default)) if kinds[field.name] == tuple[int, ...] else None
-        text = f"{texts[field.name][0].upper()}{texts[field.name][1:].rstrip('.')}."
+        if kinds[field.name] == tuple[int, ...]:
+            default, change = ",".join(map(str, default)), {"metavar": "2,4", "parser": _layers, **change}
+        default = None if default == () else default
+        text = texts[field.name].partition(". ")[0].rstrip(".")
+        text = f"{text[0].upper()}{text[1:]}."
         if not isinstance(default, bool) and default not in (None, "", MISSING):
             text += f" Default: {default}."
-        option = Option(
-            *names, help=text, show_default=False, rich_help_panel=panel, hidden=field.name in hidden, **change
-        )
+        shown: dict[str, Any] = {"show_default": False, "rich_help_panel": panel, "hidden": field.name in hidden}
+        option = Option(*names, help=text, **shown | change)
         name = next((name[2:].replace("-", "_") for name in names if name.startswith("--")), prefix + field.name)
         kind, default = Parameter.KEYWORD_ONLY, Parameter.empty if default is MISSING else default
         annotation = annotated[OPTION_TYPES.get(kinds[field.name], kinds[field.name]), option]
         options[field.name] = Parameter(name, kind, default=default, annotation=annotation)
-    return Group(config, options)
+    return options
 
 
 def with_options(*groups: Group) -> Callable[[Command], Command]:
@@ -118,7 +108,7 @@ def with_options(*groups: Group) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters += [option for group in groups for option in group.options.values()]
+        parameters += [option for group in groups for option in group.values()]
         function: Any = command
         function.__signature__ = inspect.Signature(parameters)
         function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -133,34 +123,31 @@ def is_typed(context: Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _option_value(name: str, value: Any, kind: Any) -> Any:
-    """What an option's value stands for in the dataclass."""
-    if kind != tuple[int, ...]:
-        return tuple(value) if kind == tuple[str, ...] else value
+def _layers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in value.split(",") if part.strip())
+        return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        option = "--" + name.replace("_", "-")
-        raise UserError(f"{option} must be numbers separated by commas, such as 2,4, not {value!r}") from error
+        raise BadParameter(f"{text!r} is not numbers separated by commas, such as 2,4") from error
 
 
-def read_sections(path: Path | None, sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:
-    """The values in each section of a file, as the fields of the section's dataclass. Without a path all are empty.
+def read_sections(path: Path | None, sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values in each of these sections of a file. Without a path all are empty.
 
-    A section of a plain `dict` is not looked into. Raises UserError, with file and key, for a file that does not parse,
-    for an unknown section or key, and for a value of the wrong type. Whether values fit together is not checked."""
+    sections: a dataclass, or {key: type}, for each; None for one that is not looked into. Raises UserError, with file
+    and key, for a file that does not parse, for an unknown section or key, and for a value of the wrong type. Whether
+    values fit together is not checked."""
     stored: dict[str, Any] = {} if path is None else read_settings(path)
-    _check_names(stored, sections, f"{path}", "section")
-    return {name: _section(stored.get(name, {}), config, f"{path}: [{name}]") for name, config in sections.items()}
+    _check_names(stored, SECTIONS, f"{path}", "section")
+    return {name: _section(stored.get(name, {}), keys, f"{path}: [{name}]") for name, keys in sections.items()}
 
 
-def _section(stored: Any, config: type, where: str) -> dict[str, Any]:
+def _section(stored: Any, keys: Any, where: str) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise UserError(f"{where} must be a section with keys, not {shortened(stored)}")
-    if config is dict:
+    if keys is None:
         return stored
-    hints, stored = get_type_hints(config), new_names(stored)
-    _check_names(stored, [field.name for field in fields(config)], where, "key")
+    hints, stored = get_type_hints(keys) if is_dataclass(keys) else keys, new_names(stored)
+    _check_names(stored, hints, where, "key")
     return {name: _file_value(value, hints[name], f"{where} {name}") for name, value in stored.items()}
 
 
@@ -175,11 +162,12 @@ def _check_names(stored: Mapping[str, Any], known: Any, where: str, kind: str) -
 def _file_value(value: Any, hint: Any, where: str) -> Any:
     """A value as one of the types that a field may have: lists become tuples, and whole numbers floats."""
     kinds = get_args(hint) if get_origin(hint) not in (None, tuple) else (hint,)
+    kinds = tuple(str if kind is Path else kind for kind in kinds)
     too_large = type(value) is int and abs(value) >= MAX_NUMBER
     for kind in kinds:
         if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
             return _section(value, kind, where)
-        if get_origin(kind) is tuple and isinstance(value, list):
+        if get_origin(kind) in (tuple, list) and isinstance(value, list):
             return tuple(_file_value(part, get_args(kind)[0], f"{where}, entry {i}") for i, part in enumerate(value, 1))
         if not too_large and (type(value) is kind or (kind is float and type(value) is int)):
             return float(value) if kind is float else value
@@ -189,11 +177,11 @@ def _file_value(value: Any, hint: Any, where: str) -> Any:
 
 
 @contextmanager
-def naming(path: Path | None, sections: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Let a UserError that is about a key in one of the file's sections name the file."""
+def naming(path: Path | None, keys: Iterable[str]) -> Iterator[None]:
+    """Let a UserError that is about one of these keys of a file name the file."""
     try:
         yield
     except UserError as error:
-        if set(re.findall(r"\w+", str(error))) & {key for section in sections.values() for key in section}:
+        if not set(keys).isdisjoint(re.findall(r"[a-z]\w*", str(error).lower().replace("-", "_"))):
             raise UserError(f"{path}: {error}") from error
         raise

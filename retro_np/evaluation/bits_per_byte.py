@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,16 +26,23 @@ class Losses:
 
     (chunks,) each. nats: the summed negative log-likelihood of a chunk's scored tokens; bytes: their UTF-8 bytes;
     documents: the number of its document; tokens: how many are scored (empty in the files of older versions). A
-    document's first token and its end-of-text are not scored: they add neither nats nor bytes."""
+    document's first token and its end-of-text are not scored: they add neither nats nor bytes.
+
+    Raises UserError unless nats, bytes and documents have the same length."""
 
     nats: np.ndarray
     bytes: np.ndarray
     documents: np.ndarray
     tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
+    def __post_init__(self) -> None:
+        shapes = [np.shape(array) for array in (self.nats, self.bytes, self.documents)]
+        if len(shapes[0]) != 1 or len(set(shapes)) > 1:
+            raise UserError(f"nats, bytes and documents of Losses must have the same length, not the shapes {shapes}")
+
     def __getitem__(self, rows: slice | np.ndarray) -> "Losses":
-        """The losses on the chunks that a slice or a mask (chunks,) selects."""
-        return Losses(self.nats[rows], self.bytes[rows], self.documents[rows])
+        """The losses on the chunks that a slice, a mask (chunks,) or row numbers select."""
+        return Losses(*(column[rows] if len(column) else column for column in vars(self).values()))
 
     def per_document(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Document numbers, nats and bytes, (documents,) each."""
@@ -106,12 +115,11 @@ def score(
 
     Returns Losses; its `bits_per_byte()` is the figure that the paper reports. Raises UserError if the model does not
     fit the database, if the split is empty, for lengths that do not fit together, and if a loss is not finite."""
-    retrieval = retrieval or Retrieval.own(database, split_name)
     scored = score_tokens(
         params, config, database, split_name, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
         shuffle_seed=shuffle_seed, retrieval=retrieval, description=description,
     )  # fmt: skip
-    return scored.losses(database, retrieval.split, limit)
+    return scored.losses(database, retrieval.split if retrieval else split_name, limit)
 
 
 def score_tokens(
@@ -122,6 +130,9 @@ def score_tokens(
     """Compute the loss of one model on each token of a split. Arguments and errors are those of `score`.
 
     Returns ScoredTokens in the order of the text, without each document's first token and its end-of-text."""
+    check_arguments(params=(params, dict), config=(config, RetroConfig), database=(database, Database), k=(k, 0))
+    check_arguments(sequence_length=(sequence_length, 1), stride=(stride, 1), retrieval=(retrieval, Retrieval | None))
+    check_arguments(limit=(1 if limit is None else limit, 1), shuffle_seed=(shuffle_seed or 0, 0))
     check_fit(config, database)
     retrieval = retrieval or Retrieval.own(database, split_name)
     split, windows = retrieval.split, sliding_windows(retrieval.split, sequence_length, stride, limit)
@@ -141,6 +152,18 @@ def score_tokens(
     if not np.all(np.isfinite(scored.nats)):
         raise UserError(f"{description}: the losses are not finite; the weights are damaged: use another checkpoint")
     return scored
+
+
+def check_arguments(**expected: tuple[Any, Any]) -> None:
+    """Check arguments, each given as name=(value, type) or as name=(value, the least whole number that it may be).
+
+    Raises TypeError for a value of another type, and UserError for one that is no such number."""
+    for name, (value, kind) in expected.items():
+        if isinstance(kind, int):
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < kind:
+                raise UserError(f"{name} must be a whole number of at least {kind}, not {value!r:.40}")
+        elif not isinstance(value, kind):
+            raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
 
 
 def sliding_windows(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses
+from retro_np.evaluation.bits_per_byte import Losses, check_arguments
 
 INTERVAL = (0.025, 0.975)  # quantiles of the samples: a percentile interval of 95 %
 DRAWS_PER_BLOCK = 1 << 20  # drawn documents in memory
@@ -30,14 +30,14 @@ def paired_bootstrap(of: Losses, against: Losses, *, samples: int = 10_000, seed
     """Compare the bits per byte of two conditions on the same chunks: 100 · (of / against − 1), and its interval.
 
     of, against: from `score`, or parts of both with the same chunks. samples: bootstrap samples. seed: of the draws.
-    Raises UserError if the chunks differ, if samples < 1, if there are no bytes, and if `against` needs no bits."""
-    if samples < 1:
-        raise UserError(f"samples must be at least 1, not {samples}")
+    Raises TypeError for other things than Losses. Raises UserError if the chunks differ, if losses are not finite, if
+    samples < 1 or seed < 0, if there are no bytes, and if `against` needs no bits."""
+    check_arguments(of=(of, Losses), against=(against, Losses), samples=(samples, 1), seed=(seed, 0))
     if not (np.array_equal(of.documents, against.documents) and np.array_equal(of.bytes, against.bytes)):
         raise UserError("the two conditions were scored on different texts: score both on the same chunks")
-    _, of_nats, n_bytes = of.per_document()
-    against_nats = against.per_document()[1]
-    pairs = np.stack([of_nats, against_nats])[:, n_bytes > 0]
+    pairs = np.stack([losses.per_document()[1] for losses in (of, against)])[:, of.per_document()[2] > 0]
+    if not np.isfinite(pairs).all():
+        raise UserError("losses are not finite, so they cannot be compared: score with undamaged weights")
     n = pairs.shape[1]
     if not n or pairs[1].sum() <= 0:
         raise UserError("there is nothing to compare: the texts are empty, or the other condition needs no bits at all")

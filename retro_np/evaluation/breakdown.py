@@ -37,8 +37,7 @@ def breakdown(
     chunks = of.positions // database.chunk_size
     kinds = {"leakage": _binned(ratios[chunks], LEAKAGE_EDGES, "left")}
     kinds["match"] = [{"token": name} for name in MATCHES], match_kinds(retrieval, windows, k, limit)
-    if similarity is not None:
-        kinds["similarity"] = _binned(similarity[chunks], SIMILARITY_EDGES, "right")
+    kinds |= {} if similarity is None else {"similarity": _binned(similarity[chunks], SIMILARITY_EDGES, "right")}
     one, other = (tokens.by_token(database, retrieval.split) for tokens in (of, against))
     return {
         kind: [name | part_of(one, other, numbers == i) for i, name in enumerate(names)]

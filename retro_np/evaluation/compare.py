@@ -9,7 +9,7 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses, ScoredTokens, score_tokens, sliding_windows
+from retro_np.evaluation.bits_per_byte import Losses, score_tokens, sliding_windows
 from retro_np.evaluation.bootstrap import paired_bootstrap
 from retro_np.evaluation.breakdown import NEAR_COPY, breakdown, nearest_similarities, stated
 from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
@@ -49,12 +49,13 @@ def evaluate(
 
     models: {"RETRO": (params, config)}, or {"RETRO": (params, config), "baseline": (params, config)}. The RETRO is
         scored with retrieval on, off, and, unless split is "train", with the neighbours of other chunks.
-    out: the folder of the results. losses.npz holds each condition's nats and bytes, and r(C) of each chunk.
+    out: the folder of the results. losses.npz holds each condition's nats and bytes, and r(C) of each scored chunk.
     split: "valid" (for tuning), "test" (for reporting; valid, if the database has no test part) or "train".
     k, sequence_length, stride, limit: as in `score`.
     retrieval: neighbours from another database, or an `own_text`, which is scored instead of a split.
     against: further models by name. Those with cross-attention retrieve.
-    trained_on: SHA-256 hashes of texts, or their first 16 digits. Held-out documents with these texts are left out.
+    trained_on: SHA-256 hashes of texts, or their first 16 digits, as `retro_np.trained_on` returns them. Held-out
+        documents with these texts are left out and counted. Of training documents they are only counted.
     parts: also find out what the gain is made of. This reads the texts of all training documents.
     token_losses: also write tokens.npz, with the nats of each token.
 
@@ -67,6 +68,9 @@ def evaluate(
     remove_partial(out)
     if "RETRO" not in models or not models.keys() <= {"RETRO", "baseline"}:
         raise UserError(f'models must be {{"RETRO": …}} or {{"RETRO": …, "baseline": …}}, not {list(models)}')
+    for name, model in {**models, **(against or {})}.items():
+        if not isinstance(model, tuple) or len(model) != 2:
+            raise UserError(f"the model {name!r} must be a pair (params, config), as load_params returns it")
     baseline, retro = models.get("baseline"), models["RETRO"]
     if baseline is not None and baseline[1].retrieves:
         raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use another checkpoint")
@@ -75,29 +79,41 @@ def evaluate(
         if name in (*LINES, PLAIN, *SHORT_NAMES.values()):
             raise UserError(f"another model cannot be called {name!r}, like a condition: give it another name")
         lines[name] = model, {"k": k}
-    retrieval, left_out = _without(trained_on, database, split, retrieval)
+    known = {digest[:HASH_DIGITS] for digest in trained_on}
+    retrieval, left_out = _without(known, database, split, retrieval)
     split = retrieval.split.name
     windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
-    scored: dict[str, ScoredTokens] = {}
     if split == "train":
         lines.pop(SHUFFLED, None)  # The neighbours of another training chunk may come from this chunk's own document.
+    scored = {}
     for name, ((params, config), condition) in lines.items():
         settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {name}"}
         scored[name] = score_tokens(params, config, database, split, **settings)
-    losses = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
-    if not any(loss.bytes.any() for loss in losses.values()):
+    whole = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
+    first, main = next(iter(lines)), ON if ON in lines else PLAIN
+    rows = np.flatnonzero(whole[first].tokens)  # chunks with a scored token, so none of a document that is left out
+    if not len(rows):
         raise UserError("no token can be scored, since a document's first one never is: give longer texts")
     ratios = chunk_leakage(database, split, limit, retrieval)
-    first, main = next(iter(losses)), ON if ON in losses else PLAIN
     similarity = nearest_similarities(database, retrieval.split, limit) if parts and split != "train" else None
     composition = None
-    if parts and ON in losses:
+    if parts and ON in lines:
         composition = {"of": "on", "against": SHORT_NAMES.get(first, first)} | breakdown(
             scored[ON], scored[first], database, retrieval, k=k, windows=sliding_windows(retrieval.split, **windows),
             limit=limit, ratios=ratios, similarity=similarity,
         )  # fmt: skip
+    losses, ratios = {name: loss[rows] for name, loss in whole.items()}, ratios[rows]
+    numbers, _, document_bytes = losses[first].per_document()
+    columns = {name: getattr(losses[first], name) for name in ("bytes", "documents", "tokens")}
+    columns |= {"rows": rows, "r": ratios, "document_ids": numbers, "document_bytes": document_bytes}
+    for name, loss in losses.items():
+        columns |= {f"{name}/nats": loss.nats, f"{name}/document_nats": loss.per_document()[1]}
+    clean = near_copies = None
+    if similarity is not None:
+        columns["similarity"] = similarity[rows]
+        clean = _without_near_copies(losses, similarity[rows], first, main)
+        near_copies = len(numbers) - (clean["documents"] if clean else 0)
     figures = {name: bits(loss, ratios) for name, loss in losses.items()}
-    clean = _without_near_copies(losses, similarity, first, main)
     own = retrieval if isinstance(retrieval, OwnText) else None
     counts = own.counts() if own else database.manifest["splits"][split]
     results = {
@@ -106,29 +122,24 @@ def evaluate(
             "split": split, "k": k, **windows, "retrieved_from": str(retrieval.database.path),
             "leakage_neighbours": min(LEAKAGE_NEIGHBOURS, retrieval.split.neighbours.shape[1]),
         },
-        "chunks": len(ratios), "bytes": int(losses[first].bytes.sum()), "left_out": left_out,
+        "chunks": len(rows), "bytes": int(document_bytes.sum()), "scored_documents": len(numbers),
+        "near_copies": near_copies, "left_out": left_out,
+        "trained_on": sum(database.documents[n]["sha256"][:HASH_DIGITS] in known for n in numbers.tolist() if not own),
         "models": figures, "alphas": list(ALPHAS),
         "bpb_alpha": {name: filtered_bits_per_byte(loss, ratios) for name, loss in losses.items()},
         "comparisons": compared(losses, first, main), "without_near_copies": clean, "parts": composition,
-        "sentence": verdict(figures, clean),
+        "sentence": verdict(figures, len(numbers), clean, near_copies),
     }  # fmt: skip
-    results |= {"documents": own.figures(losses)} if own else {}
-    rows = {"r": ratios} | {name: getattr(losses[first], name) for name in ("bytes", "documents", "tokens")}
-    rows |= {} if similarity is None else {"similarity": similarity}
-    for name, loss in losses.items():
-        numbers, nats, n_bytes = loss.per_document()
-        rows |= {"document_ids": numbers, "document_bytes": n_bytes}
-        rows |= {f"{name}/nats": loss.nats, f"{name}/document_nats": nats}
+    results |= {"documents": own.figures(whole)} if own else {}
     (out / TOKEN_LOSSES).unlink(missing_ok=True)  # of an earlier evaluation
+    files = {"losses.npz": columns}
     if token_losses:
-        columns: dict[str, Any] = {name: getattr(scored[first], name) for name in ("positions", "tokens")}
-        by_token = scored[first].by_token(database, retrieval.split)
-        columns |= {"bytes": by_token.bytes, "documents": by_token.documents}
-        columns |= {f"{name}/nats": part.nats for name, part in scored.items()}
-        with replacing(out / TOKEN_LOSSES) as file:
-            np.savez(file, **columns)
-    with replacing(out / "losses.npz") as file:
-        np.savez(file, **rows)
+        each, row = scored[first], scored[first].by_token(database, retrieval.split)
+        tokens = {"positions": each.positions, "tokens": each.tokens, "bytes": row.bytes, "documents": row.documents}
+        files[TOKEN_LOSSES] = tokens | {f"{name}/nats": part.nats for name, part in scored.items()}
+    for name, arrays in files.items():
+        with replacing(out / name) as file:
+            np.savez(file, **arrays)
     write_json(out / "results.json", results)
     return results
 
@@ -145,37 +156,31 @@ def compared(losses: dict[str, Losses], first: str, main: str) -> list[dict[str,
 
 
 def _without_near_copies(losses, similarity, first, main) -> dict[str, Any] | None:
-    """The figures for documents without a near-copy in the training text, or None if there are none or none known."""
-    if similarity is None or not losses[first].bytes[similarity < NEAR_COPY].any():
-        return None
-    rows = similarity < NEAR_COPY
-    part = {name: loss[rows] for name, loss in losses.items()}
+    """The figures for documents without a near-copy in the training text, or None if there are none."""
+    part = {name: loss[similarity < NEAR_COPY] for name, loss in losses.items()}
+    documents = len(np.unique(part[first].documents))
     return {
-        "similarity_below": NEAR_COPY, "documents": int((part[first].per_document()[2] > 0).sum()),
-        "bytes": int(part[first].bytes.sum()), "comparisons": compared(part, first, main),
-        "models": {name: loss.bits_per_byte() for name, loss in part.items()},
-    }  # fmt: skip
+        "similarity_below": NEAR_COPY, "documents": documents, "bytes": int(part[first].bytes.sum()),
+        "comparisons": compared(part, first, main), "models": {n: loss.bits_per_byte() for n, loss in part.items()},
+    } if documents else None  # fmt: skip
 
 
-def _without(trained_on, database, split, retrieval) -> tuple[Retrieval, dict[str, int]]:
+def _without(known, database, split, retrieval) -> tuple[Retrieval, dict[str, int]]:
     """What to score, without the held-out documents that a model was trained on, and how many these were."""
-    known = {digest[:HASH_DIGITS] for digest in trained_on}
     if isinstance(retrieval, OwnText):
         if known & {record["sha256"][:HASH_DIGITS] for record in retrieval.records}:
             raise UserError("a model was trained on one of the texts: pass trained_on to own_text, which leaves it out")
         return retrieval, retrieval.left_out
-    name = retrieval.split.name if retrieval else database.split_name(split)
+    retrieval = retrieval or Retrieval.own(database, split)
+    lists, name = retrieval.split, retrieval.split.name
     records = [record for record in database.documents if record["split"] == name != "train"] if known else []
     held = [record["sha256"] for record in records if record["bytes"] and not record.get("removed")]
     matches = [digest for digest in held if digest[:HASH_DIGITS] in known]
     if matches and len(matches) == len(held):
         fault = f"a model was trained on all {len(matches)} documents of the split {name} of {database.path}"
         raise UserError(f"{fault}: evaluate with another database, or --text")
-    part, left_out = database.split(name, set(matches)), {"trained_on": len(matches)}
-    if retrieval is None:
-        return Retrieval(part, database), left_out
-    lists = retrieval.split
-    return replace(retrieval, split=replace(part, neighbours=lists.neighbours, distances=lists.distances)), left_out
+    part = replace(database.split(name, set(matches)), neighbours=lists.neighbours, distances=lists.distances)
+    return replace(retrieval, split=part), {"trained_on": len(matches)}
 
 
 def more_or_fewer(saved: float) -> str:
@@ -183,29 +188,38 @@ def more_or_fewer(saved: float) -> str:
     return f"{100 * abs(saved):.2f} % {'fewer' if saved > 0 else 'more'} bits"
 
 
-def verdict(figures: dict[str, dict[str, Any]], clean: dict[str, Any] | None = None) -> str:
+def verdict(
+    figures: dict[str, dict[str, Any]], documents: int, clean: dict[str, Any] | None = None,
+    near_copies: int | None = None,
+) -> str:  # fmt: skip
     """A sentence or two: by how much retrieval helped, and whether the model used the content of its own neighbours.
 
-    figures: {condition: {"bpb": …}}. clean: the figures for documents without near-copies in the training text, which
-    then come first. Both as in the results of `evaluate`."""
+    figures: {condition: {"bpb": …}}. documents: how many were scored. clean: the figures for documents without
+    near-copies in the training text, which then come first. near_copies: how many documents have one; None if nobody
+    looked. All as in the results of `evaluate`."""
     if ON not in figures:
         return "This model has no chunked cross-attention, so there is no retrieval to judge."
-    saved = {name: 1 - figures[ON]["bpb"] / line["bpb"] for name, line in figures.items()}
-    sentence = f"With retrieval on, RETRO needs {_against(saved)}"
+    bpb = {name: line["bpb"] for name, line in figures.items()}
+    near = f"without a near-copy in the training text (a 13-gram similarity of {NEAR_COPY:g} or more)"
+    everything = f"all {documents} documents" if documents > 1 else "the one document"
+    sentence = "With retrieval on, RETRO needs "
     if clean is not None:
-        saved_there = {name: 1 - clean["models"][ON] / bpb for name, bpb in clean["models"].items()}
-        scope = f"in the {clean['documents']} documents without a near-copy in the training text (a 13-gram similarity"
-        sentence = f"With retrieval on, RETRO needs {_against(saved_there)} {scope} of {NEAR_COPY:g} or more). "
-        sentence += f"Over all documents, it needs {_against(saved)}"
+        few = clean["documents"] < 2
+        scope = "in the one document" if few else f"in the {clean['documents']} documents"
+        sentence += f"{_fewer_or_more(clean['models'])} {scope} {near}{', too few for an interval' * few}. "
+        sentence += f"Over {everything}, it needs {_fewer_or_more(bpb)}"
+    else:
+        scope = f"and there is none {near}" if near_copies else "near-copies of the training text included"
+        sentence += f"{_fewer_or_more(bpb)} over {everything}, {scope}"
     if SHUFFLED not in figures:
         return sentence + "."
-    saving = 100 * saved[SHUFFLED]
+    saving = 100 * (1 - bpb[ON] / bpb[SHUFFLED])
     if saving > 0.05:
         return f"{sentence}; its own neighbours save {saving:.2f} % compared with the neighbours of other chunks."
     others = f"but it does at least as well with the neighbours of other chunks ({saving:+.2f} %)"
     return f"{sentence}; {others}: this model does not use what it retrieves."
 
 
-def _against(saved: dict[str, float]) -> str:
-    phrases = {"baseline": "the baseline", OFF: OFF}
-    return " and ".join(f"{more_or_fewer(saved[name])} than {phrases[name]}" for name in phrases if name in saved)
+def _fewer_or_more(bpb: dict[str, float]) -> str:
+    others = {name: phrase for name, phrase in {"baseline": "the baseline", OFF: OFF}.items() if name in bpb}
+    return " and ".join(f"{more_or_fewer(1 - bpb[ON] / bpb[name])} than {phrase}" for name, phrase in others.items())

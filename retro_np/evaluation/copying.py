@@ -14,7 +14,6 @@ from retro_np.evaluation.knn_lm import tuned
 from retro_np.kernels.substring import extend_runs
 from retro_np.nn.model import retro
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.join import Retrieval
 from retro_np.sequences import evaluation_windows, sequence_chunks, sequence_neighbours
 from retro_np.tree import Tree
 
@@ -23,19 +22,18 @@ MAX_MATCH_TOKENS = 8  # longer matches count as this length
 
 def copy_bound(
     params: Tree, config: RetroConfig, database: Database, *, k: int = 2, sequence_length: int = 256,
-    limit: int | None = None, retrieval: Retrieval | None = None,
+    limit: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The share of its bits that a baseline, or RETRO[OFF], would save by copying from the k neighbours of its chunks.
 
     Arguments as in `score`, on the held-out documents, with windows that overlap by half. Returns "bpb" without
     copying, the shares "gain" and "gain_by_length", and two lists with an entry for each match length from 0
     to 8: the share of "positions" with that length, and how often the token after the match is "right"."""
-    retrieval = retrieval or Retrieval.own(database, "valid")
-    split = retrieval.split
+    split = database.split("valid")
     windows = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size), limit=limit)
 
     def predict(window, tokens, targets):
-        neighbours = sequence_neighbours(retrieval.database, split, window, k)
+        neighbours = sequence_neighbours(database, split, window, k)
         return nats_of(retro(params, config, tokens, None)[0], targets), *longest_matches(tokens, neighbours)
 
     scored, (match, copied) = scored_tokens(split, windows, predict, "copy bound", limit)
@@ -57,9 +55,7 @@ def longest_matches(tokens: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndar
     m, following = r // 2, np.pad(neighbours[..., 1:], [(0, 0), (0, 0), (0, 0), (0, 1)])
     padded, first = np.pad(tokens, [(0, 0), (MAX_MATCH_TOKENS, m)]), np.arange(m - 1, n_chunks * m, m)
     runs, longest = np.zeros(neighbours.shape, np.int32), np.zeros((2, batch, n_chunks, m), np.int64)
-    for i in range(
-        -MAX_MATCH_TOKENS, m
-    ):  # Position first + i is the i-th that reads the neighbours; before, runs start.
+    for i in range(-MAX_MATCH_TOKENS, m):  # Runs start before position first, where the neighbours are first read.
         runs = extend_runs(runs, padded[:, first + i + MAX_MATCH_TOKENS][..., None, None], neighbours)
         if i >= 0:
             matches = np.where(following != 0, runs, 0).reshape(batch, n_chunks, -1)

@@ -47,5 +47,4 @@ def filtered_bits_per_byte(losses: Losses, ratios: np.ndarray, alphas: Iterable[
 
 def bits(losses: Losses, ratios: np.ndarray) -> Bits:
     """Bits per byte of all chunks ("bpb") and of those without leakage ("bpb_no_leakage", bpb(12.5 %))."""
-    without_leakage = filtered_bits_per_byte(losses, ratios, [NO_LEAKAGE])[0]
-    return {"bpb": losses.bits_per_byte(), "bpb_no_leakage": without_leakage}
+    return {"bpb": losses.bits_per_byte(), "bpb_no_leakage": filtered_bits_per_byte(losses, ratios, [NO_LEAKAGE])[0]}

@@ -24,7 +24,7 @@ class OwnText(Retrieval):
     """The chunks of other documents than a database's, and their neighbours.
 
     records: name, source, bytes, tokens, chunks and sha256 of each document, by its number in the split. left_out: how
-    many were left out since they equal one of the database's training documents, or one of the model's."""
+    many were left out since they equal one of the database's training documents, one of the model's, or one before."""
 
     records: list[dict[str, Any]]
     left_out: dict[str, int]
@@ -52,24 +52,26 @@ def own_text(
 
     database: its tokenizer and chunk size are used. locations: see `find_corpus`. candidates: neighbours per chunk.
     source: retrieve from this database instead. trained_on: as in `evaluate`. Documents that equal a training document
-    are left out. Raises UserError for a location without text, and if no document is left."""
+    are left out, and equal texts count once. Raises UserError for a location without text, and if no document is left.
+    """
     training = (record for record in database.documents if record["split"] == "train" and not record.get("removed"))
-    stored = {record["sha256"] for record in training}
-    m, known = database.chunk_size, {digest[:HASH_DIGITS] for digest in trained_on}
+    known = {"in_database": {record["sha256"][:HASH_DIGITS] for record in training}}
+    known |= {"trained_on": {digest[:HASH_DIGITS] for digest in trained_on}, "repeated": set()}
+    m, left_out = database.chunk_size, dict.fromkeys(known, 0)
     records: list[dict[str, Any]] = []
     parts: list[np.ndarray] = []
-    left_out = {"in_database": 0, "trained_on": 0}
-    for location in locations:
-        for document in find_corpus(location, split_field="none").documents():
-            text = document.text.encode()
-            digest = hashlib.sha256(text).hexdigest()
-            if text and (digest in stored or digest[:HASH_DIGITS] in known):
-                left_out["in_database" if digest in stored else "trained_on"] += 1
-            elif text:
-                ids = [*encode(database.tokenizer, document.text), END_OF_TEXT]
-                parts.append(np.pad(np.array(ids, np.uint32), (0, -len(ids) % m)).reshape(-1, m))
-                record = {"name": document.name, "source": document.source, "bytes": len(text), "tokens": len(ids)}
-                records.append(record | {"chunks": len(parts[-1]), "replaced": document.replaced, "sha256": digest})
+    for document in (each for path in locations for each in find_corpus(path, split_field="none").documents()):
+        text = document.text.encode()
+        digest = hashlib.sha256(text).hexdigest()
+        reason = next((reason for reason, hashes in known.items() if digest[:HASH_DIGITS] in hashes), None)
+        if text and reason:
+            left_out[reason] += 1
+        elif text:
+            known["repeated"].add(digest[:HASH_DIGITS])
+            ids = [*encode(database.tokenizer, document.text), END_OF_TEXT]
+            parts.append(np.pad(np.array(ids, np.uint32), (0, -len(ids) % m)).reshape(-1, m))
+            record = {"name": document.name, "source": document.source, "bytes": len(text), "tokens": len(ids)}
+            records.append(record | {"chunks": len(parts[-1]), "replaced": document.replaced, "sha256": digest})
     if not records:
         reason = f"{sum(left_out.values())} are training documents of {database.path} or of the model"
         raise UserError(f"no document is left to score ({reason}): give other texts with --text")

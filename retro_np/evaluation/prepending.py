@@ -12,14 +12,13 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens, nats_of, scored_tokens
 from retro_np.nn.model import hidden_states, readout
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.join import Retrieval
 from retro_np.sequences import check_fit, evaluation_windows, sequence_chunks, sequence_neighbours
 from retro_np.tree import Tree
 
 
 def prepended(
     params: Tree, config: RetroConfig, database: Database, *, k: int = 2, sequence_length: int = 512,
-    limit: int | None = None, retrieval: Retrieval | None = None,
+    limit: int | None = None,
 ) -> ScoredTokens:  # fmt: skip
     """Score the held-out tokens with k neighbours in the model's context.
 
@@ -29,11 +28,10 @@ def prepended(
     m = config.chunk_size
     if 2 * k * m > sequence_length - 2 * m:
         raise UserError(f"{k} neighbours of {2 * m} tokens leave no context in {sequence_length} tokens: use fewer")
-    retrieval = retrieval or Retrieval.own(database, "valid")
-    split = retrieval.split
+    split = database.split("valid")
 
     def predict(window, tokens, targets):
-        neighbours = sequence_neighbours(retrieval.database, split, window, k)
+        neighbours = sequence_neighbours(database, split, window, k)
         return (prepended_nats(params, config, tokens, targets, neighbours, sequence_length),)
 
     windows = evaluation_windows(split, sequence_chunks(sequence_length, m), limit=limit)

@@ -8,16 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
-from retro_np.checkpoint import save_params
+from retro_np.checkpoint import write_tensors
 from retro_np.errors import UserError
 from retro_np.evaluation.compare import evaluate
 from retro_np.evaluation.leakage import chunk_leakage
 from retro_np.experiments import recipe
-from retro_np.experiments.pretrained import pretrained_database
+from retro_np.experiments.pretrained import BUNDLED_BUILD
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.files.untrusted import read_json
 from retro_np.parameters import count_parameters
-from retro_np.pretrained.bundled import BASELINE, RETRO, bundled_file, load_pretrained, trained_on
+from retro_np.pretrained.bundled import BASELINE, RETRO, load_pretrained, trained_on
 from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.plots import plot_leakage, plot_losses
 from retro_np.report.samples import sample_chunks, write_page
@@ -25,6 +25,7 @@ from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB, find_corpus
 from retro_np.retrieval.documents import document_runs
 from retro_np.training.loop import CHECKPOINT, read_log, train
+from retro_np.tree import named_leaves
 
 PROMPT = 'def read_json(path):\n    """Read a JSON file and return the object in it."""\n'
 INSPECTED_CHUNKS = 32  # shown on the page
@@ -42,11 +43,8 @@ def run_demo(
         remove_partial(out)
         plan = _plan(out, minutes, seed, from_scratch)
         console.rule("1 · the database", align="left")
-        if from_scratch:
-            build = replace(recipe.BUILD, limit_bytes=plan["limit_bytes"])
-            database = build_database(STDLIB, out / "db", build, recipe.EMBEDDER)
-        else:
-            database = pretrained_database(out / "db", plan["limit_bytes"])
+        build = replace(recipe.BUILD, limit_bytes=plan["limit_bytes"], **({} if from_scratch else BUNDLED_BUILD))
+        database = build_database(STDLIB, out / "db", build, recipe.EMBEDDER)
         _describe_slice(database, console)
         models = _trained(out, plan, database, console) if from_scratch else _bundled(out, console)
         console.rule("3 · evaluation on held-out modules", align="left")
@@ -56,10 +54,9 @@ def run_demo(
             if not {"models", "sentence", "settings"} <= results.keys():
                 raise UserError(f"{out / 'results.json'} is damaged; {remedy}")
         else:
-            known = () if from_scratch else trained_on(bundled_file(RETRO))
             results = evaluate(
                 models, database, out, split="valid", k=recipe.NEIGHBOURS, sequence_length=256, stride=128,
-                limit=plan["evaluated_chunks"], trained_on=known,
+                limit=plan["evaluated_chunks"], trained_on=() if from_scratch else trained_on(RETRO),
             )  # fmt: skip
             plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
         console.rule("4 · samples", align="left")
@@ -100,11 +97,12 @@ def _bundled(out, console) -> dict:
     console.rule("2 · the two bundled models (--from-scratch trains new ones)", align="left")
     models = {"baseline": load_pretrained(BASELINE)[:2], "RETRO": load_pretrained(RETRO)[:2]}
     for name, (params, config) in models.items():
-        path = out / name.lower() / CHECKPOINT
-        if not path.exists():
-            save_params(path, params, config)
-        parameters = f"{count_parameters(config, True):,} parameters"
-        console.print(f"{name}: {parameters}, trained on Python 3.11's standard library")
+        if not (path := out / name.lower() / CHECKPOINT).exists():
+            known = {"config": config.to_dict(), "trained_on": sorted(trained_on(RETRO))}
+            write_tensors(path, dict(named_leaves(params)), known)
+        console.print(
+            f"{name}: {count_parameters(config, True):,} parameters, trained on Python 3.11's standard library"
+        )
     return models
 
 
@@ -165,6 +163,6 @@ def _write_inspection(out, params, config, database) -> None:
     long_runs = [run for run in document_runs(split.documents[: len(leakage)]) if run[1] - run[0] >= INSPECTED_CHUNKS]
     start, _ = max(long_runs, key=lambda run: leakage[run[0] : run[0] + INSPECTED_CHUNKS].mean(), default=(0, 0))
     tokens = split.tokens[start : start + INSPECTED_CHUNKS].reshape(-1)
-    facts = {"held-out module": database.documents[int(split.documents[start])]["name"]}
     inspection = inspect(params, config, database, tokens[tokens != 0], k=recipe.NEIGHBOURS)
+    facts = {"held-out module": database.documents[int(split.documents[start])]["name"]}
     write_inspection(out / "inspect.html", "A held-out module under RETRO", facts, inspection)

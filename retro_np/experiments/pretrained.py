@@ -44,15 +44,13 @@ def make_pretrained(lab: Lab, out: Path) -> list[Path]:
     training and "trained_on", the content hashes of the training documents (see `bundled.trained_on`)."""
     database = lab.database()
     hashes = sorted(record["sha256"][:HASH_DIGITS] for record in database.documents if record["split"] == "train")
-    files = []
-    for name, model in zip((BASELINE, RETRO), lab.pair(database, 0), strict=True):
+    models, tokenizer = [out / f"{name}.safetensors" for name in (BASELINE, RETRO)], out / TOKENIZER
+    for path, model in zip(models, lab.pair(database, 0), strict=True):
         halves = {leaf: array.astype(np.float16) for leaf, array in named_leaves(model.params)}
         run = read_meta(lab.folder / "models" / model.name / CHECKPOINT)["run"]
-        files.append(out / f"{name}.safetensors")
-        write_tensors(files[-1], halves, {"config": model.config.to_dict(), "run": run, "trained_on": hashes})
-    files.append(out / TOKENIZER)
-    write_atomically(files[-1], (database.path / TOKENIZER).read_bytes())
-    return files
+        write_tensors(path, halves, {"config": model.config.to_dict(), "run": run, "trained_on": hashes})
+    write_atomically(tokenizer, (database.path / TOKENIZER).read_bytes())
+    return [*models, tokenizer]
 
 
 def measure(lab: Lab) -> Figures:

@@ -10,6 +10,7 @@ Samples with retrieval stay on the prompt's topic and take runs of tokens from w
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,14 +41,12 @@ def measure(lab: Lab) -> Figures:
     retro = lab.pair(database, 0)[1]
     n_prompts, length = (TINY_PROMPTS, TINY_LENGTH) if lab.scale.name == "tiny" else (PROMPTS, LENGTH)
     parts = prompts_and_rests(database, n_prompts)
-    continuation = partial(
-        generate, retro.params, retro.config, length=length, k=recipe.NEIGHBOURS, top_p=0.9, stop_token=END_OF_TEXT
-    )
+    settings: dict[str, Any] = {"length": length, "k": recipe.NEIGHBOURS, "top_p": 0.9, "stop_token": END_OF_TEXT}
     shares = {line: np.empty((len(MEASURES), len(parts))) for line in (ON, OFF)}
     texts, pages = [], []
     with progress_bar("sampling", len(parts)) as advance:
         for number, (document, prompt, rest) in enumerate(parts):
-            go_on = partial(continuation, prompt_tokens=prompt)
+            go_on = partial(generate, retro.params, retro.config, prompt, **settings)
             runs = [{ON: go_on(database=database, seed=seed), OFF: go_on(seed=seed)} for seed in range(DRAWS)]
             for line in (ON, OFF):
                 draws = [_shares(run[line][0], rest, parts[number - 1][2], run[ON][1]) for run in runs]

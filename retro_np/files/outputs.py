@@ -28,7 +28,7 @@ class Kind:
     name: str
     marks: dict[str, Mark]
     others: dict[str, Mark] = field(default_factory=dict)
-    shares: bool = False  # whether the command may write into any other folder that a command of ours made
+    shares: "Kind | None" = None  # the command may also write into the folders of this kind
     folders: tuple[str, ...] = ()  # subfolders in which the command writes and removes files
 
 
@@ -80,17 +80,18 @@ RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split
 BY_CHUNK = has_keys("r.npy", "bytes.npy", "documents.npy")
 BY_TOKEN = has_keys("positions.npy", "tokens.npy", "documents.npy")
 EVALUATION_MARKS = {"results.json": RESULTS, "losses.npz": BY_CHUNK, "tokens.npz": BY_TOKEN}
-EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": lambda path: False}, shares=True)
+EVALUATION = Kind("evaluation", EVALUATION_MARKS, {"bpb_alpha.png": lambda path: False}, shares=DEMO)
 MODELS = ("baseline.safetensors", "retro.safetensors")
 PRETRAINED = Kind("bundle", dict.fromkeys(MODELS, _is_bundled), {"tokenizer.json": lambda path: False})
 LAB = Kind("experiment", {"small": _is_lab, "tiny": _is_lab, "corpora": Path.is_dir})
-KINDS = (DATABASE, RUN, DEMO, EVALUATION, PRETRAINED, LAB)
+KINDS = (DATABASE, RUN, DEMO, PRETRAINED, LAB, EVALUATION)  # An evaluation in the folder of another kind comes last.
 
 
 def claim(folder: Path | str, kind: Kind) -> None:
     """Raise UserError unless a command may write its output into a folder. Changes nothing.
 
-    It may if the folder is missing or empty, or holds a mark of the kind and no other file with the name of a mark."""
+    It may if the folder is missing or empty, or holds a mark of the kind, no mark of a kind that comes before, and no
+    other file with the name of a mark."""
     folder = Path(folder)
     check_folder(folder)
     check_subfolders(folder, kind.folders)
@@ -107,8 +108,10 @@ def claim(folder: Path | str, kind: Kind) -> None:
     if names:
         fault = "is damaged, or was not written by this command"
         raise UserError(f"{folder / names[0]} {fault}: give another folder with -o")
-    if not any(marks.values()) and not (kind.shares and any(_made(folder, other) for other in KINDS)):
-        raise UserError(f"{folder} holds other files: give a new folder for the {kind.name}")
+    owner = next((other for other in KINDS if _made(folder, other)), None)
+    if owner is None or owner not in (kind, kind.shares):
+        held = f"a{'n' * (owner.name[0] == 'e')} {owner.name}" if owner else "other files"
+        raise UserError(f"{folder} holds {held}: give a new folder for the {kind.name}")
 
 
 def check_subfolders(folder: Path, subfolders: Iterable[str]) -> None:

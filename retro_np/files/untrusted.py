@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retro_np.errors import UserError
+from retro_np.progress import one_line
 
 DAMAGED = "the file is damaged; use another one"
 MAX_SETTINGS_BYTES, MAX_LINE_DOTS = 1 << 18, 200  # tomllib's memory grows with the square of the dots in a key
@@ -25,6 +27,20 @@ HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # two make a 
 # The header that np.save writes. Evaluating it as Python, as NumPy does, is slow and accepts much more.
 NPY_HEADER = re.compile(rb"\{'descr': (.+), 'fortran_order': False, 'shape': \((\d*(?:, \d+)*),?\), \} *\n")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
+
+
+@contextmanager
+def reporting(subject: str, hint: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turn whatever foreign code raises into an error of one line, also SystemExit and a panic of code in Rust.
+
+    subject, hint: the line's beginning and end. kind: the class of the error; errors of this class pass unchanged."""
+    try:
+        yield
+    except (kind, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        reason = one_line(" ".join(traceback.format_exception_only(error)))
+        raise kind(f"{subject} ({reason:.300}): {hint}") from error
 
 
 def parse_json(data: bytes | str, where: str, kind: type = dict, hint: str = DAMAGED) -> Any:
@@ -113,11 +129,11 @@ def read_safetensors(
 
     Half precision is only for storage: float16 and bfloat16 become float32. float32 and float64 stay. Raises UserError
     for a file that is missing or damaged, and, by name, for a selected tensor of another type."""
-    from safetensors import SafetensorError, deserialize, safe_open
+    from safetensors import deserialize, safe_open
 
     if not Path(path).is_file():
         raise UserError(f"no safetensors file at {path}: {hint}")
-    try:
+    with reporting(f"{path} is not a complete safetensors file", hint):
         with safe_open(path, framework="numpy") as file:
             types = {name: file.get_slice(name).get_dtype() for name in file.keys() if selects(name)}  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name, kind in types.items() if kind in ("F16", "F32", "F64")}
@@ -127,9 +143,6 @@ def read_safetensors(
                 if types.get(name) == "BF16":
                     upper = np.frombuffer(raw["data"], "<u2").astype(np.uint32) << 16
                     tensors[name] = upper.view(np.float32).reshape(raw["shape"])
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a complete safetensors file ({reason}): {hint}") from error
     for name, kind in types.items():
         if name not in tensors:
             number = kind.replace("I", "int").replace("U", "uint")

@@ -225,9 +225,7 @@ def _forward(
                             head_dv[t] += dposition[i, t] * scale
                             out[item, group, first + i, head, t] = (dcontent[i, t] + dposition[i, t]) * scale
             if backward:
-                all_dkeys[item, :, head], all_dvalues[item, :, head] = (
-                    head_dkeys[: k * r, :c],
-                    head_dvalues[: k * r, :c],
-                )
+                all_dkeys[item, :, head] = head_dkeys[: k * r, :c]
+                all_dvalues[item, :, head] = head_dvalues[: k * r, :c]
         if backward:
             dtable[part, :, head] = rows_of_dtable[: len(table), :c]

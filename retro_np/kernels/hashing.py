@@ -115,5 +115,5 @@ def _checked_projection(tokens: Any, weights: Any, d_key: int) -> tuple[Array, A
     return tokens, np.ascontiguousarray(weights), d_key
 
 
-count_features = kernel("count_features", numpy=_count_features, numba=True, check=_checked_counting)
+count_features = kernel("count_features", numpy=_count_features, check=_checked_counting)
 project_features = kernel("project_features", numpy=_project_features, numba=True, check=_checked_projection)

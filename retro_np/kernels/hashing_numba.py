@@ -1,26 +1,18 @@
-"""The loops of hashing.py in Numba: one pass over a row's tokens for its buckets, then one per word of signs."""
+"""The projection of hashing.py in Numba: one pass over a row's tokens for its buckets, then one per word of signs."""
 
 import numpy as np
 
 from retro_np.kernels import Array, hashing
-from retro_np.kernels.hashing import BUCKETS, MAX_SPECIAL_TOKEN, SIGNS_PER_HASH
+from retro_np.kernels.hashing import MAX_SPECIAL_TOKEN, SIGNS_PER_HASH
 from retro_np.kernels.jit import jit
 from retro_np.kernels.threads import blocks, parallel_for
 
 ROWS_PER_JOB = 256
-MAX_COUNTED_ROWS = 1 << 16  # Tokens of any other dtype are converted to int64 one block at a time.
 
 # All constants are uint64, because Numba makes a float of a uint64 and an int64.
 ONE, BUCKET_SHIFT = np.uint64(1), np.uint64(64 - hashing.BUCKET_BITS)
 PAIR_SHIFT, SIGN_SHIFT = np.uint64(hashing.PAIR_SHIFT), np.uint64(hashing.SIGN_SHIFT)
 _split_mix = jit(hashing.split_mix)
-
-
-def count_features(tokens: Array, counts: Array) -> None:
-    """Like retro_np.kernels.hashing.count_features."""
-    last = np.full(BUCKETS, -1, np.int64)
-    for rows in blocks(len(tokens), MAX_COUNTED_ROWS):
-        _count_features(np.ascontiguousarray(tokens[rows], np.int64), rows.start, last, counts)
 
 
 def project_features(tokens: Array, weights: Array, d_key: int) -> Array:
@@ -49,17 +41,6 @@ def _features(tokens: Array, buckets: Array) -> int:
                 count += 1
         previous = token
     return count
-
-
-@jit
-def _count_features(tokens: Array, start: int, last: Array, counts: Array) -> None:
-    """last: for each bucket the row that was counted last. The rows of `tokens` are numbered from `start`."""
-    buckets = np.empty(2 * tokens.shape[1], np.uint64)
-    for n in range(tokens.shape[0]):
-        for i in range(_features(tokens[n], buckets)):
-            if last[buckets[i]] != start + n:
-                last[buckets[i]] = start + n
-                counts[buckets[i]] += np.uint32(1)
 
 
 @jit

@@ -1,4 +1,4 @@
-"""Texts as sets of word n-grams, their MinHash signatures, and the signatures that agree in a band. Paper §2.1.
+"""Texts as sets of word n-grams, and their MinHash signatures. Paper §2.1.
 
 Words are found in UTF-8 bytes. A maximal run of ASCII letters (case folded), digits, underscores and bytes from 0x80
 is a word. Every other single byte is a word too, except ASCII white space and control characters. A gram is `words`
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels import Array, check_arrays, kernel
+from retro_np.kernels import Array, kernel
 
 SPACE, PART, SINGLE = 0, 1, 2  # kinds of byte: between words, part of a word, a word of its own
 WORD_BASE, GRAM_BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd
 MURMUR_SHIFT, MURMUR_FACTOR, MURMUR_FACTOR2 = 33, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53  # as in MurmurHash3
-MAX_WORDS, MAX_MATCHES = 1 << 20, 1 << 30  # A larger number is refused before memory is allocated.
+MAX_WORDS = 1 << 20  # A larger number is refused before memory is allocated.
 NO_GRAM = np.uint32(0xFFFFFFFF)  # every entry of the signature of a text without words
 KIND = np.full(256, SINGLE, np.uint8)
 KIND[[*range(33), 127]] = SPACE
@@ -87,26 +87,6 @@ def _minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     return out
 
 
-def _band_matches(
-    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, limit: int
-) -> tuple[Array, Array]:
-    """For each signature the held ones that share a band with it, those with the most equal entries first.
-    signatures: (N, hashes) uint32. held: (H, hashes) uint32. order: (bands, H) integers, the held rows sorted by each
-    band. lows, highs: (N, bands) integers: order[b, lows[i, b] : highs[i, b]] agree with signature i in band b.
-    min_equal: how many entries must be equal. limit: the number of held rows returned per signature. Among held rows
-    with as many equal entries, the lower row comes first. Returns rows (N, limit) int64, with −1 for missing ones, and
-    equal (N, limit) int64. Raises UserError for shapes that do not match."""
-    rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
-    for i, signature in enumerate(signatures):
-        bands = [band[low:high] for band, low, high in zip(order, lows[i], highs[i], strict=True)]
-        near = np.unique(np.concatenate(bands)) if bands else np.empty(0, np.int64)
-        same = (held[near] == signature).sum(axis=1)
-        near, same = near[same >= min_equal], same[same >= min_equal]
-        best = np.lexsort((near, -same))[:limit]
-        rows[i, : len(best)], equal[i, : len(best)] = near[best], same[best]
-    return rows, equal
-
-
 def _checked_bytes(data: Any, words: int, name: str = "gram_hashes") -> tuple[Array, int]:
     """The bytes as a contiguous array. Raises UserError for other types and for grams without words or of too many."""
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
@@ -127,23 +107,5 @@ def _checked_texts(data: Any, offsets: Any, words: int, factors: Any) -> tuple[A
     return data, offsets, words, factors
 
 
-def _checked_bands(
-    signatures: Any, held: Any, order: Any, lows: Any, highs: Any, min_equal: int, limit: int
-) -> tuple[Any, ...]:
-    """Contiguous arrays. Raises UserError like `band_matches`."""
-    signatures, held = (np.ascontiguousarray(array, np.uint32) for array in (signatures, held))
-    order, lows, highs = (np.ascontiguousarray(array, np.int64) for array in (order, lows, highs))
-    arrays = {"signatures": signatures, "held": held, "order": order, "lows": lows, "highs": highs}
-    shapes = {"signatures": "iu Nh", "held": "iu Mh", "order": "iu tM", "lows": "iu Nt", "highs": "iu Nt"}
-    check_arrays("band_matches", shapes, arrays)
-    bounds = (order, len(held) - 1), (lows, len(held)), (highs, len(held))
-    if any(array.size and (array.min() < 0 or array.max() > last) for array, last in bounds):
-        raise UserError(f"band_matches: order, lows and highs must stay inside the {len(held)} held signatures")
-    if not 0 <= limit * len(signatures) <= MAX_MATCHES:
-        raise UserError(f"band_matches: {limit} matches of {len(signatures)} signatures are too many: ask for fewer")
-    return signatures, held, order, lows, highs, min_equal, limit
-
-
 gram_hashes = kernel("gram_hashes", numpy=_gram_hashes, numba=True, check=_checked_bytes)
 minhash = kernel("minhash", numpy=_minhash, numba=True, check=_checked_texts)
-band_matches = kernel("band_matches", numpy=_band_matches, numba=True, check=_checked_bands)

@@ -8,9 +8,8 @@ from retro_np.kernels.jit import jit
 from retro_np.kernels.minhash import FOLDED, KIND, NO_GRAM, PART, SPACE
 from retro_np.kernels.threads import blocks, parallel_for
 
-SPAN_BYTES = 1 << 20  # Longer texts are cut into spans of this length.
-SPANS_PER_JOB, SIGNATURES_PER_JOB = 16, 64
-PIECE_BYTES = 8192  # The grams of a piece stay in the first-level cache while every hash function goes over them.
+# Longer texts are cut into spans, whose grams stay in the first-level cache while every hash function goes over them.
+SPAN_BYTES, SPANS_PER_JOB = 8192, 32
 
 ONE, HALF_BITS = np.uint64(1), np.uint64(32)
 WORD_BASE, GRAM_BASE = np.uint64(in_numpy.WORD_BASE), np.uint64(in_numpy.GRAM_BASE)
@@ -34,19 +33,6 @@ def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     out = np.full((len(spans), len(factors)), NO_GRAM, np.uint32)
     parallel_for(lambda i: _minhash(data, spans[i], words, factors, out[i]), blocks(len(spans), SPANS_PER_JOB))
     return np.minimum.reduceat(out, first) if len(first) < len(out) else out
-
-
-def band_matches(
-    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, limit: int
-) -> tuple[Array, Array]:
-    """Like retro_np.kernels.minhash.band_matches."""
-    rows, equal = np.full((len(signatures), limit), -1, np.int64), np.zeros((len(signatures), limit), np.int64)
-
-    def job(block: slice) -> None:
-        _band_matches(signatures[block], held, order, lows[block], highs[block], min_equal, rows[block], equal[block])
-
-    parallel_for(job, blocks(len(signatures), SIGNATURES_PER_JOB))
-    return rows, equal
 
 
 @jit
@@ -98,45 +84,16 @@ def _scan(data: Array, start: int, end: int, begin: int, stop: int, ring: Array,
 @jit
 def _minhash(data: Array, spans: Array, words: int, factors: Array, out: Array) -> None:
     """Lower each row of `out` (spans, hashes) to a span's minima. spans: rows of _scan's start, end, begin, stop."""
-    ring, grams = np.empty(words, np.uint64), np.empty(PIECE_BYTES, np.uint64)
-    low, high = np.empty(PIECE_BYTES, np.uint32), np.empty(PIECE_BYTES, np.uint32)
+    size = max(1, (spans[:, 3] - spans[:, 2]).max())
+    ring, grams = np.empty(words, np.uint64), np.empty(size, np.uint64)
+    low, high = np.empty(size, np.uint32), np.empty(size, np.uint32)
     for s in range(len(spans)):
-        start, end, begin, stop = spans[s, 0], spans[s, 1], spans[s, 2], spans[s, 3]
-        for piece in range(begin, stop, PIECE_BYTES):
-            count = _scan(data, start, end, piece, min(piece + PIECE_BYTES, stop), ring, grams)
+        count = _scan(data, spans[s, 0], spans[s, 1], spans[s, 2], spans[s, 3], ring, grams)
+        for g in range(count):
+            low[g] = np.uint32(grams[g])
+            high[g] = np.uint32(grams[g] >> HALF_BITS)
+        for k in range(len(factors)):
+            factor, minimum = factors[k], out[s, k]
             for g in range(count):
-                low[g] = np.uint32(grams[g])
-                high[g] = np.uint32(grams[g] >> HALF_BITS)
-            for k in range(len(factors)):
-                factor, minimum = factors[k], out[s, k]
-                for g in range(count):
-                    minimum = min(minimum, np.uint32(low[g] + factor * high[g]))
-                out[s, k] = minimum
-
-
-@jit
-def _band_matches(
-    signatures: Array, held: Array, order: Array, lows: Array, highs: Array, min_equal: int, rows: Array, equal: Array
-) -> None:
-    """Compare each signature with the held ones in its bands. A held one is compared only once."""
-    hashes, limit = signatures.shape[1], rows.shape[1]
-    compared_with = np.full(len(held), -1, np.int64)
-    matches = np.empty(len(held), np.int64)  # unequal entries · H + row, whose order is the one of the result
-    for i in range(len(signatures)):
-        count = 0
-        for band in range(len(order)):
-            for position in range(lows[i, band], highs[i, band]):
-                row = order[band, position]
-                if compared_with[row] == i:
-                    continue
-                compared_with[row] = i
-                same = 0
-                for k in range(hashes):
-                    same += signatures[i, k] == held[row, k]
-                if same >= min_equal:
-                    matches[count] = (hashes - same) * len(held) + row
-                    count += 1
-        matches[:count].sort()
-        for rank in range(min(count, limit)):
-            rows[i, rank] = matches[rank] % len(held)
-            equal[i, rank] = hashes - matches[rank] // len(held)
+                minimum = min(minimum, np.uint32(low[g] + factor * high[g]))
+            out[s, k] = minimum

@@ -30,11 +30,13 @@ def bundled_file(name: str) -> Path:
     return BUNDLED / f"{name}.safetensors"
 
 
-def trained_on(path: Path | str) -> frozenset[str]:
-    """The documents that a file's model was trained on: the first 16 hexadecimal digits of each text's SHA-256.
+def trained_on(model: Path | str) -> frozenset[str]:
+    """The documents that a model was trained on: the first 16 hexadecimal digits of each text's SHA-256.
 
-    The bundled models carry them, and so do runs that began from one. Other files give none. Raises UserError for
-    anything else in their place."""
+    model: "retro" or "baseline", as in `load_pretrained`, or the path of a checkpoint or a run's folder. The bundled
+    models carry these hashes, and so do the checkpoints of runs that began from one. Other checkpoints give none.
+    Raises UserError for anything else in their place."""
+    path = bundled_file(model) if model in (BASELINE, RETRO) else model
     meta = read_meta(path)
     digests = meta.get("trained_on", meta.get("run", {}).get("data", {}).get("trained_on", []))
     if not isinstance(digests, list) or not all(isinstance(d, str) and HEXADECIMAL.fullmatch(d) for d in digests):

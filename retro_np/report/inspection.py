@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2  # noqa: F401  # A missing package is reported before the model runs, not when the page is written.
 import numpy as np
@@ -18,6 +19,7 @@ from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
 from retro_np.generation import Retrieved
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.nn.model import attention_maps, read_part, retro
+from retro_np.progress import counted
 from retro_np.report.samples import Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import token_byte_lengths
@@ -42,10 +44,9 @@ def check_request(config: RetroConfig, n_tokens: int, k: int) -> None:
     """Raise UserError for a baseline, fewer than 2 or over MAX_PAGE_TOKENS tokens, and k that a page cannot show."""
     if not config.retrieves:
         raise UserError("the checkpoint is a baseline, which reads no neighbours; inspect a RETRO")
-    if n_tokens < 2:
-        raise UserError("the text is too short: the first token is not predicted, so give at least two tokens")
-    if n_tokens > MAX_PAGE_TOKENS:
-        raise UserError(f"the text has {n_tokens:,} tokens, but a page shows at most {MAX_PAGE_TOKENS:,}; shorten it")
+    if not 2 <= n_tokens <= MAX_PAGE_TOKENS:
+        size = f"too {'short' if n_tokens < 2 else 'long'} for a page, with {counted(n_tokens, 'token')}"
+        raise UserError(f"the text is {size}: give from 2 (the first is not predicted) to {MAX_PAGE_TOKENS:,} tokens")
     if not 1 <= k <= MAX_PAGE_NEIGHBOURS:
         raise UserError(f"k is {k:,}, but a page shows 1 to {MAX_PAGE_NEIGHBOURS} neighbours per chunk")
 
@@ -65,8 +66,7 @@ def inspect(
     check_request(config, len(tokens), k)
     m, n = config.chunk_size, len(tokens)
     complete = tokens[: n // m * m].reshape(-1, m)
-    ids, distances, leakage = _search(database, complete, max(k, LEAKAGE_NEIGHBOURS))
-    ids, distances = ids[:, :k], distances[:, :k]
+    ids, distances, leakage = _search(database, complete, k)
     for item in retrieved:
         if item.chunk < len(complete):
             ids[item.chunk], distances[item.chunk] = item.ids, item.distances
@@ -74,35 +74,34 @@ def inspect(
     neighbours = values[None] if len(complete) else None
     x, targets = tokens[None], np.append(tokens[1:], 0)[None]
     # Rolled by one, the losses stand at the tokens that they are of. The first token is not predicted.
-    nats_on, nats_off = (
-        np.roll(nats_of(retro(params, config, x, context)[0], targets)[0], 1) for context in (neighbours, None)
-    )
-    if not np.isfinite([nats_on, nats_off]).all():
+    contexts = {"bits_on": neighbours, "bits_off": None}
+    nats = {k: np.roll(nats_of(retro(params, config, x, read)[0], targets)[0], 1) for k, read in contexts.items()}
+    if not np.isfinite([*nats.values()]).all():
         raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
     n_bytes = token_byte_lengths(database.tokenizer)[tokens]
     n_bytes[0] = 0
-    figures = *([None, *nats[1:].tolist()] for nats in (nats_on, nats_off)), _reads(params, config, tokens, neighbours)
-    chunks = []
+
+    def bits(part: slice) -> dict[str, Any]:
+        return {name: bits_per_byte(array[part], n_bytes[part]) for name, array in nats.items() if n_bytes[part].any()}
+
+    figures = *([None, *array[1:].tolist()] for array in nats.values()), _reads(params, config, tokens, neighbours)
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
-    for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database, figures):
-        part = slice(chunk.number * m, (chunk.number + 1) * m)
-        bits_on, bits_off = (
-            bits_per_byte(nats[part], n_bytes[part]) if n_bytes[part].any() else None for nats in (nats_on, nats_off)
-        )
-        ratio = [*leakage.tolist(), None][chunk.number]
-        chunks.append(replace(chunk, bits_on=bits_on, bits_off=bits_off, leakage=ratio))
-    totals = [bits_per_byte(nats, n_bytes) for nats in (nats_on, nats_off)]
-    return Inspection(chunks, *totals)
+    ratios = [*leakage.tolist(), None]
+    chunks = [
+        replace(chunk, leakage=ratios[chunk.number], **bits(slice(chunk.number * m, (chunk.number + 1) * m)))
+        for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database, figures)
+    ]
+    return Inspection(chunks, **bits(slice(None)))
 
 
 def _search(database, chunks, k):
-    """Ids and squared distances, (l, k), of the values nearest to each chunk, and each chunk's leakage.
+    """Ids and squared distances, (l, k), of the values nearest to each chunk, and each chunk's leakage, (l,).
     chunks: (l, m). Leakage: the longest run shared with one of the first LEAKAGE_NEIGHBOURS values, divided by m."""
     if not len(chunks):
         return np.zeros((0, k), np.int64), np.zeros((0, k)), np.zeros(0)
-    ids, distances = database.search_keys(database.embed_chunks(chunks), k)
+    ids, distances = database.search_keys(database.embed_chunks(chunks), max(k, LEAKAGE_NEIGHBOURS))
     longest = longest_common_substring(chunks, database.value(ids[:, :LEAKAGE_NEIGHBOURS]))
-    return ids, distances, longest / chunks.shape[1]
+    return ids[:, :k], distances[:, :k], longest / chunks.shape[1]
 
 
 def _reads(params, config, tokens, neighbours) -> list[list[int]]:

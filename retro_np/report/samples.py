@@ -98,8 +98,7 @@ def show_chunks(
         rows = zip(item.ids, item.distances, item.values, strict=True)
         values[item.chunk] = [_value(database, *row, tokens[reader]) for row in rows if row[0] >= 0]
     shown_tokens = _tokens(database, tokens, runs, n_prompt, figures)
-    starts = range(0, len(tokens), m)
-    return [Chunk(u, shown_tokens[start : start + m], values.get(u, [])) for u, start in enumerate(starts)]
+    return [Chunk(u, shown_tokens[i : i + m], values.get(u, [])) for u, i in enumerate(range(0, len(tokens), m))]
 
 
 def _value(database, chunk_id, distance, value, reader):
@@ -125,24 +124,18 @@ def print_sample(console: Console, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         values = Text()
         for value in chunk.values:
-            values.append(f"{one_line(value.document)} (squared distance {value.distance:.3f})\n", style="italic")
-            values.append_text(_styled(value.neighbour))
-            values.append(" | ", style="bold")
-            values.append_text(_styled(value.continuation))
-            values.append("\n")
+            heading = f"{one_line(value.document)} (squared distance {value.distance:.3f})\n", "italic"
+            texts = _styled(value.neighbour), (" | ", "bold"), _styled(value.continuation)
+            values.append_text(Text.assemble(heading, *texts, "\n"))
         table.add_row(str(chunk.number), _styled(chunk.tokens), values)
     console.print(table)
-    legend = Text("tokens in common: ")
-    for run in range(MAX_SHOWN_RUN_TOKENS + 1):
-        legend.append(f" {run if run < MAX_SHOWN_RUN_TOKENS else '≥ 5'} ", style=_style(run))
-    console.print(legend)
+    runs = {run: f" {run} " for run in range(MAX_SHOWN_RUN_TOKENS)} | {MAX_SHOWN_RUN_TOKENS: " ≥ 5 "}
+    console.print(Text.assemble("tokens in common: ", *((text, _style(run)) for run, text in runs.items())))
 
 
-def _styled(tokens):
-    text = Text()  # which would drop some control characters
-    for token in tokens:
-        text.append(visible(token.text), style=_style(token.run) or ("dim" if token.prompt else ""))
-    return text
+def _styled(tokens):  # A Text would drop some control characters, which are therefore made visible.
+    styles = [_style(token.run) or ("dim" if token.prompt else "") for token in tokens]
+    return Text.assemble(*((visible(token.text), style) for token, style in zip(tokens, styles, strict=True)))
 
 
 def _style(run):

@@ -29,14 +29,13 @@ def embed_in_batches(
     a mask (B, t) that is false at padding. batch_tokens: see `_batches`."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     keys = np.empty((len(sequences), d_key), np.float32)
-    with progress_bar("embedding", len(sequences) if show_progress else 0) as advance:
+    with progress_bar("embedding" if show_progress else "", len(sequences)) as advance:
         for rows in _batches(lengths, batch_tokens):
             ids = np.zeros((len(rows), lengths[rows[-1]]), np.int64)  # The last row is the longest.
             mask = np.arange(ids.shape[1]) < lengths[rows, None]
             ids[mask] = np.concatenate([sequences[row] for row in rows])
             keys[rows] = embed_batch(ids, mask)
-            if show_progress:
-                advance(len(rows))
+            advance(len(rows))
     return keys
 
 

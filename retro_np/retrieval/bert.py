@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.files.untrusted import reporting
 from retro_np.kernels import ignore_underflow
 from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.kernels.bert import add_gelu_erf, add_layer_norm
@@ -19,7 +20,6 @@ from retro_np.kernels.panels import Prepacked, prepack, prepacked_matmul
 from retro_np.kernels.rowwise import gelu_forward
 from retro_np.retrieval.batches import checked_texts, embed_in_batches
 from retro_np.retrieval.folders import AGAIN
-from retro_np.retrieval.tokenizer import reporting_bad_tokenizer
 from retro_np.retrieval.weights import BertFiles, find_bert, read_bert
 
 BIAS, DISTANCE_BUCKETS = "encoder.relative_attention_bias.weight", 32  # MPNet's, a row for each bucket of distances
@@ -72,7 +72,7 @@ class Bert:
 
     def word_pieces(self, texts: list[str]) -> list[list[int]]:
         """The ids [CLS] … [SEP] of each text, at most `files.max_length` of them. An empty text is [CLS] [SEP]."""
-        with reporting_bad_tokenizer(self.files.folder / "tokenizer.json", AGAIN):
+        with reporting(f"{self.files.folder / 'tokenizer.json'} is not a tokenizer", AGAIN):
             pieces = [encoding.ids for encoding in self.files.tokenizer.encode_batch(texts)]
         limit = self.files.max_length
         return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in pieces]
@@ -242,10 +242,8 @@ def _add_gelu_tanh(x, bias):
     x[...] = gelu_forward(x.reshape(-1)).reshape(x.shape)
 
 
-def _add_relu(x, bias):
-    x += bias
-    np.maximum(x, 0, out=x)
-
-
-ACTIVATIONS: dict[str, Callable[..., Any]] = {"gelu": add_gelu_erf, "relu": _add_relu}
-ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh"), _add_gelu_tanh)
+# Each activation, which adds the bias to x and replaces x.
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    "gelu": add_gelu_erf, "gelu_new": _add_gelu_tanh, "gelu_pytorch_tanh": _add_gelu_tanh,
+    "relu": lambda x, bias: np.maximum(np.add(x, bias, out=x), 0, out=x),
+}  # fmt: skip

@@ -31,18 +31,18 @@ from retro_np.renamed import new_names
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
 from retro_np.retrieval import tokenizer as bpe
-from retro_np.retrieval.config import BuildConfig
-from retro_np.retrieval.corpus import Corpus, Source, check_apart, find_corpus, limited
+from retro_np.retrieval.config import READING, BuildConfig
+from retro_np.retrieval.corpus import Corpus, Source, find_corpus, limited
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import DUPLICATE, chained, completed, write_records
-from retro_np.retrieval.embedders import Embedder, checked_embedder, ef_margin_of
+from retro_np.retrieval.embedders import Embedder, checked_embedder
 from retro_np.retrieval.hashing import HASHED, HashingEmbedder, load_hashing, save_hashing
+from retro_np.retrieval.index import EF_MARGIN
 from retro_np.retrieval.splits import SplitOf, split_chooser
-from retro_np.retrieval.texts import has_changed, read_texts, write_texts
+from retro_np.retrieval.texts import has_changed, read_texts, undone, write_texts
 from retro_np.retrieval.workers import workers
 
 STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # manifest fields
-CORPUS_FIELDS = ("include", "exclude", "text_field", "name_field", "split_field")
 # Fields that requests of older versions lack. A request leaves out those that have their default value.
 ADDED = ("training_neighbours", "held_out_bytes", "text_field", "name_field", "split_field")
 
@@ -63,8 +63,7 @@ def build_database(
     if isinstance(embedder, str) and embedder != HASHED:
         raise UserError(f'embedder must be "{HASHED}" or an object that embeds, not {embedder!r}')
     user_embedder = None if isinstance(embedder, str) else checked_embedder(embedder)
-    corpus = find_corpus(source, leave_out=out, **{name: getattr(config, name) for name in CORPUS_FIELDS})
-    check_apart(out, corpus)
+    corpus = find_corpus(source, leave_out=out, **{name: getattr(config, name) for name in READING})
     corpus = limited(corpus, config.limit_bytes)
     split_of = split_chooser(corpus, config)
     outputs.claim(out, outputs.DATABASE)
@@ -72,7 +71,7 @@ def build_database(
     _check_request(out, request)  # before anything is changed
     with locked(out, "build"):
         remove_partial(out, outputs.DATABASE_FOLDERS)
-        if _check_request(out, request):
+        if is_new := _check_request(out, request):
             write_json(out / layout.REQUEST, request)
         if (out / layout.MANIFEST).exists():
             remove_folder(out / layout.WORK)
@@ -83,7 +82,7 @@ def build_database(
             edits = f" (edited {manifest['generation']} times since)" if manifest["generation"] else ""
             say(f"{out} already holds this database{edits}; using it")
         else:
-            with workers(dask) as run:
+            with workers(dask) as run, undone(is_new, out / layout.WORK, out / layout.REQUEST):
                 _build(run, out, corpus, config, user_embedder, split_of)
     database = Database.open(out, user_embedder)
     if not any(database.manifest["splits"][name]["documents"] for name in database.held_out_splits):
@@ -107,7 +106,7 @@ def _build(run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder 
     reasons = {"train": "training document resembles a held-out one", "valid": "document of valid is in test as well"}
     for split, reason in reasons.items():
         if splits[split]["documents"] and not any(map(stages.chunk_count, folders[split])):
-            raise UserError(f"every {reason} (see {out / layout.DUPLICATES}): give more")
+            raise UserError(f"every {reason} (see {out / layout.DUPLICATES}): give more, and another folder")
     for split in splits:
         write_array(out / layout.tombstones_of(split), np.empty(0, np.int64))
     embedder = _embedder(run, out, training, tokenizer, config, user_embedder)
@@ -176,8 +175,8 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]
         "chunk_size": config.chunk_size,
         "vocabulary_size": tokenizer.get_vocab_size(),
         "tokenizer": bpe.tokenizer_sha256(tokenizer),
-        "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": int(embedder.d_key)}
-        | {"margin": ef_margin_of(embedder)},
+        "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": embedder.d_key}
+        | {"margin": getattr(embedder, "ef_margin", EF_MARGIN)},
         **{name: getattr(config, name) for name in STORED_FIELDS},
         "duplicates": None if config.duplicates is None else asdict(config.duplicates),
         "corpus": facts["digest"],

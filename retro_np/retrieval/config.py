@@ -11,6 +11,7 @@ from retro_np.retrieval.manifest import MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS
 
 D_KEY = 128
 NEAR_DUPLICATE = DedupConfig()
+READING = ("include", "exclude", "text_field", "name_field", "split_field")  # the fields about how a corpus is read
 
 
 @accept_old_names

@@ -5,24 +5,24 @@ import os
 import re
 import warnings
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.files import hash_fraction
+from retro_np.progress import counted
 from retro_np.renamed import accept_old_names
 from retro_np.retrieval.rows import NO_FIELD, Fields
-from retro_np.retrieval.sources import LOCATION_FORMS, STDLIB, Document, Entry, OnSkip, default_name, opener  # noqa: F401
+from retro_np.retrieval.sources import LOCATION_FORMS, SKIPPED, STDLIB, Document, Entry, OnSkip, default_name, opener  # noqa: F401
 
 SPEC_NAME = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
 SPEC_WEIGHT = re.compile(r"(.*):([+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf))", re.DOTALL | re.I)
 SLICE = "slice "  # before a name, so that the hashes of a slice differ from those of `held_out`
-STRAYS = "links that lead to no file inside it"
 
 
 def _ignore(name: str) -> None:
@@ -60,10 +60,6 @@ class Corpus:
         sources line by line. Raises UserError for a file that is missing or unreadable and for a bad line of JSONL."""
         return (replace(entry.read(), split=entry.split) for entry in self.entries(on_skip))
 
-    def where(self, condition: Callable[[str], bool]) -> "Corpus":
-        """The documents whose names fulfil a condition."""
-        return replace(self, entries=lambda on_skip: (e for e in self.entries(on_skip) if condition(e.name)))
-
 
 def parse_source(text: str) -> Source:
     """Parse `name=location:weight`; the name and the weight are optional.
@@ -84,16 +80,22 @@ def parse_source(text: str) -> Source:
     return Source(name or default_name(location), location, weight)
 
 
-def parse_sources(specs: Iterable[str]) -> list[Source]:
-    """Parse several sources, see `parse_source`. Raises UserError if two share a name or only some have weights."""
-    sources = [parse_source(spec) for spec in specs]
-    names = [source.name for source in sources]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two sources are called {repeated[0]}: give each its own name, as in NAME=LOCATION")
-    unweighted = [source.name for source in sources if source.weight is None]
-    if 0 < len(unweighted) < len(sources):
-        raise UserError(f"{unweighted[0]} has no weight but other sources do: give every source a weight, or none")
-    return sources
+def _check_sources(sources: list[Source], database: Path | str | None) -> None:
+    """Raise UserError if two share a location or a name, if one is inside the database's folder, where a build would
+    read what it writes, or if some, but not all, of those to train on have weights."""
+    places = [os.path.realpath(s.location) if os.path.exists(s.location) else s.location for s in sources]
+    folder, are_weighted = database and os.path.realpath(database), any(source.weight is not None for source in sources)
+    for i, source in enumerate(sources):
+        if places[i] in places[:i]:
+            raise UserError(f"{source.location} is given twice: give each location once, in one split")
+        if folder and os.path.exists(source.location) and Path(places[i]).is_relative_to(folder):
+            where = "both the corpus and the database" if places[i] == folder else f"inside the database {database}"
+            raise UserError(f"{source.location} is {where}: give another folder")
+        if source.name in [other.name for other in sources[:i]]:
+            raise UserError(f"two sources are called {source.name}: give each its own name, as in NAME=LOCATION")
+        if (source.weight is not None) != (are_weighted and source.split in ("", "train")):
+            fault = f"{source.name} has {'no' if source.weight is None else 'a'} weight, unlike other sources"
+            raise UserError(f"{fault}: give every source to train on a weight, or none, and no other source")
 
 
 def find_corpus(
@@ -108,11 +110,13 @@ def find_corpus(
     is a document, except hidden and binary files, files below leave_out, and links out of it; its parquet files and
     saved datasets are rows (see `sources.folder_files`). include, exclude: patterns for relative paths in folders, as
     in .gitignore. A file is taken if the include patterns match it, or none is given, and the exclude patterns do not.
-    text_field, name_field, split_field: see `rows.Fields`. Raises UserError for a location that does not exist or holds
-    no text, for a binary file, and for a field that no source can have."""
+    text_field, name_field, split_field: see `rows.Fields`. Raises UserError for a location that does not exist, holds
+    no text, is given twice or is inside leave_out, for a name given twice, if only some sources to train on have a
+    weight, for a binary file, and for a field that no source can have."""
     sources = source if isinstance(source, list) else [Source(default_name(str(source)), str(source))]
     if not sources or not sources[0].location:
         raise UserError(f"no corpus is named: give {LOCATION_FORMS}")
+    _check_sources(sources, leave_out)
     if split_field not in (None, NO_FIELD) and all(source.split for source in sources):
         raise UserError(f"every source has a split, so the field `{split_field}` decides nothing: leave it out")
     included, excluded = _matcher(include), _matcher(exclude)
@@ -123,12 +127,7 @@ def find_corpus(
     streams = [opener(each.location, each.name, each.split, fields, takes, enters, leave_out) for each in sources]
     for each, stream in zip(sources, streams, strict=True):
         _check_text(each, stream, bool(include or exclude))
-
-    def entries(on_skip: OnSkip) -> Iterator[Entry]:
-        for each, stream in zip(sources, streams, strict=True):
-            yield from (entry._replace(split=each.split or entry.split) for entry in stream(on_skip))
-
-    return Corpus(sources, entries)
+    return Corpus(sources, lambda on_skip: chain.from_iterable(stream(on_skip) for stream in streams))
 
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
@@ -136,16 +135,14 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
     The last pattern that matches the path decides; if none does, the folder around it is asked. A `./` in front anchors
     a pattern. Raises UserError for a pattern that is not a glob or can match nothing."""
+    from pathspec import GitIgnoreSpec
+
     parts: list = []
     for pattern in patterns:
+        line = f"/{pattern[2:]}" if pattern.startswith("./") else pattern
         try:
-            from pathspec import GitIgnoreSpec
-
-            line = f"/{pattern[2:]}" if pattern.startswith("./") else pattern
             with warnings.catch_warnings(action="error", category=FutureWarning):  # brackets in brackets
                 parts += GitIgnoreSpec.from_lines([line.replace("\n", "\r")]).patterns
-        except ImportError as error:
-            raise UserError("patterns for files need the package pathspec: pip install pathspec") from error
         except (ValueError, re.error, FutureWarning) as error:
             raise UserError(f"the pattern {pattern!r} is not a glob ({error}): check its brackets") from error
         if not line.strip("/") or parts[-1].include is None:
@@ -162,15 +159,6 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
         return False
 
     return matches
-
-
-def check_apart(database: Path, corpus: Corpus) -> None:
-    """Raise UserError if a source is inside the database's own folder: the build would read what it writes."""
-    folder = Path(os.path.realpath(database))
-    for source in corpus.sources:
-        if os.path.exists(source.location) and (path := Path(os.path.realpath(source.location))).is_relative_to(folder):
-            where = "both the corpus and the database" if path == folder else f"inside the database {database}"
-            raise UserError(f"{source.location} is {where}: give another folder")
 
 
 def held_out(name: str, share: float) -> bool:
@@ -206,25 +194,19 @@ def order_of_hashes(corpus: Corpus, prefix: str = "") -> tuple[array, array, np.
 
 
 def _chosen(corpus: Corpus, hashes: array, chosen: np.ndarray, on_skip: OnSkip) -> Iterator[Entry]:
-    number = -1
-    for number, entry in enumerate(corpus.entries(on_skip)):
+    for expected, is_chosen, entry in zip_longest(hashes, chosen, corpus.entries(on_skip)):
         # `chosen` goes by position, so a document that was added or deleted meanwhile would shift it.
-        if number >= len(hashes) or hashes[number] != hash_fraction(SLICE + entry.name):
-            raise UserError(f"the corpus changed at {entry.name} while it was read: run the same command again")
-        if chosen[number]:
+        if entry is None or expected != hash_fraction(SLICE + entry.name):
+            where = "at its end" if entry is None else f"at {entry.name}"
+            raise UserError(f"the corpus changed {where} while it was read: run the same command again")
+        if is_chosen:
             yield entry
-    if number + 1 < len(hashes):
-        raise UserError("the corpus lost a document while it was read: run the same command again")
 
 
 def _check_text(source: Source, stream: Callable[[OnSkip], Iterator[Entry]], patterns: bool) -> None:
     skipped: list[str] = []
     if not any(entry.size for entry in stream(skipped.append)):
-        paths = [os.path.join(source.location, name) for name in skipped]
-        kinds = [
-            STRAYS if os.path.islink(p) else "binary files" if os.path.isfile(p) else "special files" for p in paths
-        ]
-        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
-        hint = " that matches the patterns" * patterns + f" ({counts} were skipped)" * bool(skipped)
-        advice = "that cp -rL has copied, with the links' targets" if STRAYS in kinds else "with at least one document"
-        raise UserError(f"{source.location} holds no text{hint}: give a corpus {advice}")
+        hint = " that matches the patterns" * patterns
+        if skipped:
+            hint += f" ({counted(len(skipped), 'file')} skipped: {SKIPPED}; cp -rL copies what links lead to)"
+        raise UserError(f"{source.location} holds no text{hint}: give a corpus with at least one document")

@@ -25,7 +25,6 @@ from retro_np.retrieval.index import INDEX, hnswlib_installed
 from retro_np.retrieval.journal import edited_since, recover_edit
 from retro_np.retrieval.neighbours import Shard, search_shard
 from retro_np.retrieval.sharded import Sharded, is_in, shard_array
-from retro_np.retrieval.sources import without_surrogates
 from retro_np.retrieval.tokenizer import decode, load_tokenizer
 
 EXTRA_OPEN_FILES = 256  # besides a database's own files, which are memory-mapped
@@ -101,7 +100,7 @@ class Database:
                 return cls.open(path, embedder, index)
             raise
         if embedder is not None:
-            database.check_embedder(checked_embedder(embedder, tried=False))
+            database.check_embedder(database.embedder)
         return database
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,18 +132,20 @@ class Database:
     @cached_property
     def embedder(self) -> Embedder:
         """The embedder that made the keys (see `open`). Raises UserError if only a different one is available."""
-        if self._embedder is not None:
-            return self._embedder
-        is_hashed = layout.HASHING in self.manifest["files"]
-        embedder = load_hashing(self.path / layout.HASHING, self.tokenizer) if is_hashed else load_bert()
+        embedder = self._embedder
+        if embedder is None:
+            is_hashed = layout.HASHING in self.manifest["files"]
+            embedder = load_hashing(self.path / layout.HASHING, self.tokenizer) if is_hashed else load_bert()
+        embedder = checked_embedder(embedder, tried=False)
         self.check_embedder(embedder)
         return embedder
 
     def check_embedder(self, embedder: Embedder) -> None:
         """Raise UserError unless this embedder made the keys."""
         built = self.manifest["embedder"]
-        if embedder.sha256 != built["sha256"]:
-            names = f"{built['name']} ({built['sha256'][:6]}…), not {embedder.name} ({embedder.sha256[:6]}…)"
+        if (embedder.sha256, embedder.d_key) != (built["sha256"], built["d_key"]):
+            wanted = f"{built['name']} ({built['sha256'][:6]}…, d_key {built['d_key']})"
+            names = f"{wanted}, not {embedder.name} ({embedder.sha256[:6]}…, d_key {embedder.d_key})"
             advice = "leave out" if layout.HASHING in self.manifest["files"] else "pass"
             hint = f"{advice} --embedder, or build another database: retro-np build CORPUS -o DB"
             raise UserError(f"{self.path} was built with embedder {names}; {hint}")
@@ -154,7 +155,6 @@ class Database:
 
         Returns ids and squared L2 distances, (k,), or (N, k) for a list; −1 and inf if fewer. k < 1 is a UserError."""
         texts = [text] if isinstance(text, str) else list(text)
-        texts = [without_surrogates(t) if isinstance(t, str) else t for t in texts]
         ids, distances = self.search_keys(embed_queries(self.embedder, self.tokenizer, texts), k)
         return (ids[0], distances[0]) if isinstance(text, str) else (ids, distances)
 

@@ -18,15 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels.minhash import NO_GRAM, band_matches, gram_hashes, minhash, mix, multipliers
+from retro_np.kernels.minhash import NO_GRAM, gram_hashes, minhash, mix, multipliers
 from retro_np.retrieval.words import word_bytes
 
 MIN_DETECTION = 0.9  # The bands must detect this share of pairs at the threshold. The default bands miss 5 in 10⁸.
 STANDARD_ERRORS = 4  # A pair is compared exactly unless its estimate is this far below the threshold.
-FIRST_CANDIDATES = 4  # The best candidates of a document are compared first. Usually there are no further ones.
 MAX_WORDS_PER_GRAM, MAX_HASHES = 1000, 65_536  # Larger values are mistakes.
 BATCH_BYTES = 1 << 23  # bytes of text whose signatures are computed together
-MAX_CACHED_GRAMS = 1 << 25  # 13-grams of held-out documents, 256 MiB
+CACHED_DOCUMENTS = 64  # held-out documents whose grams are kept, since their copies often stand together
 # MinHash is used where it detects this share of pairs. With 1, 8 and 32 MB of held-out text it was no slower than the
 # exact comparison, and the larger the text, the faster (benchmarks/deduplicate_methods.py).
 SURE_DETECTION = 0.999
@@ -75,31 +74,26 @@ class Duplicate(NamedTuple):
 class BandIndex:
     """An index of held-out signatures by band, made by `band_index`. Equal signatures are stored once.
 
-    signatures: (U, hashes) uint32, in the order of their first held-out rows. keys: (bands, U) uint64, sorted within
-    each band. order: (bands, U), the signature of each key. members: held-out rows grouped by signature, ascending; the
-    rows of signature u are members[starts[u] : starts[u + 1]]."""
+    config: the settings. signatures: (U, hashes) uint32, in the order of their first held-out rows. members: the
+    held-out rows of each, ascending. keys: (bands, U) uint64, sorted within each band. order: (bands, U), the signature
+    of each key."""
 
+    config: DedupConfig
     signatures: np.ndarray
+    members: list[list[int]]
     keys: np.ndarray
     order: np.ndarray
-    members: np.ndarray
-    starts: np.ndarray
-
-    def same_signature(self, held: int) -> np.ndarray:
-        """All held-out rows that have this row's signature, ascending."""
-        position = int(np.flatnonzero(self.members == held)[0])
-        group = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return self.members[self.starts[group] : self.starts[group + 1]]
 
 
 class GramIndex:
     """An index of held-out documents by gram. It finds all that share a gram with a text.
 
     parts: (2, G) uint64 arrays that `postings` made; they may be memory-mapped. counts: the documents of each part,
-    whose rows follow those of the parts before. A table of up to 256 MiB excludes most grams that no document has."""
+    whose rows follow those of the parts before. config: the settings. A table of up to 256 MiB excludes most grams that
+    no document has."""
 
-    def __init__(self, parts: Sequence[np.ndarray], counts: Sequence[int]):
-        self._parts, self._starts = parts, np.cumsum([0, *counts])
+    def __init__(self, parts: Sequence[np.ndarray], counts: Sequence[int], config: DedupConfig):
+        self.config, self._parts, self._starts = config, parts, np.cumsum([0, *counts])
         self._sizes = [np.bincount(part[1].view(np.int64), minlength=n) for part, n in zip(parts, counts, strict=True)]
         self.signatures: dict[int, np.ndarray] = {}  # of documents that were found
         bits = min(TABLE_BITS, (8 * sum(len(part[0]) for part in parts)).bit_length() + 1)
@@ -107,21 +101,21 @@ class GramIndex:
         for part in parts:
             self._table[part[0] >> self._shift] = True
 
-    def similarities(self, text: str, words: int = 13, minimum: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    def similarities(self, text: str, minimum: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """The rows of documents that share a gram with a text, ascending, and their Jaccard similarities with it.
 
-        Those of less than `minimum` may be left out. Of equal documents of a part only the first is returned."""
-        text_grams, size = _gram_hashes(text, words), 0
-        known, rows, shares = _unique(text_grams[self._table[text_grams >> self._shift]]), [], []
+        Those of less than `minimum` are left out. Of equal documents of a part only the first is returned."""
+        text_grams, size = _gram_hashes(text, self.config.words), 0
+        known, parts = _unique(text_grams[self._table[text_grams >> self._shift]]), []
         for part, sizes, start in zip(self._parts, self._sizes, self._starts, strict=False):
             low, high = np.searchsorted(part[0], known), np.searchsorted(part[0], known, side="right")
             positions = np.repeat(high - np.cumsum(high - low), high - low) + np.arange((high - low).sum())
             common = np.bincount(part[1][positions].view(np.int64), minlength=len(sizes))
             near = np.flatnonzero((common > 0) & (common > minimum * sizes - 0.5))  # since |A ∪ B| is at least |B|
             size = size or (len(_unique(text_grams)) if len(near) else 0)
-            rows.append(start + near)
-            shares.append(common[near] / (size + sizes[near] - common[near]))
-        return np.concatenate(rows), np.concatenate(shares)
+            parts.append((start + near, common[near] / (size + sizes[near] - common[near])))
+        rows, shares = map(np.concatenate, zip(*parts, strict=True))
+        return rows[shares >= minimum], shares[shares >= minimum]
 
 
 def grams(texts: Sequence[str], words: int = 13) -> list[np.ndarray]:
@@ -168,49 +162,39 @@ def band_index(held_signatures: np.ndarray, config: DedupConfig) -> BandIndex:
         found = f"only {100 * detection:.0f} % of the pairs at the threshold {config.threshold}"
         fault = f"deduplication: {config.bands} bands of {config.hashes // config.bands} hashes detect {found}"
         raise UserError(f"{fault}: compare exactly, or give more bands, up to {config.hashes}")
-    held_signatures = _checked(held_signatures, config)
-    rows = np.flatnonzero((held_signatures != NO_GRAM).any(axis=1))  # texts without grams have no duplicates
-    _, first, group = np.unique(held_signatures[rows], axis=0, return_index=True, return_inverse=True)
-    group = np.argsort(np.argsort(first))[group.reshape(-1)]  # renumbered from order of value to order of appearance
-    unique = held_signatures[rows[np.sort(first)]]
-    keys = _band_keys(unique, config).T
+    held_signatures, members = _checked(held_signatures, config), dict[bytes, list[int]]()
+    for row in np.flatnonzero((held_signatures != NO_GRAM).any(axis=1)).tolist():  # without grams nothing is similar
+        members.setdefault(held_signatures[row].tobytes(), []).append(row)
+    unique = held_signatures[np.array([rows[0] for rows in members.values()], np.int64)]
+    keys = _band_keys(unique, config)
     order = np.argsort(keys, axis=1, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(unique)))])
-    keys = np.take_along_axis(keys, order, axis=1)
-    return BandIndex(unique, keys, order, rows[np.argsort(group, kind="stable")], starts)
+    return BandIndex(config, unique, list(members.values()), np.take_along_axis(keys, order, axis=1), order)
 
 
 def index_of_held(
     parts: Sequence[np.ndarray], counts: Sequence[int], config: DedupConfig, exact: bool
 ) -> BandIndex | GramIndex:
     """The index of held-out shards: `parts` of signatures, or if `exact` of postings. counts: the documents of each."""
-    return GramIndex(parts, counts) if exact else band_index(np.concatenate(parts), config)
+    return GramIndex(parts, counts, config) if exact else band_index(np.concatenate(parts), config)
 
 
-def candidates(
-    signatures: np.ndarray, held: BandIndex | np.ndarray, config: DedupConfig, limit: int = FIRST_CANDIDATES
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs that agree in a band and whose estimate is at most 4 standard errors below the threshold.
+def candidates(signatures: np.ndarray, index: BandIndex) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The signatures that agree in a band and whose estimate is at most 4 standard errors below the threshold.
 
-    signatures: (N, hashes) uint32 of training documents. held: a `band_index`, or held-out signatures. limit: of
-    pairs per training document; the best estimates are kept. Of equal held-out signatures only the first is returned.
-    Returns rows i (P,) int64, held-out rows j (P,) int64 and estimates (P,) float64, the share of equal hashes, sorted
-    by i, descending estimate and j. Memory: N · (limit + bands). Raises UserError for signatures of other settings."""
-    signatures = _checked(signatures, config)
-    held = held if isinstance(held, BandIndex) else band_index(held, config)
-    if held.signatures.shape[1] != config.hashes or len(held.keys) != config.bands:
-        raise UserError("the held-out signatures were indexed with other hashes or bands: index them again")
-    threshold, keys = config.threshold, _band_keys(signatures, config)
+    signatures: (N, hashes) uint32 of training documents. Yields, for each of them that agrees with an indexed one in a
+    band, its row, the rows (P,) int64 of index.signatures, and the estimates (P,) float64, the shares of equal hashes,
+    by descending estimate and ascending row. Raises UserError for signatures of other settings."""
+    config, threshold = index.config, index.config.threshold
     standard_error = math.sqrt(threshold * (1 - threshold) / config.hashes)
     min_equal = math.ceil((threshold - STANDARD_ERRORS * standard_error) * config.hashes - 1e-9)
-    lows, highs = np.empty(keys.shape, np.int64), np.empty(keys.shape, np.int64)
-    for band, sorted_keys in enumerate(held.keys):
-        lows[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="left")
-        highs[:, band] = np.searchsorted(sorted_keys, keys[:, band], side="right")
-    limit = min(limit, len(held.signatures))
-    matches, equal = band_matches(signatures, held.signatures, held.order, lows, highs, min_equal, limit)
-    present = matches >= 0
-    return np.nonzero(present)[0], held.members[held.starts[matches[present]]], equal[present] / config.hashes
+    keys = list(zip(index.keys, _band_keys(_checked(signatures, config), config), strict=True))
+    low, high = (np.stack([np.searchsorted(*pair, side=side) for pair in keys], 1) for side in ("left", "right"))
+    for row in np.flatnonzero((low < high).any(axis=1)).tolist():
+        bands = zip(index.order, low[row], high[row], strict=True)
+        near = _unique(np.concatenate([band[start:stop] for band, start, stop in bands]))
+        equal = np.count_nonzero(index.signatures[near] == signatures[row], axis=1)
+        best = np.argsort(-equal, kind="stable")[: np.count_nonzero(equal >= min_equal)]
+        yield row, near[best], equal[best] / config.hashes
 
 
 def detection_probability(similarity: float, config: DedupConfig) -> float:
@@ -219,49 +203,51 @@ def detection_probability(similarity: float, config: DedupConfig) -> float:
 
 
 def find_duplicates(
-    texts: Sequence[str], held_index: BandIndex | GramIndex, held_text: Callable[[int], str], config: DedupConfig
+    texts: Sequence[str], index: BandIndex | GramIndex, held_text: Callable[[int], str]
 ) -> list[Duplicate]:
     """The texts whose exact similarity with a held-out document reaches the threshold.
 
-    held_index: made by `band_index`, which misses few, or a GramIndex, which misses none. held_text: returns the text
-    of a held-out row; called only for rows that are compared. Returns at most one record per text, in order of the
-    texts: that of the held-out document with the best estimate among those that reach the threshold."""
-    if isinstance(held_index, GramIndex):
-        return _all_duplicates(texts, held_index, held_text, config)
-    text_signatures, duplicates = signatures(texts, config), list[Duplicate]()
-    held_sets = _held_sets(held_index, held_text, config.words)
-    i, j, estimates = candidates(text_signatures, held_index, config)
+    index: made by `band_index`, which misses few, or a GramIndex, which misses none. held_text: returns the text of a
+    held-out row; called only for rows that are compared. Returns at most one record per text, in order of the texts:
+    that of the held-out document with the best estimate among those that reach the threshold."""
+    if isinstance(index, GramIndex):
+        return list(_compared_by_grams(texts, index, held_text))
+    config, duplicates = index.config, list[Duplicate]()
+    grams_of = functools.lru_cache(CACHED_DOCUMENTS)(lambda held: grams([held_text(held)], config.words)[0])
 
-    def pairs(row):
-        yield from zip(j[i == row].tolist(), estimates[i == row].tolist(), strict=True)
-        if np.count_nonzero(i == row) == FIRST_CANDIDATES:  # there may be further candidates
-            _, rows, shares = candidates(text_signatures[row : row + 1], held_index, config, len(held_index.signatures))
-            yield from zip(rows.tolist(), shares.tolist(), strict=True)
+    @functools.cache
+    def others(signature):  # with this signature but other grams than its first document, each once
+        row_of = {}
+        for row in index.members[signature]:
+            row_of.setdefault(hashlib.sha256(grams_of(row)).digest(), row)
+        return list(row_of.values())[1:]
 
-    for row in np.unique(i).tolist():
+    def documents(near, estimates):
+        for signature, estimate in zip(near.tolist(), estimates.tolist(), strict=True):
+            yield index.members[signature][0], estimate
+            yield from ((row, estimate) for row in others(signature))
+
+    for row, near, estimates in candidates(signatures(texts, config), index):
         text_grams = grams([texts[row]], config.words)[0]
         matches = (
             Duplicate(row, held, estimate, exact)
-            for candidate, estimate in pairs(row)
-            for held, held_grams in held_sets(candidate)
-            if (exact := _similarity(text_grams, held_grams)) >= config.threshold
+            for held, estimate in documents(near, estimates)
+            if (exact := _similarity(text_grams, grams_of(held))) >= config.threshold
         )
         duplicates += itertools.islice(matches, 1)
     return duplicates
 
 
-def _all_duplicates(texts, held_index, held_text, config):
-    duplicates, signed = [], held_index.signatures
+def _compared_by_grams(texts, index, held_text):
+    config, signed = index.config, index.signatures
     for number, text in enumerate(texts):
-        rows, exact = held_index.similarities(text, config.words, config.threshold)
-        near = np.flatnonzero(exact >= config.threshold)
-        if len(near):
-            held, exact = rows[near].tolist(), exact[near].tolist()
+        rows, exact = index.similarities(text, config.threshold)
+        if len(rows):
+            held = rows.tolist()
             signed |= {row: signatures([held_text(row)], config)[0] for row in held if row not in signed}
             estimates = (np.stack([signed[row] for row in held]) == signatures([text], config)).mean(axis=1)
             best = int(np.argmax(estimates))
-            duplicates.append(Duplicate(number, held[best], float(estimates[best]), exact[best]))
-    return duplicates
+            yield Duplicate(number, held[best], float(estimates[best]), float(exact[best]))
 
 
 def postings(texts: Iterable[str], words: int = 13) -> tuple[np.ndarray, np.ndarray]:
@@ -286,46 +272,18 @@ def nearest_similarity(texts: Iterable[str], held_texts: Iterable[str], words: i
     Returns (held-out documents,) float64 in [0, 1]; 0 for a document without words. The similarities are exact. Memory:
     one training document, and about 40 bytes for each gram of the held-out documents."""
     part, first = postings(held_texts, words)
-    index, nearest = GramIndex([part], [len(first)]), np.zeros(len(first))
+    index, nearest = GramIndex([part], [len(first)], DedupConfig(words=words)), np.zeros(len(first))
     for text in texts:
-        rows, similarities = index.similarities(text, words)
+        rows, similarities = index.similarities(text)
         nearest[rows] = np.maximum(nearest[rows], similarities)
     return nearest[first]
 
 
-def _held_sets(index: BandIndex, text: Callable[[int], str], words: int) -> Callable[[int], Iterator]:
-    """A function that yields (row, grams) of a held-out row and of rows with the same signature but different grams.
-
-    Rows with equal grams are compared only once. A cache holds about MAX_CACHED_GRAMS grams at most."""
-    cache: dict[int, np.ndarray] = {}
-
-    def grams_of(held):
-        if held not in cache:
-            if sum(map(len, cache.values())) > MAX_CACHED_GRAMS:
-                cache.clear()
-            cache[held] = grams([text(held)], words)[0]
-        return cache[held]
-
-    @functools.cache
-    def other_rows(held):
-        row_of = {}
-        for row in index.same_signature(held).tolist():
-            row_of.setdefault(hashlib.sha256(grams_of(row)).digest(), row)
-        return list(row_of.values())[1:]
-
-    def held_sets(held):
-        yield held, grams_of(held)
-        for row in other_rows(held):
-            yield row, grams_of(row)
-
-    return held_sets
-
-
-def _unique(hashes):
-    """The sorted unique hashes. np.unique uses a hash table, which takes a minute for 15 million."""
-    hashes, first = np.sort(hashes), np.ones(len(hashes), bool)
-    np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
-    return hashes[first]
+def _unique(values):
+    """The sorted unique values. np.unique uses a hash table, which takes a minute for 15 million."""
+    values, first = np.sort(values), np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return values[first]
 
 
 def _similarity(a, b) -> float:
@@ -336,10 +294,10 @@ def _similarity(a, b) -> float:
 
 
 def _band_keys(signatures, config):
-    """(N, bands) uint64: a hash of each band's entries."""
+    """(bands, N) uint64: a hash of each band's entries."""
     entries = signatures.reshape(len(signatures), config.bands, config.hashes // config.bands)
-    keys = np.zeros(entries.shape[:2], np.uint64)
-    for entry in np.moveaxis(entries, -1, 0):
+    keys = np.zeros((config.bands, len(signatures)), np.uint64)
+    for entry in entries.T:
         keys = mix(keys + entry + np.uint64(1))
     return keys
 

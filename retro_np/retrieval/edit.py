@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,42 +15,43 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.files import locked, outputs, remove_folder, remove_partial, write_array
-from retro_np.progress import say
+from retro_np.progress import counted, say
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
 from retro_np.retrieval.config import BuildConfig
-from retro_np.retrieval.corpus import Source, check_apart, find_corpus
+from retro_np.retrieval.corpus import Source, find_corpus
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.documents import DUPLICATE, RECORD, chained, completed, document_runs, write_records
 from retro_np.retrieval.embedders import Embedder
 from retro_np.retrieval.index import hnswlib_installed
-from retro_np.retrieval.journal import begin_edit, finish_edit
+from retro_np.retrieval.journal import EDIT_REQUEST, begin_edit, finish_edit
 from retro_np.retrieval.sharded import is_in, shard_array
 from retro_np.retrieval.shards import IndexShard
-from retro_np.retrieval.texts import Text, write_texts
+from retro_np.retrieval.texts import Text, undone, write_texts
 from retro_np.retrieval.workers import workers
 
 
 def add_documents(
     path: str | Path, source: str | Path | list[Source], *, embedder: Embedder | None = None, dask: str | None = None,
-    include: Sequence[str] = (), exclude: Sequence[str] = (), **fields: Any,
+    **reading: Any,
 ) -> Database:  # fmt: skip
     """Add the documents of a corpus to those that a database retrieves. None of them is held out.
     Documents whose name and text the database already has, near-duplicates of held-out documents, and documents that
-    their source or a field of their row puts into valid or test, are skipped. fields: text_field, name_field and
-    split_field, see `BuildConfig`.
+    their source or a field of their row puts into valid or test, are skipped. reading: include, exclude, text_field,
+    name_field and split_field, see `BuildConfig`.
     After an interruption, the same call resumes. Raises UserError as `build_database` does."""
     path = Path(path)
-    corpus = find_corpus(source, leave_out=path, include=include, exclude=exclude, **fields)
-    check_apart(path, corpus)
+    corpus = find_corpus(source, leave_out=path, **reading)
     with _editing(path, embedder) as database:
         weights = _weights(database, corpus.sources)
         database.check_embedder(database.embedder)  # An edit must not start if it could not be finished.
-        given = {name: value for name, value in fields.items() if value != getattr(BuildConfig, name)}
-        request = {"kind": "add", "sources": [[s.name, s.weight] for s in corpus.sources]}
-        edit = begin_edit(path, request | {"include": list(include), "exclude": list(exclude)} | given)
-        facts = _new_texts(database, corpus, edit / layout.WORK)
+        request = {"kind": "add", "sources": [[s.name, s.weight] for s in corpus.sources], "include": [], "exclude": []}
+        request |= {name: value for name, value in reading.items() if value != getattr(BuildConfig, name)}
+        is_new = not (path / layout.EDIT / EDIT_REQUEST).exists()
+        edit = begin_edit(path, request)
+        with undone(is_new, edit / layout.WORK, edit / EDIT_REQUEST):
+            facts = _new_texts(database, corpus, edit / layout.WORK)
         if facts["splits"]["train"]["documents"]:
             with workers(dask) as run:
                 _add(run, database, edit, {"train": facts["splits"]["train"]}, weights)
@@ -115,9 +116,7 @@ def _editing(path: Path, embedder=None) -> Iterator[Database]:
 def _weights(database, sources) -> dict[str, float | None]:
     """The weight of each source after an edit. Raises UserError if only some sources have one."""
     weights = {source["name"]: source["weight"] for source in database.manifest["sources"]}
-    for source in sources:
-        if source.weight is not None or source.name not in weights:
-            weights[source.name] = source.weight
+    weights |= {s.name: s.weight for s in sources if s.weight is not None or s.name not in weights}
     if len({weight is None for weight in weights.values()}) > 1:
         fault = f"only some sources of {database.path} would have a weight ({weights})"
         raise UserError(f"{fault}: give every source a weight, as in --source NAME=LOCATION:0.1, or none")
@@ -142,7 +141,7 @@ def _new_texts(database, corpus, work) -> dict:
 
     facts = write_texts(corpus, work, split_of, database.manifest["shard_bytes"], changed)
     if held_out:
-        say(f"{len(held_out):,} documents, such as {held_out[0]}, are for valid or test, and an edit holds nothing out")
+        say(f"left out, since an edit holds nothing out: {counted(len(held_out), 'document')}, such as {held_out[0]}")
     return facts
 
 
@@ -198,16 +197,12 @@ def _numbers(database, documents) -> list[int]:
     """The numbers of documents given by number (int) or name (str), without those that are removed already."""
     if isinstance(documents, str) or any(isinstance(document, bool) for document in documents):
         raise UserError("documents to remove must be a list of numbers and names")
-    missing, numbers, requested = set(documents), [], set(documents)
-    for record in database.documents:
-        matches = {record["id"], record["name"]} & requested
-        missing -= matches
-        if matches and not record.get("removed"):
-            numbers.append(record["id"])
-    if missing:
+    requested = set(documents)
+    records = [record for record in database.documents if {record["id"], record["name"]} & requested]
+    if missing := requested.difference(*((record["id"], record["name"]) for record in records)):
         hint = "give a number or name from its documents.jsonl"
         raise UserError(f"{database.path} has no document {min(map(str, missing))!r}: {hint}")
-    return numbers
+    return [record["id"] for record in records if not record.get("removed")]
 
 
 def _groups(database, split) -> list[list[tuple[Path, np.ndarray]]]:

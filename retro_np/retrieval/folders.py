@@ -124,17 +124,18 @@ def check_modules(folder: Path, config: dict[str, Any]) -> Recipe:
     read_settings(folder / "sentence_bert_config.json", SENTENCE_BERT)
     recipe, path = _prompts(folder / "config_sentence_transformers.json"), folder / "modules.json"
     if not path.exists():  # a folder of transformers alone
-        for module in folder.glob("[0-9]_*"):
-            raise UserError(f"{path} is missing, but there is {module.name}: {AGAIN}")
+        for found in folder.glob("[0-9]_*"):
+            raise UserError(f"{path} is missing, but there is {found.name}: {AGAIN}")
         if recipe != Recipe():
             raise UserError(f"{path} is missing, but config_sentence_transformers.json has prompts: {AGAIN}")
         return recipe
     modules, kinds = read_json(path, list, AGAIN), []
     for i, module in enumerate(modules):
-        match = MODULE.fullmatch(str(module.get("type"))) if isinstance(module, dict) else None
+        module = module if isinstance(module, dict) else {"type": module}
+        match = MODULE.fullmatch(str(module.get("type")))
         if not match or module.get("idx", i) != i:
-            kind = module.get("type") if isinstance(module, dict) else module
-            raise refusal(path, f"module {i}", kind, "only Transformer, Pooling, Normalize, in this order, are known")
+            hint = "only Transformer, Pooling, Normalize, in this order, are known"
+            raise refusal(path, f"module {i}", module.get("type"), hint)
         _check(path, module, dict.fromkeys(("idx", "name", "path", "type"), ANY))
         kinds.append(match[1])
         place = module.get("path", "" if i == 0 else f"{i}_{match[1]}")
@@ -183,9 +184,7 @@ def _pooling(path: Path, width: int, recipe: Recipe) -> Recipe:
     return replace(recipe, modes=tuple(modes or older), include_prompt=included)
 
 
-def check_tokenizer(
-    folder: Path, tokenizer: Tokenizer, config: dict[str, Any], include_prompt: bool = True
-) -> tuple[str, ...]:
+def check_tokenizer(folder: Path, tokenizer: Tokenizer, config: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
     """Raise UserError if a token has no embedding, or if a file asks for other tokens than tokenizer.json makes.
 
     tokenizer: from tokenizer.json; its truncation and padding are removed. config: the content of config.json.
@@ -223,7 +222,7 @@ def check_tokenizer(
     defaults = {key: token for key, token in TOKENS.get(class_name, {}).items() if key not in named}
     special = _check_special_tokens(folder / "special_tokens_map.json", named, added, roles)
     special += _check_special_tokens(folder / "tokenizer_config.json", defaults | settings, added, roles)
-    if not include_prompt and roles["sep_token"] not in special:  # It would count as a part of the prompt.
+    if not recipe.include_prompt and roles["sep_token"] not in special:  # It would count as a part of the prompt.
         path = folder / "tokenizer_config.json"
         raise refusal(path, "sep_token", None, f"it must be {roles['sep_token']!r}: {AGAIN}")
     read_settings(folder / "added_tokens.json", {token.content: [int(i)] for i, token in added.items()}, others=())
@@ -282,9 +281,7 @@ def _match_class(folder: Path, tokenizer: Tokenizer, name: str, settings: dict[s
     return tuple(changes)
 
 
-def _check_special_tokens(
-    path: Path, settings: dict[str, Any], added: dict[str, Any], roles: dict[str, Any]
-) -> list[Any]:
+def _check_special_tokens(path: Path, settings: dict[str, Any], added: Any, roles: dict[str, Any]) -> list[Any]:
     """The special tokens that are named. Raises UserError for one that tokenizer.json lacks or has otherwise."""
     names, decoder = [token.content for token in added.values()], settings.get("added_tokens_decoder") or {}
     stated = [(key, settings[key]) for key in ROBERTA_TOKENS if settings.get(key) is not None]

@@ -32,7 +32,7 @@ FILE = np.dtype(
 
 @dataclass(frozen=True, eq=False)
 class HashingEmbedder:
-    """Makes keys from token counts; an Embedder and a TokenEmbedder (see `embedders.py`).
+    """Makes keys from token counts; an Embedder that reads tokens too (see `embedders.py`).
     counts: (BUCKETS,) uint32 from `count_features`: in how many of the `chunks` chunks each bucket's features occur.
     d_key: the width of a key. Raises UserError for counts and numbers that do not fit together."""
 

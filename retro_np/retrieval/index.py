@@ -1,11 +1,13 @@
-"""Find the nearest keys of a shard, exactly or with HNSW. Every index offers the same method, `Index.search`."""
+"""Find the nearest keys of a shard, exactly or with HNSW. Both kinds of index offer the same method, `search`."""
 
 import errno
 import functools
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -32,14 +34,6 @@ MAX_EXACT_KEYS, EXACT_KEYS_PER_CANDIDATE = 4096, 600
 MIN_BATCH_QUERIES = 32
 
 
-class Index(Protocol):
-    """An object that searches the keys of one shard. `Shard.index` chooses the implementation."""
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest keys of each query (N, d_key): rows (N, k) int64 and squared L2 distances (N, k) float32.
-        Sorted by (distance, row); −1 and inf where there are fewer than k keys."""
-
-
 @functools.cache
 def hnswlib_installed() -> bool:
     """Whether hnswlib is installed. If not, print NOTICE to standard error, once per process."""
@@ -55,7 +49,8 @@ class ExactIndex:
         self.keys = keys
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Index.search`."""
+        """The k nearest keys of each query (N, d_key): rows (N, k) int64 and squared L2 distances (N, k) float32.
+        Sorted by (distance, row); −1 and inf where there are fewer than k keys."""
         return exact_search(np.asarray(queries, np.float32), self.keys, k)
 
 
@@ -69,26 +64,26 @@ class EfGate:
     def __reduce__(self) -> tuple[Any, ...]:
         return EfGate, (self.graph,)
 
-    def enter(self, ef: int) -> None:
-        """Wait until the graph may have this ef. Call `leave` afterwards, also after an exception."""
+    @contextmanager
+    def at(self, ef: int) -> Iterator[None]:
+        """Wait until the graph may have this ef, and keep it until the end of the context."""
         process, thread = os.getpid(), threading.get_ident()
         if process not in self._states:
             self._states.setdefault(process, (threading.Lock(), threading.Condition(), set[int]()))
         turn, idle, running = self._states[process]
-        with turn, idle:
-            while ef != self._ef and running - {thread}:
-                idle.wait()
-            self.graph.set_ef(ef)
-            self._ef = ef
-            running.add(thread)
-
-    def leave(self) -> None:
-        """End this thread's search, if there is one."""
-        _, idle, running = self._states[os.getpid()]
-        with idle:
-            running.discard(threading.get_ident())
-            if not running:
-                idle.notify_all()
+        try:
+            with turn, idle:
+                while ef != self._ef and running - {thread}:
+                    idle.wait()
+                self.graph.set_ef(ef)
+                self._ef = ef
+                running.add(thread)
+            yield
+        finally:
+            with idle:
+                running.discard(thread)
+                if not running:
+                    idle.notify_all()
 
 
 class HnswIndex:
@@ -110,7 +105,7 @@ class HnswIndex:
         return self.graph.get_current_count() if self.graph is not None else 0
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Index.search`. The graph may miss a neighbour. Where it is no faster, exact search is used."""
+        """See `ExactIndex.search`. The graph may miss a neighbour. Where it is no faster, exact search is used."""
         queries = np.asarray(queries, np.float32)
         batch = len(queries) >= MIN_BATCH_QUERIES
         max_keys = max(MAX_EXACT_KEYS, batch * EXACT_KEYS_PER_CANDIDATE * (k + self.ef_margin))
@@ -122,11 +117,8 @@ class HnswIndex:
         """The graph's own answer, however few keys there are. If k exceeds `n_entries`, search is exact."""
         if k > self.n_entries or queries.shape[1:] != self.keys.shape[1:]:  # hnswlib does not check a query's width.
             return exact_search(queries, self.keys, k)
-        try:
-            self._gate.enter(min(k + self.ef_margin, self.n_entries))
+        with self._gate.at(min(k + self.ef_margin, self.n_entries)):
             blocks = [self._block(queries[rows], k) for rows in threads.blocks(len(queries), QUERIES_PER_BLOCK)]
-        finally:
-            self._gate.leave()
         return _stacked([(np.empty((0, k), np.int64), np.empty((0, k), np.float32)), *blocks])
 
     def graph_keys(self, rows: np.ndarray) -> np.ndarray:
@@ -195,8 +187,6 @@ def _empty_graph(keys):
 
 def _first_of_equal(keys) -> np.ndarray:
     """For each key the first row that has the same bytes, (n,) int64; empty if all differ."""
-    if not len(keys):
-        return np.empty(0, np.int64)
     rows = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).reshape(-1)
     _, first, member = np.unique(rows, return_index=True, return_inverse=True)
     return first[member] if len(first) < len(keys) else np.empty(0, np.int64)

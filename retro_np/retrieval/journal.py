@@ -4,8 +4,8 @@ database is unchanged. After that, the edit is committed: the same process, or w
 the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last."""
 
 import json
-import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ def finish_edit(path: Path) -> None:
                 flush_folder((path / name).parent)
         for name in filter(is_ours, set(old["files"]) - set(new["files"])):
             (path / name).unlink(missing_ok=True)
-            _remove_empty((path / name).parent, path)
+            for folder in list((path / name).parents)[: name.count("/")]:
+                with suppress(OSError):  # It is not empty, or an earlier, interrupted attempt has removed it.
+                    folder.rmdir()
         (edit / MANIFEST).replace(path / MANIFEST)
         flush_folder(path)
     elif (edit / EDIT_REQUEST).exists() and _stored_request(edit).get("base") == read_manifest(path)["sha256"]:
@@ -83,10 +85,3 @@ def begin_edit(path: Path, request: dict[str, Any]) -> Path:
 
 def _stored_request(edit: Path) -> dict:
     return read_json(edit / EDIT_REQUEST, hint=f"remove {edit} to abandon the edit")
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    while folder != root and not (folder.exists() and os.listdir(folder)):
-        if folder.exists():  # An earlier, interrupted attempt may have removed it.
-            folder.rmdir()
-        folder = folder.parent

@@ -28,6 +28,7 @@ HASHING = "hashing.npy"  # the feature counts of the hashing embedder
 WORK, EDIT = "work", "edit"  # folders of an unfinished build and an unfinished edit; not part of the database
 SPLITS = {"train": "shards", "valid": "splits/valid", "test": "splits/test"}  # the folder of each split's shards
 MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS = 65_536, 10_000  # far beyond use: larger values are mistakes
+EMBEDDER_LIMIT = 2**20  # An embedder's d_key and margin are below it.
 FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:\x00-\x1f\x7f-\x9f]{1,255}")  # in the database's own folder
 SHARD_FILE = re.compile(
     r"shards/[0-9]{5,6}/((tokens|documents|keys|equal)\.npy|index\.hnsw)"
@@ -41,11 +42,6 @@ TYPES: dict[str, type] = {
     "neighbours": int, "extra_candidates": int, "shard_bytes": int, "corpus": str, "skipped": int,
     "skipped_names": list, "splits": dict, "sources": list, "files": dict,
 }  # fmt: skip
-
-
-def shard_dir(split: str) -> str:
-    """The folder of a split's shards."""
-    return SPLITS[split]
 
 
 def tombstones_of(split: str) -> str:
@@ -95,8 +91,8 @@ def _is_complete(manifest: dict[str, Any]) -> bool:
         and manifest["key_dtype"] in ("float16", "float32")
         and isinstance(manifest.get("training_neighbours", True), bool)
         and has_types(embedder, {"name": str, "sha256": str, "d_key": int, "margin": int})
-        and 1 <= embedder["d_key"] < 2**20
-        and embedder["margin"] < 2**20
+        and 1 <= embedder["d_key"] < EMBEDDER_LIMIT
+        and embedder["margin"] < EMBEDDER_LIMIT
         and (duplicates is None or _is_deduplication(duplicates))
         and all(isinstance(name, str) for name in manifest["skipped_names"])
         and bool(manifest["skipped_names"]) == bool(manifest["skipped"])
@@ -142,12 +138,8 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def file_names(folder: Path) -> list[str]:
     """The sorted names of a database's files, without the manifest and the leftovers of unfinished builds and edits."""
-    paths: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        if Path(parent) == folder:
-            folders[:] = [name for name in folders if name not in (WORK, EDIT)]
-        paths += [Path(parent) / name for name in names if not name.startswith(".") and not name.endswith(PARTIAL)]
-    return sorted(name for name in (p.relative_to(folder).as_posix() for p in paths) if name != MANIFEST)
+    paths = (path.relative_to(folder) for path in folder.rglob("[!.]*") if not path.is_dir() and path.suffix != PARTIAL)
+    return sorted(path.as_posix() for path in paths if path.parts[0] not in (WORK, EDIT, MANIFEST))
 
 
 def file_facts(folder: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:

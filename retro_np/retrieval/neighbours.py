@@ -9,7 +9,7 @@ import numpy as np
 
 from retro_np.kernels import Array
 from retro_np.kernels.search import exact_search, merge_lists
-from retro_np.retrieval.index import EF_MARGIN, INDEX, ExactIndex, Index, load_hnsw
+from retro_np.retrieval.index import EF_MARGIN, INDEX, ExactIndex, HnswIndex, load_hnsw
 from retro_np.retrieval.sharded import is_in
 
 NONE_DELETED = np.empty(0, np.int64)
@@ -27,7 +27,7 @@ class Shard:
     ef_margin: int | None = EF_MARGIN
 
     @cached_property
-    def index(self) -> Index:
+    def index(self) -> ExactIndex | HnswIndex:
         """The index of the keys, which the first search reads."""
         if self.ef_margin is None:
             return ExactIndex(self.keys)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from retro_np.errors import UserError
-from retro_np.progress import one_line
+from retro_np.progress import one_line, say
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON and file names can hold one, UTF-8 cannot
 HUB_LOCATION = re.compile(r"hub:(.+?)(?:@([^@#/]+))?(?:#([^#/]+))?", re.DOTALL)
@@ -38,15 +39,11 @@ class Fields:
     name: str | None = None
     split: str | None = None
 
-    def columns(self, names: Sequence[str], place: str) -> list[str]:
-        """The columns to read of those there are. Raises UserError if one of them is missing."""
-        chosen = {"text": self.text, "name": self.name, "split": None if self.split == NO_FIELD else self.split}
-        for option, field in chosen.items():
-            if field is not None and field not in names:
-                there = f"{place} has no column `{field}` (it has {listed(names)})"
-                raise UserError(f"{there}: name the column with --{option}-field")
-        wanted = {*chosen.values(), *(() if self.name else ("name", "id")), *(() if self.split else ("split",))}
-        return [name for name in dict.fromkeys(names) if name in wanted]
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """The columns to read of those there are: all if one is missing, since the error about a row lists them."""
+        named = {self.text, self.name, None if self.split == NO_FIELD else self.split} - {None}
+        wanted = {*named, *(() if self.name else ("name", "id")), *(() if self.split else ("split",))}
+        return [name for name in dict.fromkeys(names) if name in wanted or not named.issubset(names)]
 
 
 class Row(NamedTuple):
@@ -111,8 +108,9 @@ def json_rows(path: str, packing: str = "") -> Iterator[Row]:
         file = io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")) if pyarrow else raw
         try:
             for number, line in enumerate(gzip.GzipFile(fileobj=raw) if packing == "gzip" else file, start=1):
-                record, replaced = _parsed(f"{shown}:{number}", line)
-                if record is not None:
+                if (line := line.removeprefix(codecs.BOM_UTF8)).strip():
+                    text, replaced = decoded(line)
+                    record = _parsed(f"{shown}:{number}", text)
                     yield Row(record, f"{os.path.basename(shown)}:{number}", f"{shown}:{number}", "", replaced)
         except (EOFError, zlib.error, OSError) as error:
             if getattr(error, "errno", None):  # the disk, not the data
@@ -121,12 +119,8 @@ def json_rows(path: str, packing: str = "") -> Iterator[Row]:
             raise UserError(f"{fault}: the {packing} file is damaged or incomplete; download it again") from error
 
 
-def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
-    """The object in a line, or None if the line is blank, and how many invalid byte sequences were replaced."""
-    line = line.removeprefix(codecs.BOM_UTF8)
-    if not line.strip():
-        return None, 0
-    text, replaced = decoded(line)
+def _parsed(where: str, text: str) -> dict:
+    """The object in a line of JSON."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -134,7 +128,7 @@ def _parsed(where: str, line: bytes) -> tuple[dict | None, int]:
         raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl file must be an object") from error
     if not isinstance(record, dict):
         raise UserError(f'{where} has no `text` string: each line must be an object like {{"text": "…"}}')
-    return record, replaced
+    return record
 
 
 def parquet_rows(path: str, name: str, fields: Fields) -> Iterator[Row]:
@@ -144,57 +138,81 @@ def parquet_rows(path: str, name: str, fields: Fields) -> Iterator[Row]:
 
     def tables() -> Iterator[Any]:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
-            columns = fields.columns(file.schema_arrow.names, place)
+            columns = fields.columns(file.schema_arrow.names)
             yield from file.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False)
 
-    return rows_of(_records(tables()), place, name, fields, DAMAGED_ROWS)
+    return rows_of(_records(tables()), place, name, DAMAGED_ROWS)
 
 
 def saved_rows(folder: str, name: str, fields: Fields) -> Iterator[tuple[str, Iterator[Row]]]:
     """The splits of a dataset that `save_to_disk` wrote to a folder: the name of each, or "", and its rows.
 
-    A document without a name is called name:row or name/split:row, from 0."""
-    place = without_surrogates(folder)
-    datasets = needed("datasets", place, "retro-np[hub]")
+    A document without a name is called name:row or name/split:row, from 0. A split without rows is left out."""
+    datasets, place = needed("datasets", without_surrogates(folder), "retro-np[hub]"), without_surrogates(folder)
     with _explained(place, DAMAGED_ROWS):
-        saved = datasets.load_from_disk(folder)
-    for split, rows in saved.items() if isinstance(saved, dict) else [("", saved)]:
-        rows = rows.select_columns(fields.columns(rows.column_names, place)).with_format("arrow")
-        label = f"{name}/{split}" if split else name
-        yield split, rows_of(_records(rows.iter(ROWS_PER_BATCH)), place, label, fields, DAMAGED_ROWS)
+        listing = Path(folder, "dataset_dict.json")
+        splits = list(map(str, json.loads(listing.read_bytes())["splits"])) if listing.exists() else [""]
+    for split in splits:
+        inner = f"/{split}" if split else ""
+        part = folder + inner
+        with _explained(place + inner, DAMAGED_ROWS):
+            if not json.loads(Path(part, "state.json").read_bytes())["_data_files"]:  # `datasets` cannot open it.
+                continue
+            saved = datasets.load_from_disk(part)
+        rows = saved.select_columns(fields.columns(saved.column_names)).with_format("arrow")
+        yield split, rows_of(_records(rows.iter(ROWS_PER_BATCH)), place + inner, name + inner, DAMAGED_ROWS)
 
 
 def _records(tables: Iterable[Any]) -> Iterator[dict]:
     """The rows of pyarrow's tables. Their memory may be a damaged file's, so it is checked first."""
     for table in tables:
         table.validate(full=True)
-        yield from table.to_pylist()
+        metadata = (table.schema.metadata or {}).get(b"huggingface", b"")
+        facts = json.loads(metadata) if b"ClassLabel" in metadata else {}
+        yield from _named(table.to_pylist(), facts.get("info", {}).get("features", {}))
+
+
+def _named(records: Iterable[dict], features: dict[str, Any]) -> Iterator[dict]:
+    """Records with the names of class labels in place of their numbers. features: of the package datasets, as dicts."""
+    labels = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    for record in records:
+        known = {c: names[record[c]] for c, names in labels.items() if record.get(c) in range(len(names))}
+        yield record | known
 
 
 def hub_dataset(location: str, fields: Fields) -> Any:
-    """Open `hub:NAME[@CONFIG][#SPLIT]` as a stream, an IterableDataset. The default split is train.
+    """Open `hub:NAME[@CONFIG][#SPLIT]` as a stream, an IterableDataset. Without SPLIT, train is read, and that is said.
 
     NAME is a dataset of the Hugging Face Hub, or a local folder of data files, which needs no network. Only the columns
-    of the fields are read. Raises UserError if the package, the dataset or one of these columns is missing."""
+    of the fields are read. Raises UserError if the package or the dataset is missing."""
     name, config, split = hub_parts(location)
     datasets = needed("datasets", location, "retro-np[hub]")
     # an absolute path cannot be mistaken for a dataset of the Hub or for a format such as `json`
     path = os.path.abspath(name) if os.path.isdir(name) else name
     with _explained(location, CHECK_NAME):
-        dataset = datasets.load_dataset(path, config, split=split or "train", streaming=True)
+        splits = datasets.load_dataset(path, config, streaming=True)
+        if (split or "train") not in splits:
+            raise UserError(f"{location} cannot be read (its splits are {listed(splits)}): give hub:{name}#SPLIT")
+        dataset = splits[split or "train"]
         columns = dataset.column_names
-    return dataset if columns is None else dataset.select_columns(fields.columns(columns, location))
+    if not split and len(splits) > 1:
+        say(f"{location}: only train is read of its splits {listed(splits)}; to read another one: hub:{name}#SPLIT")
+    return dataset if columns is None else dataset.select_columns(fields.columns(columns))
 
 
-def rows_of(records: Iterable[dict], place: str, name: str, fields: Fields, advice: str) -> Iterator[Row]:
-    """The rows of a dataset, in order. A document without a name is called name:row, from 0.
+def hub_rows(dataset: Any, location: str, name: str) -> Iterator[Row]:
+    """The rows of a dataset that `hub_dataset` opened. A document without a name is called name:row, from 0."""
+    features = {} if dataset.features is None else dataset.features.to_dict()
+    return rows_of(_named(dataset, features), location, name, CHECK_NAME)
 
-    place, advice: the beginning and the end of the UserError for any error while rows are read."""
+
+def rows_of(records: Iterable[dict], place: str, name: str, advice: str) -> Iterator[Row]:
+    """A row for each record, called name:row, from 0.
+
+    place, advice: the beginning and the end of the UserError for any error while records are read."""
     number = -1
     with _explained(place, advice, lambda: f" after row {number}" if number >= 0 else ""):
         for number, record in enumerate(records):
-            if record.get(fields.text, 0) is None:  # A null text counts as empty.
-                record[fields.text] = ""
             yield Row(record, f"{name}:{number}", place, f" in row {number}")
 
 

@@ -18,7 +18,7 @@ from retro_np.kernels import threads
 from retro_np.kernels.search import merge_lists
 from retro_np.retrieval.deduplicate import DedupConfig, find_duplicates, grouped, index_of_held, postings, signatures
 from retro_np.retrieval.documents import write_records
-from retro_np.retrieval.embedders import Embedder, TokenEmbedder, embed_chunks
+from retro_np.retrieval.embedders import Embedder, embed_chunks
 from retro_np.retrieval.hashing import BUCKETS, count_features
 from retro_np.retrieval.index import INDEX, QUERIES_PER_BLOCK, build_hnsw, hnswlib_installed
 from retro_np.retrieval.neighbours import Shard, search_shard
@@ -93,17 +93,17 @@ def embed_shard(
     An embedder of texts is slow, so each block of its keys is saved in `work`. The blocks' bounds are fixed, because a
     key's bits may depend on its block. An embedder of tokens (`embed_tokens`) is fast and saves nothing."""
     tokens, bpe = shard_array(shard, "tokens"), _tokenizer(tokenizer, *_identity(tokenizer))
-    fast = isinstance(embedder, TokenEmbedder)
+    fast = hasattr(embedder, "embed_tokens")
     size = CHUNKS_PER_BLOCK if fast else CHUNKS_PER_SAVE
     with replacing(shard / "keys.npy") as file:  # block by block, since a shard's keys may not fit into memory
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(tokens), int(embedder.d_key))}
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(tokens), embedder.d_key)}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(tokens), size):
             chunks, block_file = tokens[start : start + size], work / f"{start // size:06d}.npy"
             if block_file.exists():
-                keys = mapped(block_file, dtype, (len(chunks), int(embedder.d_key)))
+                keys = mapped(block_file, dtype, (len(chunks), embedder.d_key))
             else:
-                keys = _checked_keys(embed_chunks(embedder, bpe, chunks), len(chunks), embedder, dtype, shard, start)
+                keys = _stored(embed_chunks(embedder, bpe, chunks), embedder, dtype, shard, start)
                 if not fast:
                     write_array(block_file, keys)
             file.write(keys.tobytes())
@@ -111,17 +111,12 @@ def embed_shard(
     remove_folder(work)
 
 
-def _checked_keys(keys, count, embedder, dtype, shard, start) -> np.ndarray:
-    """The keys as stored. Raises UserError if their shape is wrong or a key is not finite in `dtype`."""
-    keys, shape, fault = np.asarray(keys, np.float32), (count, embedder.d_key), ""
-    if keys.shape != shape:
-        fault = f"keys of shape {keys.shape}, not {shape}, for {count} chunks from {start} of {shard}"
-    else:
-        with np.errstate(over="ignore"):
-            keys = keys.astype(dtype)
-        if len(bad := np.flatnonzero(~np.isfinite(keys).all(axis=1))):
-            fault = f"a key that is not finite in {dtype} for chunk {start + bad[0]} of {shard}"
-    if fault:
+def _stored(keys, embedder, dtype, shard, start) -> np.ndarray:
+    """The keys as stored. Raises UserError if a key is not finite in `dtype`."""
+    with np.errstate(over="ignore"):
+        keys = keys.astype(dtype)
+    if len(bad := np.flatnonzero(~np.isfinite(keys).all(axis=1))):
+        fault = f"a key that is not finite in {dtype} for chunk {start + bad[0]} of {shard}"
         raise UserError(f"embedder {embedder.name} made {fault}: check the embedder and run the same command again")
     return keys
 
@@ -204,7 +199,7 @@ def compare_shard(
     dtype, shape = (np.uint64, (2, None)) if exact else (np.uint32, (None, config.hashes))
     index = index_of_held([mapped(path, dtype, shape) for path in signed], list(map(len, readers)), config, exact)
     for block in _text_blocks(texts):
-        for match in find_duplicates([text.text for text in block], index, lambda row: held_out(row).text, config):
+        for match in find_duplicates([text.text for text in block], index, lambda row: held_out(row).text):
             text, other = block[match.row], held_out(match.held)
             record = {"number": text.number, "name": text.name, "source": text.source, "held_out": other.name}
             record |= {"estimated": round(match.estimated, 6), "exact": round(match.exact, 6)}

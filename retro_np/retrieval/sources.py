@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retro_np.errors import UserError
 from retro_np.progress import say
@@ -23,10 +23,11 @@ from retro_np.retrieval.rows import NO_FIELD, SPLIT_NAMES, Fields, Row, listed, 
 
 STDLIB = "stdlib"
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
-LOCATION_FORMS = "a folder, a text file, a .jsonl or parquet file, hub:NAME, or the name stdlib"
+LOCATION_FORMS = "a folder, a text, rows (.jsonl, .jsonl.gz, .jsonl.zst, parquet, save_to_disk), hub:DATASET, or stdlib"
 MAGIC = {b"PAR1": "parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes of files
 PACKED = {".gz": "gzip", ".zst": "zstd"}  # also recognised by the name, so that damage is noticed
 SAVED = ({"dataset_dict.json"}, {"dataset_info.json", "state.json"})  # files that `save_to_disk` writes to a folder
+SKIPPED = "binary, special, or links that lead to no file inside the folder"
 SNIFFED_BYTES = 8192  # A file with a NUL in its first bytes is binary.
 NOT_TEXT = "is a binary file or UTF-16 (it has a NUL byte or a mark of UTF-16): convert it to UTF-8, as with iconv"
 
@@ -77,12 +78,10 @@ class RowReader:
                     where = "the field `split` of its rows decides what trains, validates and tests"
                     self.tell(f"{self.source}: {where}; to ignore it: --split-field {NO_FIELD}")
             elif self.ignores and stated and stated != (split or self.split):
-                if given := split or self.split:
-                    self.tell(f"{self.source} was given as {given}, so the field `split` of its rows is ignored")
-                    self.ignores = False
-                else:
+                if not (given := split or self.split):
                     fault = f"{row.place} has {stated} in `split`{row.number}, unlike the first row"
                     raise UserError(f"{fault}: use --split-field split, or ignore the field: --split-field {NO_FIELD}")
+                self.tell(f"{self.source} was given as {given}, so the field `split` of its rows is ignored")
             yield self._entry(row, split)
 
     def text(self, path: str, name: str, size: int) -> Entry:
@@ -90,7 +89,7 @@ class RowReader:
         if self.by_field and self.fields.split != NO_FIELD:
             fault = f"{name} is a text and has no field `{self.fields.split}`"
             raise UserError(f"{fault}: leave the file out, as with --exclude, or leave out --split-field")
-        return Entry(name, size, partial(file_document, path, name, self.source))
+        return Entry(name, size, partial(file_document, path, name, self.source), self.split)
 
     def saved(self, folder: str, name: str) -> Iterator[Entry]:
         """The documents of a folder that `save_to_disk` wrote. Its splits are ours, unless a field was named."""
@@ -105,24 +104,26 @@ class RowReader:
         (record, name, place, number, replaced), fields = row, self.fields
         text, keys, there = record.get(fields.text), (fields.name,) if fields.name else ("name", "id"), listed(record)
         if not isinstance(text, str):
-            fault = f"{place} has no `{fields.text}` string{number} (it has {there})"
-            raise UserError(f"{fault}: name the field of the text with --text-field")
+            instead = f"but {_shown(text)}" if fields.text in record else f"(it has {there})"
+            advice = "leave such rows out, or name the field of the text with --text-field"
+            raise UserError(f"{place} has no `{fields.text}` string{number} {instead}: {advice}")
         given = next((record[key] for key in keys if record.get(key) not in (None, "")), None)
-        if fields.name and isinstance(given, bool | list | dict | None):
+        if fields.name and isinstance(given, bool | bytes | list | dict | None):
             fault = f"{place} has no name in `{fields.name}`{number} (it has {there})"
             raise UserError(f"{fault}: name another field with --name-field, or leave the option out")
         if not split and fields.split not in (None, NO_FIELD):
             split = split_of(record.get(fields.split))
             if not split:
-                fault = f"{place} has {record.get(fields.split)!r:.80} in `{fields.split}`{number} (it has {there})"
+                fault = f"{place} has {_shown(record.get(fields.split))} in `{fields.split}`{number} (it has {there})"
                 raise UserError(f"{fault}: write {', '.join(SPLIT_NAMES)}, or use --split-field {NO_FIELD}")
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError:
-            text, surrogates = readers.LONE_SURROGATE.subn("\ufffd", text)
-            replaced, size = replaced + surrogates, len(text.encode())
+        text, surrogates = readers.LONE_SURROGATE.subn("\ufffd", text)
         name = without_surrogates(str(name if given is None else given))
-        return Entry(name, size, partial(Document, name, text, self.source, replaced, split), split)
+        read = partial(Document, name, text, self.source, replaced + surrogates)
+        return Entry(name, len(text.encode()), read, split or self.split)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else f"{value!r:.80}"
 
 
 def opener(
@@ -141,10 +142,14 @@ def opener(
             lambda path: path.rpartition("/")[2] not in STDLIB_EXCLUDED and enters(path),
         )  # fmt: skip
     if location.startswith("hub:"):
-        dataset = readers.hub_dataset(location, reader().fields)  # opened once: every pass reads the same revision
-        label = default_name(location)
-        rows = partial(readers.rows_of, dataset, location, label, reader().fields, readers.CHECK_NAME)
-        return lambda on_skip: reader().entries(rows())
+        folder, *chosen = readers.hub_parts(location)
+        saved = saved_files(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if any(chosen) and saved and "dataset_dict.json" not in saved:
+            raise UserError(f"{location} names a part of a saved dataset that has no parts: give {folder}")
+        if any(chosen) or not saved:
+            dataset = readers.hub_dataset(location, reader().fields)  # once, so that no pass reads another revision
+            return lambda on_skip: reader().entries(readers.hub_rows(dataset, location, default_name(location)))
+        location = folder
     if os.path.isdir(location):
         return lambda on_skip: folder_files(location, reader(), on_skip, takes, enters, leave_out)
     if not os.path.isfile(location):
@@ -179,8 +184,8 @@ def folder_files(
         if not relative or relative.endswith(b"/"):
             if relative != left_out and (not relative or enters(name.removesuffix("/"))):
                 keys = _sorted_names(base + relative)
-                saved = next((files for files in SAVED if files <= set(map(os.fsdecode, keys))), None)
-                if saved is None:
+                saved = saved_files(map(os.fsdecode, keys))
+                if not saved:
                     pending += [relative + key for key in reversed(keys)]
                 elif all(takes(name + file) for file in saved):
                     yield from reader.saved(os.fsdecode(base + relative)[:-1], name[:-1] or default_name(root))
@@ -194,6 +199,12 @@ def folder_files(
                 on_skip(name)
             else:
                 yield reader.text(path, name, size)
+
+
+def saved_files(names: Iterable[str]) -> set[str]:
+    """The files by which a folder with these names is recognised as one that `save_to_disk` wrote; empty for others."""
+    there = set(names)
+    return next((files for files in SAVED if files <= there), set())
 
 
 def _sorted_names(folder: bytes) -> list[bytes]:
@@ -236,8 +247,6 @@ def kind_of(path: str) -> str:
 
 def default_name(location: str) -> str:
     """The name of a source without one: that of the resolved file or folder, of the Hub's dataset, or stdlib."""
-    if location == STDLIB:
-        return STDLIB
     if location.startswith("hub:"):
         location = readers.hub_parts(location)[0]
         if not os.path.isdir(location):

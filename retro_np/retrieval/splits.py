@@ -53,7 +53,8 @@ def boundaries(corpus: Corpus, share: float) -> tuple[Place, Place]:
     one document. Memory: 16 bytes per document, and about 40 while the ends are computed."""
     hashes, sizes, order = order_of_hashes(corpus)
     if len(sizes) < 2:
-        raise UserError("a corpus of one document cannot be split: give more documents, or --held-out 0")
+        hint = "cut it into several, or give --held-out 0 in place of --held-out-bytes"
+        raise UserError(f"a corpus of one document cannot be split: {hint}")
     ends = np.cumsum(np.asarray(sizes)[order])  # the bytes of the first 1, 2, … documents
     held = 1 + int(np.abs(ends[:-1] - share * ends[-1]).argmin())
     valid = 1 + int(np.abs(ends[: max(1, held - 1)] - share * ends[-1] / 2).argmin())
@@ -66,8 +67,8 @@ def _check_parts(corpus: Corpus, config: BuildConfig) -> None:
     if config.held_out_bytes is not None or config.held_out not in (0, BuildConfig.held_out):
         raise UserError("the documents say which are held out: leave out --held-out and --held-out-bytes")
     given, is_slice = {source.split for source in corpus.sources}, config.limit_bytes is not None
-    missing = ({"train", *given} | ({"valid"} if "" in given else set())) - {""}  # A field says train and valid.
-    missing -= set() if is_slice else given  # `find_corpus` has found text in each source.
+    needed = {"train", *given, *(["valid"] if "" in given else [])} - {""}  # A field says train and valid.
+    missing = needed if is_slice else needed - given  # `find_corpus` has found text in each source.
     for entry in corpus.entries(_ignore) if missing else ():  # reads on until all parts are found
         _check_alike(entry, has_split=True)
         missing -= {entry.split} if entry.size else set()

@@ -7,14 +7,14 @@ import hashlib
 import json
 import mmap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import replacing, sha256_of, write_json
+from retro_np.files import remove_folder, replacing, sha256_of, write_json
 from retro_np.files.untrusted import parse_json, read_json
 from retro_np.progress import progress_bar
 from retro_np.retrieval.corpus import Corpus
@@ -39,6 +39,20 @@ class Text(NamedTuple):
     def sha256(self) -> str:
         """The text's SHA-256 in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@contextmanager
+def undone(is_new: bool, work: Path, request: Path) -> Iterator[None]:
+    """After a UserError before all texts are written, remove them and the request, so that other settings can follow.
+
+    is_new: whether this process wrote the request. A build or an edit that an earlier process began keeps both."""
+    try:
+        yield
+    except UserError:
+        if is_new and not (work / FACTS).exists():
+            request.unlink(missing_ok=True)
+            remove_folder(request.parent)
+        raise
 
 
 def write_texts(

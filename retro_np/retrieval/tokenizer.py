@@ -5,8 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retro_np.errors import UserError
 from retro_np.files import write_atomically
-from retro_np.files.untrusted import parse_json
+from retro_np.files.untrusted import parse_json, reporting
 
 PADDING, END_OF_TEXT = 0, 1
 # Byte-level BPE writes the space byte as Ġ. These names contain raw spaces, so neither merges nor texts produce them.
@@ -31,10 +30,9 @@ SEAM = re.compile(r"(?<=[!-~])(?:\n(?=[!-~])|(?= [!-~]))")
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train byte-level BPE (Sennrich et al. 2016). Ids: 0 padding, 1 end-of-text, then bytes, then merges.
     A small corpus may yield fewer merges. Raises UserError for under 258 or over MAX_VOCABULARY_SIZE entries."""
-    if vocabulary_size < MIN_VOCABULARY_SIZE:
-        raise UserError(f"vocabulary_size must be at least {MIN_VOCABULARY_SIZE}, not {vocabulary_size}")
-    if vocabulary_size > MAX_VOCABULARY_SIZE:
-        raise UserError(f"vocabulary_size must be at most {MAX_VOCABULARY_SIZE:,}, not {vocabulary_size}")
+    if not MIN_VOCABULARY_SIZE <= vocabulary_size <= MAX_VOCABULARY_SIZE:
+        limits = f"from {MIN_VOCABULARY_SIZE} to {MAX_VOCABULARY_SIZE:,}"
+        raise UserError(f"vocabulary_size must be {limits}, not {vocabulary_size}")
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size, special_tokens=list(SPECIAL), show_progress=False,
@@ -53,24 +51,11 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"no tokenizer at {path}: {EXPECTED}")
     state = parse_json(path.read_bytes(), f"{path} is not a tokenizer: the file", hint=EXPECTED)
-    with reporting_bad_tokenizer(path, EXPECTED):
+    with reporting(f"{path} is not a tokenizer", EXPECTED):
         vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
         if not _is_ours(state, vocabulary, merges):
             raise UserError(f"{path} is not a tokenizer that retro-np build made: {EXPECTED}")
         return _byte_level(models.BPE(vocab=vocabulary, merges=merges))
-
-
-@contextmanager
-def reporting_bad_tokenizer(path: Path | str, hint: str) -> Iterator[None]:
-    """Turn any error about a tokenizer's file into a UserError of one line, also a panic of the tokenizers library."""
-    try:
-        yield
-    except BaseException as error:  # A panic is no Exception, and the library has no class of its own for errors.
-        is_panic = type(error).__name__ == "PanicException"
-        if isinstance(error, UserError) or not (isinstance(error, Exception) or is_panic):
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise UserError(f"{path} is not a tokenizer ({reason}): {hint}") from error
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.files.untrusted import reporting
 from retro_np.kernels import threads
 from retro_np.kernels.search import listed_distances
-from retro_np.progress import progress_bar
+from retro_np.progress import counted, progress_bar
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import summarise
-from retro_np.retrieval.embedders import Embedder, TokenEmbedder
+from retro_np.retrieval.embedders import Embedder, EmbedderError
 from retro_np.retrieval.graph import HINT
-from retro_np.retrieval.index import INDEX, ExactIndex, hnswlib_installed, load_hnsw
+from retro_np.retrieval.index import INDEX, ExactIndex, hnswlib_installed
 from retro_np.retrieval.journal import recover_edit
-from retro_np.retrieval.manifest import HASHING, SPLITS, broken_files, file_names, read_manifest, tombstones_of
-from retro_np.retrieval.sharded import shard_array
+from retro_np.retrieval.manifest import HASHING, REBUILD, broken_files, file_names, read_manifest, tombstones_of
 from retro_np.retrieval.tokenizer import END_OF_TEXT
 
 ROWS_PER_CHECK, LISTS_PER_CHECK = 65_536, 8192  # rows of a shard that are in memory at a time
@@ -47,17 +47,20 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
     path, report = Path(path), Report()
     recover_edit(path)
     manifest = read_manifest(path)
-    report.note(f"{len(manifest['files'])} files match the manifest's hashes", broken_files(path, manifest))
+    report.note(f"{counted(len(manifest['files']), 'file')} with the manifest's hashes", broken_files(path, manifest))
     if others := sorted(set(file_names(path)) - set(manifest["files"])):
-        report.checked.append(f"{len(others)} other files, such as {others[0]}, are not part of the database")
+        report.checked.append(f"{counted(len(others), 'other file')}, such as {others[0]}: not part of the database")
     if report.broken:
         return report
     try:
-        database = Database(path, manifest, embedder, "hnsw")
-    except Exception as error:  # Whatever the files' contents cause, the report names it.
-        report.broken.append(_line(error, path))
+        with reporting(f"{path}: a file has the wrong contents", REBUILD):
+            database = Database(path, manifest, embedder, "hnsw")
+    except UserError as error:
+        report.broken.append(str(error))
         return report
-    report.note(f"{len(database.documents):,} documents are numbered in order", [*_problems(_documents, database)])
+    if embedder is not None:
+        database.check_embedder(database.embedder)  # A wrong one says nothing about the database.
+    report.note(f"{counted(len(database.documents), 'document')} numbered in order", _problem(_documents, database))
     checks = {
         "each document's chunks are contiguous and end with end-of-text": _chunks,
         "every chunk has a finite key": _keys,
@@ -65,72 +68,61 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
         "neighbours are sorted, from other documents, and at the stored distances (sampled)": _neighbours,
     }
     for statement, check in checks.items():
-        report.note(statement, [line for split in manifest["splits"] for line in _problems(check, database, split)])
+        report.note(statement, [line for split in manifest["splits"] for line in _problem(check, database, split)])
     if not report.broken:
-        report.broken += [*_problems(_indexes, database, report), *_problems(_embedder, database, report)]
+        report.broken += [*_problem(_indexes, database, report), *_problem(_embedder, database, report)]
     return report
 
 
-def _problems(check, *arguments) -> Iterator[str]:
-    """The problems that a check finds. Any error that a file's contents cause is a problem too."""
+def _problem(check, database, *arguments) -> list[str]:
+    """The first problem that a check finds, if any. An error that a file's contents cause is a problem too."""
     try:
-        yield from check(*arguments)
-    except Exception as error:
-        yield _line(error, " of ".join([check.__name__.strip("_"), *map(str, arguments[1:])]))
-
-
-def _line(error, subject) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    return f"{subject}: a file has the wrong contents ({type(error).__name__}: {' '.join(str(error).split())})"
+        with reporting(f"{database.path}, {check.__name__[1:]}: a file has the wrong contents", REBUILD):
+            return list(itertools.islice(check(database, *arguments), 1))
+    except EmbedderError:
+        raise
+    except UserError as error:
+        return [str(error)]
 
 
 def _documents(database) -> Iterator[str]:
-    counted, _ = summarise(database.documents, database.manifest["splits"])
-    if counted != database.manifest["splits"]:
-        yield f"manifest.json: it counts {database.manifest['splits']}, but documents.jsonl has {counted}"
+    stated, (found, _) = database.manifest["splits"], summarise(database.documents, database.manifest["splits"])
+    if found != stated:
+        yield f"manifest.json: it counts {stated}, but documents.jsonl has {found}"
 
 
 def _chunks(database, split) -> Iterator[str]:
-    records = iter(record for record in database.documents if record["split"] == split)
-    parts = (database._sharded(split, name).parts for name in ("tokens", "documents"))
-    for folder, tokens, documents in zip(database.folders(SPLITS[split]), *parts, strict=True):
-        edges = np.flatnonzero(np.diff(documents, prepend=-1, append=-1))
-        for begin, end in itertools.pairwise(edges):
-            record = next(records, None)
-            if record is None or record["id"] != documents[begin] or record["chunks"] != end - begin:
-                yield f"{folder}: rows {begin} to {end - 1} belong to document {documents[begin]}, not to {record}"
-                return
-        for start in range(0, len(tokens), ROWS_PER_CHECK):
-            block = tokens[start : start + ROWS_PER_CHECK].astype(np.int64)
-            is_last = np.isin(np.arange(start, start + len(block)) + 1, edges)
-            # A chunk is only text or, if it is a document's last one, text, end-of-text and padding.
-            is_end = block == END_OF_TEXT
-            is_padding = (np.cumsum(is_end, axis=1) > 0) & ~is_end
-            wrong = np.flatnonzero((is_end.sum(axis=1) != is_last) | ((block == 0) != is_padding).any(axis=1))
-            if len(wrong):
-                yield f"{folder}: chunk {start + wrong[0]} has a misplaced end-of-text"
-                return
-    if next(records, None) is not None:
-        yield f"{database.path / SPLITS[split]}: documents.jsonl lists documents without chunks"
+    tokens, documents = (database._sharded(split, name) for name in ("tokens", "documents"))
+    ids, records = documents[:], (r for r in database.documents if r["split"] == split)
+    firsts = np.union1d(documents.starts, np.flatnonzero(np.diff(ids)) + 1)  # No document is in two shards.
+    stored = np.stack([ids[firsts[:-1]], np.diff(firsts)], axis=1).tolist()
+    for document, record in itertools.zip_longest(stored, ([r["id"], r["chunks"]] for r in records)):
+        if document != record:
+            yield f"{split}: the shards hold document and chunks {document}, but documents.jsonl lists {record}"
+    for block in threads.blocks(len(tokens), ROWS_PER_CHECK):
+        rows, is_last = tokens[block], np.isin(np.arange(block.start, block.stop) + 1, firsts)
+        # A chunk is only text or, if it is a document's last one, text, end-of-text and padding.
+        is_end = rows == END_OF_TEXT
+        is_padding = (np.cumsum(is_end, axis=1) > 0) & ~is_end
+        wrong = np.flatnonzero((is_end.sum(axis=1) != is_last) | ((rows == 0) != is_padding).any(axis=1))
+        if len(wrong):
+            yield f"{split}: chunk {block.start + wrong[0]} has a misplaced end-of-text"
 
 
 def _keys(database, split) -> Iterator[str]:
-    for folder, keys in zip(database.folders(SPLITS[split]), database.keys(split).parts, strict=True):
-        for start in range(0, len(keys), ROWS_PER_CHECK):
-            bad = np.flatnonzero(~np.isfinite(keys[start : start + ROWS_PER_CHECK]).all(axis=1))
-            if len(bad):
-                yield f"{folder}: the key of chunk {start + bad[0]} is not finite"
-                break
+    keys = database._sharded(split, "keys")
+    for block in threads.blocks(len(keys), ROWS_PER_CHECK):
+        bad = np.flatnonzero(~np.isfinite(keys[block]).all(axis=1))
+        if len(bad):
+            yield f"{split}: the key of chunk {block.start + bad[0]} is not finite"
 
 
 def _tombstones(database, split) -> Iterator[str]:
     stored = database.split(split)
     removed = np.array([record["id"] for record in database.documents if record.get("removed")], np.int64)
-    expected = np.flatnonzero(np.isin(np.asarray(stored.documents), removed))
-    if not np.array_equal(stored.removed, expected):
-        counts = f"it lists {len(stored.removed)} chunks, but removed documents have {len(expected)}"
-        yield f"{tombstones_of(split)}: {counts}"
+    rows = np.flatnonzero(np.isin(np.asarray(stored.documents), removed))
+    if not np.array_equal(stored.removed, rows):
+        yield f"{tombstones_of(split)}: it lists {len(stored.removed)} chunks, but removed documents have {len(rows)}"
 
 
 def _neighbours(database, split) -> Iterator[str]:
@@ -152,41 +144,38 @@ def _neighbours(database, split) -> Iterator[str]:
         if not is_valid.all():
             row = block.start + int(np.argmin(is_valid.all(axis=1)))
             yield f"neighbours/{split}: the list of chunk {row} is not sorted, or has a wrong neighbour or distance"
-            return
 
 
 def _indexes(database, report) -> Iterator[str]:
     """Check the graph indexes: their keys, and their recall on a sample."""
-    folders = database.folders(SPLITS["train"])
-    graphs = [folder for folder in folders if database.has_graph(folder)]
-    if len(graphs) < len(folders):
-        report.checked.append(f"{len(folders) - len(graphs)} shards have no graph index and are searched exactly")
+    graphs = [shard for shard in database._shards if database.has_graph(shard.folder)]
+    if len(graphs) < len(database._shards):
+        without = counted(len(database._shards) - len(graphs), "shard has", "shards have")
+        report.checked.append(f"{without} no graph index and must be searched exactly")
     if graphs and not hnswlib_installed():
         report.checked.append(f"not checked: {len(graphs)} graph indexes (hnswlib is not installed)")
         return
     rng, recalls, weights = np.random.default_rng(0), [], []
     with progress_bar("indexes against exact search", len(graphs), unit="shards") as advance:
-        for folder in graphs:
-            keys = shard_array(folder, "keys")
-            index = load_hnsw(folder / INDEX, keys, database.ef_margin)
+        for shard in graphs:
+            keys, index, file = shard.keys, shard.index, shard.folder / INDEX
             if len(keys):
                 rows, k = rng.integers(0, len(keys), SAMPLED_KEYS), min(SAMPLED_K, len(keys))
                 queries = np.asarray(keys[rows], np.float32)
                 if not np.array_equal(index.graph_keys(rows), queries):
-                    yield f"{folder / INDEX} holds other keys: {HINT}"
-                    return
+                    yield f"{file} holds other keys: {HINT}"
                 _, exact = ExactIndex(keys).search(queries, k)
                 _, distances = index.search_graph(queries, min(k, index.n_entries))
                 # Equal keys are equally good answers, so distances are compared, not rows.
                 recalls.append(float(np.mean(distances <= exact[:, -1:])))
                 if recalls[-1] < MIN_RECALL:
-                    yield f"{folder / INDEX} finds {recalls[-1]:.0%} of what exact search finds: {HINT}"
-                    return
+                    yield f"{file} finds {recalls[-1]:.0%} of what exact search finds: {HINT}"
                 weights.append(len(keys))
             advance()
     if recalls:
         recall = np.average(recalls, weights=weights)
-        report.checked.append(f"{len(graphs)} indexes find {recall:.1%} of what exact search finds (sampled, @10)")
+        share = f"{recall:.1%} of what exact search finds (sampled, @10)"
+        report.checked.append(f"{counted(len(graphs), 'index finds', 'indexes find')} {share}")
 
 
 def _embedder(database, report) -> Iterator[str]:
@@ -198,7 +187,7 @@ def _embedder(database, report) -> Iterator[str]:
             raise
         report.checked.append(f"not checked: keys against the embedder ({error})")
         return
-    is_fast = isinstance(embedder, TokenEmbedder)
+    is_fast = hasattr(embedder, "embed_tokens")
     size, rng = database.n_chunks, np.random.default_rng(0)
     rows = np.arange(size) if is_fast else np.sort(rng.choice(size, min(SAMPLED_KEYS, size), replace=False))
     tokens, keys = (database._sharded("train", name) for name in ("tokens", "keys"))
@@ -209,7 +198,6 @@ def _embedder(database, report) -> Iterator[str]:
             wrong = np.abs(stored - recomputed).max(axis=1) > KEY_TOLERANCE * np.abs(stored).max(initial=1e-9)
             if wrong.any():
                 yield f"the key of chunk {block[wrong][0]} differs from the one that {embedder.name} makes"
-                return
             advance(len(block))
     sample = "" if is_fast else f" (a sample of {len(rows)})"
     report.checked.append(f"keys match those that {embedder.name} makes{sample}")

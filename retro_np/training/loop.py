@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
 
-from retro_np.checkpoint import load_checkpoint, load_params, save_checkpoint, write_tensors
+from retro_np.checkpoint import CHECKPOINT, load_checkpoint, load_params, save_checkpoint, write_tensors
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import locked, outputs, remove_partial, write_json
@@ -31,7 +32,7 @@ from retro_np.training.curriculum import with_curriculum
 from retro_np.training.loggers import LOG, cut_log, read_log  # noqa: F401  # callers import read_log from here
 from retro_np.tree import Tree, map_tree, named_leaves
 
-CHECKPOINT, BEST, SETTINGS = "checkpoint.safetensors", "best.safetensors", "config.json"
+BEST, SETTINGS = "best.safetensors", "config.json"
 WATCHING = ("checkpoint_every", "eval_every", "eval_chunks")  # settings that do not change what is learned
 
 
@@ -87,6 +88,7 @@ def train(
     database: Database, config: RetroConfig, training: TrainingConfig, out: Path | str, *,
     begin_from: tuple[Tree, str] | None = None, trainable: Callable[[str], bool] = every, description: str = "training",
     callbacks: Iterable[Callable[[dict[str, Any]], object]] = (), trained_on: Iterable[str] = (),
+    keep_steps: bool = False,
 ) -> Tree:  # fmt: skip
     """Train a model on a database's training split.
 
@@ -101,13 +103,19 @@ def train(
     trainable: decides from a parameter's dotted name whether it is trained. The other parameters do not change.
     description: the label of the progress bar.
     trained_on: hashes of the documents that these parameters were trained on; the checkpoints carry them on.
-    callbacks: each is called with each line of the log, a dict, once it is written. See `training/loggers.py`.
+    callbacks: each is called with each line of the log, a dict, once it is written. See `training/loggers.py`. What one
+        of them raises ends the training, after the step's checkpoint if one is due. The log keeps the step's line, and
+        the same call resumes at the last checkpoint.
+    keep_steps: whether a run in `out` keeps its own number of steps, whatever `training.steps` is, and says so.
 
     Returns the trained parameters. If `out` holds a run with the same settings, training resumes at its last checkpoint
     and ends with the same bytes as an uninterrupted run; a finished run is only read, or prolonged if `steps` is more.
     Raises UserError if `out` holds a different run or is in use, if the model does not fit the database, if nothing is
-    held out for eval_every, and if a loss is not finite. Then the error names the step; the last checkpoint remains."""
-    out = Path(out)
+    held out for eval_every, if a callback cannot be called, and if a loss is not finite. Then the error names the
+    step, and the last checkpoint remains."""
+    out, called = Path(out), tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
+    if not all(map(callable, called)):
+        raise UserError(f"callbacks must be a list of functions that take a line (a dict), not {shortened(callbacks)}")
     check_fit(config, database)
     if not database.manifest["splits"]["train"]["chunks"]:
         raise UserError(f"{database.path} has no training documents: add some with retro-np add")
@@ -123,10 +131,10 @@ def train(
         remove_partial(out)
         if (out / CHECKPOINT).exists():
             params, state, _, stored = load_checkpoint(out / CHECKPOINT)
-            _resume(out / CHECKPOINT, stored, identity, state["step"])
+            _resume(out / CHECKPOINT, stored, identity, state["step"], keep_steps)
         else:
             if (out / SETTINGS).exists():  # The run's checkpoint was removed, or it was killed before the first one.
-                _resume(out / SETTINGS, read_json(out / SETTINGS), identity, 0)
+                _resume(out / SETTINGS, read_json(out / SETTINGS), identity, 0, keep_steps)
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
             params = map_tree(lambda _, array: array.copy(), params)  # training must not change the caller's arrays
             state = adamw_init(params, trainable)
@@ -136,15 +144,13 @@ def train(
         if not (out / CHECKPOINT).exists():
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
         cut_log(out / LOG, state["step"])
-        watch = description, evaluate, tuple(callbacks)
-        _take_steps(database, config, training, out, params, state, identity, trainable, watch)
+        _take_steps(database, config, training, out, params, state, identity, trainable, description, evaluate, called)
     return params
 
 
-def _take_steps(database, config, training, out, params, state, identity, trainable, watch) -> None:
+def _take_steps(database, config, training, out, params, state, identity, trainable, description, evaluate, callbacks):
     """Train from the state's step to the last one, in place. Logs each step and saves a checkpoint at intervals."""
-    (description, evaluate, callbacks), best = watch, math.inf
-    split, k = database.split("train"), training.neighbours if config.retrieves else 0
+    best, split, k = math.inf, database.split("train"), training.neighbours if config.retrieves else 0
     settings = {name: getattr(training, name) for name in ("sequence_length", "batch_size", "seed")}
     if training.segments[-1:] == (state["step"],):
         schedule = f"the schedule is {training.schedule} over {training.steps} steps"
@@ -234,15 +240,18 @@ def train_step(
     return {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
 
 
-def _resume(path: Path, stored: dict, requested: dict, step: int) -> None:
+def _resume(path: Path, stored: dict, requested: dict, step: int, keep_steps: bool) -> None:
     """Give the requested run the segments of the run at path, which ends here if the requested steps are more.
 
-    step: how far the run at path is. Raises UserError if it must be finished first, and, naming the first difference,
-    if it is a different run."""
+    step: how far the run at path is. keep_steps: as in `train`. Raises UserError if it must be finished first, and,
+    naming the first difference, if it is a different run."""
     previous = {section: new_names(stored.get(section, {})) for section in requested}
     previous["training"] = before = {**asdict(TrainingConfig()), "segments": [], **previous["training"]}
     now = requested["training"]
     if has_types(before, {"steps": int, "segments": list}):
+        if keep_steps and now["steps"] != before["steps"]:
+            now["steps"] = before["steps"]
+            say(f"{path.parent} holds a run of {now['steps']} steps; without --steps it keeps this number")
         if now["steps"] > before["steps"] and path.name == CHECKPOINT:
             if step < before["steps"]:
                 fault = f"{path} is at step {step} of {before['steps']}: finish it first with steps = {before['steps']}"

@@ -59,8 +59,8 @@ def test_each_of_the_three_can_be_repeated_also_with_weights(folders, tmp_path):
         (["{train}", "--train", "{test}"], "name all documents: leave out CORPUS and --source"),
         (["--source", "a={train}", "--valid", "{valid}"], "name all documents: leave out CORPUS and --source"),
         (["--valid", "{valid}"], "name at least one --train"),
-        (["--train", "{train}:1", "--train", "{test}"], "give every --train a weight, or none"),
-        (["--train", "{train}", "--test", "{test}:1"], "give every --train a weight, or none, and no other"),
+        (["--train", "{train}:1", "--train", "{test}"], "give every source to train on a weight, or none"),
+        (["--train", "{train}", "--test", "{test}:1"], "give every source to train on a weight, or none, and no other"),
         (["--train", "{train}", "--valid", "nowhere"], "nowhere"),
     ],
 )

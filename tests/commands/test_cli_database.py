@@ -141,7 +141,7 @@ def test_a_model_is_evaluated_with_a_second_database_with_two_databases_or_with_
         "two": ["--retrieve-from", db, "--retrieve-from", second],
         "half": ["--fraction", "0.5"],
     }.items():
-        out = tmp_path / name
+        out = tmp_path / f"results of {name}"
         window = ["--sequence-length", "64", "--stride", "32"]
         status, _, err = run("evaluate", checkpoint, db, "-o", out, *window, *options)
         assert status == 0, err

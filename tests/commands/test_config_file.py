@@ -1,6 +1,7 @@
 """Settings from TOML and from a run's config.json. Ground truth: the same settings as options, and their bytes."""
 
 import contextlib
+import dataclasses
 import io
 import json
 from dataclasses import asdict, replace
@@ -16,11 +17,11 @@ from retro_np.cli import run as command
 from retro_np.commands import app
 from retro_np.commands.options import read_sections
 from retro_np.errors import UserError
-from retro_np.retrieval.build import build_database
+from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.training.config import TrainingConfig
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "run.toml"
-SECTIONS = {"model": RetroConfig, "encoder": EncoderConfig, "training": TrainingConfig, "data": dict}
+SECTIONS = {"model": RetroConfig, "encoder": EncoderConfig, "training": TrainingConfig, "data": None}
 TOML = """
 [model]
 d_model = 16
@@ -157,15 +158,89 @@ def test_settings_of_the_optimiser_and_of_the_log_reach_the_run(db, toml, tmp_pa
     assert "choose tensorboard, csv, wandb" in refused("train", db, "-o", tmp_path / "no", "--log", "paper")
 
 
-def test_a_build_takes_its_settings_from_a_file(tmp_path):
+def test_a_log_that_is_not_continued_is_said_in_one_line(db, toml, tmp_path):
+    trained(db, tmp_path / "run", "--config", toml, "--log", "csv")
+    _, _, said = trained(db, tmp_path / "run", "--config", toml, "--steps", "5")
+    assert f"{tmp_path}/run has a log for csv, which only --log csv continues" in said
+    trained(db, tmp_path / "run", "--config", toml, "--steps", "6", "--log", "csv")
+    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_a_run_keeps_its_number_of_steps_unless_steps_are_given(db, tmp_path):
+    options = OPTIONS.replace("--steps 4 ", "").split()
+    first = trained(db, tmp_path / "run", *options, "--steps", "4")
+    config, data, said = trained(db, tmp_path / "run", *options)
+    assert (config, data) == first[:2]
+    assert said == [f"{tmp_path}/run holds a run of 4 steps; without --steps it keeps this number"]
+
+
+def test_fewer_steps_than_those_of_a_files_prolonged_run_are_one_line_with_their_number(db, toml, tmp_path):
+    for steps in ("4", "7"):
+        trained(db, tmp_path / "run", "--config", toml, "--steps", steps)
+    config = tmp_path / "run" / "config.json"
+    line = refused("train", db, "-o", tmp_path / "new", "--config", config, "--steps", "4")
+    assert f"{config}: the run has 7 steps, since it was prolonged after step 4: give at least --steps 7" in line
+
+
+def test_a_runs_folder_stands_for_its_checkpoint(db, toml, tmp_path):
+    trained(db, tmp_path / "run", "--config", toml, "--baseline")
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    small = ("--steps", "1", "--sequence-length", "16", "--cca-layers", "2")
+    by_folder, by_file = (
+        trained(db, tmp_path / name, "--retrofit", path, *small)
+        for name, path in (("a", tmp_path / "run"), ("b", file))
+    )
+    assert by_folder == by_file
+    sample = ("sample", tmp_path / "a", db, "--length", "3", "--page", tmp_path / "a" / "page.html")
+    assert command(list(map(str, sample))) in (None, 0)
+    assert load_params(tmp_path / "run")[1] == load_params(file)[1]
+    for arguments in (("sample", tmp_path, db), ("train", db, "-o", tmp_path / "c", "--retrofit", tmp_path)):
+        hint = "give a run's folder, or a .safetensors file that a run wrote"
+        assert f"no checkpoint at {tmp_path}/checkpoint.safetensors: {hint}" in refused(*arguments)
+
+
+BUILD = """
+[build]
+corpus = ["docs"]
+out = "db"
+embedder = "hashing"
+chunk_size = 8
+vocabulary_size = 300
+held_out = 0
+exclude = ["module_00*"]
+limit_mb = 1
+"""
+
+
+def test_a_build_takes_all_its_options_from_a_file_and_typed_ones_override_it(tmp_path):
     write_corpus(tmp_path / "docs", 8)
-    (tmp_path / "build.toml").write_text('[build]\nchunk_size = 8\nvocabulary_size = 300\nexclude = ["module_00*"]\n')
-    arguments = ("build", tmp_path / "docs", "-o", tmp_path / "db", "--embedder", "hashing", "--held-out", "0")
-    status, out, err = run(*arguments, "--config", tmp_path / "build.toml", "--vocabulary-size", "290")
-    assert status == 0, err
-    assert "train: 7 documents" in out
-    manifest = json.loads((tmp_path / "db" / "manifest.json").read_text())
-    assert (manifest["chunk_size"], manifest["vocabulary_size"]) == (8, 290)
+    (tmp_path / "build.toml").write_text(BUILD)
+    for options in ((), ("-o", "other", "--vocabulary-size", "290")):
+        status, out, err = run("build", "--config", "build.toml", *options, cwd=tmp_path)
+        assert status == 0, err
+        assert "train: 7 documents" in out
+    manifests = [json.loads((tmp_path / db / "manifest.json").read_text()) for db in ("db", "other")]
+    assert [(m["chunk_size"], m["vocabulary_size"]) for m in manifests] == [(8, 300), (8, 290)]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("corpsu = []", "[build]: unknown key corpsu; did you mean corpus?"),
+        ("corpus = 'docs'", "[build] corpus must be a list or null, not 'docs'"),
+        ("out = 3", "[build] out must be a text or null, not 3"),
+        ("config = 'other.toml'", "[build]: unknown key config; choose from corpus, out, source"),
+        ("out = 'db'\nlimit_mb = inf", "--limit-mb must be a finite number, not inf"),
+        ("out = 'db'\ndeduplicate = 2", "deduplicate must be from 0 to 1, not 2.0"),
+        ("out = 'db'\ncorpus = ['a']\ntrain = ['b']", "leave out CORPUS and --source"),
+        ("out = 'db'\nchunk_size = 0", "chunk_size must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_a_bad_section_of_a_build_is_one_line_with_the_file(line, fault, tmp_path):
+    (tmp_path / "build.toml").write_text(f"[build]\n{line}\n")
+    said = refused("build", "--config", tmp_path / "build.toml")
+    assert said.startswith(f"retro-np: {tmp_path}/build.toml: ")
+    assert fault in said
 
 
 BAD = {
@@ -177,7 +252,7 @@ BAD = {
     "{": "is not JSON (",
     '{"training": {"clip": NaN}}': "is not JSON (NaN is not a JSON number)",
     "[trainign]": "unknown section trainign; did you mean training?",
-    "steps = 3": "unknown section steps; choose from model, encoder, training, data",
+    "steps = 3": "unknown section steps; choose from build, model, encoder, training, data",
     "training = 3": "[training] must be a section with keys, not 3",
     "[training]\nstep = 3": "[training]: unknown key step; did you mean steps?",
     "[training]\nsteps = true": "[training] steps must be a whole number, not True",
@@ -242,8 +317,28 @@ def test_the_example_of_the_documentation_names_every_setting_with_its_default()
     }
 
 
-def test_the_example_of_the_documentation_trains(db, tmp_path):
+def test_the_example_of_the_documentation_names_every_setting_of_a_build_with_its_default():
+    named = read_sections(EXAMPLE, {"build": None})["build"]
+    defaults = {p.name: p.default for p in typer.main.get_command(app).commands["build"].params}
+    assert {name: defaults[name] or [] for name in named.keys() - {"corpus", "out"}} == {
+        name: named[name] for name in named.keys() - {"corpus", "out"}
+    }
+    fields = {f.name: f.default for f in dataclasses.fields(BuildConfig)}
+    without = {
+        "limit_bytes",
+        "shard_bytes",
+        "duplicates",
+        "d_key",
+    }  # named otherwise, or without a default
+    assert {name for name, value in fields.items() if value is not None} - without <= named.keys()
+
+
+def test_the_example_of_the_documentation_builds_and_trains(tmp_path):
+    write_corpus(tmp_path / "docs", 8)
+    small = ("--embedder", "hashing", "--vocabulary-size", "300", "--chunk-size", "8")
+    status, _, err = run("build", "docs", "--config", EXAMPLE, *small, cwd=tmp_path)
+    assert status == 0, err
     small = ("--steps", "1", "--sequence-length", "16", "--batch-size", "1")
-    config, _, _ = trained(db, tmp_path / "run", "--config", EXAMPLE, *small)
-    plain, _, _ = trained(db, tmp_path / "plain", *small)
+    config, _, _ = trained(tmp_path / "runs" / "db", tmp_path / "run", "--config", EXAMPLE, *small)
+    plain, _, _ = trained(tmp_path / "runs" / "db", tmp_path / "plain", *small)
     assert config == plain

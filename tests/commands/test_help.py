@@ -1,10 +1,12 @@
 """The text of `retro-np COMMAND --help`. Ground truth: the commands' own parameters."""
 
+import re
 import shlex
 
 import pytest
 import typer
 
+from retro_np.cli import run
 from retro_np.commands import app
 
 COMMANDS = typer.main.get_command(app).commands
@@ -25,6 +27,16 @@ def test_every_command_has_one_example_that_its_parser_accepts(name):
     assert (program, command) == ("retro-np", name)
     context = COMMANDS[name].make_context(name, arguments)
     assert len(arguments) == 0 or any(context.params.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_fits_two_screens_of_50_lines_and_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    run([name, "--help"])
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 2 * 50
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.findall(r"--[\w-]*…", out) == []  # No name is cut.
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
         assert status == 0, err
         assert_harmless(out, err)
     kinds = "binary, special, or links that lead to no file inside the folder"
-    skipped = f"1 files were skipped ({kinds}), for example binary␛[2J"
+    skipped = f"Skipped: 1 file ({kinds}), for example binary␛[2J"
     assert skipped in " ".join(outputs[0][1].split())
     return folder
 

@@ -97,8 +97,8 @@ def test_a_build_from_a_folder_of_18_encodings_counts_what_it_replaced_and_skipp
     assert manifest["splits"]["train"]["documents"] == 12
     replaced = manifest["splits"]["train"]["replaced"]
     assert replaced == sum(document.replaced for document in find_corpus(folder).documents()) > 1000
-    assert f"{replaced:,} invalid UTF-8 sequences were replaced" in out
-    assert "6 files were skipped" in out
+    assert f"Replaced by U+FFFD: {replaced:,} invalid UTF-8 sequences" in out
+    assert "Skipped: 6 files " in out
 
 
 @EACH_ENCODING
@@ -112,7 +112,7 @@ def test_inspect_shows_a_file_rightly_or_prints_what_it_replaced_or_refuses_it(t
     assert status == 0, err
     (document,) = find_corpus(tmp_path / "text").documents()
     assert document.replaced > 0 or encoding.startswith("utf-8")
-    assert (f"{document.replaced:,} invalid UTF-8 sequences were replaced" in out) == (document.replaced > 0)
+    assert (f"Replaced by U+FFFD: {document.replaced:,} invalid UTF-8 sequence" in out) == (document.replaced > 0)
 
 
 def test_inspect_drops_a_byte_order_mark(tmp_path, command, model):
@@ -194,12 +194,12 @@ def test_a_hub_cache_is_refused_with_advice_and_its_links_are_counted(tmp_path, 
         (tmp_path / "blobs" / f"hash{number}").write_text("return value index")
         os.symlink(f"../../blobs/hash{number}", snapshot / f"{number}.txt")
     line = assert_one_line(command("build", snapshot, "-o", tmp_path / "db", *BUILD))
-    assert "3 links that lead to no file inside it were skipped" in line
+    assert "3 files skipped: binary, special, or links that lead to no file inside the folder" in line
     assert "cp -rL" in line
     (snapshot / "README").write_text("return value index")
     status, out, err = command("build", snapshot, "-o", tmp_path / "db", *BUILD)
     assert status == 0, err
-    assert "3 files were skipped" in out
+    assert "Skipped: 3 files " in out
     assert "0.txt" in out
     manifest = json.loads((tmp_path / "db" / "manifest.json").read_bytes())
     assert (manifest["skipped"], manifest["skipped_names"]) == (3, ["0.txt", "1.txt", "2.txt"])

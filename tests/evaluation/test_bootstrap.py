@@ -75,5 +75,21 @@ def test_what_cannot_be_compared_is_refused():
         paired_bootstrap(of, drawn(1, 5)[1])
     with pytest.raises(UserError, match="nothing to compare"):
         paired_bootstrap(*(Losses(np.zeros(2), np.zeros(2), np.arange(2)) for _ in range(2)))
-    with pytest.raises(UserError, match="samples must be at least 1"):
-        paired_bootstrap(of, against, samples=0)
+    with pytest.raises(UserError, match="not finite"):
+        paired_bootstrap(Losses(of.nats * np.nan, of.bytes, of.documents), against)
+    with pytest.raises(UserError, match="must have the same length"):
+        Losses(of.nats[1:], of.bytes, of.documents)
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 0}, {"samples": 2.5}, {"seed": -1}, {"seed": None}])
+def test_samples_and_seeds_that_are_no_whole_numbers_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"{name} must be a whole number of at least"):
+        paired_bootstrap(*drawn(0, 5), **wrong)
+
+
+def test_arrays_instead_of_losses_are_a_type_error():
+    of, against = drawn(0, 5)
+    for pair in ((of.nats, against), (of, against.nats), (of, None)):
+        with pytest.raises(TypeError, match="must be of type Losses, not"):
+            paired_bootstrap(*pair)

@@ -193,13 +193,36 @@ def test_documents_that_a_model_was_trained_on_are_left_out_and_counted(model, t
     losses = score(*model, three_splits, "test", **WINDOW)
     last = losses.documents == records[2]["id"]
     assert results["left_out"] == {"trained_on": 2}
+    assert (results["scored_documents"], results["trained_on"]) == (1, 0)
     assert results["models"][ON]["bpb"] == pytest.approx(losses.nats[last].sum() / losses.bytes[last].sum() / np.log(2))
     assert all(comparison["documents"] == 1 for comparison in results["comparisons"])
+    files = np.load(tmp_path / "losses.npz")
+    assert np.array_equal(files["rows"], np.flatnonzero(last & (losses.tokens > 0)))
+    assert np.array_equal(files[f"{ON}/nats"], losses.nats[files["rows"]])
+    assert (results["chunks"], results["bytes"]) == (len(files["rows"]), files["bytes"].sum())
+    assert files["document_ids"].tolist() == [records[2]["id"]]
+    assert all(len(files[name]) == results["chunks"] for name in ("bytes", "documents", "tokens", "r", "similarity"))
     swapped = Retrieval.own(three_splits, "test")
     same = evaluate(
         {"RETRO": model}, three_splits, tmp_path, **WINDOW, split="test", trained_on=known, retrieval=swapped
     )
     assert same["models"] == results["models"]
+
+
+def test_training_documents_that_a_model_was_trained_on_are_scored_and_counted(model, three_splits, tmp_path):
+    known = [record["sha256"][:16] for record in three_splits.documents if record["split"] != "valid"]
+    window = {**WINDOW, "limit": 20}  # each document has more
+    results = evaluate({"RETRO": model}, three_splits, tmp_path, **window, split="train", trained_on=known[:1])
+    assert (results["scored_documents"], results["trained_on"], results["left_out"]["trained_on"]) == (1, 1, 0)
+    assert results["sentence"].endswith("over the one document, near-copies of the training text included.")
+    assert results["near_copies"] is None
+
+
+def test_when_each_document_is_a_near_copy_the_sentence_says_so(model, three_splits, tmp_path):
+    others = [r["sha256"] for r in three_splits.documents if r["split"] == "test" and r["name"] != "half"]
+    results = evaluate({"RETRO": model}, three_splits, tmp_path, **WINDOW, split="test", trained_on=others)
+    assert (results["near_copies"], results["without_near_copies"]) == (1, None)
+    assert "over the one document, and there is none without a near-copy" in results["sentence"]
 
 
 def test_a_run_named_like_a_condition_and_different_windows_are_refused(model, three_splits, tmp_path):

@@ -10,7 +10,7 @@ from support import small_config
 
 from retro_np import RetroConfig, init_params, retro
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses, _permutation, bits_per_byte, score
+from retro_np.evaluation.bits_per_byte import Losses, _permutation, bits_per_byte, score, score_tokens
 from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLE_SEED, SHUFFLED, evaluate, verdict
 from retro_np.evaluation.leakage import bits, chunk_leakage, filtered_bits_per_byte
 from retro_np.nn.operators import log_softmax
@@ -170,11 +170,52 @@ def test_evaluate_refuses_a_baseline_with_cross_attention(model, database, tmp_p
 
 
 def test_the_verdict_says_when_retrieval_is_not_used():
-    sentence = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 2.0}})
+    sentence = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 2.0}}, 3)
     assert "5.00 % fewer bits than RETRO[OFF]" in sentence
     assert "its own neighbours save 5.00 %" in sentence
-    sentence = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 1.9}})
+    sentence = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}, SHUFFLED: {"bpb": 1.9}}, 3)
     assert "does not use what it retrieves" in sentence
+
+
+@pytest.mark.parametrize(
+    ("documents", "clean", "near_copies", "said"),
+    [
+        (3, 2, 1, "in the 2 documents without a near-copy in the training text (a 13-gram similarity of 0.1 or more). "
+                  "Over all 3 documents, it needs 5.00 %"),
+        (3, 1, 2, "in the one document without a near-copy in the training text (a 13-gram similarity of 0.1 or more), "
+                  "too few for an interval. Over all 3 documents"),
+        (3, 0, 3, "5.00 % fewer bits than RETRO[OFF] over all 3 documents, and there is none without a near-copy"),
+        (1, 0, 1, "over the one document, and there is none without a near-copy"),
+        (3, 0, None, "over all 3 documents, near-copies of the training text included"),
+    ],
+)  # fmt: skip
+def test_the_sentence_says_which_documents_its_figure_is_over(documents, clean, near_copies, said):
+    part = {"documents": clean, "models": {OFF: 2.0, ON: 1.8}} if clean else None
+    sentence = verdict({OFF: {"bpb": 2.0}, ON: {"bpb": 1.9}}, documents, part, near_copies)
+    assert said in sentence
+    assert sentence.startswith(f"With retrieval on, RETRO needs {'10.00' if clean else '5.00'} % fewer bits")
+
+
+WRONG = {
+    "params": (None, "params must be of type dict, not NoneType"), "config": ({}, "config must be of type RetroConfig"),
+    "database": ("runs/db", "database must be of type Database, not str"), "k": (-1, "k must be a whole number of at"),
+    "sequence_length": (32.0, "sequence_length must be a whole number"), "limit": (0, "limit must be a whole number"),
+    "shuffle_seed": (-1, "shuffle_seed must be a whole number of at least 0, not -1"),
+    "retrieval": ([], "retrieval must be of type"), "stride": (True, "stride must be a whole number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_is_named(model, database, name):
+    arguments = {"params": model[0], "config": model[1], "database": database, "sequence_length": 32, "stride": 16}
+    with pytest.raises((UserError, TypeError)) as error:
+        score_tokens(**arguments | {name: WRONG[name][0]})
+    assert str(error.value).startswith(WRONG[name][1])
+
+
+def test_a_model_that_is_no_pair_is_refused(model, database, tmp_path):
+    with pytest.raises(UserError, match=r"the model 'RETRO' must be a pair \(params, config\)"):
+        evaluate({"RETRO": (*model, database.tokenizer)}, database, tmp_path, sequence_length=32, stride=16)
 
 
 def test_lengths_that_do_not_fit_and_a_missing_split_are_refused(model, database):

@@ -1,16 +1,20 @@
 """Ground truth: the same texts held out in a database, and what the commands print."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support import SMALL, TRAINING, json_lines, refused, run, small_config
 
-from retro_np import Database, UserError, evaluate, init_params, save_params, score
+from retro_np import Database, UserError, evaluate, init_params, save_params, score, trained_on
 from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.evaluation.own_text import own_text
-from retro_np.pretrained.bundled import BASELINE, RETRO, bundled_file, trained_on
+from retro_np.experiments.demo import _bundled
+from retro_np.pretrained.bundled import BASELINE, RETRO, bundled_file
 from retro_np.training.loop import train
 
 WINDOW = {"sequence_length": 32, "stride": 16}
@@ -55,8 +59,8 @@ def test_texts_equal_to_training_documents_are_left_out_and_counted(model, datab
     known = {record["sha256"][:16] for record in database.documents if record["name"] == first}
     path = json_lines(tmp_path / "texts.jsonl", texts)
     retrieval = own_text(database, [path, corpus / second], 10, trained_on=known)
-    assert retrieval.left_out == {"in_database": 1, "trained_on": 1}
-    assert [record["name"] for record in retrieval.records] == [*list(texts)[1:-1], second]
+    assert retrieval.left_out == {"in_database": 1, "trained_on": 1, "repeated": 1}  # second comes twice
+    assert [record["name"] for record in retrieval.records] == list(texts)[1:-1]
     with pytest.raises(UserError, match=r"no document is left to score \(1 are training documents"):
         own_text(database, [corpus / stored["name"]], 10)
     unknown = own_text(database, [path], 10)
@@ -91,10 +95,34 @@ def test_the_command_scores_a_folder_of_texts_with_runs_by_their_folders(work, t
     assert (figures[ON], figures["baseline"]) == tuple(figures[name] for name in rivals)
     same = [c for c in results["comparisons"] if (c["of"], c["against"]) == ("on", rivals[0])]
     assert [(c["difference_percent"], c["interval_percent"]) for c in same] == [(0.0, [0.0, 0.0])]
-    assert [document["name"] for document in results["documents"]] == ["one.txt", "two.txt", "two.txt"]
+    assert [document["name"] for document in results["documents"]] == ["one.txt", "two.txt"]
+    assert "1 text left out: given twice." in out
     assert (tmp_path / "out" / "tokens.npz").exists()
     assert f"one.txt: baseline {results['documents'][0]['bpb']['baseline']:.4f}" in out
     assert "the token to come" in out
+
+
+@pytest.mark.parametrize("name", ["retro", "db"])
+def test_an_evaluation_into_the_folder_of_a_run_or_a_database_is_refused(work, name):
+    before = sorted(work.rglob("*"))
+    line = refused("evaluate", work / "retro", work / "db", "-o", work / name, *OPTIONS)
+    kind = {"retro": "a training run", "db": "a database"}[name]
+    assert line.endswith(f"{name} holds {kind}: give a new folder for the evaluation")
+    assert sorted(work.rglob("*")) == before
+
+
+def test_the_example_of_the_evaluation_page_runs(work, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    for name in ("retro", "db"):
+        (tmp_path / "runs" / name).symlink_to(work / name)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    results = json.loads(Path("runs/evaluation/results.json").read_text())
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"{results['left_out']} {results['sentence']}"
+    assert last == "639 documents are in the training text of the bundled RETRO"
 
 
 def test_one_text_has_no_interval_and_the_output_says_so(work, tmp_path):
@@ -125,13 +153,19 @@ def test_a_split_without_chunks_is_refused_with_the_way_out(corpus, tmp_path):
 
 
 def test_the_bundled_models_carry_hashes_of_what_they_were_trained_on(tmp_path, database):
-    known = trained_on(bundled_file(RETRO))
-    assert known == trained_on(bundled_file(BASELINE))
+    known = trained_on(RETRO)
+    assert known == trained_on(bundled_file(RETRO)) == trained_on(BASELINE)
     assert len(known) == 639
     assert {len(digest) for digest in known} == {16}
     config = small_config(database)
     save_params(tmp_path / "model.safetensors", init_params(config, np.random.default_rng(0)), config)
     assert trained_on(tmp_path / "model.safetensors") == frozenset()
+
+
+def test_the_models_that_the_demo_copies_carry_the_hashes_too(tmp_path):
+    models = _bundled(tmp_path, Console(quiet=True))
+    for name in models:
+        assert trained_on(tmp_path / name.lower() / "checkpoint.safetensors") == trained_on(name.lower())
 
 
 def test_a_run_that_began_from_a_model_carries_on_what_the_model_was_trained_on(database, model, tmp_path):

@@ -26,13 +26,13 @@ from retro_np.files import untrusted
 from retro_np.kernels import c_extension
 from retro_np.kernels.attention import attention_backward, attention_forward
 from retro_np.kernels.hashing import BUCKETS, count_features, project_features
-from retro_np.kernels.minhash import band_matches, gram_hashes, minhash
+from retro_np.kernels.minhash import gram_hashes, minhash
 from retro_np.kernels.rowwise import scatter_add
 from retro_np.kernels.search import exact_search
 from retro_np.kernels.substring import common_prefix_lengths, longest_common_substring
 from retro_np.pretrained.bundled import trained_on
 from retro_np.retrieval.build import BuildConfig
-from retro_np.retrieval.corpus import _matcher, find_corpus, parse_sources
+from retro_np.retrieval.corpus import _matcher, find_corpus, parse_source
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import Documents
 from retro_np.retrieval.hashing import load_hashing
@@ -190,7 +190,7 @@ def _sources(rng, world):
         pick(rng, ("a=b:0.5", "hub:x", ":", "=", "a=", "=b", "x:1e999", "x:nan", odd_text(rng), odd_text(rng) + ":1"))
         for _ in "ab"
     ]
-    return True, lambda: parse_sources(texts[: int(rng.integers(1, 3))])
+    return True, lambda: list(map(parse_source, texts[: int(rng.integers(1, 3))]))
 
 
 PATTERN_PARTS = (
@@ -455,21 +455,6 @@ def _text_kernels(rng):
         offsets = np.sort(rng.integers(0, len(data) + 1, 4)) if rng.random() < 0.6 else odd_array(rng, (4,), "<i8")
         factors = odd_array(rng, (8,), "<u8") if rng.random() < 0.5 else np.arange(1, 9, dtype=np.uint64)
         return partial(minhash, data, offsets, _number(rng, 2), factors)
-    if action < 0.8:
-        n, m, hashes, bands = (int(rng.integers(1, 6)) for _ in range(4))
-        signatures, held = odd_array(rng, (n, hashes), "<u4"), odd_array(rng, (m, hashes), "<u4")
-        order = (
-            np.array([rng.permutation(m) for _ in range(bands)])
-            if rng.random() < 0.5
-            else odd_array(rng, (bands, m), "<i8")
-        )
-        lows, highs = (
-            rng.integers(0, m + 1, (n, bands)) if rng.random() < 0.6 else odd_array(rng, (n, bands), "<i8")
-            for _ in "lh"
-        )
-        return partial(
-            band_matches, signatures, held, order, lows, highs, *(_number(rng, n, ODD_INTEGERS[:10]) for n in (1, m))
-        )
     if action < 0.9:
         n, m, k, r = (int(rng.integers(1, 6)) for _ in range(4))
         return partial(longest_common_substring, odd_array(rng, (n, m), "<i8"), odd_array(rng, (n, k, r), "<i8"))

@@ -1,5 +1,5 @@
-"""Grams, MinHash and bands. Ground truth: regular expressions and tuples of words, minima in Python's integers, brute
-force over all pairs; Numba against NumPy bit for bit."""
+"""Grams and MinHash. Ground truth: regular expressions and tuples of words, minima in Python's integers; Numba against
+NumPy bit for bit."""
 
 import re
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from retro_np import kernels
 from retro_np.errors import UserError
 from retro_np.kernels import minhash_numba, threads
-from retro_np.kernels.minhash import band_matches, gram_hashes, minhash, multipliers
+from retro_np.kernels.minhash import gram_hashes, minhash, multipliers
 
 KINDS = pytest.mark.parametrize("kind", ["numpy", "numba"])
 WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+|[^\x00-\x20\x7f]")
@@ -106,40 +106,6 @@ def test_the_hash_functions_are_always_the_same():
     assert len(set(expected)) == 1000
 
 
-@st.composite
-def banded(draw):
-    """Signatures with few different entries, so that bands agree, and the order of the held ones by each band."""
-    n, held_count, bands, width = (draw(st.integers(low, top)) for low, top in ((0, 6), (1, 9), (1, 4), (1, 3)))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    signatures, held = (rng.integers(0, 3, (rows, bands * width)).astype(np.uint32) for rows in (n, held_count))
-    order, lows, highs = [], np.zeros((n, bands), int), np.zeros((n, bands), int)
-    for b in range(bands):
-        columns = slice(b * width, (b + 1) * width)
-        keys = [tuple(row) for row in held[:, columns].tolist()]
-        order.append(sorted(range(held_count), key=lambda row, keys=keys: (keys[row], row)))
-        for i, band in enumerate(tuple(row) for row in signatures[:, columns].tolist()):
-            lows[i, b], highs[i, b] = sum(key < band for key in keys), sum(key <= band for key in keys)
-    return signatures, held, np.array(order), lows, highs, width
-
-
-@KINDS
-@settings(deadline=None)
-@given(drawn=banded(), least=st.integers(-1, 12), limit=st.integers(0, 10))
-def test_band_matches_are_the_best_of_all_pairs_that_agree_in_a_band(kind, drawn, least, limit):
-    kernels.use(kind)
-    signatures, held, order, lows, highs, width = drawn
-    rows, equal = band_matches(signatures, held, order, lows, highs, least, limit)
-    for i, signature in enumerate(signatures):
-        expected = []
-        for row, held_signature in enumerate(held):
-            agree = (signature == held_signature).reshape(-1, width)
-            if agree.all(axis=1).any() and agree.sum() >= least:
-                expected.append((-agree.sum(), row))
-        expected = sorted(expected)[:limit]
-        assert rows[i].tolist() == [row for _, row in expected] + [-1] * (limit - len(expected))
-        assert equal[i].tolist() == [-less for less, _ in expected] + [0] * (limit - len(expected))
-
-
 @KINDS
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -157,14 +123,3 @@ def test_the_error_for_arguments_that_are_not_texts_names_them(kind, arguments, 
     kernels.use(kind)
     with pytest.raises(UserError, match=message):
         minhash(*arguments)
-
-
-@KINDS
-def test_positions_outside_the_held_signatures_are_refused(kind):
-    kernels.use(kind)
-    one = np.zeros((1, 4), np.uint32)
-    for order, low, high in (([[1]], 0, 1), ([[0]], -1, 1), ([[0]], 0, 2)):
-        with pytest.raises(UserError, match="inside the 1 held"):
-            band_matches(one, one, order, [[low]], [[high]], 0, 1)
-    with pytest.raises(UserError, match=r"lows has shape \(1, 2\)"):
-        band_matches(one, one, [[0]], [[0, 0]], [[1]], 0, 1)

@@ -104,7 +104,7 @@ def test_an_inspection_has_the_models_losses_and_the_weights_of_the_position_bef
 def test_requests_that_a_page_cannot_show_are_refused(database, params):
     with pytest.raises(UserError, match="too short"):
         inspect(params, CONFIG, database, [5])
-    with pytest.raises(UserError, match="at most 2,048"):
+    with pytest.raises(UserError, match=r"too long for a page, with 2,049 tokens: give .* to 2,048"):
         inspect(params, CONFIG, database, [5] * 2049)
     with pytest.raises(UserError, match="shows 1 to 100 neighbours per chunk"):
         inspect(params, CONFIG, database, [5, 6], k=101)
@@ -138,7 +138,7 @@ def test_the_command_writes_a_page_and_refuses_wrong_requests_and_overwriting(tm
     assert "no file" in refused("inspect", *model, "--file", tmp_path / "nowhere")
     assert "is a folder" in refused("inspect", *model, "some text", "-o", tmp_path)
     assert "too short" in refused("inspect", *model, "")
-    assert "a page shows at most 2,048" in refused("inspect", *model, "--prompt", "value index " * 3000)
+    assert "too long for a page" in refused("inspect", *model, "--prompt", "value index " * 3000)
     assert "k is 101" in refused("inspect", *model, "--prompt", "value", "-k", "101")
     assert "is not a file" in refused("inspect", *model, "--file", tmp_path)
     inputs = checkpoint, tmp_path / "db" / "manifest.json", tmp_path / "long.txt"

@@ -8,7 +8,7 @@ from exact_lists import assert_lists_are_exact, numbers_of, rows_of
 from support import EMBEDDER, SMALL, all_bytes, json_lines
 
 from retro_np.retrieval.build import build_database
-from retro_np.retrieval.corpus import parse_sources
+from retro_np.retrieval.corpus import parse_source
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.verify import verify_database
@@ -96,7 +96,7 @@ def test_compacting_removes_a_shard_whose_only_document_was_removed(tmp_path):
 
 def test_training_works_after_a_source_has_lost_all_its_documents(tmp_path):
     files = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 40}) for name in "ab"}
-    sources = parse_sources(f"{name}={file}:1" for name, file in files.items())
+    sources = list(map(parse_source, (f"{name}={file}:1" for name, file in files.items())))
     build_database(sources, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
     options = {"sequence_length": 16, "batch_size": 4, "seed": 0, "step": 0}
     for edit in (lambda: remove_documents(tmp_path / "db", ["b"]), lambda: compact(tmp_path / "db")):

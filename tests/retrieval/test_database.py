@@ -244,8 +244,8 @@ def test_chunks_are_embedded_from_their_tokens_if_the_embedder_reads_tokens(data
     opened = Database.open(database.path, CountingEmbedder())
     assert np.array_equal(opened.embed_chunks(chunks), CountingEmbedder().embed([opened.text(row) for row in chunks]))
     reader = CountingEmbedder()
-    reader.embed_tokens = lambda tokens: tokens[:, :1].astype(np.float32)
-    assert Database.open(database.path, reader).embed_chunks(chunks).tolist() == chunks[:, :1].tolist()
+    reader.embed_tokens = lambda tokens: np.repeat(tokens[:, :1], 16, axis=1)
+    assert Database.open(database.path, reader).embed_chunks(chunks)[:, 5].tolist() == chunks[:, 0].tolist()
 
 
 def test_an_unknown_name_of_an_embedder_is_refused(corpus, tmp_path):

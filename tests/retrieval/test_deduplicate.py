@@ -60,7 +60,17 @@ def planted(seed, held_count, copies):
 
 
 def search(texts, originals, config=CONFIG):
-    return find_duplicates(texts, band_index(signatures(originals, config), config), originals.__getitem__, config)
+    return find_duplicates(texts, band_index(signatures(originals, config), config), originals.__getitem__)
+
+
+def pairs(signed, held_signatures, config=CONFIG):
+    """Rows, held-out rows and estimates of candidates; of equal held-out signatures the first row."""
+    index = band_index(held_signatures, config)
+    return [
+        (row, index.members[held][0], estimate)
+        for row, near, estimates in candidates(signed, index)
+        for held, estimate in zip(near.tolist(), estimates.tolist(), strict=True)
+    ]
 
 
 @settings(deadline=None)
@@ -97,7 +107,7 @@ def test_pairs_agree_in_a_band_as_often_as_the_formula_says(bands, hashes, monke
     originals = [invented(rng, 400) for _ in range(1000)]
     near = [edited(rng, words, int(rng.integers(4, 25))) for words in originals]
     left, right = (signatures([" ".join(words) for words in side], config) for side in (originals, near))
-    agree = sum(len(candidates(left[i : i + 1], right[i : i + 1], config)[0]) for i in range(len(left)))
+    agree = sum(len(pairs(left[i : i + 1], right[i : i + 1], config)) for i in range(len(left)))
     exact = [slow_jaccard(" ".join(a), " ".join(b)) for a, b in zip(originals, near, strict=True)]
     chances = [detection_probability(similarity, config) for similarity in exact]
     spread = np.sqrt(sum(chance * (1 - chance) for chance in chances))
@@ -127,19 +137,25 @@ def test_other_thresholds_find_exactly_the_texts_that_reach_them(threshold, band
     assert rows == {i for i, text in enumerate(texts) if max(slow_jaccard(text, b) for b in originals) >= threshold}
 
 
-def test_candidates_are_sorted_and_the_best_come_first():
-    texts, originals = planted(3, 10, 4)
-    originals = originals + [" ".join(edited(np.random.default_rng(0), text.split(), 1)) for text in originals]
-    signed, held_out = signatures(texts, CONFIG), signatures(originals, CONFIG)
-    i, j, estimates = candidates(signed, held_out, CONFIG, limit=20)
-    np.testing.assert_array_equal(estimates, (signed[i] == held_out[j]).mean(axis=1))
-    keys = list(zip(i.tolist(), (-estimates).tolist(), j.tolist(), strict=True))
-    assert keys == sorted(keys)
-    assert max(np.bincount(i)) > 1
-    best = [key for key in keys if key[0] not in {other[0] for other in keys[: keys.index(key)]}]
-    assert list(zip(*(column.tolist() for column in candidates(signed, held_out, CONFIG, limit=1)), strict=True)) == [
-        (row, held_row, -negated) for row, negated, held_row in best
-    ]
+@settings(deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 6), st.integers(1, 9), st.integers(4, 6), st.integers(1, 2)),
+    threshold=st.floats(0.8, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_candidates_are_the_pairs_that_agree_in_a_band_and_may_reach_the_threshold_best_first(shape, threshold, seed):
+    count, held_count, bands, width = shape
+    rng = np.random.default_rng(seed)  # few different entries, so that bands agree
+    signed, held = (rng.integers(0, 3, (rows, bands * width)).astype(np.uint32) for rows in (count, held_count))
+    config = DedupConfig(threshold=threshold, hashes=bands * width, bands=bands)
+    least = threshold - 4 * np.sqrt(threshold * (1 - threshold) / config.hashes)
+    expected = []
+    for i, signature in enumerate(signed):
+        first_rows = {tuple(row): j for j, row in reversed(list(enumerate(held.tolist())))}.values()
+        agree = {j: signature == held[j] for j in first_rows}
+        share = {j: np.mean(equal) for j, equal in agree.items() if equal.reshape(-1, width).all(axis=1).any()}
+        expected += [(i, j, share[j]) for j in sorted(share, key=lambda j: (-share[j], j)) if share[j] >= least - 1e-9]
+    assert pairs(signed, held, config) == expected
 
 
 def test_a_match_is_not_hidden_by_worse_candidates_with_better_estimates():
@@ -153,7 +169,7 @@ def test_a_match_is_not_hidden_by_worse_candidates_with_better_estimates():
     estimate = lambda other: (signatures([other], CONFIG)[0] == signed).mean()  # noqa: E731
     match = min((other for other in others if 0.8 <= exact_of(other) < 0.86), key=estimate)
     better = [other for other in worse if estimate(other) > estimate(match)]
-    assert len(better) > 2 * deduplicate.FIRST_CANDIDATES  # otherwise nothing would be tested
+    assert len(better) > 8  # otherwise nothing would be tested
     (record,) = search([text], [*better, match])
     assert record.held == len(better)
     assert record.exact == pytest.approx(exact_of(match), abs=1e-15)
@@ -182,21 +198,20 @@ def test_thousands_of_equal_documents_give_one_pair_each_and_are_compared_once(e
     held_text, text = " ".join(words), " ".join(edited(rng, words, edits))
     signed = np.repeat(signatures([text], CONFIG), 10_000, axis=0)
     index = band_index(np.repeat(signatures([held_text], CONFIG), 1000, axis=0), CONFIG)
-    i, j, _ = candidates(signed, index, CONFIG)
-    assert i.tolist() == list(range(10_000))
-    assert set(j.tolist()) == {0}
+    assert [(row, near.tolist()) for row, near, _ in candidates(signed, index)] == [(row, [0]) for row in range(10_000)]
+    assert index.members == [list(range(1000))]
     rows_read = []
-    duplicates = find_duplicates([text] * 100, index, lambda row: rows_read.append(row) or held_text, CONFIG)
+    duplicates = find_duplicates([text] * 100, index, lambda row: rows_read.append(row) or held_text)
     is_match = slow_jaccard(text, held_text) >= 0.8
     assert [record[:2] for record in duplicates] == ([(row, 0) for row in range(100)] if is_match else [])
-    assert len(rows_read) == (1 if is_match else 1000)  # without a match, each held-out text is read once
+    assert len(rows_read) == (1 if is_match else 1001)  # without a match, the others are read once, and the first again
 
 
 def test_texts_without_words_resemble_nothing_not_even_each_other():
     texts = ["", " \n\0\x7f", "a"]
     signed = signatures(texts, CONFIG)
     assert (signed[:2] == 2**32 - 1).all()
-    assert [column.tolist() for column in candidates(signed, signed, CONFIG)] == [[2], [2], [1.0]]
+    assert pairs(signed, signed) == [(2, 2, 1.0)]
     assert [record[:2] for record in search(texts, [" ", "", "a"])] == [(2, 2)]
     assert search(texts, ["", "\n"]) == []
     assert search([], ["a"]) == []
@@ -219,7 +234,7 @@ def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
     texts, originals = planted(7, 20, 3)
     expected, signed = search(texts, originals), signatures(texts, CONFIG)
     monkeypatch.setattr(deduplicate, "BATCH_BYTES", 5000)
-    monkeypatch.setattr(deduplicate, "MAX_CACHED_GRAMS", 100)
+    monkeypatch.setattr(deduplicate, "CACHED_DOCUMENTS", 1)
     for kind in ("numpy", "numba"):
         kernels.use(kind)
         for count in (1, 3):
@@ -250,10 +265,8 @@ def test_the_error_for_an_invalid_setting_names_it(wrong, message):
 
 
 def test_signatures_made_with_different_settings_are_refused():
-    signed, other = signatures(["a"], CONFIG), DedupConfig(bands=16)
-    with pytest.raises(UserError, match="index them again"):
-        candidates(signed, band_index(signed, CONFIG), other)
+    signed = signatures(["a"], CONFIG)
     with pytest.raises(UserError, match="must be uint32"):
         band_index(signed[:, :64], CONFIG)
     with pytest.raises(UserError, match="must be uint32"):
-        candidates(signed.astype(np.int64), signed, CONFIG)
+        list(candidates(signed.astype(np.int64), band_index(signed, CONFIG)))

@@ -29,12 +29,13 @@ from retro_np.retrieval.deduplicate import (
 )
 from retro_np.retrieval.documents import Documents
 
+DEFAULT = DedupConfig()
 UNDETECTED = ({"threshold": 0.1}, "0 %"), ({"threshold": 0.3}, "23 %"), ({"bands": 8}, "20 %")
 
 
-def indexed(held, parts=1, words=13):
+def indexed(held, parts, config=DEFAULT):
     groups = [held[i * len(held) // parts : (i + 1) * len(held) // parts] for i in range(parts)]
-    return GramIndex([postings(group, words)[0] for group in groups], [len(group) for group in groups])
+    return GramIndex([postings(group)[0] for group in groups], [len(group) for group in groups], config)
 
 
 def graded(seed, count, rates=(0.002, 0.01, 0.03, 0.1)):
@@ -52,7 +53,7 @@ def test_at_every_threshold_exactly_the_texts_that_reach_it_are_found(threshold)
     texts, held = graded(0, 12)
     texts.append(held[3])
     exact = np.array([[slow_jaccard(text, other) for other in held] for text in texts])
-    duplicates = find_duplicates(texts, indexed(held, 3), held.__getitem__, DedupConfig(threshold=threshold))
+    duplicates = find_duplicates(texts, indexed(held, 3, DedupConfig(threshold=threshold)), held.__getitem__)
     assert [record.row for record in duplicates] == np.flatnonzero((exact >= threshold).any(axis=1)).tolist()
     assert len(duplicates) < len(texts)
     for record in duplicates:
@@ -63,10 +64,9 @@ def test_the_records_are_those_of_minhash_where_its_bands_detect_the_threshold()
     texts, held = planted(11, 40, 5)
     rng = np.random.default_rng(1)
     held += held[:5] + [" ".join(edited(rng, text.split(), 1)) for text in held]
-    config = DedupConfig()
-    by_bands = find_duplicates(texts, band_index(signatures(held, config), config), held.__getitem__, config)
+    by_bands = find_duplicates(texts, band_index(signatures(held, DEFAULT), DEFAULT), held.__getitem__)
     assert len(by_bands) > 50
-    assert find_duplicates(texts, indexed(held, 4), held.__getitem__, config) == by_bands
+    assert find_duplicates(texts, indexed(held, 4), held.__getitem__) == by_bands
 
 
 @pytest.mark.parametrize(("settings", "share"), UNDETECTED)

@@ -136,9 +136,8 @@ def test_searches_of_the_same_k_run_at_once():
     gate, inside = EfGate(SimpleNamespace(set_ef=lambda ef: None)), threading.Barrier(4)
 
     def search(_):
-        gate.enter(7)
-        inside.wait(timeout=20)
-        gate.leave()
+        with gate.at(7):
+            inside.wait(timeout=20)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(search, range(4)))
@@ -149,17 +148,15 @@ def test_a_search_of_another_k_waits_and_is_not_overtaken():
     gate = EfGate(SimpleNamespace(set_ef=lambda ef: None))
 
     def search(ef):
-        gate.enter(ef)
-        order.append(ef)
-        gate.leave()
+        with gate.at(ef):
+            order.append(ef)
 
     others = [threading.Thread(target=search, args=(ef,)) for ef in (9, 7, 7)]
-    gate.enter(7)
-    for other in others:
-        other.start()
-        time.sleep(0.05)
-    assert not order
-    gate.leave()
+    with gate.at(7):
+        for other in others:
+            other.start()
+            time.sleep(0.05)
+        assert not order
     for other in others:
         other.join()
     assert order == [9, 7, 7]
@@ -169,8 +166,8 @@ def test_a_process_forked_during_a_search_can_search():
     gate, ended = EfGate(SimpleNamespace(set_ef=lambda ef: None)), threading.Event()
 
     def search():
-        gate.enter(7)
-        ended.wait()
+        with gate.at(7):
+            ended.wait()
 
     thread = threading.Thread(target=search)
     thread.start()
@@ -178,8 +175,8 @@ def test_a_process_forked_during_a_search_can_search():
         time.sleep(0.001)
 
     def child():
-        gate.enter(9)
-        return "searched"
+        with gate.at(9):
+            return "searched"
 
     try:
         assert forked(child) == "searched"

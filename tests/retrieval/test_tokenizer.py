@@ -72,13 +72,13 @@ def test_a_saved_tokenizer_is_loaded_unchanged(tmp_path):
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
-    with pytest.raises(UserError, match="vocabulary_size must be at least 258, not 257"):
+    with pytest.raises(UserError, match="vocabulary_size must be from 258 to 1,048,576, not 257"):
         train_tokenizer(TEXTS, MIN_VOCABULARY_SIZE - 1)
 
 
 @pytest.mark.parametrize("size", [MAX_VOCABULARY_SIZE + 1, 9_999_999_999, 10**30])
 def test_a_vocabulary_that_the_trainer_could_not_allocate_is_refused(size):
-    with pytest.raises(UserError, match=f"vocabulary_size must be at most .*, not {size}"):
+    with pytest.raises(UserError, match=f"vocabulary_size must be from 258 to .*, not {size}"):
         train_tokenizer(TEXTS, size)
 
 

@@ -149,7 +149,7 @@ def test_edited_copies_are_found_in_every_script_and_other_texts_are_not(script)
     exact = [slow_jaccard(original, copy) for copy in copies]
     assert all(0.82 < similarity < 0.97 for similarity in exact)  # the copies are near the original, but not equal
     index = band_index(signatures([original], CONFIG), CONFIG)
-    found = find_duplicates([*copies, other], index, [original].__getitem__, CONFIG)
+    found = find_duplicates([*copies, other], index, [original].__getitem__)
     assert [(record.row, record.exact) for record in found] == [(i, pytest.approx(exact[i])) for i in range(2)]
 
 

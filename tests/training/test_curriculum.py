@@ -70,8 +70,8 @@ def test_the_oracle_share_falls_to_zero_and_some_sequences_have_no_neighbours():
         ({"oracle_share": -0.1}, r"oracle_share must be in \[0, 1\], not -0\.1"),
         ({"oracle_share": float("nan")}, r"oracle_share must be in \[0, 1\], not nan"),
         ({"oracle_steps": -1}, "oracle_steps must be a whole number of at least 0, not -1"),
-        ({"weight_decay": float("inf")}, "weight_decay must be at least 0 and finite, not inf"),
-        ({"clip": 0}, "clip must be above 0, not 0"),
+        ({"weight_decay": float("inf")}, r"weight_decay must be in \[0, 1000\], not inf"),
+        ({"clip": 0}, "clip must be above 0 and finite, not 0"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_with_its_name_and_value(wrong, complaint):

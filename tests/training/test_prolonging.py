@@ -127,6 +127,25 @@ def test_a_prolonged_run_whose_checkpoint_was_removed_is_repeated_from_the_start
     assert all_bytes(prolonged) == files
 
 
+@pytest.mark.parametrize("steps", [1, 8, 13, 100])
+def test_a_run_that_keeps_its_steps_changes_nothing_whatever_number_is_requested(
+    database, config, prolonged, steps, capsys
+):
+    files = all_bytes(prolonged)
+    train(database, config, replace(TRAINING, steps=steps), prolonged, keep_steps=True)
+    assert all_bytes(prolonged) == files
+    line = f"{prolonged} holds a run of 13 steps; without --steps it keeps this number\n"
+    assert capsys.readouterr().err == ("" if steps == 13 else line)
+
+
+def test_an_unfinished_run_that_keeps_its_steps_is_finished(database, config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(database, config, TRAINING, tmp_path / "stopped", callbacks=[stop_at(4)])
+    train(database, config, replace(TRAINING, steps=1000), tmp_path / "stopped", keep_steps=True)
+    train(database, config, TRAINING, tmp_path / "whole")
+    assert all_bytes(tmp_path / "stopped") == all_bytes(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("steps", [9, 100])
 def test_an_unfinished_run_cannot_be_prolonged_and_one_line_says_to_finish_it(database, config, tmp_path, steps):
     with pytest.raises(KeyboardInterrupt):

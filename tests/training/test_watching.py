@@ -166,8 +166,15 @@ def test_callbacks_receive_each_line_of_the_log_when_it_is_in_the_file(database,
     assert received == read_log(tmp_path)
 
 
-@pytest.mark.parametrize("step", [2, 3])
-def test_a_callbacks_exception_is_raised_and_loses_no_checkpoint(database, tmp_path, step):
+@pytest.mark.parametrize("callbacks", [print, None, 3, "csv", ["csv"], [print, None], {"csv": print}], ids=repr)
+def test_what_is_no_list_of_functions_is_refused_before_training_begins(callbacks, database, tmp_path):
+    with pytest.raises(UserError, match=r"^callbacks must be a list of functions that take a line"):
+        train(database, small_config(database), TRAINING, tmp_path / "run", callbacks=callbacks)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("step", [2, 3, 7])
+def test_after_a_callbacks_exception_the_log_has_the_steps_line_and_the_run_resumes(database, tmp_path, step):
     def fail(line):
         if line["step"] == step:
             raise RuntimeError("of the callback")
@@ -175,7 +182,8 @@ def test_a_callbacks_exception_is_raised_and_loses_no_checkpoint(database, tmp_p
     config = small_config(database)
     with pytest.raises(RuntimeError, match="of the callback"):
         train(database, config, TRAINING, tmp_path / "run", callbacks=[fail])
-    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]["step"] == 3
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]["step"] == (8 if step == 7 else 3)
+    assert [line["step"] for line in read_log(tmp_path / "run")] == list(range(step + 1))
     train(database, config, TRAINING, tmp_path / "run")
     train(database, config, TRAINING, tmp_path / "whole")
     assert all_bytes(tmp_path / "run") == all_bytes(tmp_path / "whole")

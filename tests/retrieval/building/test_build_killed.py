@@ -224,19 +224,11 @@ class Broken(CountingEmbedder):
         return self.alter(keys) if len(texts) > 2 else keys
 
 
-@pytest.mark.parametrize(
-    ("alter", "complaint"),
-    [
-        (lambda keys: np.where(np.arange(len(keys))[:, None] == 3, np.nan, keys), "not finite in float16 for chunk 3 "),
-        (lambda keys: keys * 1e6, "not finite in float16 for chunk 0 "),
-        (lambda keys: keys[:, :5], r"shape \(\d+, 5\), not \(\d+, 16\)"),
-        (lambda keys: keys[1:], "made keys of shape"),
-    ],
-)
-def test_invalid_keys_are_refused_with_their_chunk(tmp_path, alter, complaint):
+def test_keys_too_large_for_the_stored_type_are_refused_with_their_chunk(tmp_path):
     corpus = write_corpus(tmp_path / "docs", documents=6)
-    with pytest.raises(UserError, match=complaint):
-        build_database(corpus, tmp_path / "db", replace(SMALL, key_dtype="float16"), Broken(alter))
+    broken = Broken(lambda keys: np.where(np.arange(len(keys))[:, None] == 3, 1e6, keys))
+    with pytest.raises(UserError, match="not finite in float16 for chunk 3 "):
+        build_database(corpus, tmp_path / "db", replace(SMALL, key_dtype="float16"), broken)
 
 
 def test_a_full_disk_while_writing_an_array_is_reported(tmp_path, monkeypatch):

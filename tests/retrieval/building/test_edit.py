@@ -18,7 +18,7 @@ from retro_np.files import locked
 from retro_np.retrieval import edit as editing
 from retro_np.retrieval import journal
 from retro_np.retrieval.build import build_database
-from retro_np.retrieval.corpus import parse_sources
+from retro_np.retrieval.corpus import parse_source
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.verify import verify_database
@@ -68,7 +68,7 @@ def test_consecutive_adds_give_the_chunks_keys_and_neighbours_of_one_build(tmp_p
         json_lines(tmp_path / f"{number}.jsonl", {path.name: path.read_text() for path in part})
     config = replace(SHARDS, held_out=0.0, tokenizer=str(built / "tokenizer.json"))
     sources = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
-    expected_database = build_database(parse_sources(sources), tmp_path / "whole", config, EMBEDDER)
+    expected_database = build_database(list(map(parse_source, sources)), tmp_path / "whole", config, EMBEDDER)
     build_database(sources[0], tmp_path / "parts", config, EMBEDDER)
     for source in sources[1:]:
         edited = add_documents(tmp_path / "parts", source, embedder=EMBEDDER)
@@ -162,10 +162,13 @@ def test_new_documents_do_not_retrieve_removed_documents(db, additions):
 def test_either_all_sources_have_weights_or_none(tmp_path, built_with, added_with, weights):
     files = {name: json_lines(tmp_path / f"{name}.jsonl", {name: f"text of {name} " * 9}) for name in "ab"}
     build_database(
-        parse_sources(s.format(**files) for s in built_with), tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER
+        list(map(parse_source, (s.format(**files) for s in built_with))),
+        tmp_path / "db",
+        replace(SMALL, held_out=0.0),
+        EMBEDDER,
     )
     expected = all_bytes(tmp_path / "db")
-    new = parse_sources(s.format(**files) for s in added_with)
+    new = list(map(parse_source, (s.format(**files) for s in added_with)))
     if weights is None:
         with pytest.raises(UserError, match=r"only some sources of .* would have a weight"):
             add_documents(tmp_path / "db", new, embedder=EMBEDDER)

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -113,10 +112,3 @@ def test_a_pattern_that_the_library_cannot_read_is_refused_in_one_line(folder, p
     with pytest.raises(UserError, match="is not a glob") as caught:
         find_corpus(folder, include=[pattern])
     assert "\n" not in str(caught.value)
-
-
-def test_without_pathspec_one_line_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pathspec", None)
-    assert len(list(find_corpus(folder).names())) == len(FILES)
-    with pytest.raises(UserError, match="pip install pathspec"):
-        find_corpus(folder, include=["*.py"])

@@ -141,8 +141,9 @@ def test_the_word_of_a_split_may_have_capitals_and_blanks(tmp_path):
 
 
 def test_the_split_of_a_source_overrides_that_of_its_rows_and_this_is_said(tmp_path, capsys):
-    location = written(tmp_path, "rows.jsonl", [{"text": "one", "split": "test"}])
-    sources = [Source("a", str(location), None, "train"), Source("b", str(location))]
+    rows = [{"text": "one", "split": "test"}]
+    sources = [Source("a", str(written(tmp_path, "rows.jsonl", rows)), None, "train")]
+    sources.append(Source("b", str(written(tmp_path, "rows.jsonl.gz", rows))))
     assert [document.split for document in find_corpus(sources).documents()] == ["train", "test"]
     assert "a was given as train, so the field `split` of its rows is ignored" in capsys.readouterr().err
     assert "decides nothing" in refusal(sources[:1], split_field="split")
@@ -188,11 +189,47 @@ def test_a_folder_of_texts_and_parquet_gives_both(tmp_path):
     assert "README.md is a text and has no field `part`" in refusal(tmp_path / "c", split_field="part")
 
 
-def test_a_null_text_counts_as_empty_and_other_types_are_refused(tmp_path):
-    parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a")
-    assert [text for _, text, _ in read(tmp_path / "a")] == ["a", ""]
-    parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "b")
-    assert "no `text` string in row 0" in refusal(tmp_path / "b")
+@EACH_FORMAT
+@pytest.mark.parametrize("value", [None, 3, ["a"], {"b": "a"}], ids=str)
+def test_a_text_that_is_no_string_is_refused_with_its_row(tmp_path, name, value):
+    rows = [{"text": "a"}, {"text": None}] if value is None else [{"text": value}, {"text": value}]
+    message = refusal(written(tmp_path, name, rows))
+    assert f" but {'null' if value is None else value}: leave such rows out" in message
+    row = int(value is None)  # lines are counted from 1, rows from 0
+    assert f":{row + 1} has no `text` string" in message or f" has no `text` string in row {row}" in message
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "saved", "hub:parquet"])
+def test_class_labels_in_the_field_split_have_the_names_of_their_feature(tmp_path, name):
+    label = datasets.ClassLabel(names=["test", "train", "validation"])
+    features = datasets.Features({"text": datasets.Value("string"), "split": label})
+    rows = datasets.Dataset.from_dict({"text": list("abcd"), "split": [1, 2, 1, 0]}, features=features)
+    path = tmp_path / name.removeprefix("hub:")
+    if name == "saved":
+        rows.save_to_disk(path)
+    elif name == "rows.txt":
+        rows.to_parquet(path)
+    else:
+        path.mkdir()
+        rows.to_parquet(path / "train.parquet")
+    assert [split for *_, split in read(name.replace(path.name, str(path)))] == ["train", "valid", "train", "test"]
+
+
+def test_a_hub_location_of_a_saved_dataset_is_the_saved_dataset(tmp_path):
+    rows = [{"text": f"text {i}"} for i in range(3)]
+    path = write_dict(tmp_path / "d", train=rows[:1], validation=rows[1:2], test=rows[2:])
+    assert read(f"hub:{path}") == read(path)
+    assert read(f"hub:{path}#test") == [("d:0", "text 2", "")]  # one part of it has no split
+    assert read(f"hub:{path}/test") == read(path / "test") == [("test:0", "text 2", "")]
+    assert f"has no parts: give {path}/test" in refusal(f"hub:{path}/test#test")
+
+
+def test_a_saved_split_without_rows_is_left_out(tmp_path):
+    path = write_dict(tmp_path / "d", train=[{"text": "a"}])
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(path / "test")
+    (path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert read(path) == [("d/train:0", "a", "train")]
+    assert "holds no text: give a corpus with at least one document" in refusal(path / "test")
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.txt", "saved"])

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import tracemalloc
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -260,7 +259,7 @@ def test_rows_for_valid_or_test_are_not_added_to_what_is_retrieved(three, tmp_pa
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     database = add_documents(db, tmp_path / "rows.jsonl", embedder=EMBEDDER)
     assert [record["name"] for record in database.documents if record["name"].startswith("new")] == ["new train"]
-    assert "2 documents, such as new valid, are for valid or test" in capsys.readouterr().err
+    assert "left out, since an edit holds nothing out: 2 documents, such as new valid" in capsys.readouterr().err
 
 
 def test_a_database_without_a_test_part_says_once_that_valid_serves_as_both(database, capsys):
@@ -300,9 +299,11 @@ def test_a_build_that_holds_nothing_out_says_so(tmp_path, capsys):
 
 
 def test_a_part_that_would_be_empty_or_a_mixture_is_refused(tmp_path):
-    train, valid, test = folders(tmp_path, train={"a": words(1)}, valid={"b": words(2)}, test={"b": words(2)})
+    train, valid, test, plain = folders(
+        tmp_path, train={"a": words(1)}, valid={"b": words(2)}, test={"b": words(2)}, plain={"a": words(1)}
+    )
     plain, build = (
-        Source("plain", train.location),
+        replace(plain, split=""),
         lambda sources, **change: build_database(
             sources, tmp_path / "db", replace(SMALL, **{"held_out": 0.1} | change), EMBEDDER
         ),
@@ -312,7 +313,11 @@ def test_a_part_that_would_be_empty_or_a_mixture_is_refused(tmp_path):
         ([train, valid], {"held_out": 0.3}, "the documents say which are held out: leave out --held-out"),
         ([train, valid], {"held_out_bytes": 0.3}, "the documents say which are held out: leave out --held-out"),
         ([train, valid], {"limit_bytes": 1}, "no text is in the split .*: raise --limit-mb"),
-        ([plain], {"held_out_bytes": 0.3}, "one document cannot be split"),
+        (
+            [plain],
+            {"held_out_bytes": 0.3},
+            "one document cannot be split: .* --held-out 0 in place of --held-out-bytes",
+        ),
     ):
         with pytest.raises(UserError, match=complaint):
             build(sources, **change)
@@ -325,6 +330,40 @@ def test_a_part_that_would_be_empty_or_a_mixture_is_refused(tmp_path):
         with pytest.raises(UserError, match=complaint):
             build(sources)
         shutil.rmtree(tmp_path / "db", ignore_errors=True)
+
+
+def test_after_a_row_that_is_refused_the_same_folder_can_be_built_and_added_to_with_other_settings(tmp_path):
+    rows = [{"text": words(i), "split": split} for i, split in enumerate(["train", "valid", "train", "first"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small, ignore = replace(NO_DUPLICATES, held_out=0, shard_bytes=200), {"split_field": "none"}  # a shard per document
+    with pytest.raises(UserError, match=r"rows.jsonl:4 has 'first' in `split`.*--split-field none"):
+        build_database(tmp_path / "rows.jsonl", tmp_path / "db", small, EMBEDDER)
+    assert [path.name for path in (tmp_path / "db").iterdir()] == [".lock"]
+    build_database(tmp_path / "rows.jsonl", tmp_path / "db", replace(small, **ignore), EMBEDDER)
+    before, more = all_bytes(tmp_path / "db"), tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps(row | {"name": "new"}) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"more.jsonl:4 has 'first' in `split`.*--split-field none"):
+        add_documents(tmp_path / "db", more, embedder=EMBEDDER)
+    assert all_bytes(tmp_path / "db") == before
+    assert not (tmp_path / "db" / "edit").exists()
+    assert len(add_documents(tmp_path / "db", more, embedder=EMBEDDER, **ignore).documents) == 8
+
+
+def test_a_build_that_was_killed_while_reading_resumes_after_a_row_is_refused(tmp_path, monkeypatch):
+    rows = [{"text": words(i)} for i in range(6)]
+    good, path = "".join(json.dumps(row) + "\n" for row in rows), tmp_path / "rows.jsonl"
+    config = replace(NO_DUPLICATES, held_out=0, shard_bytes=200)
+    path.write_text(good)
+    interrupter = Interrupter(monkeypatch)
+    interrupter.interrupt(lambda: build_database(path, tmp_path / "db", config, EMBEDDER), 4, "after")
+    kept = {name: data for name, data in all_bytes(tmp_path / "db").items() if "train" in str(name)}
+    assert kept
+    path.write_text(good + '{"text": null}')
+    with pytest.raises(UserError, match=r"rows.jsonl:7 has no `text` string but null"):
+        build_database(path, tmp_path / "db", config, EMBEDDER)
+    assert kept.items() <= all_bytes(tmp_path / "db").items()
+    path.write_text(good)
+    assert len(build_database(path, tmp_path / "db", config, EMBEDDER).documents) == 6
 
 
 @pytest.mark.parametrize("splits", [["train", "test"], ["valid", "test"], ["train"]])
@@ -383,9 +422,10 @@ def test_the_command_prints_the_three_splits(tmp_path):
     small = ["--embedder", "hashing", "--vocabulary-size", "300"]
     status, out, err = run("build", *options, "-o", tmp_path / "db", *small)
     assert status == 0, err
-    assert Counter(line.partition(" documents")[0] for line in out.splitlines()[:3]) == Counter(
-        ["train: 3", "valid: 2", "test: 1"]
-    )
+    documents = [line.partition(",")[0] for line in out.splitlines()[:3]]
+    assert documents == ["train: 3 documents", "valid: 2 documents", "test: 1 document"]
     (tmp_path / "empty").mkdir()
     line = refused("build", *options[:2], "--valid", tmp_path / "empty", "-o", tmp_path / "new", *small)
     assert "empty holds no text" in line
+    line = refused("build", *options[:2], "--valid", tmp_path / "train", "-o", tmp_path / "new", *small)
+    assert "train is given twice" in line

@@ -128,7 +128,7 @@ def ends_early(array):
         (change("shards/00000/tokens.npy", put((0, 2), 0)), "a misplaced end-of-text"),
         (change("shards/00000/tokens.npy", put((0, 2), 1)), "a misplaced end-of-text"),
         (change("shards/00001/documents.npy", put(0, 0)), "numbers of documents that do not exist"),
-        (change("shards/00000/documents.npy", ends_early), "rows 0 to"),
+        (change("shards/00000/documents.npy", ends_early), "but documents.jsonl lists"),
         (change("shards/00000/tokens.npy", lambda a: a[:-1]), "documents.npy does not hold an array of int64 of shape"),
         (change("shards/00000/keys.npy", put((3, 0), np.nan)), "the key of chunk 3 is not finite"),
         (change("shards/00000/keys.npy", lambda a: a.astype(np.float16)), "does not hold an array of float32"),
