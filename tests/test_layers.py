@@ -72,7 +72,7 @@ def test_no_imports_form_a_cycle():
         ({"evaluation", "generation", "training", "checkpoint"}, {"report"}),
         ({"training", "checkpoint", "generation"}, {"evaluation"}),
     ],
-    ids=str,
+    ids=lambda names: " ".join(sorted(names)),
 )
 def test_the_source_modules_do_not_import_the_target_modules(sources, targets):
     assert not edges(sources, targets)

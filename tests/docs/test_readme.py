@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import retro_np
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +21,7 @@ def run_example(code, cwd):
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_the_first_example_trains_a_model_and_prints_what_retrieval_saves(tmp_path):
     completed = run_example(EXAMPLES[0], tmp_path)
     assert completed.returncode == 0, completed.stderr

@@ -209,6 +209,7 @@ def test_an_exact_match_needs_a_complete_accepted_answer():
     assert not exact_match("USA", [])
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_answer_what_only_its_passages_say():
     """Ground truth by construction: each question pairs a random key with a random value."""
     rng, n, n_trained = np.random.default_rng(0), 2000, 1900

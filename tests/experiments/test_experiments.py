@@ -112,6 +112,7 @@ def lab(tmp_path_factory, corpus):
         yield lab, database, [lab.pair(database, seed) for seed in (0, 1)]
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_own_models(lab):
     _, _, pairs = lab
     for first, second in zip(*pairs, strict=True):

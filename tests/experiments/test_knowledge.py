@@ -73,6 +73,7 @@ def test_the_share_of_right_answers_equals_that_of_greedy_decoding(told_database
         assert knowledge.answers(model, FACTS, told_database, k=k)["right"] == decoded
 
 
+@pytest.mark.slow
 def test_the_experiment_runs_and_its_verdict_does_not_agree_with_the_claim_after_six_steps(tmp_path):
     result = run_experiment("knowledge", tmp_path, "tiny", 1)
     lines = result["figures"]["lines"]

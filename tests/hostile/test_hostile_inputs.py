@@ -19,7 +19,7 @@ reliability = importlib.import_module("reliability")
 SEED = 20
 # The number of inputs. Each test takes a few seconds with the first and ten times as long with the second.
 PARSERS = [1000, pytest.param(20_000, marks=pytest.mark.slow)]
-COMMANDS = [40, pytest.param(400, marks=pytest.mark.slow)]
+COMMANDS = [15, pytest.param(400, marks=pytest.mark.slow)]
 
 
 @pytest.fixture

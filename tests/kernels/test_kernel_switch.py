@@ -289,6 +289,7 @@ print(*(hashlib.sha256(array.tobytes()).hexdigest() for array in results), sep="
 """
 
 
+@pytest.mark.slow
 def test_the_process_that_compiles_and_one_that_loads_the_code_give_the_same_bits(tmp_path):
     printed = []
     for _ in range(2):

@@ -43,6 +43,7 @@ def play(folder, plan):
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
 
 
+@pytest.mark.slow
 @given(plans())
 @settings(max_examples=20, **SETTINGS)
 def test_an_edited_database_equals_its_model_of_lists_after_every_edit(tmp_path_factory, plan):

@@ -60,7 +60,12 @@ def prolonged(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "ends"), [("cosine", (8, 13, 14, 20)), ("linear", (8, 13)), ("constant", (8, 13))]
+    ("schedule", "ends"),
+    [
+        pytest.param("cosine", (8, 13, 14, 20), marks=pytest.mark.slow),
+        ("linear", (8, 13)),
+        pytest.param("constant", (8, 13), marks=pytest.mark.slow),
+    ],
 )
 def test_a_prolonged_run_is_repeated_by_its_configuration_bit_for_bit(database, config, tmp_path, schedule, ends):
     training = replace(TRAINING, schedule=schedule, eval_every=3)

@@ -110,6 +110,7 @@ def test_a_cluster_that_loses_a_worker_builds_the_same_bytes(corpus, expected, t
         assert all_bytes(out) == all_bytes(tmp_path / "same")
 
 
+@pytest.mark.slow
 def test_partial_files_of_a_killed_worker_are_not_left_in_the_database(corpus, expected, tmp_path, monkeypatch):
     out, index = tmp_path / "db", stages.write_indexes
 
