@@ -63,8 +63,8 @@ def train(
     """Train a RETRO or a baseline, or RETROfit a trained baseline.
 
     CCA is chunked cross-attention (paper §2.4). If interrupted, run the same command to resume from the last
-    checkpoint. The result is the same, bit for bit, as without the interruption. More --steps prolong a finished run;
-    without --steps it keeps its own number.
+    checkpoint. The result is the same, bit for bit, as without the interruption. More --steps prolong a finished run
+    (--config RUN/config.json gives its other options); without --steps it keeps its own number.
 
     docs/run.toml lists all settings of a file, with those of ablations. Options override the file.
 
@@ -113,6 +113,9 @@ def train(
             ids = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
             model = RetroConfig(**fields | ids | {"cca_layers": ()})
         if preset is None and not baseline:
+            if max(layers, default=0) > model.n_layers:
+                shown = ",".join(map(str, layers))
+                raise UserError(f"cca_layers is {shown}, but the model has {model.n_layers} layers: give --cca-layers")
             if not conditioning:
                 sizes["ca_layers"] = ()
             encoder = EncoderConfig(**{field: getattr(model, field) for field in FOLLOWING} | sizes)
@@ -121,7 +124,7 @@ def train(
                 start = {"begin_from": (params, sha256_of(checkpoint_file(retrofit))), "trainable": is_retrieval}
                 start["trained_on"] = trained_on(retrofit)
             else:
-                model = replace(model, cca_layers=layers, encoder=encoder if layers or stored_encoder == {} else None)
+                model = replace(model, cca_layers=layers, encoder=encoder if layers else None)
     for section, whole in (("model", model), ("encoder", model.encoder)):
         for field, value in kept[section].items():
             if whole is not None and getattr(whole, field) != value:
@@ -133,6 +136,7 @@ def train(
         raise UserError(f"{config} is of a run that began from a checkpoint ({begun!s:.6}…): name it with --retrofit")
     data = {**database.identity, "begun_from": start["begin_from"][1] if start else None}
     differing = [f"{n:.40}" for n, value in run.items() if n not in ("frozen", "trained_on") and data.get(n) != value]
+    differing = ["baseline" if name == "begun_from" else name for name in differing]
     if differing:
         say(f"{config} is of a run with another {' and '.join(differing[:9])}, so this run will not repeat it")
     stored = database.split("train").neighbours.shape[1]
@@ -145,7 +149,7 @@ def train(
         say(f"{out} has a log for {kind}, which only --log {kind} continues")
     start["keep_steps"] = "steps" not in file["training"] and "steps" not in typed
     loop.train(database, model, training, out, **start)
-    best = ", best.safetensors the one of the lowest valid_loss" if training.eval_every else ""
+    best = ", best.safetensors the one of the lowest valid_loss" if (out / loop.BEST).exists() else ""
     console.print(f"{out}/checkpoint.safetensors holds the model after step {read_meta(out)['step']}{best}.")
 
 

@@ -97,3 +97,7 @@ class TrainingConfig:
             raise UserError("oracle_share and oracle_steps go together: give both, or neither")
         if not self.neighbours and (self.oracle_share or self.retrieval_off):
             raise UserError("without neighbours (k = 0), retrieval_off and oracle_share have no effect: leave them out")
+
+    def segment_end(self, step: int) -> int:
+        """The number of steps for which the schedule of this step, counted from 0, was made."""
+        return min((end for end in self.segments if step < end), default=self.steps)

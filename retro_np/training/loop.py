@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_np.checkpoint import CHECKPOINT, load_checkpoint, load_params, save_checkpoint, write_tensors
+from retro_np.checkpoint import CHECKPOINT, load_checkpoint, load_params, read_meta, save_checkpoint, write_tensors
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import locked, outputs, remove_partial, write_json
@@ -139,7 +139,7 @@ def train(
             params = map_tree(lambda _, array: array.copy(), params)  # training must not change the caller's arrays
             state = adamw_init(params, trainable)
         training = TrainingConfig(**identity["training"])
-        if state["step"] < training.steps:
+        if state["step"] < training.steps or _steps_in(out / SETTINGS) != training.steps:
             write_json(out / SETTINGS, identity)  # first, because it marks the folder as a run's
         if not (out / CHECKPOINT).exists():
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
@@ -148,18 +148,20 @@ def train(
     return params
 
 
+def _steps_in(path: Path) -> Any:
+    """The number of steps in a run's settings; None if there is none."""
+    training = read_json(path).get("training") if path.exists() else None
+    return training.get("steps") if isinstance(training, dict) else None
+
+
 def _take_steps(database, config, training, out, params, state, identity, trainable, description, evaluate, callbacks):
     """Train from the state's step to the last one, in place. Logs each step and saves a checkpoint at intervals."""
-    best, split, k = math.inf, database.split("train"), training.neighbours if config.retrieves else 0
+    split, k = database.split("train"), training.neighbours if config.retrieves else 0
     settings = {name: getattr(training, name) for name in ("sequence_length", "batch_size", "seed")}
     if training.segments[-1:] == (state["step"],):
         schedule = f"the schedule is {training.schedule} over {training.steps} steps"
         say(f"{out} continues from step {state['step']} to {training.steps}: {schedule}")
-    if evaluate and state["step"] < training.steps and (out / BEST).exists():  # Other chunks may have been evaluated.
-        try:
-            best = evaluate(load_params(out / BEST)[0])["valid_loss"]
-        except UserError as error:
-            raise UserError(f"{error}, or remove it: the best parameters are then those from here on") from error
+    best, kept = _best_so_far(out / BEST, state["step"], training, evaluate), {}
     with progress_bar(description, training.steps, state["step"]) as advance, (out / LOG).open("a") as log:
         advance(0, note="the first step compiles the kernels")
         for step in range(state["step"], training.steps):
@@ -169,15 +171,15 @@ def _take_steps(database, config, training, out, params, state, identity, traina
                 neighbours = with_curriculum(neighbours, tokens, training, step)
             line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable)
             line["tokens_per_s"] = speed = tokens.size / (time.perf_counter() - start_time)
+            saves = (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps
             if evaluate and ((step + 1) % training.eval_every == 0 or step + 1 in (*training.segments, training.steps)):
                 advance(0, note="evaluating on held-out documents")
                 line |= evaluate(params)
                 if not math.isfinite(line["valid_loss"]):
                     raise UserError(f"step {step}: valid_loss is {line['valid_loss']}; use a lower learning rate")
                 if not line["valid_loss"] >= best:  # The file of a stranger may give NaN.
-                    best = line["valid_loss"]
-                    meta = {"config": config.to_dict(), "run": {"data": identity["data"]}}
-                    write_tensors(out / BEST, dict(named_leaves(params)), meta)
+                    best, place = line["valid_loss"], {"step": step + 1, "segment_end": training.segment_end(step)}
+                    kept = {name: leaf.copy() for name, leaf in named_leaves(params)}
             log.write(json.dumps(line) + "\n")
             log.flush()
             advance(note=f"loss {line['loss']:.3f}, {speed:.0f} tokens/s")
@@ -185,8 +187,31 @@ def _take_steps(database, config, training, out, params, state, identity, traina
                 for callback in callbacks:
                     callback(dict(line))
             finally:
-                if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
+                if saves and kept:  # first: if it is then later than the checkpoint, the same steps lead to it again
+                    run = {"data": identity["data"]} | place
+                    write_tensors(out / BEST, kept, {"config": config.to_dict(), "run": run})
+                    kept = {}
+                if saves:
                     save_checkpoint(out / CHECKPOINT, params, state, config, identity)
+
+
+def _best_so_far(path: Path, step: int, training: TrainingConfig, evaluate: Callable | None) -> float:
+    """The loss of the best parameters, measured again, since other chunks may have been evaluated; inf without any.
+
+    step: how far the run is. Parameters of a later step that the run will not take again are removed, and that is said:
+    the process was killed before it had saved the checkpoint of that step, and `steps` is now different."""
+    if not evaluate or not path.exists():
+        return math.inf
+    try:
+        params, run = load_params(path)[0], read_meta(path).get("run", {})
+        known = has_types(run, {"step": int, "segment_end": int})
+        if known and run["step"] > step and run["segment_end"] != training.segment_end(step):
+            path.unlink()
+            say(f"{path} was of step {run['step']}, which is not a step of this run: removed")
+            return math.inf
+        return evaluate(params)["valid_loss"] if step < training.steps else math.inf
+    except UserError as error:
+        raise UserError(f"{error}, or remove it: the best parameters are then those from here on") from error
 
 
 def validation(database: Database, config: RetroConfig, training: TrainingConfig) -> Callable[[Tree], dict[str, float]]:
@@ -230,10 +255,9 @@ def train_step(
     norm = clip_by_global_norm(grads, training.clip)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise UserError(f"step {step}: the loss is {loss}, the gradient norm {norm}; use a lower learning rate")
-    end = min((end for end in training.segments if step < end), default=training.steps)  # of the step's segment
     rate = learning_rate(
-        step, peak=training.learning_rate, warmup=training.warmup, steps=end, schedule=training.schedule,
-        end=training.min_learning_rate,
+        step, peak=training.learning_rate, warmup=training.warmup, steps=training.segment_end(step),
+        schedule=training.schedule, end=training.min_learning_rate,
     )  # fmt: skip
     betas = training.beta1, training.beta2
     adamw_update(params, grads, state, lr=rate, weight_decay=training.weight_decay, betas=betas)
@@ -262,4 +286,5 @@ def _resume(path: Path, stored: dict, requested: dict, step: int, keep_steps: bo
         for name, value in settings.items():
             if name not in WATCHING and value != previous[section].get(name):
                 fault = f"{path} was trained with {name} = {previous[section].get(name)}, and now it is {value}"
-                raise UserError(f"{fault}; use the same value, or give the new run another folder")
+                same = f"use the same value (--config {path.parent / SETTINGS} gives all of them)"
+                raise UserError(f"{fault}; {same}, or give the new run another folder")

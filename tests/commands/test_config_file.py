@@ -342,3 +342,21 @@ def test_the_example_of_the_documentation_builds_and_trains(tmp_path):
     config, _, _ = trained(tmp_path / "runs" / "db", tmp_path / "run", "--config", EXAMPLE, *small)
     plain, _, _ = trained(tmp_path / "runs" / "db", tmp_path / "plain", *small)
     assert config == plain
+
+
+def test_a_file_with_no_cca_layers_trains_a_baseline_that_its_own_configuration_repeats(db, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        "[model]\nd_model = 16\nn_heads = 2\nd_head = 8\nn_layers = 2\ncca_layers = []\n[training]\nsteps = 1\n"
+    )
+    config, data, _ = trained(db, tmp_path / "first", "--config", path, "--sequence-length", "16")
+    assert config["model"]["encoder"] is None
+    again = ("--config", tmp_path / "first" / "config.json")
+    assert trained(db, tmp_path / "second", *again)[:2] == (config, data)
+    assert trained(db, tmp_path / "first", *again)[:2] == (config, data)
+
+
+def test_default_layers_that_the_baseline_does_not_have_are_refused_with_their_option(db, toml, tmp_path):
+    trained(db, tmp_path / "baseline", "--config", toml, "--baseline")
+    line = refused("train", db, "-o", tmp_path / "retrofit", "--retrofit", tmp_path / "baseline", "--steps", "1")
+    assert "cca_layers is 2,4, but the model has 2 layers: give --cca-layers" in line

@@ -11,6 +11,7 @@ from support import TRAINING, all_bytes, small_config
 from retro_np import TrainingConfig
 from retro_np.checkpoint import load_checkpoint, read_meta, read_tensors, write_tensors
 from retro_np.errors import UserError
+from retro_np.training import loop
 from retro_np.training.loop import read_log, train
 from retro_np.tree import named_leaves
 
@@ -229,3 +230,36 @@ def test_numbers_of_numpy_are_stored_as_pythons(database, config, tmp_path):
     assert all(
         np.isfinite(array).all() for _, array in named_leaves(load_checkpoint(tmp_path / "checkpoint.safetensors")[0])
     )
+
+
+@pytest.mark.parametrize("steps", [8, 14])
+def test_a_prolongation_that_was_interrupted_leaves_no_trace_in_a_run_with_other_steps(
+    database, config, tmp_path, steps
+):
+    first = replace(TRAINING, eval_every=3, checkpoint_every=8)
+    for out in ("interrupted", "whole"):
+        train(database, config, first, tmp_path / out)
+    with pytest.raises(KeyboardInterrupt):
+        train(database, config, replace(first, steps=24), tmp_path / "interrupted", callbacks=[stop_at(12)])
+    for out in ("interrupted", "whole"):
+        train(database, config, replace(first, steps=steps), tmp_path / out)
+    assert all_bytes(tmp_path / "interrupted") == all_bytes(tmp_path / "whole")
+    assert values(tmp_path / "interrupted") == values(tmp_path / "whole")
+
+
+def test_best_parameters_of_a_step_that_is_not_taken_again_are_removed(database, config, tmp_path, monkeypatch, capsys):
+    first = replace(TRAINING, eval_every=8)
+    train(database, config, first, tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", killed)  # after best.safetensors was written
+        patch.setattr(loop, "_best_so_far", lambda *_: float("inf"))  # so that step 16 is the best
+        with pytest.raises(KeyboardInterrupt):
+            train(database, config, replace(first, steps=20, checkpoint_every=16), tmp_path)
+    assert read_meta(tmp_path / "best.safetensors")["run"]["step"] == 16
+    train(database, config, first, tmp_path)
+    assert "best.safetensors was of step 16, which is not a step of this run: removed" in capsys.readouterr().err
+    assert not (tmp_path / "best.safetensors").exists()
