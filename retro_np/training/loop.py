@@ -97,7 +97,7 @@ def train(
     out: the run's folder, created if necessary. It receives config.json, checkpoint.safetensors (for `load_params` and
         `generate`) and log.jsonl (per step: loss in nats per token, learning rate, gradient norm, tokens per second).
         With eval_every, some steps also have valid_loss (nats per token) and valid_bpb, and best.safetensors has the
-        parameters of the lowest valid_loss.
+        parameters of the lowest valid_loss up to the last checkpoint.
     begin_from: (params, name) to start from these parameters instead of fresh ones. The arrays are copied. The name,
         any text, identifies them, because a run resumes only if it started from the same parameters.
     trainable: decides from a parameter's dotted name whether it is trained. The other parameters do not change.
@@ -226,8 +226,8 @@ def validation(database: Database, config: RetroConfig, training: TrainingConfig
     if limit is not None:  # The first token of the next chunk is not scored either.
         split = replace(split, tokens=Sharded([split.tokens[:limit]]))
     if not any(targets.any() for _, _, targets in scored_windows(split, *windows, description="")):
-        hint = "build another with --held-out-bytes 0.1, or train without --eval-every"
-        raise UserError(f"{database.path} holds out no text on which training could be evaluated: {hint}")
+        hint = "build another with --valid or --held-out-bytes 0.1, or train without --eval-every"
+        raise UserError(f"{database.path} holds out no text for tuning (valid) to evaluate training on: {hint}")
 
     def evaluate(params: Tree) -> dict[str, float]:
         nats, n_tokens, n_bytes = 0.0, 0, 0
