@@ -1,4 +1,5 @@
 """The gradient checker: it compares a pullback with finite differences, and watches what f and the pullback touch.
+
 A central difference of step t has a truncation error of order t² and a rounding error of order u/t, where u is that of
 the value. Richardson extrapolation from t and t/4 removes the first term of the truncation error. Where that does not
 decide, a ladder of steps does. What extrapolated slopes of neighbouring steps differ by is the *resolution*."""
@@ -75,6 +76,7 @@ def gradcheck(
 
 def _probed(function: LeafFunction, eps: float | None, seed: int) -> tuple[Point, list[Any]]:
     """Call f and its pullback several times, and raise GradientError where they break the rules.
+
     Returns the point, and the pullback's answer."""
     rng, low = np.random.default_rng((seed, 6020)), ""  # a generator that nobody draws data with
     leaves, labels = function.copies(np.float64), [function.label(n) for n in function.numbers]
@@ -230,6 +232,7 @@ def _cotangents(value: Array, lengths: list[int], rng: np.random.Generator) -> A
 @dataclass
 class Point:
     """A function at a point, and its pullback's answers there.
+
     evaluate: (leaves) → the value, flat, in float64; NaN where the function is not defined.
     leaves: the arrays. value: (outputs,). cotangents: (K, outputs). gradients: for each leaf, (K, entries).
     rounding: the relative rounding error of the value; coarse: why it is not that of float64, or "". wobble: for each
@@ -273,6 +276,7 @@ class Direction(NamedTuple):
 @dataclass
 class Slopes:
     """Along one direction and for each cotangent, (K,): the pullback's slope, and its `error` by the differences.
+
     scale: the size of the slope. steps: the best ones. tolerance: relative. verdict: "wrong", "kink" (the slopes on
     both sides differ, and the pullback's is between), "edge" (f is not finite on both sides), or ""."""
 
@@ -316,6 +320,7 @@ class Slopes:
 
 def check_leaf(point: Point, leaf: int, tolerance: float, limit: float) -> tuple[str, Slopes, float, list[float]]:
     """Compare one leaf's gradients with differences along many directions.
+
     tolerance: the relative error that passes. limit: the relative resolution that is needed to say anything.
     Returns "right", "wrong", "kink", "edge" or "cannot tell", the worst slopes, relative resolution, and steps."""
     start, scans = point.eps or (STEP if point.rounding < 1e-10 else COARSE_STEP), 8
@@ -400,6 +405,7 @@ def _central(point: Point, leaf: int, direction: Direction, step: float) -> tupl
 
 def _slopes(point: Point, leaf: int, direction: Direction, tolerance: float, start: float, effort: int) -> Slopes:
     """Compare the slopes along one direction, with more steps until they agree or are clearly different.
+
     start: the first step. effort: 0 for no other steps, 2 to look for others also where little is resolved."""
     tried: dict[float, tuple[Array, ...]] = {}
 

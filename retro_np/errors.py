@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 class UserError(ValueError):
     """A mistake that the user can correct. Its text is one line that says what is wrong, where, and what to do.
+
     The command line prints that line without a traceback and exits with status 2. UserError is a ValueError, so that a
     program can catch it like NumPy's own."""
 
@@ -13,6 +14,7 @@ class UserError(ValueError):
 @dataclass(frozen=True)
 class GradientRow:
     """What was found about one argument.
+
     argument: its position. name: its name in f's signature.
     verdict: "right", "wrong", "cannot tell", "frozen", "skipped" (not floating-point) or "not checked".
     error: the worst error, relative to the slope, or to what the differences resolve if that is larger.
@@ -32,6 +34,7 @@ class GradientRow:
 @dataclass(frozen=True)
 class GradientReport:
     """The result of `gradcheck`: true if the check passed; as a float the worst error; printed, a table.
+
     passed: whether no gradient is wrong or undecided. rows: one GradientRow per argument.
     message: the text of the GradientError, empty if the check passed."""
 
@@ -71,6 +74,7 @@ class GradientReport:
 
 class GradientError(AssertionError):
     """A pullback is wrong or cannot be judged. The message names the argument, the entry and both values.
+
     report: the GradientReport. position: the argument's, or None if the mistake concerns all of them."""
 
     report: GradientReport | None = None

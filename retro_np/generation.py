@@ -86,6 +86,7 @@ def decode_tokens(
     retrieve: Callable[[int, np.ndarray], np.ndarray | None], stop_token: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including stop_token, int64.
+
     choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
     neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed."""
     m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
@@ -104,6 +105,7 @@ def sample_token(
     logits: np.ndarray, rng: np.random.Generator, temperature: float = 1, top_k: int | None = None, top_p: float = 1
 ) -> int:
     """Draw one token from logits (V,), never padding. temperature, top_k, top_p: as in `generate`.
+
     Raises UserError for logits that are not finite."""
     logits = logits.astype(np.float64)
     if not np.all(np.isfinite(logits)):

@@ -51,6 +51,7 @@ def adamw_update(
 @np.errstate(over="ignore", under="ignore", invalid="ignore")
 def clip_by_global_norm(grads: Tree, limit: float) -> float:
     """Scale the gradients in place so that their global norm is at most `limit`. Returns the norm before scaling.
+
     If an entry is NaN or infinite, the norm is not finite, and nothing is scaled."""
     present = [grad for _, grad in named_leaves(grads) if grad is not None]
     unit, norm = 1.0, _norm(present)

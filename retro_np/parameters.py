@@ -49,6 +49,7 @@ def parameter_shapes(config: RetroConfig) -> Tree:
 
 def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
     """The number of parameters of a model, without allocating them.
+
     embeddings: whether to count the embeddings and the readout, which table 2 leaves out."""
     uncounted = () if embeddings else ("embedding", "encoder.embedding", "readout")
     return sum(math.prod(shape) for name, shape in named_leaves(parameter_shapes(config)) if name not in uncounted)
@@ -56,6 +57,7 @@ def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
 
 def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     """Random initial parameters: a tree of float32 arrays with the shapes that `parameter_shapes` gives.
+
     rng: the source of all random numbers. Raises UserError if the machine's memory cannot hold the parameters.
     Matrices are normal with variance 1 / d_in. Those that write to the residual stream (w_o, w_out) are also divided by
     √(2 L), so that the variance of the stream does not grow with depth (Radford et al. 2019). Embeddings have standard
@@ -89,6 +91,7 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
 
 def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> None:
     """Initialise CCA to find the current token in the neighbours and copy the token after it, in place.
+
     This is not in the paper. The encoder's embedding starts as a copy of the decoder's. A shared table would receive
     both gradients, and the decoder would learn its language more slowly. In the encoder's first layer, the first head
     attends to the next token by position alone, because the sinusoids of distance δ, shifted by one, peak at δ = −1. It
@@ -119,6 +122,7 @@ def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> No
 
 def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True, storing: bool = False) -> None:
     """Raise UserError unless params has the parameters of config. Without retrieving, CCA and encoder may be absent.
+
     Unless they are only stored, they must be float32 or wider."""
     arrays, depth = dict(named_leaves(params)), len(params.get("layers", ()))
     if depth != config.n_layers:

@@ -26,6 +26,7 @@ INVISIBLE = re.compile(
 
 def visible(text: str) -> str:
     """A text with visible symbols or code points in place of its invisible characters, except tabs and line ends.
+
     Replaced are control characters, bidirectional controls, lone surrogates, line separators, tags, and characters of
     no width where writing has no use for them. Emoji sequences and joined scripts stay as they are."""
     return INVISIBLE.sub(_symbol, text)
@@ -57,6 +58,7 @@ def say(text: str) -> None:
 
 def safe_console(**options: Any) -> "Console":
     """A rich console that sends no control sequence except its own. options: as in `rich.console.Console`.
+
     Invisible characters of every text are made visible; of a string, before it is laid out. Markup, highlighting and
     emoji codes are off, because names may contain brackets and colons."""
     from rich.console import Console
@@ -82,6 +84,7 @@ def safe_console(**options: Any) -> "Console":
 @contextlib.contextmanager
 def progress_bar(description: str, total: int | None, start: int = 0, unit: str = "") -> Iterator[Callable[..., None]]:
     """Yield `advance(steps=1, note="")`; show a bar on standard error once the work has lasted two seconds.
+
     description: the label; without one nothing is shown. total: the number of steps, or None if it is unknown. start:
     steps that an earlier run has already done; they do not count towards the speed. unit: what a step processes, such
     as "chunks"; without it no speed is shown. Threads may call `advance`. If standard error is no terminal, or rich is

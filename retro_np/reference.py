@@ -1,4 +1,5 @@
 """The paper's equations as plain loops, one token at a time: slow, in float64, and the ground truth of the tests.
+
 This module shares no code with `nn/` or `kernels/`. Sequences are lists of vectors. Indices count from 0 where the
 paper's count from 1; the comments name the paper's quantities."""
 
@@ -17,6 +18,7 @@ Vectors = list[np.ndarray]  # one vector per token
 @np.errstate(under="ignore")
 def retro(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
     """Logits by loops. Borgeaud et al. 2022, §2.4, algorithm 1.
+
     tokens: (B, n), integers. neighbours: (B, floor(n / m), k, r), integers, 0 at padding; None: retrieval off.
     Returns (B, n, V) in float64, whatever the dtype of the parameters. The input is not checked; there is no dropout.
     """
@@ -82,6 +84,7 @@ def encoder_cross_attention(params: Tree, e: Vectors, chunk: Vectors, n_heads: i
 
 def chunked_cross_attention(params: Tree, h: Vectors, encoded: list[Any], n_heads: int, m: int) -> Vectors:
     """CCA (eq. 3): the attending chunk H_u^+ attends to E_u, all k · r tokens under one softmax.
+
     encoded[u] is a list of (tokens of the value, their encoded vectors). The first m − 1 tokens do not change."""
     updated = list(h)
     for u in range(len(encoded)):
@@ -100,6 +103,7 @@ def chunked_cross_attention(params: Tree, h: Vectors, encoded: list[Any], n_head
 
 def attention(params: Tree, query: np.ndarray, keys: list[tuple[np.ndarray, int]], n_heads: int) -> np.ndarray:
     """W_o · Σ_j a_j W_v y_j for one query; keys is a list of (y_j, distance to it). Zero if there is no key.
+
     a = softmax_j(((q + u) · k_j + (q + v) · W_R R_δ) / √c) in each head (Dai et al. 2019). Without W_R: q · k_j / √c.
     """
     if not keys:

@@ -1,4 +1,5 @@
 """Trees: nested dicts, lists, tuples and dataclasses of arrays, and functions of trees.
+
 Parameters, gradients and the optimiser's state are trees of dicts and lists."""
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def children(tree: Tree) -> list[tuple[str, Any]] | None:
 
 def flatten(tree: Tree, prefix: str = "", containers: Any = object) -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, leaf), like `named_leaves` for a tree that may also have tuples, namedtuples and dataclasses.
+
     containers: the types that are entered, if not all of these."""
     parts = children(tree) if isinstance(tree, containers) else None
     if parts is None:
@@ -105,6 +107,7 @@ def flat_outputs(value: Any) -> Array:
 
 class LeafFunction:
     """f at its arguments, as a function of their floating-point leaves. Raises TypeError if one is complex.
+
     names: of the parameters. template: all leaves. paths: for each of them the argument's position and its dotted name.
     numbers: of the floating-point leaves that are not empty (ValueError if there is none). shapes, ends: of those, and
     where each ends in a flat vector of all their entries. frozen: leaves whose gradient may be left out."""
@@ -236,6 +239,7 @@ class LeafFunction:
 
 def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
     """A function of PyTorch tensors, or trees of them, as a function for `gradcheck`.
+
     `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported."""
     torch = sys.modules.get("torch")
     if torch is None:
@@ -263,6 +267,7 @@ def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
 
 def aligned(tree: Tree, other: Tree, shapes: dict[str, tuple[int, ...]], path: str) -> list[Any]:
     """The leaves of a gradient `other` in the order of `flatten(tree)`, the argument's, as NumPy arrays.
+
     path: of the tree. shapes: of the leaves that need a gradient, by path. None stands for all leaves of a part. Raises
     ValueError if `other` has a part too many or too few, or a gradient of another shape, or one that is not real."""
     named = children(tree)

@@ -30,16 +30,22 @@ INDEXING_OPTIONS = group_of(
     hidden=("tokenizer_bytes", "training_neighbours"), d_key={"default": None},
 )  # fmt: skip
 BUILD_OPTIONS = ADD_OPTIONS | INDEXING_OPTIONS
+# Of each group, a file may have one, and an option replaces all of it; those of the second line may stand together.
+UNITS = {"limit_mb", "limit_bytes"}, {"shard_mb", "shard_bytes"}, {"deduplicate", "duplicates"}
+ALTERNATIVES = *UNITS[:2], {"held_out", "held_out_bytes"}, {"corpus", "source", "train", "valid", "test"}
 
 
 def _from_file(context: Context, path: Path | None) -> Path | None:
     """Let a file's section [build] give what is not typed: options by their names, and fields without an option."""
     keys = {name: hint for name, hint in get_type_hints(build).items() if name not in ("context", "config")}
     context.default_map = options.read_sections(path, {"build": keys | get_type_hints(BuildConfig)})["build"]
+    if double := next((sorted(names) for names in UNITS if names <= context.default_map.keys()), None):
+        raise UserError(f"{path}: [build] has both {' and '.join(double)}: give one of them")
     return path
 
 
 SPLIT_HELP = "In place of CORPUS, documents {}; repeatable."
+DUPLICATE_HELP = "Leave out training documents of at least this 13-gram Jaccard similarity to a held-out one; 0: none."
 
 
 @options.with_options(BUILD_OPTIONS)
@@ -53,23 +59,18 @@ def build(
     test: Annotated[list[str] | None, Option(help=SPLIT_HELP.format("held out for reporting"))] = None,
     embedder: Annotated[str | None, Option(help=f"`hashing`, {options.EMBEDDERS}. Default: all-MiniLM-L6-v2.")] = None,
     like: Annotated[Path | None, Option(help="Use the chunk size, tokenizer and embedder of this database.")] = None,
-    deduplicate: Annotated[
-        float, Option(help="Leave out training documents with at least this 13-gram Jaccard similarity to a held-out "
-                           "document; 0 keeps all.")
-    ] = 0.8,
+    deduplicate: Annotated[float, Option(help=DUPLICATE_HELP)] = 0.8,
     limit_mb: Annotated[float | None, Option(help="Use only about this many MB of the corpus.")] = None,
     shard_mb: Annotated[float, Option(help="MB of text per shard; one shard must fit into memory.")] = 32,
     dask: Dask = None,
-    config: Annotated[
-        Path | None, Option(is_eager=True, callback=_from_file, help="Take options from [build] of a TOML file.")
-    ] = None,
+    config: Annotated[Path | None, Option(is_eager=True, callback=_from_file, help="A TOML file of options.")] = None,
     **values: Any,
 ) -> None:  # fmt: skip
     """Build a retrieval database from text.
 
     Trains a tokenizer, cuts documents into chunks, embeds each chunk with a frozen BERT, indexes these keys, and finds
     each chunk's neighbours. If interrupted, run the same command to resume. Databases built with `--like DB` can be
-    searched together with DB. `--no-training-neighbours` saves much time if nothing will be trained on the database.
+    searched together with DB.
 
     To mix corpora: `--source code=src/:0.55 --source prose=docs/:0.45`
 
@@ -80,11 +81,14 @@ def build(
 
     if out is None:
         raise UserError("name the folder of the database: -o DB")
-    stored: dict[str, Any] = dict(context.default_map or {})
-    given = {name for name in context.params if is_typed(context, name)} | stored.keys()
-    settings = options.chosen(BUILD_OPTIONS, values) | {name: stored[name] for name in OTHERWISE if name in stored}
+    typed = {name for name in context.params if is_typed(context, name)}
+    replaced = {name for names in ALTERNATIVES if names & typed for name in names - typed}
+    stored = {name: value for name, value in (context.default_map or {}).items() if name not in replaced}
+    otherwise = {name: stored[name] for name in OTHERWISE if name in stored}
+    parts: Any = {"corpus": corpus, "source": source, "train": train, "valid": valid, "test": test}
+    settings = options.chosen(BUILD_OPTIONS, values | dict.fromkeys(replaced)) | otherwise
     template = None if like is None else open_database(like, embedder)
-    with options.naming(config, [name for name in stored if not is_typed(context, name)]):
+    with options.naming(config, stored.keys() - typed):
         if template is not None:
             if "tokenizer" in settings:
                 raise UserError("--like determines the tokenizer; leave out --tokenizer")
@@ -93,15 +97,14 @@ def build(
             settings |= {"tokenizer": str(template.path / "tokenizer.json"), "chunk_size": template.chunk_size}
         if limit_mb is not None:
             settings["limit_bytes"] = int(finite("--limit-mb", limit_mb) * 1e6)
-        if "shard_bytes" not in settings or "shard_mb" in given:
-            settings["shard_bytes"] = int(finite("--shard-mb", shard_mb) * 1e6)
+        settings.setdefault("shard_bytes", int(finite("--shard-mb", shard_mb) * 1e6))
         if not 0 <= deduplicate <= 1:
             raise UserError(f"deduplicate must be from 0 to 1, not {deduplicate}")
-        duplicates = {"threshold": deduplicate} if "deduplicate" in given else settings.get("duplicates")
-        if duplicates:
+        threshold = {"threshold": deduplicate} if "deduplicate" in typed | stored.keys() else {}
+        if duplicates := (settings.get("duplicates") or {}) | threshold:
             settings["duplicates"] = DedupConfig(**duplicates) if duplicates.get("threshold", 1) else None
         build_config = BuildConfig(**settings)
-        sources = _sources(corpus, source, train=train or [], valid=valid or [], test=test or [])
+        sources = _sources(**{name: value for name, value in parts.items() if name not in replaced and value})
     database_embedder = template.embedder if template else embedder if embedder == HASHED else load_embedder(embedder)
     _describe(build_database(sources, out, build_config, database_embedder, dask))
 
@@ -204,24 +207,24 @@ def verify(db: DatabasePath, embedder: EmbedderSpec = None) -> None:
         raise UserError(f"{db} has defects ({len(report.broken)}); restore it, or build it again in another folder")
 
 
-def _sources(locations: list[str] | None, named: list[str] | None, **by_split: list[str]) -> Any:
+def _sources(corpus: list[str] | None = None, source: list[str] | None = None, **by_split: list[str]) -> Any:
     """The corpus that a command names: a single unnamed location unchanged, otherwise a list of sources.
 
     by_split: the locations of train, valid and test. One with the name of an earlier one gets a number at its end."""
     from retro_np.retrieval.corpus import parse_source
 
-    corpora = [*(locations or []), *(named or [])]
-    if not any(by_split.values()):
-        return corpora[0] if len(corpora) == 1 and not named else list(map(parse_source, corpora))
+    corpora = [*(corpus or []), *(source or [])]
+    if not by_split:
+        return corpora[0] if len(corpora) == 1 and not source else list(map(parse_source, corpora))
     if corpora:
         raise UserError("--train, --valid and --test name all documents: leave out CORPUS and --source")
-    if not by_split["train"]:
+    if "train" not in by_split:
         raise UserError("--valid and --test hold documents out of those of --train: name at least one --train")
     sources: dict[str, Any] = {}
-    for split, source in ((split, parse_source(spec)) for split, specs in by_split.items() for spec in specs):
-        names = (f"{source.name}-{number}" if number > 1 else source.name for number in itertools.count(1))
+    for split, part in ((split, parse_source(spec)) for split, specs in by_split.items() for spec in specs):
+        names = (f"{part.name}-{number}" if number > 1 else part.name for number in itertools.count(1))
         name = next(name for name in names if name not in sources)
-        sources[name] = replace(source, name=name, split=split)
+        sources[name] = replace(part, name=name, split=split)
     return list(sources.values())
 
 

@@ -44,7 +44,7 @@ def evaluate(
     and other models. Tune on valid, and report test. Writes results.json, losses.npz and bpb_alpha.png.
 
     Example: `retro-np evaluate runs/retro runs/db`"""
-    from retro_np.checkpoint import load_model
+    from retro_np.checkpoint import checkpoint_file, load_model
     from retro_np.evaluation.compare import evaluate as evaluate_models
     from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
     from retro_np.evaluation.own_text import own_text
@@ -56,7 +56,10 @@ def evaluate(
     outputs.claim(out, outputs.EVALUATION)  # before a long search
     database = open_database(db, embedder)
     files = {"RETRO": checkpoint} | ({"baseline": baseline} if baseline else {})
-    others = {str(path): path for path in against or ()}
+    scored = {checkpoint_file(path).resolve() for path in files.values()}
+    others = {str(path): path for path in against or () if checkpoint_file(path).resolve() not in scored}
+    for same in {str(path) for path in against or ()} - others.keys():
+        console.print(f"--against {same} is left out, since its model is scored already.")
     models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
     hashes = frozenset().union(*map(trained_on, (*files.values(), *others.values())))
     retrieval: join.Retrieval | None = None

@@ -77,6 +77,7 @@ def gradcheck(
 @contextmanager
 def _user_function(target: str, shapes: list[str], seed: int) -> Iterator[tuple[Callable[..., Any], list[Any]]]:
     """The function that `target` names, FILE.py:FUNCTION, and its arguments, in a context where it may be called.
+
     shapes: NAME=SIZE,SIZE,… for each parameter, drawn with `seed`; without any, the file's example() is called.
     Raises UserError if something is wrong with these, and for everything that the user's code raises in the context."""
     file, _, name = target.rpartition(":")

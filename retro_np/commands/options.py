@@ -136,6 +136,7 @@ def read_sections(path: Path | None, sections: Mapping[str, Any]) -> dict[str, d
     sections: a dataclass, or {key: type}, for each; None for one that is not looked into. Raises UserError, with file
     and key, for a file that does not parse, for an unknown section or key, and for a value of the wrong type. Whether
     values fit together is not checked."""
+    path = path / "config.json" if path and path.is_dir() else path  # of a run's folder
     stored: dict[str, Any] = {} if path is None else read_settings(path)
     _check_names(stored, SECTIONS, f"{path}", "section")
     return {name: _section(stored.get(name, {}), keys, f"{path}: [{name}]") for name, keys in sections.items()}

@@ -137,7 +137,8 @@ def score_tokens(
     retrieval = retrieval or Retrieval.own(database, split_name)
     split, windows = retrieval.split, sliding_windows(retrieval.split, sequence_length, stride, limit)
     if len(split.tokens) == 0:
-        remedy = "build it with --held-out-bytes 0.1, or score a text of your own with --text"
+        others = [f"use --split {name}, or " for name in database.held_out_splits if len(database.split(name).tokens)]
+        remedy = f"{''.join(others)}build it with --held-out-bytes 0.1, or score a text of your own with --text"
         raise UserError(f"{database.path} has no chunks in its split {split_name!r}: {remedy}")
     if shuffle_seed is not None and split_name == "train":
         raise UserError("shuffled neighbours of training chunks may be of the chunk's own document: use split valid")

@@ -1,4 +1,5 @@
 """Find an experiment by name, run it, and write its result: NAME.json and NAME.png.
+
 Each module of this package that defines EXPERIMENT is an experiment. Its name is the module's, with dashes."""
 
 import contextlib
@@ -70,6 +71,7 @@ def _modules():
 
 def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int | None = None) -> dict[str, Any]:
     """Run an experiment, or resume it, and write NAME.json and NAME.png. Returns the contents of NAME.json.
+
     out: the folder for the results; unless the scale is small, they go to OUT/SCALE. Databases, models and scores are
     stored in OUT/SCALE, where other experiments find them. seeds: None means three, or one for an experiment that uses
     one seed. Raises UserError for an unknown name or scale, and if such an experiment is asked for several seeds."""

@@ -1,4 +1,5 @@
 """A synthetic corpus of facts: invented names, each with a code that only a document about the name contains.
+
 A document is two chunks of CHUNK tokens, one token per byte: the first with the name, the second with the code.
 WORDINGS say the same in different ways, with the code at different positions, so that two documents about one fact
 share little else. A name says nothing about its code: without a document, a model can only guess."""
@@ -57,6 +58,7 @@ def document(fact: Fact, wording: int) -> str:
 
 def write_facts(path: Path, facts: list[Fact], roles: tuple[str, ...]) -> Path:
     """Write a JSON Lines corpus with each fact's document for each of `roles` ("told", "asked"). Returns its path.
+
     A document's name is the fact's name and the role. All documents of one role come before those of the next, so that
     no training sequence contains both documents about a fact, where the first could be read without retrieval."""
     records = ({"name": f"{f.name} {role}", "text": document(f, getattr(f, role))} for role in roles for f in facts)
@@ -66,6 +68,7 @@ def write_facts(path: Path, facts: list[Fact], roles: tuple[str, ...]) -> Path:
 
 def questions(tokenizer: Tokenizer, facts: list[Fact]) -> tuple[np.ndarray, np.ndarray]:
     """The documents that ask, with their answers: padded tokens (N, 2 · CHUNK), and the codes' positions (N, DIGITS).
+
     tokenizer: one without merges, so that a token is a byte."""
     tokens = np.zeros((len(facts), 2 * CHUNK), np.int64)
     for row, text in zip(tokens, encode_batch(tokenizer, [document(f, f.asked) for f in facts]), strict=True):

@@ -94,6 +94,7 @@ def conditions(model: Model, original: Told, changed: Told) -> dict[str, dict[st
 
 def answers(model: Model, facts: list[Fact], database: Database, k: int = FACTS_K, shift: int = 0) -> dict[str, float]:
     """The share of codes that greedy decoding gives entirely right ("right"), and the mean bits per code ("bits").
+
     k = 0 turns retrieval off. shift: each question reads what the question `shift` rows before it retrieved. One pass
     suffices: greedy decoding gives a code if and only if each of its tokens is the likeliest after those before it."""
     tokens, positions = questions(database.tokenizer, facts)

@@ -1,4 +1,5 @@
 """The folder in which experiments work. It stores databases, trained models and scores, so that each is made once.
+
 Each file is named by a hash of everything that it depends on, except the version of this package. So an interrupted
 experiment resumes where it stopped, and experiments that need the same model share it. Upgrades need a new folder."""
 
@@ -123,6 +124,7 @@ class Lab:
 
     def retrofitted(self, database: Database, baseline: Model, retro_config: RetroConfig, steps: int) -> Model:
         """A baseline to which the recipe's CCA and encoder are added and trained, for this number of steps.
+
         Every sequence gets neighbours. A sequence without them would teach nothing, because the decoder is frozen."""
         start, encoder = replace(baseline.config, copying_start=True), retro_config.encoder
         assert encoder is not None  # the configuration of a RETRO

@@ -36,6 +36,7 @@ MEASURES = (REMAINDER, OTHER, RETRIEVED, REPEATED)
 
 def measure(lab: Lab) -> Figures:
     """Shares by measure and condition, their paired difference, and a few texts. Also writes samples.html.
+
     `seeds` has one value per prompt, which is the mean over DRAWS continuations."""
     database = lab.database()
     retro = lab.pair(database, 0)[1]
@@ -72,6 +73,7 @@ def measure(lab: Lab) -> Figures:
 
 def prompts_and_rests(database: Database, n_prompts: int, seed: int = 0) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Draw at most n_prompts held-out documents: the number, prompt and remaining tokens of each.
+
     The prompt is the first PROMPT_CHUNKS chunks. Only documents of at least twice as many chunks are drawn."""
     split, cut = database.split("valid"), PROMPT_CHUNKS * database.chunk_size
     runs = [(start, stop) for start, stop in document_runs(split.documents[:]) if stop - start >= 2 * PROMPT_CHUNKS]

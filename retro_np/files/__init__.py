@@ -36,6 +36,7 @@ DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows ha
 @contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
     """Open a temporary file that is flushed to the disk and renamed to `path` when the block ends without an error.
+
     A reader sees the old file or the new one, never a part. Raises UserError for a full disk."""
     path = Path(path)
     with reporting_full_disk(path):
@@ -62,6 +63,7 @@ def temporary_name(path: Path) -> Path:
 
 def remove_partial(folder: Path | str, subfolders: Iterable[str] = (), prefix: str = "") -> None:
     """Remove the unfinished files of killed processes in a folder, and below some of its subfolders.
+
     Only names made by `temporary_name` are removed, and no file being written. prefix: of this file only."""
     folder = Path(folder)
     folders = [inner for name in subfolders for inner in _folders_below(folder / name)]
@@ -106,6 +108,7 @@ def allow_open_files(number: int) -> None:
 
 def remove_folder(folder: Path | str) -> None:
     """Remove the temporary files of a build or an edit below a folder, and every folder that is then empty.
+
     Files with other names and other databases stay. Links are not followed. Raises OSError if a removal fails."""
     for current in _folders_below(Path(folder)):
         remove_partial(current)
@@ -157,6 +160,7 @@ def check_output(
     path: Path | str, option: str, inputs: Iterable[Path | str] = (), ours: Callable[[bytes], bool] | None = None
 ) -> Path:
     """The resolved path of an output file, checked before the work starts.
+
     option: the command-line option that names the file. inputs: files and folders that the command reads. ours: whether
     an existing file, given its first bytes, was written by the same command; without it every file may be replaced.
     Raises UserError for an unwritable file, for a folder, a device, an input, and a file that is not ours."""
@@ -208,6 +212,7 @@ def hash_fraction(name: str) -> float:
 @contextmanager
 def locked(folder: Path | str, purpose: str) -> Iterator[None]:
     """Lock a folder for this process. The system releases the lock if the process is killed.
+
     Raises UserError if another process has locked the folder, and ModuleNotFoundError if filelock is not installed."""
     from filelock import FileLock, Timeout
 

@@ -28,6 +28,7 @@ Maybe = Array | None
 
 def skewed(logits: Array, n_keys: int) -> Array:
     """View logits by distance (..., n, n + r − 1) as logits by key (..., n, r), without a copy.
+
     The distance falls by one from column to column, and row i has its key j in column (n − 1 − i) + j. So one row down
     is one column back: a stride of one row less one element."""
     *batch, n, _ = logits.shape
@@ -40,6 +41,7 @@ def _forward_numpy(
     causal_offset: int | None = None, key_mask: Maybe = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """softmax_j(((q_i + u)·k_j + (q_i + v)·p_{i−j}) / √c) · values_j. Dai et al. 2019; paper B.1.2.
+
     q: (B, g, n, h, c). keys, values: (B, k, r, h, c). u, v: (h, c).
     table: (T, h, c), the projected positions by falling distance: row (n − 1 − i) + j is for query i and key j.
       T = n + r − 1, or less if the remaining rows are masked. None: no positions, the logit is q_i·k_j / √c.
@@ -54,6 +56,7 @@ def _forward_numpy(
 @ignore_underflow
 def attention_weights(q: Array, keys: Array, *positions: Maybe, **masks: Any) -> Array:
     """The weights that attention_forward gives the values, for inspection. The arguments are the same, without values.
+
     Returns (B, h, g, n, k, r). The weights of a query sum to 1 over its k·r keys, or are 0 if it has no key."""
     weights, _ = _softmax(_logits(q, keys, *positions, **masks))
     return weights.reshape(q.shape[0], q.shape[3], *q.shape[1:3], *keys.shape[1:3])
@@ -75,6 +78,7 @@ def _backward_numpy(
     v: Maybe = None, *, causal_offset: int | None = None, key_mask: Maybe = None,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The pullback of attention_forward. It recomputes the probabilities as exp(logits − lse).
+
     Returns dq, dkeys, dvalues, dtable, du, dv; the last three are None without positions."""
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
@@ -142,6 +146,7 @@ def within(causal_offset: int, n: int, r: int) -> int:
 
 def forward_by_tasks(run: Callable[..., Any], *arguments: Any) -> tuple[Array, Array]:
     """out and lse from a compiled `run`. Task t is head t // B of item t % B; a call does some consecutive tasks.
+
     arguments: in the order of `in_order`, as `run` takes them."""
     q, keys, *_ = arguments
     batch, g, n, h, _ = q.shape
@@ -153,6 +158,7 @@ def forward_by_tasks(run: Callable[..., Any], *arguments: Any) -> tuple[Array, A
 
 def backward_by_tasks(run: Callable[..., Any], dout: Array, lse: Array, *arguments: Any) -> tuple[Maybe, ...]:
     """The gradients from a compiled `run`. Task t is head t // P of part t % P of the batch.
+
     Each part has its own sums for table, u and v, so that they are added in a fixed order."""
     q, keys, values, table, u, v, *_ = arguments
     batch, h = q.shape[0], q.shape[3]

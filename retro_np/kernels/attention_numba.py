@@ -1,4 +1,5 @@
 """Attention in Numba: one head of one item, a tile of queries at a time. csrc/attention.h does the same in C.
+
 The logits of a tile stay in the cache: nothing of their size is kept, and the backward pass recomputes them. Nearly all
 of the work is in `_add_product`. Scratch rows and columns are padded with zeros to multiples of 4 for it."""
 
@@ -59,6 +60,7 @@ def _padded(n: int) -> int:
 @jit
 def _add_product(out: Array, a: Array, b: Array, rows: int, columns: int, depth: int, first: int) -> None:
     """out[i, j] += Σ_t a[i, t] · b[t, first + j] for i < rows, j < columns, t < depth. rows and depth: multiples of 4.
+
     Each row of b that is loaded serves four rows of out, and each row of out takes four rows of b at a time."""
     for i in range(0, rows, 4):
         out0, out1, out2, out3 = out[i], out[i + 1], out[i + 2], out[i + 3]
@@ -99,6 +101,7 @@ def _tile_logits(
     first: int, n: int, rows: int, causal_offset: int,
 ) -> int:  # fmt: skip
     """Write the logits of queries first ≤ i < first + rows, −inf where a key is not seen.
+
     Returns the number of columns in use: fewer than all where causality hides the rest. The padding rows are zero."""
     (k, r), padded, seen = mask.shape, _padded(rows), _n_seen(first + rows - 1, causal_offset, mask.shape[1])
     used: int = _padded(seen) if k == 1 else logits.shape[1]
@@ -132,6 +135,7 @@ def _forward(
     dtable: Array, du: Array, dv: Array,
 ) -> None:  # fmt: skip
     """out and lse of the tasks first_task ≤ t < last_task: head t // P of part t % P of the batch, of P = len(dtable).
+
     backward: lse is given, and the logits that the forward pass had are turned into the gradients; dq is written to
     out. Otherwise the arrays of gradients are not used."""
     batch, g, n, h, c = q.shape

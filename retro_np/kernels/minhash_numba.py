@@ -38,6 +38,7 @@ def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
 @jit
 def _scan(data: Array, start: int, end: int, begin: int, stop: int, ring: Array, out: Array) -> int:
     """Write the grams of the text data[start:end] whose first word begins in [begin, stop), and return their number.
+
     ring: (words,) uint64, scratch. out: (stop − begin,) uint64 or more, and at least 1. The scan continues beyond stop
     for the words that the last of these grams still need, so the parts of a text together give all of its grams."""
     words = len(ring)

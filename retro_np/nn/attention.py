@@ -14,6 +14,7 @@ from retro_np.tree import Array, Pullback, Tree
 
 def relative_attention(q: Array, keys: Array, values: Array, *positions: Array, **masks: Any) -> tuple[Array, Pullback]:
     """The attention kernel and its pullback. Shapes and meaning are those of `kernels.attention.attention_forward`.
+
     positions: table, u and v, or nothing; masks: causal_offset and key_mask.
     vjp(dout) -> (dq, dkeys, dvalues), followed by (dtable, du, dv) if there are positions."""
     out, lse = attention_forward(q, keys, values, *positions, **masks)
@@ -26,6 +27,7 @@ def relative_attention(q: Array, keys: Array, values: Array, *positions: Array, 
 
 def project(x: Array, w: Array, n_heads: int, trainable: bool = True) -> tuple[Array, Pullback]:
     """Queries, keys or values of all heads, x W. x: (..., d_in); w: (d_in, h·c). Returns (..., h, c).
+
     vjp(dy) -> (dx, dw), where dw is None if w is not trainable."""
     y, vjp = linear(x, w, trainable)
     return y.reshape(*x.shape[:-1], n_heads, -1), vjp
@@ -34,6 +36,7 @@ def project(x: Array, w: Array, n_heads: int, trainable: bool = True) -> tuple[A
 @ignore_underflow
 def position_table(params: Tree, farthest: int, count: int, trainable: bool = True) -> tuple[Any, Pullback]:
     """W_R R_δ for the `count` distances δ = farthest, farthest − 1, …; None in the ablation without positions.
+
     Returns (count, h, c) and vjp(dtable) -> {"w_r": gradient}, which is None if w_r is not trainable. Paper B.1.2."""
     if "w_r" not in params:
         return None, lambda dtable: {}
@@ -51,6 +54,7 @@ def attend_to(
     params: Tree, queries: Array, keys: Array, values: Array, table: Any, scope: Scope = ROOT, **masks: Any
 ) -> tuple[Array, Pullback]:
     """W_o · attention(W_q queries, keys, values), with keys, values and position table already projected.
+
     queries: (B, g, n, d), normalised; keys, values: (B, k, r, h, c); table: from `position_table`, or None; masks:
     causal_offset and key_mask of the kernel.
     Returns (B, g, n, d) and vjp(dy) -> (gradients of w_q, w_o, u and v, dqueries, dkeys, dvalues, dtable)."""
@@ -78,6 +82,7 @@ def attend(
     offset: int = 0, causal: bool = False, key_mask: Array | None = None, scope: Scope = ROOT,
 ) -> tuple[Array, Pullback]:  # fmt: skip
     """W_o · attention(W_q queries, W_k context, W_v context), before the residual.
+
     queries: (B, g, n, d), normalised; context: (B, k, r, d_context). Query i is at distance i − j + offset from key j.
     Returns (B, g, n, d) and vjp(dy) -> (gradients of params, dqueries, dcontext)."""
     n, r = queries.shape[2], context.shape[2]
@@ -101,6 +106,7 @@ def self_attention(
     params: Tree, h: Array, n_heads: int, *, causal: bool, key_mask: Array | None = None, scope: Scope = ROOT
 ) -> tuple[Array, Pullback]:
     """Residual block h + attention(norm(h)): ATTN (causal) and ATTN_enc (bidirectional, key_mask). Paper §2.4.
+
     h: (B, n, d); key_mask: (B, n), False at padding. Returns (B, n, d) and vjp(dy) -> (gradients of params, dh)."""
     normed, norm_vjp = rms_norm(h, params["norm"])
     mask = None if key_mask is None else key_mask[:, None]

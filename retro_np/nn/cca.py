@@ -12,6 +12,7 @@ from retro_np.tree import Array, Pullback, Tree
 
 def attending_chunks(h: Array, n_chunks: int, chunk_size: int) -> Array:
     """H_u^+ for u = 1 … l: the last token of C_u and the first m − 1 of C_{u+1}. h: (B, n, d) → (B, l, m, d).
+
     The first m − 1 positions attend to nothing. A last attending chunk that is cut short is padded with zeros."""
     batch, n, d = h.shape
     shifted = np.zeros((batch, n_chunks * chunk_size, d), h.dtype)
@@ -31,6 +32,7 @@ def cca(
     params: Tree, h: Array, encoded: Array, key_mask: Array, n_heads: int, chunk_size: int, scope: Scope = ROOT
 ) -> tuple[Array, Pullback]:
     """Residual block h + CCA(norm(h), E). Paper §2.4, eq. 3; positions B.1.2.
+
     h: (B, n, d). encoded: (B, l, k, r, d'), the encoded neighbours of each whole chunk, l = floor(n / m) ≥ 1. Further
     chunks have no effect, because no position attends to them.
     key_mask: (B, l, k, r), False at padding. If a chunk's keys are all masked, its attending positions keep their h.

@@ -29,6 +29,7 @@ CONFIG = RetroConfig(
 @dataclass(frozen=True)
 class Check:
     """One gradient check: the arguments of `gradcheck(f, *arrays)`.
+
     source: section, equation or paper that defines the operator. long: a whole model for one of table 13's rows."""
 
     name: str

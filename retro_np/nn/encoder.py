@@ -14,6 +14,7 @@ def encoder_cross_attention(
     params: Tree, e: Array, h_chunks: Array, n_heads: int, scope: Scope = ROOT
 ) -> tuple[Array, Pullback]:
     """CA_enc: residual block e + CA(norm(e), norm_context(H_u)). Neighbours are the queries, the chunk keys and values.
+
     e: (C, k, r, d'), the k neighbours of each of C chunks; h_chunks: (C, m, d).
     Returns (C, k, r, d') and vjp(dy) -> (gradients of params, de, dh_chunks)."""
     normed, norm_vjp = rms_norm(e, params["norm"])
@@ -36,6 +37,7 @@ def encode(
     scope: Scope = ROOT, table_trains: bool = True,
 ) -> tuple[Array, Pullback]:  # fmt: skip
     """ENCODER(RET(C_u)_j, H_u) for all chunks u and neighbours j together, including the encoder's final norm.
+
     params: the subtree "encoder". table: (V, d'), the encoder's embedding, or the decoder's if they are shared.
     tokens: (C, k, r), 0 at padding, which is masked as a key. h_chunks: (C, m, d), the activations H_u.
     table_trains: whether the table gets a gradient.

@@ -9,6 +9,7 @@ from retro_np.tree import Array, Pullback, Tree
 
 def ffw(params: Tree, h: Array, scope: Scope = ROOT) -> tuple[Array, Pullback]:
     """Feed-forward residual block, h + W_out · gelu(W_in · norm(h)). h: (..., d). Paper §2.4, FFW.
+
     Returns (..., d) and vjp(dy) -> (gradients of params, dh)."""
     normed, norm_vjp = rms_norm(h, params["norm"])
     hidden, in_vjp = linear(normed, params["w_in"], scope.trains("w_in"))

@@ -1,4 +1,5 @@
 """Incremental decoding with a key–value cache, for sampling: a new token costs one token's work.
+
 There is no pullback. The blocks are those of `attention.py`, `cca.py` and `encoder.py`, but the keys and values of
 earlier tokens come from the cache. A test compares the logits with those of the full forward pass."""
 
@@ -19,6 +20,7 @@ from retro_np.tree import Array, Tree
 @dataclass
 class Cache:
     """What decoding remembers of one sequence.
+
     length: tokens so far.
     self_keys: keys and values of self-attention, by layer, each (1, 1, length, h, c).
     chunk_activations: H of the current chunk after ATTN of layer min(P), (1, < m, d).
@@ -36,6 +38,7 @@ class Cache:
 
 def extend(params: Tree, config: RetroConfig, cache: Cache, tokens: Array, neighbours: Array | None) -> Array:
     """Process the next tokens of one sequence, update the cache, and return the logits (t, V). Algorithm 1, one step.
+
     tokens: (t,), one of the segments that `segments` gives. neighbours: (k, r), those of the chunk that the first token
     completes, if it completes one; None: retrieval off."""
     h = params["embedding"][tokens][None]
@@ -54,6 +57,7 @@ def extend(params: Tree, config: RetroConfig, cache: Cache, tokens: Array, neigh
 
 def segments(past: int, count: int, chunk_size: int) -> list[int]:
     """The lengths into which `count` tokens after `past` earlier ones must be cut.
+
     A chunk's last token starts a new segment, because the chunk retrieves there."""
     lengths = []
     while count:
@@ -110,6 +114,7 @@ def _keys_and_values(weights: Tree, context: Array, n_heads: int) -> Any:
 
 def _positions(weights: Tree, cache: Cache, name: int, farthest: int, count: int, span: tuple[int, int]) -> Any:
     """The projected positions of `count` distances from `farthest` down.
+
     They are cut from a cached table, which covers the distances of `span` from its first down to its last."""
     if "w_r" not in weights:
         return None

@@ -24,6 +24,7 @@ def retro(
     params: Tree, config: RetroConfig, tokens: Array, neighbours: Array | None, *, dropout_key: DropoutKey = None
 ) -> tuple[Array, Pullback]:
     """The logits of the next token at every position, and the pullback. Paper §2.4, algorithm 1.
+
     tokens: (B, n), integers; n need not be a multiple of m.
     neighbours: (B, floor(n / m), k, r), integers, 0 at padding; None: retrieval off.
     dropout_key: an integer, or a tuple of integers, that determines what is dropped; None: no dropout.
@@ -39,6 +40,7 @@ def retro_loss(
     dropout_key: DropoutKey = None, trainable: Callable[[str], bool] | None = None,
 ) -> tuple[np.floating[Any], Pullback]:  # fmt: skip
     """The mean loss in nats per target that is not padding, and the pullback. Paper eq. 1.
+
     targets: (B, n), integers, 0 (padding) where there is nothing to predict. The other arguments are those of `retro`.
     trainable: tells from a parameter's dotted name whether it gets a gradient; None: every parameter does.
     Returns a scalar in the dtype of the parameters, and vjp(dloss=1.0), which returns a tree of gradients like params.
@@ -60,6 +62,7 @@ def retro_loss(
 
 def hidden_states(params: Tree, config: RetroConfig, tokens: Array, neighbours: Array | None) -> Array:
     """The last layer's normalised output, which the readout turns into logits.
+
     The arguments are those of `retro`; nothing is dropped. Returns (B, n, d) in the dtype of the parameters. Raises
     UserError as `retro` does."""
     return _hidden(params, config, tokens, neighbours, ROOT)[0]
@@ -67,6 +70,7 @@ def hidden_states(params: Tree, config: RetroConfig, tokens: Array, neighbours: 
 
 def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours: Array | None) -> dict[str, Array]:
     """The weights of every attention in the model, by the dotted name of its block.
+
     The arguments are those of `retro`; nothing is dropped. Raises UserError as `retro` does.
     Layers P count from 0, as in the names of a checkpoint. The shapes are, with l = floor(n / m):
     `layers.P.attention` (B, h, n, n): query, then key.

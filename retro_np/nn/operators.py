@@ -1,4 +1,5 @@
 """The smallest differentiable functions: linear, RMSNorm, GELU, embedding, cross-entropy, dropout.
+
 Each returns its value and its pullback. A pullback returns a tuple with one entry per differentiable argument."""
 
 from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
@@ -73,6 +74,7 @@ def log_softmax(logits: Array) -> Array:
 @ignore_underflow
 def cross_entropy(logits: Array, targets: Array) -> tuple[np.floating[Any], Pullback]:
     """Mean negative log-likelihood in nats of the targets that are not padding. Paper eq. 1.
+
     logits: (..., V); targets: (...), integers, 0 (padding) where there is nothing to predict.
     Returns a scalar in the dtype of the logits, which is 0 if every target is padding."""
     flat, chosen = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
@@ -108,6 +110,7 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[np.floating[Any], Pull
 @ignore_underflow
 def dropout(x: Array, rate: float, key: DropoutKey, site: str = "") -> tuple[Array, Pullback]:
     """Set a share `rate` of x to zero and scale the rest by 1 / (1 − rate). Srivastava et al. 2014.
+
     key: an integer of at least 0 or a tuple of them, for example (seed, step); None: nothing is dropped.
     site: the dotted path of the block. The mask depends only on key, site and x.shape. Its random numbers are
     counter-based (Philox, Salmon et al. 2011), so that a checkpoint need not store a generator's state.

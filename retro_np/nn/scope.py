@@ -15,6 +15,7 @@ def every(name: str) -> bool:
 @dataclass(frozen=True)
 class Scope:
     """What a block, which is a pure function, needs to know about its position in the parameter tree.
+
     path: dotted path of the block, "" for the model.
     trainable: tells from a parameter's dotted name whether it gets a gradient.
     rate: dropout rate.

@@ -56,6 +56,7 @@ def inspect(
     n_prompt: int = 0, retrieved: Iterable[Retrieved] = (),
 ) -> Inspection:  # fmt: skip
     """Run a text through a RETRO with retrieval on and off, and record each token's losses and attention weights.
+
     tokens: (n,), of which the first n_prompt are the prompt of a sample. Each complete chunk retrieves its k nearest
     values. A token's weights are those of the position before it, which predicts it, averaged over heads and CCA
     layers. retrieved: what `generate` retrieved for a sample with this k. It replaces the search results, because an
@@ -96,6 +97,7 @@ def inspect(
 
 def _search(database, chunks, k):
     """Ids and squared distances, (l, k), of the values nearest to each chunk, and each chunk's leakage, (l,).
+
     chunks: (l, m). Leakage: the longest run shared with one of the first LEAKAGE_NEIGHBOURS values, divided by m."""
     if not len(chunks):
         return np.zeros((0, k), np.int64), np.zeros((0, k)), np.zeros(0)

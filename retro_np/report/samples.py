@@ -86,6 +86,7 @@ def show_chunks(
     database: Database, figures: Sequence[Sequence[Any]] = (),
 ) -> list[Chunk]:  # fmt: skip
     """Cut a prompt and its sample into chunks, and find the runs that they share with what was retrieved.
+
     figures: the fields on, off and reads of each token of the prompt and the sample, if they are known.
     A token of chunk u + 1 gets the length of the longest run that ends at it and is part of a value retrieved by chunk
     u. A token of a value gets the length of the longest such run in chunk u + 1. Missing neighbours are left out."""
@@ -144,6 +145,7 @@ def _style(run):
 
 def write_page(path: Path | str, title: str, samples: list[dict[str, Any]], facts: dict[str, str]) -> None:
     """Write samples as one self-contained HTML page.
+
     samples: dicts with "heading" and "chunks". facts: name → text, listed at the top. All text is escaped."""
     write_template(path, "samples.html", title=title, samples=samples, facts=facts)
 

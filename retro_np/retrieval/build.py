@@ -85,9 +85,13 @@ def build_database(
             with workers(dask) as run, undone(is_new, out / layout.WORK, out / layout.REQUEST):
                 _build(run, out, corpus, config, user_embedder, split_of)
     database = Database.open(out, user_embedder)
-    if not any(database.manifest["splits"][name]["documents"] for name in database.held_out_splits):
+    held = {name: database.manifest["splits"][name]["bytes"] for name in database.held_out_splits}
+    if not any(held.values()):
         advice = "to evaluate a model, build another folder with --held-out-bytes 0.1, or with --train and --valid"
-        say(f"{out} holds out no document: {advice}")
+        say(f"{out} holds out no text: {advice}")
+    elif not all(held.values()):
+        full, hint = ("valid", "") if held["valid"] else ("test", ", and train without --eval-every")
+        say(f"{out} holds out text for {full} alone: evaluate with --split {full}{hint}")
     return database
 
 

@@ -58,7 +58,7 @@ class Corpus:
 
         Sources keep the order in which they were given. A folder is read in the order of its relative paths, other
         sources line by line. Raises UserError for a file that is missing or unreadable and for a bad line of JSONL."""
-        return (replace(entry.read(), split=entry.split) for entry in self.entries(on_skip))
+        return (replace(entry.read(), split=entry.split, row=entry.row) for entry in self.entries(on_skip))
 
 
 def parse_source(text: str) -> Source:
@@ -127,6 +127,9 @@ def find_corpus(
     streams = [opener(each.location, each.name, each.split, fields, takes, enters, leave_out) for each in sources]
     for each, stream in zip(sources, streams, strict=True):
         _check_text(each, stream, bool(include or exclude))
+    if (name_field or text_field != Fields.text) and not any(e.row for stream in streams for e in stream(_ignore)):
+        fault = f"{', '.join(each.location for each in sources)} has no rows, only texts: leave out --text-field and"
+        raise UserError(f"{fault} --name-field, or name a file of rows itself (of JSON lines: one called .jsonl)")
     return Corpus(sources, lambda on_skip: chain.from_iterable(stream(on_skip) for stream in streams))
 
 
@@ -209,4 +212,6 @@ def _check_text(source: Source, stream: Callable[[OnSkip], Iterator[Entry]], pat
         hint = " that matches the patterns" * patterns
         if skipped:
             hint += f" ({counted(len(skipped), 'file')} skipped: {SKIPPED}; cp -rL copies what links lead to)"
+        if packed := next((name for name in skipped if name.endswith((".gz", ".zst"))), ""):
+            hint += f"; rows are read if their file is named itself, such as {os.path.join(source.location, packed)}"
         raise UserError(f"{source.location} holds no text{hint}: give a corpus with at least one document")

@@ -20,7 +20,7 @@ from retro_np.retrieval import manifest as layout
 from retro_np.retrieval.bert import load_bert
 from retro_np.retrieval.documents import Documents
 from retro_np.retrieval.embedders import Embedder, checked_embedder, embed_chunks, embed_queries
-from retro_np.retrieval.hashing import load_hashing
+from retro_np.retrieval.hashing import HASHED, load_hashing
 from retro_np.retrieval.index import INDEX, hnswlib_installed
 from retro_np.retrieval.journal import edited_since, recover_edit
 from retro_np.retrieval.neighbours import Shard, search_shard
@@ -55,7 +55,7 @@ class Split:
 class Database:
     """A key–value store of chunks (paper §2.3): keys BERT(N), values [N, F]. Open it with `Database.open`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], embedder: Embedder | None, index: str):
+    def __init__(self, path: Path, manifest: dict[str, Any], embedder: Embedder | str | None, index: str):
         self.path: Path = path
         self.manifest: dict[str, Any] = manifest
         self.part: str = ""  # describes the fraction of the documents; empty for the whole database
@@ -77,13 +77,14 @@ class Database:
             raise UserError(f"{path}: the manifest names rows that no shard has: {layout.REBUILD}")
 
     @classmethod
-    def open(cls, path: Path | str, embedder: Embedder | None = None, index: str = "hnsw") -> "Database":
+    def open(cls, path: Path | str, embedder: Embedder | str | None = None, index: str = "hnsw") -> "Database":
         """Open a finished database. Every file is checked against its hash before anything reads it.
 
         embedder: makes the keys of queries. None loads, on the first search by text, the one that made the database's
-        keys: its own hashing embedder, or the installed all-MiniLM-L6-v2. index: "hnsw", or "exact" to compare with
-        every key; shards without a graph, or an installation without hnswlib, are always searched exactly. Raises
-        UserError if there is no database at `path`, if a file has changed, or if a different embedder made the keys."""
+        keys: its own hashing embedder, or the installed all-MiniLM-L6-v2. "hashing" stands for the former alone. index:
+        "hnsw", or "exact" to compare with every key; shards without a graph, or an installation without hnswlib, are
+        always searched exactly. Raises UserError if there is no database at `path`, if a file has changed, or if a
+        different embedder made the keys."""
         path = Path(path)
         if index not in ("hnsw", "exact"):
             raise UserError(f"index must be hnsw or exact, not {index!r}")
@@ -100,7 +101,7 @@ class Database:
                 return cls.open(path, embedder, index)
             raise
         if embedder is not None:
-            database.check_embedder(database.embedder)
+            _ = database.embedder  # checks it
         return database
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -132,23 +133,19 @@ class Database:
     @cached_property
     def embedder(self) -> Embedder:
         """The embedder that made the keys (see `open`). Raises UserError if only a different one is available."""
-        embedder = self._embedder
-        if embedder is None:
-            is_hashed = layout.HASHING in self.manifest["files"]
-            embedder = load_hashing(self.path / layout.HASHING, self.tokenizer) if is_hashed else load_bert()
-        embedder = checked_embedder(embedder, tried=False)
-        self.check_embedder(embedder)
-        return embedder
-
-    def check_embedder(self, embedder: Embedder) -> None:
-        """Raise UserError unless this embedder made the keys."""
-        built = self.manifest["embedder"]
-        if (embedder.sha256, embedder.d_key) != (built["sha256"], built["d_key"]):
-            wanted = f"{built['name']} ({built['sha256'][:6]}…, d_key {built['d_key']})"
-            names = f"{wanted}, not {embedder.name} ({embedder.sha256[:6]}…, d_key {embedder.d_key})"
-            advice = "leave out" if layout.HASHING in self.manifest["files"] else "pass"
-            hint = f"{advice} --embedder, or build another database: retro-np build CORPUS -o DB"
-            raise UserError(f"{self.path} was built with embedder {names}; {hint}")
+        given, built, is_hashed = self._embedder, self.manifest["embedder"], layout.HASHING in self.manifest["files"]
+        if given is None or (isinstance(given, str) and given == HASHED and is_hashed):
+            given = load_hashing(self.path / layout.HASHING, self.tokenizer) if is_hashed else load_bert()
+        name = given if isinstance(given, str) else ""
+        if not isinstance(given, str):
+            embedder = checked_embedder(given, tried=False)
+            if (embedder.sha256, embedder.d_key) == (built["sha256"], built["d_key"]):
+                return embedder
+            name = f"{embedder.name} ({embedder.sha256[:6]}…, d_key {embedder.d_key})"
+        names = f"{built['name']} ({built['sha256'][:6]}…, d_key {built['d_key']}), not {name}"
+        advice = "leave out --embedder" if is_hashed else "pass the former: --embedder FOLDER or MODULE:OBJECT"
+        hint = f"{advice}, or build another database: retro-np build CORPUS -o DB"
+        raise UserError(f"{self.path} was built with embedder {names}; {hint}")
 
     def search(self, text: str | list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k values whose keys are nearest to the key of a text.

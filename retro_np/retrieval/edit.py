@@ -1,4 +1,5 @@
 """Edit a database without rebuilding it: add documents, remove documents, compact. journal.py makes edits atomic.
+
 Added documents become new shards. Each list of neighbours is merged with their chunks, as if all had been built
 together. tombstones.npy lists the removed documents' chunks, which nothing finds or reads. `compact` deletes them."""
 
@@ -33,10 +34,11 @@ from retro_np.retrieval.workers import workers
 
 
 def add_documents(
-    path: str | Path, source: str | Path | list[Source], *, embedder: Embedder | None = None, dask: str | None = None,
-    **reading: Any,
+    path: str | Path, source: str | Path | list[Source], *, embedder: Embedder | str | None = None,
+    dask: str | None = None, **reading: Any,
 ) -> Database:  # fmt: skip
     """Add the documents of a corpus to those that a database retrieves. None of them is held out.
+
     Documents whose name and text the database already has, near-duplicates of held-out documents, and documents that
     their source or a field of their row puts into valid or test, are skipped. reading: include, exclude, text_field,
     name_field and split_field, see `BuildConfig`.
@@ -45,7 +47,7 @@ def add_documents(
     corpus = find_corpus(source, leave_out=path, **reading)
     with _editing(path, embedder) as database:
         weights = _weights(database, corpus.sources)
-        database.check_embedder(database.embedder)  # An edit must not start if it could not be finished.
+        _ = database.embedder  # It is checked: an edit must not start if it could not be finished.
         request = {"kind": "add", "sources": [[s.name, s.weight] for s in corpus.sources], "include": [], "exclude": []}
         request |= {name: value for name, value in reading.items() if value != getattr(BuildConfig, name)}
         is_new = not (path / layout.EDIT / EDIT_REQUEST).exists()
@@ -63,6 +65,7 @@ def add_documents(
 
 def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
     """Remove documents, by number (int) or by name (str), from every search, value and batch of a database.
+
     A name removes all documents that have it. Raises UserError for a number or name that the database does not have."""
     path = Path(path)
     with _editing(path) as database:
@@ -84,6 +87,7 @@ def remove_documents(path: str | Path, documents: list[int | str]) -> Database:
 
 def compact(path: str | Path, *, dask: str | None = None) -> Database:
     """Delete the bytes of removed documents and join small shards. Documents and chunks get new ids and neighbours.
+
     Shards built without hnswlib get a graph if it is installed now. Tokenizer and feature counts do not change."""
     path = Path(path)
     with _editing(path) as database:

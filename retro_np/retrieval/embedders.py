@@ -18,7 +18,7 @@ from retro_np.files.untrusted import reporting
 from retro_np.progress import one_line
 from retro_np.retrieval.batches import checked_texts
 from retro_np.retrieval.bert import Bert, load_bert
-from retro_np.retrieval.hashing import HashingEmbedder
+from retro_np.retrieval.hashing import HASHED, HashingEmbedder
 from retro_np.retrieval.index import EF_MARGIN
 from retro_np.retrieval.manifest import EMBEDDER_LIMIT
 from retro_np.retrieval.sources import without_surrogates
@@ -116,11 +116,15 @@ class CheckedEmbedder:
             return keys
 
 
-def load_embedder(spec: str | Path | None = None) -> Embedder:
+def load_embedder(spec: str | Path | None = None) -> Embedder | str:
     """The embedder that a user names: a folder (see `load_bert`), MODULE:OBJECT, or None for all-MiniLM-L6-v2.
+
+    "hashing" is returned as it is: such an embedder belongs to a database, which builds or loads it.
 
     OBJECT is an embedder, or a class or function that makes one without arguments. MODULE is imported, also from the
     current folder, which runs its code. Raises UserError if there is no such embedder or if it breaks the protocol."""
+    if spec == HASHED:
+        return HASHED
     if spec is None or not OBJECT.fullmatch(str(spec)) or os.path.exists(spec):
         return load_bert(spec)
     if os.getcwd() not in sys.path:

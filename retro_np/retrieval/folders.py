@@ -265,8 +265,9 @@ def _match_class(folder: Path, tokenizer: Tokenizer, name: str, settings: dict[s
         other = does[key] if key in does else getattr(model, key, value) or None
         if other != value:
             path = folder / "tokenizer_config.json"
-            hint = "or set tokenizer_class to TokenizersBackend, which obeys tokenizer.json"
-            raise refusal(path, key, value, f"but in tokenizer.json it is {other!r:.80}: {AGAIN}, {hint}")
+            fault = f"but in tokenizer.json it is {other!r:.80}, which sentence-transformers ignores"
+            hint = "for the keys that tokenizer.json asks for, unlike those of the folder as it is"
+            raise refusal(path, key, value, f"{fault}: set tokenizer_class to TokenizersBackend {hint}, or {AGAIN}")
     if kind == "Unigram":
         marks = pre_tokenizers.Metaspace(prepend_scheme="always" if settings.get("add_prefix_space", True) else "never")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marks])

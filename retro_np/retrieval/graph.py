@@ -31,6 +31,7 @@ NODES_PER_BLOCK = 1024
 
 def first_rows(path: Path | str, first: np.ndarray, size: int) -> np.ndarray:
     """The rows whose keys are in the graph, ascending: the first row with each key.
+
     path: the file equal.npy, which holds `first` (see `HnswIndex`). size: the number of keys. Raises UserError unless
     `first` is empty or has for each row the first row of its group."""
     rows = np.arange(size)
@@ -43,6 +44,7 @@ def first_rows(path: Path | str, first: np.ndarray, size: int) -> np.ndarray:
 
 def check_graph(path: Path | str, keys: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Read a graph file: what `hnswlib.Index(params=...)` needs besides its settings.
+
     keys: (n, d_key), at least one. labels: the rows of `keys` that are in the graph, ascending. The copies of the keys
     in the file are not compared. Raises UserError unless hnswlib can search the graph without leaving its memory."""
     try:

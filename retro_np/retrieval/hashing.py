@@ -1,4 +1,5 @@
 """An embedder without trained weights: hashed tokens and pairs of tokens, weighted by rarity, under random signs.
+
 It computes TF-IDF (Spärck Jones 1972) of hashed features and projects them to d_key columns. Chunks that share rare
 words and phrases get near keys, which is what retrieval needs, at about a thousand times BERT's speed."""
 
@@ -33,6 +34,7 @@ FILE = np.dtype(
 @dataclass(frozen=True, eq=False)
 class HashingEmbedder:
     """Makes keys from token counts; an Embedder that reads tokens too (see `embedders.py`).
+
     counts: (BUCKETS,) uint32 from `count_features`: in how many of the `chunks` chunks each bucket's features occur.
     d_key: the width of a key. Raises UserError for counts and numbers that do not fit together."""
 
@@ -61,6 +63,7 @@ class HashingEmbedder:
     @cached_property
     def weights(self) -> np.ndarray:
         """Each bucket's weight, (BUCKETS,) int32: √idf in units of 1/64, with idf = log(1 + chunks / (1 + count)) > 0.
+
         The square root was measured to be best: the projection's noise hides a similarity of few rare features."""
         idf = np.log1p(self.chunks / (1.0 + self.counts))
         return np.maximum(1, np.rint(64 * np.sqrt(idf))).astype(np.int32)
@@ -73,6 +76,7 @@ class HashingEmbedder:
 
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """The keys of rows of tokens (N, t), integers: (N, d_key) float32 of length one.
+
         A key's bits depend only on its row. Padding and end-of-text are not counted, and separate pairs. All rows
         without tokens share one key, far from other keys. Raises UserError for anything but token ids."""
         return project_features(tokens, self.weights, self.d_key)

@@ -50,6 +50,7 @@ class ExactIndex:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest keys of each query (N, d_key): rows (N, k) int64 and squared L2 distances (N, k) float32.
+
         Sorted by (distance, row); −1 and inf where there are fewer than k keys."""
         return exact_search(np.asarray(queries, np.float32), self.keys, k)
 
@@ -88,6 +89,7 @@ class EfGate:
 
 class HnswIndex:
     """Approximate search in a navigable small world (Malkov & Yashunin 2018), by hnswlib.
+
     keys: (n, d_key), what the graph was built from; they give the exact distances. first: (n,), for each key the first
     row with an equal key, or empty if all keys differ. Only these first rows are in the graph, because equal keys would
     be linked to each other and to nothing else. ef_margin: candidates that a search keeps beyond k."""
@@ -158,6 +160,7 @@ def _stacked(blocks):
 
 def build_hnsw(keys: np.ndarray, path: Path | str | None = None, *, seed: int = 100) -> HnswIndex:
     """Build the graph of keys (n, d_key), with one thread, so that the same keys give the same graph.
+
     path: where to write the graph, with equal.npy (the rows of equal keys) in the same folder. Without keys there is no
     graph, and the file is empty. Raises UserError if hnswlib is missing, a key is not finite, or the disk is full."""
     if not np.all(np.isfinite(keys)):

@@ -1,11 +1,11 @@
 """How an edit of a database takes effect completely or not at all, wherever it is killed.
+
 An edit writes its files below edit/, in the layout of a database, and writes its manifest there last. Before that, the
 database is unchanged. After that, the edit is committed: the same process, or whoever opens the database next, moves
 the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last."""
 
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ LOCK_TIMEOUT = 10.0  # seconds
 
 def recover_edit(path: Path) -> None:
     """Move the files of a committed edit into place, or wait until the process that does so has finished.
+
     Raises UserError if another process holds the database for more than LOCK_TIMEOUT seconds."""
     deadline = time.monotonic() + LOCK_TIMEOUT
     while (path / EDIT / MANIFEST).exists():
@@ -59,7 +60,7 @@ def finish_edit(path: Path) -> None:
         for name in filter(is_ours, set(old["files"]) - set(new["files"])):
             (path / name).unlink(missing_ok=True)
             for folder in list((path / name).parents)[: name.count("/")]:
-                with suppress(OSError):  # It is not empty, or an earlier, interrupted attempt has removed it.
+                if folder.exists() and not any(folder.iterdir()):
                     folder.rmdir()
         (edit / MANIFEST).replace(path / MANIFEST)
         flush_folder(path)
@@ -70,6 +71,7 @@ def finish_edit(path: Path) -> None:
 
 def begin_edit(path: Path, request: dict[str, Any]) -> Path:
     """The folder where an edit writes its files: a new one, or that of the same edit if it was interrupted.
+
     The caller holds the lock and has called `finish_edit`. Raises UserError if another edit was interrupted."""
     edit = path / EDIT
     request = json.loads(json.dumps(request | {"base": read_manifest(path)["sha256"]}))

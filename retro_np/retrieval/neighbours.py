@@ -39,6 +39,7 @@ def search_shard(
     exact: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
     """The k nearest rows of a shard for each query, without deleted rows and rows of the query's own document.
+
     queries: (N, d_key) float32. own: (N,) document numbers to leave out, or None. deleted: sorted rows. exact: do not
     use the graph. Returns rows (N, k) and squared distances (N, k), nearest first; −1 and inf where fewer remain.
     If rows are left out, the graph's answer for more than k is filtered. Queries left with too few: exact search."""
@@ -69,6 +70,7 @@ def search_shard(
 
 def _exact_among(keys, queries, k, bounds, deleted):
     """Exact search among the rows that are neither deleted nor within a query's bounds (N, 2).
+
     Queries of one document are searched together. Equal queries, as in a file of equal lines, are searched once."""
     rows, distances = np.full((len(queries), k), -1), np.full((len(queries), k), np.inf, np.float32)
     groups, member = np.unique(bounds, axis=0, return_inverse=True)
@@ -98,6 +100,7 @@ def _search_run(keys, run, queries, k):
 
 def keep_first(ids: Array, distances: Array, allowed: Any, k: int) -> tuple[Array, Array]:
     """The first k entries of each row that are allowed and not missing (id ≥ 0), in their order.
+
     ids, distances: (…, K). allowed: booleans that broadcast to it. Returns (…, k) of both; −1 and inf fill the rest."""
     allowed = allowed & (ids >= 0)
     order = np.argsort(~allowed, axis=-1, kind="stable")[..., :k]

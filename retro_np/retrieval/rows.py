@@ -125,7 +125,7 @@ def _parsed(where: str, text: str) -> dict:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl file must be an object") from error
+        raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl must be an object in UTF-8") from error
     if not isinstance(record, dict):
         raise UserError(f'{where} has no `text` string: each line must be an object like {{"text": "…"}}')
     return record
@@ -154,11 +154,10 @@ def saved_rows(folder: str, name: str, fields: Fields) -> Iterator[tuple[str, It
         splits = list(map(str, json.loads(listing.read_bytes())["splits"])) if listing.exists() else [""]
     for split in splits:
         inner = f"/{split}" if split else ""
-        part = folder + inner
         with _explained(place + inner, DAMAGED_ROWS):
-            if not json.loads(Path(part, "state.json").read_bytes())["_data_files"]:  # `datasets` cannot open it.
-                continue
-            saved = datasets.load_from_disk(part)
+            if not json.loads(Path(folder + inner, "state.json").read_bytes())["_data_files"]:
+                continue  # `datasets` cannot open it.
+            saved = datasets.load_from_disk(folder + inner)
         rows = saved.select_columns(fields.columns(saved.column_names)).with_format("arrow")
         yield split, rows_of(_records(rows.iter(ROWS_PER_BATCH)), place + inner, name + inner, DAMAGED_ROWS)
 

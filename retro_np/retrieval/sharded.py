@@ -16,6 +16,7 @@ def shard_array(
     folder: Path, name: str, rows: int | None = None, width: int | None = None, dtype: Any = None
 ) -> np.ndarray:
     """Memory-map an array in a shard's folder: tokens, documents, keys, ids or distances.
+
     rows, width, dtype: what the array must have, if that is known. Raises UserError if it does not."""
     shape = (rows,) if name == "documents" else (rows, width)
     return mapped(folder / f"{name}.npy", dtype or DTYPES[name], shape, REBUILD)
@@ -23,6 +24,7 @@ def shard_array(
 
 class Sharded:
     """The rows of several arrays, numbered consecutively. Indexing reads only the requested rows.
+
     parts: one or more arrays of equal width and dtype, usually memory maps. blank: sorted rows that read as zeros."""
 
     def __init__(self, parts: list[np.ndarray], blank: np.ndarray | None = None):
@@ -37,6 +39,7 @@ class Sharded:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Rows by a slice, an integer or an integer array of any shape, as in NumPy (−1 is the last row).
+
         A tuple's first item selects rows, and its others index within rows. Returns a copy. Raises IndexError."""
         rows, *within = key if isinstance(key, tuple) else (key,)
         if isinstance(rows, slice):

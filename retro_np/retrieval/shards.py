@@ -117,7 +117,8 @@ def _stored(keys, embedder, dtype, shard, start) -> np.ndarray:
         keys = keys.astype(dtype)
     if len(bad := np.flatnonzero(~np.isfinite(keys).all(axis=1))):
         fault = f"a key that is not finite in {dtype} for chunk {start + bad[0]} of {shard}"
-        raise UserError(f"embedder {embedder.name} made {fault}: check the embedder and run the same command again")
+        hint = "build another database with --key-dtype float32, or " * (dtype == "float16") + "correct the embedder"
+        raise UserError(f"embedder {embedder.name} made {fault}: {hint} and run the same command again")
     return keys
 
 

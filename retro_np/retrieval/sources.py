@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retro_np.errors import UserError
+from retro_np.files import outputs
 from retro_np.progress import say
 from retro_np.retrieval import rows as readers
 from retro_np.retrieval.rows import NO_FIELD, SPLIT_NAMES, Fields, Row, listed, split_of, without_surrogates
@@ -27,7 +28,8 @@ LOCATION_FORMS = "a folder, a text, rows (.jsonl, .jsonl.gz, .jsonl.zst, parquet
 MAGIC = {b"PAR1": "parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes of files
 PACKED = {".gz": "gzip", ".zst": "zstd"}  # also recognised by the name, so that damage is noticed
 SAVED = ({"dataset_dict.json"}, {"dataset_info.json", "state.json"})  # files that `save_to_disk` writes to a folder
-SKIPPED = "binary, special, or links that lead to no file inside the folder"
+OURS = outputs.DATABASE.marks | outputs.RUN.marks  # files by which a folder is recognised as a database or run
+SKIPPED = "binary, special, or links that lead to no file inside the folder, or databases and runs"
 SNIFFED_BYTES = 8192  # A file with a NUL in its first bytes is binary.
 NOT_TEXT = "is a binary file or UTF-16 (it has a NUL byte or a mark of UTF-16): convert it to UTF-8, as with iconv"
 
@@ -39,22 +41,24 @@ Takes = Callable[[str], bool]
 class Document:
     """A text, its name and its source's name. replaced: how many invalid byte sequences or surrogates became U+FFFD.
 
-    split: train, valid or test, or "" if the source does not say."""
+    split: train, valid or test, or "" if the source does not say. row: the row, as messages say it; "" for a text."""
 
     name: str
     text: str
     source: str
     replaced: int = 0
     split: str = ""
+    row: str = ""
 
 
 class Entry(NamedTuple):
-    """A document that has not been read yet. size: bytes of its file, or of its text in UTF-8. split: see Document."""
+    """A document that has not been read yet. size: bytes of its file, or of its text in UTF-8. Others: see Document."""
 
     name: str
     size: int
     read: Callable[[], Document]
     split: str = ""
+    row: str = ""
 
 
 class RowReader:
@@ -64,23 +68,25 @@ class RowReader:
 
     def __init__(self, source: str, split: str, fields: Fields, tell: Callable[[str], None]):
         self.source, self.split, self.tell = source, split, tell
-        self.fields = replace(fields, split=NO_FIELD) if split else fields
+        self.fields = replace(fields, split=NO_FIELD) if split and fields.split else fields
         self.by_field = not split and fields.split is not None  # whether the user decided about the rows' splits
-        self.ignores = fields.split is None  # whether a row with a split, not the first, is an error
+        # Whether a row with a split, not the first, is an error. None: the first row is still to come.
+        self.ignores = None if fields.split is None else False
 
     def entries(self, rows: Iterable[Row], split: str = "") -> Iterator[Entry]:
         """The document of each row. split: of all rows. Raises UserError for a row without text, name or split."""
         for row in rows:
             stated = split_of(row.record.get("split"))
-            if self.fields.split is None and not split:
-                self.fields, self.ignores = replace(self.fields, split="split" if stated else NO_FIELD), not stated
+            if self.ignores is None and not split and not self.split:
+                self.ignores = not stated
                 if stated:
+                    self.fields = replace(self.fields, split="split")
                     where = "the field `split` of its rows decides what trains, validates and tests"
                     self.tell(f"{self.source}: {where}; to ignore it: --split-field {NO_FIELD}")
-            elif self.ignores and stated and stated != (split or self.split):
+            elif self.ignores is not False and stated and stated != (split or self.split):
                 if not (given := split or self.split):
                     fault = f"{row.place} has {stated} in `split`{row.number}, unlike the first row"
-                    raise UserError(f"{fault}: use --split-field split, or ignore the field: --split-field {NO_FIELD}")
+                    raise UserError(f"{fault}: use --split-field split, or --split-field {NO_FIELD} to train on it")
                 self.tell(f"{self.source} was given as {given}, so the field `split` of its rows is ignored")
             yield self._entry(row, split)
 
@@ -115,11 +121,11 @@ class RowReader:
             split = split_of(record.get(fields.split))
             if not split:
                 fault = f"{place} has {_shown(record.get(fields.split))} in `{fields.split}`{number} (it has {there})"
-                raise UserError(f"{fault}: write {', '.join(SPLIT_NAMES)}, or use --split-field {NO_FIELD}")
+                raise UserError(f"{fault}: write {', '.join(SPLIT_NAMES)}, or ignore it with --split-field {NO_FIELD}")
         text, surrogates = readers.LONE_SURROGATE.subn("\ufffd", text)
         name = without_surrogates(str(name if given is None else given))
         read = partial(Document, name, text, self.source, replaced + surrogates)
-        return Entry(name, len(text.encode()), read, split or self.split)
+        return Entry(name, len(text.encode()), read, split or self.split, place + number)
 
 
 def _shown(value: Any) -> str:
@@ -173,7 +179,8 @@ def folder_files(
     Parquet files, and folders that `save_to_disk` wrote, give a document for each row; lines of JSON are one text.
     takes, enters: whether to take a file or enter a folder, given its relative path. Hidden files and files below
     leave_out are never taken. on_skip is called with the name of each other file that is skipped: binary files, special
-    files, and links to anything but a file inside root and outside leave_out. Raises UserError for unreadable ones."""
+    files, and links to anything but a file inside root and outside leave_out; so is the folder of a database or run.
+    Raises UserError for a file that cannot be read, and for half of what `save_to_disk` wrote."""
     base, real = os.path.join(os.fsencode(root), b""), os.path.realpath(os.fsencode(root))
     # If leave_out is outside root, this path starts with "..". No relative path below root does.
     left_out = None if leave_out is None else os.path.relpath(os.path.realpath(os.fsencode(leave_out)), real) + b"/"
@@ -184,11 +191,17 @@ def folder_files(
         if not relative or relative.endswith(b"/"):
             if relative != left_out and (not relative or enters(name.removesuffix("/"))):
                 keys = _sorted_names(base + relative)
-                saved = saved_files(map(os.fsdecode, keys))
-                if not saved:
+                names, folder = set(map(os.fsdecode, keys)), os.fsdecode(base + relative)[:-1]
+                if any(outputs.is_mark(Path(folder, file), OURS[file]) for file in names & OURS.keys()):
+                    on_skip(name or folder)
+                elif saved := saved_files(names):
+                    if all(takes(name + file) for file in saved):
+                        yield from reader.saved(folder, name[:-1] or default_name(root))
+                elif any(file.endswith(".arrow") for file in names) and any(takes(name + f) for f in names & SAVED[1]):
+                    fault = f"{without_surrogates(folder)} is half of what save_to_disk writes (.arrow without .json)"
+                    raise UserError(f"{fault}: write it again with save_to_disk, or leave it out, as with --exclude")
+                else:
                     pending += [relative + key for key in reversed(keys)]
-                elif all(takes(name + file) for file in saved):
-                    yield from reader.saved(os.fsdecode(base + relative)[:-1], name[:-1] or default_name(root))
         elif takes(name):
             path = os.fsdecode(base + relative)
             size = _size_of(path, os.fsdecode(real), left_out)

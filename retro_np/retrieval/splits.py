@@ -15,6 +15,7 @@ from retro_np.retrieval.manifest import SPLITS
 from retro_np.retrieval.sources import Document, Entry
 
 SplitOf = Callable[[Document], str]
+ANEW = "pass --split-field none, which divides all rows anew, also those for test"
 Place = tuple[float, int]  # the hash of a document's name, and its position in the corpus
 
 
@@ -66,21 +67,21 @@ def _check_parts(corpus: Corpus, config: BuildConfig) -> None:
     """Raise UserError if a part that a source or a field stands for has no text, or if a share was asked for."""
     if config.held_out_bytes is not None or config.held_out not in (0, BuildConfig.held_out):
         raise UserError("the documents say which are held out: leave out --held-out and --held-out-bytes")
-    given, is_slice = {source.split for source in corpus.sources}, config.limit_bytes is not None
-    needed = {"train", *given, *(["valid"] if "" in given else [])} - {""}  # A field says train and valid.
-    missing = needed if is_slice else needed - given  # `find_corpus` has found text in each source.
+    given, is_part = {source.split for source in corpus.sources}, config.limit_bytes is not None
+    needed = {"train", *given}  # "", the rows' own splits, stands for valid or test.
+    missing = needed if is_part else needed - (given - {""})  # `find_corpus` has found text in each source.
     for entry in corpus.entries(_ignore) if missing else ():  # reads on until all parts are found
         _check_alike(entry, has_split=True)
-        missing -= {entry.split} if entry.size else set()
+        missing -= {entry.split, "train" if entry.split == "train" else ""} if entry.size else set()
         if not missing:
             return
-    for name in sorted(missing, key=list(SPLITS).index):
-        hint = "raise --limit-mb" if is_slice else f"give some with --{name}, or pass --split-field none"
-        raise UserError(f"no text is in the split {name}: {hint}")
+    for name in sorted(missing, key=["train", "", *SPLITS].index):
+        hint = f"add such rows, or {ANEW}" if "" in given else f"give some with --{name}"
+        raise UserError(f"no text is in the split {name or 'valid or test'}: {'raise --limit-mb' if is_part else hint}")
 
 
 def _check_alike(document: Document | Entry, has_split: bool) -> None:
     """Raise UserError unless a document has a split if and only if those before it have."""
     if bool(document.split) != has_split:
-        fault = f"{document.name} has {'no' if has_split else 'a'} split, unlike the documents before it"
-        raise UserError(f"{fault}: give every source one, or pass --split-field none, or --exclude it")
+        fault = f"has {'no' if has_split else 'a'} split, unlike the documents before it: give every source one"
+        raise UserError(f"{document.row or document.name} {fault}, or --exclude it, or {ANEW}")

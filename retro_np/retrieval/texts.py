@@ -80,16 +80,15 @@ def write_texts(
         for document in corpus.documents(on_skip):
             text = document.text.encode()
             _digest(digest, document, text)
-            split = split_of(document)
-            if split is not None:
+            if (split := split_of(document)) is not None:
                 number = sum(writer.documents for writer in shards.values())
                 shards[split].add(Text(number, document.name, document.source, document.replaced, document.text))
             advance(note=f"{sum(s.bytes for s in shards.values()) / 1e6:,.0f} MB")
         for split, writer in shards.items():
             writer.close_shard()
-            if split == "test" and not writer.documents:
-                continue  # A database has this part only if there are documents for it.
-            facts["splits"][split] = {"shards": writer.number, "documents": writer.documents, "bytes": writer.bytes}
+            counts = {"shards": writer.number, "documents": writer.documents, "bytes": writer.bytes}
+            # A database has the part test only if there are documents for it.
+            facts["splits"] |= {} if split == "test" and not writer.documents else {split: counts}
     facts["digest"] = digest.hexdigest()
     write_json(work / FACTS, facts)
     return facts

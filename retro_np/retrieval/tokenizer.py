@@ -29,6 +29,7 @@ SEAM = re.compile(r"(?<=[!-~])(?:\n(?=[!-~])|(?= [!-~]))")
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train byte-level BPE (Sennrich et al. 2016). Ids: 0 padding, 1 end-of-text, then bytes, then merges.
+
     A small corpus may yield fewer merges. Raises UserError for under 258 or over MAX_VOCABULARY_SIZE entries."""
     if not MIN_VOCABULARY_SIZE <= vocabulary_size <= MAX_VOCABULARY_SIZE:
         limits = f"from {MIN_VOCABULARY_SIZE} to {MAX_VOCABULARY_SIZE:,}"
@@ -46,6 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json that `save_tokenizer` wrote. Raises UserError for any other file.
+
     Only the checked vocabulary and merges are used, so that nothing else in the file can make encoding lossy."""
     path = Path(path)
     if not path.is_file():

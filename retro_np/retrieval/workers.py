@@ -1,4 +1,5 @@
 """Run the tasks of a build in this process, or on the workers of a Dask cluster that see the same folders.
+
 A task is a pure function of `shards.py` with its arguments, so the bytes written are the same in either case. Dask
 pickles tasks, and whoever can send a worker a pickle can run code there: use a cluster on trusted networks only."""
 
@@ -35,6 +36,7 @@ def run_here(description: str, unit: str, tasks: list[Task], parallel: bool = Fa
 @contextmanager
 def workers(address: str | None) -> Iterator[Runner]:
     """Yield a function that runs tasks, with the signature of `run_here`.
+
     address: None runs them in this process, "local" on a Dask cluster started for the purpose, and a scheduler's
     address on that scheduler's cluster. If a worker dies, the others run its tasks. An exception in a task ends the
     run. Raises UserError if dask is not installed or no scheduler answers."""

@@ -88,6 +88,54 @@ def test_fields_of_rows_are_named_by_options_also_when_rows_are_added(tmp_path):
     assert {"b.jsonl 6", "b.jsonl 8"} <= names_of(tmp_path / "db")["train"]
 
 
+def build_settings(folder, settings, *options):
+    """The settings of a build by a file and options."""
+    (folder / "run.toml").write_text(f"[build]\nembedder = 'hashing'\nvocabulary_size = 300\n{settings}")
+    status, _, err = run("build", "--config", folder / "run.toml", "-o", folder / "db", *options)
+    assert status == 0, err
+    return json.loads((folder / "db" / "build.json").read_text())
+
+
+def test_a_typed_threshold_leaves_the_other_settings_of_a_files_duplicates(folders, tmp_path):
+    settings = f"corpus = ['{folders['train']}']\nduplicates = {{threshold = 0.2, words = 5}}"
+    stored = build_settings(tmp_path, settings, "--deduplicate", "0.3")["duplicates"]
+    assert (stored["threshold"], stored["words"]) == (0.3, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "expected"),
+    [
+        ("held_out = 0.3", ["--held-out-bytes", "0.4"], {"held_out": 0.1, "held_out_bytes": 0.4}),
+        ("held_out_bytes = 0.3", ["--held-out", "0.4"], {"held_out": 0.4}),
+        ("limit_bytes = 2000", ["--limit-mb", "0.003"], {"limit_bytes": 3000}),
+        ("shard_bytes = 2000", ["--shard-mb", "0.003"], {"shard_bytes": 3000}),
+    ],
+)
+def test_an_option_replaces_what_a_file_says_in_another_way(settings, options, expected, folders, tmp_path):
+    stored = build_settings(tmp_path, settings, folders["train"], *options)
+    assert {name: stored.get(name) for name in expected} == expected
+    assert ("held_out_bytes" in stored) == ("held_out_bytes" in expected)
+
+
+@pytest.mark.parametrize("typed", ["corpus", "train"])
+def test_the_documents_that_options_name_replace_all_those_of_a_file(typed, folders, tmp_path):
+    in_file = f"train = ['{folders['valid']}']\nvalid = ['{folders['test']}']"
+    options = [folders["train"], "--held-out", "0"]
+    if typed == "train":
+        in_file, options = f"corpus = ['{folders['valid']}']", ["--train", folders["train"], "--test", folders["test"]]
+    build_settings(tmp_path, in_file, *options)
+    assert names_of(tmp_path / "db") == {
+        "train": {f"train{i}.txt" for i in range(4)}, **({"test": {"test0.txt"}} if typed == "train" else {})
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", [("limit_bytes", "limit_mb"), ("shard_bytes", "shard_mb")])
+def test_one_setting_in_two_units_is_refused(pair, folders, tmp_path):
+    (tmp_path / "run.toml").write_text(f"[build]\n{pair[0]} = 2000\n{pair[1]} = 1\n")
+    line = refused("build", folders["train"], "-o", tmp_path / "db", "--config", tmp_path / "run.toml")
+    assert f"[build] has both {pair[0]} and {pair[1]}: give one of them" in line
+
+
 def test_an_embedder_of_ones_own_builds_searches_and_adds(folders, tmp_path):
     (tmp_path / "mine.py").write_text(EMBEDDER)
     embedder, db = ("--embedder", "mine:Lengths"), tmp_path / "db"

@@ -115,7 +115,7 @@ def test_mistakes_give_one_line(db, copy, tmp_path):
     assert "no database at" in refused("verify", tmp_path)
     assert "no database at" in refused("compact", tmp_path)
     assert "leave out --tokenizer" in refused(
-        "build", "stdlib", "-o", tmp_path / "x", "--like", db, "--embedder", "hashing"
+        "build", "stdlib", "-o", tmp_path / "x", "--like", db, "--tokenizer", db / "tokenizer.json"
     )
     assert "--deduplicate" in run("build", "--help")[1]
     assert "no Dask scheduler answers" in refused(

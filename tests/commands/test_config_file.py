@@ -288,7 +288,8 @@ def test_a_value_out_of_range_is_one_line_that_names_the_file(text, db, tmp_path
 
 
 def test_what_is_no_file_is_one_line(db, tmp_path):
-    assert "is not an ordinary file" in refused("train", db, "-o", tmp_path / "run", "--config", tmp_path)
+    assert "config.json: No such file" in refused("train", db, "-o", tmp_path / "run", "--config", tmp_path)
+    assert "is not an ordinary file" in refused("train", db, "-o", tmp_path / "run", "--config", "/dev/null")
     assert "No such file" in refused("train", db, "-o", tmp_path / "run", "--config", tmp_path / "none.toml")
 
 

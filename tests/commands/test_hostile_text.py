@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
     for status, out, err in outputs:
         assert status == 0, err
         assert_harmless(out, err)
-    kinds = "binary, special, or links that lead to no file inside the folder"
+    kinds = "binary, special, or links that lead to no file inside the folder, or databases and runs"
     skipped = f"Skipped: 1 file ({kinds}), for example binary␛[2J"
     assert skipped in " ".join(outputs[0][1].split())
     return folder

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.evaluation.own_text import own_text
 from retro_np.experiments.demo import _bundled
 from retro_np.pretrained.bundled import BASELINE, RETRO, bundled_file
+from retro_np.retrieval.build import HASHED, BuildConfig, build_database
+from retro_np.retrieval.corpus import Source
 from retro_np.training.loop import train
 
 WINDOW = {"sequence_length": 32, "stride": 16}
@@ -72,8 +75,6 @@ def test_texts_equal_to_training_documents_are_left_out_and_counted(model, datab
 def work(corpus, tmp_path_factory):
     """A database whose keys need no weights, two runs, and a text."""
     folder = tmp_path_factory.mktemp("work")
-    from retro_np.retrieval.build import HASHED, build_database
-
     database = build_database(corpus, folder / "db", SMALL, HASHED)
     for name, change in (("retro", {}), ("baseline", {"cca_layers": (), "encoder": None})):
         train(database, small_config(database, **change), TRAINING, folder / name)
@@ -84,12 +85,12 @@ def work(corpus, tmp_path_factory):
 
 
 def test_the_command_scores_a_folder_of_texts_with_runs_by_their_folders(work, tmp_path):
-    others = ["--baseline", work / "baseline", "--against", work / "retro", "--against", work / "baseline"]
+    rivals = [str(shutil.copytree(work / name, tmp_path / name)) for name in ("retro", "baseline")]
+    others = ["--baseline", work / "baseline", "--against", rivals[0], "--against", rivals[1]]
     text = ["--text", work / "letters", "--text", work / "letters" / "two.txt", "--token-losses"]
     status, out, err = run("evaluate", work / "retro", work / "db", *others, *text, "-o", tmp_path / "out", *OPTIONS)
     assert status == 0, err
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    rivals = [str(work / "retro"), str(work / "baseline")]
     assert list(results["models"]) == ["baseline", OFF, ON, SHUFFLED, *rivals]
     figures = {name: line["bpb"] for name, line in results["models"].items()}
     assert (figures[ON], figures["baseline"]) == tuple(figures[name] for name in rivals)
@@ -150,6 +151,25 @@ def test_a_split_without_chunks_is_refused_with_the_way_out(corpus, tmp_path):
     line = refused("evaluate", tmp_path / "model.safetensors", tmp_path / "db", "-o", tmp_path / "out", *OPTIONS)
     assert "has no chunks in its split 'valid': build it with --held-out-bytes" in line
     assert "--text" in line
+
+
+def test_the_error_for_a_database_with_a_test_part_alone_names_that_part(corpus, tmp_path):
+    rows = json_lines(tmp_path / "rows.jsonl", {"one": "return self if value else None\n" * 9})
+    sources = [Source("train", str(corpus), split="train"), Source("test", str(rows), split="test")]
+    database = build_database(sources, tmp_path / "db", replace(SMALL, held_out=BuildConfig.held_out), HASHED)
+    config = small_config(database)
+    model = init_params(config, np.random.default_rng(0)), config
+    with pytest.raises(UserError, match="no chunks in its split 'valid': use --split test, or build it with"):
+        score(*model, database, **WINDOW)
+    assert score(*model, database, "test", **WINDOW).bytes.sum()
+
+
+def test_a_model_is_not_compared_with_itself(work, tmp_path):
+    against = ["--against", work / "retro" / "checkpoint.safetensors", "-o", tmp_path / "out"]
+    status, out, err = run("evaluate", work / "retro", work / "db", *against, *OPTIONS)
+    assert status == 0, err
+    assert "is left out, since its model is scored already" in " ".join(out.split())
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["models"]) == [OFF, ON, SHUFFLED]
 
 
 def test_the_bundled_models_carry_hashes_of_what_they_were_trained_on(tmp_path, database):

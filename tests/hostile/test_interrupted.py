@@ -229,7 +229,9 @@ def test_a_build_that_cannot_tidy_up_does_not_report_success(name, code, base, y
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
 def test_ctrl_c_pressed_several_times_at_random_moments_is_no_worse_than_once(seed, base, tmp_path):
     """Each press comes while the first is being handled, or a step, a checkpoint or an evaluation is under way."""
-    rng, program = random.Random(seed), [sys.executable, "-c", "from retro_np.cli import main; main()"]
+    # A process that ignores the signal, such as one in the background, starts processes that ignore it as well.
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    rng, program = random.Random(seed), [sys.executable, "-c", listening + "from retro_np.cli import main; main()"]
     often = ["--steps", "150", "--checkpoint-every", "1", "--eval-every", "2", "--eval-chunks", "2"]
 
     def start(out):

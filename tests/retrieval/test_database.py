@@ -13,7 +13,10 @@ from retro_np.errors import UserError
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.corpus import find_corpus, held_out
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.edit import add_documents
+from retro_np.retrieval.embedders import load_embedder
 from retro_np.retrieval.tokenizer import encode
+from retro_np.retrieval.verify import verify_database
 from retro_np.sequences import sequence_neighbours
 
 
@@ -157,7 +160,7 @@ def test_a_folder_without_a_finished_database_is_refused(tmp_path, database):
 def test_a_wrong_embedder_is_refused(database):
     wrong_embedder = CountingEmbedder()
     wrong_embedder.sha256 = "ab" * 32
-    with pytest.raises(UserError, match=r"was built with embedder counting .*; pass --embedder, or build another"):
+    with pytest.raises(UserError, match=r"was built with embedder counting .*; pass the former: --embedder FOLDER "):
         Database.open(database.path, wrong_embedder)
 
 
@@ -165,6 +168,19 @@ def test_a_hashing_database_refuses_a_wrong_embedder(corpus, tmp_path, embedder)
     path = build_database(corpus, tmp_path / "db", SMALL, "hashing").path
     with pytest.raises(UserError, match=r"was built with embedder hashing .*; leave out --embedder, or build another"):
         Database.open(path, embedder)
+
+
+def test_hashing_as_the_embedder_of_a_database_names_the_one_that_made_its_keys(corpus, tmp_path, database):
+    hashed = build_database(corpus, tmp_path / "db", SMALL, "hashing")
+    keys = Database.open(hashed.path, "hashing").embedder.embed(["return self"])
+    assert np.array_equal(keys, hashed.embedder.embed(["return self"]))
+
+    def add(path, embedder):
+        return add_documents(path, corpus, embedder=embedder)
+
+    for command in (Database.open, verify_database, add):
+        with pytest.raises(UserError, match=r"was built with embedder counting \(.*, not hashing; pass the former: "):
+            command(database.path, load_embedder("hashing"))
 
 
 @pytest.mark.parametrize(

@@ -484,6 +484,22 @@ def test_keys_equal_those_of_sentence_transformers_for_each_case(tmp_path, encod
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("architecture", ["roberta", "xlm-roberta"])
+def test_the_advice_for_a_model_saved_with_do_lower_case_gives_the_keys_from_before(tmp_path, encoders, architecture):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    transformer, folder = Transformer(str(encoders(architecture)), do_lower_case=True), tmp_path / "model"
+    model = SentenceTransformer(modules=[transformer, Pooling(D, "mean")], device="cpu")
+    model.save(str(folder), create_model_card=False)
+    with pytest.raises(UserError, match=r"\['Lowercase'\], which .* set tokenizer_class to TokenizersBackend "):
+        load_bert(folder)
+    write_folder(folder, edited(files_of(folder), {SETTINGS: {"tokenizer_class": "TokenizersBackend"}}))
+    assert_equal_keys(folder, model)
+
+
+@pytest.mark.oracle
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_keys_equal_those_of_sentence_transformers_if_the_weights_have_a_head(tmp_path, encoders, architecture):
     import transformers

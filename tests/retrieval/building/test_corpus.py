@@ -1,6 +1,7 @@
 """Ground truth: files written by the test, and slices chosen from a list of all documents."""
 
 import errno
+import gzip
 import os
 import tracemalloc
 
@@ -61,6 +62,32 @@ def test_hidden_files_binary_files_and_links_out_of_the_folder_are_left_out(tmp_
     skipped = []
     assert [document.text for document in find_corpus(folder).documents(skipped.append)] == ["text"]
     assert skipped == ["binary", "link"]
+
+
+def test_databases_and_runs_in_a_folder_are_no_text_but_other_files_of_their_names_are(tmp_path):
+    marks = {
+        "db/build.json": '{"chunk_size": 1, "vocabulary_size": 1, "sources": 1, "held_out": 1, "key_dtype": 1}',
+        "run/config.json": '{"model": {"vocabulary_size": 1, "cca_layers": 1}, "training": {"sequence_length": 1}, '
+        '"data": {"tokenizer": 1}}',
+        "site/build.json": '{"chunk_size": 1}',
+        "site/config.json": "model",
+    }
+    for name, text in marks.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).with_name("a.txt").write_text("text")
+    skipped = []
+    corpus = find_corpus(tmp_path)
+    assert [entry.name for entry in corpus.entries(skipped.append)] == [
+        "site/a.txt", "site/build.json", "site/config.json"
+    ]  # fmt: skip
+    assert skipped == ["db/", "run/"]
+
+
+def test_a_folder_of_packed_rows_alone_is_refused_with_the_way_to_read_them(tmp_path):
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}'))
+    with pytest.raises(UserError, match=f"file is named itself, such as {tmp_path}/rows.jsonl.gz"):
+        find_corpus(tmp_path)
 
 
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):

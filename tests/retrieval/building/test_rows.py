@@ -135,6 +135,37 @@ def test_a_split_in_a_later_row_alone_is_not_ignored(tmp_path, name):
     assert "has test in `split`" in refusal(location)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "saved", "class labels"])
+def test_a_split_in_a_later_file_alone_is_not_ignored(tmp_path, kind):
+    label = datasets.ClassLabel(names=["test"]) if kind == "class labels" else datasets.Value("string")
+    value = 0 if kind == "class labels" else "test"
+    later = datasets.Dataset.from_dict(
+        {"text": ["b", "c"], "split": [value] * 2},
+        features=datasets.Features({"text": datasets.Value("string"), "split": label}),
+    )
+    for name, rows in (("a", datasets.Dataset.from_dict({"text": ["a"]})), ("b", later)):
+        (rows.save_to_disk if kind == "saved" else rows.to_parquet)(tmp_path / name)
+    assert "b has test in `split` in row 0, unlike the first row" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["state.json", "dataset_info.json"])
+def test_half_of_a_saved_dataset_is_refused_and_can_be_excluded(tmp_path, missing):
+    location = written(tmp_path, "inner/saved")
+    (location / "a.md").write_text("text")
+    (location / "saved" / missing).unlink()
+    assert "saved is half of what save_to_disk writes" in refusal(location)
+    assert read(location, exclude=["saved"]) == [("a.md", "text", "")]
+
+
+@pytest.mark.parametrize("fields", [{"text_field": "body"}, {"name_field": "title"}])
+def test_fields_are_refused_where_there_are_only_texts(tmp_path, fields):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "rows.jsonl").write_bytes(lines(ROWS))
+    assert "c has no rows, only texts: leave out --text-field and --name-field" in refusal(tmp_path / "c", **fields)
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c" / "rows")
+    assert len(read(tmp_path / "c", text_field="body")) == 1 + len(ROWS)
+
+
 def test_the_word_of_a_split_may_have_capitals_and_blanks(tmp_path):
     rows = [{"text": "one", "split": "Train"}, {"text": "two", "split": " TEST"}]
     assert [split for *_, split in read(written(tmp_path, "rows.jsonl", rows))] == ["train", "test"]

@@ -291,11 +291,14 @@ def test_neighbours_of_the_test_part_are_found_in_another_database(three, databa
     assert np.array_equal(retrieval.split.neighbours, source.split("test").neighbours[:])
 
 
-def test_a_build_that_holds_nothing_out_says_so(tmp_path, capsys):
-    corpus = folders(tmp_path, docs={"a": words(1)})[0].location
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_build_that_holds_no_text_out_says_so(tmp_path, capsys, share):
+    texts = {name: "" if hash_fraction(name) < 0.3 else words(1) for name in "abcdefgh"}
+    assert 0 < list(texts.values()).count("") < len(texts)
+    corpus = folders(tmp_path, docs=texts)[0].location
     for _ in range(2):
-        build_database(corpus, tmp_path / "db", replace(SMALL, held_out=0.0), EMBEDDER)
-        assert capsys.readouterr().err.count("holds out no document: to evaluate a model, build another folder") == 1
+        build_database(corpus, tmp_path / "db", replace(SMALL, held_out=share), EMBEDDER)
+        assert capsys.readouterr().err.count("holds out no text: to evaluate a model, build another folder") == 1
 
 
 def test_a_part_that_would_be_empty_or_a_mixture_is_refused(tmp_path):
@@ -366,13 +369,23 @@ def test_a_build_that_was_killed_while_reading_resumes_after_a_row_is_refused(tm
     assert len(build_database(path, tmp_path / "db", config, EMBEDDER).documents) == 6
 
 
-@pytest.mark.parametrize("splits", [["train", "test"], ["valid", "test"], ["train"]])
-def test_a_field_that_leaves_train_or_valid_empty_is_refused(tmp_path, splits):
+@pytest.mark.parametrize("splits", [["valid", "test"], ["train"]])
+def test_a_field_that_holds_all_or_nothing_out_is_refused(tmp_path, splits):
     rows = [{"text": words(i), "split": split} for i, split in enumerate(splits)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    missing = "train" if "train" not in splits else "valid"
-    with pytest.raises(UserError, match=f"no text is in the split {missing}: .*--split-field none"):
+    missing = "train" if "train" not in splits else "valid or test"
+    with pytest.raises(UserError, match=f"the split {missing}: .*--split-field none, .* anew, also those for test"):
         build_database(tmp_path / "rows.jsonl", tmp_path / "db", NO_DUPLICATES, EMBEDDER)
+
+
+@pytest.mark.parametrize("held", ["valid", "test"])
+def test_rows_for_training_and_one_other_part_are_enough_and_an_empty_valid_is_said(tmp_path, capsys, held):
+    rows = [{"text": words(i), "name": f"d{i}", "split": split} for i, split in enumerate(["train", held, "train"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    database = build_database(tmp_path / "rows.jsonl", tmp_path / "db", NO_DUPLICATES, EMBEDDER)
+    assert names_of(database) == {"train": ["d0", "d2"], "valid": []} | {held: ["d1"]}
+    told = "holds out text for test alone: evaluate with --split test, and train without --eval-every"
+    assert (told in capsys.readouterr().err) == (held == "test")
 
 
 @pytest.mark.parametrize(
