@@ -26,8 +26,8 @@ STANDARD_ERRORS = 4  # A pair is compared exactly unless its estimate is this fa
 MAX_WORDS_PER_GRAM, MAX_HASHES = 1000, 65_536  # Larger values are mistakes.
 BATCH_BYTES = 1 << 23  # bytes of text whose signatures are computed together
 CACHED_DOCUMENTS = 64  # held-out documents whose grams are kept, since their copies often stand together
-# MinHash is used where it detects this share of pairs. With 0.1 to 64 MB of held-out text it took 0.3 to 0.9 times as long
-# as the exact comparison (benchmarks/deduplicate_methods.py).
+# MinHash is used where it detects this share of pairs. With 0.1 to 64 MB of held-out text it took 0.3 to 0.9 times as
+# long as the exact comparison (benchmarks/deduplicate_methods.py).
 SURE_DETECTION = 0.999
 TABLE_BITS = 28  # at most; of the table of a GramIndex
 
