@@ -113,7 +113,7 @@ def train(
             ids = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
             model = RetroConfig(**fields | ids | {"cca_layers": ()})
         if preset is None and not baseline:
-            if max(layers, default=0) > model.n_layers:
+            if max(layers, default=0) > model.n_layers and not model.cca_layers:
                 shown = ",".join(map(str, layers))
                 raise UserError(f"cca_layers is {shown}, but the model has {model.n_layers} layers: give --cca-layers")
             if not conditioning:

@@ -48,17 +48,17 @@ def split_chooser(corpus: Corpus, config: BuildConfig) -> SplitOf:
 def boundaries(corpus: Corpus, share: float) -> tuple[Place, Place]:
     """Where valid and test end in the order of the names' hashes, which is the same on every machine.
 
-    The ends are those nearest to half of this share of all bytes and to the share, so that valid, test and their sum
-    are exact to within one document. A document has the bytes of its file, or of its text if it is a row. At least one
-    document is valid, and one is for training; if only one is held out, it is valid. Raises UserError for a corpus of
-    one document. Memory: 16 bytes per document, and about 40 while the ends are computed."""
+    The end of test is nearest to this share of all bytes, and the end of valid to half of what is held out, so that
+    valid, test and their sum are exact to within one document. A document has the bytes of its file, or of its text if
+    it is a row. At least one document is valid, and one is for training; if only one is held out, it is valid. Raises
+    UserError for a corpus of one document. Memory: 16 bytes per document, and about 40 while the ends are computed."""
     hashes, sizes, order = order_of_hashes(corpus)
     if len(sizes) < 2:
         hint = "cut it into several, or give --held-out 0 in place of --held-out-bytes"
         raise UserError(f"a corpus of one document cannot be split: {hint}")
     ends = np.cumsum(np.asarray(sizes)[order])  # the bytes of the first 1, 2, … documents
     held = 1 + int(np.abs(ends[:-1] - share * ends[-1]).argmin())
-    valid = 1 + int(np.abs(ends[: max(1, held - 1)] - share * ends[-1] / 2).argmin())
+    valid = 1 + int(np.abs(ends[: max(1, held - 1)] - ends[held - 1] / 2).argmin())
     first, second = ((hashes[number], number) for number in order[[valid, held]].tolist())
     return first, second
 

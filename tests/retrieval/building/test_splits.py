@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from exact_lists import assert_lists_are_exact
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support import EMBEDDER, SHARDS, SMALL, Interrupter, all_bytes, refused, run, write_corpus
 
@@ -64,6 +64,7 @@ shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 
 @given(sizes, shares, st.booleans())
+@example([2, 2, 1, 2], 0.875, False)
 def test_a_share_of_bytes_and_each_of_its_halves_are_exact_to_within_one_document(sizes, share, repeated):
     documents = [("same" if repeated else f"document {i}", size) for i, size in enumerate(sizes)]
     splits = splits_by_bytes(documents, share)

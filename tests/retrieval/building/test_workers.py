@@ -1,5 +1,6 @@
 """Ground truth: the bytes of a build in one process. The scheduler and the workers are real processes on loopback."""
 
+import gc
 import os
 import pickle
 import signal
@@ -24,6 +25,12 @@ from retro_np.retrieval.shards import index_shard
 from retro_np.retrieval.workers import Task, workers
 
 CONFIG = replace(SMALL, shard_bytes=1500, d_key=32)
+
+
+@pytest.fixture(autouse=True)
+def _earlier_clients_are_closed():
+    """Collect clients that could not connect. One that is collected while another starts would wait for it for ever."""
+    gc.collect()
 
 
 @contextmanager
