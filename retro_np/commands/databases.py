@@ -75,7 +75,7 @@ def build(
     To mix corpora: `--source code=src/:0.55 --source prose=docs/:0.45`
 
     Example: `retro-np build stdlib -o runs/db --limit-mb 1`"""
-    from retro_np.retrieval.build import HASHED, build_database
+    from retro_np.retrieval.build import build_database
     from retro_np.retrieval.deduplicate import DedupConfig
     from retro_np.retrieval.embedders import load_embedder
 
@@ -105,7 +105,7 @@ def build(
             settings["duplicates"] = DedupConfig(**duplicates) if duplicates.get("threshold", 1) else None
         build_config = BuildConfig(**settings)
         sources = _sources(**{name: value for name, value in parts.items() if name not in replaced and value})
-    database_embedder = template.embedder if template else embedder if embedder == HASHED else load_embedder(embedder)
+    database_embedder = template.embedder if template else load_embedder(embedder)
     _describe(build_database(sources, out, build_config, database_embedder, dask))
 
 

@@ -74,7 +74,7 @@ def evaluate(
         retrieval = own_text(database, text, candidates, source=source, trained_on=hashes)
     elif source is not database or k > database.split(split).neighbours.shape[1] > 0:
         if split == "train":
-            searches = "--retrieve-from, --fraction and a -k above what is stored search anew, for held-out documents"
+            searches = "--retrieve-from, --fraction and a -k above the stored neighbours are for held-out documents"
             raise UserError(f"{searches}; leave out --split")
         retrieval = join.retrieve_from(database, source, candidates, split)
     results = evaluate_models(

@@ -21,7 +21,8 @@ MODEL_OPTIONS = group_of(
     n_layers={"default": 4}, cca_layers={"default": (2, 4)},
     copying_start={"rich_help_panel": "Encoder"},  # Its two long names would make the other column of texts narrow.
 )  # fmt: skip
-FOLLOWING = ("d_model", "d_ffw", "n_heads", "d_head")  # of the encoder, by default as in the decoder
+# By default the encoder has the decoder's values of these fields.
+FOLLOWING = ("d_model", "d_ffw", "n_heads", "d_head")
 ENCODER_OPTIONS = group_of(
     EncoderConfig, "Encoder", prefix="encoder_", hidden=(*FOLLOWING, "ca_layers"),
     n_layers={"names": ("--encoder-layers",)}, **{field: {"default": None} for field in FOLLOWING},
@@ -33,7 +34,8 @@ TRAINING_OPTIONS = group_of(
     neighbours={"names": ("-k", "--neighbours")},
 )  # fmt: skip
 GROUPS = {"model": MODEL_OPTIONS, "encoder": ENCODER_OPTIONS, "training": TRAINING_OPTIONS}
-KEYS = {"model": RetroConfig, "encoder": EncoderConfig, "training": TrainingConfig, "data": None}  # of a file
+# What each section of a file of settings may contain
+KEYS = {"model": RetroConfig, "encoder": EncoderConfig, "training": TrainingConfig, "data": None}
 # The options of `train` that --baseline, --retrofit and --preset exclude
 SIZE_OPTIONS = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
 CCA_FIELDS = {"cca_layers", "cca_positions", "share_embeddings", "retrieved_part", "copying_start"}

@@ -44,7 +44,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 OPTION_TYPES: dict[Any, Any] = {tuple[int, ...]: str, tuple[str, ...]: list[str] | None}
 VALUE_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 MAX_NUMBER = 1 << 62  # Larger whole numbers are mistakes.
-SECTIONS = ("build", "model", "encoder", "training", "data")  # of a file; each command reads its own
+# The sections that a file of settings may have. Each command reads its own.
+SECTIONS = ("build", "model", "encoder", "training", "data")
 
 
 def open_database(path: Path, embedder: str | None = None, index: str = "hnsw") -> "Database":
@@ -136,7 +137,8 @@ def read_sections(path: Path | None, sections: Mapping[str, Any]) -> dict[str, d
     sections: a dataclass, or {key: type}, for each; None for one that is not looked into. Raises UserError, with file
     and key, for a file that does not parse, for an unknown section or key, and for a value of the wrong type. Whether
     values fit together is not checked."""
-    path = path / "config.json" if path and path.is_dir() else path  # of a run's folder
+    if path and path.is_dir():  # A run's folder stands for its settings.
+        path /= "config.json"
     stored: dict[str, Any] = {} if path is None else read_settings(path)
     _check_names(stored, SECTIONS, f"{path}", "section")
     return {name: _section(stored.get(name, {}), keys, f"{path}: [{name}]") for name, keys in sections.items()}

@@ -131,7 +131,7 @@ def evaluate(
         "sentence": verdict(figures, len(numbers), clean, near_copies),
     }  # fmt: skip
     results |= {"documents": own.figures(whole)} if own else {}
-    (out / TOKEN_LOSSES).unlink(missing_ok=True)  # of an earlier evaluation
+    (out / TOKEN_LOSSES).unlink(missing_ok=True)  # An earlier evaluation may have written it.
     files = {"losses.npz": columns}
     if token_losses:
         each, row = scored[first], scored[first].by_token(database, retrieval.split)

@@ -16,7 +16,7 @@ from retro_np.retrieval.join import DatabaseUnion, Retrieval, retrieve_from
 from retro_np.retrieval.manifest import COUNTS
 from retro_np.retrieval.tokenizer import END_OF_TEXT, encode
 
-HASH_DIGITS = 16  # of a text's SHA-256: enough to recognise the text among billions
+HASH_DIGITS = 16  # A text is recognised by this many digits of its SHA-256, even among billions of texts.
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _take_steps(database, config, training, out, params, state, identity, traina
             line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable)
             line["tokens_per_s"] = speed = tokens.size / (time.perf_counter() - start_time)
             saves = (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps
-            if evaluate and ((step + 1) % training.eval_every == 0 or step + 1 in (*training.segments, training.steps)):
+            if evaluate and ((step + 1) % training.eval_every == 0 or step + 1 == training.segment_end(step)):
                 advance(0, note="evaluating on held-out documents")
                 line |= evaluate(params)
                 if not math.isfinite(line["valid_loss"]):
@@ -203,13 +203,13 @@ def _best_so_far(path: Path, step: int, training: TrainingConfig, evaluate: Call
     if not evaluate or not path.exists():
         return math.inf
     try:
-        params, run = load_params(path)[0], read_meta(path).get("run", {})
+        run = read_meta(path).get("run", {})
         known = has_types(run, {"step": int, "segment_end": int})
         if known and run["step"] > step and run["segment_end"] != training.segment_end(step):
             path.unlink()
             say(f"{path} was of step {run['step']}, which is not a step of this run: removed")
             return math.inf
-        return evaluate(params)["valid_loss"] if step < training.steps else math.inf
+        return evaluate(load_params(path)[0])["valid_loss"] if step < training.steps else math.inf
     except UserError as error:
         raise UserError(f"{error}, or remove it: the best parameters are then those from here on") from error
 
