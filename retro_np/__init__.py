@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from retro_np import runtime
 
-runtime.tune()  # This must precede the import of NumPy: OpenBLAS reads its settings only once.
+runtime.tune()  # before the import of NumPy, so that OpenBLAS, if it is not loaded yet, starts with its settings
 
 from retro_np import reference
 from retro_np.checking import gradcheck
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import GradientError, GradientReport, UserError
-from retro_np.nn.model import attention_maps, hidden_states, retro, retro_loss
+from retro_np.nn.model import hidden_states, retro, retro_loss
 from retro_np.optim import adamw_init, adamw_update
 from retro_np.parameters import count_parameters, init_params
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:  # Type checkers and editors do not run __getattr__.
     from retro_np.evaluation.bootstrap import paired_bootstrap
     from retro_np.evaluation.compare import evaluate
     from retro_np.generation import generate
-    from retro_np.pretrained.bundled import load_pretrained, trained_on
+    from retro_np.nn.attention_maps import attention_maps
+    from retro_np.nn.decoders import DecoderConfig
+    from retro_np.pretrained.bundled import trained_on
+    from retro_np.pretrained.models import load_pretrained
     from retro_np.retrieval.bert import load_bert
     from retro_np.retrieval.build import BuildConfig, build_database
     from retro_np.retrieval.database import Database
@@ -36,19 +39,20 @@ if TYPE_CHECKING:  # Type checkers and editors do not run __getattr__.
     from retro_np.training.loop import retrofit, train
 
 _ON_FIRST_USE = {
-    "BuildConfig": "retrieval.build", "build_database": "retrieval.build", "load_pretrained": "pretrained.bundled",
+    "BuildConfig": "retrieval.build", "build_database": "retrieval.build", "load_pretrained": "pretrained.models",
     "Database": "retrieval.database", "load_bert": "retrieval.bert", "generate": "generation", "train": "training.loop",
     "TrainingConfig": "training.config", "evaluate": "evaluation.compare", "score": "evaluation.bits_per_byte",
     "score_tokens": "evaluation.bits_per_byte", "paired_bootstrap": "evaluation.bootstrap", "retrofit": "training.loop",
+    "DecoderConfig": "nn.decoders", "attention_maps": "nn.attention_maps",
     "load_params": "checkpoint", "save_params": "checkpoint", "trained_on": "pretrained.bundled",
 }  # fmt: skip
 
 __all__ = [
-    "BuildConfig", "Database", "EncoderConfig", "GradientError", "GradientReport", "RetroConfig", "TrainingConfig",
-    "UserError", "__version__", "adamw_init", "adamw_update", "attention_maps", "build_database", "count_parameters",
-    "evaluate", "generate", "gradcheck", "hidden_states", "init_params", "load_bert", "load_params", "load_pretrained",
-    "paired_bootstrap", "reference", "retro", "retro_loss", "retrofit", "save_params", "score", "score_tokens", "train",
-    "trained_on",
+    "BuildConfig", "Database", "DecoderConfig", "EncoderConfig", "GradientError", "GradientReport", "RetroConfig",
+    "TrainingConfig", "UserError", "__version__", "adamw_init", "adamw_update", "attention_maps", "build_database",
+    "count_parameters", "evaluate", "generate", "gradcheck", "hidden_states", "init_params", "load_bert", "load_params",
+    "load_pretrained", "paired_bootstrap", "reference", "retro", "retro_loss", "retrofit", "save_params", "score",
+    "score_tokens", "train", "trained_on",
 ]  # fmt: skip
 
 

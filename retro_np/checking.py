@@ -6,6 +6,7 @@ decide, a ladder of steps does. What extrapolated slopes of neighbouring steps d
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retro_np.errors import GradientError, GradientFormError, GradientReport, GradientRow
-from retro_np.tree import Array, LeafFunction, flat_outputs, from_torch, index_of, kind_of, outputs_of
+from retro_np.tree import Array, LeafFunction, Pullback, flat_outputs, flatten, index_of, kind_of, outputs_of, unflatten
 
 __all__ = ["GradientError", "GradientFormError", "GradientReport", "GradientRow", "from_torch", "gradcheck"]
 MIN_RESOLUTION = 1e-3  # relative; needed to say anything, unless the user sets a tolerance, which is then needed
@@ -23,11 +24,9 @@ VERDICTS = ("wrong", "cannot tell", "right", "frozen", "skipped")  # from worst 
 STEP, COARSE_STEP = 2.0**-10, 2.0**-2  # the first step in float64 and float32, relative to the size of the entry
 RATIO = 4  # between neighbouring steps: a power of two, so that moved arguments are exact
 MAX_EXHAUSTIVE = 512  # Arguments with at most this many entries in all are checked entry by entry.
-N_ENTRIES = 24  # Of an array in larger arguments, about this many entries are moved one by one,
-N_GROUPS = 4  # and this many groups of entries whose gradients are of similar size.
+N_ENTRIES, N_GROUPS = 24, 4  # of a larger array: entries moved one by one, groups of entries with similar gradients
 MANY_LEAVES = 16  # With more arrays, one random direction of each is enough, and one group.
-# Rows 2 to 5 of the cotangents are these multiples of row 0. Powers of two do not change a linear pullback's digits.
-MULTIPLES = (2.0**40, 2.0**-60, -1.0, 0.0)
+MULTIPLES = (2.0**40, 2.0**-60, -1.0, 0.0)  # Cotangents 2 to 5 are cotangent 0 times these, which keep its digits.
 N_CONFIRMED = 4  # After this many wrong slopes of an array, others are measured with fewer steps.
 TOLERANCE, SAFETY = 3e-9, 16  # A slope is wrong if it is off by this part, and by this many resolutions.
 NEGLIGIBLE = 2.0**-46  # A slope counts as zero if moving an entry by its own size changes the value by this part.
@@ -573,3 +572,29 @@ def _share_memory(a: Any, b: Any) -> bool:
         return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return False
+
+
+def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
+    """A function of PyTorch tensors, or trees of them, as a function for `gradcheck`.
+
+    `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported."""
+    if (torch := sys.modules.get("torch")) is None:
+        raise ImportError("from_torch needs PyTorch, which has not been imported: import torch first")
+
+    def wrapped(*arguments: Any) -> tuple[Any, Pullback]:
+        tensors = [torch.tensor(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in flatten(arguments)]
+        inputs = [x.requires_grad_() for x in tensors if torch.is_tensor(x) and x.is_floating_point()]
+        value = f(*unflatten(arguments, iter(tensors)))
+        outputs = [output for _, output in flatten(value)]
+
+        def vjp(dvalue: Any) -> Any:
+            zero = (0 * sum(x.sum() for x in inputs), torch.tensor(1.0).double())  # if no output depends on an input
+            pairs = [(y, torch.tensor(dy)) for y, (_, dy) in zip(outputs, flatten(dvalue), strict=True)]
+            ys, dys = zip(*[pair for pair in pairs if getattr(pair[0], "requires_grad", False)], zero, strict=True)
+            grads = torch.autograd.grad(ys, inputs, dys, retain_graph=True, allow_unused=True)
+            of_input = {id(x): dx.numpy().copy() for x, dx in zip(inputs, grads, strict=True) if dx is not None}
+            return unflatten(arguments, (of_input.get(id(x)) for x in tensors))
+
+        return unflatten(value, (y.detach().numpy().copy() if torch.is_tensor(y) else y for y in outputs)), vjp
+
+    return wrapped

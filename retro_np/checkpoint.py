@@ -20,6 +20,7 @@ from retro_np.tree import Tree, map_tree, named_leaves
 
 CHECKPOINT = "checkpoint.safetensors"  # in a run's folder
 ANOTHER = "use another checkpoint"
+FOLDER = "of a model that others trained, give the folder"
 
 
 def save_params(path: Path | str, params: Tree, config: RetroConfig) -> None:
@@ -102,7 +103,7 @@ def read_tensors(
         raise UserError(f"no checkpoint at {path}: give a run's folder, or a .safetensors file that a run wrote")
     tensors, metadata = read_safetensors(path, selects, ANOTHER)
     if "retro_np" not in metadata:
-        raise UserError(f"{path} was not written by retro_np: its metadata has no configuration")
+        raise UserError(f"{path} was not written by retro_np: its metadata has no configuration; {FOLDER}")
     meta = parse_json(metadata["retro_np"], f"the metadata of {path}", hint=ANOTHER)
     run = meta.get("run", {})
     if not isinstance(run, dict) or not all(isinstance(run.get(n, {}), dict) for n in ("model", "training", "data")):
@@ -122,13 +123,22 @@ def read_meta(path: Path | str) -> dict[str, Any]:
     return read_tensors(path, lambda name: False)[1]
 
 
-def _model_in(tensors: dict[str, np.ndarray], meta: dict[str, Any], path) -> tuple[Tree, RetroConfig]:
-    """The configuration in the metadata, and the tensors as the tree that it describes, checked."""
+def config_in(meta: dict[str, Any], path: Path | str) -> RetroConfig:
+    """The configuration in a file's metadata. Raises UserError if there is none, or if no model can have it."""
     try:
-        config = RetroConfig(**meta["config"])
+        if "architecture" not in meta["config"]:
+            return RetroConfig(**meta["config"])
+        from retro_np.nn.decoders import DecoderConfig
+
+        return DecoderConfig(**meta["config"])
     except (KeyError, TypeError) as error:
         hint = "use a file that save_params or a training run wrote"
         raise UserError(f"{path} has no retro_np configuration ({error}): {hint}") from error
+
+
+def _model_in(tensors: dict[str, np.ndarray], meta: dict[str, Any], path) -> tuple[Tree, RetroConfig]:
+    """The configuration in the metadata, and the tensors as the tree that it describes, checked."""
+    config = config_in(meta, path)
     n_layers = config.n_layers + (config.encoder.n_layers if config.retrieves and config.encoder else 0)
     if n_layers > len(tensors):  # Each layer has several tensors. The tree of millions of layers is not built.
         raise UserError(f"{path} has {len(tensors)} tensors, but its configuration has {n_layers:,} layers: {ANOTHER}")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -61,7 +61,8 @@ class RetroConfig:
     retrieved_part: part of each value [N, F] that the encoder reads: "NF" both, "N" the neighbour alone, "F" its
         continuation alone (table 13).
     copying_start: whether `init_params` makes the encoder and CCA copy tokens; needs encoder.d_model = d_model.
-        Not in the paper; it helps small models."""
+        Not in the paper; it helps small models.
+    padding_id: the token id of padding; None if no id is, and then −1 stands for padding in neighbours."""
 
     vocabulary_size: int
     d_model: int
@@ -78,6 +79,8 @@ class RetroConfig:
     cca_positions: bool = True
     retrieved_part: str = "NF"
     copying_start: bool = False
+    padding_id: int | None = 0
+    architecture: ClassVar[str] = "retro"  # the paper's blocks; `nn.decoders.DecoderConfig` has others
 
     def __post_init__(self) -> None:
         _check_numbers(self, "", "cca_layers")
@@ -134,10 +137,14 @@ PRESETS = {name: sizes for names, sizes in _SIZES.items() for name in names}
 
 def _check_numbers(config: Any, prefix: str, layers_name: str) -> None:
     """Check a configuration's sizes, which are its int fields, and its tuple of layers. All become Python integers."""
-    for name in (field.name for field in fields(config) if field.type is int):
-        value, largest = getattr(config, name), MAX_LAYERS if name == "n_layers" else MAX_MODEL_SIZE
-        if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= largest:
-            raise UserError(f"{prefix}{name} must be a whole number from 1 to {largest}, not {_shown(value)}")
+    limits = {field.name: (1, MAX_MODEL_SIZE) for field in fields(config) if field.type is int}
+    limits["n_layers"] = 1, MAX_LAYERS
+    if getattr(config, "padding_id", None) is not None:
+        limits["padding_id"] = 0, config.vocabulary_size - 1  # checked after vocabulary_size
+    for name, (least, largest) in limits.items():
+        value = getattr(config, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= largest:
+            raise UserError(f"{prefix}{name} must be a whole number from {least} to {largest}, not {_shown(value)}")
         object.__setattr__(config, name, int(value))  # JSON cannot store NumPy's integers.
     if config.d_model % 2:
         raise UserError(f"{prefix}d_model must be even (positions are pairs of sine and cosine), not {config.d_model}")

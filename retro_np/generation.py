@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from retro_np.sequences import check_fit
 from retro_np.tree import Tree
 
 MAX_NEIGHBOURS_PER_CHUNK = 1024  # the paper uses up to 100
+PROMPT_PART = 512  # tokens of a prompt that a model without retrieval reads at a time
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def generate(
         retrieved.append(Retrieved(number, ids[0], distances[0], database.value(ids[0])))
         return retrieved[-1].values
 
-    choose = partial(sample_token, rng=rng, temperature=temperature, top_k=top_k, top_p=top_p)
+    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    choose = partial(sample_token, rng=rng, padding_id=config.padding_id, **settings)
     return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token), retrieved
 
 
@@ -90,11 +93,17 @@ def decode_tokens(
     choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
     neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed."""
     m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
+    only_last = config.architecture != "retro"
     for _ in range(length):
-        for count in segments(cache.length, len(tokens) - cache.length, m):
+        waiting = len(tokens) - cache.length
+        if config.architecture == "retro":
+            parts = segments(cache.length, waiting, m)
+        else:
+            parts = [min(PROMPT_PART, waiting - start) for start in range(0, waiting, PROMPT_PART)]
+        for count in parts:
             start = cache.length
             neighbours = None if (start + 1) % m else retrieve(start // m, tokens[start + 1 - m : start + 1])
-            logits = extend(params, config, cache, tokens[start : start + count], neighbours)[-1]
+            logits = extend(params, config, cache, tokens[start : start + count], neighbours, only_last)[-1]
         tokens = np.append(tokens, choose(logits))
         if tokens[-1] == stop_token:
             break
@@ -102,15 +111,17 @@ def decode_tokens(
 
 
 def sample_token(
-    logits: np.ndarray, rng: np.random.Generator, temperature: float = 1, top_k: int | None = None, top_p: float = 1
-) -> int:
+    logits: np.ndarray, rng: np.random.Generator, temperature: float = 1, top_k: int | None = None, top_p: float = 1,
+    padding_id: int | None = 0,
+) -> int:  # fmt: skip
     """Draw one token from logits (V,), never padding. temperature, top_k, top_p: as in `generate`.
 
     Raises UserError for logits that are not finite."""
     logits = logits.astype(np.float64)
     if not np.all(np.isfinite(logits)):
         raise UserError("the model's logits are not finite: its weights are damaged; use another checkpoint")
-    logits[0] = -np.inf
+    if padding_id is not None:
+        logits[padding_id] = -np.inf
     if temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")[: top_k or len(logits)]

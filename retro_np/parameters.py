@@ -10,17 +10,13 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.tree import Array, Tree, map_tree, named_leaves
 
-# The scales of `_init_copying` were tuned on the text of Python's standard library.
-POSITION_FREQUENCIES = 20  # number of sinusoids that locate the next token
-POSITION_SCALE = 3.4  # sharpness of the attention to the next token
-NEXT_TOKEN_SCALE = 1.2  # share of the next token that the encoder adds to a token
-DAMPING = 0.3  # scale of everything else that the encoder's first layer adds
-MATCH_SCALE = 1.2  # sharpness of the attention to equal tokens
-COPY_SCALE = 0.1  # share of the matching tokens that CCA adds to the residual stream
-
 
 def parameter_shapes(config: RetroConfig) -> Tree:
     """The parameter tree with a shape at each leaf. This is the only definition of which parameters a model has."""
+    if config.architecture != "retro":
+        from retro_np.nn.decoders import decoder_shapes
+
+        return decoder_shapes(config)  # type: ignore[arg-type]
     d, vocabulary = config.d_model, config.vocabulary_size
     e: Any = config.encoder  # A part is the decoder, which `config` describes, or the encoder.
 
@@ -51,7 +47,7 @@ def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
     """The number of parameters of a model, without allocating them.
 
     embeddings: whether to count the embeddings and the readout, which table 2 leaves out."""
-    uncounted = () if embeddings else ("embedding", "encoder.embedding", "readout")
+    uncounted = () if embeddings else ("embedding", "encoder.embedding", "positions", "readout")
     return sum(math.prod(shape) for name, shape in named_leaves(parameter_shapes(config)) if name not in uncounted)
 
 
@@ -62,14 +58,14 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
     Matrices are normal with variance 1 / d_in. Those that write to the residual stream (w_o, w_out) are also divided by
     √(2 L), so that the variance of the stream does not grow with depth (Radford et al. 2019). Embeddings have standard
     deviation 1, so that the encoder's output still identifies its tokens when training starts; if the readout is tied,
-    the decoder's have 0.02, which keeps the logits small. Gains are 1; the position biases u and v are 0.
-    With `config.copying_start` the encoder and CCA are initialised to copy tokens; see `_init_copying`."""
+    the decoder's have 0.02, which keeps the logits small. Gains are 1; all biases are 0.
+    With `config.copying_start` the encoder and CCA are initialised to copy tokens; see `nn.copying_start`."""
 
     def leaf(name: str, shape: tuple[int, ...]) -> Array:
         leaf_name = name.rsplit(".", 1)[-1]
         if leaf_name in ("norm", "norm_context"):
             return np.ones(shape, np.float32)
-        if leaf_name in ("u", "v"):
+        if leaf_name in ("u", "v") or leaf_name.startswith("b_") or leaf_name.endswith("_bias"):
             return np.zeros(shape, np.float32)
         deviation = shape[0] ** -0.5
         if leaf_name == "embedding":
@@ -85,39 +81,10 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
         raise UserError(f"this model needs about {needed:,.1f} GB, but memory has {memory:,.1f} GB: use smaller sizes")
     params = map_tree(leaf, parameter_shapes(config))
     if config.copying_start and config.retrieves:
-        _init_copying(params, config.cca_layers, config.encoder)
+        from retro_np.nn.copying_start import init_copying
+
+        init_copying(params, config.cca_layers, config.encoder)
     return params
-
-
-def _init_copying(params: Tree, cca_layers: tuple[int, ...], encoder: Any) -> None:
-    """Initialise CCA to find the current token in the neighbours and copy the token after it, in place.
-
-    This is not in the paper. The encoder's embedding starts as a copy of the decoder's. A shared table would receive
-    both gradients, and the decoder would learn its language more slowly. In the encoder's first layer, the first head
-    attends to the next token by position alone, because the sinusoids of distance δ, shifted by one, peak at δ = −1. It
-    adds a copy of the next token to each token; everything else that the layer adds is damped. In CCA, w_k = w_q makes
-    a query match the keys of equal tokens, and w_o is a multiple of w_vᵀ, which adds the matching token, together with
-    its next token, to the residual stream."""
-    if "embedding" in params["encoder"]:
-        params["encoder"]["embedding"] = params["embedding"].copy()
-    first_layer = params["encoder"]["layers"][0]
-    attention, c, width = first_layer["attention"], encoder.d_head, encoder.d_model
-    half, count = width // 2, min(width // 2, POSITION_FREQUENCIES)
-    frequencies = 10000.0 ** (-2 * np.arange(count) / width)
-    peak = np.zeros(width, np.float32)
-    peak[:count], peak[half : half + count] = -np.sin(frequencies), np.cos(frequencies)
-    for name in ("w_q", "w_k", "w_r"):
-        attention[name][:, :c] = 0
-    attention["w_r"][:, 0], attention["v"][0, 0] = POSITION_SCALE * peak, POSITION_SCALE
-    attention["w_o"][c:] *= DAMPING
-    attention["w_o"][:c] = NEXT_TOKEN_SCALE * attention["w_v"][:, :c].T
-    for name, matrix in (("ffw", "w_out"), ("cross_attention", "w_o")):
-        if name in first_layer:
-            first_layer[name][matrix] *= DAMPING
-    for p in cca_layers:
-        cca = params["layers"][p - 1]["cca"]
-        cca["w_q"] *= MATCH_SCALE
-        cca["w_k"], cca["w_o"] = cca["w_q"].copy(), COPY_SCALE * cca["w_v"].T
 
 
 def check_tree(params: Tree, config: RetroConfig, retrieving: bool = True, storing: bool = False) -> None:

@@ -19,10 +19,14 @@ Vectors = list[np.ndarray]  # one vector per token
 def retro(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
     """Logits by loops. Borgeaud et al. 2022, §2.4, algorithm 1.
 
-    tokens: (B, n), integers. neighbours: (B, floor(n / m), k, r), integers, 0 at padding; None: retrieval off.
+    tokens: (B, n), integers. neighbours: (B, floor(n / m), k, r), integers, or None: retrieval off.
     Returns (B, n, V) in float64, whatever the dtype of the parameters. The input is not checked; there is no dropout.
     """
     params = _in_float64(params)
+    if config.architecture != "retro":
+        from retro_np import reference_decoders
+
+        return np.array([reference_decoders.decode(params, config, row) for row in tokens])
     rows = range(len(tokens))
     return np.array([decode(params, config, tokens[b], None if neighbours is None else neighbours[b]) for b in rows])
 
@@ -39,7 +43,8 @@ def decode(params: Tree, config: RetroConfig, x: Sequence[int], retrieved: Any) 
             for u in range(len(x) // m):  # each whole chunk C_u
                 chunk = h[u * m : (u + 1) * m]  # H_u
                 values = [read_part(value, config) for value in retrieved[u]]
-                encoded.append([(value, encode_neighbour(params, config, value, chunk)) for value in values])
+                pairs = [(is_real(value, config), encode_neighbour(params, config, value, chunk)) for value in values]
+                encoded.append(pairs)
         if p in layers:  # H ← CCA(H, E)
             h = chunked_cross_attention(layer["cca"], h, encoded, config.n_heads, m)
         h = [ffw(layer["ffw"], h_t) for h_t in h]  # H ← FFW(H)
@@ -50,12 +55,13 @@ def decode(params: Tree, config: RetroConfig, x: Sequence[int], retrieved: Any) 
 def encode_neighbour(params: Tree, config: RetroConfig, value: Sequence[int], chunk: Vectors) -> Vectors:
     """ENCODER(RET(C_u)_j, H_u) for one value of r tokens: a list of r vectors of width d′, after the encoder's norm."""
     encoder: Any = config.encoder
+    real = is_real(value, config)
     table = params["embedding"] if config.share_embeddings else params["encoder"]["embedding"]
     e = [table[token] for token in value]  # E ← EMB_enc(RET(C_u)_j)
     for p in range(1, encoder.n_layers + 1):
         layer = params["encoder"]["layers"][p - 1]
         # E ← ATTN_enc(E): bidirectional, with padding masked as a key
-        e = self_attention(layer["attention"], e, encoder.n_heads, visible=lambda i, j: value[j] != 0)
+        e = self_attention(layer["attention"], e, encoder.n_heads, visible=lambda i, j: real[j])
         if p in encoder.ca_layers:  # E ← CA_enc(E, H_u)
             e = encoder_cross_attention(layer["cross_attention"], e, chunk, encoder.n_heads)
         e = [ffw(layer["ffw"], e_i) for e_i in e]  # E ← FFW_enc(E)
@@ -85,7 +91,8 @@ def encoder_cross_attention(params: Tree, e: Vectors, chunk: Vectors, n_heads: i
 def chunked_cross_attention(params: Tree, h: Vectors, encoded: list[Any], n_heads: int, m: int) -> Vectors:
     """CCA (eq. 3): the attending chunk H_u^+ attends to E_u, all k · r tokens under one softmax.
 
-    encoded[u] is a list of (tokens of the value, their encoded vectors). The first m − 1 tokens do not change."""
+    encoded[u] is a list of (whether each token is real, their encoded vectors). The first m − 1 tokens do not change.
+    """
     updated = list(h)
     for u in range(len(encoded)):
         for i in range(m):  # H_u^+: the last token of C_u and the first m − 1 of C_{u+1}
@@ -93,9 +100,9 @@ def chunked_cross_attention(params: Tree, h: Vectors, encoded: list[Any], n_head
             if t >= len(h):  # the last attending chunk may be cut short
                 continue
             keys = []
-            for value, e in encoded[u]:  # every neighbour has the same positions
+            for is_real, e in encoded[u]:  # every neighbour has the same positions
                 for i_retrieved in range(len(e)):
-                    if value[i_retrieved] != 0:
+                    if is_real[i_retrieved]:
                         keys.append((e[i_retrieved], i - i_retrieved + m - 1))  # distance i − i′ + m − 1 (B.1.2)
             updated[t] = h[t] + attention(params, rms_norm(h[t], params["norm"]), keys, n_heads)
     return updated
@@ -162,6 +169,11 @@ def read_part(value: Sequence[int], config: RetroConfig) -> Sequence[int]:
     """The tokens of a value [N, F] that the encoder reads: both parts, N alone or F alone (table 13)."""
     m = config.chunk_size
     return {"NF": value, "N": value[:m], "F": value[m:]}[config.retrieved_part]
+
+
+def is_real(value: Sequence[int], config: RetroConfig) -> list[bool]:
+    """Whether each token of a value is no padding."""
+    return [token not in (config.padding_id, -1) for token in value]
 
 
 def _in_float64(tree: Tree) -> Tree:

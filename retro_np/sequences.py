@@ -13,18 +13,32 @@ from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.join import DatabaseUnion
 from retro_np.retrieval.neighbours import keep_first
-from retro_np.retrieval.tokenizer import END_OF_TEXT
+from retro_np.retrieval.vocabulary import vocabulary
 
 WINDOWS_PER_BATCH = 8
+NO_TARGET = -1  # a target where there is nothing to predict
 
 
 def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
-    """Raise UserError unless the model and the database have the same vocabulary size and chunk size."""
+    """Raise UserError unless the model and the database have the same vocabulary size and chunk size.
+
+    The vocabulary of a decoder that others trained may be larger than the tokenizer's."""
     for name in ("vocabulary_size", "chunk_size"):
         needed, stored = getattr(config, name), getattr(database, name)
+        if name == "vocabulary_size" and config.architecture != RetroConfig.architecture:
+            stored = max(needed, vocabulary(database.tokenizer).size)
         if needed != stored:
             fault = f"the model has {name} {needed}, and the database {database.path} has {stored}"
             raise UserError(f"{fault}: use the database that it was trained with, or train a model for this database")
+
+
+def model_tokens(config: RetroConfig, tokens: np.ndarray) -> np.ndarray:
+    """The tokens that a model reads in place of a database's.
+
+    A decoder that others trained has no rows for the ids that a database adds for padding and end-of-text: they become
+    0. They stand at a document's end, where no position that is scored sees them."""
+    is_ours = config.architecture == RetroConfig.architecture
+    return tokens if is_ours else np.where(tokens < config.vocabulary_size, tokens, 0)
 
 
 def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
@@ -38,18 +52,20 @@ def tokens_and_targets(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.n
     """The tokens of sequences of chunks, and each position's target.
 
     rows: (B, l) row numbers of the split, −1 for padding. Returns tokens and targets, (B, n) int64 each, n = l · m. A
-    target is the next token of the same document, or 0 if there is none."""
+    target is the next token of the same document, or −1 if there is none."""
     batch, length = rows.shape
     m = split.tokens.shape[1]
     # Read one chunk beyond the sequence, because its first token is the target of the last position.
     last = rows[:, -1:]
     extended = np.concatenate([rows, np.where((last >= 0) & (last + 1 < len(split.tokens)), last + 1, -1)], axis=1)
     present = extended >= 0
-    tokens = np.where(present[..., None], split.tokens[extended], 0).astype(np.int64).reshape(batch, (length + 1) * m)
+    tokens = np.where(present[..., None], split.tokens[extended], split.padding).astype(np.int64)
+    tokens = tokens.reshape(batch, (length + 1) * m)
     documents = np.where(present, split.documents[extended], -1)
     same = (documents[:, :length] == documents[:, 1:]) & (extended[:, 1:] == extended[:, :length] + 1)
     targets = tokens[:, 1 : length * m + 1].copy()
-    targets[:, m - 1 :: m][~same] = 0
+    targets[:, m - 1 :: m][~same] = NO_TARGET
+    targets[targets == split.padding] = NO_TARGET
     return tokens[:, : length * m].copy(), targets
 
 
@@ -105,14 +121,14 @@ def scored_windows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield evaluation windows in batches, behind a progress bar: rows (B, l), tokens (B, n) and targets (B, n).
 
-    rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch. Unscored targets are 0."""
+    rows, first_scored: from `evaluation_windows`. Windows of similar length share a batch. Unscored targets are −1."""
     lengths = (rows >= 0).sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
     with progress_bar(description, len(rows)) as advance:
         for batch in np.split(order, range(WINDOWS_PER_BATCH, len(order), WINDOWS_PER_BATCH)) if len(rows) else ():
             window = rows[batch, : lengths[batch].max(initial=0)]
             tokens, targets = tokens_and_targets(split, window)
-            targets[targets == END_OF_TEXT] = 0
-            targets[np.arange(tokens.shape[1]) < first_scored[batch][:, None]] = 0
+            targets[targets == split.end_of_text] = NO_TARGET
+            targets[np.arange(tokens.shape[1]) < first_scored[batch][:, None]] = NO_TARGET
             yield window, tokens, targets
             advance(len(window))

@@ -5,7 +5,6 @@ Parameters, gradients and the optimiser's state are trees of dicts and lists."""
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -235,34 +234,6 @@ class LeafFunction:
         """(entries,) the gradients of the floating-point leaves as one vector in float64; None gives zeros."""
         filled = [np.zeros(shape) if g is None else g for g, shape in zip(gradients, self.shapes, strict=True)]
         return np.concatenate([np.array(gradient, np.float64).reshape(-1) for gradient in filled])
-
-
-def from_torch(f: Callable[..., Any]) -> Callable[..., tuple[Any, Pullback]]:
-    """A function of PyTorch tensors, or trees of them, as a function for `gradcheck`.
-
-    `gradcheck(from_torch(f), x, w)` gives f float64 tensors. Raises ImportError if PyTorch has not been imported."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        raise ImportError("from_torch needs PyTorch, which has not been imported: import torch first")
-
-    def wrapped(*arguments: Any) -> tuple[Any, Pullback]:
-        tensors = [torch.tensor(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in flatten(arguments)]
-        inputs = [x.requires_grad_() for x in tensors if torch.is_tensor(x) and x.is_floating_point()]
-        value = f(*unflatten(arguments, iter(tensors)))
-        outputs = [output for _, output in flatten(value)]
-
-        def vjp(dvalue: Any) -> Any:
-            pairs = zip(outputs, (torch.tensor(dy) for _, dy in flatten(dvalue)), strict=True)
-            zero = (0 * sum(x.sum() for x in inputs), torch.tensor(1.0).double())  # if no output depends on an input
-            used = [(y, dy) for y, dy in pairs if torch.is_tensor(y) and y.requires_grad] + [zero]
-            ys, dys = zip(*used, strict=True)
-            grads = torch.autograd.grad(ys, inputs, dys, retain_graph=True, allow_unused=True)
-            by_input = {id(x): None if dx is None else dx.numpy().copy() for x, dx in zip(inputs, grads, strict=True)}
-            return unflatten(arguments, (by_input.get(id(x)) for x in tensors))
-
-        return unflatten(value, (y.detach().numpy().copy() if torch.is_tensor(y) else y for y in outputs)), vjp
-
-    return wrapped
 
 
 def aligned(tree: Tree, other: Tree, shapes: dict[str, tuple[int, ...]], path: str) -> list[Any]:

@@ -32,11 +32,11 @@ import numpy as np
 
 from retro_np import EncoderConfig, RetroConfig, adamw_init, adamw_update, gradcheck, init_params, reference, retro
 from retro_np.nn.attention import attend, relative_attention, self_attention
+from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.cca import attended_sequence, attending_chunks, cca
 from retro_np.nn.checks import perturbed_params
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
-from retro_np.nn.model import attention_maps
 from retro_np.nn.operators import cross_entropy, embedding, linear, log_softmax, rms_norm
 from retro_np.nn.positions import sinusoids
 from retro_np.nn.scope import ROOT

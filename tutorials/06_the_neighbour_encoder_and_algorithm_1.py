@@ -35,11 +35,11 @@ import numpy as np
 from retro_np import EncoderConfig, RetroConfig, count_parameters, gradcheck, reference, retro
 from retro_np.config import PRESETS
 from retro_np.nn.attention import attend, self_attention
+from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.cca import cca
 from retro_np.nn.checks import perturbed_params
 from retro_np.nn.encoder import encode, encoder_cross_attention
 from retro_np.nn.ffw import ffw
-from retro_np.nn.model import attention_maps
 from retro_np.nn.operators import embedding, linear, rms_norm
 from retro_np.nn.scope import ROOT
 from retro_np.parameters import is_retrieval, parameter_shapes

@@ -44,7 +44,8 @@ from retro_np.evaluation.bits_per_byte import nats_of, score
 from retro_np.experiments import facts as world
 from retro_np.experiments.knowledge import answers, found_share
 from retro_np.experiments.lab import Model
-from retro_np.nn.model import attention_maps, retro
+from retro_np.nn.attention_maps import attention_maps
+from retro_np.nn.model import retro
 from retro_np.optim import learning_rate
 from retro_np.parameters import count_parameters
 from retro_np.retrieval.build import BuildConfig, build_database

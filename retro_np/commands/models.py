@@ -15,7 +15,7 @@ from retro_np.progress import say
 from retro_np.training.config import TrainingConfig
 
 MODEL_OPTIONS = group_of(
-    RetroConfig, "Model", leave_out=("vocabulary_size", "chunk_size", "encoder"),
+    RetroConfig, "Model", leave_out=("vocabulary_size", "chunk_size", "encoder", "padding_id"),
     hidden=("share_embeddings", "tie_readout", "cca_positions", "retrieved_part"),
     d_model={"default": 128}, d_ffw={"default": 512}, n_heads={"default": 4}, d_head={"default": 32},
     n_layers={"default": 4}, cca_layers={"default": (2, 4)},
@@ -110,9 +110,11 @@ def train(
             weights, model = load_model(retrofit, database)
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
         elif preset is not None:
-            model = replace(RetroConfig.preset(preset, database.vocabulary_size), chunk_size=database.chunk_size)
+            chunks = {"chunk_size": database.chunk_size, "padding_id": database.padding}
+            model = replace(RetroConfig.preset(preset, database.vocabulary_size), **chunks)
         else:
             ids = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
+            ids |= {"padding_id": database.padding}
             model = RetroConfig(**fields | ids | {"cca_layers": ()})
         if preset is None and not baseline:
             if max(layers, default=0) > model.n_layers and not model.cca_layers:

@@ -179,11 +179,11 @@ def sliding_windows(
 
 
 def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood of each target in nats; 0 where the target is padding.
+    """Negative log-likelihood of each target in nats; 0 where the target is −1.
 
     logits: (..., V); targets: (...), integers. Returns (...)."""
-    log_likelihood = np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return np.where(targets == 0, 0, -log_likelihood)
+    log_likelihood = np.take_along_axis(log_softmax(logits), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return np.where(targets < 0, 0, -log_likelihood)
 
 
 def scored_tokens(
@@ -197,7 +197,7 @@ def scored_tokens(
     many chunks of the split. Returns the scored tokens, and the further arrays as (N, …)."""
     parts, m = [], split.tokens.shape[1]
     for window, tokens, targets in scored_windows(split, *windows, description):
-        b, t = np.nonzero(targets)
+        b, t = np.nonzero(targets >= 0)
         # After a chunk's last token comes the first token of the next row.
         positions = window[b, t // m] * m + t % m + 1
         parts.append((positions, targets[b, t], *(array[b, t] for array in predict(window, tokens, targets))))

@@ -75,7 +75,7 @@ def match_kinds(retrieval: Retrieval, windows: tuple[np.ndarray, np.ndarray], k:
     def predict(window, tokens, targets):
         neighbours = sequence_neighbours(retrieval.database, retrieval.split, window, k)
         batch, n_chunks, _, r = neighbours.shape
-        lengths, copied = longest_matches(tokens, neighbours)
+        lengths, copied = longest_matches(tokens, neighbours, retrieval.split.padding)
         first = r // 2 - 1  # The last token of a chunk is the first that reads the chunk's neighbours.
         read = np.roll(targets, -first, axis=1).reshape(batch, n_chunks, -1, 1)
         there = (read == neighbours.reshape(batch, n_chunks, 1, -1)).any(axis=-1)

@@ -34,7 +34,9 @@ def copy_bound(
 
     def predict(window, tokens, targets):
         neighbours = sequence_neighbours(database, split, window, k)
-        return nats_of(retro(params, config, tokens, None)[0], targets), *longest_matches(tokens, neighbours)
+        return nats_of(retro(params, config, tokens, None)[0], targets), *longest_matches(
+            tokens, neighbours, split.padding
+        )
 
     scored, (match, copied) = scored_tokens(split, windows, predict, "copy bound", limit)
     losses, hit = scored.by_token(database, split), copied == scored.tokens
@@ -47,23 +49,28 @@ def copy_bound(
     return {"bpb": bpb, "gain": gain, "gain_by_length": gain_by_length, **by_length}
 
 
-def longest_matches(tokens: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def longest_matches(tokens: np.ndarray, neighbours: np.ndarray, padding: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The longest run that ends at each position and occurs in what CCA reads there, and the token after that match.
 
-    tokens: (B, n); neighbours: (B, l, k, 2m). Returns lengths (B, n), at most MAX_MATCH_TOKENS, and tokens (B, n)."""
+    tokens: (B, n); neighbours: (B, l, k, 2m). Returns lengths (B, n), at most MAX_MATCH_TOKENS, and tokens (B, n), −1
+    where nothing matches."""
     batch, n_chunks, _, r = neighbours.shape
-    m, following = r // 2, np.pad(neighbours[..., 1:], [(0, 0), (0, 0), (0, 0), (0, 1)])
-    padded, first = np.pad(tokens, [(0, 0), (MAX_MATCH_TOKENS, m)]), np.arange(m - 1, n_chunks * m, m)
+    m, following = r // 2, _padded(neighbours[..., 1:], padding, (0, 0), (0, 0), (0, 0), (0, 1))
+    padded, first = _padded(tokens, padding, (0, 0), (MAX_MATCH_TOKENS, m)), np.arange(m - 1, n_chunks * m, m)
     runs, longest = np.zeros(neighbours.shape, np.int32), np.zeros((2, batch, n_chunks, m), np.int64)
     for i in range(-MAX_MATCH_TOKENS, m):  # Runs start before position first, where the neighbours are first read.
-        runs = extend_runs(runs, padded[:, first + i + MAX_MATCH_TOKENS][..., None, None], neighbours)
+        runs = extend_runs(runs, padded[:, first + i + MAX_MATCH_TOKENS][..., None, None], neighbours, padding)
         if i >= 0:
-            matches = np.where(following != 0, runs, 0).reshape(batch, n_chunks, -1)
+            matches = np.where(following != padding, runs, 0).reshape(batch, n_chunks, -1)
             best = matches.argmax(axis=-1)[..., None]
             for part, values in zip(longest, (matches, following.reshape(matches.shape)), strict=True):
                 part[..., i] = np.take_along_axis(values, best, -1)[..., 0]
     lengths, copied = np.pad(longest.reshape(2, batch, -1), [(0, 0), (0, 0), (m - 1, 0)])[..., : tokens.shape[1]]
-    return np.minimum(lengths, MAX_MATCH_TOKENS), np.where(lengths > 0, copied, 0)
+    return np.minimum(lengths, MAX_MATCH_TOKENS), np.where(lengths > 0, copied, -1)
+
+
+def _padded(tokens: np.ndarray, padding: int, *widths: tuple[int, int]) -> np.ndarray:
+    return np.pad(tokens, widths, constant_values=padding)
 
 
 def _nats_with_copying(scored: ScoredTokens, hit, lengths, half) -> np.ndarray:

@@ -32,7 +32,7 @@ def chunk_leakage(
     with progress_bar("longest common substrings", len(tokens)) as advance:
         for rows in blocks(len(tokens), CHUNKS_PER_BATCH):
             values = retrieval.database.value(neighbours[rows][:, :LEAKAGE_NEIGHBOURS])
-            ratios[rows] = longest_common_substring(tokens[rows], values) / tokens.shape[1]
+            ratios[rows] = longest_common_substring(tokens[rows], values, retrieval.split.padding) / tokens.shape[1]
             advance(rows.stop - rows.start)
     return ratios
 

@@ -14,7 +14,7 @@ from retro_np.retrieval.corpus import find_corpus
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import DatabaseUnion, Retrieval, retrieve_from
 from retro_np.retrieval.manifest import COUNTS
-from retro_np.retrieval.tokenizer import END_OF_TEXT, encode
+from retro_np.retrieval.tokenizer import encode
 
 HASH_DIGITS = 16  # A text is recognised by this many digits of its SHA-256, even among billions of texts.
 
@@ -68,8 +68,9 @@ def own_text(
             left_out[reason] += 1
         elif text:
             known["repeated"].add(digest[:HASH_DIGITS])
-            ids = [*encode(database.tokenizer, document.text), END_OF_TEXT]
-            parts.append(np.pad(np.array(ids, np.uint32), (0, -len(ids) % m)).reshape(-1, m))
+            ids = [*encode(database.tokenizer, document.text), database.end_of_text]
+            padded = np.pad(np.array(ids, np.uint32), (0, -len(ids) % m), constant_values=database.padding)
+            parts.append(padded.reshape(-1, m))
             record = {"name": document.name, "source": document.source, "bytes": len(text), "tokens": len(ids)}
             records.append(record | {"chunks": len(parts[-1]), "replaced": document.replaced, "sha256": digest})
     if not records:
@@ -77,6 +78,7 @@ def own_text(
         raise UserError(f"no document is left to score ({reason}): give other texts with --text")
     numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     none = np.empty((len(numbers), 0), np.int64)
-    split = Split("text", np.concatenate(parts), numbers, none, none)  # type: ignore[arg-type]  # arrays in memory
+    arrays: Any = np.concatenate(parts), numbers, none, none  # in memory
+    split = Split("text", *arrays, padding=database.padding, end_of_text=database.end_of_text)
     found = retrieve_from(database, source or database, candidates, split, {record["sha256"] for record in records})
     return OwnText(found.split, found.database, records, left_out)

@@ -41,14 +41,14 @@ def prepended(
 def prepended_nats(
     params: Tree, config: RetroConfig, tokens: np.ndarray, targets: np.ndarray, neighbours: np.ndarray, length: int
 ) -> np.ndarray:
-    """Negative log-likelihood of each target, with neighbours in front of its context. (B, n) float64, 0 for padding.
+    """Negative log-likelihood of each target, with neighbours in front of its context. (B, n) float64, 0 for −1.
 
     tokens, targets: (B, n); neighbours: (B, l, k, 2m). The neighbours of chunk u are read where CCA reads them: by
     chunk u's last token and by all but the last token of the next chunk. length: how many tokens the model may read."""
     nats, (m, n) = np.zeros(tokens.shape), (config.chunk_size, tokens.shape[1])
     for u in range(-1, n // m):  # the chunk whose neighbours are read; −1 for the first chunk, which reads none
         begin, end = max(0, (u + 1) * m - 1), min((u + 2) * m - 1, n)
-        windows, prompts = np.flatnonzero(targets[:, begin:end].any(axis=1)), []
+        windows, prompts = np.flatnonzero((targets[:, begin:end] >= 0).any(axis=1)), []
         for b in windows:
             retrieved = neighbours[b, u, ::-1].reshape(-1) if u >= 0 else tokens[b, :0]
             retrieved = retrieved[retrieved != 0]

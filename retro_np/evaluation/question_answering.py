@@ -21,6 +21,7 @@ from retro_np.generation import decode_tokens, sample_token
 from retro_np.optim import adamw_init
 from retro_np.progress import progress_bar
 from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING, decode, encode_batch
+from retro_np.sequences import NO_TARGET
 from retro_np.training.batches import sequence_rows
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import train_step
@@ -57,7 +58,8 @@ def qa_batch(questions: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np
     The second chunk's last token predicts nothing. Without this token the chunk is incomplete and has no neighbours."""
     sequence = np.concatenate([questions, answers], axis=1)
     tokens, targets = sequence[:, :-1], sequence[:, 1:].copy()
-    targets[:, : questions.shape[1] - 1] = PADDING
+    targets[:, : questions.shape[1] - 1] = NO_TARGET
+    targets[targets == PADDING] = NO_TARGET
     return tokens, targets
 
 

@@ -17,7 +17,8 @@ from retro_np.experiments.pretrained import BUNDLED_BUILD
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.files.untrusted import read_json
 from retro_np.parameters import count_parameters
-from retro_np.pretrained.bundled import BASELINE, RETRO, load_pretrained, trained_on
+from retro_np.pretrained.bundled import BASELINE, RETRO, trained_on
+from retro_np.pretrained.models import load_pretrained
 from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.plots import plot_leakage, plot_losses
 from retro_np.report.samples import sample_chunks, write_page

@@ -18,7 +18,8 @@ from retro_np.experiments.experiment import Experiment, Figures, Verdict, descri
 from retro_np.experiments.lab import Lab
 from retro_np.files import write_atomically
 from retro_np.parameters import count_parameters
-from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file, load_pretrained, trained_on
+from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file, trained_on
+from retro_np.pretrained.models import load_pretrained
 from retro_np.renamed import new_names
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.build import build_database

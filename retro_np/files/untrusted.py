@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,15 @@ HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # two make a 
 # The header that np.save writes. Evaluating it as Python, as NumPy does, is slow and accepts much more.
 NPY_HEADER = re.compile(rb"\{'descr': (.+), 'fortran_order': False, 'shape': \((\d*(?:, \d+)*),?\), \} *\n")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
+FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}  # safetensors' types and what is read from the file
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a safetensors file: the name of its type there, its shape, and its first byte in the file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
 
 
 @contextmanager
@@ -122,32 +131,58 @@ def mapped(
     raise UserError(f"{path} does not hold an array of {names} of shape ({wanted}): {hint}")
 
 
+def open_safetensors(path: Path | str, hint: str = DAMAGED) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Where each tensor of a safetensors file is stored, and the file's metadata. Only the header is read.
+
+    hint: what to do, the end of an error. Raises UserError for a file that is missing or damaged."""
+    from safetensors import safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"no safetensors file at {path}: {hint}")
+    with reporting(f"{path} is not a complete safetensors file", hint):
+        with safe_open(
+            path, framework="numpy"
+        ) as file:  # This checks types, shapes and offsets against the file's size.
+            metadata = file.metadata() or {}
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return {
+        name: StoredTensor(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }, metadata
+
+
+def read_tensor(path: Path | str, name: str, stored: StoredTensor, hint: str = DAMAGED) -> np.ndarray:
+    """One tensor of a safetensors file, without a second copy of it in memory, or of other tensors.
+
+    Half precision is only for storage: float16 and bfloat16 become float32. float32 and float64 stay. Raises UserError
+    for a tensor of another type, by name, and for a file that has become shorter since it was opened."""
+    if stored.kind not in FLOATS:
+        number = stored.kind.replace("I", "int").replace("U", "uint")
+        raise UserError(f"{path}: {name} holds {number}, not floating-point numbers: convert it to float32")
+    size = math.prod(stored.shape)
+    with reporting(f"{path}: {name} cannot be read", hint):
+        array = np.fromfile(path, FLOATS[stored.kind], size, offset=stored.offset)
+    if array.size < size:
+        raise UserError(f"{path} ends before the end of {name}: {hint}")
+    if stored.kind == "BF16":  # NumPy has no bfloat16, whose 16 bits are the upper half of a float32.
+        array = array.astype(np.uint32)
+        array <<= 16
+        array = array.view(np.float32)
+    return array.astype(np.float64 if stored.kind == "F64" else np.float32, copy=False).reshape(stored.shape)
+
+
 def read_safetensors(
     path: Path | str, selects: Callable[[str], bool] = lambda name: True, hint: str = DAMAGED
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors of a safetensors file whose names are selected, and the file's metadata.
 
-    Half precision is only for storage: float16 and bfloat16 become float32. float32 and float64 stay. Raises UserError
-    for a file that is missing or damaged, and, by name, for a selected tensor of another type."""
-    from safetensors import deserialize, safe_open
-
-    if not Path(path).is_file():
-        raise UserError(f"no safetensors file at {path}: {hint}")
-    with reporting(f"{path} is not a complete safetensors file", hint):
-        with safe_open(path, framework="numpy") as file:
-            types = {name: file.get_slice(name).get_dtype() for name in file.keys() if selects(name)}  # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name, kind in types.items() if kind in ("F16", "F32", "F64")}
-            metadata = file.metadata() or {}
-        if "BF16" in types.values():  # NumPy has no bfloat16, whose 16 bits are the upper half of a float32.
-            for name, raw in deserialize(Path(path).read_bytes()):
-                if types.get(name) == "BF16":
-                    upper = np.frombuffer(raw["data"], "<u2").astype(np.uint32) << 16
-                    tensors[name] = upper.view(np.float32).reshape(raw["shape"])
-    for name, kind in types.items():
-        if name not in tensors:
-            number = kind.replace("I", "int").replace("U", "uint")
-            raise UserError(f"{path}: {name} holds {number}, not floating-point numbers: convert it to float32")
-    return {n: tensors[n].astype(np.float32) if kind == "F16" else tensors[n] for n, kind in types.items()}, metadata
+    The tensors are what `read_tensor` returns. Raises the errors of `open_safetensors` and `read_tensor`."""
+    stored, metadata = open_safetensors(path, hint)
+    return {name: read_tensor(path, name, tensor, hint) for name, tensor in stored.items() if selects(name)}, metadata
 
 
 @contextmanager

@@ -21,7 +21,7 @@ COMPILED_TYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 DTYPE_KINDS = {"f": "floating-point numbers", "iu": "integers", "b": "booleans"}
 CHOICES = ("numpy", "numba", "c", "auto")
 KERNELS_VARIABLE = "RETRO_NP_KERNELS"
-MODULES = ("attention", "bert", "hashing", "minhash", "panels", "rowwise", "search", "substring")  # with kernels
+MODULES = ("attention", "bert", "hashing", "minhash", "panels", "rowwise", "search", "substring", "swiglu")
 
 _kernels: dict[str, dict[str, Any]] = {}  # name: {"numpy": function, ...}, in order of preference
 _choice: str | None = None  # None until the environment is read

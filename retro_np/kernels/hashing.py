@@ -1,6 +1,6 @@
 """Hashed features of chunks: in how many chunks each occurs, and their weighted sum under random signs.
-A feature is a token, or two adjacent tokens. Padding and end-of-text, 0 and 1, are not features and break a pair. The
-hash of a feature is one of 2^BUCKET_BITS buckets (Weinberger et al. 2009). A bucket's row of the projection consists of
+A feature is a token, or two adjacent tokens. Ids 0 and 1, padding and end-of-text, are not features: they break a pair.
+The hash of a feature is one of 2^BUCKET_BITS buckets (Weinberger et al. 2009). A row of the projection consists of
 −1 and 1, which are the bits of a hash of its number (Achlioptas 2003), so no matrix is stored. All values are integers
 until the last division, so sums have the same bits in any order, in NumPy and in Numba."""
 

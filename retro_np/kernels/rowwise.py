@@ -1,4 +1,4 @@
-"""Loops over rows and entries: RMSNorm, LayerNorm, GELU, scatter-add and AdamW, in float32 or float64.
+"""Loops over rows and entries: RMSNorm, GELU, scatter-add and AdamW, in float32 or float64.
 In NumPy each step of such a loop passes through memory once more, and its temporaries are as large as the input. Numba
 does all steps in one pass (rowwise_numba.py)."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from retro_np.config import EncoderConfig, RetroConfig
+from retro_np.nn import decoders
 from retro_np.nn.attention import relative_attention, self_attention
 from retro_np.nn.cca import cca
 from retro_np.nn.encoder import encode, encoder_cross_attention
@@ -44,6 +45,36 @@ def perturbed_params(config: RetroConfig, seed: int = 0) -> Tree:
     rng = np.random.default_rng(seed)
     params = init_params(config, rng)
     return map_tree(lambda _, array: array.astype(np.float64) + 0.3 * rng.standard_normal(array.shape), params)
+
+
+def decoder_checks(seed: int) -> Iterator[Check]:
+    """The blocks of decoders that others trained, and a small Llama, Qwen2 and GPT-2."""
+    rng = np.random.default_rng(seed)
+    normal, tokens = rng.standard_normal, rng.integers(0, 11, (2, 5))
+    targets = rng.integers(-1, 11, (2, 5))  # −1: nothing to predict
+    sizes: dict[str, Any] = {"d_model": 6, "d_ffw": 8, "n_heads": 4, "d_head": 4, "n_layers": 2, "max_positions": 8}
+    # A bias of the keys shifts all logits of a query alike. Without rotary positions its gradient is therefore 0.
+    biases = ("w_q", "w_v", "w_o", "w_in", "w_out")
+    configs = {
+        "Llama": decoders.DecoderConfig(11, **sizes, n_kv_heads=2),
+        "Qwen2": decoders.DecoderConfig(11, **sizes, n_kv_heads=2, biases=("w_q", "w_k", "w_v"), tie_readout=True),
+        "GPT-2": decoders.DecoderConfig(11, **sizes, architecture="gpt2", biases=biases, tie_readout=True),
+    }
+    params = {name: perturbed_params(config, seed) for name, config in configs.items()}
+
+    yield Check("swiglu", "Shazeer 2020", decoders.swiglu, (normal((3, 5)), normal((3, 5))))
+    yield Check("rotary", "Su et al. 2021", partial(decoders.rotary, first=3, base=100.0), (normal((2, 5, 2, 4)),))
+    layer_norm = partial(decoders.norm, eps=1e-5)
+    yield Check(
+        "layer_norm", "Ba et al. 2016", layer_norm, ({"norm": normal(6), "norm_bias": normal(6)}, normal((3, 6)))
+    )
+    for name, config in configs.items():
+        layer, h = params[name]["layers"][0], normal((2, 5, 6))
+        attention, ffw_block = partial(decoders.self_attention, config=config), partial(decoders.ffw, config=config)
+        yield Check(f"{name}, attention", "Vaswani et al. 2017", attention, (layer["attention"], h))
+        yield Check(f"{name}, feed-forward", "Vaswani et al. 2017", ffw_block, (layer["ffw"], h))
+        loss = partial(retro_loss, config=config, tokens=tokens, targets=targets, neighbours=None)
+        yield Check(f"{name}, loss", "eq. 1", loss, (params[name],))
 
 
 def checks(seed: int = 0) -> Iterator[Check]:
@@ -96,6 +127,7 @@ def checks(seed: int = 0) -> Iterator[Check]:
     def loss(config: RetroConfig, retrieved: Array | None = neighbours) -> Callable[[Tree], tuple[Any, Pullback]]:
         return lambda p: retro_loss(p, config, tokens, targets, retrieved, dropout_key=(seed, 0))
 
+    yield from decoder_checks(seed)
     yield Check("RETRO, logits", "algorithm 1", lambda p: retro(p, CONFIG, tokens, neighbours), (params,))
     yield Check("RETRO[ON], loss", "eq. 1", loss(CONFIG), (params,))
     yield Check("RETRO[OFF], loss", "§4.2", loss(CONFIG, None), (params,))

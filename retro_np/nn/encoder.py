@@ -2,10 +2,12 @@
 
 from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
 
+import numpy as np
+
 from retro_np.config import EncoderConfig
 from retro_np.nn.attention import attend, self_attention
 from retro_np.nn.ffw import ffw
-from retro_np.nn.operators import embedding, rms_norm
+from retro_np.nn.operators import embedding, present, rms_norm
 from retro_np.nn.scope import ROOT, Scope
 from retro_np.tree import Array, Pullback, Tree
 
@@ -34,19 +36,19 @@ def encoder_cross_attention(
 
 def encode(
     params: Tree, table: Array, tokens: Array, h_chunks: Array, config: EncoderConfig,
-    scope: Scope = ROOT, table_trains: bool = True,
+    scope: Scope = ROOT, table_trains: bool = True, padding_id: int | None = 0,
 ) -> tuple[Array, Pullback]:  # fmt: skip
     """ENCODER(RET(C_u)_j, H_u) for all chunks u and neighbours j together, including the encoder's final norm.
 
     params: the subtree "encoder". table: (V, d'), the encoder's embedding, or the decoder's if they are shared.
-    tokens: (C, k, r), 0 at padding, which is masked as a key. h_chunks: (C, m, d), the activations H_u.
+    tokens: (C, k, r), padding_id or −1 at padding, which is masked as a key. h_chunks: (C, m, d), the activations H_u.
     table_trains: whether the table gets a gradient.
     Returns (C, k, r, d') and vjp(dy) -> (gradients of params, dtable, dh_chunks)."""
     (chunks, k, r), heads = tokens.shape, config.n_heads
     single = (chunks * k, r, config.d_model)  # Each row is one neighbour, so that self-attention stays within it.
     grouped = (chunks, k, r, config.d_model)
-    key_mask = (tokens != 0).reshape(chunks * k, r)
-    embedded, embedding_vjp = embedding(table, tokens, table_trains)
+    key_mask = present(tokens, padding_id).reshape(chunks * k, r)
+    embedded, embedding_vjp = embedding(table, np.maximum(tokens, 0), table_trains)
     e, drop_vjp = scope.at("embedding").drop(embedded)
     e = e.reshape(single)
     pullbacks = []

@@ -4,6 +4,7 @@ There is no pullback. The blocks are those of `attention.py`, `cca.py` and `enco
 earlier tokens come from the cache. A test compares the logits with those of the full forward pass."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import numpy as np
 from retro_np.config import RetroConfig
 from retro_np.nn.attention import attend_to, position_table, project
 from retro_np.nn.encoder import encode
-from retro_np.nn.ffw import ffw
-from retro_np.nn.model import encoder_table, read_part, readout
-from retro_np.nn.operators import linear, rms_norm
+from retro_np.nn.model import blocks_of, encoder_table, read_part, readout
+from retro_np.nn.operators import linear, present, rms_norm
+from retro_np.nn.scope import ROOT
 from retro_np.tree import Array, Tree
+
+MIN_CAPACITY = 128  # positions of a cache that has just begun
 
 
 @dataclass
@@ -22,36 +25,43 @@ class Cache:
     """What decoding remembers of one sequence.
 
     length: tokens so far.
-    self_keys: keys and values of self-attention, by layer, each (1, 1, length, h, c).
+    self_keys: keys and values of self-attention, by layer, each (1, 1, capacity, h, c); the capacity doubles as needed.
     chunk_activations: H of the current chunk after ATTN of layer min(P), (1, < m, d).
     cca_keys: keys and values of the neighbours that the current positions attend to, by layer, each (1, k, r, h, c).
     key_mask: (1, k, r), False at padding; None: there are no neighbours to attend to.
     tables: by attention, the farthest distance and the projected positions from that distance down."""
 
     length: int = 0
-    self_keys: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    self_keys: dict[int, tuple[Array, ...]] = field(default_factory=dict)
     chunk_activations: Array | None = None
     cca_keys: dict[int, tuple[Array, Array]] = field(default_factory=dict)
     key_mask: Array | None = None
     tables: dict[int, tuple[int, Array]] = field(default_factory=dict)
 
 
-def extend(params: Tree, config: RetroConfig, cache: Cache, tokens: Array, neighbours: Array | None) -> Array:
+def extend(
+    params: Tree, config: RetroConfig, cache: Cache, tokens: Array, neighbours: Array | None, only_last: bool = False
+) -> Array:
     """Process the next tokens of one sequence, update the cache, and return the logits (t, V). Algorithm 1, one step.
 
     tokens: (t,), one of the segments that `segments` gives. neighbours: (k, r), those of the chunk that the first token
-    completes, if it completes one; None: retrieval off."""
-    h = params["embedding"][tokens][None]
+    completes, if it completes one; None: retrieval off. only_last: return the logits of the last token alone, (1, V).
+    """
+    blocks, is_retro = blocks_of(config), config.architecture == "retro"
+    h, _ = blocks.embed(params, tokens[None], ROOT, **{} if is_retro else {"first": cache.length})
     for p, layer in enumerate(params["layers"], start=1):
-        h = h + _self_attention(layer["attention"], h, config.n_heads, cache, p)
+        if is_retro:
+            h = h + _self_attention(layer["attention"], h, config.n_heads, cache, p)
+        else:
+            h, _ = blocks.attention(layer["attention"], h, first=cache.length, remember=partial(_remember, cache, p))
         if p in config.cca_layers:
             if p == min(config.cca_layers):
                 _enter_chunk(params, config, cache, h, neighbours)
             if cache.key_mask is not None:
                 h = h + _cross_attention(layer["cca"], h, cache, p, config.chunk_size)
-        h, _ = ffw(layer["ffw"], h)
+        h, _ = blocks.ffw(layer["ffw"], h)
     cache.length += len(tokens)
-    normed, _ = rms_norm(h, params["norm"])
+    normed, _ = blocks.norm(params, h[:, -1:] if only_last else h)
     return linear(normed[0], readout(params, config))[0]
 
 
@@ -79,22 +89,33 @@ def _enter_chunk(params: Tree, config: Any, cache: Cache, h: Array, neighbours: 
     if neighbours is not None and read_part(neighbours, config).size:
         tokens = read_part(neighbours, config)[None]
         table = encoder_table(params, config)
-        encoded, _ = encode(params["encoder"], table, tokens, activations[:, :m], config.encoder)
-        cache.key_mask = tokens != 0
+        pad = {"padding_id": config.padding_id}
+        encoded, _ = encode(params["encoder"], table, tokens, activations[:, :m], config.encoder, **pad)
+        cache.key_mask = present(tokens, config.padding_id)
         for p in config.cca_layers:
             cache.cca_keys[p] = _keys_and_values(params["layers"][p - 1]["cca"], encoded, config.n_heads)
 
 
 def _self_attention(weights: Tree, h: Array, n_heads: int, cache: Cache, p: int) -> Array:
     normed, _ = rms_norm(h, weights["norm"])
-    pairs = _keys_and_values(weights, normed[:, None], n_heads)
-    if p in cache.self_keys:
-        pairs = tuple(np.concatenate(pair, axis=2) for pair in zip(cache.self_keys[p], pairs, strict=True))
-    keys, values = cache.self_keys[p] = pairs
+    keys, values = _remember(cache, p, *_keys_and_values(weights, normed[:, None], n_heads))
     farthest = cache.length + h.shape[1] - 1
     table = _positions(weights, cache, p, farthest, farthest + 1, span=(max(2 * farthest, 127), 0))
     update, _ = attend_to(weights, normed[:, None], keys, values, table, causal_offset=cache.length)
     return update[:, 0]
+
+
+def _remember(cache: Cache, p: int, *new: Array) -> Any:
+    """Add keys and values, (1, 1, t, h, c) each, to layer p's cache, and return those of all tokens so far."""
+    start, end = cache.length, cache.length + new[0].shape[2]
+    if p not in cache.self_keys or cache.self_keys[p][0].shape[2] < end:
+        old, capacity = cache.self_keys.get(p, ()), max(MIN_CAPACITY, 2 * start, end)
+        cache.self_keys[p] = tuple(np.empty((1, 1, capacity, *array.shape[3:]), array.dtype) for array in new)
+        for buffer, array in zip(cache.self_keys[p], old, strict=False):
+            buffer[:, :, :start] = array[:, :, :start]
+    for buffer, array in zip(cache.self_keys[p], new, strict=True):
+        buffer[:, :, start:end] = array
+    return tuple(buffer[:, :, :end] for buffer in cache.self_keys[p])
 
 
 def _cross_attention(weights: Tree, h: Array, cache: Cache, p: int, chunk_size: int) -> Array:

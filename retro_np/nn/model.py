@@ -3,7 +3,8 @@
 from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from retro_np.nn.attention import self_attention
 from retro_np.nn.cca import cca
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
-from retro_np.nn.operators import DropoutKey, cross_entropy, embedding, linear, rms_norm
-from retro_np.nn.scope import ROOT, Scope, every
+from retro_np.nn.operators import DropoutKey, cross_entropy, embedding, linear, present, rms_norm
+from retro_np.nn.scope import Scope, every
 from retro_np.parameters import check_tree
 from retro_np.tree import Array, Pullback, Tree, map_tree, named_leaves
 
@@ -26,7 +27,9 @@ def retro(
     """The logits of the next token at every position, and the pullback. Paper §2.4, algorithm 1.
 
     tokens: (B, n), integers; n need not be a multiple of m.
-    neighbours: (B, floor(n / m), k, r), integers, 0 at padding; None: retrieval off.
+    config: a RetroConfig, or a DecoderConfig for a decoder that others trained.
+    neighbours: (B, floor(n / m), k, r), integers, padding at config.padding_id, or −1 without one; None: retrieval
+        off.
     dropout_key: an integer, or a tuple of integers, that determines what is dropped; None: no dropout.
     Returns the logits, (B, n, V) in the dtype of the parameters, and vjp(dlogits), which takes an array of that shape
     and returns a tree of gradients with the form, shapes and dtypes of params.
@@ -41,17 +44,17 @@ def retro_loss(
 ) -> tuple[np.floating[Any], Pullback]:  # fmt: skip
     """The mean loss in nats per target that is not padding, and the pullback. Paper eq. 1.
 
-    targets: (B, n), integers, 0 (padding) where there is nothing to predict. The other arguments are those of `retro`.
+    targets: (B, n), integers, config.padding_id or −1 where there is nothing to predict.
     trainable: tells from a parameter's dotted name whether it gets a gradient; None: every parameter does.
     Returns a scalar in the dtype of the parameters, and vjp(dloss=1.0), which returns a tree of gradients like params.
     A frozen parameter costs no work, and its gradient is None. Without any target, loss and gradients are 0.
     Raises UserError as `retro` does, and if the shapes of targets and tokens differ."""
-    targets = _checked_tokens(targets, config.vocabulary_size, "targets")
+    targets = _checked_tokens(targets, config.vocabulary_size, "targets", least=-1)
     if targets.shape != np.shape(tokens):
         raise UserError(f"targets have shape {targets.shape} and tokens {np.shape(tokens)}: the shapes must be equal")
     scope = Scope(rate=config.dropout, key=dropout_key, trainable=trainable or every)
     logits, logits_vjp = _decode(params, config, tokens, neighbours, scope)
-    loss, loss_vjp = cross_entropy(logits, targets)
+    loss, loss_vjp = cross_entropy(logits, targets, config.padding_id)
 
     def vjp(dloss: float = 1.0) -> Tree:
         (dlogits,) = loss_vjp(dloss)
@@ -65,34 +68,28 @@ def hidden_states(params: Tree, config: RetroConfig, tokens: Array, neighbours: 
 
     The arguments are those of `retro`; nothing is dropped. Returns (B, n, d) in the dtype of the parameters. Raises
     UserError as `retro` does."""
-    return _hidden(params, config, tokens, neighbours, ROOT)[0]
+    return hidden_and_vjp(params, config, tokens, neighbours, Scope(gradients=False))[0]
 
 
-def attention_maps(params: Tree, config: RetroConfig, tokens: Array, neighbours: Array | None) -> dict[str, Array]:
-    """The weights of every attention in the model, by the dotted name of its block.
+class Blocks(NamedTuple):
+    """The functions of which a decoder consists. Their pullbacks return gradients of params as a dict, then dh.
 
-    The arguments are those of `retro`; nothing is dropped. Raises UserError as `retro` does.
-    Layers P count from 0, as in the names of a checkpoint. The shapes are, with l = floor(n / m):
-    `layers.P.attention` (B, h, n, n): query, then key.
-    `layers.P.cca` (B, l, h, m, k, r): query i of the attending chunk H_u^+, then neighbour and its token. With u
-        counted from 1 and i from 0, this query is token u·m − 1 + i of the sequence, counted from 0.
-    `encoder.layers.P.attention` (B, l, k, h, r, r): query, then key.
-    `encoder.layers.P.cross_attention` (B, l, h, k, r, m): the neighbour's token is the query, the chunk's is the key.
-    The weights of each query sum to 1, or are 0 if it has no key."""
-    weights_of: dict[str, Array] = {}
-    _hidden(params, config, tokens, neighbours, Scope(watch=weights_of.__setitem__))
-    batch, k = len(tokens), 0 if neighbours is None else np.shape(neighbours)[2]
+    embed(params, tokens, scope) -> h (B, n, d), without dh in the pullback; attention(params["attention"], h, scope=…);
+    ffw(params["ffw"], h, scope=…); norm(params, h)."""
 
-    # The weights are (B', h, g, n, k', r'), where B' counts sequences, their chunks, or the chunks' neighbours.
-    def shaped(name: str, weights: Array) -> Array:
-        if name.endswith("cca"):
-            return weights[:, :, 0].reshape(batch, -1, *weights.shape[1:2], *weights.shape[3:])
-        if name.endswith("cross_attention"):
-            return weights[..., 0, :].reshape(batch, -1, *weights.shape[1:4], weights.shape[-1])
-        square = weights[:, :, 0, :, 0]
-        return square.reshape(batch, -1, k, *square.shape[1:]) if name.startswith("encoder") else square
+    embed: Callable[..., tuple[Array, Pullback]]
+    attention: Callable[..., tuple[Array, Pullback]]
+    ffw: Callable[..., tuple[Array, Pullback]]
+    norm: Callable[..., tuple[Array, Pullback]]
 
-    return {name: shaped(name, weights) for name, weights in weights_of.items()}
+
+def blocks_of(config: RetroConfig) -> Blocks:
+    """The paper's blocks, or those of a decoder that others trained, which load on demand."""
+    if config.architecture != "retro":
+        from retro_np.nn.decoders import decoder_blocks
+
+        return decoder_blocks(config)  # type: ignore[arg-type]
+    return Blocks(_embed, partial(self_attention, n_heads=config.n_heads, causal=True), ffw, _norm)
 
 
 def readout(params: Tree, config: RetroConfig) -> Array:
@@ -107,7 +104,7 @@ def encoder_table(params: Tree, config: RetroConfig) -> Array:
 
 def _decode(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, scope: Scope) -> tuple[Array, Pullback]:
     """Logits, and vjp(dlogits) -> a tree like params."""
-    hidden, hidden_vjp = _hidden(params, config, tokens, neighbours, scope)
+    hidden, hidden_vjp = hidden_and_vjp(params, config, tokens, neighbours, scope)
     tied = config.tie_readout
     logits, readout_vjp = linear(hidden, readout(params, config), scope.trains("embedding" if tied else "readout"))
 
@@ -127,30 +124,33 @@ def _decode(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, sco
     return logits, vjp
 
 
-def _hidden(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, scope: Scope) -> tuple[Array, Pullback]:
+def hidden_and_vjp(
+    params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, scope: Scope
+) -> tuple[Array, Pullback]:
     """The model without its readout. Returns (B, n, d), and vjp(dhidden) -> a tree of gradients, None where frozen."""
     tokens = _checked_tokens(tokens, config.vocabulary_size, "tokens")
     neighbours = _checked_neighbours(neighbours, tokens.shape, config)
     retrieving = config.cca_layers if neighbours is not None else ()
     check_tree(params, config, retrieving=bool(retrieving))
 
-    h, embedding_vjp = embedding(params["embedding"], tokens, scope.trains("embedding"))
-    h, drop_vjp = scope.at("embedding").drop(h)
+    blocks = blocks_of(config)
+    h, embed_vjp = blocks.embed(params, tokens, scope)
     pullbacks = []
     for p, layer in enumerate(params["layers"], start=1):
         block = scope.at(f"layers.{p - 1}")
-        h, self_vjp = self_attention(layer["attention"], h, config.n_heads, causal=True, scope=block.at("attention"))
+        h, self_vjp = blocks.attention(layer["attention"], h, scope=block.at("attention"))
         cca_vjp = None
         if p in retrieving:
             if p == min(retrieving):
                 encoded, key_mask, encoder_vjp = _encode_neighbours(params, config, neighbours, h, scope)
             h, cca_vjp = cca(layer["cca"], h, encoded, key_mask, config.n_heads, config.chunk_size, block.at("cca"))
-        h, ffw_vjp = ffw(layer["ffw"], h, block.at("ffw"))
-        pullbacks.append((self_vjp, cca_vjp, ffw_vjp))
-    normed, norm_vjp = rms_norm(h, params["norm"])
+        h, ffw_vjp = blocks.ffw(layer["ffw"], h, scope=block.at("ffw"))
+        if scope.gradients:
+            pullbacks.append((self_vjp, cca_vjp, ffw_vjp))
+    normed, norm_vjp = blocks.norm(params, h)
 
     def vjp(dnormed: Array) -> dict[str, Tree]:
-        dh, dgain = norm_vjp(dnormed)
+        norm_grads, dh = norm_vjp(dnormed)
         dencoded, encoder_grads, dshared = 0, None, None
         layers: list[Tree] = []
         for p, (self_vjp, cca_vjp, ffw_vjp) in reversed(list(enumerate(pullbacks, start=1))):
@@ -164,11 +164,26 @@ def _hidden(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, sco
                     dh = dh + dcondition
             grads["attention"], dh = self_vjp(dh)
             layers.insert(0, grads)
-        (dh,) = drop_vjp(dh)
-        (dembedding,) = embedding_vjp(dh)
+        grads = embed_vjp(dh)
         if dshared is not None:
-            dembedding = dembedding + dshared
-        return {"embedding": dembedding, "layers": layers, "norm": dgain, "encoder": encoder_grads}
+            grads["embedding"] = grads["embedding"] + dshared
+        return {**grads, **norm_grads, "layers": layers, "encoder": encoder_grads}
+
+    return normed, vjp
+
+
+def _embed(params: Tree, tokens: Array, scope: Scope) -> tuple[Array, Pullback]:
+    h, embedding_vjp = embedding(params["embedding"], tokens, scope.trains("embedding"))
+    h, drop_vjp = scope.at("embedding").drop(h)
+    return h, lambda dh: {"embedding": embedding_vjp(*drop_vjp(dh))[0]}
+
+
+def _norm(params: Tree, h: Array) -> tuple[Array, Pullback]:
+    normed, norm_vjp = rms_norm(h, params["norm"])
+
+    def vjp(dy: Array) -> tuple[Tree, Array]:
+        dh, dgain = norm_vjp(dy)
+        return {"norm": dgain}, dh
 
     return normed, vjp
 
@@ -183,7 +198,8 @@ def _encode_neighbours(
     shared, block = config.share_embeddings, scope.at("encoder")
     table, table_trains = encoder_table(params, config), (scope if shared else block).trains("embedding")
     tokens = neighbours.reshape(batch * n_chunks, k, r)
-    encoded, encode_vjp = encode(params["encoder"], table, tokens, h_chunks, config.encoder, block, table_trains)
+    settings = config.encoder, block, table_trains, config.padding_id
+    encoded, encode_vjp = encode(params["encoder"], table, tokens, h_chunks, *settings)
 
     def vjp(dencoded: Array) -> tuple[Tree, Array | None, Array]:
         grads, dtable, dh_chunks = encode_vjp(dencoded.reshape(encoded.shape))
@@ -191,7 +207,7 @@ def _encode_neighbours(
         dh[:, :covered] = dh_chunks.reshape(batch, covered, -1)
         return (grads, dtable, dh) if shared else (grads | {"embedding": dtable}, None, dh)
 
-    return encoded.reshape(batch, n_chunks, k, r, -1), neighbours != 0, vjp
+    return encoded.reshape(batch, n_chunks, k, r, -1), present(neighbours, config.padding_id), vjp
 
 
 def _like(params: Tree, grads: Tree, trainable: Callable[[str], bool]) -> Tree:
@@ -206,17 +222,17 @@ def _like(params: Tree, grads: Tree, trainable: Callable[[str], bool]) -> Tree:
     return map_tree(leaf, params)
 
 
-def _checked_tokens(tokens: Any, vocabulary_size: int, name: str) -> Array:
+def _checked_tokens(tokens: Any, vocabulary_size: int, name: str, least: int = 0) -> Array:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
         actual = f"{tokens.dtype} of shape {tokens.shape}"
         raise UserError(f"{name} must be integers of shape (B, n) with B and n ≥ 1, not {actual}")
-    return _in_vocabulary(tokens, vocabulary_size, name)
+    return _in_vocabulary(tokens, vocabulary_size, name, least)
 
 
-def _in_vocabulary(tokens: Array, vocabulary_size: int, name: str) -> Array:
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocabulary_size):
-        worst = tokens.min() if tokens.min() < 0 else tokens.max()
+def _in_vocabulary(tokens: Array, vocabulary_size: int, name: str, least: int) -> Array:
+    if tokens.size and (tokens.min() < least or tokens.max() >= vocabulary_size):
+        worst = tokens.min() if tokens.min() < least else tokens.max()
         raise UserError(f"{name} contain {worst}, which is not in the vocabulary (0 … {vocabulary_size - 1})")
     return tokens
 
@@ -232,7 +248,8 @@ def _checked_neighbours(neighbours: Any, tokens_shape: tuple[int, ...], config: 
         wanted = f"({expected[0]}, {expected[1]}, k, r) for tokens {tokens_shape} and m = {config.chunk_size}"
         actual = f"{neighbours.dtype} of shape {neighbours.shape}"
         raise UserError(f"neighbours must be integers of shape (B, n // m, k, r) = {wanted}, not {actual}")
-    neighbours = read_part(_in_vocabulary(neighbours, config.vocabulary_size, "neighbours"), config)
+    least = 0 if config.padding_id is not None else -1
+    neighbours = read_part(_in_vocabulary(neighbours, config.vocabulary_size, "neighbours", least), config)
     return neighbours if neighbours.size else None
 
 

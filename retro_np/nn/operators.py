@@ -63,6 +63,11 @@ def embedding(table: Array, tokens: Array, trainable: bool = True) -> tuple[Arra
     return table[tokens], vjp
 
 
+def present(tokens: Array, padding_id: int | None) -> Array:
+    """Whether each token is real: neither padding nor −1, which stands for padding in every vocabulary."""
+    return (tokens >= 0) if padding_id is None else (tokens >= 0) & (tokens != padding_id)
+
+
 @ignore_underflow
 def log_softmax(logits: Array) -> Array:
     """The logarithm of the softmax over the last axis, without overflow. It has no pullback; see cross_entropy."""
@@ -72,13 +77,13 @@ def log_softmax(logits: Array) -> Array:
 
 
 @ignore_underflow
-def cross_entropy(logits: Array, targets: Array) -> tuple[np.floating[Any], Pullback]:
+def cross_entropy(logits: Array, targets: Array, padding_id: int | None = 0) -> tuple[np.floating[Any], Pullback]:
     """Mean negative log-likelihood in nats of the targets that are not padding. Paper eq. 1.
 
-    logits: (..., V); targets: (...), integers, 0 (padding) where there is nothing to predict.
+    logits: (..., V); targets: (...), integers, padding_id or −1 where there is nothing to predict.
     Returns a scalar in the dtype of the logits, which is 0 if every target is padding."""
     flat, chosen = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-    counted = chosen != 0
+    counted = present(chosen, padding_id)
     count = max(int(np.count_nonzero(counted)), 1)
     lse = np.empty(len(flat), logits.dtype)  # log Σ exp of each row; the pullback recomputes the probabilities from it
 

@@ -20,13 +20,15 @@ class Scope:
     trainable: tells from a parameter's dotted name whether it gets a gradient.
     rate: dropout rate.
     key: dropout key; None: no dropout.
-    watch: called with the path and the attention weights of each attention block."""
+    watch: called with the path and the attention weights of each attention block.
+    gradients: whether the model keeps its blocks' pullbacks, which hold all activations."""
 
     path: str = ""
     trainable: Callable[[str], bool] = every
     rate: float = 0.0
     key: DropoutKey = None
     watch: Callable[[str, Array], None] | None = None
+    gradients: bool = True
 
     def at(self, name: str) -> "Scope":
         """The scope of the block called `name` within this one."""

@@ -3,26 +3,12 @@
 import re
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from retro_np.checkpoint import ANOTHER, load_params, read_meta
-from retro_np.config import RetroConfig
+from retro_np.checkpoint import ANOTHER, read_meta
 from retro_np.errors import UserError
-from retro_np.retrieval.tokenizer import load_tokenizer
-from retro_np.tree import Tree
 
 BUNDLED = Path(__file__).parent / "stdlib"
 BASELINE, RETRO = "baseline", "retro"
 HEXADECIMAL = re.compile("[0-9a-f]{16,64}")
-
-
-def load_pretrained(name: str = RETRO) -> tuple[Tree, RetroConfig, Tokenizer]:
-    """Load a bundled model: "retro", or "baseline" without retrieval.
-
-    Returns parameters (float32), config and tokenizer. Raises UserError for other names, missing or damaged files."""
-    if name not in (BASELINE, RETRO):
-        raise UserError(f"no pretrained model {name!r}; choose {RETRO} or {BASELINE}")
-    return *load_params(bundled_file(name)), load_tokenizer(BUNDLED / "tokenizer.json")
 
 
 def bundled_file(name: str) -> Path:
@@ -33,7 +19,7 @@ def bundled_file(name: str) -> Path:
 def trained_on(model: Path | str) -> frozenset[str]:
     """The documents that a model was trained on: the first 16 hexadecimal digits of each text's SHA-256.
 
-    model: "retro" or "baseline", as in `load_pretrained`, or the path of a checkpoint or a run's folder. The bundled
+    model: "retro" or "baseline", as in `read_pretrained`, or the path of a checkpoint or a run's folder. The bundled
     models carry these hashes, and so do the checkpoints of runs that began from one. Other checkpoints give none.
     Raises UserError for anything else in their place."""
     path = bundled_file(model) if model in (BASELINE, RETRO) else model

@@ -18,7 +18,8 @@ from retro_np.evaluation.bits_per_byte import bits_per_byte, nats_of
 from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
 from retro_np.generation import Retrieved
 from retro_np.kernels.substring import longest_common_substring
-from retro_np.nn.model import attention_maps, read_part, retro
+from retro_np.nn.attention_maps import attention_maps
+from retro_np.nn.model import read_part, retro
 from retro_np.progress import counted
 from retro_np.report.samples import Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
@@ -73,7 +74,7 @@ def inspect(
             ids[item.chunk], distances[item.chunk] = item.ids, item.distances
     values = database.value(ids)  # (l, k, 2m)
     neighbours = values[None] if len(complete) else None
-    x, targets = tokens[None], np.append(tokens[1:], 0)[None]
+    x, targets = tokens[None], np.append(tokens[1:], -1)[None]
     # Rolled by one, the losses stand at the tokens that they are of. The first token is not predicted.
     contexts = {"bits_on": neighbours, "bits_off": None}
     nats = {k: np.roll(nats_of(retro(params, config, x, read)[0], targets)[0], 1) for k, read in contexts.items()}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.files import hash_fraction, locked, outputs, remove_folder, remove_partial, write_array, write_json
@@ -40,6 +41,7 @@ from retro_np.retrieval.hashing import HASHED, HashingEmbedder, load_hashing, sa
 from retro_np.retrieval.index import EF_MARGIN
 from retro_np.retrieval.splits import SplitOf, split_chooser
 from retro_np.retrieval.texts import has_changed, read_texts, undone, write_texts
+from retro_np.retrieval.vocabulary import Special, special_ids, vocabulary
 from retro_np.retrieval.workers import workers
 
 STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # manifest fields
@@ -49,7 +51,7 @@ ADDED = ("training_neighbours", "held_out_bytes", "text_field", "name_field", "s
 
 def build_database(
     source: str | Path | list[Source], out: str | Path, config: BuildConfig, embedder: Embedder | str,
-    dask: str | None = None,
+    dask: str | None = None, tokenizer: Tokenizer | str | Path | None = None,
 ) -> Database:  # fmt: skip
     """Build a database from a corpus, resume an interrupted build, or open the database if it is finished.
 
@@ -57,6 +59,7 @@ def build_database(
     config: how to cut and index the corpus. A build is resumed only with the settings that it was started with.
     embedder: "hashing", or an object such as `load_bert` returns (see `embedders.Embedder`).
     dask: None for this process, "local", or the address of a scheduler whose workers see `out` under the same path.
+    tokenizer: in place of config.tokenizer, any tokenizer of the tokenizers library, or a path (see `load_tokenizer`).
     Returns the open database. Raises UserError for an empty corpus, for a folder with another build or a build in
     progress, for a full disk, and for keys that are not finite."""
     out = Path(out)
@@ -67,7 +70,9 @@ def build_database(
     corpus = limited(corpus, config.limit_bytes)
     split_of = split_chooser(corpus, config)
     outputs.claim(out, outputs.DATABASE)
-    request = _request(corpus, config, user_embedder)
+    tokenizer = config.tokenizer if tokenizer is None else tokenizer
+    given = None if tokenizer is None else bpe.load_tokenizer(tokenizer)
+    request = _request(corpus, config, user_embedder, given)
     _check_request(out, request)  # before anything is changed
     with locked(out, "build"):
         remove_partial(out, outputs.DATABASE_FOLDERS)
@@ -83,7 +88,7 @@ def build_database(
             say(f"{out} already holds this database{edits}; using it")
         else:
             with workers(dask) as run, undone(is_new, out / layout.WORK, out / layout.REQUEST):
-                _build(run, out, corpus, config, user_embedder, split_of)
+                _build(run, out, corpus, config, user_embedder, split_of, given)
     database = Database.open(out, user_embedder)
     held = {name: database.manifest["splits"][name]["bytes"] for name in database.held_out_splits}
     if not any(held.values()):
@@ -95,12 +100,15 @@ def build_database(
     return database
 
 
-def _build(run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder | None, split_of: SplitOf) -> None:
+def _build(
+    run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder | None, split_of: SplitOf,
+    given: Tokenizer | None,
+) -> None:  # fmt: skip
     work, tokenizer_path = out / layout.WORK, out / layout.TOKENIZER
     changed = f"{out} was started with another corpus (its documents have changed): give another folder"
     facts = write_texts(corpus, work, split_of, config.shard_bytes, changed)
     splits, texts = facts["splits"], stages.text_files(work, facts["splits"])
-    tokenizer = _tokenizer(tokenizer_path, texts["train"], splits["train"], config)
+    tokenizer = _tokenizer(tokenizer_path, texts["train"], splits["train"], config, given)
     left_out = _left_out(run, out, work, texts, config)
     folders = stages.write_tokens(run, out, tokenizer_path, texts, config.chunk_size, 0, (0, left_out))
     training = folders["train"]
@@ -123,10 +131,10 @@ def _build(run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder 
     remove_folder(work)
 
 
-def _tokenizer(path: Path, files: list[Path], training: dict, config: BuildConfig):
-    """Load the tokenizer, or train it. The trainer keeps all distinct words in memory, so a large corpus is sampled."""
-    if config.tokenizer is not None and not path.exists():
-        bpe.save_tokenizer(bpe.load_tokenizer(config.tokenizer), path)
+def _tokenizer(path: Path, files: list[Path], training: dict, config: BuildConfig, given: Tokenizer | None):
+    """Store the given tokenizer, or train one on a sample, since the trainer keeps all distinct words in memory."""
+    if given is not None and not path.exists():
+        bpe.save_tokenizer(given, path)
     elif not path.exists():
         share = config.tokenizer_bytes / max(1, training["bytes"])
         with progress_bar("training the tokenizer", training["documents"], unit="documents") as advance:
@@ -165,7 +173,8 @@ def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
     if isinstance(user_embedder, HashingEmbedder):  # Its counts may exist nowhere else.
         save_hashing(user_embedder, path)
     if user_embedder is None and not path.exists():
-        counts, chunks = stages.write_counts(run, out / layout.WORK, training), sum(map(stages.chunk_count, training))
+        counts = stages.write_counts(run, out / layout.WORK, training, special_ids(tokenizer))
+        chunks = sum(map(stages.chunk_count, training))
         save_hashing(HashingEmbedder(tokenizer, counts, chunks, config.d_key), path)
     return load_hashing(path, tokenizer) if user_embedder is None else user_embedder
 
@@ -173,11 +182,13 @@ def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
 def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]:
     """A manifest, not yet `completed`, without the files."""
     training = [source for source in corpus.sources if source.split in ("", "train")]
+    known = vocabulary(tokenizer)
     return {
         "format": layout.FORMAT,
         "generation": 0,  # the number of edits
         "chunk_size": config.chunk_size,
-        "vocabulary_size": tokenizer.get_vocab_size(),
+        "vocabulary_size": len(known.pieces),
+        **({} if known.special == Special() else known.special._asdict()),
         "tokenizer": bpe.tokenizer_sha256(tokenizer),
         "embedder": {"name": embedder.name, "sha256": embedder.sha256, "d_key": embedder.d_key}
         | {"margin": getattr(embedder, "ef_margin", EF_MARGIN)},
@@ -190,12 +201,12 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]
     }
 
 
-def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None) -> dict[str, Any]:
+def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None, given: Tokenizer | None) -> dict[str, Any]:
     identity = {"embedder": HASHED} if embedder is None else {"embedder": embedder.sha256, "d_key": None}
     sources = [[s.name, s.weight, *[s.split] * bool(s.split)] for s in corpus.sources]
     request = asdict(config) | identity | {"sources": sources}
-    if config.tokenizer is not None:
-        request |= {"tokenizer": bpe.tokenizer_sha256(bpe.load_tokenizer(config.tokenizer)), "vocabulary_size": None}
+    if given is not None:
+        request |= {"tokenizer": bpe.tokenizer_sha256(given), "vocabulary_size": None}
     return json.loads(json.dumps({n: v for n, v in request.items() if n not in ADDED or v != getattr(BuildConfig, n)}))
 
 

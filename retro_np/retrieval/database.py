@@ -26,6 +26,7 @@ from retro_np.retrieval.journal import edited_since, recover_edit
 from retro_np.retrieval.neighbours import Shard, search_shard
 from retro_np.retrieval.sharded import Sharded, is_in, shard_array
 from retro_np.retrieval.tokenizer import decode, load_tokenizer
+from retro_np.retrieval.vocabulary import END_OF_TEXT, PADDING, Special, vocabulary
 
 EXTRA_OPEN_FILES = 256  # besides a database's own files, which are memory-mapped
 MAX_RESULTS = 10**9  # entries of one answer: a larger request is refused before memory is allocated
@@ -41,7 +42,8 @@ class Split:
 
     tokens: (N, m). documents: (N,), line numbers of documents.jsonl. neighbours: (N, K), chunk ids, nearest first, −1
     if missing. distances: (N, K), squared L2. Row i of "train" is chunk i of the database. sources: each one's weight
-    in training (or None) and its rows in "train". removed: sorted rows of removed documents, which read as padding."""
+    in training (or None) and its rows in "train". removed: sorted rows of removed documents, which read as padding.
+    padding, end_of_text: the database's ids of these."""
 
     name: str
     tokens: Sharded
@@ -50,6 +52,8 @@ class Split:
     distances: Sharded | np.ndarray
     sources: tuple[tuple[float | None, tuple[tuple[int, int], ...]], ...] = ()
     removed: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    padding: int = PADDING
+    end_of_text: int = END_OF_TEXT
 
 
 class Database:
@@ -63,13 +67,20 @@ class Database:
         self._embedder, self._index_kind = embedder, index
         self.chunk_size: int = manifest["chunk_size"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
+        self.special: Special = Special(manifest.get("padding", PADDING), manifest.get("end_of_text", END_OF_TEXT))
+        self.padding: int = self.special.padding
+        self.end_of_text: int = self.special.end_of_text
         self.d_key: int = manifest["embedder"]["d_key"]
         self.ef_margin: int = manifest["embedder"]["margin"]
         self.training_neighbours: bool = manifest.get("training_neighbours", True)
         self.tokenizer: Tokenizer = load_tokenizer(path / layout.TOKENIZER)
         self.documents: Documents = Documents(path / layout.DOCUMENTS, manifest["splits"])
-        if self.tokenizer.get_vocab_size() != self.vocabulary_size:
+        facts = vocabulary(self.tokenizer)
+        if len(facts.pieces) != self.vocabulary_size:
             raise UserError(f"{path}: its tokenizer does not have {self.vocabulary_size:,} tokens: {layout.REBUILD}")
+        if facts.special != self.special:
+            named = "padding and end-of-text, which are {} and {}".format(*facts.special)
+            raise UserError(f"{path}: the manifest does not name its tokenizer's {named}: {layout.REBUILD}")
         self._documents = self._sharded("train", "documents")
         self._deleted = self._removed_rows("train")  # sorted ids that no search finds
         self._tokens = self._sharded("train", "tokens", self._deleted)
@@ -182,14 +193,14 @@ class Database:
 
         Id −1, a removed chunk, and F where the document ends give padding. Raises UserError for an id out of range."""
         ids = self._checked_ids(ids)
-        out = np.zeros((*ids.shape, 2 * self.chunk_size), np.int64)
+        out = np.full((*ids.shape, 2 * self.chunk_size), self.padding, np.int64)
         if not self.n_chunks:
             return out
         chunk = np.maximum(ids, 0)
         following = np.minimum(chunk + 1, self.n_chunks - 1)
         continues = (ids >= 0) & (chunk + 1 < self.n_chunks) & (self._documents[chunk] == self._documents[following])
-        out[..., : self.chunk_size] = np.where((ids >= 0)[..., None], self._tokens[chunk], 0)
-        out[..., self.chunk_size :] = np.where(continues[..., None], self._tokens[following], 0)
+        out[..., : self.chunk_size] = np.where((ids >= 0)[..., None], self._tokens[chunk], self.padding)
+        out[..., self.chunk_size :] = np.where(continues[..., None], self._tokens[following], self.padding)
         return out
 
     def document_of(self, ids: Any) -> np.ndarray:
@@ -265,16 +276,17 @@ class Database:
         if self.part and all(weight is None for weight, _ in sources):
             # Most rows of a fraction are deleted. Joining the rest in one source avoids sequences of padding.
             sources = ((1.0, tuple(itertools.chain.from_iterable(ranges for _, ranges in sources))),)
-        return Split(name, self._sharded(name, "tokens", removed), documents, ids, distances, sources, removed)
+        tokens = self._sharded(name, "tokens", removed)
+        return Split(name, tokens, documents, ids, distances, sources, removed, *self.special)
 
     def keys(self, split: str) -> Sharded:
         """The stored keys of a split's chunks, (N, d_key), in the stored dtype; zeros for removed chunks."""
         split = self.split_name(split)
         return self._sharded(split, "keys", self._removed_rows(split))
 
-    def text(self, tokens: Any) -> str:
-        """The text of a row of tokens."""
-        return decode(self.tokenizer, np.asarray(tokens).tolist())
+    def text(self, tokens: Any, begins: bool = True) -> str:
+        """The text of a row of tokens. begins: whether they are the beginning of a text (see `tokenizer.decode`)."""
+        return decode(self.tokenizer, np.asarray(tokens).tolist(), begins)
 
     def embed_chunks(self, chunks: np.ndarray) -> np.ndarray:
         """The keys (N, d_key) float32 of chunks of tokens (N, m)."""
@@ -329,7 +341,7 @@ class Database:
                 _check_numbers(parts, folders, name, end)
         finally:
             self._check_unedited()
-        return Sharded(parts, blank)
+        return Sharded(parts, blank, self.padding if name == "tokens" else 0)
 
     def _check_unedited(self) -> None:
         """Raise EditedError if files that were just opened may belong to an edit."""

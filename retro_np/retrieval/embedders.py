@@ -22,7 +22,8 @@ from retro_np.retrieval.hashing import HASHED, HashingEmbedder
 from retro_np.retrieval.index import EF_MARGIN
 from retro_np.retrieval.manifest import EMBEDDER_LIMIT
 from retro_np.retrieval.sources import without_surrogates
-from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING, decode, encode_batch
+from retro_np.retrieval.tokenizer import decode, encode_batch
+from retro_np.retrieval.vocabulary import END_OF_TEXT, PADDING, special_ids
 
 OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # MODULE:OBJECT
 EMBED_METHODS = ("embed", "embed_queries", "embed_tokens")
@@ -33,9 +34,9 @@ class Embedder(Protocol):
     """Any object with these attributes can build and search a database; it needs no base class.
 
     More attributes are optional: `embed_queries`, like `embed`, for texts that are searched with; `embed_tokens`, which
-    may also stand in the place of `embed`: the keys (N, d_key) of rows of tokens (N, t) int64, padded with 0, each of
-    which depends on its row only; and `ef_margin`, the number of candidates that a graph search for its keys keeps
-    beyond k (an int, by default EF_MARGIN)."""
+    may also stand in the place of `embed`: the keys (N, d_key) of rows of tokens (N, t) int64, padded as the database's
+    chunks are (`Database.padding`, by default 0), each of which depends on its row only; and `ef_margin`, the number of
+    candidates that a graph search for its keys keeps beyond k (an int, by default EF_MARGIN)."""
 
     @property
     def name(self) -> str:
@@ -163,5 +164,5 @@ def embed_queries(embedder: Any, tokenizer: Tokenizer, texts: list[str]) -> np.n
         if hasattr(embedder, method):
             return getattr(embedder, method)(texts, show_progress=False)
     rows = encode_batch(tokenizer, checked_texts(texts))
-    keys = [embedder.embed_tokens([row or [PADDING]])[0] for row in rows]
+    keys = [embedder.embed_tokens([row or [special_ids(tokenizer).padding]])[0] for row in rows]
     return np.array(keys, np.float32).reshape(len(texts), embedder.d_key)

@@ -15,11 +15,13 @@ from tokenizers import Tokenizer
 from retro_np.errors import UserError
 from retro_np.files import write_array
 from retro_np.files.untrusted import mapped
-from retro_np.kernels.hashing import BUCKETS, count_features, project_features
+from retro_np.kernels.hashing import BUCKETS, MAX_SPECIAL_TOKEN, count_features, project_features
+from retro_np.kernels.substring import checked_tokens
 from retro_np.retrieval.batches import checked_texts, embed_in_batches
 from retro_np.retrieval.config import D_KEY
 from retro_np.retrieval.manifest import REBUILD
 from retro_np.retrieval.tokenizer import encode_batch, tokenizer_sha256
+from retro_np.retrieval.vocabulary import Special, special_ids
 
 __all__ = ["BUCKETS", "D_KEY", "HASHED", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
 
@@ -71,7 +73,8 @@ class HashingEmbedder:
     def embed(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
         """The keys of N texts, (N, d_key) float32: those of their tokens. Raises UserError if one is not a string."""
         sequences = encode_batch(self.tokenizer, checked_texts(texts))
-        embed_batch = lambda ids, mask: self.embed_tokens(ids)  # noqa: E731
+        padding = special_ids(self.tokenizer).padding
+        embed_batch = lambda ids, mask: self.embed_tokens(np.where(mask, ids, padding))  # noqa: E731
         return embed_in_batches(sequences, MAX_BATCH_TOKENS, embed_batch, self.d_key, show_progress)
 
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
@@ -79,7 +82,17 @@ class HashingEmbedder:
 
         A key's bits depend only on its row. Padding and end-of-text are not counted, and separate pairs. All rows
         without tokens share one key, far from other keys. Raises UserError for anything but token ids."""
-        return project_features(tokens, self.weights, self.d_key)
+        return project_features(feature_ids(tokens, special_ids(self.tokenizer)), self.weights, self.d_key)
+
+
+def feature_ids(tokens: np.ndarray, special: Special) -> np.ndarray:
+    """Token ids as the kernels take them, to which ids up to MAX_SPECIAL_TOKEN are no features.
+
+    Those of the tokenizers that are trained here are such ids already. Raises UserError for anything but token ids."""
+    if special == Special():
+        return tokens
+    tokens = checked_tokens("feature_ids", "tokens", tokens, 2).astype(np.int64)
+    return np.where(np.isin(tokens, special), 0, tokens + MAX_SPECIAL_TOKEN + 1)
 
 
 def save_hashing(embedder: HashingEmbedder, path: Path | str) -> None:

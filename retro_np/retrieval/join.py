@@ -44,7 +44,9 @@ class DatabaseUnion(Database):
         numbers = [part + start for d, start in zip(databases, documents, strict=False) for part in d._documents.parts]
         self._documents = Sharded(numbers)
         self._deleted = np.concatenate([d._deleted + start for d, start in zip(databases, chunks, strict=False)])
-        self._tokens = Sharded([part for database in databases for part in database._tokens.parts], self._deleted)
+        self._tokens = Sharded(
+            [part for database in databases for part in database._tokens.parts], self._deleted, self.padding
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DatabaseUnion, (self.databases,)

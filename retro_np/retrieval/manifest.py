@@ -86,6 +86,7 @@ def _is_complete(manifest: dict[str, Any]) -> bool:
     return (
         1 <= manifest["chunk_size"] <= MAX_CHUNK_SIZE
         and 1 <= manifest["vocabulary_size"] < 2**32
+        and all(type(manifest.get(name, 0)) is int for name in ("padding", "end_of_text"))  # 0 and 1 if absent
         and manifest["neighbours"] + manifest["extra_candidates"] <= MAX_STORED_NEIGHBOURS
         and manifest["shard_bytes"] >= 1
         and manifest["key_dtype"] in ("float16", "float32")

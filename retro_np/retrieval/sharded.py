@@ -25,13 +25,14 @@ def shard_array(
 class Sharded:
     """The rows of several arrays, numbered consecutively. Indexing reads only the requested rows.
 
-    parts: one or more arrays of equal width and dtype, usually memory maps. blank: sorted rows that read as zeros."""
+    parts: one or more arrays of equal width and dtype, usually memory maps. blank: sorted rows that read as `fill`."""
 
-    def __init__(self, parts: list[np.ndarray], blank: np.ndarray | None = None):
+    def __init__(self, parts: list[np.ndarray], blank: np.ndarray | None = None, fill: int = 0):
         self.parts = parts
         self.starts: np.ndarray = np.cumsum([0, *[len(part) for part in parts]])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype: np.dtype[Any] = parts[0].dtype
+        self._fill = fill
         self._blank = np.empty(0, np.int64) if blank is None else blank
 
     def __len__(self) -> int:
@@ -53,7 +54,7 @@ class Sharded:
         for number in np.unique(part):
             in_part = part == number
             out[in_part] = self.parts[number][rows[in_part] - self.starts[number]]
-        out[is_in(rows, self._blank)] = 0
+        out[is_in(rows, self._blank)] = self._fill
         return out[(slice(None),) * rows.ndim + tuple(within)] if within else out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

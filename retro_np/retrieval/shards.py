@@ -19,12 +19,13 @@ from retro_np.kernels.search import merge_lists
 from retro_np.retrieval.deduplicate import DedupConfig, find_duplicates, grouped, index_of_held, postings, signatures
 from retro_np.retrieval.documents import write_records
 from retro_np.retrieval.embedders import Embedder, embed_chunks
-from retro_np.retrieval.hashing import BUCKETS, count_features
+from retro_np.retrieval.hashing import BUCKETS, count_features, feature_ids
 from retro_np.retrieval.index import INDEX, QUERIES_PER_BLOCK, build_hnsw, hnswlib_installed
 from retro_np.retrieval.neighbours import Shard, search_shard
 from retro_np.retrieval.sharded import is_in, shard_array
 from retro_np.retrieval.texts import Lines, parse_text, read_texts
-from retro_np.retrieval.tokenizer import END_OF_TEXT, encode_batch, load_tokenizer
+from retro_np.retrieval.tokenizer import encode_batch, load_tokenizer
+from retro_np.retrieval.vocabulary import Special, vocabulary
 
 CHUNKS_PER_SAVE = 256  # An embedder of texts is slow: its keys are saved this often.
 CHUNKS_PER_BLOCK = 16_384  # Embedders of tokens and the counting of features take this many chunks at a time.
@@ -52,15 +53,16 @@ def tokenise_shard(
     """Write a text shard's tokens.npy (N, m) and documents.npy (N,), and its records. Progress is in documents."""
     first_id, left_out = numbering
     bpe = _tokenizer(tokenizer, *_identity(tokenizer))
-    dtype = np.uint16 if bpe.get_vocab_size() <= 2**16 else np.uint32
+    (padding, end_of_text), size = vocabulary(bpe).special, len(vocabulary(bpe).pieces)
+    dtype = np.uint16 if size <= 2**16 else np.uint32
     tokens, documents, lines = [np.empty((0, m), dtype)], [np.empty(0, np.int64)], []
     for block in _text_blocks(texts):
         included = [text for text in block if not is_in(text.number, left_out)]
         for text, ids in zip(included, encode_batch(bpe, [text.text for text in included]), strict=True):
             number = first_id + text.number - int(np.searchsorted(left_out, text.number))
-            chunks = np.zeros((-(-(len(ids) + 1) // m), m), dtype)
+            chunks = np.full((-(-(len(ids) + 1) // m), m), padding, dtype)
             chunks.reshape(-1)[: len(ids)] = ids
-            chunks.reshape(-1)[len(ids)] = END_OF_TEXT
+            chunks.reshape(-1)[len(ids)] = end_of_text
             tokens.append(chunks)
             documents.append(np.full(len(chunks), number, np.int64))
             record = {"id": number, "name": text.name, "source": text.source, "split": texts.parent.name}
@@ -76,11 +78,11 @@ def _text_blocks(path):
     return grouped(read_texts(path), lambda text: len(text.text), CHARACTERS_PER_BLOCK)
 
 
-def count_shard(shard: Path, out: Path, advance: Advance = silent) -> None:
+def count_shard(shard: Path, out: Path, special: Special, advance: Advance = silent) -> None:
     """Write, for each hashed feature, how many chunks of a shard contain it: (BUCKETS,) uint32."""
     tokens, counts = shard_array(shard, "tokens"), np.zeros(BUCKETS, np.uint32)
     for rows in threads.blocks(len(tokens), CHUNKS_PER_BLOCK):
-        count_features(tokens[rows], counts)
+        count_features(feature_ids(tokens[rows], special), counts)
         advance(rows.stop - rows.start)
     write_array(out, counts)
 

@@ -1,4 +1,6 @@
-"""Byte-level BPE with the tokenizers library. It is lossless, and no text can encode to padding or end-of-text."""
+"""Tokenizers: byte-level BPE that is trained here, and any tokenizer.json of the tokenizers library.
+
+Text that spells a special token is encoded as plain text, so no text encodes to padding or end-of-text."""
 
 import codecs
 import functools
@@ -14,13 +16,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from retro_np.errors import UserError
 from retro_np.files import write_atomically
 from retro_np.files.untrusted import parse_json, reporting
+from retro_np.retrieval.vocabulary import (
+    END_OF_TEXT,
+    MAX_VOCABULARY_SIZE,
+    PADDING,
+    SPECIAL,
+    Special,
+    is_ours,
+    special_ids,
+    vocabulary,
+)
 
-PADDING, END_OF_TEXT = 0, 1
-# Byte-level BPE writes the space byte as Ġ. These names contain raw spaces, so neither merges nor texts produce them.
-SPECIAL = ("<padding token>", "<end of text>")
+__all__ = ["END_OF_TEXT", "PADDING", "SPECIAL", "Special", "special_ids"]
+
 MIN_VOCABULARY_SIZE = len(SPECIAL) + 256  # the special tokens and all bytes
-MAX_VOCABULARY_SIZE = 2**20  # The trainer allocates memory for all of them at once.
-EXPECTED = "give the tokenizer.json of a database"
+EXPECTED = "give the tokenizer.json of a database or of a model"
 MIN_PIECE_CHARACTERS, PIECES_PER_BATCH = 1 << 16, 32
 # Byte-level BPE first splits a text into words with at most one leading space. Between two printing characters, a
 # single space starts a word, and a single line break is a word of its own. No token crosses such a boundary.
@@ -45,19 +55,44 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     return _byte_level(models.BPE(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]))
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read a tokenizer.json that `save_tokenizer` wrote. Raises UserError for any other file.
+def load_tokenizer(source: Path | str | Tokenizer) -> Tokenizer:
+    """A checked tokenizer from a tokenizer.json, from a folder that has one, or from the library's own object.
 
-    Only the checked vocabulary and merges are used, so that nothing else in the file can make encoding lossy."""
-    path = Path(path)
+    Of our own tokenizers only the vocabulary and merges are used. Any other encodes text that spells a special token as
+    plain text, and neither cuts nor pads. Raises UserError for anything else, and for one that is not supported."""
+    if isinstance(source, Tokenizer):
+        where = "the tokenizer given"
+        with reporting(f"{where} is not a tokenizer that can be stored", EXPECTED):
+            return parse_tokenizer(source.to_str().encode(), where)
+    path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
     if not path.is_file():
         raise UserError(f"no tokenizer at {path}: {EXPECTED}")
-    state = parse_json(path.read_bytes(), f"{path} is not a tokenizer: the file", hint=EXPECTED)
-    with reporting(f"{path} is not a tokenizer", EXPECTED):
-        vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
-        if not _is_ours(state, vocabulary, merges):
-            raise UserError(f"{path} is not a tokenizer that retro-np build made: {EXPECTED}")
-        return _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+    return parse_tokenizer(path.read_bytes(), str(path))
+
+
+def parse_tokenizer(data: bytes, where: str) -> Tokenizer:
+    """A checked tokenizer from the bytes of a tokenizer.json. where: what errors call it. See `load_tokenizer`."""
+    state = parse_json(data, f"{where} is not a tokenizer: the file", hint=EXPECTED)
+    with reporting(f"{where} is not a tokenizer", EXPECTED):
+        if is_ours(state):
+            merges = [tuple(pair) for pair in state["model"]["merges"]]
+            return _byte_level(models.BPE(vocab=state["model"]["vocab"], merges=merges))
+        return checked(Tokenizer.from_str(data.decode()), where)
+
+
+def checked(tokenizer: Tokenizer, where: str) -> Tokenizer:
+    """A tokenizer of a stranger, set up to encode plain text. Raises UserError if it is not supported."""
+    with reporting(f"{where} is not a tokenizer", EXPECTED):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        if getattr(tokenizer.model, "dropout", None):
+            tokenizer.model.dropout = None  # It would make the ids random.
+        try:
+            vocabulary(tokenizer)
+        except UserError as error:
+            raise UserError(f"{where} is not a tokenizer that can be used: {error}") from error
+        return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
@@ -71,23 +106,6 @@ def _byte_level(model: models.BPE) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def _is_ours(state: dict, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:
-    """Whether ids are 0 … V − 1, special tokens are first, each byte has a token, and merges join tokens to a token."""
-    ids, tokens, alphabet = list(vocabulary.values()), set(vocabulary) - set(SPECIAL), set(_byte_of_character())
-    split = state["pre_tokenizer"]
-    return (
-        (state["model"]["type"], split["type"], split["add_prefix_space"]) == ("BPE", "ByteLevel", False)
-        and not state["normalizer"]
-        and not state["added_tokens"]
-        and all(type(i) is int for i in ids)
-        and sorted(ids) == list(range(len(ids)))
-        and [vocabulary.get(token) for token in SPECIAL] == [PADDING, END_OF_TEXT]
-        and alphabet <= tokens
-        and all(token and set(token) <= alphabet for token in tokens)
-        and all({left, right, left + right} <= tokens for left, right in merges)
-    )
 
 
 def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
@@ -106,19 +124,25 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """The token ids of each text, on all cores. To save memory long texts are cut, where possible between tokens."""
-    groups = [pieces_of(text) for text in texts]
+    """The token ids of each text, on all cores. To save memory long texts are cut, where possible between tokens.
+
+    With another's tokenizer they are cut only where that is known to change no id, and otherwise encoded whole."""
+    own, cuttable = special_ids(tokenizer) == Special(), vocabulary(tokenizer).cuttable
+    groups = [pieces_of(text, at_seams_only=not own) if cuttable else [text] for text in texts]
     pieces = [piece for group in groups for piece in group]
     batches = (pieces[i : i + PIECES_PER_BATCH] for i in range(0, len(pieces), PIECES_PER_BATCH))
-    encoded = (encoding.ids for batch in batches for encoding in tokenizer.encode_batch_fast(batch))
+    encode_pieces = functools.partial(tokenizer.encode_batch_fast, add_special_tokens=False)
+    encoded = (encoding.ids for batch in batches for encoding in encode_pieces(batch))
     return [[token for _ in group for token in next(encoded)] for group in groups]
 
 
-def pieces_of(text: str) -> list[str]:
-    """The text in pieces of MIN_PIECE_CHARACTERS or a little more, each up to the next boundary between tokens."""
+def pieces_of(text: str, at_seams_only: bool = False) -> list[str]:
+    """The text in pieces of MIN_PIECE_CHARACTERS or a little more, each up to the next boundary between tokens.
+
+    A text without such a boundary is cut all the same, at twice this length, unless at_seams_only."""
     pieces, start = [], 0
     while len(text) - start > MIN_PIECE_CHARACTERS:
-        stop = start + 2 * MIN_PIECE_CHARACTERS
+        stop = len(text) if at_seams_only else start + 2 * MIN_PIECE_CHARACTERS
         seam = SEAM.search(text, start + MIN_PIECE_CHARACTERS, stop)
         end = seam.end() if seam else stop
         pieces.append(text[start:end])
@@ -126,37 +150,39 @@ def pieces_of(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """The text of token ids. Padding and end-of-text add nothing; an incomplete character becomes U+FFFD."""
-    pieces = vocabulary_bytes(tokenizer)
-    return b"".join([pieces[int(token)] for token in ids]).decode("utf-8", "replace")
+def decode(tokenizer: Tokenizer, ids: Iterable[int], begins: bool = True) -> str:
+    """The text of token ids. Padding and end-of-text add nothing; an incomplete character becomes U+FFFD.
+
+    begins: whether the ids are the beginning of a text, where the space that SentencePiece adds is left out."""
+    return b"".join(_pieces(tokenizer, ids, begins)).decode("utf-8", "replace")
 
 
-def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """The number of bytes of each token's text, (V,) int64; 0 for padding and end-of-text."""
-    return np.array([len(piece) for piece in vocabulary_bytes(tokenizer)], dtype=np.int64)
-
-
-@functools.lru_cache(maxsize=4)
-def vocabulary_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
-    """The bytes of each token's text; empty for padding and end-of-text."""
-    table, vocabulary = _byte_of_character(), tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    return tuple(b"" if token in SPECIAL else bytes(table[character] for character in token) for token in tokens)
-
-
-def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+def token_texts(tokenizer: Tokenizer, ids: Iterable[int], begins: bool = True) -> list[str]:
     """The text of each token; joined, what `decode` returns. A character of several tokens is given to the last one."""
-    pieces = vocabulary_bytes(tokenizer)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    texts = [decoder.decode(pieces[int(token)]) for token in ids]
+    texts = [decoder.decode(piece) for piece in _pieces(tokenizer, ids, begins)]
     if rest := decoder.decode(b"", final=True):
         texts[-1] += rest
     return texts
 
 
-def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE's alphabet. Printable Latin-1 stands for itself, and U+0100 onwards for the other bytes."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+def _pieces(tokenizer: Tokenizer, ids: Iterable[int], begins: bool) -> list[bytes]:
+    """The bytes of each token. An id beyond the vocabulary, as a model with a wider readout may give, has none."""
+    known = vocabulary(tokenizer)
+    pieces = [known.pieces[token] if token < len(known.pieces) else b"" for token in map(int, ids)]
+    first = next((i for i, piece in enumerate(pieces) if piece), None)
+    if begins and known.prefixed and first is not None:
+        pieces[first] = pieces[first].removeprefix(b" ")
+    return pieces
+
+
+def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """The number of bytes of each token's text, (V,) int64; 0 for padding and end-of-text.
+
+    The space that SentencePiece adds to a text is counted with the text's first token."""
+    return np.array([len(piece) for piece in vocabulary_bytes(tokenizer)], dtype=np.int64)
+
+
+def vocabulary_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
+    """The bytes of each token's text; empty for padding, end-of-text and other ids that no text encodes to."""
+    return vocabulary(tokenizer).pieces

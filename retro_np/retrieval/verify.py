@@ -21,7 +21,6 @@ from retro_np.retrieval.graph import HINT
 from retro_np.retrieval.index import INDEX, ExactIndex, hnswlib_installed
 from retro_np.retrieval.journal import recover_edit
 from retro_np.retrieval.manifest import HASHING, REBUILD, broken_files, file_names, read_manifest, tombstones_of
-from retro_np.retrieval.tokenizer import END_OF_TEXT
 
 ROWS_PER_CHECK, LISTS_PER_CHECK = 65_536, 8192  # rows of a shard that are in memory at a time
 SAMPLED_KEYS, SAMPLED_K = 100, 10  # keys of each shard to search for in its index, and neighbours of each
@@ -103,9 +102,9 @@ def _chunks(database, split) -> Iterator[str]:
     for block in threads.blocks(len(tokens), ROWS_PER_CHECK):
         rows, is_last = tokens[block], np.isin(np.arange(block.start, block.stop) + 1, firsts)
         # A chunk is only text or, if it is a document's last one, text, end-of-text and padding.
-        is_end = rows == END_OF_TEXT
+        is_end = rows == database.end_of_text
         is_padding = (np.cumsum(is_end, axis=1) > 0) & ~is_end
-        wrong = np.flatnonzero((is_end.sum(axis=1) != is_last) | ((rows == 0) != is_padding).any(axis=1))
+        wrong = np.flatnonzero((is_end.sum(axis=1) != is_last) | ((rows == database.padding) != is_padding).any(axis=1))
         if len(wrong):
             yield f"{split}: chunk {block.start + wrong[0]} has a misplaced end-of-text"
 

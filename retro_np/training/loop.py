@@ -66,11 +66,11 @@ def loss_and_gradients(
 
     Each part is weighted by its share of the batch's targets. Arguments otherwise as in `retro_loss`."""
     tokens, targets, neighbours = batch
-    n_targets = max(int(np.count_nonzero(targets)), 1)
+    n_targets = max(int(np.count_nonzero(targets >= 0)), 1)
     loss, grads = 0.0, None
     for part, rows in enumerate(np.split(np.arange(len(tokens)), micro_batches)):
         key = None if dropout_key is None else (*dropout_key, part)
-        share = np.count_nonzero(targets[rows]) / n_targets
+        share = np.count_nonzero(targets[rows] >= 0) / n_targets
         inputs = tokens[rows], targets[rows], None if neighbours is None else neighbours[rows]
         part_loss, vjp = retro_loss(params, config, *inputs, dropout_key=key, trainable=trainable)
         loss += share * float(part_loss)
@@ -168,7 +168,7 @@ def _take_steps(database, config, training, out, params, state, identity, traina
             start_time = time.perf_counter()
             tokens, targets, neighbours = training_batch(database, split, k, step=step, **settings)
             if neighbours is not None:
-                neighbours = with_curriculum(neighbours, tokens, training, step)
+                neighbours = with_curriculum(neighbours, tokens, training, step, database.padding)
             line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable)
             line["tokens_per_s"] = speed = tokens.size / (time.perf_counter() - start_time)
             saves = (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps
@@ -225,7 +225,7 @@ def validation(database: Database, config: RetroConfig, training: TrainingConfig
     byte_lengths, k = token_byte_lengths(database.tokenizer), training.neighbours if config.retrieves else 0
     if limit is not None:  # The first token of the next chunk is not scored either.
         split = replace(split, tokens=Sharded([split.tokens[:limit]]))
-    if not any(targets.any() for _, _, targets in scored_windows(split, *windows, description="")):
+    if not any((targets >= 0).any() for _, _, targets in scored_windows(split, *windows, description="")):
         hint = "build another with --valid or --held-out-bytes 0.1, or train without --eval-every"
         raise UserError(f"{database.path} holds out no text for tuning (valid) to evaluate training on: {hint}")
 
@@ -234,7 +234,7 @@ def validation(database: Database, config: RetroConfig, training: TrainingConfig
         for rows, tokens, targets in scored_windows(split, *windows, description=""):
             neighbours = sequence_neighbours(database, split, rows, k) if k else None
             loss, _ = retro_loss(params, config, tokens, targets, neighbours)
-            scored = targets[targets != 0]
+            scored = targets[targets >= 0]
             nats, n_tokens = nats + float(loss) * len(scored), n_tokens + len(scored)
             n_bytes += int(byte_lengths[scored].sum())
         return {"valid_loss": nats / n_tokens, "valid_bpb": nats / (math.log(2) * n_bytes)}
@@ -270,6 +270,7 @@ def _resume(path: Path, stored: dict, requested: dict, step: int, keep_steps: bo
     step: how far the run at path is. keep_steps: as in `train`. Raises UserError if it must be finished first, and,
     naming the first difference, if it is a different run."""
     previous = {section: new_names(stored.get(section, {})) for section in requested}
+    previous["model"] = {"padding_id": RetroConfig.padding_id, **previous["model"]}  # 0.1.0 did not store it.
     previous["training"] = before = {**asdict(TrainingConfig()), "segments": [], **previous["training"]}
     now = requested["training"]
     if has_types(before, {"steps": int, "segments": list}):

@@ -80,7 +80,7 @@ def test_a_token_is_retrieved_if_it_stands_in_what_cca_reads_to_predict_it(seed,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "sequence_neighbours", lambda *_: neighbours)
         patch.setattr(module, "scored_tokens", lambda _, __, predict, *___: (None, [predict(None, tokens, targets)[1]]))
-        (kinds,) = match_kinds(SimpleNamespace(split=None, database=None), None, k, None)
+        (kinds,) = match_kinds(SimpleNamespace(split=SimpleNamespace(padding=0), database=None), None, k, None)
     for t in range(m * chunks):
         u = (t + 1) // m - 1  # the chunk whose neighbours position t reads
         read = set() if u < 0 else set(neighbours[0, u].reshape(-1).tolist())

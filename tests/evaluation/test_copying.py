@@ -20,7 +20,7 @@ def test_the_longest_match_equals_plain_loops(seed, m, chunks, k):
     lengths, copied = longest_matches(tokens, neighbours)
     for t in range(m * chunks):
         u = (t + 1) // m - 1  # the chunk whose neighbours position t reads
-        best, continuations = 0, {0}
+        best, continuations = 0, {-1}
         for j in range(k if u >= 0 else 0):
             value = neighbours[0, u, j]
             for end in range(2 * m - 1):

@@ -22,7 +22,8 @@ from retro_np.experiments.pretrained import make_pretrained
 from retro_np.experiments.second_corpus import RELEASE
 from retro_np.files import sha256_of
 from retro_np.parameters import count_parameters
-from retro_np.pretrained.bundled import BUNDLED, load_pretrained
+from retro_np.pretrained.bundled import BUNDLED
+from retro_np.pretrained.models import load_pretrained
 from retro_np.training.loop import CHECKPOINT
 
 NAMES = list(experiments())

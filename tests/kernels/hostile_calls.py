@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 
 from retro_np import kernels
-from retro_np.kernels import attention, bert, hashing, panels, rowwise, search, substring
+from retro_np.kernels import attention, bert, hashing, panels, rowwise, search, substring, swiglu
 
 # MemoryError: a size that is possible but larger than this machine.
 REFUSALS = (ValueError, TypeError, BufferError, OverflowError, MemoryError)
@@ -162,6 +162,8 @@ CALLS = {
     ),
     "gelu_forward": lambda rng, normal, n, d: (rowwise.gelu_forward, (), 0, (normal(n),)),
     "gelu_backward": lambda rng, normal, n, d: (rowwise.gelu_backward, (), 0, (normal(n), normal(n))),
+    "swiglu_forward": lambda rng, normal, n, d: (swiglu.swiglu_forward, (), 0, (normal(n), normal(n))),
+    "swiglu_backward": lambda rng, normal, n, d: (swiglu.swiglu_backward, (), 0, (normal(n), normal(n), normal(n))),
     "scatter_add": lambda rng, normal, n, d: (rowwise.scatter_add, (2,), 0, (normal(n, d), rng.integers(0, 7, n), 7)),
     "adamw_step": _adamw_step,
     "add_layer_norm": lambda rng, normal, n, d: (

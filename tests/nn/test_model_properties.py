@@ -232,7 +232,10 @@ def test_bad_neighbours_are_refused(neighbours):
         retro(PARAMS, CONFIG, TOKENS, neighbours)
 
 
-@pytest.mark.parametrize("targets", [*BAD_TOKENS.values(), TOKENS[:, 1:]], ids=[*BAD_TOKENS, "a column too few"])
+BAD_TARGETS = BAD_TOKENS | {"negative": altered(TOKENS, -2), "a column too few": TOKENS[:, 1:]}  # −1: no target
+
+
+@pytest.mark.parametrize("targets", BAD_TARGETS.values(), ids=BAD_TARGETS)
 def test_bad_targets_are_refused(targets):
     with pytest.raises(ValueError, match="targets"):
         retro_loss(PARAMS, CONFIG, TOKENS, targets, NEIGHBOURS)

@@ -16,7 +16,8 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import nats_of
 from retro_np.generation import Retrieved
 from retro_np.kernels.attention import attention_forward, attention_weights
-from retro_np.nn.model import attention_maps, retro
+from retro_np.nn.attention_maps import attention_maps
+from retro_np.nn.model import retro
 from retro_np.parameters import init_params
 from retro_np.report.inspection import WHOLE, inspect, write_inspection
 from retro_np.report.samples import show_chunks

@@ -8,7 +8,7 @@ import pytest
 
 from retro_np import EncoderConfig, RetroConfig, init_params, retro
 from retro_np.errors import UserError
-from retro_np.parameters import COPY_SCALE
+from retro_np.nn.copying_start import COPY_SCALE
 from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import MAX_NOISE, insert_oracle_neighbours, with_curriculum
 

