@@ -131,6 +131,7 @@ def test_evaluation_and_generation_with_a_database_have_the_same_bits(database):
     assert_same_bits_under_errstate(call)
 
 
+@pytest.mark.slow
 def test_training_and_its_evaluation_have_the_same_bits(database, tmp_path):
     config, windows = small_config(database), {"sequence_length": 32, "stride": 16}
 
@@ -150,6 +151,7 @@ def test_training_and_its_evaluation_have_the_same_bits(database, tmp_path):
     assert_same_bits_under_errstate(call)
 
 
+@pytest.mark.slow
 def test_knn_lm_and_the_continuous_cache_have_the_same_bits(database):
     config = small_config(database)
     params = scaled(init_params(config, np.random.default_rng(0)), 30, np.float32)

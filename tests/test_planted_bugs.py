@@ -51,6 +51,7 @@ def is_caught(bug, seed):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bugs", "seed"), CASES)
 def test_every_planted_bug_is_caught(bugs, seed):
     assert [bug.name for bug in bugs if not is_caught(bug, seed)] == []
@@ -73,6 +74,7 @@ def failures(seed):
     return [(name, report) for name, report in reports if not report]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_correct_function_is_called_wrong_at_any_scale(seed):
     wrong = [name for name, report in failures(seed) if any(row.verdict == "wrong" for row in report.rows)]

@@ -81,7 +81,7 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], where: str) -> T
 
 
 def _merges(tokens: list[str], scores: list[float], where: str) -> list[tuple[str, str]]:
-    """The merges that give each token from two others, the token with the best score first, a longer left part first."""
+    """The merges that give each token from two others: the best score first, and then the longest left part."""
     if sum(len(token) ** 2 for token in tokens) > MAX_WORK:
         raise UserError(f"{where} has tokens that are too long to find their merges: {HINT}")
     known, merges = set(tokens), []

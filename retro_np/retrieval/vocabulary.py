@@ -21,7 +21,6 @@ MAX_VOCABULARY_SIZE = 2**20  # The trainer and the tables of tokens allocate mem
 # What the special tokens of other tokenizers are called. The first name that a tokenizer has counts.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>")
-UNKNOWN = "\ufffd".encode()  # stands for text that a tokenizer cannot represent
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token of one byte
 WITHOUT_SPACE = frozenset(".?!,")  # WordPiece's decoder puts no space before these.
 
@@ -52,25 +51,22 @@ class Vocabulary:
 def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     """The facts about a tokenizer. Raises UserError for a tokenizer that is not supported, by the name of its part."""
     state, ids = json.loads(tokenizer.to_str()), tokenizer.get_vocab(with_added_tokens=True)
-    own = is_ours(state)
-    size = 1 + max(ids.values(), default=-1)
+    own, size, text_of = is_ours(state), 1 + max(ids.values(), default=-1), _text_of(state)
     if not 0 < size <= MAX_VOCABULARY_SIZE or len(set(ids.values())) < len(ids):
         raise UserError(f"its ids must be different and below {MAX_VOCABULARY_SIZE:,}: use another tokenizer")
-    text_of, is_whole = _decoder(state)
-    hidden = set(SPECIAL) if own else _hidden(state, is_whole)
-    added = {token["content"] for token in state["added_tokens"]}
-    unknown = None if is_whole else _unknown(state["model"])
-    table = [b""] * (size + len(Special._fields))
+    hidden = set(SPECIAL) if own else _hidden(state)
+    special, after = Special(), iter((size, size + 1))
+    if not own:
+        named = [next((ids[name] for name in names if name in hidden), None) for names in (PADS, ENDS)]
+        special = Special(*(next(after) if number is None else number for number in named))
+    table = [b""] * max(size, *(number + 1 for number in special))
+    unknown, added = _unknown(state["model"]), {token["content"] for token in state["added_tokens"]}
     for token, number in ids.items():
         if token not in hidden:
-            table[number] = UNKNOWN if token == unknown else token.encode() if token in added else text_of(token)
-    special, rest = Special(), iter((size, size + 1))
-    if not own:
-        found = [next((ids[n] for n in names if n in hidden & ids.keys()), None) for names in (PADS, ENDS)]
-        special = Special(*(next(rest) if number is None else number for number in found))
-    first = b"".join(table[i] for i in tokenizer.encode("x", add_special_tokens=False).ids)
-    pieces = tuple(table[: max(size, *(number + 1 for number in special))])
-    return Vocabulary(size, special, pieces, first.startswith(b" "), own or _is_cuttable(state))
+            text = text_of("\ufffd" if token == unknown else token)
+            table[number] = token.encode() if token in added and token != unknown else text
+    first = b"".join(table[number] for number in tokenizer.encode("x", add_special_tokens=False).ids)
+    return Vocabulary(size, special, tuple(table), first.startswith(b" "), own or _is_cuttable(state))
 
 
 def special_ids(tokenizer: Tokenizer) -> Special:
@@ -85,78 +81,59 @@ def is_ours(state: dict[str, Any]) -> bool:
     """Whether a tokenizer's JSON is one that `train_tokenizer` makes, whose encoding is lossless.
 
     Ids are 0 … V − 1, special tokens are first, each byte has a token, and merges join tokens to a token."""
-    ids, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"].get("merges", ())]
-    if state["model"].get("type", "BPE") != "BPE" or not isinstance(ids, dict):
-        return False
-    tokens, alphabet, split = set(ids) - set(SPECIAL), set(byte_of_character()), state.get("pre_tokenizer") or {}
+    model, split = state["model"], state.get("pre_tokenizer") or {}
+    ids, alphabet = model["vocab"], set(byte_of_character())
+    tokens = set(ids) - set(SPECIAL) if isinstance(ids, dict) else set()
     return (
-        (split.get("type"), split.get("add_prefix_space")) == ("ByteLevel", False)
-        and not state["normalizer"]
-        and not state["added_tokens"]
+        (model.get("type"), split.get("type"), split.get("add_prefix_space")) == ("BPE", "ByteLevel", False)
+        and not state.get("normalizer")
+        and not state.get("added_tokens")
+        and alphabet <= tokens
         and all(type(i) is int for i in ids.values())
         and sorted(ids.values()) == list(range(len(ids)))
         and [ids.get(token) for token in SPECIAL] == [PADDING, END_OF_TEXT]
-        and alphabet <= tokens
         and all(token and set(token) <= alphabet for token in tokens)
-        and all({left, right, left + right} <= tokens for left, right in merges)
+        and all({left, right, left + right} <= tokens for left, right in model["merges"])
     )
 
 
-def _hidden(state: dict[str, Any], is_whole: bool) -> set[str]:
-    """The special tokens that no text encodes to, since plain text that spells one is split by the model as well."""
-    model = state["model"]
-    entries = model["vocab"]
-    known = set(entries) if isinstance(entries, dict) else {entry[0] for entry in entries}
-    if model["type"] == "BPE" and not model.get("ignore_merges"):  # Such a model makes a token from its merges alone.
+def _hidden(state: dict[str, Any]) -> set[str]:
+    """The special tokens that the model makes from no text. Text that spells one is not looked up among them."""
+    model, known = state["model"], set(_entries(state))
+    if model["type"] == "BPE" and not model["ignore_merges"]:  # Such a model makes a token from its merges alone.
         known = {"".join(pair) for pair in model["merges"]} | {token for token in known if len(token) == 1}
-    known |= set() if is_whole else {_unknown(model)}
-    return {token["content"] for token in state["added_tokens"] if token["special"]} - known
+    return {token["content"] for token in state["added_tokens"] if token["special"]} - known - {_unknown(model)}
+
+
+def _entries(state: dict[str, Any]) -> list[str]:
+    """The tokens of the model. Those of a Unigram model are listed with their scores."""
+    return [entry if isinstance(entry, str) else entry[0] for entry in state["model"]["vocab"]]
 
 
 def _unknown(model: dict[str, Any]) -> str | None:
-    """The token that stands for text which the model does not know."""
+    """The token for text that the model does not know."""
     number = model.get("unk_id")
     return model.get("unk_token") if number is None else model["vocab"][number][0]
 
 
-def _decoder(state: dict[str, Any]) -> tuple[Callable[[str], bytes], bool]:
-    """How a token becomes bytes, and whether the vocabulary has a token for each byte, so that no text is unknown."""
-    decoder, model = state["decoder"] or {"type": "Sequence", "decoders": []}, state["model"]
+def _text_of(state: dict[str, Any]) -> Callable[[str], bytes]:
+    """The function that gives a token's bytes, according to the decoder."""
+    decoder = state["decoder"] or {"type": "none"}
     parts = {part["type"]: part for part in decoder.get("decoders", [decoder])}
-    if not parts and '"type": "ByteLevel"' in json.dumps(state["pre_tokenizer"]):
-        parts = {"ByteLevel": {}}
     if parts.keys() == {"ByteLevel"}:
         table = byte_of_character()
-        return functools.partial(_of_alphabet, table), isinstance(model["vocab"], dict) and table.keys() <= model[
-            "vocab"
-        ].keys()
+        return lambda token: bytes(map(table.get, token)) if table.keys() >= set(token) else token.encode()
     if parts.keys() == {"WordPiece"}:
-        return functools.partial(_of_word, parts["WordPiece"]["prefix"], parts["WordPiece"]["cleanup"]), False
-    replaced = parts.get("Replace", {"pattern": {"String": "▁"}, "content": " "})
-    mark = parts["Metaspace"]["replacement"] if "Metaspace" in parts else replaced["pattern"].get("String")
-    if not parts or parts.keys() - {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"} or not mark:
-        name = " and ".join(parts) or "none"
-        raise UserError(
-            f"its decoder ({name}) is not supported: use a byte-level, SentencePiece or WordPiece tokenizer"
-        )
-    falls_back = "ByteFallback" in parts
-    known = set(model["vocab"]) if isinstance(model["vocab"], dict) else {entry[0] for entry in model["vocab"]}
-    is_whole = bool(model.get("byte_fallback")) and all(f"<0x{byte:02X}>" in known for byte in range(256))
-    return functools.partial(_of_piece, mark, replaced["content"], falls_back), falls_back and is_whole
-
-
-def _of_alphabet(table: dict[str, int], token: str) -> bytes:
-    return bytes(table[c] for c in token) if table.keys() >= set(token) else token.encode()
-
-
-def _of_piece(mark: str, content: str, falls_back: bool, token: str) -> bytes:
-    byte = BYTE.fullmatch(token) if falls_back else None
-    return bytes.fromhex(byte[1]) if byte else token.replace(mark, content).encode()
-
-
-def _of_word(prefix: str, cleanup: bool, token: str) -> bytes:
-    continues = token.startswith(prefix) or (cleanup and token in WITHOUT_SPACE)
-    return (token.removeprefix(prefix) if continues else f" {token}").encode()
+        prefix = parts["WordPiece"]["prefix"]
+        closing = WITHOUT_SPACE if parts["WordPiece"]["cleanup"] else ()
+        joins = lambda token: token.startswith(prefix) or token in closing  # noqa: E731
+        return lambda token: (token.removeprefix(prefix) if joins(token) else f" {token}").encode()
+    mark = parts.get("Metaspace", {}).get("replacement") or parts.get("Replace", {}).get("pattern", {}).get("String")
+    if not mark or parts.keys() - {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
+        kinds = "use a byte-level, SentencePiece or WordPiece tokenizer"
+        raise UserError(f"its decoder ({', '.join(parts)}) is not supported: {kinds}")
+    is_byte = BYTE.fullmatch if "ByteFallback" in parts else lambda token: None
+    return lambda token: bytes.fromhex(token[3:5]) if is_byte(token) else token.replace(mark, " ").encode()
 
 
 def byte_of_character() -> dict[str, int]:
@@ -188,14 +165,11 @@ def pre_tokenizer_kinds() -> dict[str, pre_tokenizers.PreTokenizer]:
 
 
 def _is_cuttable(state: dict[str, Any]) -> bool:
-    """Whether a text may be cut at each SEAM: only where that follows from known parts."""
+    """Whether a text may be cut at each SEAM, which follows from known parts alone."""
+    known = [_form(json.loads(kind.__getstate__())) for kind in pre_tokenizer_kinds().values()]
+    is_known = _form(state["pre_tokenizer"]) in known and all(token["special"] for token in state["added_tokens"])
+    return is_known and state["normalizer"] in (None, {"type": "NFC"})  # It joins nothing to a space or a line break.
 
-    def parts(pre_tokenizer: Any) -> Any:  # trim_offsets changes no id
-        return re.sub(r'"trim_offsets": ?(true|false),? ?', "", json.dumps(pre_tokenizer))
 
-    known = [parts(json.loads(kind.__getstate__())) for kind in pre_tokenizer_kinds().values()]
-    return (
-        (state["normalizer"] or {"type": "NFC"})["type"] == "NFC"  # It joins no character to a space or line break.
-        and parts(state["pre_tokenizer"]) in known
-        and all(token["special"] for token in state["added_tokens"])
-    )
+def _form(pre_tokenizer: Any) -> str:
+    return json.dumps(pre_tokenizer).replace('"trim_offsets": true', '"trim_offsets": false')  # It changes no id.

@@ -53,6 +53,7 @@ def test_each_of_the_three_can_be_repeated_also_with_weights(folders, tmp_path):
     assert [(source["name"], source["weight"]) for source in sources] == [("docs", 0.7), ("docs-2", 0.3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -70,6 +71,7 @@ def test_splits_that_do_not_fit_together_are_one_line(arguments, line, folders, 
     assert not (tmp_path / "db").exists()
 
 
+@pytest.mark.slow
 def test_fields_of_rows_are_named_by_options_also_when_rows_are_added(tmp_path):
     def rows(name, numbers):
         lines = ({"body": f"text {i} value index\n" * 30, "key": f"{name} {i}", "part": "dev" * (i % 2) or "train"}

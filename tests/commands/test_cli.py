@@ -47,6 +47,7 @@ def work(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -70,6 +71,7 @@ def test_every_command_has_a_help_text_of_more_than_15_words(command):
     assert len(out.split()) > 15
 
 
+@pytest.mark.slow
 def test_search_prints_what_the_database_finds(work):
     status, out, err = run("search", work / "db", "return value index", "-k", "3")
     assert status == 0, err
@@ -85,6 +87,7 @@ def test_a_search_for_more_chunks_than_exist_shows_all(work):
     assert f"holds {Database.open(work / 'db').n_chunks} chunks" in out
 
 
+@pytest.mark.slow
 def test_evaluate_prints_and_saves_the_librarys_figures(work, tmp_path):
     status, out, err = run(
         "evaluate", work / "retro" / "checkpoint.safetensors", work / "db", "--baseline",
@@ -112,6 +115,7 @@ def test_sample_shows_what_was_retrieved_and_writes_a_page_that_escapes_text(wor
     assert "module_" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["", "x", "value " * 400], ids=["empty", "one token", "longer than n"])
 def test_prompts_of_any_length_work(work, prompt):
     status, _, err = run(
@@ -196,6 +200,7 @@ def test_an_option_that_would_have_no_effect_is_refused(tmp_path, options, refus
     assert refusal in refused("train", tmp_path / "db", "-o", tmp_path / "run", *options)
 
 
+@pytest.mark.slow
 def test_names_with_brackets_and_a_prompt_that_is_not_utf_8_work(tmp_path, work):
     write_corpus(tmp_path / "docs", documents=1)
     (tmp_path / "docs" / "[bold]x[").mkdir()
@@ -228,6 +233,7 @@ def test_an_interrupt_says_how_to_resume(tmp_path, work):
     assert err.splitlines()[-1] == "retro-np: interrupted; run the same command to resume"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_different_tokenizer_is_refused_even_if_the_sizes_agree(work, tmp_path):
     write_corpus(tmp_path / "docs", documents=12, seed=77)
     arguments = ("--chunk-size", "16", "--vocabulary-size", "300", "--held-out", "0")
@@ -249,6 +255,7 @@ def test_weights_that_are_not_finite_are_refused(work, tmp_path):
     assert "not finite" in refused("sample", broken, db, "--prompt", "x")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_different_vocabulary_size_is_refused(work, tmp_path):
     write_corpus(tmp_path / "docs", documents=6, seed=9)
     status, _, err = run(

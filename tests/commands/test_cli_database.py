@@ -84,6 +84,7 @@ def test_verify_names_the_broken_file(copy):
     assert "has defects (1); restore it" in err
 
 
+@pytest.mark.slow
 def test_documents_are_added_and_removed_and_the_database_is_compacted(copy, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "tale.txt").write_text("the zanzibar lighthouse keeper wrote letters every evening " * 30)
@@ -103,6 +104,7 @@ def test_documents_are_added_and_removed_and_the_database_is_compacted(copy, tmp
     assert all_bytes(copy) == compacted
 
 
+@pytest.mark.slow
 def test_mistakes_give_one_line(db, copy, tmp_path):
     assert "no corpus is named" in refused("build", "-o", tmp_path / "x", *HASHING)
     assert "name the folder of the database" in refused("build", "stdlib", *HASHING)

@@ -108,6 +108,7 @@ def test_every_command_with_a_numeric_option_is_tried():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "values"),
     [pytest.param("search", QUICK), pytest.param("train", QUICK)]

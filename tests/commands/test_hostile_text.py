@@ -157,6 +157,7 @@ def test_a_page_replaces_a_page_but_no_other_file(folder, tmp_path, arguments):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["circle", "page.html"]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_no_sequence_of_a_text(folder):
     code = "import retro_np.progress as p; p.DELAY = -1; from retro_np.cli import main; main()"
     arguments = ["build", folder / "docs", "-o", folder / "terminal", "--like", folder / "db"]

@@ -83,6 +83,7 @@ def paths(tmp_path_factory):
     return {"docs": docs, "db": build_database(docs, folder / "db", SMALL, "hashing").path}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2, 12])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_any_number_of_signals_ends_in_status_130_and_one_line(name, signals, paths, tmp_path):
@@ -100,6 +101,7 @@ def test_any_number_of_signals_ends_in_status_130_and_one_line(name, signals, pa
     assert "ignored" not in err
 
 
+@pytest.mark.slow
 def test_signals_during_the_tidying_up_leave_no_half_file_and_the_next_build_has_the_same_bytes(paths, tmp_path):
     arguments = ["build", paths["docs"], "-o", tmp_path / "db", "--embedder", "hashing", "--vocabulary-size", "300"]
     process = start(SIGNALS_WHILE_TIDYING_UP + MAIN, *arguments)

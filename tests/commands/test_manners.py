@@ -44,6 +44,7 @@ def test_the_help_of_train_has_panels():
     assert [title for title in ("Options", "Model", "Encoder", "Training") if f"─ {title} ─" not in out] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", ["--oracle-share", "--no-cca-positions", "--beta1", "--no-conditioning", "--segments"]
 )
@@ -64,6 +65,7 @@ def test_completion_offers_commands_and_options():
     assert completed("retro-np train --n-la", 2) == ["--n-layers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_for_completion_is_shown_and_installed(shell, tmp_path):
     environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}

@@ -42,6 +42,7 @@ def run_without(missing: list[str], *arguments: str) -> tuple[str, str, int]:
     return fresh_python(SCRIPT.format(missing=missing, arguments=list(map(str, arguments))), COLUMNS="200")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "arguments"),
     [
@@ -61,6 +62,7 @@ def test_a_missing_package_gives_one_line_and_status_2(package, arguments):
     assert err == f"retro-np needs {package}: pip install {package}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "missing", [["hnswlib"], ["numba"], ["numba", "hnswlib", "tokenizers", "safetensors"]], ids=str
 )

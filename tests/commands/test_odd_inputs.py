@@ -101,6 +101,7 @@ def test_a_build_from_a_folder_of_18_encodings_counts_what_it_replaced_and_skipp
     assert "Skipped: 6 files " in out
 
 
+@pytest.mark.slow
 @EACH_ENCODING
 def test_inspect_shows_a_file_rightly_or_prints_what_it_replaced_or_refuses_it(tmp_path, command, model, encoding):
     (tmp_path / "text").write_bytes(TEXT.encode(encoding))

@@ -28,6 +28,7 @@ def shell(redirection: str, *arguments, program: str = PROGRAM, unbuffered: str 
     return child.returncode, child.stdout, child.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_a_command_works_without_a_stream_that_it_does_not_need(db, streams):
     status, out, err = shell(streams, "search", db, "value index")
@@ -35,6 +36,7 @@ def test_a_command_works_without_a_stream_that_it_does_not_need(db, streams):
     assert bool(out) == (">&-" not in streams.replace("2>&-", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["search", "{db}", "value"], ["--help"]])
 def test_a_full_output_is_one_line(db, arguments, unbuffered):

@@ -58,6 +58,7 @@ def assert_same_files(folder, expected):
     assert hashes == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["finished", "edited"])
 def test_an_old_database_gives_the_same_search_results(old_files, name):
     database = Database.open(old_files / name)
@@ -70,6 +71,7 @@ def test_an_old_database_gives_the_same_search_results(old_files, name):
             assert result == recorded | {"distance": pytest.approx(recorded["distance"], rel=TOLERANCE)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["finished", "edited"])
 def test_an_old_database_is_verified(old_files, name):
     assert "BROKEN" not in succeed("verify", name)[0]
@@ -82,6 +84,7 @@ def test_the_held_out_part_of_an_old_database_serves_for_tuning_and_for_reportin
     assert "finished has no test part: its held-out documents (valid) serve for tuning" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_editing_an_old_database_gives_the_same_files_as_the_old_version(old_files):
     succeed("add", "finished", "more")
     succeed("remove", "finished", "--document", "corpus_03.txt", "--document", "more_01.txt")
@@ -90,6 +93,7 @@ def test_editing_an_old_database_gives_the_same_files_as_the_old_version(old_fil
 
 
 # half_added: stopped while the new files were made. not_moved: stopped when all were made, but not yet in place.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["half_added", "not_moved"])
 def test_completing_an_interrupted_old_edit_gives_the_same_files(old_files, name):
     shutil.copytree("finished", name, dirs_exist_ok=True)
@@ -110,6 +114,7 @@ def test_compacting_an_old_edited_database_gives_the_same_files(old_files):
     succeed("verify", "edited")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["old", "new"])
 def test_resuming_an_unfinished_old_build_gives_the_same_files(old_files, spelling):
     arguments = EXPECTED["build"]
@@ -177,12 +182,14 @@ def test_old_parameters_are_loaded_bit_for_bit(old_files, name):
     assert config.tie_readout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["params.safetensors", "float16.safetensors"])
 def test_old_parameters_without_a_run_can_be_sampled_from(old_files, name):
     out, _ = succeed("sample", name, "finished", "--prompt", "ships and tides", "--length", "8")
     assert "corpus_" in out
 
 
+@pytest.mark.slow
 def test_a_warning_of_one_line_gives_the_new_name_of_each_old_option(old_files):
     shutil.rmtree("finished")
     _, err = succeed("build", *EXPECTED["build"], "-o", "finished")

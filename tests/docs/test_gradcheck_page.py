@@ -54,6 +54,7 @@ def example(code, shown):
     return pytest.param(code, shown, marks=[pytest.mark.oracle] if oracle else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "shown"), [example(*found) for found in EXAMPLES])
 def test_each_example_runs_and_prints_what_the_page_shows(code, shown, folder):
     completed = run([sys.executable, "-c", FIRST + code], folder)
@@ -85,6 +86,7 @@ def test_the_page_shows_what_the_benchmark_wrote():
     assert run([*BENCHMARK, "--check"], ROOT).returncode == 0, "run python benchmarks/gradcheck.py --write"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peers", ["", pytest.param("torch,torch-fast", marks=pytest.mark.oracle)])
 def test_the_benchmark_counts_what_each_checker_says(peers, tmp_path):
     out = tmp_path / "gradcheck.json"

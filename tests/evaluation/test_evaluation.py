@@ -49,6 +49,7 @@ def plain_losses(params, config, database, n, stride, k):
     return nats, n_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "stride", "k"), [(32, 16, 2), (32, 32, 0), (16, 8, 0)])
 def test_a_sliding_window_scores_each_token_once_with_its_own_context(model, database, n, stride, k):
     losses = score(*model, database, k=k, sequence_length=n, stride=stride)

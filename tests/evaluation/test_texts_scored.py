@@ -35,6 +35,7 @@ def held_out_texts(database, corpus):
     return {name: (corpus / name).read_text() for name in names}
 
 
+@pytest.mark.slow
 def test_texts_of_ones_own_are_scored_like_the_same_texts_held_out(model, database, corpus, tmp_path):
     texts = held_out_texts(database, corpus)
     retrieval = own_text(database, [json_lines(tmp_path / "texts.jsonl", texts)], 10)
@@ -84,6 +85,7 @@ def work(corpus, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_scores_a_folder_of_texts_with_runs_by_their_folders(work, tmp_path):
     rivals = [str(shutil.copytree(work / name, tmp_path / name)) for name in ("retro", "baseline")]
     others = ["--baseline", work / "baseline", "--against", rivals[0], "--against", rivals[1]]
@@ -135,6 +137,7 @@ def test_one_text_has_no_interval_and_the_output_says_so(work, tmp_path):
     assert {comparison["interval_percent"] for comparison in results["comparisons"]} == {None}
 
 
+@pytest.mark.slow
 def test_text_with_a_split_and_a_missing_text_are_refused(work, tmp_path):
     command = ["evaluate", work / "retro", work / "db", "-o", tmp_path / "out", *OPTIONS]
     assert "leave out --split" in refused(*command, "--text", work / "letters", "--split", "valid")
@@ -142,6 +145,7 @@ def test_text_with_a_split_and_a_missing_text_are_refused(work, tmp_path):
     assert "no checkpoint at" in refused("evaluate", work / "letters", work / "db", "-o", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_split_without_chunks_is_refused_with_the_way_out(corpus, tmp_path):
     assert run("build", corpus, "-o", tmp_path / "db", "--held-out", "0", "--embedder", "hashing",
                "--vocabulary-size", "300", "--chunk-size", "8")[0] == 0  # fmt: skip
@@ -188,6 +192,7 @@ def test_the_models_that_the_demo_copies_carry_the_hashes_too(tmp_path):
         assert trained_on(tmp_path / name.lower() / "checkpoint.safetensors") == trained_on(name.lower())
 
 
+@pytest.mark.slow
 def test_a_run_that_began_from_a_model_carries_on_what_the_model_was_trained_on(database, model, tmp_path):
     digests = ["0123456789abcdef", "fedcba9876543210"]
     training = replace(TRAINING, eval_every=1)
@@ -202,6 +207,7 @@ def test_a_database_whose_held_out_documents_were_all_trained_on_is_refused(data
         evaluate({"RETRO": model}, database, tmp_path / "out", trained_on=known, **WINDOW)
 
 
+@pytest.mark.slow
 def test_a_text_without_a_token_to_score_is_one_line(work, tmp_path):
     (tmp_path / "short.txt").write_text("x")
     text = ["--text", tmp_path / "short.txt", "-o", tmp_path / "out"]

@@ -231,6 +231,7 @@ def test_the_losses_of_a_lab_equal_those_of_score(folder):
         assert (folder / "tiny" / "models" / retro.name / CHECKPOINT).exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_is_reported_in_one_line_that_says_what_to_do(tmp_path):
     assert "choose from random-neighbours, leakage" in refused("experiment", "perplexity", "-o", tmp_path)
     assert "choose from tiny, small" in refused("experiment", "leakage", "--scale", "huge", "-o", tmp_path)

@@ -142,6 +142,7 @@ def test_json_of_another_kind_is_refused(data, kind):
         parse_json(data, "the request", kind)
 
 
+@pytest.mark.slow
 @given(value=st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
 def test_every_other_json_value_is_read_as_pythons_parser_reads_it(value):
     assert parse_json(json.dumps(value), "the request") == value

@@ -33,6 +33,7 @@ def figures(part, count, base, tmp_path):
     return reliability.figures_of(*reliability.run_part(part, SEED, 0, count, 2, base, tmp_path), count)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("count", PARSERS)
 def test_no_hostile_input_ends_in_anything_but_a_user_error(count, base, tmp_path):
@@ -41,6 +42,7 @@ def test_no_hostile_input_ends_in_anything_but_a_user_error(count, base, tmp_pat
     assert sum(row["kinds"].values()) == count
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("count", COMMANDS)
 def test_no_command_with_a_hostile_input_fails_sends_or_loses_anything(count, base, tmp_path):
@@ -165,6 +167,7 @@ def refuse(text):
     raise UserError(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["plain", "colour", "pty"])
 @pytest.mark.parametrize("payload", values.PAYLOADS)
 def test_a_payload_that_is_sent_is_counted_and_one_that_is_shown_is_not(mode, payload, yard, monkeypatch):

@@ -155,6 +155,7 @@ def test_a_command_disturbed_at_several_operations_says_so_and_its_next_run_ends
     disturb(command, how, base, yard, disturbance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "how"), QUICK)
 def test_a_command_disturbed_halfway_says_so_and_its_next_run_ends_in_the_same_bytes(
     command, how, base, yard, disturbance
@@ -193,6 +194,7 @@ def disturb(command, how, base, yard, disturbance, only_halfway=False):
         assert all_bytes(yard.case) == expected, number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unlink", "rmdir"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_build_that_cannot_tidy_up_does_not_report_success(name, code, base, yard, monkeypatch):
@@ -226,6 +228,7 @@ def test_a_build_that_cannot_tidy_up_does_not_report_success(name, code, base, y
     assert first > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
 def test_ctrl_c_pressed_several_times_at_random_moments_is_no_worse_than_once(seed, base, tmp_path):
     """Each press comes while the first is being handled, or a step, a checkpoint or an evaluation is under way."""

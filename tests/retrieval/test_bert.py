@@ -49,6 +49,7 @@ def padded(pieces):
     return ids, np.arange(ids.shape[1]) < np.array([len(p) for p in pieces])[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_minilm_hidden_states_equal_those_of_transformers(minilm):
     ids, mask = padded(minilm.word_pieces(TEXTS))

@@ -67,6 +67,7 @@ def test_compacting_joins_small_shards_and_lists_stay_exact(db, tmp_path):
     assert sorted(p.name for p in (db / "shards").iterdir()) == [f.name for f in compacted.folders("shards")]
 
 
+@pytest.mark.slow
 def test_compacting_renumbers_documents_and_searches_for_new_neighbours(db, additions):
     add_documents(db, additions, embedder=EMBEDDER)
     database = remove_documents(db, [*range(0, 30, 3), 31, 40])

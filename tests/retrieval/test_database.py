@@ -232,6 +232,7 @@ odd_texts = st.text(max_size=30) | st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(odd_texts, min_size=1, max_size=8), st.integers(1, 5), st.sampled_from([50, 1000]))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_odd_documents_are_built_and_every_neighbour_is_from_another_document(tmp_path_factory, texts, m, shard_bytes):

@@ -99,6 +99,7 @@ def test_an_estimate_has_no_bias_and_the_variance_of_independent_draws():
     assert abs(scores.var() - 1) < 4 * np.sqrt(2 / len(scores))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bands", "hashes"), [(32, 128), (16, 128), (25, 125)])
 def test_pairs_agree_in_a_band_as_often_as_the_formula_says(bands, hashes, monkeypatch):
     monkeypatch.setattr(deduplicate, "STANDARD_ERRORS", 1000)  # accept every estimate
@@ -130,6 +131,7 @@ def test_planted_duplicates_are_found_with_full_precision_and_at_least_99_percen
         assert abs(record.estimated - record.exact) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "bands"), [(0.3, 128), (0.6, 64), (0.95, 16), (1.0, 1)])
 def test_other_thresholds_find_exactly_the_texts_that_reach_them(threshold, bands):
     texts, originals = planted(2, 15, 6)

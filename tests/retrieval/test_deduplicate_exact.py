@@ -118,6 +118,7 @@ def test_memory_does_not_grow_with_the_training_documents():
     assert peaks[1] < 1.2 * peaks[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "sure"), [(0.1, 0.999), (0.8, 0.999), (0.8, 1.0)])
 def test_a_build_leaves_out_the_documents_that_reach_the_threshold(tmp_path, monkeypatch, threshold, sure):
     monkeypatch.setattr(deduplicate, "SURE_DETECTION", sure)

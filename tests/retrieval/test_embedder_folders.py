@@ -400,6 +400,7 @@ def assert_equal_keys(folder, model):
         np.testing.assert_allclose(mine(WORDS_AND_MARKS), theirs(WORDS_AND_MARKS), atol=3e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("modes", [*MODES, ["cls", "mean"], ["max", "mean_sqrt_len_tokens", "max"]], ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

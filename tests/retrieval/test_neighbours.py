@@ -104,6 +104,7 @@ def test_sharded_arrays_are_indexed_like_one_array(sizes, data):
             sharded[outside]
 
 
+@pytest.mark.slow
 def test_bert_finds_a_chunk_by_its_own_text_and_shards_do_not_change_the_result(tmp_path):
     corpus, bert = write_corpus(tmp_path / "docs", documents=4, seed=2), load_bert()
     config = BuildConfig(**vars(SMALL) | {"held_out": 0.0, "chunk_size": 32})

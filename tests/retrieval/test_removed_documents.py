@@ -16,6 +16,7 @@ from retro_np.training.batches import training_batch
 SECRET = "zqxjkv"  # letters that the tokenizer does not merge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_a_removed_text_is_shown_nowhere_and_is_in_no_file_after_compacting(tmp_path, split):
     config = BuildConfig(8, 300, held_out=0.2, neighbours=4, extra_candidates=6, shard_bytes=4000, d_key=D_KEY)

@@ -94,6 +94,7 @@ def test_compacting_gives_a_database_without_graphs_its_graphs(without_graphs, t
     assert_lists_are_exact(database)
 
 
+@pytest.mark.slow
 def test_a_database_with_graphs_is_searched_exactly_and_edited_without_hnswlib(db, tmp_path):
     added = json_lines(tmp_path / "added.jsonl", {"added": TEXTS[-1]})
     graphs = len(list(db.rglob("index.hnsw")))

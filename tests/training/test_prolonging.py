@@ -60,6 +60,7 @@ def prolonged(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "prolonged", ignore=shutil.ignore_patterns(".lock"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "ends"),
     [

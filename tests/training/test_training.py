@@ -177,6 +177,7 @@ train(database, small_config(database), replace(TRAINING, steps=60, checkpoint_e
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bytes(database, tmp_path):
     def start(out):
         script = SCRIPT.format(tests=str(Path(__file__).parents[1]), database=str(database.path), out=str(out))

@@ -90,6 +90,7 @@ def test_the_best_checkpoint_has_the_parameters_of_the_lowest_validation_loss(da
         load_checkpoint(tmp_path / "best.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [3, 4, 6, 7])
 def test_a_watched_run_that_was_interrupted_ends_with_the_same_files_and_the_same_log(database, tmp_path, stopped):
     def stop(line):
@@ -217,6 +218,7 @@ def assert_has_the_log(kind, out):
         assert [value for _, value in read[name]] == pytest.approx(values, rel=1e-7 if kind == "tensorboard" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_a_logger_writes_the_curves_of_a_run_that_was_interrupted_and_prolonged(kind, database, tmp_path):
     if kind == "tensorboard":
@@ -240,6 +242,7 @@ def test_a_logger_writes_the_curves_of_a_run_that_was_interrupted_and_prolonged(
     assert all_bytes(tmp_path) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [None, "disabled"])
 def test_weights_and_biases_gets_each_step_in_its_offline_mode_unless_told_otherwise(
     mode, database, tmp_path, monkeypatch

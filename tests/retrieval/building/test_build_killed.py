@@ -49,6 +49,7 @@ def start(corpus, out):
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 20))])
 def test_a_killed_build_ends_in_the_same_bytes(tmp_path, reference, files):
     corpus, expected = reference
@@ -102,6 +103,7 @@ def test_an_index_truncated_by_a_full_disk_is_written_again(tmp_path, reference,
     assert all_bytes(tmp_path / "db") == expected
 
 
+@pytest.mark.slow
 def test_a_second_build_in_the_same_folder_is_refused_while_the_first_runs(tmp_path, reference):
     corpus, expected = reference
     first = start(corpus, tmp_path / "db")

@@ -29,6 +29,7 @@ from retro_np.training.loop import train
 pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
+@pytest.mark.slow
 def test_after_an_add_all_neighbours_equal_those_of_exact_search(db, additions):
     old = Database.open(db)
     split = old.split("train")
@@ -43,6 +44,7 @@ def test_after_an_add_all_neighbours_equal_those_of_exact_search(db, additions):
     assert verify_database(db, EMBEDDER).broken == []
 
 
+@pytest.mark.slow
 def test_without_training_neighbours_only_held_out_chunks_have_neighbours_even_after_edits(corpus, additions, tmp_path):
     full = build_database(corpus, tmp_path / "whole", SHARDS, EMBEDDER)
     reduced = build_database(corpus, tmp_path / "reduced", replace(SHARDS, training_neighbours=False), EMBEDDER)

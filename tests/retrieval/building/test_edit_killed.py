@@ -177,6 +177,7 @@ def test_a_killed_edit_is_atomic_and_resumes_to_the_same_bytes(tmp_path, db, add
     assert all_bytes(db) == new
 
 
+@pytest.mark.slow
 def test_a_second_edit_is_refused_while_the_first_runs(db, additions):
     first = start("add", db, additions)
     while not (db / "edit").exists():

@@ -294,6 +294,7 @@ def test_a_text_stays_a_text_unless_it_is_called_jsonl(tmp_path):
         assert read(tmp_path / name) == [(name, text, "")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.txt", "saved"])
 def test_memory_holds_a_part_of_the_rows(tmp_path, name):
     rng = np.random.default_rng(0)

@@ -133,6 +133,7 @@ def test_documents_behave_like_a_list_of_records(database):
     assert sum(stop - start for runs in rows.values() for start, stop in runs) == database.n_chunks
 
 
+@pytest.mark.slow
 def test_shards_have_about_the_requested_size(tmp_path, embedder):
     corpus = write_corpus(tmp_path / "docs", documents=60)
     database = build_database(corpus, tmp_path / "db", replace(SMALL, shard_bytes=6000), embedder)
@@ -147,6 +148,7 @@ def test_shards_have_about_the_requested_size(tmp_path, embedder):
     assert sum(sizes.values()) == database.manifest["splits"]["train"]["bytes"]
 
 
+@pytest.mark.slow
 def test_merging_the_lists_of_many_shards_gives_those_of_a_single_shard(tmp_path, embedder):
     corpus = write_corpus(tmp_path / "docs", documents=40)
     many, one = (

@@ -115,6 +115,7 @@ def test_choosing_a_share_of_bytes_keeps_no_names_in_memory():
     assert split_of(Document(once[0].name, "", "s")) in ("train", "valid", "test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_built_database_holds_a_share_of_bytes_out_whatever_its_shards(tmp_path, packed):
     texts = {f"d{i}": words(i, 5 + 7 * i) for i in range(20)}
@@ -197,6 +198,7 @@ def three(tmp_path_factory):
     return build_database(sources, folder / "db", replace(SHARDS, held_out=0.1), EMBEDDER).path
 
 
+@pytest.mark.slow
 def test_edits_keep_a_test_part_whole(three, tmp_path, additions):
     db = shutil.copytree(three, tmp_path / "db")
     held = Database.open(db, EMBEDDER).documents
