@@ -1,10 +1,10 @@
-"""Small tokenizers of each kind that others train, made with transformers' own classes from a vocabulary trained here."""
+"""Small tokenizers of the kinds that others train: transformers' own classes with a vocabulary trained here."""
 
 import functools
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer, T5Tokenizer
 
 TEXTS = [

@@ -16,6 +16,7 @@ from retro_np import EncoderConfig, RetroConfig, kernels
 from retro_np.kernels import threads
 from retro_np.retrieval.build import BuildConfig
 from retro_np.training.config import TrainingConfig
+from retro_np.tree import named_leaves
 
 EXPECT_C = os.environ.get("RETRO_NP_EXPECT_C") != "0"
 needs_c = pytest.mark.skipif(not EXPECT_C, reason="RETRO_NP_EXPECT_C=0: there is no C compiler")
@@ -144,3 +145,19 @@ def small_config(database, **change):
         database.vocabulary_size, 16, 32, 2, 8, 3, (2, 3), database.chunk_size, EncoderConfig(8, 16, 2, 4, 1, (1,))
     )
     return replace(config, **change)
+
+
+def assert_same_gradients(actual, expected, rtol, floor):
+    """Assert that every leaf agrees within rtol of its largest entry.
+
+    floor, a share of the largest entry in all leaves, is for leaves that are zero in exact arithmetic and hold only
+    rounding errors, such as W_q if there is a single key.
+    """
+    expected = dict(named_leaves(expected))
+    largest = max(np.abs(grad).max() for grad in expected.values())
+    names = [name for name, _ in named_leaves(actual)]
+    assert sorted(names) == sorted(expected)
+    for name, grad in named_leaves(actual):
+        tolerance = rtol * np.abs(expected[name]).max() + floor * largest
+        worst = np.abs(grad - expected[name]).max()
+        assert worst <= tolerance, f"{name} is off by {worst:.3g}, more than {tolerance:.3g}"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -106,7 +107,8 @@ def build(
         build_config = BuildConfig(**settings)
         sources = _sources(**{name: value for name, value in parts.items() if name not in replaced and value})
     database_embedder = template.embedder if template else load_embedder(embedder)
-    _describe(build_database(sources, out, build_config, database_embedder, dask))
+    tokenizer = _tokenizer(build_config.tokenizer)
+    _describe(build_database(sources, out, build_config, database_embedder, dask, tokenizer))
 
 
 def search(
@@ -127,7 +129,7 @@ def search(
     for rank, (chunk, distance) in enumerate(zip(ids[:n_found], distances, strict=False), start=1):
         record = database.documents[int(database.document_of(chunk))]
         value = database.value(chunk)
-        parts = database.text(value[:m]), database.text(value[m:])
+        parts = database.text(value[:m]), database.text(value[m:], begins=False)
         if as_json:
             result = {"rank": rank, "distance": float(distance), "id": int(chunk), "document": record["id"]}
             result |= {"name": record["name"], "source": record["source"], "chunk": parts[0], "continuation": parts[1]}
@@ -205,6 +207,16 @@ def verify(db: DatabasePath, embedder: EmbedderSpec = None) -> None:
             console.print(f"{verdict}: {one_line(line)}")
     if report.broken:
         raise UserError(f"{db} has defects ({len(report.broken)}); restore it, or build it again in another folder")
+
+
+def _tokenizer(name: str | None) -> Any:
+    """The tokenizer that --tokenizer names: of a model, unless it is a tokenizer.json or a folder with one."""
+    is_file = name is None or (os.path.isfile(name) and not name.endswith(".gguf"))
+    if is_file or os.path.isfile(os.path.join(str(name), "tokenizer.json")):
+        return name
+    from retro_np.pretrained.decoder import read_pretrained
+
+    return read_pretrained(str(name)).tokenizer
 
 
 def _sources(corpus: list[str] | None = None, source: list[str] | None = None, **by_split: list[str]) -> Any:

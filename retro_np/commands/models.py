@@ -110,8 +110,8 @@ def train(
             weights, model = load_model(retrofit, database)
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
         elif preset is not None:
-            chunks = {"chunk_size": database.chunk_size, "padding_id": database.padding}
-            model = replace(RetroConfig.preset(preset, database.vocabulary_size), **chunks)
+            model = RetroConfig.preset(preset, database.vocabulary_size)
+            model = replace(model, chunk_size=database.chunk_size, padding_id=database.padding)
         else:
             ids = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
             ids |= {"padding_id": database.padding}
@@ -132,7 +132,7 @@ def train(
     for section, whole in (("model", model), ("encoder", model.encoder)):
         for field, value in kept[section].items():
             if whole is not None and getattr(whole, field) != value:
-                source = db if field in ("vocabulary_size", "chunk_size") else "--retrofit" if retrofit else "--preset"
+                source = db if field in ("vocabulary_size", "chunk_size", "padding_id") else "--retrofit" if retrofit else "--preset"
                 fault = f"{config}: [{section}] {field} is {shortened(value)}, but {source} has {getattr(whole, field)}"
                 raise UserError(f"{fault}; leave it out of the file")
     run = file["data"]

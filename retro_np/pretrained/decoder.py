@@ -89,9 +89,5 @@ def foreign_decoder(
         raise UserError(str(error) if str(weights.path) in str(error) else f"{weights.path}: {error}") from error
     if chat_template is not None and not isinstance(chat_template, str):
         raise refusal(weights.path, "chat_template", chat_template, f"it must be a text: {AGAIN}")
-    ends = {i for i in [*stop, roles.get("eos_token")] if i is not None}
-    if any(type(i) is not int or not 0 <= i < rows for i in ends):
-        raise refusal(
-            weights.path, "eos_token_id", stop, f"it must be an id below {rows:,}, or a list of them: {AGAIN}"
-        )
-    return Pretrained(name, files, config, tokenizer, read, chat_template, special, frozenset(ends))
+    ends = frozenset(i for i in [*stop, roles.get("eos_token")] if type(i) is int and 0 <= i < rows)
+    return Pretrained(name, files, config, tokenizer, read, chat_template, special, ends)

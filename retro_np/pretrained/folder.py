@@ -11,7 +11,7 @@ from typing import Any
 from retro_np.errors import UserError
 from retro_np.files.untrusted import open_safetensors, read_json, read_tensor, reporting
 from retro_np.pretrained.decoder import ROLES, Pretrained, check_settings, foreign_decoder, size
-from retro_np.pretrained.layouts import AGAIN, GPT2, LLAMA, Layout, Weights
+from retro_np.pretrained.layouts import AGAIN, HUGGING_FACE, Layout, Weights
 from retro_np.retrieval.folders import ANY, Known, refusal
 from retro_np.retrieval.tokenizer import load_tokenizer
 from retro_np.tree import Array
@@ -105,7 +105,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
             raise refusal(path, "n_embd", width, f"it must be a multiple of n_head, {heads}: {AGAIN}")
         fields |= {"architecture": "gpt2", "norm_eps": settings.get("layer_norm_epsilon", 1e-5)}
         fields |= {"d_head": width // heads, "d_ffw": settings.get("n_inner") or 4 * width}
-        return fields | {"biases": ("w_q", "w_k", "w_v", "w_o", "w_in", "w_out")}, GPT2, _ids(settings)
+        return fields | {"biases": ("w_q", "w_k", "w_v", "w_o", "w_in", "w_out")}, HUGGING_FACE[kind], _ids(settings)
     fields |= {ours: size(path, settings, theirs) for ours, theirs in FIELDS.items()}
     fields |= {"norm_eps": settings.get("rms_norm_eps", 1e-6), "rotary_base": _rotary_base(path, settings)}
     fields["n_kv_heads"] = settings.get("num_key_value_heads")
@@ -113,7 +113,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
     biases = ["w_q", "w_k", "w_v"] if kind == "qwen2" else []
     biases += ["w_q", "w_k", "w_v", "w_o"] if settings.get("attention_bias") else []
     fields["biases"] = (*biases, *(["w_gate", "w_in", "w_out"] if settings.get("mlp_bias") else []))
-    return fields, LLAMA, _ids(settings)
+    return fields, HUGGING_FACE[kind], _ids(settings)
 
 
 def _rotary_base(path: Path, settings: dict[str, Any]) -> Any:

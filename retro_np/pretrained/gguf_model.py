@@ -6,7 +6,7 @@ from typing import Any
 from retro_np.nn.decoders import MATRICES
 from retro_np.pretrained.decoder import ROLES, Pretrained, check_settings, foreign_decoder, size
 from retro_np.pretrained.gguf_file import read_gguf
-from retro_np.pretrained.layouts import GGUF, stored_name
+from retro_np.pretrained.layouts import GGUF
 from retro_np.retrieval.folders import ANY, Known, refusal
 from retro_np.retrieval.gguf_tokenizer import tokenizer_from_gguf
 
@@ -43,12 +43,12 @@ def open_gguf(path: Path, name: str) -> Pretrained:
     layout, shapes = GGUF[kind], weights.shapes
 
     def is_stored(leaf: str) -> bool:
-        return stored_name(leaf, layout.names) in shapes
+        return layout.name(leaf) in shapes
 
     blocks = {w: "attention" if w[2:] in "qkvo" else "ffw" for w in MATRICES}
     fields |= {
         "architecture": "gpt2" if kind == "gpt2" else "llama", "d_head": width,
-        "vocabulary_size": shapes.get(stored_name("embedding", layout.names), (1,))[0],
+        "vocabulary_size": shapes.get(layout.name("embedding"), (1,))[0],
         "n_kv_heads": settings.get(f"{kind}.attention.head_count_kv"),
         "norm_eps": settings.get(f"{kind}.{EPS[kind]}"),
         "rotary_base": settings.get(f"{kind}.rope.freq_base", 10_000.0),

@@ -21,7 +21,8 @@ class BuildConfig:
 
     chunk_size: tokens per chunk (m), 1 to 65,536.
     vocabulary_size: entries of a tokenizer to train, at least 258.
-    tokenizer: path of an existing tokenizer.json, or None to train one on the training documents.
+    tokenizer: an existing tokenizer.json, or a folder with one; None trains one on the training documents. The command
+        takes the name of a model and a .gguf file as well.
     held_out: share of the documents that are held out, in [0, 1), chosen by a hash of the document's name.
     key_dtype: stored type of keys, "float16" or "float32".
     neighbours: neighbours stored per chunk (k), at least 1.

@@ -77,6 +77,8 @@ def parse_tokenizer(data: bytes, where: str) -> Tokenizer:
         if is_ours(state):
             merges = [tuple(pair) for pair in state["model"]["merges"]]
             return _byte_level(models.BPE(vocab=state["model"]["vocab"], merges=merges))
+        if "merges" in state["model"] and state["model"].get("continuing_subword_prefix"):
+            raise ValueError("its BPE has a continuing_subword_prefix")  # The library may abort the process.
         return checked(Tokenizer.from_str(data.decode()), where)
 
 

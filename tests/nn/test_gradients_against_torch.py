@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from strategies import MANY, cases
+from support import assert_same_gradients
 
 from retro_np import reference
 from retro_np.nn.model import retro, retro_loss
-from retro_np.tree import map_tree, named_leaves
+from retro_np.tree import map_tree
 
 pytestmark = pytest.mark.oracle
 
@@ -17,22 +18,6 @@ def port():
     import torch_port  # imported here, so that tests without oracles do not need PyTorch
 
     return torch_port
-
-
-def assert_same_gradients(actual, expected, rtol, floor):
-    """Assert that every leaf agrees within rtol of its largest entry.
-
-    floor, a share of the largest entry in all leaves, is for leaves that are zero in exact arithmetic and hold only
-    rounding errors, such as W_q if there is a single key.
-    """
-    expected = dict(named_leaves(expected))
-    largest = max(np.abs(grad).max() for grad in expected.values())
-    names = [name for name, _ in named_leaves(actual)]
-    assert sorted(names) == sorted(expected)
-    for name, grad in named_leaves(actual):
-        tolerance = rtol * np.abs(expected[name]).max() + floor * largest
-        worst = np.abs(grad - expected[name]).max()
-        assert worst <= tolerance, f"{name} is off by {worst:.3g}, more than {tolerance:.3g}"
 
 
 @MANY
