@@ -214,7 +214,7 @@ def _tokenizer(name: str | None) -> Any:
     is_file = name is None or (os.path.isfile(name) and not name.endswith(".gguf"))
     if is_file or os.path.isfile(os.path.join(str(name), "tokenizer.json")):
         return name
-    from retro_np.pretrained.decoder import read_pretrained
+    from retro_np.pretrained.models import read_pretrained
 
     return read_pretrained(str(name)).tokenizer
 

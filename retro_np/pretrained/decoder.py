@@ -1,7 +1,7 @@
 """A model that is already trained, with its tokenizer. Its parameters are read when they are first used."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from retro_np.tree import Tree
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pretrained:
     """A trained model, as `read_pretrained` returns it.
 
@@ -57,37 +57,36 @@ def check_settings(path: Path, settings: dict[str, Any], known: Known) -> None:
             raise refusal(path, one_line(f"{key:.80}"), value, UNSUPPORTED)
 
 
-def size(path: Path, settings: dict[str, Any], key: str) -> int:
-    """A setting that must be a whole number of at least 1. Raises UserError for any other value."""
-    if type(value := settings.get(key)) is not int or value < 1:
-        raise refusal(path, key, value, f"it must be a whole number, at least 1: {AGAIN}")
-    return value
+def sizes(path: Path, settings: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The settings that must be whole numbers of at least 1, by our names. Raises UserError for other values."""
+    for name in names.values():
+        if type(value := settings.get(name)) is not int or value < 1:
+            raise refusal(path, name, value, f"it must be a whole number, at least 1: {AGAIN}")
+    return {ours: settings[name] for ours, name in names.items()}
 
 
 def foreign_decoder(
-    name: str, files: tuple[Path, ...], fields: dict[str, Any], weights: Weights, layout: Layout, tokenizer: Tokenizer,
-    special: dict[str, str], chat_template: Any, stop: list[Any],
+    name: str, files: Iterable[Path], fields: dict[str, Any], weights: Weights, layout: Layout, tokenizer: Tokenizer,
+    special: dict[str, str | None], chat_template: Any, stop: list[Any],
 ) -> Pretrained:  # fmt: skip
     """A model that another library stored, whose parts are checked against each other.
 
     fields: of the DecoderConfig, without padding_id. stop: ids that end an answer, besides the special eos_token.
     Raises UserError for sizes that no model has, for weights of other sizes, and for a tokenizer with more ids than the
     weights have embeddings."""
-    roles = {role: tokenizer.token_to_id(special[role]) for role in ROLES if role in special}
-    padding = roles.get("pad_token")
-    if padding in [roles.get(role) for role in ROLES if role != "pad_token"]:  # It also stands for something else.
-        padding = None
+    texts = {role: text for role, text in special.items() if role in ROLES and isinstance(text, str)}
+    ids = {role: tokenizer.token_to_id(text) for role, text in texts.items()}
+    padding = ids.pop("pad_token", None)
     rows, largest = fields["vocabulary_size"], max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     try:
-        config = DecoderConfig(**fields)
-        read = params_reader(weights, config, layout)
+        read = params_reader(weights, DecoderConfig(**fields), layout)
         if largest >= rows:
             fault = f"its tokenizer has a token of id {largest:,}, but the weights have {rows:,} embeddings"
             raise UserError(f"{fault}, so they belong to different models: {AGAIN}")
-        config = DecoderConfig(**fields, padding_id=padding)
+        config = DecoderConfig(**fields, padding_id=None if padding in ids.values() else padding)
     except UserError as error:
-        raise UserError(str(error) if str(weights.path) in str(error) else f"{weights.path}: {error}") from error
-    if chat_template is not None and not isinstance(chat_template, str):
+        raise UserError(f"{weights.path}: {str(error).removeprefix(f'{weights.path}: ')}") from error
+    if not isinstance(chat_template, str | None):
         raise refusal(weights.path, "chat_template", chat_template, f"it must be a text: {AGAIN}")
-    ends = frozenset(i for i in [*stop, roles.get("eos_token")] if type(i) is int and 0 <= i < rows)
-    return Pretrained(name, files, config, tokenizer, read, chat_template, special, ends)
+    ends = frozenset(i for i in [*stop, ids.get("eos_token")] if type(i) is int and 0 <= i < rows)
+    return Pretrained(name, tuple(files), config, tokenizer, read, chat_template, texts, ends)

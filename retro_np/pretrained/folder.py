@@ -5,12 +5,13 @@ that is not in the tables below is refused as well, unless it asks for nothing."
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.files.untrusted import open_safetensors, read_json, read_tensor, reporting
-from retro_np.pretrained.decoder import ROLES, Pretrained, check_settings, foreign_decoder, size
+from retro_np.pretrained.decoder import Pretrained, check_settings, foreign_decoder, sizes
 from retro_np.pretrained.layouts import AGAIN, HUGGING_FACE, Layout, Weights
 from retro_np.retrieval.folders import ANY, Known, refusal
 from retro_np.retrieval.tokenizer import load_tokenizer
@@ -19,10 +20,9 @@ from retro_np.tree import Array
 CONFIG, SINGLE, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 TOKENS = ("special_tokens_map.json", "tokenizer_config.json")  # The second one has priority.
-PICKLED = "pytorch_model.bin"
 CONVERT = "{0} is missing; make it from {1} with Python: transformers.{2}.from_pretrained({3!r}).save_pretrained({3!r})"
 SHARD = re.compile(r"\w[\w.-]{0,199}")  # the name of a file beside the index
-KINDS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gpt2": "GPT2LMHeadModel"}
 # Our fields and the settings that give them
 FIELDS = {
     "vocabulary_size": "vocab_size", "d_model": "hidden_size", "d_ffw": "intermediate_size",
@@ -51,7 +51,7 @@ ROPE: Known = {"rope_type": (None, "default"), "type": (None, "default"), "rope_
 ROPE |= {"partial_rotary_factor": (None, 1)}
 ROTARY: Known = ROPE | dict.fromkeys(("rope_scaling", "rope_parameters", "rms_norm_eps", "head_dim"), ANY)
 ROTARY |= dict.fromkeys((*FIELDS.values(), "num_key_value_heads"), ANY) | {"hidden_act": ("silu", "swish")}
-OF_KIND: dict[str, Known] = {
+KNOWN: dict[str, Known] = {
     "llama": ROTARY | {"attention_bias": TRUTH, "mlp_bias": TRUTH},
     "qwen2": ROTARY | {"sliding_window": ANY, "max_window_layers": ANY},  # in use only with use_sliding_window
     "gpt2": dict.fromkeys((*GPT2_FIELDS.values(), "n_inner", "layer_norm_epsilon"), ANY)
@@ -69,8 +69,7 @@ def open_folder(folder: Path, name: str) -> Pretrained:
         raise UserError(CONVERT.format(folder / TOKENIZER, "others", "AutoTokenizer", str(folder)))
     tokenizer = load_tokenizer(folder / TOKENIZER)
     says = _settings(folder / TOKENS[0]) | _settings(folder / TOKENS[1])
-    named = {role: token.get("content") if isinstance(token, dict) else token for role, token in says.items()}
-    special = {role: named[role] for role in ROLES if isinstance(named.get(role), str)}
+    special = {role: token.get("content") if isinstance(token, dict) else token for role, token in says.items()}
     template = says.get("chat_template")
     if isinstance(template, list):  # several by name
         template = {part.get("name"): part.get("template") for part in template if isinstance(part, dict)}.get(
@@ -92,28 +91,24 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
         raise UserError(f"{path} is missing: {AGAIN}, or give the folder of a model")
     settings = _settings(path)
     kind = settings.get("model_type")
-    if kind not in list(KINDS):
-        raise refusal(path, "model_type", kind, f"only {', '.join(KINDS)} are supported: use another model")
-    known = COMMON | OF_KIND[kind] | {"architectures": (None, [KINDS[kind]])}
-    n_layers = size(path, settings, "n_layer" if kind == "gpt2" else "num_hidden_layers")
-    check_settings(path, settings, known | {"layer_types": (None, ["full_attention"] * min(n_layers, 10_000))})
-    fields: dict[str, Any] = {"tie_readout": bool(settings.get("tie_word_embeddings", kind == "gpt2"))}
+    if kind not in list(ARCHITECTURES):
+        raise refusal(path, "model_type", kind, f"only {', '.join(ARCHITECTURES)} are supported: use another model")
+    fields = sizes(path, settings, GPT2_FIELDS if kind == "gpt2" else FIELDS)
+    known = COMMON | KNOWN[kind] | {"architectures": (None, [ARCHITECTURES[kind]])}
+    check_settings(path, settings, known | {"layer_types": (None, ["full_attention"] * min(fields["n_layers"], 9999))})
+    fields |= {"tie_readout": bool(settings.get("tie_word_embeddings", kind == "gpt2"))}
     if kind == "gpt2":
-        fields |= {ours: size(path, settings, theirs) for ours, theirs in GPT2_FIELDS.items()}
-        width, heads = fields["d_model"], fields["n_heads"]
-        if width % heads:
-            raise refusal(path, "n_embd", width, f"it must be a multiple of n_head, {heads}: {AGAIN}")
         fields |= {"architecture": "gpt2", "norm_eps": settings.get("layer_norm_epsilon", 1e-5)}
-        fields |= {"d_head": width // heads, "d_ffw": settings.get("n_inner") or 4 * width}
-        return fields | {"biases": ("w_q", "w_k", "w_v", "w_o", "w_in", "w_out")}, HUGGING_FACE[kind], _ids(settings)
-    fields |= {ours: size(path, settings, theirs) for ours, theirs in FIELDS.items()}
-    fields |= {"norm_eps": settings.get("rms_norm_eps", 1e-6), "rotary_base": _rotary_base(path, settings)}
-    fields["n_kv_heads"] = settings.get("num_key_value_heads")
-    fields["d_head"] = settings.get("head_dim") or fields["d_model"] // fields["n_heads"]
-    biases = ["w_q", "w_k", "w_v"] if kind == "qwen2" else []
-    biases += ["w_q", "w_k", "w_v", "w_o"] if settings.get("attention_bias") else []
-    fields["biases"] = (*biases, *(["w_gate", "w_in", "w_out"] if settings.get("mlp_bias") else []))
-    return fields, HUGGING_FACE[kind], _ids(settings)
+        fields |= {"d_ffw": settings.get("n_inner") or 4 * fields["d_model"]}
+        biases = ["w_q", "w_k", "w_v", "w_o", "w_in", "w_out"]
+    else:
+        fields |= {"norm_eps": settings.get("rms_norm_eps", 1e-6), "rotary_base": _rotary_base(path, settings)}
+        fields |= {"n_kv_heads": settings.get("num_key_value_heads")}
+        biases = ["w_q", "w_k", "w_v"] if kind == "qwen2" else []
+        biases += ["w_q", "w_k", "w_v", "w_o"] if settings.get("attention_bias") else []
+        biases += ["w_gate", "w_in", "w_out"] if settings.get("mlp_bias") else []
+    d_head = settings.get("head_dim") or fields["d_model"] // fields["n_heads"]
+    return fields | {"d_head": d_head, "biases": biases}, HUGGING_FACE[kind], _ids(settings)
 
 
 def _rotary_base(path: Path, settings: dict[str, Any]) -> Any:
@@ -129,7 +124,7 @@ def _rotary_base(path: Path, settings: dict[str, Any]) -> Any:
     return 10_000.0 if base is None else base
 
 
-def _open_weights(folder: Path) -> tuple[tuple[Path, ...], Weights]:
+def _open_weights(folder: Path) -> tuple[Iterable[Path], Weights]:
     """The files of the weights, and the tensors in them."""
     if (folder / SINGLE).is_file():
         files = {SINGLE: folder / SINGLE}
@@ -146,9 +141,9 @@ def _open_weights(folder: Path) -> tuple[tuple[Path, ...], Weights]:
             if not path.is_file():
                 raise UserError(f"{path} is missing, but {INDEX} names it: {AGAIN}")
         opened = {name: open_safetensors(path, AGAIN)[0] for name, path in files.items()}
-    elif (folder / PICKLED).exists() or (folder / f"{PICKLED}.index.json").exists():
-        pickled = f"{PICKLED}, which may run code and is not read,"
-        raise UserError(CONVERT.format(folder / SINGLE, pickled, "AutoModelForCausalLM", str(folder)))
+    elif pickled := [*folder.glob("pytorch_model*.bin")]:
+        source = f"{pickled[0].name}, which may run code and is not read,"
+        raise UserError(CONVERT.format(folder / SINGLE, source, "AutoModelForCausalLM", str(folder)))
     else:
         raise UserError(f"{folder / SINGLE} is missing: {AGAIN}, or give the path of a .gguf file")
     for name, file in file_of.items():
@@ -158,7 +153,7 @@ def _open_weights(folder: Path) -> tuple[tuple[Path, ...], Weights]:
     def read(name: str) -> Array:
         return read_tensor(files[file_of[name]], name, opened[file_of[name]][name], AGAIN)
 
-    return tuple(files.values()), Weights(folder, {name: opened[f][name].shape for name, f in file_of.items()}, read)
+    return files.values(), Weights(folder, {name: opened[f][name].shape for name, f in file_of.items()}, read)
 
 
 def _settings(path: Path) -> dict[str, Any]:

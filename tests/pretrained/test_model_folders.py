@@ -60,7 +60,7 @@ def logits_of(model, tokens):
         return model(torch.tensor(tokens)).logits.float().numpy()
 
 
-@settings(max_examples=30)
+@settings(max_examples=12, deadline=None)
 @given(model=models(), data=st.data())
 def test_logits_of_a_loaded_folder_equal_those_of_transformers(model, data, tmp_path_factory):
     folder = saved(model, tmp_path_factory.mktemp("model"), max_shard_size=data.draw(st.sampled_from(("9KB", "1GB"))))
