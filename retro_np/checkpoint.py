@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,26 @@ def load_params(path: Path | str) -> tuple[Tree, RetroConfig]:
 def load_model(path: Path | str, database: Database) -> tuple[Tree, RetroConfig]:
     """Read a model that will retrieve from a database. Returns (params, config), as `load_params` does.
 
-    Besides the errors of `load_params`, raises UserError if the model and the database differ in vocabulary size or
-    chunk size, or if the checkpoint was trained with a different tokenizer, in which the same ids mean other tokens."""
+    Besides the errors of `load_params` and `fitted`, raises UserError if the checkpoint was trained with a different
+    tokenizer, in which the same ids mean other tokens."""
     params, config = load_params(path)
-    check_fit(config, database)
+    config = fitted(config, database)
     tokenizer = read_meta(path).get("run", {}).get("data", {}).get("tokenizer")
     if tokenizer not in (None, expected := database.identity["tokenizer"]):  # None: the file holds only parameters
         fault = f"a different tokenizer ({tokenizer!s:.6}…) from that of {database.path} ({expected[:6]}…)"
         hint = "use the database that it was trained with, or rebuild this one with that tokenizer (--tokenizer)"
         raise UserError(f"{path} was trained with {fault}: {hint}")
     return params, config
+
+
+def fitted(config: RetroConfig, database: Database) -> RetroConfig:
+    """The configuration for use with a database: a decoder of others has no chunks, so it takes the database's.
+
+    Raises UserError if the model and the database do not fit."""
+    if config.architecture != RetroConfig.architecture:
+        config = replace(config, chunk_size=database.chunk_size)
+    check_fit(config, database)
+    return config
 
 
 def save_checkpoint(path: Path | str, params: Tree, state: Tree, config: RetroConfig, run: dict[str, Any]) -> None:

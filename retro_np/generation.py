@@ -1,8 +1,7 @@
 """Sampling token by token, with retrieval at the end of each chunk. Paper §2.4."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,8 @@ class Retrieved:
 def generate(
     params: Tree, config: RetroConfig, prompt_tokens: np.ndarray | Sequence[int], length: int, *,
     database: Database | DatabaseUnion | None = None, k: int = 2, temperature: float = 1.0, top_k: int | None = None,
-    top_p: float = 1.0, seed: int = 0, stop_token: int | None = None,
+    top_p: float = 1.0, seed: int = 0, stop_token: int | Collection[int] | None = None,
+    on_token: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, list[Retrieved]]:  # fmt: skip
     """Sample a continuation of a prompt.
 
@@ -48,16 +48,21 @@ def generate(
     top_k: sample from the top_k most likely tokens only; None keeps all of them.
     top_p: sample from the fewest most likely tokens whose probabilities add up to top_p (Holtzman et al. 2020).
     seed: random seed.
-    stop_token: sampling stops after this token, which is returned as the last one.
+    stop_token: sampling stops after this token, or one of these, which is returned as the last one.
+    on_token: called with each new token.
 
     Padding is never sampled. Returns the new tokens, (≤ length,) int64, and one Retrieved for each chunk that
     retrieved, the prompt's chunks first. Raises UserError for a prompt or a setting out of range, for logits that are
-    not finite, and if the model and the database have different vocabularies or chunk sizes."""
+    not finite, if the model and the database have different vocabularies or chunk sizes, and if prompt and length have
+    more tokens than a decoder that others trained has positions."""
     prompt = np.asarray(prompt_tokens)
     if prompt.ndim != 1 or len(prompt) == 0 or not np.issubdtype(prompt.dtype, np.integer):
         raise UserError(f"a prompt must be at least one integer token, not {prompt.dtype} of shape {prompt.shape}")
     if prompt.min() < 0 or prompt.max() >= config.vocabulary_size:
         raise UserError(f"the prompt has tokens outside the vocabulary of {config.vocabulary_size}")
+    if (room := getattr(config, "max_positions", np.inf) - len(prompt)) < length:
+        fault = f"the prompt has {len(prompt):,} tokens, and the model {len(prompt) + room:,} positions"
+        raise UserError(f"{fault}: give {f'a length of at most {room:,}' if room > 0 else 'a shorter prompt'}")
     for name, value, valid, allowed in (
         ("length", length, length >= 0, "at least 0"), ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
         ("k", k, 0 <= k <= MAX_NEIGHBOURS_PER_CHUNK, f"from 0 to {MAX_NEIGHBOURS_PER_CHUNK:,} neighbours per chunk"),
@@ -80,20 +85,27 @@ def generate(
         return retrieved[-1].values
 
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    choose = partial(sample_token, rng=rng, padding_id=config.padding_id, **settings)
+
+    def choose(logits: np.ndarray) -> int:
+        token = sample_token(logits, rng, padding_id=config.padding_id, **settings)
+        if on_token is not None:
+            on_token(token)
+        return token
+
     return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token), retrieved
 
 
 def decode_tokens(
     params: Tree, config: RetroConfig, prompt: np.ndarray, length: int, choose: Callable[[np.ndarray], int],
-    retrieve: Callable[[int, np.ndarray], np.ndarray | None], stop_token: int | None = None,
+    retrieve: Callable[[int, np.ndarray], np.ndarray | None], stop_token: int | Collection[int] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including stop_token, int64.
+    """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including a stop_token, int64.
 
     choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
     neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed."""
     m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
     only_last = config.architecture != "retro"
+    stops = stop_token if isinstance(stop_token, Collection) else [stop_token]
     for _ in range(length):
         waiting = len(tokens) - cache.length
         if config.architecture == "retro":
@@ -105,7 +117,7 @@ def decode_tokens(
             neighbours = None if (start + 1) % m else retrieve(start // m, tokens[start + 1 - m : start + 1])
             logits = extend(params, config, cache, tokens[start : start + count], neighbours, only_last)[-1]
         tokens = np.append(tokens, choose(logits))
-        if tokens[-1] == stop_token:
+        if tokens[-1] in stops:
             break
     return tokens[len(prompt) :]
 

@@ -13,6 +13,7 @@ from retro_np.kernels import threads
 PACKAGES = (
     "numpy", "numba", "hnswlib", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "jinja2", "filelock",
     "pathspec", "huggingface-hub", "datasets", "pyarrow", "dask", "distributed", "torch", "transformers",
+    "tensorboard", "wandb",
 )  # fmt: skip
 THREAD_LIMITS = (
     threads.THREADS_VARIABLE, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",

@@ -7,8 +7,6 @@ import ctypes
 import os
 import sys
 
-OPENBLAS_PTHREADS = 1  # what openblas_get_parallel returns for a build with threads of its own
-RESTART = ("openblas_read_env", "blas_thread_shutdown_")  # functions of OpenBLAS, in this order
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 tuned: dict[str, bool] = {}  # each setting, and whether it took effect
@@ -26,30 +24,16 @@ def _let_blas_sleep() -> bool:
     """Make OpenBLAS's threads sleep as soon as a product is done.
 
     By default they spin for some 25 ms while they wait for the next product, on the cores that our kernels need.
-    OpenBLAS reads the variable when it is loaded. Where NumPy has loaded it already, its idle threads start again."""
+    OpenBLAS reads the variable when it is loaded; if NumPy has loaded it already, its threads start again."""
     name = "OPENBLAS_THREAD_TIMEOUT"  # log₂ of the processor cycles that a thread spins; 4 is the minimum
     if os.environ.setdefault(name, "4") != "4":
         return False
-    if "numpy" not in sys.modules or _restart_blas_threads():
-        return True
-    del os.environ[name]
-    return False
+    if "numpy" in sys.modules:
+        from retro_np import blas_threads
 
-
-def _restart_blas_threads() -> bool:
-    """Make the OpenBLAS that NumPy is linked with read its variables again, and end its threads. The next product starts
-    as many new ones. OpenBLAS does the same before each fork, and like a fork it must not happen during a product.
-
-    Returns False, and changes nothing, for other libraries and for an OpenBLAS that waits on OpenMP's threads."""
-    from numpy.linalg import _umath_linalg
-
-    library = ctypes.CDLL(_umath_linalg.__file__)  # A name is looked up in the libraries that it is linked with, too.
-    names = (f"{prefix}openblas_get_parallel{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", ""))
-    kind = next((getattr(library, name)() for name in names if hasattr(library, name)), None)
-    if kind != OPENBLAS_PTHREADS or not all(hasattr(library, name) for name in RESTART):
-        return False
-    for name in RESTART:
-        getattr(library, name)()
+        if not blas_threads.restart():
+            del os.environ[name]
+            return False
     return True
 
 

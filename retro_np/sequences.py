@@ -3,6 +3,7 @@
 `retrieval` and `nn` do not import each other. Training, evaluation and sampling call this module, which joins them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,14 @@ NO_TARGET = -1  # a target where there is nothing to predict
 
 
 def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
-    """Raise UserError unless the model and the database have the same vocabulary size and chunk size.
+    """Raise UserError unless the model and the database have the same vocabulary size, chunk size and padding.
 
-    The vocabulary of a decoder that others trained may be larger than the tokenizer's."""
-    for name in ("vocabulary_size", "chunk_size"):
-        needed, stored = getattr(config, name), getattr(database, name)
-        if name == "vocabulary_size" and config.architecture != RetroConfig.architecture:
-            stored = max(needed, vocabulary(database.tokenizer).size)
+    The vocabulary of a decoder that others trained may be larger than the tokenizer's, and it needs no padding."""
+    facts: dict[str, Any] = {"vocabulary_size": database.vocabulary_size, "padding_id": database.padding}
+    if config.architecture != RetroConfig.architecture:
+        facts = {"vocabulary_size": max(config.vocabulary_size, vocabulary(database.tokenizer).size)}
+    for name, stored in (facts | {"chunk_size": database.chunk_size}).items():
+        needed = getattr(config, name)
         if needed != stored:
             fault = f"the model has {name} {needed}, and the database {database.path} has {stored}"
             raise UserError(f"{fault}: use the database that it was trained with, or train a model for this database")

@@ -93,7 +93,7 @@ def small_case(family: str, n: int = 9, **change) -> DecoderCase:
     if family == "GPT-2":
         config = replace(config, architecture="gpt2", n_kv_heads=6, d_head=2, biases=GPT2_BIASES)
     config, rng = replace(config, **change), np.random.default_rng(len(family))
-    tokens, targets = rng.integers(0, 13, (2, n)), rng.integers(-1, 13, (2, n))
+    tokens, targets = (rng.integers(least, config.vocabulary_size, (2, n)) for least in (0, -1))
     return DecoderCase(config, perturbed_params(config), tokens, targets, rng)
 
 

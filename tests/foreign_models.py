@@ -74,14 +74,17 @@ def tensors(kind: str, seed: int = 0, tied: bool | None = None) -> dict[str, np.
     for i in range(LAYERS):
         made |= {f"model.layers.{i}.{name}.weight": array(*shape) for name, shape in shapes.items()}
         if kind == "qwen2":
-            made |= {f"model.layers.{i}.self_attn.{x}_proj.bias": array(n) for x, n in zip("qkv", (WIDTH, kv, kv))}
+            made |= {
+                f"model.layers.{i}.self_attn.{x}_proj.bias": array(n)
+                for x, n in zip("qkv", (WIDTH, kv, kv), strict=True)
+            }
     if not (SETTINGS[kind]["tie_word_embeddings"] if tied is None else tied):
         made["lm_head.weight"] = array(VOCABULARY, WIDTH)
     return made
 
 
 def write_folder(folder: Path, kind: str, weights=None, **settings) -> Path:
-    """A model's folder. settings: what config.json has otherwise; a value of ... stands for a setting that is absent."""
+    """A model's folder. settings: what config.json has otherwise; the value ... leaves a setting out."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {key: value for key, value in (SETTINGS[kind] | settings).items() if value is not ...}
     (folder / "config.json").write_text(json.dumps(config))
@@ -113,16 +116,13 @@ def gguf_tensors(kind: str, weights: dict[str, np.ndarray]) -> dict[str, np.ndar
     """Weights with transformers' names as llama.cpp's converter stores them."""
     converted = {}
     for name, array in weights.items():
-        stem, _, ending = name.rpartition(".")
-        for theirs, gguf_name in GGUF_NAMES.items():
-            stem = stem.replace(theirs, gguf_name) if stem.endswith(theirs) or stem.startswith(theirs + ".") else stem
         if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             array = array.T
         if kind == "llama" and ".q_proj." in name:
             array = permuted(array, HEADS)
         if kind == "llama" and ".k_proj." in name:
             array = permuted(array, KV_HEADS)
-        converted[f"{stem}.{ending}"] = np.ascontiguousarray(array)
+        converted[gguf_name(name)] = np.ascontiguousarray(array)
     return converted
 
 
@@ -168,3 +168,24 @@ def rounded(array: np.ndarray, quantised: str) -> np.ndarray:
     """What the library makes of a matrix that it quantised."""
     qtype = GGMLQuantizationType[quantised]
     return dequantize(quantize(np.ascontiguousarray(array), qtype), qtype).reshape(array.shape)
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of a tensor of transformers."""
+    stem, _, ending = name.rpartition(".")
+    for theirs, ours in GGUF_NAMES.items():
+        if stem.endswith(theirs) or stem.startswith(theirs + "."):
+            stem = stem.replace(theirs, ours)
+    return f"{stem}.{ending}"
+
+
+def unpermuted(kind: str, name: str, array: np.ndarray) -> np.ndarray:
+    """A tensor of GGUF as transformers stores it. name: transformers'."""
+    if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        return np.ascontiguousarray(array.T)
+    heads = {".q_proj.": HEADS, ".k_proj.": KV_HEADS}
+    for part, number in heads.items():
+        if kind == "llama" and part in name:  # as transformers does it in modeling_gguf_pytorch_utils.py
+            pairs = array.reshape(number, array.shape[0] // number // 2, 2, *array.shape[1:])
+            return np.ascontiguousarray(pairs.swapaxes(2, 1).reshape(array.shape))
+    return array

@@ -11,13 +11,16 @@ import retro_np
 PACKAGE = Path(retro_np.__file__).parent
 # A module may import from its own layer and from earlier ones.
 LAYERS = [
-    {"errors", "tree", "config", "runtime", "renamed", "reference", "checking", "parameters", "optim", "kernels", "nn"},
+    {
+        "errors", "tree", "config", "runtime", "blas_threads", "renamed", "reference", "checking", "parameters",
+        "optim", "kernels", "nn",
+    },
     {"files", "progress", "retrieval"},
     {"sequences"},
     {"checkpoint", "generation", "training", "evaluation", "pretrained", "report", "info", "torch"},
     {"experiments"},
     {"commands", "cli", "__main__"},
-]
+]  # fmt: skip
 
 
 def module_name(path):

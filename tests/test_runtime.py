@@ -1,9 +1,12 @@
-"""Settings of the process. Ground truth: its environment and its page faults, in fresh interpreters."""
+"""Settings of the process. Ground truth, in fresh interpreters: environment, processor time, page faults and bits."""
 
+import ctypes
 import sys
 
 import pytest
 from support import fresh_python
+
+from retro_np import blas_threads
 
 SHOW = "import os; from retro_np import runtime; print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'), runtime.tuned)"
 FAULTS = """
@@ -15,6 +18,39 @@ for _ in range(10):
     np.ones(10_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
 """
+SPINNING = """
+{imports}
+import time
+import numpy as np
+a = np.ones((300, 300))
+def spin():  # seconds of the processor in the pause after a product, when nothing is left to do
+    a @ a
+    start = time.process_time()
+    time.sleep(0.04)
+    return time.process_time() - start
+print(max(spin() for _ in range(8)))
+"""
+BITS = """
+{imports}
+import hashlib, numpy as np, retro_np
+from retro_np.tree import named_leaves
+config = retro_np.RetroConfig(300, 128, 256, 2, 64, 2)
+rng = np.random.default_rng(0)
+params = retro_np.init_params(config, rng)
+loss, vjp = retro_np.retro_loss(params, config, *rng.integers(1, 300, (2, 4, 161)), None)
+retro_np.adamw_update(params, vjp(1.0), retro_np.adamw_init(params), lr=1e-3)
+print(hashlib.sha256(b"".join(leaf.tobytes() for _, leaf in named_leaves(params))).hexdigest())
+"""
+COUNTS = """
+import ctypes, numpy as np
+from numpy.linalg import _umath_linalg
+from retro_np import blas_threads
+library = ctypes.CDLL(_umath_linalg.__file__)
+count, limit = (blas_threads._function(library, f"{verb}_num_threads") for verb in ("get", "set"))
+"""
+ORDERS = {"retro_np first": "import retro_np", "numpy first": "import numpy, retro_np"}
+WITH_TORCH = {"PyTorch first": "import torch, numpy, retro_np"}
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc or glibc's allocator")
 
 
 def printed(code, **environment):
@@ -23,22 +59,91 @@ def printed(code, **environment):
     return out
 
 
-def test_blas_threads_sleep_if_retro_np_is_imported_before_numpy():
-    assert printed(SHOW).startswith("4 {'BLAS threads sleep': True")
+@linux
+@pytest.mark.parametrize("order", ORDERS | WITH_TORCH)
+def test_blas_threads_are_reported_as_asleep_in_any_order_of_imports(order):
+    assert printed(f"{(ORDERS | WITH_TORCH)[order]}; {SHOW}").startswith("4 {'BLAS threads sleep': True")
 
 
-def test_blas_is_reported_as_unchanged_if_numpy_was_imported_first():
-    assert printed("import numpy; " + SHOW).startswith("None {'BLAS threads sleep': False")
+@linux
+@pytest.mark.parametrize("order", ORDERS)
+def test_blas_threads_do_not_spin_after_a_product(order):
+    environment = {"OPENBLAS_NUM_THREADS": "2"}
+    assert float(printed(SPINNING.format(imports="import numpy"), **environment)) > 0.005
+    assert float(printed(SPINNING.format(imports=ORDERS[order]), **environment)) < 0.002
+
+
+def test_a_training_step_has_the_same_bits_in_any_order_of_imports():
+    codes = [BITS.format(imports=imports) for imports in (ORDERS | WITH_TORCH).values()]
+    assert len({printed(code, RETRO_NP_KERNELS="numpy") for code in codes}) == 1  # the products are BLAS's in any case
+
+
+@linux
+def test_numpy_keeps_its_number_of_blas_threads():
+    code = COUNTS + "limit(3); print(blas_threads.restart(), count()); np.ones((500, 500)) @ np.ones((500, 500))"
+    assert printed(code, OPENBLAS_NUM_THREADS="4") == "True 3"
+
+
+BUSY = """
+import numpy as np, sys, threading
+sys.setswitchinterval(1e-4)
+a, done = np.ones((400, 400), np.float32), []
+def multiply():
+    while len(done) < 10**6:
+        a @ a
+        done.append(1)
+threading.Thread(target=multiply, daemon=True).start()
+from retro_np import blas_threads
+for _ in range(5):
+    assert blas_threads.restart()
+before = len(done)
+while len(done) < before + 10:
+    pass
+print("went on")
+"""
+
+
+@linux
+def test_products_in_another_thread_go_on_while_blas_threads_start_again():
+    assert printed(BUSY, OPENBLAS_NUM_THREADS="2") == "went on"
+
+
+def test_threads_that_never_sleep_are_left_alone(monkeypatch):
+    monkeypatch.setattr(blas_threads, "_runs", lambda task: True)
+    monkeypatch.setattr(blas_threads, "MAX_WAIT_SECONDS", 0.01)
+    assert blas_threads.restart() is False
+
+
+class OtherLibrary:
+    """A BLAS library without OpenBLAS's functions, or with those given."""
+
+    def __init__(self, **functions):
+        self.__dict__.update(functions)
+
+
+@pytest.mark.parametrize("parallel", [None, 0, 2])
+def test_other_blas_libraries_and_openblas_without_threads_of_its_own_are_left_alone(parallel, monkeypatch):
+    functions = {} if parallel is None else {"openblas_get_parallel": lambda: parallel}
+    names = ("openblas_get_num_threads", "openblas_set_num_threads", "openblas_read_env", "blas_thread_shutdown_")
+    functions |= {} if parallel is None else dict.fromkeys(names, lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: OtherLibrary(**functions))
+    assert blas_threads.restart() is False
 
 
 def test_a_users_own_setting_is_kept():
     assert printed(SHOW, OPENBLAS_THREAD_TIMEOUT="20").startswith("20 {'BLAS threads sleep': False")
 
 
-def test_retro_np_tune_0_changes_nothing():
-    assert printed(SHOW, RETRO_NP_TUNE="0") == "None {}"
+def test_blas_is_reported_as_unchanged_if_its_threads_cannot_start_again():
+    code = "import numpy, ctypes; real = ctypes.CDLL; ctypes.CDLL = lambda path: object() if path else real(path); "
+    assert printed(code + SHOW).startswith("None {'BLAS threads sleep': False")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize("imports", ORDERS.values(), ids=ORDERS)
+def test_retro_np_tune_0_changes_nothing(imports):
+    assert printed(f"{imports}; {SHOW}", RETRO_NP_TUNE="0") == "None {}"
+
+
+@linux
 def test_freed_memory_is_reused_without_page_faults():
     assert int(printed(FAULTS)) < int(printed(FAULTS, RETRO_NP_TUNE="0")) / 10

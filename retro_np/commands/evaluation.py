@@ -18,13 +18,15 @@ PARTS = {
     "similarity": "13-gram similarity of the document to the nearest training document",
 }  # fmt: skip
 SHOWN_DOCUMENTS = 20
+ALSO = ("in-context", "knn-lm", "cache")
 LEFT_OUT = {"trained_on": "in a model's training text", "in_database": "in the database", "repeated": "given twice"}
 
 
 def evaluate(
-    context: Context, checkpoint: options.CheckpointPath, db: options.DatabasePath,
-    baseline: Annotated[Path | None, Option(help="Checkpoint or run of a baseline, to compare with.")] = None,
-    against: Annotated[list[Path] | None, Option(help="Also compare with this run or checkpoint; repeatable.")] = None,
+    context: Context, checkpoint: options.ModelPath,
+    db: Annotated[Path | None, Argument(metavar="DB", help="A database. With --text, some models need none.")] = None,
+    baseline: Annotated[Path | None, Option(help="A model without retrieval, to compare with.")] = None,
+    against: Annotated[list[Path] | None, Option(help="Also compare with this model; repeatable.")] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/evaluation"),
     split: Annotated[str, Option(help="The documents to score: valid (to tune), test (to report) or train.")] = "valid",
     text: Annotated[list[Path] | None, Option(help="Score this text instead: any corpus; repeatable.")] = None,
@@ -36,32 +38,57 @@ def evaluate(
     fraction_seed: Annotated[int, Option(min=0, help="Random seed of that share.")] = 0,
     parts: Annotated[bool, Option(help="Also say what the gain is made of. Reads all training documents.")] = True,
     token_losses: Annotated[bool, Option("--token-losses", help="Write the loss of each token to tokens.npz.")] = False,
+    also: Annotated[list[str] | None, Option(help=f"Also with a memory: {', '.join(ALSO)}; repeatable.")] = None,
+    keys: Annotated[int, Option(min=1, help="Training tokens in the datastore of knn-lm.")] = 1 << 16,
     embedder: options.EmbedderSpec = None,
 ) -> None:  # fmt: skip
     """Measure bits per byte of held-out documents or other texts, with 95 % intervals.
 
     The conditions are RETRO with retrieval on, with retrieval off, with the neighbours of other chunks, the baseline,
     and other models. Tune on valid, and report test. Writes results.json, losses.npz and bpb_alpha.png.
+    For a model that others trained, --stride is by default half of --sequence-length.
 
     Example: `retro-np evaluate runs/retro runs/db`"""
-    from retro_np.checkpoint import checkpoint_file, load_model
+    from retro_np.evaluation.bits_per_byte import check_positions
     from retro_np.evaluation.compare import evaluate as evaluate_models
     from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
-    from retro_np.evaluation.own_text import own_text
+    from retro_np.evaluation.own_text import WithoutDatabase, own_text
     from retro_np.files import outputs
+    from retro_np.nn.decoders import DecoderConfig
     from retro_np.pretrained.bundled import trained_on
+    from retro_np.pretrained.models import load_model, own_file, read_pretrained
     from retro_np.report.plots import plot_leakage
     from retro_np.retrieval import join
 
+    also = [name for names in also or () for name in names.split(",")]
     outputs.claim(out, outputs.EVALUATION)  # before a long search
-    database = open_database(db, embedder)
+    if db is not None:
+        database = open_database(db, embedder)
+    elif text and not retrieve_from and fraction == 1:
+        model = read_pretrained(checkpoint)
+        database = WithoutDatabase(model.tokenizer, model.config.chunk_size, str(checkpoint))
+        if model.config.retrieves:
+            raise UserError(f"{checkpoint} retrieves: give a DB")
+    else:
+        raise UserError("give a DB, or --text FILE to score a text of your own without one")
     files = {"RETRO": checkpoint} | ({"baseline": baseline} if baseline else {})
-    scored = {checkpoint_file(path).resolve() for path in files.values()}
-    others = {str(path): path for path in against or () if checkpoint_file(path).resolve() not in scored}
+    own = {path: own_file(path) for path in (*files.values(), *(against or ()))}
+    scored = {(own[path] or path).resolve() for path in files.values()}
+    others = {str(path): path for path in against or () if (own[path] or path).resolve() not in scored}
     for same in {str(path) for path in against or ()} - others.keys():
         console.print(f"--against {same} is left out, since its model is scored already.")
     models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
-    hashes = frozenset().union(*map(trained_on, (*files.values(), *others.values())))
+    hashes = frozenset[str]().union(*(trained_on(file) for file in own.values() if file))
+    configs = [config for _, config in (*models.values(), *rivals.values())]
+    if is_typed(context, "k") and "in-context" not in also and not any(config.retrieves for config in configs):
+        raise UserError("no model here retrieves: leave out -k")
+    if positions := [config.max_positions for config in configs if isinstance(config, DecoderConfig)]:
+        m = database.chunk_size
+        if not is_typed(context, "sequence_length"):
+            sequence_length = min(sequence_length, min(positions) // m * m)
+        stride = stride if is_typed(context, "stride") else max(1, sequence_length // 2 // m) * m
+    for config in configs:
+        check_positions(config, sequence_length)
     retrieval: join.Retrieval | None = None
     share, databases = options.finite("--fraction", fraction), map(open_database, retrieve_from or ())
     sources = [each.fraction(share, fraction_seed) for each in (databases if retrieve_from else [database])]
@@ -79,7 +106,8 @@ def evaluate(
         retrieval = join.retrieve_from(database, source, candidates, split)
     results = evaluate_models(
         models, database, out, split=split, k=k, sequence_length=sequence_length, stride=stride, limit=limit,
-        retrieval=retrieval, against=rivals, trained_on=hashes, parts=parts, token_losses=token_losses,
+        retrieval=retrieval, against=rivals, trained_on=hashes, parts=parts and db is not None,
+        token_losses=token_losses, also=also, keys=keys,
     )  # fmt: skip
     plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
     print_results(results)
@@ -139,7 +167,7 @@ def _difference(record: dict[str, Any]) -> str:
 
 
 def inspect(
-    checkpoint: options.CheckpointPath, db: options.DatabasePath,
+    checkpoint: options.ModelPath, db: options.DatabasePath,
     text: Annotated[str | None, Argument(metavar="TEXT", help="The text to inspect.")] = None,
     out: Annotated[Path, Option("-o", "--out", help="The HTML page.")] = Path("inspect.html"),
     file: Annotated[Path | None, Option(help="Inspect the text of this file.")] = None,
@@ -151,41 +179,43 @@ def inspect(
     """Write a page about a text or a sample and what it retrieved.
 
     The page shows what each chunk retrieved, how much retrieval saves on each token, and which retrieved tokens the
-    model attended to. It is one HTML file that needs no network. If the text is long, only its beginning is shown.
+    model attended to. For a model that does not retrieve, it shows the nats of each token instead. It is one HTML file
+    that needs no network. If the text is long, only its beginning is shown.
 
     Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`"""
-    from retro_np.checkpoint import checkpoint_file, load_model
     from retro_np.files import check_output
     from retro_np.generation import generate
-    from retro_np.report.inspection import MAX_PAGE_TOKENS, check_request, write_inspection
+    from retro_np.pretrained.models import load_model, own_file
+    from retro_np.report.inspection import check_request, page_tokens, write_inspection
     from retro_np.report.inspection import inspect as inspect_tokens
     from retro_np.report.samples import is_page, prompt_tokens
-    from retro_np.retrieval.tokenizer import END_OF_TEXT
 
     inputs = [source for source in (text, file, prompt) if source is not None]
     if len(inputs) != 1:
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
-    page = check_output(out, "-o", [checkpoint_file(checkpoint), db, *([file] if file else [])], is_page)
+    page = check_output(out, "-o", [own_file(checkpoint) or checkpoint, db, *([file] if file else [])], is_page)
     database = open_database(db, embedder)
     model = load_model(checkpoint, database)
     tokens = prompt_tokens(database, read_text(inputs[0]) if isinstance(inputs[0], Path) else inputs[0])
-    n_prompt = 0 if prompt is None else len(tokens)
+    n_prompt, most = 0 if prompt is None else len(tokens), page_tokens(model[1])
     retrieved: list[Any] = []
-    check_request(model[1], n_prompt + 1 if n_prompt else min(len(tokens), MAX_PAGE_TOKENS), k)
+    check_request(model[1], n_prompt + 1 if n_prompt else min(len(tokens), most), k)
     k = min(k, database.n_chunks)
     facts = {"checkpoint": str(checkpoint), "database": str(database.path), "neighbours": str(k)}
     if prompt is not None:
         settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        sample, retrieved = generate(*model, tokens, length, database=database, k=k, stop_token=END_OF_TEXT, **settings)
+        stop = database.end_of_text
+        sample, retrieved = generate(*model, tokens, length, database=database, k=k, stop_token=stop, **settings)
         tokens = [*tokens, *sample]
         facts |= {name: str(value) for name, value in settings.items()} | {"in italics": "the prompt"}
-    if len(tokens) > MAX_PAGE_TOKENS:
-        facts["shown"] = f"the first {MAX_PAGE_TOKENS:,} of {len(tokens):,} tokens"
+    if len(tokens) > most:
+        facts["shown"] = f"the first {most:,} of {len(tokens):,} tokens"
         console.print(f"The page shows {facts['shown']}.")
-    tokens = tokens[:MAX_PAGE_TOKENS]
-    inspection = inspect_tokens(*model, database, tokens, k=k, n_prompt=n_prompt, retrieved=retrieved)
-    write_inspection(page, "A text under RETRO" if prompt is None else "A sample of RETRO", facts, inspection)
-    console.print(f"{inspection.bits_on:.4f} bits per byte with retrieval, {inspection.bits_off:.4f} without.")
+    inspection = inspect_tokens(*model, database, tokens[:most], k=k, n_prompt=n_prompt, retrieved=retrieved)
+    name = checkpoint.name if inspection.bits_on is None else "RETRO"
+    write_inspection(page, f"A text under {name}" if prompt is None else f"A sample of {name}", facts, inspection)
+    on = "" if inspection.bits_on is None else f"{inspection.bits_on:.4f} bits per byte with retrieval, "
+    console.print(f"{on}{inspection.bits_off:.4f} {'without' if on else 'bits per byte'}.")
     console.print(f"The page is {out}.")
 
 

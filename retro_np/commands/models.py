@@ -1,5 +1,6 @@
 """`retro-np train`, `sample`."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
@@ -11,7 +12,7 @@ from retro_np.commands import options
 from retro_np.commands.options import chosen, console, group_of, is_typed, naming, open_database, read_sections
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
-from retro_np.progress import say
+from retro_np.progress import counted, say
 from retro_np.training.config import TrainingConfig
 
 MODEL_OPTIONS = group_of(
@@ -158,11 +159,13 @@ def train(
 
 
 def sample(
-    checkpoint: Annotated[Path | None, Argument(metavar="CHECKPOINT", help="A run's folder or checkpoint.")] = None,
-    db: Annotated[Path | None, Argument(metavar="DB", help="A database made by `retro-np build`.")] = None,
+    context: Context,
+    checkpoint: Annotated[Path | None, Argument(metavar="MODEL", help=options.MODELS)] = None,
+    db: Annotated[Path | None, Argument(metavar="DB", help="A database, for a model that retrieves.")] = None,
     pretrained: Annotated[bool, Option("--pretrained", help=BUNDLED_HELP)] = False,
     prompt: Annotated[str, Option(help="The text to continue.")] = "def read_json(path):\n    ",
     length: Annotated[int, Option(min=1, help="Tokens to sample.")] = 128,
+    chat: Annotated[bool, Option("--chat", help="The prompt is a user's turn in the model's chat template.")] = False,
     k: options.K = 2,
     retrieval: Annotated[bool, Option(help="Retrieve at the end of each chunk.")] = True,
     temperature: options.Temperature = 0.8,
@@ -173,31 +176,70 @@ def sample(
 ) -> None:  # fmt: skip
     """Continue a prompt, and show what was retrieved.
 
-    Colours mark the tokens that a chunk shares with its retrieved text.
+    Colours mark the tokens that a chunk shares with its retrieved text. Where nothing is retrieved, the text appears
+    token by token. It ends where the model ends a text or its turn.
 
-    Example: `retro-np sample --pretrained --prompt "import json"`"""
-    from retro_np.checkpoint import checkpoint_file, load_model
+    Example: `retro-np sample smollm2 --prompt "The capital of France is"`"""
+    from retro_np.evaluation.own_text import WithoutDatabase
     from retro_np.files import check_output
-    from retro_np.report.samples import is_page, print_sample, sample_chunks, write_page
+    from retro_np.generation import generate
+    from retro_np.pretrained.bundled import RETRO
+    from retro_np.pretrained.models import load_model, own_file, read_pretrained
+    from retro_np.report import samples
 
     if pretrained:
-        from retro_np.experiments.pretrained import pretrained_database
-        from retro_np.pretrained.bundled import RETRO, bundled_file
-
         if db is not None:
-            raise UserError("--pretrained replaces CHECKPOINT; give at most a DB")
-        checkpoint, db = bundled_file(RETRO), checkpoint  # The first argument, if any, is the database.
-    elif checkpoint is None or db is None:
-        raise UserError("give a CHECKPOINT and a DB, or --pretrained")
-    database = pretrained_database(PRETRAINED_DATABASE, PRETRAINED_BYTES) if db is None else open_database(db, embedder)
-    params, config = load_model(checkpoint, database)
-    path = None if page is None else check_output(page, "--page", [checkpoint_file(checkpoint), database.path], is_page)
-    k = min(k, database.n_chunks)
+            raise UserError("--pretrained replaces MODEL; give at most a DB")
+        checkpoint, db = Path(RETRO), checkpoint  # The first argument, if any, is the database.
+    elif checkpoint is None:
+        raise UserError("give a MODEL, such as smollm2, and a DB if it retrieves, or --pretrained")
+    own, model = own_file(checkpoint), None
+    if own and db is not None:
+        database = open_database(db, embedder)
+    elif pretrained:
+        from retro_np.experiments.pretrained import pretrained_database
+
+        database = pretrained_database(PRETRAINED_DATABASE, PRETRAINED_BYTES)
+    else:
+        model = read_pretrained(checkpoint)
+        database = WithoutDatabase(model.tokenizer, model.config.chunk_size, str(checkpoint))
+        if model.config.retrieves and retrieval:
+            raise UserError(f"{checkpoint} retrieves: give a DB, or --no-retrieval")
+        if db is not None:
+            say(f"{checkpoint} does not retrieve, so {db} is not read")
+    inputs = [own or checkpoint, *([database.path] if model is None else [])]
+    path = None if page is None else check_output(page, "--page", inputs, samples.is_page)
+    if chat and model is not None:
+        from retro_np.pretrained.chat import chat_tokens
+
+        tokens = chat_tokens(model, samples.typed(prompt))
+    elif chat:
+        raise UserError(f"{checkpoint} has no chat template: leave out --chat")
+    else:
+        tokens = samples.prompt_tokens(database, prompt)
+    params, config = (model.params, model.config) if model else load_model(checkpoint, database)
+    if not config.retrieves and is_typed(context, "k"):
+        raise UserError(f"{checkpoint} does not retrieve: leave out -k")
+    if 0 < (room := getattr(config, "max_positions", length + len(tokens)) - len(tokens)) < length:
+        say(f"the model has {room + len(tokens):,} positions, so the text ends after {counted(room, 'more token')}")
+        length = room
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    chunks = sample_chunks(params, config, database, prompt, length, k if retrieval else 0, **settings)
-    print_sample(console, chunks)
+    stop = {database.end_of_text, *(model.stop if model else ())}
+    retrieves, started = config.retrieves and retrieval, time.perf_counter()
+    k, show = min(k, database.n_chunks) if retrieves else 0, None if retrieves else samples.token_printer(database)
+    if show and not chat:
+        samples.print_text(prompt)
+    new, retrieved = generate(
+        params, config, tokens, length, database=database, k=k, stop_token=stop, on_token=show, **settings
+    )
+    seconds, chunks = time.perf_counter() - started, samples.show_chunks(tokens, new, retrieved, database)
+    if retrieves:
+        samples.print_sample(console, chunks)
+    else:
+        samples.print_text("\n")
+    say(f"{counted(len(new), 'token')} in {seconds:.1f} s, {len(new) / seconds:.1f} tokens/s")
     if path is not None:
-        settings = {"checkpoint": checkpoint, "database": database.path} | settings
+        settings = {"checkpoint": checkpoint, **({"database": database.path} if model is None else {}), **settings}
         facts = {name: str(value) for name, value in settings.items()}
-        write_page(path, "A sample and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
+        samples.write_page(path, "A sample and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
         console.print(f"The page is {page}.")

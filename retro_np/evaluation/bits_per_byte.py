@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.nn.model import retro
-from retro_np.nn.operators import log_softmax
+from retro_np.evaluation.likelihood import nats_of as nats_of  # where it was before
+from retro_np.evaluation.likelihood import token_nats
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import token_byte_lengths
@@ -134,6 +134,7 @@ def score_tokens(
     check_arguments(sequence_length=(sequence_length, 1), stride=(stride, 1), retrieval=(retrieval, Retrieval | None))
     check_arguments(limit=(1 if limit is None else limit, 1), shuffle_seed=(shuffle_seed or 0, 0))
     check_fit(config, database)
+    check_positions(config, sequence_length)
     retrieval = retrieval or Retrieval.own(database, split_name)
     split, windows = retrieval.split, sliding_windows(retrieval.split, sequence_length, stride, limit)
     if len(split.tokens) == 0:
@@ -147,7 +148,7 @@ def score_tokens(
     def predict(window, tokens, targets):
         rows = np.where(window >= 0, shuffled[window], -1)
         neighbours = sequence_neighbours(retrieval.database, split, rows, k) if k and config.retrieves else None
-        return (nats_of(retro(params, config, tokens, neighbours)[0], targets),)
+        return token_nats(params, config, tokens, targets, neighbours)[:1]
 
     scored, _ = scored_tokens(split, windows, predict, description, limit)
     if not np.all(np.isfinite(scored.nats)):
@@ -167,6 +168,13 @@ def check_arguments(**expected: tuple[Any, Any]) -> None:
             raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
 
 
+def check_positions(config: RetroConfig, sequence_length: int) -> None:
+    """Raise UserError if a decoder that others trained has fewer positions than a sequence."""
+    if sequence_length > (positions := getattr(config, "max_positions", sequence_length)):
+        fault = f"the model has {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens"
+        raise UserError(f"{fault}: give a sequence_length of at most {positions:,}")
+
+
 def sliding_windows(
     split: Split, sequence_length: int, stride: int, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,14 +184,6 @@ def sliding_windows(
     if step > length:
         raise UserError(f"stride must be at most sequence_length ({sequence_length} tokens), not {stride}")
     return evaluation_windows(split, length, step, limit)
-
-
-def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood of each target in nats; 0 where the target is −1.
-
-    logits: (..., V); targets: (...), integers. Returns (...)."""
-    log_likelihood = np.take_along_axis(log_softmax(logits), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    return np.where(targets < 0, 0, -log_likelihood)
 
 
 def scored_tokens(

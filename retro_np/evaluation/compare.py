@@ -9,7 +9,8 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import Losses, score_tokens, sliding_windows
+from retro_np.evaluation.added_memory import KEYS, METHODS, added_memory, check_methods
+from retro_np.evaluation.bits_per_byte import Losses, check_arguments, score_tokens, sliding_windows
 from retro_np.evaluation.bootstrap import paired_bootstrap
 from retro_np.evaluation.breakdown import NEAR_COPY, breakdown, nearest_similarities, stated
 from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
@@ -43,7 +44,7 @@ def evaluate(
     models: Mapping[str, Model], database: Database, out: Path | str, *, split: str = "valid", k: int = 2,
     sequence_length: int = 512, stride: int = 256, limit: int | None = None, retrieval: Retrieval | None = None,
     against: Mapping[str, Model] | None = None, trained_on: Collection[str] = (), parts: bool = True,
-    token_losses: bool = False,
+    token_losses: bool = False, also: Collection[str] = (), keys: int = KEYS,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a RETRO under each condition, and other models for comparison; write results.json and losses.npz to `out`.
 
@@ -58,6 +59,8 @@ def evaluate(
         documents with these texts are left out and counted. Of training documents they are only counted.
     parts: also find out what the gain is made of. This reads the texts of all training documents.
     token_losses: also write tokens.npz, with the nats of each token.
+    also: "in-context", "knn-lm", "cache": what the model of the first row gains from such a memory (`added_memory.py`).
+    keys: tokens in the datastore of "knn-lm".
 
     Returns what results.json holds (docs/evaluation.md). "models" has each condition's "bpb" and "bpb_no_leakage" (see
     `leakage.bits`), "comparisons" the differences and their intervals, "without_near_copies" both for documents without
@@ -76,7 +79,7 @@ def evaluate(
         raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use another checkpoint")
     lines = conditions(baseline, retro, k, retro[1].retrieves)
     for name, model in (against or {}).items():
-        if name in (*LINES, PLAIN, *SHORT_NAMES.values()):
+        if name in (*LINES, PLAIN, *SHORT_NAMES.values(), *METHODS):
             raise UserError(f"another model cannot be called {name!r}, like a condition: give it another name")
         lines[name] = model, {"k": k}
     known = {digest[:HASH_DIGITS] for digest in trained_on}
@@ -85,12 +88,16 @@ def evaluate(
     windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
     if split == "train":
         lines.pop(SHUFFLED, None)  # The neighbours of another training chunk may come from this chunk's own document.
-    scored = {}
+    first, scored = next(iter(lines)), {}
+    (frozen, frozen_config), _ = lines[first]
+    check_arguments(keys=(keys, 1))
+    check_methods(also, frozen_config, database, retrieval, k, sequence_length)
     for name, ((params, config), condition) in lines.items():
         settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {name}"}
         scored[name] = score_tokens(params, config, database, split, **settings)
+    scored |= added_memory(also, frozen, frozen_config, database, retrieval, k=k, keys=keys, **windows)
     whole = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
-    first, main = next(iter(lines)), ON if ON in lines else PLAIN
+    main = ON if ON in lines else PLAIN
     rows = np.flatnonzero(whole[first].tokens)  # chunks with a scored token, so none of a document that is left out
     if not len(rows):
         raise UserError("no token can be scored, since a document's first one never is: give longer texts")
@@ -120,6 +127,7 @@ def evaluate(
         "database": {"path": str(database.path), **database.identity, **counts},
         "settings": {
             "split": split, "k": k, **windows, "retrieved_from": str(retrieval.database.path),
+            **({"also": list(also), "keys": keys} if also else {}),
             "leakage_neighbours": min(LEAKAGE_NEIGHBOURS, retrieval.split.neighbours.shape[1]),
         },
         "chunks": len(rows), "bytes": int(document_bytes.sum()), "scored_documents": len(numbers),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from retro_np.config import RetroConfig
-from retro_np.evaluation.bits_per_byte import ScoredTokens, bits_per_byte, nats_of, scored_tokens
+from retro_np.evaluation.bits_per_byte import ScoredTokens, bits_per_byte, scored_tokens
 from retro_np.evaluation.knn_lm import tuned
+from retro_np.evaluation.likelihood import token_nats
 from retro_np.kernels.substring import extend_runs
-from retro_np.nn.model import retro
 from retro_np.retrieval.database import Database
 from retro_np.sequences import evaluation_windows, sequence_chunks, sequence_neighbours
 from retro_np.tree import Tree
@@ -34,9 +34,8 @@ def copy_bound(
 
     def predict(window, tokens, targets):
         neighbours = sequence_neighbours(database, split, window, k)
-        return nats_of(retro(params, config, tokens, None)[0], targets), *longest_matches(
-            tokens, neighbours, split.padding
-        )
+        matches = longest_matches(tokens, neighbours, split.padding)
+        return token_nats(params, config, tokens, targets)[0], *matches
 
     scored, (match, copied) = scored_tokens(split, windows, predict, "copy bound", limit)
     losses, hit = scored.by_token(database, split), copied == scored.tokens

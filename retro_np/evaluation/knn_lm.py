@@ -12,15 +12,15 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import ScoredTokens, nats_of, scored_tokens
+from retro_np.evaluation.bits_per_byte import ScoredTokens, scored_tokens, sliding_windows
+from retro_np.evaluation.likelihood import token_nats
 from retro_np.kernels import Array, ignore_underflow
 from retro_np.kernels.search import exact_search
 from retro_np.kernels.threads import blocks
-from retro_np.nn.model import hidden_states, readout
-from retro_np.nn.operators import linear
 from retro_np.progress import progress_bar
-from retro_np.retrieval.database import Database
-from retro_np.sequences import check_fit, evaluation_windows, sequence_chunks
+from retro_np.retrieval.database import Database, Split
+from retro_np.retrieval.join import Retrieval
+from retro_np.sequences import check_fit
 from retro_np.tree import Tree
 
 KNN_NEIGHBOURS = 10  # keys per token (paper, Wikitext103)
@@ -69,7 +69,7 @@ def datastore(
 
     size: at most this many tokens, from random windows without replacement; None: all. Memory grows with size · d."""
     split = database.split("train")
-    rows, first_scored = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size))
+    rows, first_scored = windows_of(split, sequence_length)
     if size is not None:
         order = np.random.default_rng(0).permutation(len(rows))
         count = np.cumsum((rows[order] >= 0).sum(axis=1) * config.chunk_size - first_scored[order])
@@ -80,16 +80,26 @@ def datastore(
 
 
 def frozen_model(
-    params: Tree, config: RetroConfig, database: Database, *, sequence_length: int = 512, limit: int | None = None
-) -> tuple[ScoredTokens, Array, Array]:
-    """Read the held-out documents with a model whose retrieval is off, in windows that overlap by half.
+    params: Tree, config: RetroConfig, database: Database, *, sequence_length: int = 512, stride: int | None = None,
+    limit: int | None = None, retrieval: Retrieval | None = None,
+) -> tuple[ScoredTokens, Array, Array]:  # fmt: skip
+    """Read held-out documents with a model whose retrieval is off. Arguments as in `score`.
 
+    stride: None lets windows overlap by half. retrieval: its split is read, and otherwise the documents of valid.
     Returns the tokens that `score` scores with this limit, their hidden states (N, d) and their documents (N,)."""
     check_fit(config, database)
-    split = database.split("valid")
-    windows = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size), limit=limit)
+    split = retrieval.split if retrieval else database.split("valid")
+    windows = windows_of(split, sequence_length, stride, limit)
     scored, hidden = _read(params, config, split, windows, "hidden states", limit)
-    return scored, hidden, split.documents[scored.positions // config.chunk_size]
+    return scored, hidden, np.asarray(split.documents)[scored.positions // config.chunk_size]
+
+
+def windows_of(
+    split: Split, sequence_length: int, stride: int | None = None, limit: int | None = None
+) -> tuple[Array, Array]:
+    """The `sliding_windows` of lengths in tokens, which overlap by half without a stride."""
+    m = split.tokens.shape[1]
+    return sliding_windows(split, sequence_length, stride or max(1, sequence_length // m // 2) * m, limit)
 
 
 def tuned(scored: ScoredTokens, documents: Array, second: Callable[[float], Array], settings: Iterable[float]) -> Tuned:
@@ -120,8 +130,7 @@ def _read(params, config, split, windows, description, limit=None) -> tuple[Scor
     """Read windows with retrieval off: the scored tokens, and the hidden states that predict them."""
 
     def predict(_, tokens, targets):
-        hidden = hidden_states(params, config, tokens, None)
-        return nats_of(linear(hidden, readout(params, config))[0], targets), hidden
+        return token_nats(params, config, tokens, targets)
 
     scored, (hidden,) = scored_tokens(split, windows, predict, description, limit)
     return scored, hidden

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, bits_per_byte
@@ -14,9 +15,30 @@ from retro_np.retrieval.corpus import find_corpus
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import DatabaseUnion, Retrieval, retrieve_from
 from retro_np.retrieval.manifest import COUNTS
-from retro_np.retrieval.tokenizer import encode
+from retro_np.retrieval.sharded import Sharded
+from retro_np.retrieval.tokenizer import encode, tokenizer_sha256
+from retro_np.retrieval.vocabulary import vocabulary
 
 HASH_DIGITS = 16  # A text is recognised by this many digits of its SHA-256, even among billions of texts.
+
+
+class WithoutDatabase(Database):
+    """Stands for a database where nothing is retrieved: a tokenizer and a chunk size, but no documents.
+
+    name: what errors call it, such as the model that the tokenizer is of."""
+
+    def __init__(self, tokenizer: Tokenizer, chunk_size: int, name: str):
+        facts = vocabulary(tokenizer)
+        self.path, self.tokenizer, self.chunk_size = Path(name), tokenizer, chunk_size
+        self.vocabulary_size, self.special = len(facts.pieces), facts.special
+        self.padding, self.end_of_text = facts.special
+        self.documents, self.part, self._deleted = [], "", np.empty(0, np.int64)  # type: ignore[assignment]
+        self._tokens = self._documents = Sharded([self._deleted])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The tokenizer's hash."""
+        return {"tokenizer": tokenizer_sha256(self.tokenizer)}
 
 
 @dataclass(frozen=True)
@@ -50,9 +72,10 @@ def own_text(
 ) -> OwnText:  # fmt: skip
     """Read documents and find their chunks' neighbours; `evaluate`, `score` and `score_tokens` take it as retrieval.
 
-    database: its tokenizer and chunk size are used. locations: see `find_corpus`. candidates: neighbours per chunk.
-    source: retrieve from this database instead. trained_on: as in `evaluate`. Documents that equal a training document
-    are left out, and equal texts count once. Raises UserError for a location without text, and if no document is left.
+    database: its tokenizer and chunk size are used; of a WithoutDatabase nothing is retrieved. locations: see
+    `find_corpus`. candidates: neighbours per chunk. source: retrieve from this database instead. trained_on: as in
+    `evaluate`. Documents that equal a training document are left out, and equal texts count once. Raises UserError for
+    a location without text, and if no document is left.
     """
     training = (record for record in database.documents if record["split"] == "train" and not record.get("removed"))
     known = {"in_database": {record["sha256"][:HASH_DIGITS] for record in training}}
@@ -79,6 +102,8 @@ def own_text(
     numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     none = np.empty((len(numbers), 0), np.int64)
     arrays: Any = np.concatenate(parts), numbers, none, none  # in memory
-    split = Split("text", *arrays, padding=database.padding, end_of_text=database.end_of_text)
+    split = Split("text", *arrays, **database.special._asdict())
+    if isinstance(database, WithoutDatabase):
+        return OwnText(split, database, records, left_out)
     found = retrieve_from(database, source or database, candidates, split, {record["sha256"] for record in records})
     return OwnText(found.split, found.database, records, left_out)

@@ -5,7 +5,7 @@ from typing import Any
 
 from retro_np.config import RetroConfig
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, sentence
 from retro_np.report.plots import plot_bars
 from retro_np.training.config import TrainingConfig
 
@@ -55,27 +55,26 @@ def measure(lab: Lab) -> Figures:
     return {"steps": steps, "rows": rows, "paper": PAPER}
 
 
+def changes(figures: Figures) -> dict[str, float]:
+    """The change in bits per byte relative to the full model, by row, the best first."""
+    rows = figures["rows"]
+    change = {name: line[ON]["bpb"] / rows["RETRO"][ON]["bpb"] - 1 for name, line in rows.items()}
+    return {name: change[name] for name in sorted(change, key=change.__getitem__)}
+
+
 def draw(figures: Figures, path: Picture) -> None:
     """Bars of bits per byte relative to the full model."""
-    full = figures["rows"]["RETRO"][ON]["bpb"]
-    change = {name: line[ON]["bpb"] / full - 1 for name, line in figures["rows"].items()}
-    bars = {name: change[name] for name in sorted(change, key=change.__getitem__)}
-    plot_bars(bars, path, f"change in bits relative to RETRO after {figures['steps']} steps (%)", scale=100)
+    label = f"change in bits relative to RETRO after {figures['steps']} steps (%)"
+    plot_bars(changes(figures), path, label, scale=100)
 
 
 def verdict(figures: Figures) -> Verdict:
     """Whether most of the paper's rows are on the same side of the full model as in the paper."""
-    rows, paper = figures["rows"], figures["paper"]
-    full = rows["RETRO"][ON]["bpb"]
-    change = {name: line[ON]["bpb"] / full - 1 for name, line in rows.items() if name != "RETRO"}
+    paper, change = figures["paper"], changes(figures)
     compared = [name for name in paper if name != "RETRO"]
     agreeing = [name for name in compared if (change[name] > 0) == (paper[name] > paper["RETRO"])]
-    worst = sorted(change, key=change.__getitem__)[-3:][::-1]
-    losses = "; ".join(f"“{name}” ({100 * change[name]:+.2f} %)" for name in worst)
-    return len(agreeing) > len(compared) / 2, (
-        f"After {figures['steps']} steps, {len(agreeing)} of the paper's {len(compared)} ablations change the bits in "
-        f"the same direction as in the paper. Bits rise most with these changes: {losses}."
-    )
+    values = {"compared": compared, "agreeing": agreeing, "change": change, "worst": list(change)[-3:][::-1]}
+    return len(agreeing) > len(compared) / 2, sentence(__name__, figures, **values)
 
 
 EXPERIMENT = Experiment(

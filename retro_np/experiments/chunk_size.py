@@ -4,10 +4,10 @@ All of the paper's models have chunks of 64 tokens. This experiment shows the ef
 
 import numpy as np
 
-from retro_np.evaluation.compare import OFF, more_or_fewer
+from retro_np.evaluation.compare import OFF
 from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
 from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.report.plots import plot_bars
 
@@ -36,16 +36,7 @@ def draw(figures: Figures, path: Picture) -> None:
 
 def verdict(figures: Figures) -> Verdict:
     """What retrieval saves with each size. The paper has only one size."""
-    sentences = []
-    for size in figures["sizes"]:
-        needs = {figure: more_or_fewer(share["mean"]) for figure, share in size["gains"].items()}
-        sentences.append(
-            f"With chunks of {size['chunk_size']} tokens, RETRO[ON] needs {needs['bpb']} than its baseline. The "
-            f"baseline with copying (the copy bound) would need {more_or_fewer(size['copy_bound']['gain'])}. At "
-            f"α = 12.5 %, where {100 * size['chunks_without_leakage']:.0f} % of the chunks remain, RETRO[ON] needs "
-            f"{needs['bpb_no_leakage']}. RETRO[OFF] needs {more_or_fewer(-size['off']['mean'])} on all chunks."
-        )
-    return None, " ".join(sentences)
+    return None, sentence(__name__, figures)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=9)

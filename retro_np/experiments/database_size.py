@@ -5,7 +5,7 @@
 import itertools
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
 from retro_np.experiments.lab import Lab, spreads
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
@@ -49,15 +49,10 @@ def draw(figures: Figures, path: Picture) -> None:
 
 def verdict(figures: Figures) -> Verdict:
     """Whether each larger share of the database lowers bits per byte, for every seed."""
-    rows = [figures["lines"][str(share)]["bpb"] for share in figures["shares"]]
-    by_seed = list(zip(*(row["seeds"] for row in rows), strict=True))
+    rows = [figures["lines"][str(share)]["bpb"]["seeds"] for share in figures["shares"]]
+    by_seed = zip(*rows, strict=True)
     falls = all(smaller > larger for values in by_seed for smaller, larger in itertools.pairwise(values))
-    means = ", ".join(f"{row['mean']:.4f} with {100 * s:.0f} %" for row, s in zip(rows, figures["shares"], strict=True))
-    off = figures["lines"][OFF]["bpb"]["mean"]
-    return falls, (
-        f"Mean bits per byte: {means} of the database, and {off:.4f} without retrieval. The whole database instead of "
-        f"a fifth saves {100 * (1 - rows[-1]['mean'] / rows[0]['mean']):.2f} %."
-    )
+    return falls, sentence(__name__, figures)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=3)

@@ -11,13 +11,16 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 
 import retro_np.experiments
 from retro_np.errors import UserError
+from retro_np.evaluation.compare import OFF, ON, SHUFFLED, more_or_fewer
 from retro_np.experiments.lab import SCALES, Lab
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.kernels.threads import cores
@@ -46,6 +49,17 @@ def described(documentation: str | None) -> tuple[str, str]:
     """An experiment's title and what the paper shows: the first and the last paragraph of its module's docstring."""
     paragraphs = [" ".join(paragraph.split()) for paragraph in (documentation or "").split("\n\n")]
     return paragraphs[0], paragraphs[-1]
+
+
+def sentence(module: str, figures: Figures, **values: Any) -> str:
+    """What verdicts.md says about the figures of an experiment, given the name of its module and further values."""
+    texts = Environment(undefined=StrictUndefined)
+    texts.globals |= {"ON": ON, "OFF": OFF, "SHUFFLED": SHUFFLED}
+    texts.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f} %"
+    texts.filters |= {"fixed": lambda number, digits=4: f"{number:.{digits}f}", "bits": more_or_fewer}
+    template = texts.from_string(files(retro_np.experiments).joinpath("verdicts.md").read_text(encoding="utf-8"))
+    block = template.blocks[module.rpartition(".")[2]]
+    return " ".join("".join(block(template.new_context(figures | values))).split())
 
 
 def experiments() -> dict[str, Experiment]:
@@ -82,9 +96,7 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
         raise UserError(f"{name} trains models of one seed; leave out --seeds")
     record, picture = (result_folder(out, scale) / f"{name}.{suffix}" for suffix in ("json", "png"))
     for file in (record, picture):
-        if file.is_dir():
-            raise UserError(f"{file} is a folder, but the result needs that file name; choose another folder with -o")
-        if file.exists() and not outputs.is_mark(record, outputs.has_keys("experiment", "figures")):
+        if file.is_dir() or (file.exists() and not outputs.is_mark(record, outputs.has_keys("experiment", "figures"))):
             raise UserError(f"{file} was not written by this command; choose another folder with -o")
     with open_lab(out, scale, seeds) as lab:
         start = time.perf_counter()

@@ -9,14 +9,13 @@ result agrees if the model gives the codes in the database, even after a change,
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from retro_np.evaluation.bits_per_byte import nats_of
 from retro_np.evaluation.compare import OFF, ON, SHUFFLED
+from retro_np.evaluation.likelihood import nats_of
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
 from retro_np.experiments.lab import Lab, Model, mean_and_spread, spreads
 from retro_np.nn.model import retro
@@ -120,7 +119,7 @@ def _nearest(database, tokens, k):
     return database.search_keys(database.embed_chunks(tokens[:, :CHUNK]), k)[0]
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bars of the share of right codes, with a dot for every seed."""
     right = {name: line["right"] for name, line in figures["lines"].items()}
     notes = {name: f"   {line['bits']['mean']:.1f} bits per code" for name, line in figures["lines"].items()}
@@ -133,18 +132,8 @@ def verdict(figures: Figures) -> Verdict:
     right = {name: line["right"] for name, line in figures["lines"].items()}
     knows = all(right[name]["from"] >= 0.9 for name in (ON, SWAPPED, REMAINING))
     guesses = all(right[name]["to"] <= 0.01 for name in (OFF, SHUFFLED, REMOVED))
-    percent = {name: f"{100 * share['mean']:.1f} %" for name, share in right.items()}
-    bits = {name: line["bits"]["mean"] for name, line in figures["lines"].items()}
-    return knows and guesses, (
-        f"The model is asked for the codes of {figures['asked']} names that it never saw in training. With documents "
-        f"about them in the database it gives {percent[ON]} of the codes right ({bits[ON]:.1f} bits per code), without "
-        f"retrieval {percent[OFF]} ({bits[OFF]:.1f} bits; a guess: {100 * figures['chance']:.3f} %, "
-        f"{figures['chance_bits']:.1f} bits), and with the neighbours of other questions {percent[SHUFFLED]}. If the "
-        f"database gives the names different codes, {percent[SWAPPED]} of the answers are the new codes and "
-        f"{100 * figures['old_codes_after_swap']['mean']:.1f} % the old ones. With half of the documents removed, "
-        f"{percent[REMAINING]} of the remaining codes are right and {percent[REMOVED]} of the removed ones. The "
-        f"nearest chunk is from the right document for {100 * figures['found']:.1f} % of the questions."
-    )
+    names = {"swapped": SWAPPED, "remaining": REMAINING, "removed": REMOVED}
+    return knows and guesses, sentence(__name__, figures, right=right, **names)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=12)

@@ -5,9 +5,9 @@ every α (§4.4, eq. 5)."""
 
 import numpy as np
 
-from retro_np.evaluation.compare import OFF, ON, more_or_fewer
+from retro_np.evaluation.compare import OFF, ON
 from retro_np.evaluation.leakage import ALPHAS, NO_LEAKAGE, filtered_bits_per_byte
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
 from retro_np.report.plots import plot_leakage
 
 
@@ -24,27 +24,21 @@ def measure(lab: Lab) -> Figures:
     return {"alphas": ALPHAS, "share_of_chunks": shares, "chunk_size": database.chunk_size, "curves": curves}
 
 
+def draw(figures: Figures, path: Picture) -> None:
+    """The curves."""
+    plot_leakage(figures["alphas"], figures["curves"], path)
+
+
 def verdict(figures: Figures) -> Verdict:
     """Whether RETRO[ON]'s curve falls by more than its baseline's as α rises, and is below it at every α."""
     curves, alphas, strict = figures["curves"], figures["alphas"], figures["alphas"].index(NO_LEAKAGE)
     if curves[ON][strict] is None:
         return None, "Every evaluated chunk shares more than 12.5 % of its tokens with what it retrieves."
     fall = {name: curve[strict] - curve[-1] for name, curve in curves.items()}
-    needs = {i: more_or_fewer(1 - curves[ON][i] / curves["baseline"][i]) for i in (strict, -1)}
-    remaining, longest = 100 * figures["share_of_chunks"][strict], int(NO_LEAKAGE * figures["chunk_size"])
     rows = zip(alphas, curves[ON], curves["baseline"], strict=True)
     failing = [alpha for alpha, on, baseline in rows if on is not None and on >= baseline]
-    limit = f" above {100 * max(failing):g} %" if failing else ""
-    where = "not below its baseline at α = 100 %" if alphas[-1] in failing else f"below its baseline at every α{limit}"
-    return fall[ON] > fall["baseline"] and not failing, (
-        f"From α = 12.5 % to α = 100 %, the bits per byte of RETRO[ON] change by {-fall[ON]:+.4f} and those of its "
-        f"baseline by {-fall['baseline']:+.4f}. RETRO[ON] is {where}. It needs {needs[-1]} than its baseline on all "
-        f"chunks, and {needs[strict]} at α = 12.5 %. There, {remaining:.0f} % of the chunks remain; they share at most "
-        f"{longest} consecutive tokens with a neighbour."
-    )
+    agrees = fall[ON] > fall["baseline"] and not failing
+    return agrees, sentence(__name__, figures, strict=strict, failing=failing)
 
 
-EXPERIMENT = Experiment(
-    *described(__doc__), measure, lambda figures, path: plot_leakage(figures["alphas"], figures["curves"], path),
-    verdict, position=2,
-)  # fmt: skip
+EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=2)

@@ -4,12 +4,11 @@ C4 bpb at 172M, 425M, 1.5B, 7.5B parameters: .98 .92 .84 .78 for the baseline an
 RETRO[ON]. The gain does not shrink with size and is worth about ten times the parameters (§4.1, figure 1)."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 
-from retro_np.evaluation.compare import LINES, OFF, ON, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described
+from retro_np.evaluation.compare import LINES, OFF, ON
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
 from retro_np.experiments.lab import Lab, savings
 from retro_np.parameters import count_parameters
 from retro_np.report.plots import COLOURS, new_axes, save_plot
@@ -18,7 +17,7 @@ from retro_np.report.plots import COLOURS, new_axes, save_plot
 def measure(lab: Lab) -> Figures:
     """Bits per byte of each condition at each width, and the numbers of parameters without embeddings."""
     database = lab.database()
-    sizes: list[dict[str, Any]] = []
+    sizes: list[Figures] = []
     for width in lab.scale.widths:
         pair = lab.pair(database, 0, d_model=width)
         counts = {kind: count_parameters(model.config) for kind, model in zip(("baseline", "RETRO"), pair, strict=True)}
@@ -28,7 +27,7 @@ def measure(lab: Lab) -> Figures:
     return {"sizes": sizes}
 
 
-def equal_baseline(sizes: list[dict[str, Any]], bpb: float) -> float:
+def equal_baseline(sizes: list[Figures], bpb: float) -> float:
     """The parameter count of a baseline with this bpb, interpolated or extrapolated linearly in its logarithm."""
     points = sorted((size["lines"]["baseline"]["bpb"], np.log(size["parameters"]["baseline"])) for size in sizes)
     i = int(np.clip(np.searchsorted([point[0] for point in points], bpb), 1, len(points) - 1))
@@ -52,17 +51,10 @@ def verdict(figures: Figures) -> Verdict:
     sizes = figures["sizes"]
     gains = [savings(size["lines"])["bpb"] for size in sizes]
     offs = [size["lines"][OFF]["bpb"] / size["lines"]["baseline"]["bpb"] - 1 for size in sizes]
-    sentences = [
-        f"At width {size['width']}, RETRO[ON] needs {more_or_fewer(gain)} than its baseline, and RETRO[OFF] "
-        f"{more_or_fewer(-off)}. A baseline as good as RETRO[ON] would have {size['equal_baseline']:,.0f} parameters, "
-        f"{size['equal_baseline'] / size['parameters']['baseline']:.2f} times as many as the baseline and "
-        f"{size['equal_baseline'] / size['parameters']['RETRO']:.2f} times as many as RETRO."
-        for size, gain, off in zip(sizes, gains, offs, strict=True)
-    ]
     off_is_close = all(abs(off) <= 0.01 for off in offs)
     gain_lasts = gains[0] > 0 and all(later >= 0.9 * earlier for earlier, later in itertools.pairwise(gains))
     worth_parameters = all(size["equal_baseline"] >= 5 * size["parameters"]["RETRO"] for size in sizes)
-    return off_is_close and gain_lasts and worth_parameters, " ".join(sentences)
+    return off_is_close and gain_lasts and worth_parameters, sentence(__name__, figures)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=5)

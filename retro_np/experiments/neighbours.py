@@ -4,7 +4,7 @@ A model of 172M parameters, trained with 2 neighbours, has C4 bpb .84, .83, .82,
 100. The best k is between 2 and 40 (§4.1, figure 1)."""
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
 from retro_np.report.plots import new_axes, save_plot
 from retro_np.retrieval.join import retrieve_from
 
@@ -39,13 +39,10 @@ def draw(figures: Figures, path: Picture) -> None:
 
 def verdict(figures: Figures) -> Verdict:
     """Whether every width's best k is between 2 and 40, and k = 100 is worse."""
-    parts, agrees = [], True
-    for width, lines in figures["models"].items():
-        bpb = [line["bpb"] for line in lines[ON]]
-        best = figures["counts"][bpb.index(min(bpb))]
-        agrees &= 2 <= best <= 40 and bpb[-1] > min(bpb)
-        parts.append(f"k = {best} at width {width} ({min(bpb):.4f}; k = 1: {bpb[0]:.4f}, k = 100: {bpb[-1]:.4f})")
-    return agrees, f"Bits per byte are lowest for {'; '.join(parts)}."
+    bpb = {width: [line["bpb"] for line in lines[ON]] for width, lines in figures["models"].items()}
+    best = {width: figures["counts"][values.index(min(values))] for width, values in bpb.items()}
+    agrees = all(2 <= best[width] <= 40 and values[-1] > min(values) for width, values in bpb.items())
+    return agrees, sentence(__name__, figures, bpb=bpb, best=best)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=4)

@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation import question_answering as qa
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
 from retro_np.experiments.lab import Lab, Model, named
 from retro_np.kernels.search import exact_search
 from retro_np.report.plots import plot_bars
@@ -109,7 +108,7 @@ def asked(functions: list[Function]) -> np.ndarray:
 
 
 def measure(lab: Lab) -> Figures:
-    """Exact match of each condition, how often the right passage is found, and examples of answers."""
+    """Exact match of each condition, and how often the right passage is found."""
     database = lab.database()
     functions = functions_of(database)
     passages = qa.passage_values(database.tokenizer, [(f.module, f.source) for f in functions], M)
@@ -120,24 +119,19 @@ def measure(lab: Lab) -> Figures:
     train, test = (_questions(database, functions, suitable & fitting, split, keys) for split in ("train", "valid"))
     baseline, retro = lab.pair(database, 0)
     closed_model, open_model = _fine_tuned(lab, baseline, train, None), _fine_tuned(lab, retro, train, passages)
-    answered, exact_match = {}, {}
+    exact_match = {}
     for name, k in PASSAGES_GIVEN.items():
         model, values = closed_model if name == CLOSED else open_model, passages if k else None
         rows, description = test.passages[:, :k], f"answering, {name}"
-        answered[name] = qa.answers_of(*model, database.tokenizer, test.questions, values, rows, description)
-        pairs = zip(answered[name], test.functions, strict=True)
-        exact_match[name] = np.mean([qa.exact_match(text, [f.answer]) for text, f in pairs])
+        texts = qa.answers_of(*model, database.tokenizer, test.questions, values, rows, description)
+        right = [qa.exact_match(text, [f.answer]) for text, f in zip(texts, test.functions, strict=True)]
+        exact_match[name] = np.mean(right)
     parts = {"train": train, "test": test}
     return {
         "exact_match": exact_match,
         "recall": {name: {str(k): np.mean(part.rank < k) for k in PASSAGE_COUNTS} for name, part in parts.items()},
         "questions": {name: len(part.functions) for name, part in parts.items()},
         "left_out": int((suitable & ~fitting).sum()), "passages": len(passages),
-        "examples": [
-            {"question": test.functions[i].question, "answer": test.functions[i].answer, "before": int(test.rank[i])}
-            | {name: answered[name][i] for name in (CLOSED, OFF, OPEN)}
-            for i in np.linspace(0, len(test.functions) - 1, min(8, len(test.functions)), dtype=int)
-        ],
     }  # fmt: skip
 
 
@@ -170,7 +164,7 @@ def _fine_tuned(lab, model: Model, train: Questions, passages) -> tuple[Tree, Re
     return load_params(path)
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Bars of exact match. A dot is its upper bound: how often the right passage is among the k."""
     match, recall = figures["exact_match"], figures["recall"]["test"]
     dots = {name: recall[str(k)] for name, k in PASSAGES_GIVEN.items() if k}
@@ -181,15 +175,9 @@ def draw(figures: Figures, path: Path) -> None:
 
 def verdict(figures: Figures) -> Verdict:
     """Whether RETRO is best with the paper's number of passages, and then beats the closed-book baseline."""
-    match, counts, recall = figures["exact_match"], figures["questions"], figures["recall"]["test"]
-    share = {name: f"{100 * value:.1f} %" for name, value in match.items()}
-    exact_shares = ", ".join(f"{share[name]} with {k}" for name, k in PASSAGES_GIVEN.items() if k)
-    return match[OPEN] > match[CLOSED] and max(match, key=match.get) == OPEN, (
-        f"Of {counts['test']:,} questions about functions of held-out modules, RETRO answers these shares exactly: "
-        f"{exact_shares} passages, and {share[OFF]} with none. The closed-book baseline answers {share[CLOSED]}. Both "
-        f"were fine-tuned on {counts['train']:,} questions about other modules. The {PASSAGES} retrieved passages "
-        f"contain the right one for {100 * recall[str(PASSAGES)]:.1f} % of the questions."
-    )
+    match = figures["exact_match"]
+    agrees = match[OPEN] > match[CLOSED] and max(match, key=match.get) == OPEN
+    return agrees, sentence(__name__, figures, passages_given=PASSAGES_GIVEN, k=PASSAGES)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=13)

@@ -4,8 +4,8 @@ RETRO without retrieval performs like its baseline, and retrieval lowers bits pe
 (§4.1). Shuffled neighbours are our addition: they show whether the model reads its neighbours or only benefits from
 having an encoder."""
 
-from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
+from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
 from retro_np.report.plots import plot_bars
 
 
@@ -32,16 +32,7 @@ def verdict(figures: Figures) -> Verdict:
     on_is_better = line[ON]["to"] < line["baseline"]["from"]
     shuffled_is_no_better = line[SHUFFLED]["mean"] >= line[OFF]["mean"]
     off_is_close = abs(line[OFF]["mean"] / line["baseline"]["mean"] - 1) <= 0.01
-    gain, bound = figures["gain"], figures["copy_bound"]["gain"]
-    filtered = {name: figures["lines"][name]["bpb_no_leakage"]["mean"] for name in LINES}
-    return on_is_better and shuffled_is_no_better and off_is_close, (
-        f"RETRO[ON] saves {100 * gain['mean']:.2f} % of the baseline's bits ({100 * gain['from']:.2f} to "
-        f"{100 * gain['to']:.2f} % over seeds). Copying the neighbours' next tokens into the baseline's predictions "
-        f"saves {100 * bound:.2f} %. RETRO[OFF] needs "
-        f"{more_or_fewer(1 - line[OFF]['mean'] / line['baseline']['mean'])} than the baseline. With the neighbours of "
-        f"other chunks RETRO needs {more_or_fewer(1 - line[SHUFFLED]['mean'] / line[OFF]['mean'])} than RETRO[OFF]. At "
-        f"α = 12.5 % the baseline needs {filtered['baseline']:.4f} bits per byte and RETRO[ON] {filtered[ON]:.4f}."
-    )
+    return on_is_better and shuffled_is_no_better and off_is_close, sentence(__name__, figures)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=1)

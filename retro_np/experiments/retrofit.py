@@ -7,8 +7,8 @@ RETRO[OFF] is exactly the original model (§4.2)."""
 
 import numpy as np
 
-from retro_np.evaluation.compare import ON, more_or_fewer
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
+from retro_np.evaluation.compare import ON
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
 from retro_np.report.plots import COLOURS, new_axes, save_plot
 
 
@@ -41,18 +41,12 @@ def draw(figures: Figures, path: Picture) -> None:
 def verdict(figures: Figures) -> Verdict:
     """Whether a tenth of the steps suffices to beat the baseline, the longest run gains at least half as much as a
     RETRO from scratch, and RETROfit[OFF] equals the baseline bit for bit."""
-    baseline = figures["baseline"]["bpb"]
-    same = all(run["off_equals_baseline"] for run in figures["runs"])
-    shares = [run["share"] for run in figures["runs"] if run[ON]["bpb"] < baseline]
-    longest = figures["runs"][-1]
-    earliest = f"after {100 * shares[0]:.1f} % of the baseline's steps" if shares else "at none of these lengths"
+    baseline, runs = figures["baseline"]["bpb"], figures["runs"]
+    same = all(run["off_equals_baseline"] for run in runs)
+    winning, longest = [run for run in runs if run[ON]["bpb"] < baseline], runs[-1]
+    early = bool(winning) and winning[0]["share"] <= 0.1
     close = baseline - longest[ON]["bpb"] >= 0.5 * (baseline - figures["RETRO"]["bpb"])
-    return same and bool(shares) and shares[0] <= 0.1 and close, (
-        f"RETROfit beats its baseline {earliest}. After {100 * longest['share']:.0f} % it needs "
-        f"{more_or_fewer(1 - longest[ON]['bpb'] / baseline)} than the baseline, and a RETRO trained from scratch "
-        f"{more_or_fewer(1 - figures['RETRO']['bpb'] / baseline)}. With retrieval off, "
-        + ("every loss equals the baseline's bit for bit." if same else "not every loss equals the baseline's.")
-    )
+    return same and early and close, sentence(__name__, figures, same=same, winning=winning, longest=longest)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=6)

@@ -9,14 +9,13 @@ Samples with retrieval stay on the prompt's topic and take runs of tokens from w
 16–21). The paper shows texts; the counts of shared 4-grams are ours."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
 from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.generation import generate
 from retro_np.progress import progress_bar
@@ -110,7 +109,7 @@ def _shares(sample, rest, other_rest, retrieved):
     return [*(shared(sample, text) for text in (rest, other_rest, values)), repeated(sample)]
 
 
-def draw(figures: Figures, path: Path) -> None:
+def draw(figures: Figures, path: Picture) -> None:
     """Two bars per measure, and two joined dots for each prompt."""
     columns, shifts = np.arange(len(MEASURES)), {ON: -0.2, OFF: 0.2}
     axes = new_axes(ylabel=f"share of token {N}-grams found in … (%)", xticks=columns, xticklabels=MEASURES)
@@ -127,21 +126,10 @@ def draw(figures: Figures, path: Path) -> None:
 def verdict(figures: Figures) -> Verdict:
     """Whether retrieval raises the share found in the rest of the document by more than two standard errors."""
     shares, gain = figures["shares"], figures["gain"]
-    percent = {(name, line): 100 * shares[name][line]["mean"] for name in MEASURES for line in (ON, OFF)}
     pairs = list(zip(shares[REMAINDER][ON]["seeds"], shares[REMAINDER][OFF]["seeds"], strict=True))
-    higher, lower = sum(on > off for on, off in pairs), sum(on < off for on, off in pairs)
-
-    def on_and_off(name):
-        return f"{percent[name, ON]:.1f} % with retrieval and {percent[name, OFF]:.1f} % without"
-
-    return gain["mean"] > 2 * gain["standard_error"], (
-        f"The share of a continuation's token {N}-grams that also occur in the rest of the prompt's document is "
-        f"{on_and_off(REMAINDER)}. The difference is {100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f} "
-        f"points (standard error); retrieval raises the share for {higher} and lowers it for {lower} of "
-        f"{figures['prompts']} prompts. For comparison, the share of those in the rest of another document is "
-        f"{on_and_off(OTHER)}; in the retrieved values, {on_and_off(RETRIEVED)}; earlier in the continuation itself, "
-        f"{on_and_off(REPEATED)}."
-    )
+    values = {"higher": sum(on > off for on, off in pairs), "lower": sum(on < off for on, off in pairs)}
+    agrees = gain["mean"] > 2 * gain["standard_error"]
+    return agrees, sentence(__name__, figures, n=N, measures=MEASURES, **values)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=14)

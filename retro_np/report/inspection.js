@@ -6,6 +6,7 @@ const chunks = [...document.querySelectorAll(".chunk")];
 const tokens = [...document.querySelectorAll(".t")];
 const statusLine = document.getElementById("status");
 const help = statusLine.textContent;
+const reader = document.getElementById("reads"); // missing for a model that reads nothing
 const controls = document.querySelector(".controls");
 let lit = [];
 let picked = null;
@@ -35,7 +36,7 @@ function point(token) {
   let line = shown(token.textContent) + ": ";
   line += token.dataset.on
     ? `${token.dataset.on} nats with retrieval, ${token.dataset.off} without`
-    : "the first token, which is not predicted";
+    : token.dataset.off ? `${token.dataset.off} nats` : "the first token, which is not predicted";
   if (weights.length) {
     const values = [...chunks[chunk - 1].querySelectorAll(".v")];
     const order = weights.map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]);
@@ -49,9 +50,9 @@ function point(token) {
     if (largest > 0) values[order[0][1]].classList.add("strongest");
     const first = order.slice(0, 3).filter(([weight]) => weight > 0);
     line += "; read " + first.map(([w, i]) => `${shown(values[i].textContent)} ${(w / WHOLE * 100).toFixed(0)} %`).join(", ");
-  } else if (chunk > 0) {
+  } else if (chunk > 0 && reader) {
     line += "; nothing was read";
-  } else {
+  } else if (reader) {
     line += "; the first chunk reads nothing";
   }
   statusLine.textContent = line;

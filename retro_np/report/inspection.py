@@ -14,12 +14,13 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import bits_per_byte, nats_of
+from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
+from retro_np.evaluation.likelihood import token_nats
 from retro_np.generation import Retrieved
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.nn.attention_maps import attention_maps
-from retro_np.nn.model import read_part, retro
+from retro_np.nn.model import read_part
 from retro_np.progress import counted
 from retro_np.report.samples import Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
@@ -34,22 +35,28 @@ WHOLE = 999  # stands for an attention weight of 1 on the page, where weights ar
 
 @dataclass(frozen=True)
 class Inspection:
-    """The chunks of a text in order, and the bits per byte of all of them with and without retrieval."""
+    """The chunks of a text in order, and the bits per byte of all of them with and without retrieval.
+
+    bits_on: None for a model without cross-attention, which reads nothing that is retrieved."""
 
     chunks: list[Chunk]
-    bits_on: float
+    bits_on: float | None
     bits_off: float
 
 
 def check_request(config: RetroConfig, n_tokens: int, k: int) -> None:
-    """Raise UserError for a baseline, fewer than 2 or over MAX_PAGE_TOKENS tokens, and k that a page cannot show."""
-    if not config.retrieves:
-        raise UserError("the checkpoint is a baseline, which reads no neighbours; inspect a RETRO")
-    if not 2 <= n_tokens <= MAX_PAGE_TOKENS:
+    """Raise UserError for fewer than 2 or over `page_tokens` tokens, and for k that a page cannot show."""
+    if not 2 <= n_tokens <= page_tokens(config):
         size = f"too {'short' if n_tokens < 2 else 'long'} for a page, with {counted(n_tokens, 'token')}"
-        raise UserError(f"the text is {size}: give from 2 (the first is not predicted) to {MAX_PAGE_TOKENS:,} tokens")
+        most = f"{page_tokens(config):,}"
+        raise UserError(f"the text is {size}: give from 2 (the first is not predicted) to {most} tokens")
     if not 1 <= k <= MAX_PAGE_NEIGHBOURS:
         raise UserError(f"k is {k:,}, but a page shows 1 to {MAX_PAGE_NEIGHBOURS} neighbours per chunk")
+
+
+def page_tokens(config: RetroConfig) -> int:
+    """How many tokens a page about a model can show: not more than a decoder that others trained has positions."""
+    return int(min(MAX_PAGE_TOKENS, getattr(config, "max_positions", MAX_PAGE_TOKENS)))
 
 
 def inspect(
@@ -57,6 +64,8 @@ def inspect(
     n_prompt: int = 0, retrieved: Iterable[Retrieved] = (),
 ) -> Inspection:  # fmt: skip
     """Run a text through a RETRO with retrieval on and off, and record each token's losses and attention weights.
+
+    A model without cross-attention is run once; what is retrieved is shown, although it does not read that.
 
     tokens: (n,), of which the first n_prompt are the prompt of a sample. Each complete chunk retrieves its k nearest
     values. A token's weights are those of the position before it, which predicts it, averaged over heads and CCA
@@ -76,8 +85,8 @@ def inspect(
     neighbours = values[None] if len(complete) else None
     x, targets = tokens[None], np.append(tokens[1:], -1)[None]
     # Rolled by one, the losses stand at the tokens that they are of. The first token is not predicted.
-    contexts = {"bits_on": neighbours, "bits_off": None}
-    nats = {k: np.roll(nats_of(retro(params, config, x, read)[0], targets)[0], 1) for k, read in contexts.items()}
+    contexts = {"bits_on": neighbours, "bits_off": None} if config.retrieves else {"bits_off": None}
+    nats = {k: np.roll(token_nats(params, config, x, targets, read)[0][0], 1) for k, read in contexts.items()}
     if not np.isfinite([*nats.values()]).all():
         raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
     n_bytes = token_byte_lengths(database.tokenizer)[tokens]
@@ -86,14 +95,16 @@ def inspect(
     def bits(part: slice) -> dict[str, Any]:
         return {name: bits_per_byte(array[part], n_bytes[part]) for name, array in nats.items() if n_bytes[part].any()}
 
-    figures = *([None, *array[1:].tolist()] for array in nats.values()), _reads(params, config, tokens, neighbours)
+    columns = {name: [None, *array[1:].tolist()] for name, array in nats.items()}
+    reads = _reads(params, config, tokens, neighbours if config.retrieves else None)
+    figures = columns.get("bits_on", [None] * n), columns["bits_off"], reads
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
     ratios = [*leakage.tolist(), None]
     chunks = [
         replace(chunk, leakage=ratios[chunk.number], **bits(slice(chunk.number * m, (chunk.number + 1) * m)))
         for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database, figures)
     ]
-    return Inspection(chunks, **bits(slice(None)))
+    return Inspection(chunks, **{"bits_on": None} | bits(slice(None)))
 
 
 def _search(database, chunks, k):
@@ -103,7 +114,7 @@ def _search(database, chunks, k):
     if not len(chunks):
         return np.zeros((0, k), np.int64), np.zeros((0, k)), np.zeros(0)
     ids, distances = database.search_keys(database.embed_chunks(chunks), max(k, LEAKAGE_NEIGHBOURS))
-    longest = longest_common_substring(chunks, database.value(ids[:, :LEAKAGE_NEIGHBOURS]))
+    longest = longest_common_substring(chunks, database.value(ids[:, :LEAKAGE_NEIGHBOURS]), database.padding)
     return ids[:, :k], distances[:, :k], longest / chunks.shape[1]
 
 
@@ -125,7 +136,8 @@ def write_inspection(path: Path | str, title: str, facts: dict[str, str], inspec
     """Write one self-contained HTML page. facts: name → text, listed at the top. All text is escaped."""
     script = files("retro_np.report").joinpath("inspection.js").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    gains = [abs(t.off - t.on) for c in inspection.chunks for t in c.tokens if t.on is not None and t.off is not None]
+    shown = [token for chunk in inspection.chunks for token in chunk.tokens if token.off is not None]
+    gains = [abs(token.off - (token.on or 0)) for token in shown if token.off is not None]
     write_template(
         path, "inspection.html", title=title, facts=facts, inspection=inspection, script=script,
         script_hash=f"sha256-{digest}", whole=WHOLE, strongest=min(max(gains, default=0), math.log(16)) or 1.0,

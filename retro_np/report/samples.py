@@ -1,7 +1,8 @@
 """Samples next to what they retrieved, coloured by the runs of tokens in common, as in the paper's tables 6 and 7."""
 
+import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,7 @@ from retro_np.kernels.substring import common_prefix_lengths
 from retro_np.progress import one_line, visible
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.rows import LONE_SURROGATE
-from retro_np.retrieval.tokenizer import END_OF_TEXT, encode, token_texts
+from retro_np.retrieval.tokenizer import encode, token_texts, vocabulary_bytes
 from retro_np.tree import Tree
 
 MAX_SHOWN_RUN_TOKENS = 5  # longer runs have the same colour
@@ -72,13 +73,39 @@ def sample_chunks(
 ) -> list[Chunk]:
     """Continue a text prompt; cut the result into coloured chunks. k = 0: no retrieval. settings: as in `generate`."""
     tokens = prompt_tokens(database, prompt)
-    settings |= {"database": database, "k": k, "stop_token": END_OF_TEXT}
+    settings |= {"database": database, "k": k, "stop_token": database.end_of_text}
     return show_chunks(tokens, *generate(params, config, tokens, length, **settings), database)
 
 
 def prompt_tokens(database: Database, text: str) -> list[int]:
-    """The tokens of a text that a user typed. An empty text becomes end-of-text, which precedes a document."""
-    return encode(database.tokenizer, LONE_SURROGATE.sub("\ufffd", text)) or [END_OF_TEXT]
+    """The tokens of a text that a user typed. An empty text becomes end-of-text, which precedes a document.
+
+    What another's tokenizer puts before each text, such as Llama's <s>, is there as well."""
+    begin = database.tokenizer.encode("").ids
+    return [*begin, *encode(database.tokenizer, typed(text))] or [database.end_of_text]
+
+
+def typed(text: str) -> str:
+    """A text that a user typed, with U+FFFD in place of bytes that are not UTF-8."""
+    return LONE_SURROGATE.sub("\ufffd", text)
+
+
+def token_printer(database: Database) -> Callable[[int], None]:
+    """A function that prints one token after another to standard output; a character once it has all its tokens."""
+    pieces, decoder = vocabulary_bytes(database.tokenizer), codecs.getincrementaldecoder("utf-8")("replace")
+
+    def show(token: int) -> None:
+        print_text(decoder.decode(pieces[token] if token < len(pieces) else b""))
+
+    return show
+
+
+def print_text(text: str) -> None:
+    """Write a text to standard output at once, as it is except for invisible characters."""
+    try:
+        print(visible(text), end="", flush=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def show_chunks(
@@ -95,23 +122,24 @@ def show_chunks(
     runs, values = np.zeros(len(tokens), np.int64), {}
     for item in retrieved:
         reader = slice((item.chunk + 1) * m, (item.chunk + 2) * m)
-        runs[reader] = common_prefix_lengths(tokens[reader], item.values)
+        runs[reader] = common_prefix_lengths(tokens[reader], item.values, database.padding)
         rows = zip(item.ids, item.distances, item.values, strict=True)
         values[item.chunk] = [_value(database, *row, tokens[reader]) for row in rows if row[0] >= 0]
-    shown_tokens = _tokens(database, tokens, runs, n_prompt, figures)
+    shown_tokens = _tokens(database, tokens, runs, True, n_prompt, figures)
     return [Chunk(u, shown_tokens[i : i + m], values.get(u, [])) for u, i in enumerate(range(0, len(tokens), m))]
 
 
 def _value(database, chunk_id, distance, value, reader):
     m = database.chunk_size
-    runs = common_prefix_lengths(value, reader[None]) if len(reader) else np.zeros(len(value), np.int64)
-    shown_tokens = _tokens(database, value, runs)
-    document = database.documents[int(database.document_of(chunk_id))]["name"]
+    runs = common_prefix_lengths(value, reader[None], database.padding) if len(reader) else np.zeros(2 * m, np.int64)
+    number, previous = database.document_of([chunk_id, chunk_id - 1])  # −1, before the first chunk, is of no document
+    shown_tokens = _tokens(database, value, runs, begins=number != previous)
+    document = database.documents[int(number)]["name"]
     return Value(document, float(distance), shown_tokens[:m], shown_tokens[m:])
 
 
-def _tokens(database, tokens, runs, n_prompt=0, figures=()):
-    texts, runs = token_texts(database.tokenizer, tokens), np.minimum(runs, MAX_SHOWN_RUN_TOKENS).tolist()
+def _tokens(database, tokens, runs, begins, n_prompt=0, figures=()):
+    texts, runs = token_texts(database.tokenizer, tokens, begins), np.minimum(runs, MAX_SHOWN_RUN_TOKENS).tolist()
     prompt = [t < n_prompt for t in range(len(tokens))]
     return [Token(*fields) for fields in zip(texts, runs, prompt, *figures, strict=True)]
 

@@ -100,10 +100,7 @@ def build_database(
     return database
 
 
-def _build(
-    run, out: Path, corpus, config: BuildConfig, user_embedder: Embedder | None, split_of: SplitOf,
-    given: Tokenizer | None,
-) -> None:  # fmt: skip
+def _build(run, out: Path, corpus, config: BuildConfig, user_embedder, split_of: SplitOf, given) -> None:
     work, tokenizer_path = out / layout.WORK, out / layout.TOKENIZER
     changed = f"{out} was started with another corpus (its documents have changed): give another folder"
     facts = write_texts(corpus, work, split_of, config.shard_bytes, changed)
@@ -201,7 +198,7 @@ def _manifest(out, config, corpus, facts, tokenizer, embedder) -> dict[str, Any]
     }
 
 
-def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None, given: Tokenizer | None) -> dict[str, Any]:
+def _request(corpus: Corpus, config: BuildConfig, embedder: Embedder | None, given) -> dict[str, Any]:
     identity = {"embedder": HASHED} if embedder is None else {"embedder": embedder.sha256, "d_key": None}
     sources = [[s.name, s.weight, *[s.split] * bool(s.split)] for s in corpus.sources]
     request = asdict(config) | identity | {"sources": sources}

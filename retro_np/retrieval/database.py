@@ -76,11 +76,9 @@ class Database:
         self.tokenizer: Tokenizer = load_tokenizer(path / layout.TOKENIZER)
         self.documents: Documents = Documents(path / layout.DOCUMENTS, manifest["splits"])
         facts = vocabulary(self.tokenizer)
-        if len(facts.pieces) != self.vocabulary_size:
-            raise UserError(f"{path}: its tokenizer does not have {self.vocabulary_size:,} tokens: {layout.REBUILD}")
-        if facts.special != self.special:
-            named = "padding and end-of-text, which are {} and {}".format(*facts.special)
-            raise UserError(f"{path}: the manifest does not name its tokenizer's {named}: {layout.REBUILD}")
+        if (len(facts.pieces), facts.special) != (self.vocabulary_size, self.special):
+            stated = f"{self.vocabulary_size:,} tokens, padding {self.padding} and end-of-text {self.end_of_text}"
+            raise UserError(f"{path}: its tokenizer does not have what the manifest says ({stated}): {layout.REBUILD}")
         self._documents = self._sharded("train", "documents")
         self._deleted = self._removed_rows("train")  # sorted ids that no search finds
         self._tokens = self._sharded("train", "tokens", self._deleted)

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from retro_np.errors import UserError
 from retro_np.files.untrusted import reporting
+from retro_np.progress import one_line
 from retro_np.retrieval.tokenizer import checked
 from retro_np.retrieval.vocabulary import MAX_VOCABULARY_SIZE, pre_tokenizer_kinds
 
@@ -33,29 +34,28 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str = "the .gguf file")
 
     metadata: names and values, arrays as lists. where: what errors call the file. Raises UserError for metadata that
     are missing or damaged, and, by name, for a tokenizer or pre-tokenizer that is not supported."""
-    model = metadata.get(KEY + "model")
-    if model not in ("gpt2", "llama") or str(metadata.get("general.architecture")).startswith("gemma"):
-        name = model if model not in ("gpt2", "llama") else f"{model} of {metadata['general.architecture']}"
-        raise UserError(f"{where} has the tokenizer {name!s:.60}, which is not supported (gpt2 and llama are): {HINT}")
+    model, architecture = (one_line(f"{metadata.get(name)}")[:60] for name in (KEY + "model", "general.architecture"))
+    if model not in MODELS or architecture.startswith("gemma"):  # Gemma's scores do not give the order of merges.
+        fault = f"the tokenizer {model} of {architecture}, which is not supported ({' and '.join(MODELS)} are)"
+        raise UserError(f"{where} has {fault}: {HINT}")
     tokens = _list(metadata, "tokens", str, where)
-    if not 0 < len(set(tokens)) == len(tokens) <= MAX_VOCABULARY_SIZE:
+    ids = {token: number for number, token in enumerate(tokens)}
+    if not 0 < len(ids) == len(tokens) <= MAX_VOCABULARY_SIZE:
         raise UserError(f"{where}: its tokens must be different, 1 to {MAX_VOCABULARY_SIZE:,} in number: {HINT}")
-    types = _list(metadata, "token_type", int, where, len(tokens)) if KEY + "token_type" in metadata else []
+    types = _list(metadata, "token_type", int, where, len(ids)) if KEY + "token_type" in metadata else []
     with reporting(f"{where} does not hold a tokenizer", HINT):
-        tokenizer = (_byte_level if model == "gpt2" else _sentencepiece)(metadata, tokens, where)
+        tokenizer = MODELS[model](metadata, ids, where)
         added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL) for token, kind in added])
         return checked(tokenizer, f"the tokenizer of {where}")
 
 
-def _byte_level(metadata: dict[str, Any], tokens: list[str], where: str) -> Tokenizer:
-    name = metadata.get(KEY + "pre", "default")
+def _byte_level(metadata: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
+    name = one_line(f"{metadata.get(KEY + 'pre', 'default')}")[:60]
     if name not in KINDS:
-        raise UserError(
-            f"{where} has the pre-tokenizer {name!s:.60}, which is not known ({', '.join(KINDS)} are): {HINT}"
-        )
+        raise UserError(f"{where} has the pre-tokenizer {name}, which is not known ({', '.join(KINDS)} are): {HINT}")
     kind, merges = KINDS[name], [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str, where)]
-    tokenizer = Tokenizer(models.BPE(_numbered(tokens), merges, ignore_merges=kind == WHOLE_WORDS))
+    tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=kind == WHOLE_WORDS))
     if kind == COMPOSING:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer_kinds()[kind]
@@ -63,16 +63,16 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str], where: str) -> Toke
     return tokenizer
 
 
-def _sentencepiece(metadata: dict[str, Any], tokens: list[str], where: str) -> Tokenizer:
+def _sentencepiece(metadata: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
     if KEY + "merges" in metadata:
         merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str, where)]
     else:
-        merges = _merges(tokens, _list(metadata, "scores", float, where, len(tokens)), where)
+        merges = _merges(ids, _list(metadata, "scores", float, where, len(ids)), where)
     unknown, prefixed = metadata.get(KEY + "unknown_token_id", 0), metadata.get(KEY + "add_space_prefix", True)
-    if type(unknown) is not int or not 0 <= unknown < len(tokens) or type(prefixed) is not bool:
+    if type(unknown) is not int or not 0 <= unknown < len(ids) or type(prefixed) is not bool:
         raise UserError(f"{where}: {KEY}unknown_token_id or add_space_prefix has a wrong value: {HINT}")
-    model = models.BPE(_numbered(tokens), merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(model)
+    name = list(ids)[unknown]
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=name, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces] if prefixed else [spaces])
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -80,20 +80,16 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], where: str) -> T
     return tokenizer
 
 
-def _merges(tokens: list[str], scores: list[float], where: str) -> list[tuple[str, str]]:
+def _merges(ids: dict[str, int], scores: list[float], where: str) -> list[tuple[str, str]]:
     """The merges that give each token from two others: the best score first, and then the longest left part."""
-    if sum(len(token) ** 2 for token in tokens) > MAX_WORK:
+    if sum(len(token) ** 2 for token in ids) > MAX_WORK:
         raise UserError(f"{where} has tokens that are too long to find their merges: {HINT}")
-    known, merges = set(tokens), []
-    for token, score in zip(tokens, scores, strict=True):
+    merges = []
+    for token, score in zip(ids, scores, strict=True):
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        merges += [(score, len(left), (left, right)) for left, right in pairs if left in known and right in known]
+        merges += [(score, len(left), (left, right)) for left, right in pairs if left in ids and right in ids]
     merges.sort(key=lambda merge: merge[:2], reverse=True)
     return [pair for *_, pair in merges]
-
-
-def _numbered(tokens: list[str]) -> dict[str, int]:
-    return {token: number for number, token in enumerate(tokens)}
 
 
 def _list(metadata: dict[str, Any], name: str, kind: type, where: str, length: int | None = None) -> list[Any]:
@@ -104,3 +100,6 @@ def _list(metadata: dict[str, Any], name: str, kind: type, where: str, length: i
     if length not in (None, len(values)):
         raise UserError(f"{where}: {KEY}{name} has {len(values):,} entries, but there are {length:,} tokens: {HINT}")
     return values
+
+
+MODELS = {"gpt2": _byte_level, "llama": _sentencepiece}

@@ -70,20 +70,16 @@ def _checked(path, width, labels) -> dict[str, Any]:
         raise ValueError("its header says otherwise")
     node = np.dtype([("links", f"V{key_at}"), ("key", f"V{WORD * width}"), ("label", np.uintp)])
     nodes = data[HEADER.itemsize : lists_at].view(node)
-    above = []
 
     def examine(rows):
-        if rows is None:
-            above.append(_checked_lists(data[lists_at:].view(np.uint32), n, top, entry))
-            return
         links = nodes["links"][rows].copy().view(np.uint32).reshape(-1, WORDS_PER_NODE)
         if links[:, 0].max() > 2 * LINKS or links[:, 1:].max() >= n:
             raise ValueError("a node links to one that does not exist")
         if not np.array_equal(nodes["label"][rows], labels[rows]):
             raise ValueError("it does not have one entry for each key, in order")
 
-    threads.parallel_for(examine, [None, *threads.blocks(n, NODES_PER_BLOCK)])
-    [(levels, lists)] = above
+    threads.parallel_for(examine, threads.blocks(n, NODES_PER_BLOCK))
+    levels, lists = _checked_lists(data[lists_at:].view(np.uint32), n, top, entry)
     numbers = {"cur_element_count": n, "max_elements": n, "max_level": top, "enterpoint_node": entry, "ep_added": True}
     parts = {"element_levels": levels, "data_level0": nodes.view(np.int8), "link_lists": lists.view(np.int8)}
     lookup = {"label_lookup_external": labels, "label_lookup_internal": np.arange(n, dtype=np.uint32)}

@@ -5,7 +5,6 @@ database is unchanged. After that, the edit is committed: the same process, or w
 the files into place. Each move can be repeated, so a kill between moves does no harm. The manifest is moved last."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,11 @@ def recover_edit(path: Path) -> None:
     """Move the files of a committed edit into place, or wait until the process that does so has finished.
 
     Raises UserError if another process holds the database for more than LOCK_TIMEOUT seconds."""
-    deadline = time.monotonic() + LOCK_TIMEOUT
-    while (path / EDIT / MANIFEST).exists():
+    if (path / EDIT / MANIFEST).exists():
         read_manifest(path)  # Nothing is changed in a folder without a database.
         outputs.check_subfolders(path, outputs.DATABASE_FOLDERS)
-        try:
-            with locked(path, "edit"):
-                finish_edit(path)
-        except UserError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+        with locked(path, "edit", timeout=LOCK_TIMEOUT):
+            finish_edit(path)
 
 
 def edited_since(path: Path, manifest: dict[str, Any]) -> bool:

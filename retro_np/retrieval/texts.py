@@ -6,6 +6,7 @@ Later stages read them. A repeated build reads the corpus again only to check th
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files import remove_folder, replacing, sha256_of, write_json
+from retro_np.files import remove_folder, replacing, write_json
 from retro_np.files.untrusted import parse_json, read_json
 from retro_np.progress import progress_bar
 from retro_np.retrieval.corpus import Corpus
@@ -60,7 +61,7 @@ def write_texts(
 ) -> dict[str, Any]:
     """Write the documents of a corpus to text shards of about shard_bytes; return the facts stored in texts.json.
 
-    split_of: returns a document's split, or None to leave it out. What an interrupted run finished is compared with the
+    split_of: returns a document's split, or None to leave it out. What an earlier run finished is compared with the
     corpus. Raises UserError with the message `changed` if they differ. Memory: one document."""
     if (work / FACTS).exists():
         facts = read_json(work / FACTS, hint=f"remove {work} and run the same command again")
@@ -76,7 +77,7 @@ def write_texts(
 
     digest = hashlib.sha256()
     with ExitStack() as stack, progress_bar("reading", None, unit="documents") as advance:
-        shards = {split: stack.enter_context(_Shards(work / "texts" / split, shard_bytes, changed)) for split in SPLITS}
+        shards = {split: stack.enter_context(_Shards(work / "texts" / split, shard_bytes)) for split in SPLITS}
         for document in corpus.documents(on_skip):
             text = document.text.encode()
             _digest(digest, document, text)
@@ -84,11 +85,9 @@ def write_texts(
                 number = sum(writer.documents for writer in shards.values())
                 shards[split].add(Text(number, document.name, document.source, document.replaced, document.text))
             advance(note=f"{sum(s.bytes for s in shards.values()) / 1e6:,.0f} MB")
-        for split, writer in shards.items():
-            writer.close_shard()
-            counts = {"shards": writer.number, "documents": writer.documents, "bytes": writer.bytes}
-            # A database has the part test only if there are documents for it.
-            facts["splits"] |= {} if split == "test" and not writer.documents else {split: counts}
+    for split, writer in shards.items():
+        if split != "test" or writer.documents:  # A database has the part test only if there are documents for it.
+            facts["splits"][split] = {name: getattr(writer, name) for name in ("shards", "documents", "bytes")}
     facts["digest"] = digest.hexdigest()
     write_json(work / FACTS, facts)
     return facts
@@ -131,7 +130,8 @@ class Lines:
         if path.stat().st_size:
             with path.open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._ends = line_ends(self._bytes)
+        ends = (match.end() for match in re.finditer(b"\n", self._bytes))
+        self._ends = np.fromiter(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -142,47 +142,31 @@ class Lines:
         return self._bytes[self._ends[number - 1] if number else 0 : self._ends[number]]
 
 
-def line_ends(data: bytes | mmap.mmap, block: int = 1 << 24) -> np.ndarray:
-    """The offset after each line's newline, (lines,) int64. data is read in blocks, since it may be memory-mapped."""
-    ends = [np.empty(0, np.int64)]
-    for start in range(0, len(data), block):
-        ends.append(np.flatnonzero(np.frombuffer(data[start : start + block], np.uint8) == ord("\n")) + (start + 1))
-    return np.concatenate(ends)
-
-
 def _digest(digest, document: Document, text: bytes) -> None:
     digest.update(json.dumps([document.name, len(text), *[document.split] * bool(document.split)]).encode())
     digest.update(text)
 
 
 class _Shards(ExitStack):
-    """Writes the text shards of a split, one at a time. A file that exists already is compared instead of written."""
+    """Writes the text shards of a split, one at a time."""
 
-    def __init__(self, folder: Path, shard_bytes: int, changed: str):
+    def __init__(self, folder: Path, shard_bytes: int):
         super().__init__()
-        self.folder, self.shard_bytes, self.changed = folder, shard_bytes, changed
-        self.number, self.documents, self.bytes = 0, 0, 0  # shards closed, documents and bytes written
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self.shards, self.documents, self.bytes = 0, 0, 0  # shards opened, documents and bytes written
         self._open()
 
     def add(self, text: Text) -> None:
-        line, size = (json.dumps(text, ensure_ascii=False) + "\n").encode(), len(text.text.encode())
+        size = len(text.text.encode())
         if self._size >= self.shard_bytes:
-            self.close_shard()
             self._open()
-        self._hash.update(line)
-        if self._file is not None:
-            self._file.write(line)
+        self._file.write((json.dumps(text, ensure_ascii=False) + "\n").encode())
         self._size += size + OVERHEAD_BYTES
         self.documents += 1
         self.bytes += size
 
     def _open(self):
-        self._path = self.folder / f"{shard_name(self.number)}.jsonl"
-        self._size, self._hash = 0, hashlib.sha256()
-        self._file = None if self._path.exists() else self.enter_context(replacing(self._path))
-
-    def close_shard(self) -> None:
-        self.close()  # renames the file that was written
-        if self._file is None and sha256_of(self._path) != self._hash.hexdigest():
-            raise UserError(self.changed)
-        self.number += 1
+        self.close()  # renames the last shard
+        self._file = self.enter_context(replacing(self.folder / f"{shard_name(self.shards)}.jsonl"))
+        self._size = 0
+        self.shards += 1

@@ -5,6 +5,7 @@ Text that spells a special token is encoded as plain text, so no text encodes to
 import codecs
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -90,10 +91,7 @@ def checked(tokenizer: Tokenizer, where: str) -> Tokenizer:
         tokenizer.encode_special_tokens = True
         if getattr(tokenizer.model, "dropout", None):
             tokenizer.model.dropout = None  # It would make the ids random.
-        try:
-            vocabulary(tokenizer)
-        except UserError as error:
-            raise UserError(f"{where} is not a tokenizer that can be used: {error}") from error
+        vocabulary(tokenizer)
         return tokenizer
 
 
@@ -133,9 +131,11 @@ def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     groups = [pieces_of(text, at_seams_only=not own) if cuttable else [text] for text in texts]
     pieces = [piece for group in groups for piece in group]
     batches = (pieces[i : i + PIECES_PER_BATCH] for i in range(0, len(pieces), PIECES_PER_BATCH))
+    tokenizer.encode_special_tokens = True  # which a tokenizer forgets when it is pickled
     encode_pieces = functools.partial(tokenizer.encode_batch_fast, add_special_tokens=False)
-    encoded = (encoding.ids for batch in batches for encoding in encode_pieces(batch))
-    return [[token for _ in group for token in next(encoded)] for group in groups]
+    with reporting("the tokenizer cannot encode a text", EXPECTED):  # for example without a token for unknown words
+        encoded = itertools.chain.from_iterable(map(encode_pieces, batches))
+        return [[token for _ in group for token in next(encoded).ids] for group in groups]
 
 
 def pieces_of(text: str, at_seams_only: bool = False) -> list[str]:
@@ -169,9 +169,9 @@ def token_texts(tokenizer: Tokenizer, ids: Iterable[int], begins: bool = True) -
 
 
 def _pieces(tokenizer: Tokenizer, ids: Iterable[int], begins: bool) -> list[bytes]:
-    """The bytes of each token. An id beyond the vocabulary, as a model with a wider readout may give, has none."""
+    """The bytes of each token. An id that is not in the vocabulary, as a wider readout may give, has none."""
     known = vocabulary(tokenizer)
-    pieces = [known.pieces[token] if token < len(known.pieces) else b"" for token in map(int, ids)]
+    pieces = [known.pieces[token] if 0 <= token < len(known.pieces) else b"" for token in map(int, ids)]
     first = next((i for i, piece in enumerate(pieces) if piece), None)
     if begins and known.prefixed and first is not None:
         pieces[first] = pieces[first].removeprefix(b" ")

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from retro_np.errors import UserError
-
 PADDING, END_OF_TEXT = 0, 1  # of the tokenizers that are trained here
 # Byte-level BPE writes the space byte as Ġ. These names contain raw spaces, so neither merges nor texts produce them.
 SPECIAL = ("<padding token>", "<end of text>")
@@ -49,11 +47,11 @@ class Vocabulary:
 
 @functools.lru_cache(maxsize=4)
 def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """The facts about a tokenizer. Raises UserError for a tokenizer that is not supported, by the name of its part."""
+    """The facts about a tokenizer. Raises ValueError for one that is not supported, by the name of its part."""
     state, ids = json.loads(tokenizer.to_str()), tokenizer.get_vocab(with_added_tokens=True)
     own, size, text_of = is_ours(state), 1 + max(ids.values(), default=-1), _text_of(state)
     if not 0 < size <= MAX_VOCABULARY_SIZE or len(set(ids.values())) < len(ids):
-        raise UserError(f"its ids must be different and below {MAX_VOCABULARY_SIZE:,}: use another tokenizer")
+        raise ValueError(f"its ids must be different and below {MAX_VOCABULARY_SIZE:,}")
     hidden = set(SPECIAL) if own else _hidden(state)
     special, after = Special(), iter((size, size + 1))
     if not own:
@@ -122,7 +120,7 @@ def _text_of(state: dict[str, Any]) -> Callable[[str], bytes]:
     parts = {part["type"]: part for part in decoder.get("decoders", [decoder])}
     if parts.keys() == {"ByteLevel"}:
         table = byte_of_character()
-        return lambda token: bytes(map(table.get, token)) if table.keys() >= set(token) else token.encode()
+        return lambda token: bytes(table[c] for c in token) if table.keys() >= set(token) else token.encode()
     if parts.keys() == {"WordPiece"}:
         prefix = parts["WordPiece"]["prefix"]
         closing = WITHOUT_SPACE if parts["WordPiece"]["cleanup"] else ()
@@ -130,8 +128,8 @@ def _text_of(state: dict[str, Any]) -> Callable[[str], bytes]:
         return lambda token: (token.removeprefix(prefix) if joins(token) else f" {token}").encode()
     mark = parts.get("Metaspace", {}).get("replacement") or parts.get("Replace", {}).get("pattern", {}).get("String")
     if not mark or parts.keys() - {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
-        kinds = "use a byte-level, SentencePiece or WordPiece tokenizer"
-        raise UserError(f"its decoder ({', '.join(parts)}) is not supported: {kinds}")
+        kinds = "byte-level, SentencePiece's and WordPiece are"
+        raise ValueError(f"its decoder, {' + '.join(parts)}, is not supported; {kinds}")
     is_byte = BYTE.fullmatch if "ByteFallback" in parts else lambda token: None
     return lambda token: bytes.fromhex(token[3:5]) if is_byte(token) else token.replace(mark, " ").encode()
 

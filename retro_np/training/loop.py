@@ -17,6 +17,7 @@ from retro_np.errors import UserError
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.files.untrusted import has_types, read_json
 from retro_np.nn.model import retro_loss
+from retro_np.nn.operators import present
 from retro_np.nn.scope import every
 from retro_np.optim import adamw_init, adamw_update, clip_by_global_norm, learning_rate
 from retro_np.parameters import init_params, parameter_shapes
@@ -66,11 +67,12 @@ def loss_and_gradients(
 
     Each part is weighted by its share of the batch's targets. Arguments otherwise as in `retro_loss`."""
     tokens, targets, neighbours = batch
-    n_targets = max(int(np.count_nonzero(targets >= 0)), 1)
+    counted = present(targets, config.padding_id)
+    n_targets = max(int(np.count_nonzero(counted)), 1)
     loss, grads = 0.0, None
     for part, rows in enumerate(np.split(np.arange(len(tokens)), micro_batches)):
         key = None if dropout_key is None else (*dropout_key, part)
-        share = np.count_nonzero(targets[rows] >= 0) / n_targets
+        share = np.count_nonzero(counted[rows]) / n_targets
         inputs = tokens[rows], targets[rows], None if neighbours is None else neighbours[rows]
         part_loss, vjp = retro_loss(params, config, *inputs, dropout_key=key, trainable=trainable)
         loss += share * float(part_loss)
@@ -129,29 +131,24 @@ def train(
     outputs.claim(out, outputs.RUN)
     with locked(out, "training run"):
         remove_partial(out)
+        settings = read_json(out / SETTINGS) if (out / SETTINGS).exists() else None
         if (out / CHECKPOINT).exists():
             params, state, _, stored = load_checkpoint(out / CHECKPOINT)
             _resume(out / CHECKPOINT, stored, identity, state["step"], keep_steps)
         else:
-            if (out / SETTINGS).exists():  # The run's checkpoint was removed, or it was killed before the first one.
-                _resume(out / SETTINGS, read_json(out / SETTINGS), identity, 0, keep_steps)
+            if settings:  # The run's checkpoint was removed, or it was killed before the first one.
+                _resume(out / SETTINGS, settings, identity, 0, keep_steps)
             params = begin_from[0] if begin_from else init_params(config, np.random.default_rng(training.seed))
             params = map_tree(lambda _, array: array.copy(), params)  # training must not change the caller's arrays
             state = adamw_init(params, trainable)
         training = TrainingConfig(**identity["training"])
-        if state["step"] < training.steps or _steps_in(out / SETTINGS) != training.steps:
+        if state["step"] < training.steps or not settings or settings["training"].get("steps") != training.steps:
             write_json(out / SETTINGS, identity)  # first, because it marks the folder as a run's
         if not (out / CHECKPOINT).exists():
             save_checkpoint(out / CHECKPOINT, params, state, config, identity)
         cut_log(out / LOG, state["step"])
         _take_steps(database, config, training, out, params, state, identity, trainable, description, evaluate, called)
     return params
-
-
-def _steps_in(path: Path) -> Any:
-    """The number of steps in a run's settings; None if there is none."""
-    training = read_json(path).get("training") if path.exists() else None
-    return training.get("steps") if isinstance(training, dict) else None
 
 
 def _take_steps(database, config, training, out, params, state, identity, trainable, description, evaluate, callbacks):

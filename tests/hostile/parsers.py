@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import embedder_folders
 import numpy as np
-from hostile import checkpoints, corpora, databases, values
+from hostile import checkpoints, corpora, databases, decoders, values
 from hostile.databases import Folder, changed_file, mutation
 from hostile.values import mutated_array, odd_text, odd_value, pick
 
@@ -31,6 +31,7 @@ from retro_np.kernels.rowwise import scatter_add
 from retro_np.kernels.search import exact_search
 from retro_np.kernels.substring import common_prefix_lengths, longest_common_substring
 from retro_np.pretrained.bundled import trained_on
+from retro_np.pretrained.models import read_pretrained
 from retro_np.retrieval.build import BuildConfig
 from retro_np.retrieval.corpus import _matcher, find_corpus, parse_source
 from retro_np.retrieval.database import Database
@@ -59,6 +60,9 @@ class World:
         self.checkpoint = (base / "checkpoint.safetensors").read_bytes()
         self.lines = (base / "plain.jsonl").read_bytes()
         self.tokenizer = load_tokenizer(base / "plain" / "tokenizer.json")
+        self.models = {kind: decoders.build_folder(scratch / kind, kind) for kind in ("llama", "qwen2", "gpt2")}
+        types = {"llama": "Q8_0", "qwen2": "F16", "gpt2": "F32"}
+        self.ggufs = [decoders.Gguf(scratch / f"{kind}.gguf", kind, name) for kind, name in types.items()]
         self.log = b"".join(json.dumps({"step": i, "loss": 3.5, "seconds": 0.1}).encode() + b"\n" for i in range(4))
 
     def write(self, name: str, data: bytes) -> Path:
@@ -261,6 +265,30 @@ def _embedder(rng, world):
         return bert.embed(["a é [MASK]"], False), bert.embed_queries([""], False)
 
     return data.exists() and values.parses_as_json(data.read_bytes()), call
+
+
+def _use(name):
+    """Read a model, its parameters too, and encode a text."""
+    model = read_pretrained(name)
+    text = decode(model.tokenizer, encode(model.tokenizer, "some text é"))
+    return model.params, model.sha256, repr(model), text
+
+
+def _model_folder(rng, world):
+    files, name = decoders.changed_folder(rng, world.models[pick(rng, [*world.models])])
+    folder = world.scratch / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for other, data in files.items():
+        (folder / other).write_bytes(data)
+    parses = checkpoints.parses if name.endswith(".safetensors") else values.parses_as_json
+    return name in files and parses(files[name]), lambda: _use(folder)
+
+
+def _gguf(rng, world):
+    data = decoders.changed_gguf(rng, pick(rng, world.ggufs))
+    path = world.write("changed.gguf", data)
+    return decoders.begins(data), lambda: _use(path)
 
 
 def _database(rng, world):
@@ -486,14 +514,14 @@ def _kernel(rng, world):
 
 # Each kind of input, and how many of a thousand inputs are of it.
 PARSERS = {
-    "manifest": (_manifest, 120), "documents": (_documents, 110), "tokenizer": (_tokenizer, 60),
+    "manifest": (_manifest, 100), "documents": (_documents, 100), "tokenizer": (_tokenizer, 60),
     "hashing counts": (_hashing, 5),
-    "index": (_index, 60), "array": (_mapped, 110), "JSON": (_json, 60), "safetensors": (_safetensors, 80),
+    "index": (_index, 60), "array": (_mapped, 100), "JSON": (_json, 60), "safetensors": (_safetensors, 80),
     "checkpoint": (_checkpoint, 80),
     "log": (_log, 25), "lines of JSON": (_lines, 45), "folder": (_folder, 5), "sources": (_sources, 20),
     "patterns": (_patterns, 20),
     "settings": (_settings, 30), "terminal": (_terminal, 30), "database": (_database, 10), "embedder": (_embedder, 20),
-    "kernel": (_kernel, 110),
+    "kernel": (_kernel, 110), "model folder": (_model_folder, 20), "gguf": (_gguf, 20),
 }  # fmt: skip
 SCHEDULE = tuple(itertools.chain.from_iterable([kind] * share for kind, (_, share) in PARSERS.items()))
 

@@ -79,8 +79,8 @@ def test_a_signature_holds_the_minimum_of_each_hash_function(kind, parts, words,
 
 
 @pytest.mark.parametrize("words", [1, 13])
-@pytest.mark.parametrize("longest", [3, 12, 3000])  # words and gaps longer than a span, too
-def test_a_text_cut_into_spans_has_the_signature_of_the_whole_text(words, longest, monkeypatch):
+@pytest.mark.parametrize("longest", [3, 12, 3000])  # words and gaps longer than a block, too
+def test_a_text_in_blocks_of_any_number_of_grams_has_the_signature_of_the_whole_text(words, longest, monkeypatch):
     rng = np.random.default_rng(longest)
     parts = [random_text(rng, int(count), longest) for count in (0, 1, 5, 12, 13, 40)] + [random_text(rng, 9000, 9)]
     parts += [b" " * 5000 + b"two words" + b" " * 5000, b"x" * 20_000, b" " * 20_000, b"a " * 9 + b" " * 9000 + b"end"]
@@ -88,8 +88,8 @@ def test_a_text_cut_into_spans_has_the_signature_of_the_whole_text(words, longes
     kernels.use("numpy")
     expected = minhash(*joined(parts), words, factors)
     kernels.use("numba")
-    for span in (64, 1000, 1 << 20):
-        monkeypatch.setattr(minhash_numba, "SPAN_BYTES", span)
+    for block in (1, 64, 1000, 1 << 20):
+        monkeypatch.setattr(minhash_numba, "BLOCK_GRAMS", block)
         for count in (1, 3):
             threads.use_threads(count)
             np.testing.assert_array_equal(minhash(*joined(parts), words, factors), expected)

@@ -185,25 +185,26 @@ def test_a_database_inside_its_corpus_is_not_read(tmp_path, embedder):
     assert len(first.documents) == len(second.documents) == 6
 
 
-def test_a_corpus_that_changed_while_reading_was_interrupted_is_refused(tmp_path, embedder, monkeypatch):
+def test_a_corpus_that_changed_while_reading_was_interrupted_is_read_anew(tmp_path, embedder, monkeypatch):
     corpus = write_corpus(tmp_path / "docs", documents=12)
     config = replace(SMALL, shard_bytes=2000)
-    opened = texts._Shards._open
 
     def stopped(shards):
-        opened(shards)
-        if shards.number == 2:
+        if shards.shards == 3:
             raise KeyboardInterrupt
+        opened(shards)
 
-    monkeypatch.setattr(texts._Shards, "_open", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        build_database(corpus, tmp_path / "db", config, embedder)
-    monkeypatch.setattr(texts._Shards, "_open", opened)
+    with monkeypatch.context() as patch:
+        opened = texts._Shards._open
+        patch.setattr(texts._Shards, "_open", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build_database(corpus, tmp_path / "db", config, embedder)
     assert list((tmp_path / "db" / "work").rglob("*.jsonl"))
-    for path in corpus.iterdir():
+    for path in sorted(corpus.iterdir())[6:]:
         path.write_text("changed")
-    with pytest.raises(UserError, match="started with another corpus"):
-        build_database(corpus, tmp_path / "db", config, embedder)
+    build_database(corpus, tmp_path / "db", config, embedder)
+    build_database(corpus, tmp_path / "other", config, embedder)
+    assert all_bytes(tmp_path / "db") == all_bytes(tmp_path / "other")
 
 
 def test_an_existing_tokenizer_is_reused_unchanged(tmp_path, embedder, database):

@@ -111,12 +111,12 @@ def test_real_text_in_pieces_has_the_same_tokens(monkeypatch):
         assert tokenizer.encode(TOKENIZER, text) == TOKENIZER.encode(text).ids
 
 
-@given(st.lists(st.text(alphabet="ab é\n\r\u2028\0", max_size=20), max_size=6), st.integers(1, 7))
+@given(st.lists(st.text(alphabet="ab é\n\r\u2028\0", max_size=20), max_size=6))
 @settings(deadline=None)
-def test_line_ends_do_not_depend_on_the_block_size(lines, block):
-    data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-    ends = texts.line_ends(data, block)
-    assert [json.loads(data[start:end]) for start, end in zip([0, *ends], ends, strict=False)] == lines
+def test_each_line_of_a_file_is_found_by_its_number(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("lines") / "lines"
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), newline="")
+    assert [json.loads(line) for line in texts.Lines(path)] == lines
 
 
 def test_documents_behave_like_a_list_of_records(database):

@@ -1,0 +1,57 @@
+"""Ways to give a model that is not trained any further a memory: the rows that `evaluate` adds to its own."""
+
+from collections.abc import Collection
+from typing import Any
+
+from retro_np.config import RetroConfig
+from retro_np.errors import UserError
+from retro_np.evaluation.bits_per_byte import ScoredTokens
+from retro_np.evaluation.continuous_cache import continuous_cache
+from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
+from retro_np.evaluation.prepending import check_room, prepended, separator_of
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.join import Retrieval
+from retro_np.tree import Tree
+
+IN_CONTEXT, KNN_LM, CACHE = METHODS = "in-context", "knn-lm", "cache"
+KEYS = 1 << 16  # tokens in kNN-LM's datastore: 150 MB for a model of width 576
+
+
+def check_methods(
+    methods: Collection[str], config: RetroConfig, database: Database, retrieval: Retrieval, k: int, length: int
+) -> None:
+    """Raise UserError for an unknown method, and for one that cannot be run, before anything is scored.
+
+    length: that of a sequence, in tokens. The other arguments are those of `added_memory`."""
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"there is no method {unknown[0]!r:.40}: choose from {', '.join(METHODS)}")
+    if methods and retrieval.split.name == "train":
+        raise UserError(f"{', '.join(methods)} are for held-out documents: leave out --split, or --also")
+    if {IN_CONTEXT, KNN_LM} & set(methods) and not database.n_chunks:
+        raise UserError(f"{IN_CONTEXT} and {KNN_LM} read a database: give a DB, or only --also {CACHE}")
+    if IN_CONTEXT in methods:
+        check_room(config.chunk_size, k, length, separator_of(config, database))
+
+
+def added_memory(
+    methods: Collection[str], params: Tree, config: RetroConfig, database: Database, retrieval: Retrieval, *,
+    k: int, keys: int, sequence_length: int, stride: int, limit: int | None,
+) -> dict[str, ScoredTokens]:  # fmt: skip
+    """Score the tokens of a split with each of these methods, while the model's own retrieval is off.
+
+    methods: "in-context", see `prepending.py`; "knn-lm", whose datastore has this many `keys`, see `knn_lm.py`;
+    "cache", see `continuous_cache.py`. The other arguments are those of `score`. Memory: the hidden states of all
+    scored tokens and of the datastore. Returns each method's tokens."""
+    windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
+    windows["retrieval"] = retrieval
+    scored: dict[str, ScoredTokens] = {}
+    if IN_CONTEXT in methods:
+        scored[IN_CONTEXT] = prepended(params, config, database, k=k, **windows)
+    if {KNN_LM, CACHE} & set(methods):
+        frozen = frozen_model(params, config, database, **windows)
+        if KNN_LM in methods:
+            stored = datastore(params, config, database, keys, sequence_length=sequence_length)
+            scored[KNN_LM] = knn_lm(*frozen, *stored)[0]
+        if CACHE in methods:
+            scored[CACHE] = continuous_cache(*frozen)[0]
+    return scored

@@ -1,0 +1,66 @@
+"""A user's turn as tokens, through the chat template of a model that others trained."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2  # noqa: F401  # A missing package is reported before anything is rendered.
+from tokenizers import AddedToken, Tokenizer
+
+from retro_np.errors import UserError
+from retro_np.pretrained.decoder import Pretrained
+
+RENDERER = Path(__file__).with_name("chat_render.py")
+SECONDS_TO_WAIT = 20  # The renderer limits its own time too, but not on Windows.
+PRIVATE, LAST = 0xF0000, 0x10FFFD  # characters that no text has a meaning for: Unicode's private planes
+
+
+def chat_tokens(model: Pretrained, text: str) -> list[int]:
+    """The token ids of one turn of a user, up to where the model's answer begins.
+
+    text: what the user says. Where it spells a special token, it is encoded as plain text; the template's own special
+    tokens are encoded as such. Raises UserError if the model has no template, or if that fails or takes too much."""
+    added = model.tokenizer.get_added_tokens_decoder().items()
+    special = {token.content: (number, token) for number, token in added if token.special}
+    spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+    unused = (c for c in map(chr, range(PRIVATE, LAST)) if c not in f"{text}{model.chat_template}")
+    # While the template is rendered, one character stands for each special token that the user spells.
+    plain = {content: next(unused) for content in set(spelled.findall(text))}
+    turn = {"role": "user", "content": spelled.sub(lambda match: plain[match[0]], text)}
+    rendered = render(model, [turn])
+    # For the tokenizer, one stands for each of the template's special tokens, as an added token that is not special.
+    own = {content: next(unused) for content in set(spelled.findall(rendered))}
+    marked = spelled.sub(lambda match: own[match[0]], rendered)
+    for content, character in plain.items():
+        marked = marked.replace(character, content)
+    tokenizer, ids = Tokenizer.from_str(model.tokenizer.to_str()), {}
+    tokenizer.encode_special_tokens = True
+    for content, character in own.items():
+        number, token = special[content]
+        flags = {name: getattr(token, name) for name in ("lstrip", "rstrip", "normalized")}
+        tokenizer.add_tokens([AddedToken(character, **flags)])
+        ids[tokenizer.token_to_id(character)] = number
+    return [ids.get(i, i) for i in tokenizer.encode(marked, add_special_tokens=False).ids]
+
+
+def render(model: Pretrained, messages: list[dict[str, str]]) -> str:
+    """The text of a conversation, up to where the model's answer begins. Rendered in a process of its own.
+
+    messages: dicts with "role" and "content". Raises UserError as `chat_tokens` does."""
+    if model.chat_template is None:
+        raise UserError(f"{model.name} has no chat template: leave out --chat")
+    context: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+    request = json.dumps({"template": model.chat_template, "context": context | model.special})
+    command = [sys.executable, "-P", str(RENDERER)]  # -P: nothing beside the file is imported
+    try:
+        child = subprocess.run(command, input=request, capture_output=True, text=True, timeout=SECONDS_TO_WAIT)
+        answer = json.loads(child.stdout)
+    except (subprocess.TimeoutExpired, ValueError):  # no answer: the renderer was ended by a limit
+        answer = {"fault": "it needs too much time or memory"}
+    if "text" not in answer:
+        fault = f"the chat template of {model.name} fails ({answer['fault']})"
+        raise UserError(f"{fault}: leave out --chat, or use another model")
+    return str(answer["text"])
