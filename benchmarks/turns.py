@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("retro-np", "numpy", "numba", "hnswlib", "torch", "onnxruntime", "sentence-transformers", "retro-pytorch")
-PACKAGES += ("faiss-cpu", "scann")
+PACKAGES += ("faiss-cpu", "scann", "transformers")
 PAUSE_SECONDS = 0.5  # before a turn, so that the threads of the previous peer fall asleep
 
 

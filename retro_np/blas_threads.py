@@ -41,7 +41,7 @@ def restart() -> bool:
 
 
 def _function(library: ctypes.CDLL, name: str) -> Any:
-    """A public function of OpenBLAS, None if there is none. Builds of OpenBLAS add a prefix and a suffix to its name."""
+    """A public function of OpenBLAS, or None. Builds of OpenBLAS may add a prefix and a suffix to its name."""
     names = (f"{prefix}openblas_{name}{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", ""))
     return next((getattr(library, name) for name in names if hasattr(library, name)), None)
 

@@ -32,7 +32,7 @@ from retro_np.kernels import bert, rowwise, search, threads
 from retro_np.nn.checks import CONFIG, checks, perturbed_params
 from retro_np.nn.model import retro_loss
 from retro_np.optim import clip_by_global_norm
-from retro_np.retrieval.bert import Bert, _arranged
+from retro_np.retrieval.bert import _arranged
 from retro_np.training.loop import read_log
 from retro_np.tree import flatten, map_tree
 
@@ -187,7 +187,7 @@ def test_a_bert_of_any_scale_and_activation_has_the_same_bits(minilm, activation
     files = replace(minilm.files, tensors=tensors, config=config)
 
     def call():
-        bert = Bert(files, _arranged(files, files.folder))
+        bert = replace(minilm, files=files, layers=_arranged(files, files.folder))
         return bert.embed(["", "chunked cross-attention"], show_progress=False)
 
     assert_same_bits_under_errstate(call)

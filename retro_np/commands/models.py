@@ -160,7 +160,7 @@ def train(
 
 def sample(
     context: Context,
-    checkpoint: Annotated[Path | None, Argument(metavar="MODEL", help=options.MODELS)] = None,
+    checkpoint: Annotated[Path | None, Argument(metavar="MODEL", help=options.MODEL_HELP)] = None,
     db: Annotated[Path | None, Argument(metavar="DB", help="A database, for a model that retrieves.")] = None,
     pretrained: Annotated[bool, Option("--pretrained", help=BUNDLED_HELP)] = False,
     prompt: Annotated[str, Option(help="The text to continue.")] = "def read_json(path):\n    ",

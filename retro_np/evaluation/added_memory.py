@@ -14,7 +14,7 @@ from retro_np.retrieval.join import Retrieval
 from retro_np.tree import Tree
 
 IN_CONTEXT, KNN_LM, CACHE = METHODS = "in-context", "knn-lm", "cache"
-KEYS = 1 << 16  # tokens in kNN-LM's datastore: 150 MB for a model of width 576
+DATASTORE_KEYS = 1 << 16  # tokens in kNN-LM's datastore: 150 MB for a model of width 576
 
 
 def check_methods(

@@ -9,7 +9,7 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.added_memory import KEYS, METHODS, added_memory, check_methods
+from retro_np.evaluation.added_memory import DATASTORE_KEYS, METHODS, added_memory, check_methods
 from retro_np.evaluation.bits_per_byte import Losses, check_arguments, score_tokens, sliding_windows
 from retro_np.evaluation.bootstrap import paired_bootstrap
 from retro_np.evaluation.breakdown import NEAR_COPY, breakdown, nearest_similarities, stated
@@ -44,7 +44,7 @@ def evaluate(
     models: Mapping[str, Model], database: Database, out: Path | str, *, split: str = "valid", k: int = 2,
     sequence_length: int = 512, stride: int = 256, limit: int | None = None, retrieval: Retrieval | None = None,
     against: Mapping[str, Model] | None = None, trained_on: Collection[str] = (), parts: bool = True,
-    token_losses: bool = False, also: Collection[str] = (), keys: int = KEYS,
+    token_losses: bool = False, also: Collection[str] = (), keys: int = DATASTORE_KEYS,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a RETRO under each condition, and other models for comparison; write results.json and losses.npz to `out`.
 

@@ -9,8 +9,9 @@ from retro_np.nn.operators import ROWS_PER_BLOCK, linear, log_softmax
 from retro_np.sequences import model_tokens
 from retro_np.tree import Tree
 
-# Numbers in the largest array. A batch of one of our own models is read at once, so that no figure changes by a bit.
-MAX_NUMBERS, MAX_NUMBERS_OF_OURS = 1 << 24, 1 << 28
+# Numbers that are computed together, 67 MB in float32. Batches of our own models are whole, so that no figure changes
+# by a bit. The limit of their logits is for vocabularies of others, of more than 65,536 tokens.
+MAX_NUMBERS, MAX_LOGITS_OF_OURS = 1 << 24, 1 << 28
 
 
 def token_nats(
@@ -25,10 +26,11 @@ def token_nats(
 
 def read(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
     """The hidden states (B, n, d) of a database's tokens (B, n). Of a wide decoder, few windows are read together."""
-    tokens, width = model_tokens(config, tokens), max(config.d_model, config.d_ffw)
+    tokens, width = model_tokens(config, tokens), 4 * config.d_model + 8 * config.d_ffw  # of a layer, about
+    size = len(tokens) if _is_ours(config) else max(1, MAX_NUMBERS // (tokens.shape[1] * width))
     parts = [
         hidden_states(params, config, tokens[rows], None if neighbours is None else neighbours[rows])
-        for rows in blocks(len(tokens), max(1, _limit(config) // (tokens.shape[1] * width)))
+        for rows in blocks(len(tokens), size)
     ]
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
@@ -50,7 +52,8 @@ def readout_nats(params: Tree, config: RetroConfig, hidden: np.ndarray, targets:
 
     # Of our own models the rows without a target are multiplied as well, which keeps the shape of the product.
     rows = np.arange(len(wanted)) if _is_ours(config) else np.flatnonzero(wanted >= 0)
-    for block in blocks(len(rows), max(1, _limit(config) // config.vocabulary_size)):
+    limit = MAX_LOGITS_OF_OURS if _is_ours(config) else MAX_NUMBERS
+    for block in blocks(len(rows), max(1, limit // config.vocabulary_size)):
         score(rows[block])
     return nats.reshape(targets.shape)
 
@@ -65,7 +68,3 @@ def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def _is_ours(config: RetroConfig) -> bool:
     return config.architecture == RetroConfig.architecture
-
-
-def _limit(config: RetroConfig) -> int:
-    return MAX_NUMBERS_OF_OURS if _is_ours(config) else MAX_NUMBERS

@@ -27,10 +27,8 @@ def measure(lab: Lab) -> Figures:
     lines[OFF] = [lab.bits(database, model, ratios, k=0) for model in models]
     for share, retrieval in retrievals.items():
         lines[share] = [lab.bits(database, model, ratios, retrieval=retrieval) for model in models]
-    tokens = database.manifest["splits"]["train"]["tokens"]
     return {
         "trained_on": TRAINING_SHARE, "shares": DATABASE_SHARES,
-        "tokens_of_database": [round(share * tokens) for share in DATABASE_SHARES],  # approximate
         "lines": {name: spreads(rows) for name, rows in lines.items()},
     }  # fmt: skip
 

@@ -56,7 +56,8 @@ def sentence(module: str, figures: Figures, **values: Any) -> str:
     texts = Environment(undefined=StrictUndefined)
     texts.globals |= {"ON": ON, "OFF": OFF, "SHUFFLED": SHUFFLED}
     texts.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f} %"
-    texts.filters |= {"fixed": lambda number, digits=4: f"{number:.{digits}f}", "bits": more_or_fewer}
+    texts.filters["fixed"] = lambda number, digits=4: f"{number:.{digits}f}"
+    texts.filters["bits"] = more_or_fewer
     template = texts.from_string(files(retro_np.experiments).joinpath("verdicts.md").read_text(encoding="utf-8"))
     block = template.blocks[module.rpartition(".")[2]]
     return " ".join("".join(block(template.new_context(figures | values))).split())

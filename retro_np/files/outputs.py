@@ -14,7 +14,8 @@ from retro_np.files import MARKS, check_folder, visible
 from retro_np.files.untrusted import parse_json, read_safetensors
 
 MAX_MARK_BYTES = 1 << 26  # A larger JSON file is not a mark.
-LAB_FOLDERS = {"databases", "models", "scores", "corpora", "pretrained", "samples.html"}  # in the folder of a scale
+# In the folder of a scale; older versions wrote the page.
+LAB_FOLDERS = {"databases", "models", "scores", "corpora", "pretrained", "samples.html"}
 
 Mark = Callable[[Path], bool]  # whether a file is what one of our commands writes under its name
 
@@ -58,9 +59,6 @@ def _is_bundled(path: Path) -> bool:
 
 
 def _is_lab(path: Path) -> bool:
-    page = path / "samples.html"
-    if page.exists() and b"The same prompts with retrieval on and off" not in page.read_bytes():
-        return False
     if not path.is_dir() or not {p.name for p in visible(path) if p.suffix not in (".json", ".png")} <= LAB_FOLDERS:
         return False
     stored = [(p, kind) for kind, name in ((DATABASE, "databases"), (RUN, "models")) for p in (path / name).glob("*")]

@@ -1,14 +1,13 @@
 """Exact nearest neighbours by squared L2: every key is compared with every query."""
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels import Array, c_extension, kernel, threads
+from retro_np.kernels import Array, c_extension, check_arrays, kernel, threads
 
 LANES = 16  # partial sums of a distance, as in csrc/search.c
 QUERIES_PER_JOB = 64
@@ -159,24 +158,15 @@ def _lower_norms(x: Array) -> Array:
 
 def _checked(queries: Any, keys: Any, k: Any) -> tuple[Array, Array, int]:
     queries, keys = np.asarray(queries), np.asarray(keys)
-    for name, array in (("queries", queries), ("keys", keys)):
-        if array.ndim != 2:
-            shape = array.shape
-            raise UserError(f"exact_search: {name} have shape {shape}; they must be a matrix with a vector per row")
-        if array.dtype.kind != "f":
-            raise UserError(f"exact_search: {name} are {array.dtype}; convert them to float32")
+    check_arrays("exact_search", {"queries": "f Nd", "keys": "f Mc"}, {"queries": queries, "keys": keys})
     if queries.dtype not in (np.float32, np.float64):
         raise UserError(f"exact_search: queries are {queries.dtype}; convert them to float32 or float64")
     if queries.shape[1] != keys.shape[1]:
         widths = f"queries have width {queries.shape[1]} and keys {keys.shape[1]}"
         raise UserError(f"exact_search: {widths}; both must come from the same embedder")
-    try:
-        k = operator.index(k)
-    except TypeError:
-        raise UserError(f"exact_search: k is {k!r}; it must be an integer") from None
-    if k < 1:
-        raise UserError(f"exact_search: k is {k}; ask for at least one neighbour")
-    return np.require(queries, queries.dtype.newbyteorder("="), ["C", "A"]), keys, k
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"exact_search: k is {k!r}; it must be a whole number, at least 1")
+    return np.require(queries, queries.dtype.newbyteorder("="), ["C", "A"]), keys, int(k)
 
 
 def _check_finite(queries: Array, keys: Array, start: int) -> None:

@@ -11,11 +11,9 @@ SECONDS, MEMORY, MAX_CHARACTERS = 2, 1 << 30, 1 << 20
 
 
 def limit() -> None:
-    """Limit this process's time and memory, where the system can. On Windows only `chat.py` limits the time."""
-    try:
-        import resource
-    except ImportError:
-        return
+    """Limit this process's time and memory. On Windows only `chat.py` limits its time."""
+    import resource
+
     for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
@@ -42,7 +40,8 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    limit()
+    if sys.platform != "win32":
+        limit()
     try:
         answer = {"text": render(**json.load(sys.stdin))}
     except Exception as error:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from retro_np.errors import UserError
 from retro_np.files import sha256_of
 from retro_np.nn.decoders import DecoderConfig
 from retro_np.pretrained.layouts import AGAIN, UNSUPPORTED, Layout, Weights, params_reader
-from retro_np.progress import one_line
-from retro_np.retrieval.folders import OFF, Known, refusal
+from retro_np.retrieval import folders
 from retro_np.tree import Tree
 
+check_settings = partial(folders.check_settings, hint=UNSUPPORTED)
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -50,21 +50,6 @@ class Pretrained:
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def check_settings(path: Path, settings: dict[str, Any], known: Known) -> None:
-    """Raise UserError for a setting that has a value not in `known`, or, for other settings, that asks for anything."""
-    for key, value in settings.items():
-        if value not in known.get(key, OFF):
-            raise refusal(path, one_line(f"{key:.80}"), value, UNSUPPORTED)
-
-
-def sizes(path: Path, settings: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The settings that must be whole numbers of at least 1, by our names. Raises UserError for other values."""
-    for name in names.values():
-        if type(value := settings.get(name)) is not int or value < 1:
-            raise refusal(path, name, value, f"it must be a whole number, at least 1: {AGAIN}")
-    return {ours: settings[name] for ours, name in names.items()}
-
-
 def foreign_decoder(
     name: str, files: Iterable[Path], fields: dict[str, Any], weights: Weights, layout: Layout, tokenizer: Tokenizer,
     special: dict[str, str | None], chat_template: Any, stop: list[Any],
@@ -87,6 +72,6 @@ def foreign_decoder(
     except UserError as error:
         raise UserError(f"{weights.path}: {str(error).removeprefix(f'{weights.path}: ')}") from error
     if not isinstance(chat_template, str | None):
-        raise refusal(weights.path, "chat_template", chat_template, f"it must be a text: {AGAIN}")
+        raise folders.refusal(weights.path, "chat_template", chat_template, f"it must be a text: {AGAIN}")
     ends = frozenset(i for i in [*stop, ids.get("eos_token")] if type(i) is int and 0 <= i < rows)
     return Pretrained(name, tuple(files), config, tokenizer, read, chat_template, texts, ends)

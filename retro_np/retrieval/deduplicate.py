@@ -10,9 +10,9 @@ import functools
 import hashlib
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,18 +42,13 @@ class DedupConfig:
     bands: int = 32  # bands per signature, each of hashes / bands entries
 
     def __post_init__(self) -> None:
-        try:
-            threshold_is_valid = 0 < self.threshold <= 1
-            words, hashes, bands = (operator.index(number) for number in (self.words, self.hashes, self.bands))
-        except TypeError:
-            raise UserError("deduplication: threshold must be a number; words, hashes and bands integers") from None
-        if not threshold_is_valid:
-            raise UserError(f"deduplication: threshold must be in (0, 1], not {self.threshold}")
-        for name, value, maximum in (("words", words, MAX_WORDS_PER_GRAM), ("hashes", hashes, MAX_HASHES)):
-            if not 1 <= value <= maximum:
-                raise UserError(f"deduplication: {name} must be from 1 to {maximum}, not {value}")
-        if bands < 1 or hashes % bands:
-            raise UserError(f"deduplication: {hashes} hashes cannot be divided into {bands} bands of equal size")
+        if not isinstance(self.threshold, Real) or not 0 < self.threshold <= 1:
+            raise UserError(f"deduplication: threshold must be a number in (0, 1], not {self.threshold!r}")
+        for name, maximum in (("words", MAX_WORDS_PER_GRAM), ("hashes", MAX_HASHES), ("bands", MAX_HASHES)):
+            if not isinstance(value := getattr(self, name), Integral) or not 1 <= value <= maximum:
+                raise UserError(f"deduplication: {name} must be a whole number from 1 to {maximum}, not {value!r}")
+        if self.hashes % self.bands:
+            raise UserError(f"deduplication: {self.hashes} hashes cannot be divided evenly into {self.bands} bands")
 
     @property
     def compares_exactly(self) -> bool:
@@ -217,21 +212,19 @@ def find_duplicates(
 
     @functools.cache
     def others(signature):  # with this signature but other grams than its first document, each once
-        row_of = {}
-        for row in index.members[signature]:
-            row_of.setdefault(hashlib.sha256(grams_of(row)).digest(), row)
-        return list(row_of.values())[1:]
+        row_of = {hashlib.sha256(grams_of(row)).digest(): row for row in reversed(index.members[signature])}
+        return sorted(row_of.values())[1:]
 
-    def documents(near, estimates):
-        for signature, estimate in zip(near.tolist(), estimates.tolist(), strict=True):
-            yield index.members[signature][0], estimate
-            yield from ((row, estimate) for row in others(signature))
+    def documents(signature):
+        yield index.members[signature][0]
+        yield from others(signature)
 
     for row, near, estimates in candidates(signatures(texts, config), index):
         text_grams = grams([texts[row]], config.words)[0]
         matches = (
             Duplicate(row, held, estimate, exact)
-            for held, estimate in documents(near, estimates)
+            for signature, estimate in zip(near.tolist(), estimates.tolist(), strict=True)
+            for held in documents(signature)
             if (exact := _similarity(text_grams, grams_of(held))) >= config.threshold
         )
         duplicates += itertools.islice(matches, 1)

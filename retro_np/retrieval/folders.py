@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from retro_np.errors import UserError
 from retro_np.files.untrusted import read_json
-from retro_np.progress import say
+from retro_np.progress import one_line, say
 
 Known = dict[str, Container[Any]]  # the values of each setting with which the keys are right
 ANY = type("Any", (), {"__contains__": lambda self, value: True})()  # checked elsewhere, or never changes a key
@@ -95,32 +95,43 @@ class Recipe:
 def read_settings(path: Path, known: Known, others: Container[Any] = OFF) -> dict[str, Any]:
     """A JSON file's settings, if it exists. Raises UserError for values not in `known` or, for other keys, `others`."""
     settings: dict[str, Any] = read_json(path, hint=AGAIN) if os.path.exists(path) else {}
-    _check(path, settings, known, others)
+    check_settings(path, settings, known, others)
     return settings
+
+
+def check_settings(
+    path: Path, settings: dict[str, Any], known: Known, others: Container[Any] = OFF, hint: str = SUPPORTED
+) -> None:
+    """Raise UserError for a value that is not in `known` or, for other keys, in `others`. hint: the error's end."""
+    for key, value in settings.items():
+        if value not in known.get(key, others):
+            raise refusal(path, key, value, hint)
+
+
+def sizes(path: Path, settings: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The settings that must be whole numbers of at least 1, by our names. Raises UserError for other values."""
+    for name in names.values():
+        if type(value := settings.get(name)) is not int or value < 1:
+            raise refusal(path, name, value, f"it must be a whole number, at least 1: {AGAIN}")
+    return {ours: settings[name] for ours, name in names.items()}
 
 
 def refusal(path: Path, key: str, value: Any, hint: str = SUPPORTED) -> UserError:
     """The error for a setting that is not understood. At most 80 characters of the value are shown."""
-    return UserError(f"{path}: {key} is {value!r:.80}; {hint}")
-
-
-def _check(path: Path, settings: dict[str, Any], known: Known, others: Container[Any] = OFF) -> None:
-    for key, value in settings.items():
-        if value not in known.get(key, others):
-            raise refusal(path, key, value)
+    return UserError(f"{path}: {one_line(f'{key:.80}')} is {value!r:.80}; {hint}")
 
 
 def check_modules(folder: Path, config: dict[str, Any]) -> Recipe:
     """How keys are made, by the files of sentence-transformers. config: the content of config.json.
 
     Raises a UserError that names the file and the setting if something is not understood."""
-    _check(folder / "config.json", config, MODEL_CONFIG, others=ANY)
+    check_settings(folder / "config.json", config, MODEL_CONFIG, others=ANY)
     if "ForCausalLM" in str(config.get("architectures")):
         raise refusal(folder / "config.json", "architectures", config["architectures"])
-    for pattern in ("adapter_config.json", "chat_template.*", "sentence_*_config.json"):
-        for path in folder.glob(pattern):
-            if path.name != "sentence_bert_config.json":
-                raise UserError(f"{path} is not a file of a BERT encoder: {SUPPORTED}")
+    patterns = "adapter_config.json", "chat_template.*", "sentence_*_config.json"
+    foreign = {path for pattern in patterns for path in folder.glob(pattern)} - {folder / "sentence_bert_config.json"}
+    for path in sorted(foreign):
+        raise UserError(f"{path} is not a file of a BERT encoder: {SUPPORTED}")
     read_settings(folder / "sentence_bert_config.json", SENTENCE_BERT)
     recipe, path = _prompts(folder / "config_sentence_transformers.json"), folder / "modules.json"
     if not path.exists():  # a folder of transformers alone
@@ -136,7 +147,7 @@ def check_modules(folder: Path, config: dict[str, Any]) -> Recipe:
         if not match or module.get("idx", i) != i:
             hint = "only Transformer, Pooling, Normalize, in this order, are known"
             raise refusal(path, f"module {i}", module.get("type"), hint)
-        _check(path, module, dict.fromkeys(("idx", "name", "path", "type"), ANY))
+        check_settings(path, module, dict.fromkeys(("idx", "name", "path", "type"), ANY))
         kinds.append(match[1])
         place = module.get("path", "" if i == 0 else f"{i}_{match[1]}")
         if not isinstance(place, str) or not PLACE.fullmatch(place):

@@ -14,19 +14,19 @@ from retro_np.retrieval.tokenizer import checked
 from retro_np.retrieval.vocabulary import MAX_VOCABULARY_SIZE, pre_tokenizer_kinds
 
 # The pre-tokenizers' names, by the kind that they are of. A file that names none has GPT-2's.
-NAMES = {
+PRE_TOKENIZER_NAMES = {
     "gpt-2": ("gpt-2", "default", "phi-2"),
     "smollm": ("smollm", "starcoder", "refact"),
     "llama3": ("llama-bpe", "llama3", "llama-v3", "falcon3"),
     "qwen2": ("qwen2", "deepseek-r1-qwen"),
 }
-KINDS = {name: kind for kind, names in NAMES.items() for name in names}
+PRE_TOKENIZERS = {name: kind for kind, names in PRE_TOKENIZER_NAMES.items() for name in names}
 WHOLE_WORDS = "llama3"  # the kind that takes a word of the vocabulary without looking at the merges
 COMPOSING = "qwen2"  # the kind that composes characters first (NFC)
 CONTROL, USER_DEFINED = 3, 4  # types of tokens
 MAX_WORK = 1 << 26  # the work of finding merges, in characters; Llama 2's vocabulary takes 1,600,000
-HINT = "use another file, or a folder with the model's tokenizer.json"
-KEY = "tokenizer.ggml."
+OTHER_FILE = "use another file, or a folder with the model's tokenizer.json"
+GGML = "tokenizer.ggml."  # what the names of the metadata about a tokenizer begin with
 
 
 def tokenizer_from_gguf(metadata: dict[str, Any], where: str = "the .gguf file") -> Tokenizer:
@@ -34,27 +34,29 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str = "the .gguf file")
 
     metadata: names and values, arrays as lists. where: what errors call the file. Raises UserError for metadata that
     are missing or damaged, and, by name, for a tokenizer or pre-tokenizer that is not supported."""
-    model, architecture = (one_line(f"{metadata.get(name)}")[:60] for name in (KEY + "model", "general.architecture"))
-    if model not in MODELS or architecture.startswith("gemma"):  # Gemma's scores do not give the order of merges.
-        fault = f"the tokenizer {model} of {architecture}, which is not supported ({' and '.join(MODELS)} are)"
-        raise UserError(f"{where} has {fault}: {HINT}")
-    tokens = _list(metadata, "tokens", str, where)
+    fields = {name.removeprefix(GGML): value for name, value in metadata.items() if name.startswith(GGML)}
+    model, architecture = _shown(fields.get("model")), _shown(metadata.get("general.architecture"))
+    if model not in BUILDERS or architecture.startswith("gemma"):  # Gemma's scores do not give the order of merges.
+        fault = f"the tokenizer {model} of {architecture}, which is not supported ({' and '.join(BUILDERS)} are)"
+        raise UserError(f"{where} has {fault}: {OTHER_FILE}")
+    tokens = _list(fields, "tokens", str, where)
     ids = {token: number for number, token in enumerate(tokens)}
     if not 0 < len(ids) == len(tokens) <= MAX_VOCABULARY_SIZE:
-        raise UserError(f"{where}: its tokens must be different, 1 to {MAX_VOCABULARY_SIZE:,} in number: {HINT}")
-    types = _list(metadata, "token_type", int, where, len(ids)) if KEY + "token_type" in metadata else []
-    with reporting(f"{where} does not hold a tokenizer", HINT):
-        tokenizer = MODELS[model](metadata, ids, where)
+        raise UserError(f"{where}: its tokens must be different, 1 to {MAX_VOCABULARY_SIZE:,} in number: {OTHER_FILE}")
+    types = _list(fields, "token_type", int, where, len(ids)) if "token_type" in fields else []
+    with reporting(f"{where} does not hold a tokenizer", OTHER_FILE):
+        tokenizer = BUILDERS[model](fields, ids, where)
         added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL) for token, kind in added])
         return checked(tokenizer, f"the tokenizer of {where}")
 
 
-def _byte_level(metadata: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
-    name = one_line(f"{metadata.get(KEY + 'pre', 'default')}")[:60]
-    if name not in KINDS:
-        raise UserError(f"{where} has the pre-tokenizer {name}, which is not known ({', '.join(KINDS)} are): {HINT}")
-    kind, merges = KINDS[name], [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str, where)]
+def _byte_level(fields: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
+    name, merges = _shown(fields.get("pre", "default")), _pairs(fields, where)
+    if name not in PRE_TOKENIZERS:
+        fault = f"the pre-tokenizer {name}, which is not known ({', '.join(PRE_TOKENIZERS)} are)"
+        raise UserError(f"{where} has {fault}: {OTHER_FILE}")
+    kind = PRE_TOKENIZERS[name]
     tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=kind == WHOLE_WORDS))
     if kind == COMPOSING:
         tokenizer.normalizer = normalizers.NFC()
@@ -63,14 +65,11 @@ def _byte_level(metadata: dict[str, Any], ids: dict[str, int], where: str) -> To
     return tokenizer
 
 
-def _sentencepiece(metadata: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
-    if KEY + "merges" in metadata:
-        merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str, where)]
-    else:
-        merges = _merges(ids, _list(metadata, "scores", float, where, len(ids)), where)
-    unknown, prefixed = metadata.get(KEY + "unknown_token_id", 0), metadata.get(KEY + "add_space_prefix", True)
+def _sentencepiece(fields: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
+    merges = _pairs(fields, where) if "merges" in fields else _merges(fields, ids, where)
+    unknown, prefixed = fields.get("unknown_token_id", 0), fields.get("add_space_prefix", True)
     if type(unknown) is not int or not 0 <= unknown < len(ids) or type(prefixed) is not bool:
-        raise UserError(f"{where}: {KEY}unknown_token_id or add_space_prefix has a wrong value: {HINT}")
+        raise UserError(f"{where}: {GGML}unknown_token_id or add_space_prefix has a wrong value: {OTHER_FILE}")
     name = list(ids)[unknown]
     tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=name, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
@@ -80,26 +79,35 @@ def _sentencepiece(metadata: dict[str, Any], ids: dict[str, int], where: str) ->
     return tokenizer
 
 
-def _merges(ids: dict[str, int], scores: list[float], where: str) -> list[tuple[str, str]]:
-    """The merges that give each token from two others: the best score first, and then the longest left part."""
+BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
+
+
+def _pairs(fields: dict[str, Any], where: str) -> list[Any]:
+    """The merges that the metadata list."""
+    return [tuple(merge.split(" ")) for merge in _list(fields, "merges", str, where)]
+
+
+def _merges(fields: dict[str, Any], ids: dict[str, int], where: str) -> list[Any]:
+    """The merges that give each token from two others: the best score first, then the longest left and right part."""
     if sum(len(token) ** 2 for token in ids) > MAX_WORK:
-        raise UserError(f"{where} has tokens that are too long to find their merges: {HINT}")
+        raise UserError(f"{where} has tokens that are too long to find their merges: {OTHER_FILE}")
     merges = []
-    for token, score in zip(ids, scores, strict=True):
+    for token, score in zip(ids, _list(fields, "scores", float, where, len(ids)), strict=True):
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        merges += [(score, len(left), (left, right)) for left, right in pairs if left in ids and right in ids]
-    merges.sort(key=lambda merge: merge[:2], reverse=True)
-    return [pair for *_, pair in merges]
+        merges += [(score, (left, right)) for left, right in pairs if left in ids and right in ids]
+    merges.sort(key=lambda merge: (merge[0], *map(len, merge[1])), reverse=True)
+    return [pair for _, pair in merges]
 
 
-def _list(metadata: dict[str, Any], name: str, kind: type, where: str, length: int | None = None) -> list[Any]:
+def _list(fields: dict[str, Any], name: str, kind: type, where: str, length: int | None = None) -> list[Any]:
     """A list in the metadata, of values of one type. Raises UserError for anything else, and for another length."""
-    values = metadata.get(KEY + name)
+    values = fields.get(name)
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
-        raise UserError(f"{where}: its metadata have no list {KEY}{name} of {kind.__name__}: {HINT}")
+        raise UserError(f"{where}: its metadata have no list {GGML}{name} of {kind.__name__}: {OTHER_FILE}")
     if length not in (None, len(values)):
-        raise UserError(f"{where}: {KEY}{name} has {len(values):,} entries, but there are {length:,} tokens: {HINT}")
+        raise UserError(f"{where}: {GGML}{name} has {len(values):,} entries, not {length:,}: {OTHER_FILE}")
     return values
 
 
-MODELS = {"gpt2": _byte_level, "llama": _sentencepiece}
+def _shown(name: Any) -> str:
+    return f"{one_line(str(name)):.60}"

@@ -68,10 +68,8 @@ class EfGate:
     @contextmanager
     def at(self, ef: int) -> Iterator[None]:
         """Wait until the graph may have this ef, and keep it until the end of the context."""
-        process, thread = os.getpid(), threading.get_ident()
-        if process not in self._states:
-            self._states.setdefault(process, (threading.Lock(), threading.Condition(), set[int]()))
-        turn, idle, running = self._states[process]
+        thread, new = threading.get_ident(), (threading.Lock(), threading.Condition(), set[int]())
+        turn, idle, running = self._states.setdefault(os.getpid(), new)
         try:
             with turn, idle:
                 while ef != self._ef and running - {thread}:
@@ -158,18 +156,21 @@ def _stacked(blocks):
     return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
 
 
-def build_hnsw(keys: np.ndarray, path: Path | str | None = None, *, seed: int = 100) -> HnswIndex:
+def build_hnsw(keys: np.ndarray, path: Path | str | None = None) -> HnswIndex:
     """Build the graph of keys (n, d_key), with one thread, so that the same keys give the same graph.
 
     path: where to write the graph, with equal.npy (the rows of equal keys) in the same folder. Without keys there is no
     graph, and the file is empty. Raises UserError if hnswlib is missing, a key is not finite, or the disk is full."""
     if not np.all(np.isfinite(keys)):
         raise UserError("a key is NaN or infinite: check the embedder that made it")
-    graph, first = None, _first_of_equal(keys)
+    # For each key the first row that has the same bytes; empty if all differ.
+    parts = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).reshape(-1)
+    _, distinct, member = np.unique(parts, return_index=True, return_inverse=True)
+    graph, first = None, distinct[member] if len(distinct) < len(keys) else np.empty(0, np.int64)
     if len(keys):
         rows = first_rows(EQUAL, first, len(keys))
         graph = _empty_graph(keys)
-        graph.init_index(len(rows), ef_construction=EF_CONSTRUCTION, M=LINKS, random_seed=seed)
+        graph.init_index(len(rows), ef_construction=EF_CONSTRUCTION, M=LINKS, random_seed=100)
         for block in threads.blocks(len(rows), 65536):  # Float16 keys are converted to float32 in blocks.
             graph.add_items(np.asarray(keys[rows[block]], np.float32), rows[block], num_threads=1)
     if path is not None:
@@ -186,13 +187,6 @@ def _empty_graph(keys):
     if hnswlib is None:
         raise UserError("a graph index needs hnswlib: pip install hnswlib")
     return hnswlib.Index(space="l2", dim=keys.shape[1])
-
-
-def _first_of_equal(keys) -> np.ndarray:
-    """For each key the first row that has the same bytes, (n,) int64; empty if all differ."""
-    rows = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).reshape(-1)
-    _, first, member = np.unique(rows, return_index=True, return_inverse=True)
-    return first[member] if len(first) < len(keys) else np.empty(0, np.int64)
 
 
 def load_hnsw(path: Path | str, keys: np.ndarray, ef_margin: int = EF_MARGIN) -> HnswIndex:

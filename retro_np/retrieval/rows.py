@@ -9,7 +9,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retro_np.errors import UserError
+from retro_np.files.untrusted import reporting
 from retro_np.progress import one_line, say
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON and file names can hold one, UTF-8 cannot
@@ -149,12 +150,12 @@ def saved_rows(folder: str, name: str, fields: Fields) -> Iterator[tuple[str, It
 
     A document without a name is called name:row or name/split:row, from 0. A split without rows is left out."""
     datasets, place = needed("datasets", without_surrogates(folder), "retro-np[hub]"), without_surrogates(folder)
-    with _explained(place, DAMAGED_ROWS):
+    with reporting(f"{place} cannot be read", DAMAGED_ROWS):
         listing = Path(folder, "dataset_dict.json")
         splits = list(map(str, json.loads(listing.read_bytes())["splits"])) if listing.exists() else [""]
     for split in splits:
         inner = f"/{split}" if split else ""
-        with _explained(place + inner, DAMAGED_ROWS):
+        with reporting(f"{place}{inner} cannot be read", DAMAGED_ROWS):
             if not json.loads(Path(folder + inner, "state.json").read_bytes())["_data_files"]:
                 continue  # `datasets` cannot open it.
             saved = datasets.load_from_disk(folder + inner)
@@ -188,7 +189,7 @@ def hub_dataset(location: str, fields: Fields) -> Any:
     datasets = needed("datasets", location, "retro-np[hub]")
     # an absolute path cannot be mistaken for a dataset of the Hub or for a format such as `json`
     path = os.path.abspath(name) if os.path.isdir(name) else name
-    with _explained(location, CHECK_NAME):
+    with reporting(f"{location} cannot be read", CHECK_NAME):
         splits = datasets.load_dataset(path, config, streaming=True)
         if (split or "train") not in splits:
             raise UserError(f"{location} cannot be read (its splits are {listed(splits)}): give hub:{name}#SPLIT")
@@ -209,22 +210,15 @@ def rows_of(records: Iterable[dict], place: str, name: str, advice: str) -> Iter
     """A row for each record, called name:row, from 0.
 
     place, advice: the beginning and the end of the UserError for any error while records are read."""
-    number = -1
-    with _explained(place, advice, lambda: f" after row {number}" if number >= 0 else ""):
-        for number, record in enumerate(records):
-            yield Row(record, f"{name}:{number}", place, f" in row {number}")
-
-
-@contextmanager
-def _explained(place: str, advice: str, row: Callable[[], str] = str) -> Iterator[None]:
-    """Turn any error into a UserError: those of the Hub, the network and the file formats share no base class."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{place} cannot be read{row()} ({reason}): {advice}") from error
+    after, remaining = "", enumerate(records)
+    while True:
+        # The errors of the Hub, the network and the file formats share no base class.
+        with reporting(f"{place} cannot be read{after}", advice):
+            number, record = next(remaining, (-1, {}))
+        if number < 0:
+            return
+        yield Row(record, f"{name}:{number}", place, f" in row {number}")
+        after = f" after row {number}"
 
 
 def hub_parts(location: str) -> tuple[str, str | None, str | None]:

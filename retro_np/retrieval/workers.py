@@ -44,7 +44,7 @@ def workers(address: str | None) -> Iterator[Runner]:
         yield run_here
         return
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, as_completed
     except ImportError as error:
         raise UserError('--dask needs dask and distributed: pip install "retro-np[dask]"') from error
     with ExitStack() as stack:
@@ -56,21 +56,16 @@ def workers(address: str | None) -> Iterator[Runner]:
             client = stack.enter_context(Client(address, timeout=SCHEDULER_TIMEOUT))
         except Exception as error:  # The errors of unknown protocols share no base class.
             raise UserError(f"no Dask scheduler answers at {address}: give tcp://HOST:8786, or local") from error
-        yield _on(client)
 
+        def run(description: str, unit: str, tasks: list[Task], parallel: bool = False) -> None:
+            with progress_bar(description, sum(task.steps for task in tasks), unit=unit) as advance:
+                # pure=False: results are files, so a task must run again if its file has been deleted
+                steps = {client.submit(task.function, *task.arguments, pure=False): task.steps for task in tasks}
+                try:
+                    for future in as_completed(list(steps)):
+                        future.result()  # raises the task's exception
+                        advance(steps[future])
+                finally:
+                    client.cancel([future for future in steps if not future.done()])
 
-def _on(client: Any) -> Runner:
-    from distributed import as_completed
-
-    def run(description: str, unit: str, tasks: list[Task], parallel: bool = False) -> None:
-        with progress_bar(description, sum(task.steps for task in tasks), unit=unit) as advance:
-            # pure=False: results are files, so a task must run again if its file has been deleted
-            steps = {client.submit(task.function, *task.arguments, pure=False): task.steps for task in tasks}
-            try:
-                for future in as_completed(list(steps)):
-                    future.result()  # raises the task's exception
-                    advance(steps[future])
-            finally:
-                client.cancel([future for future in steps if not future.done()])
-
-    return run
+        yield run

@@ -222,18 +222,18 @@ def validation(database: Database, config: RetroConfig, training: TrainingConfig
     byte_lengths, k = token_byte_lengths(database.tokenizer), training.neighbours if config.retrieves else 0
     if limit is not None:  # The first token of the next chunk is not scored either.
         split = replace(split, tokens=Sharded([split.tokens[:limit]]))
-    if not any((targets >= 0).any() for _, _, targets in scored_windows(split, *windows, description="")):
+    parts = [targets[targets >= 0] for _, _, targets in scored_windows(split, *windows, description="")]
+    n_tokens, n_bytes = sum(map(len, parts)), sum(int(byte_lengths[part].sum()) for part in parts)
+    if not n_tokens:
         hint = "build another with --valid or --held-out-bytes 0.1, or train without --eval-every"
         raise UserError(f"{database.path} holds out no text for tuning (valid) to evaluate training on: {hint}")
 
     def evaluate(params: Tree) -> dict[str, float]:
-        nats, n_tokens, n_bytes = 0.0, 0, 0
+        nats = 0.0
         for rows, tokens, targets in scored_windows(split, *windows, description=""):
             neighbours = sequence_neighbours(database, split, rows, k) if k else None
             loss, _ = retro_loss(params, config, tokens, targets, neighbours)
-            scored = targets[targets >= 0]
-            nats, n_tokens = nats + float(loss) * len(scored), n_tokens + len(scored)
-            n_bytes += int(byte_lengths[scored].sum())
+            nats += float(loss) * int((targets >= 0).sum())
         return {"valid_loss": nats / n_tokens, "valid_bpb": nats / (math.log(2) * n_bytes)}
 
     return evaluate

@@ -174,7 +174,7 @@ def test_a_missing_or_wrong_input_gives_one_line_and_status_2(work, tmp_path):
     assert "temperature must be at least 0 and finite, not inf" in refused(
         "sample", checkpoint, db, "--prompt", "x", "--temperature", "inf"
     )
-    assert "--pretrained replaces CHECKPOINT" in refused("sample", "--pretrained", checkpoint, db, "--prompt", "x")
+    assert "--pretrained replaces MODEL" in refused("sample", "--pretrained", checkpoint, db, "--prompt", "x")
     assert refused("train", db, "-o", tmp_path / "run", "--d-model", 7).startswith("retro-np: d_model must be even")
     assert "learning_rate must be in (0, 1], not nan" in refused(
         "train", db, "-o", tmp_path / "run", "--learning-rate", "nan"
@@ -270,7 +270,7 @@ def test_a_checkpoint_with_a_different_vocabulary_size_is_refused(work, tmp_path
     ("arguments", "line"),
     [
         (["inspekt"], "No such command 'inspekt'"),
-        (["inspect"], "Missing argument 'CHECKPOINT'; see retro-np inspect --help"),
+        (["inspect"], "Missing argument 'MODEL'; see retro-np inspect --help"),
         (["inspect", "a", "b", "--foo"], "No such option: --foo"),
         (["sample", "-k", "many", "a", "b"], "Invalid value for '-k'"),
     ],

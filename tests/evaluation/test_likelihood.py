@@ -1,4 +1,4 @@
-"""The nats of targets. Ground truth: logits of the whole batch by `retro`, as they were computed before, and PyTorch."""
+"""The nats of targets. Ground truth: PyTorch, and the former formulas, with the logits of a whole batch at once."""
 
 import itertools
 

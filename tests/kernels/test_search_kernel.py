@@ -261,11 +261,11 @@ def test_a_distance_too_large_for_its_type_is_inf_and_keeps_its_id(kind):
 
 GOOD = np.zeros((2, 3), np.float32)
 REFUSED = {
-    "queries of one dimension": ((GOOD[0], GOOD, 1), "queries have shape"),
-    "keys of three dimensions": ((GOOD, GOOD[None], 1), "keys have shape"),
-    "queries of integers": ((GOOD.astype(int), GOOD, 1), "queries are int64"),
+    "queries of one dimension": ((GOOD[0], GOOD, 1), "queries has shape"),
+    "keys of three dimensions": ((GOOD, GOOD[None], 1), "keys has shape"),
+    "queries of integers": ((GOOD.astype(int), GOOD, 1), "queries has shape .* and type int64"),
     "queries of float16": ((GOOD.astype(np.float16), GOOD, 1), "queries are float16"),
-    "keys of integers": ((GOOD, GOOD.astype(int), 1), "keys are int64"),
+    "keys of integers": ((GOOD, GOOD.astype(int), 1), "keys has shape .* and type int64"),
     "widths that differ": ((GOOD, GOOD[:, :2], 1), "width 3 and keys 2"),
     "k of zero": ((GOOD, GOOD, 0), "k is 0"),
     "k that is not an integer": ((GOOD, GOOD, 1.5), "k is 1.5"),

@@ -390,8 +390,6 @@ TOO_LONG = {
     "hidden_states": lambda case, tokens: hidden_states(case.params, case.config, tokens, None),
     "attention_maps": lambda case, tokens: attention_maps(case.params, case.config, tokens, None),
     "extend": lambda case, tokens: extend(case.params, case.config, Cache(), tokens[0], None),
-    "generate, a long prompt": lambda case, tokens: generate(case.params, case.config, tokens[0], 1),
-    "generate, a long continuation": lambda case, tokens: generate(case.params, case.config, tokens[0, :5], 25),
 }
 
 
@@ -404,11 +402,19 @@ def test_a_text_longer_than_the_models_positions_is_refused_in_one_line(call, fa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_text_as_long_as_the_models_positions_is_read(family):
+def test_a_text_as_long_as_the_models_positions_is_read_and_sampled(family):
     case = small_case(family, n=24, max_positions=24)
     assert retro(*case.arguments)[0].shape == (2, 24, 13)
-    # The last sampled token is never read, so that it needs no position.
-    assert len(generate(case.params, case.config, case.tokens[0], 1)[0]) == 1
+    assert len(generate(case.params, case.config, case.tokens[0, :5], 19)[0]) == 19
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length", "advice"), [(5, 20, "a length of at most 19"), (24, 1, "a shorter prompt")]
+)
+def test_a_continuation_beyond_the_models_positions_is_refused_before_a_token_is_sampled(prompt, length, advice):
+    case = small_case("GPT-2", n=prompt, max_positions=24)
+    with pytest.raises(UserError, match=f"^the prompt has {prompt} tokens, and the model 24 positions: give {advice}$"):
+        generate(case.params, case.config, case.tokens[0], length, on_token=pytest.fail)
 
 
 VALID = {"vocabulary_size": 13, "d_model": 12, "d_ffw": 10, "n_heads": 6, "d_head": 4, "n_layers": 2}

@@ -89,7 +89,7 @@ def test_a_special_token_that_a_user_spells_is_encoded_as_plain_text(text):
 
 HOSTILE = {
     "a loop without an end": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "a text that doubles": "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "a text that doubles": "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{%endfor%}",
     "a long product": "{{ 'a' * 10 ** 10 }}",
     "a wide format": "{{ '%2000000000d' | format(1) }}",
     "a long output": "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",

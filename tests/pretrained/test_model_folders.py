@@ -60,7 +60,7 @@ def logits_of(model, tokens):
         return model(torch.tensor(tokens)).logits.float().numpy()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(model=models(), data=st.data())
 def test_logits_of_a_loaded_folder_equal_those_of_transformers(model, data, tmp_path_factory):
     folder = saved(model, tmp_path_factory.mktemp("model"), max_shard_size=data.draw(st.sampled_from(("9KB", "1GB"))))
@@ -150,6 +150,30 @@ def test_buffers_of_old_files_are_left_out(tmp_path):
     weights = foreign.tensors("llama")
     angles = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for i in range(foreign.LAYERS)}
     assert_same_tensors("llama", load_pretrained(foreign.write_folder(tmp_path, "llama", weights | angles))[0], weights)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("llama", {"rope_theta": 7.5}, {"rotary_base": 7.5}), ("llama", {"rope_theta": ...}, {"rotary_base": 10_000.0}),
+        ("qwen2", {"rope_theta": ..., "rope_parameters": {"rope_theta": 7.5}}, {"rotary_base": 7.5}),
+        ("llama", {"rms_norm_eps": 0.25}, {"norm_eps": 0.25}), ("llama", {"rms_norm_eps": ...}, {"norm_eps": 1e-6}),
+        ("gpt2", {"layer_norm_epsilon": 0.25}, {"norm_eps": 0.25}),
+        ("gpt2", {"layer_norm_epsilon": ...}, {"norm_eps": 1e-5}),
+    ],
+)  # fmt: skip
+def test_numbers_of_the_configuration_are_read_or_have_transformers_defaults(kind, settings, expected, tmp_path):
+    config = read_pretrained(foreign.write_folder(tmp_path, kind, **settings)).config
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_readout_of_its_own_is_stored_transposed(kind, tmp_path):
+    readout = np.random.default_rng(1).standard_normal((foreign.VOCABULARY, foreign.WIDTH), dtype=np.float32)
+    weights = foreign.tensors(kind) | {"lm_head.weight": readout}
+    params, config, _ = load_pretrained(foreign.write_folder(tmp_path, kind, weights, tie_word_embeddings=False))
+    assert not config.tie_readout
+    assert np.array_equal(params["readout"], readout.T)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

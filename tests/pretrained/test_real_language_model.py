@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from decoder_models import Transformers
 
 from retro_np import generate
 from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.incremental import Cache, extend
 from retro_np.nn.model import hidden_states, retro, retro_loss
 from retro_np.pretrained.models import read_pretrained
-from retro_np.tree import named_leaves
+from retro_np.tree import map_tree, named_leaves
 
 pytestmark = [pytest.mark.slow, pytest.mark.oracle]
 
@@ -31,9 +32,11 @@ PROMPTS = [
     "Water boils at a temperature of",
     "1 2 3 4 5 6 7",
 ]
+# No digits beyond ASCII: transformers' conversion of the file leaves out the rule that each digit is a word, which the
+# published tokenizer and ours have, and which matters only after a space and for digits that are several bytes.
 TEXTS = {
     "prose": "It's the developers' 2nd attempt; they'd said they wouldn't, but we've all seen it. HELLO, World!",
-    "digits": "In 2024, 1,234,567.89 of 00042 items cost $3.50 (≈ 10⁶ or ½), call +49 30 123456.",
+    "digits": "In 2024, 1,234,567.89 of 00042 items cost $3.50 (≈ 10^6 or 1/2), call +49 30 123456. x2y3",
     "code": "for (int i=0;i<n;++i) {\n\t\tif (a[i]!=b[i]) return -1; // 0x1F\n    }\r\n}\n\n\n#include <stdio.h>",
     "Chinese": "今天天气很好，我们去公园散步吧。第3章：语言模型",
     "other scripts": "Ελληνικά, русский язык, עברית, العربية, हिन्दी, 日本語のテキスト, 한국어, ไทย",
@@ -79,6 +82,20 @@ def expected(theirs, tokens):
     model, _, torch = theirs
     with torch.no_grad():
         return model(torch.tensor(tokens), output_hidden_states=True, output_attentions=True)
+
+
+@pytest.fixture(scope="module")
+def short(tokens):
+    """(tokens, targets), the first 48"""
+    return tokens[:, :48], tokens[:, 1:49]
+
+
+@pytest.fixture(scope="module")
+def exact_gradients(ours, short):
+    """(loss, some gradients by name) by PyTorch's autograd in float64"""
+    with Transformers() as port:
+        loss, gradients = port.loss(port.model(ours.config, ours.params), ours.config, ours.params, *short)
+    return loss, {name: grad.copy() for name, grad in named_leaves(gradients) if name in NAMES}
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -127,25 +144,31 @@ def test_bits_per_byte_equal_those_of_transformers_to_four_digits(logits, expect
     assert 0.3 < bits[0] < 1.5  # A model that had not learned language would need about 4 bits.
 
 
-def test_gradients_of_the_loss_equal_autograd(ours, theirs, tokens):
-    from decoder_models import placed
+def test_gradients_of_the_loss_in_float64_equal_autograd(ours, exact_gradients, short):
+    params = map_tree(lambda _, array: array.astype(np.float64), ours.params)
+    loss, vjp = retro_loss(params, ours.config, *short, None, trainable=lambda name: name in NAMES)
+    expected, gradients = exact_gradients
+    assert abs(loss - expected) < 1e-12 * expected
+    errors = relative_errors(vjp(1.0), gradients)
+    assert max(errors.values()) < 1e-10, errors
 
-    model, _, torch = theirs
-    targets = np.append(tokens[:, 1:], [[-1]], axis=1)
-    loss, vjp = retro_loss(ours.params, ours.config, tokens, targets, None, trainable=lambda name: name in NAMES)
-    grads = dict(named_leaves(vjp(1.0)))
-    model.zero_grad()
-    logits = model(torch.tensor(tokens)).logits[0]
-    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(targets[0]), ignore_index=-1)
-    expected.backward()
-    assert abs(loss - expected.item()) < 1e-5 * expected.item()
-    assert {name for name, grad in grads.items() if grad is not None} == set(NAMES)
-    tensors, errors = dict(model.named_parameters()), {}
-    for name in NAMES:
-        theirs_name, view = placed(name, ours.config)
-        gradient = view(tensors[theirs_name].grad).numpy()
-        errors[name] = np.linalg.norm(grads[name] - gradient) / np.linalg.norm(gradient)
+
+def test_gradients_of_the_loss_in_float32_are_within_a_ten_thousandth_of_those_in_float64(ours, exact_gradients, short):
+    loss, vjp = retro_loss(ours.params, ours.config, *short, None, trainable=lambda name: name in NAMES)
+    expected, gradients = exact_gradients
+    assert abs(loss - expected) < 1e-5 * expected
+    errors = relative_errors(vjp(1.0), gradients)
+    # PyTorch's own float32 is off by up to 1.4e-4 here, so that its float64 is the ground truth.
     assert max(errors.values()) < 1e-4, errors
+
+
+def relative_errors(grads, expected):
+    """‖gradient − expected‖ / ‖expected‖ of each trained parameter."""
+    trained = {name: grad for name, grad in named_leaves(grads) if grad is not None}
+    assert trained.keys() == expected.keys()
+    return {
+        name: np.linalg.norm(grad - expected[name]) / np.linalg.norm(expected[name]) for name, grad in trained.items()
+    }
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -109,9 +109,6 @@ def test_requests_that_a_page_cannot_show_are_refused(database, params):
         inspect(params, CONFIG, database, [5] * 2049)
     with pytest.raises(UserError, match="shows 1 to 100 neighbours per chunk"):
         inspect(params, CONFIG, database, [5, 6], k=101)
-    baseline = RetroConfig(V, 16, 24, n_heads=2, d_head=8, n_layers=2, cca_layers=(), chunk_size=M)
-    with pytest.raises(UserError, match="is a baseline"):
-        inspect(params, baseline, database, [5, 6])
 
 
 @pytest.fixture(scope="module")

@@ -249,12 +249,12 @@ def test_the_result_does_not_depend_on_threads_batches_or_kernels(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"threshold": 0}, r"must be in \(0, 1\]"),
-        ({"threshold": 1.01}, r"must be in \(0, 1\]"),
-        ({"threshold": float("nan")}, r"must be in \(0, 1\]"),
-        ({"threshold": "0.8"}, "a number"),
+        ({"threshold": 0}, r"must be a number in \(0, 1\]"),
+        ({"threshold": 1.01}, r"must be a number in \(0, 1\]"),
+        ({"threshold": float("nan")}, r"must be a number in \(0, 1\]"),
+        ({"threshold": "0.8"}, "must be a number"),
         ({"words": 0}, "words"),
-        ({"words": 2.5}, "integers"),
+        ({"words": 2.5}, "words must be a whole number"),
         ({"words": 10**9}, "words"),
         ({"hashes": 0}, "hashes"),
         ({"bands": 0}, "bands"),

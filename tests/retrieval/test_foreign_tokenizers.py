@@ -89,6 +89,17 @@ def test_padding_and_end_of_text_are_special_tokens_or_follow_the_vocabulary():
     assert all(vocabulary(TOKENIZERS[kind]).size == size for kind, size in sizes.items())
 
 
+def test_a_special_token_that_a_model_makes_from_a_word_is_not_end_of_text():
+    state = json.loads(json_of("gpt2"))
+    state["model"]["ignore_merges"] = True
+    assert special_ids(parse_tokenizer(json.dumps(state).encode(), "x")) == (500, 0)
+    state["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated", "invert": False}
+    tokenizer = parse_tokenizer(json.dumps(state).encode(), "x")
+    assert encode(tokenizer, "a <|endoftext|>")[-1] == 0
+    assert special_ids(tokenizer) == (500, 501)
+    assert decode(tokenizer, [0]) == "<|endoftext|>"
+
+
 def test_a_padding_token_that_has_a_known_name_is_padding():
     original_json = Tokenizer.from_str(json_of("gpt2").decode())
     original_json.add_special_tokens(["<|pad|>"])

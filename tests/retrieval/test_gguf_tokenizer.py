@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import random
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 from transformers.integrations.gguf import convert_gguf_tokenizer
 
 from retro_np.errors import UserError
-from retro_np.retrieval.gguf_tokenizer import NAMES, tokenizer_from_gguf
+from retro_np.retrieval.gguf_tokenizer import PRE_TOKENIZER_NAMES, tokenizer_from_gguf
 from retro_np.retrieval.tokenizer import (
     decode,
     encode,
@@ -69,6 +70,7 @@ def by_transformers(name, architecture="llama"):
 
 
 METADATA = {pre: byte_level(pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")}
+METADATA |= {"equal scores": sentencepiece(**{"tokenizer.ggml.scores": [0.0] * 600})}
 METADATA |= {"sentencepiece": sentencepiece(), "no prefix": sentencepiece(**{"tokenizer.ggml.add_space_prefix": False})}
 
 
@@ -89,12 +91,18 @@ def test_ids_of_llama_3s_tokenizer_are_those_of_transformers_conversion(text):
     assert encode(converted("llama-bpe"), text) == reference.encode(text, add_special_tokens=False).ids
 
 
-@given(texts)
+@given(st.sampled_from(["sentencepiece", "equal scores"]), texts)
 @settings(deadline=None)
-def test_ids_of_sentencepiece_tokenizers_are_those_of_transformers_conversion(text):
-    reference = by_transformers("sentencepiece", "phi3")  # writes a space before each text, as SentencePiece does
+def test_ids_of_sentencepiece_tokenizers_are_those_of_transformers_conversion(name, text):
+    reference = by_transformers(name, "phi3")  # writes a space before each text, as SentencePiece does
     reference.encode_special_tokens = True
-    assert encode(converted("sentencepiece"), text) == reference.encode(text, add_special_tokens=False).ids
+    assert encode(converted(name), text) == reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "equal scores"])
+def test_merges_are_found_in_the_order_in_which_transformers_finds_them(name):
+    ours, theirs = (json.loads(made.to_str())["model"]["merges"] for made in (converted(name), by_transformers(name)))
+    assert ours == theirs
 
 
 @given(st.sampled_from(["gpt-2", "smollm", "llama-bpe", "sentencepiece", "no prefix"]), texts)
@@ -112,12 +120,12 @@ def test_a_tokenizer_from_metadata_is_stored_and_loaded_with_the_same_bytes(name
 
 
 def test_special_ids_are_those_of_control_tokens():
-    assert special_ids(converted("gpt-2")) == (500, 0)
+    assert special_ids(converted("gpt-2")) == special_ids(converted("llama-bpe")) == (500, 0)
     assert special_ids(converted("sentencepiece")) == (600, 2)
 
 
 def test_every_name_of_a_pre_tokenizer_gives_a_tokenizer():
-    for names in NAMES.values():
+    for names in PRE_TOKENIZER_NAMES.values():
         for name in names:
             assert encode(tokenizer_from_gguf(byte_level(name)), "a 1")
 
@@ -140,7 +148,7 @@ REFUSED = {
     "its metadata have no list tokenizer.ggml.tokens of str": byte_level(**{"tokenizer.ggml.tokens": "abc"}),
     "its metadata have no list tokenizer.ggml.merges of str": byte_level(**{"tokenizer.ggml.merges": [1]}),
     "its tokens must be different": byte_level(**{"tokenizer.ggml.tokens": ["a", "a"]}),
-    "tokenizer.ggml.scores has 1 entries, but there are 600 tokens": sentencepiece(**{"tokenizer.ggml.scores": [0.0]}),
+    "tokenizer.ggml.scores has 1 entries, not 600": sentencepiece(**{"tokenizer.ggml.scores": [0.0]}),
     "tokenizer.ggml.token_type has 2 entries": byte_level(**{"tokenizer.ggml.token_type": [1, 1]}),
     "unknown_token_id or add_space_prefix has a wrong value": sentencepiece(
         **{"tokenizer.ggml.unknown_token_id": 600}
