@@ -1,4 +1,6 @@
-"""Decoders that others trained, as plain loops like those of `reference.py`: Llama's family and GPT-2."""
+"""Decoders that others trained, Llama's family and GPT-2, as plain loops like those of `reference.py`.
+
+This module imports nothing of the project."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from retro_np.reference import Tree, Vectors, gelu, softmax
+Tree = Any  # nested dicts and lists of arrays
+Vectors = list[np.ndarray]  # one vector per token
 
 
 def decode(params: Tree, config: Any, x: Sequence[int]) -> Vectors:
@@ -76,3 +79,14 @@ def affine(params: Tree, x: np.ndarray, name: str) -> np.ndarray:
     """x W + b; without a bias x W."""
     y = x @ params[f"w_{name}"]
     return np.asarray(y + params[f"b_{name}"] if f"b_{name}" in params else y)
+
+
+def gelu(x: float) -> float:
+    """x Φ(x) in its tanh form. Hendrycks & Gimpel 2016."""
+    return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(logits: list[float]) -> list[float]:
+    """exp(l_j) / Σ exp(l), with the largest logit subtracted so that nothing overflows."""
+    weights = [math.exp(logit - max(logits)) for logit in logits]
+    return [weight / sum(weights) for weight in weights]

@@ -12,8 +12,8 @@ PACKAGE = Path(retro_np.__file__).parent
 # A module may import from its own layer and from earlier ones.
 LAYERS = [
     {
-        "errors", "tree", "config", "runtime", "blas_threads", "renamed", "reference", "checking", "parameters",
-        "optim", "kernels", "nn",
+        "errors", "tree", "config", "runtime", "blas_threads", "renamed", "reference", "reference_decoders", "checking",
+        "parameters", "optim", "kernels", "nn",
     },
     {"files", "progress", "retrieval"},
     {"sequences"},
@@ -85,8 +85,9 @@ def test_only_question_answering_trains_during_evaluation():
     assert {a for a, _ in edges({"evaluation"}, {"training"})} == {"evaluation.question_answering"}
 
 
-def test_the_reference_imports_only_the_configuration():
-    assert IMPORTS["reference"] == {"config"}
+def test_the_references_import_only_the_configuration_and_each_other():
+    assert IMPORTS["reference"] == {"config", "reference_decoders"}
+    assert IMPORTS["reference_decoders"] == set()
 
 
 def test_the_imports_that_these_tests_look_for_are_found():

@@ -129,7 +129,7 @@ def search(
     for rank, (chunk, distance) in enumerate(zip(ids[:n_found], distances, strict=False), start=1):
         record = database.documents[int(database.document_of(chunk))]
         value = database.value(chunk)
-        parts = database.text(value[:m]), database.text(value[m:], begins=False)
+        parts = database.text(value[:m], database.begins(chunk)), database.text(value[m:], begins=False)
         if as_json:
             result = {"rank": rank, "distance": float(distance), "id": int(chunk), "document": record["id"]}
             result |= {"name": record["name"], "source": record["source"], "chunk": parts[0], "continuation": parts[1]}

@@ -133,7 +133,8 @@ def train(
     for section, whole in (("model", model), ("encoder", model.encoder)):
         for field, value in kept[section].items():
             if whole is not None and getattr(whole, field) != value:
-                source = db if field in ("vocabulary_size", "chunk_size", "padding_id") else "--retrofit" if retrofit else "--preset"
+                of_database = field in ("vocabulary_size", "chunk_size", "padding_id")
+                source = db if of_database else "--retrofit" if retrofit else "--preset"
                 fault = f"{config}: [{section}] {field} is {shortened(value)}, but {source} has {getattr(whole, field)}"
                 raise UserError(f"{fault}; leave it out of the file")
     run = file["data"]

@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 console = safe_console()
 
 DatabasePath = Annotated[Path, Argument(metavar="DB", help="A database made by `retro-np build`.")]
-MODEL_HELP = (
-    "A run's folder, a checkpoint, retro, baseline, smollm2, or a model of others: a folder, .gguf or hub name."
-)
+MODEL_HELP = "A run's folder, a checkpoint, retro, baseline, smollm2, or another's model: folder, .gguf, hub name."
 ModelPath = Annotated[Path, Argument(metavar="MODEL", help=MODEL_HELP)]
 EMBEDDERS = "a folder as sentence-transformers saves it, or MODULE:OBJECT, which runs the module"
 EmbedderSpec = Annotated[str | None, Option("--embedder", help=f"A{EMBEDDERS[1:]}. Default: the database's embedder.")]

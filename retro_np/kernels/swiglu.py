@@ -28,7 +28,7 @@ def _swiglu_backward(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
 def _sigmoid(x: Array) -> Array:
     """σ(x) = 1 / (1 + exp(−x)), without overflow."""
     small = np.exp(-np.abs(x))
-    return np.where(x < 0, small, 1) / (1 + small)
+    return np.asarray(np.where(x < 0, small, 1) / (1 + small))
 
 
 swiglu_forward = kernel("swiglu_forward", numpy=_swiglu_forward, numba=True, arrays={"gate": "f N", "up": "f N"})

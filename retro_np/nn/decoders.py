@@ -19,9 +19,8 @@ from retro_np.kernels.attention import attention_weights
 from retro_np.kernels.swiglu import swiglu_backward, swiglu_forward
 from retro_np.kernels.threads import blocks, parallel_for
 from retro_np.nn.attention import relative_attention
-from retro_np.nn.model import Blocks
 from retro_np.nn.operators import embedding, gelu, linear, rms_norm
-from retro_np.nn.scope import ROOT, Scope
+from retro_np.nn.scope import ROOT, Blocks, Scope
 from retro_np.tree import Array, Pullback, Tree
 
 ARCHITECTURES_OF_DECODERS = ("llama", "gpt2")

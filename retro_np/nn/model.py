@@ -4,7 +4,7 @@ from __future__ import annotations  # without it, each call evaluates the annota
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from retro_np.nn.cca import cca
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import DropoutKey, cross_entropy, embedding, linear, present, rms_norm
-from retro_np.nn.scope import Scope, every
+from retro_np.nn.scope import Blocks, Scope, every
 from retro_np.parameters import check_tree
 from retro_np.tree import Array, Pullback, Tree, map_tree, named_leaves
 
@@ -69,18 +69,6 @@ def hidden_states(params: Tree, config: RetroConfig, tokens: Array, neighbours: 
     The arguments are those of `retro`; nothing is dropped. Returns (B, n, d) in the dtype of the parameters. Raises
     UserError as `retro` does."""
     return hidden_and_vjp(params, config, tokens, neighbours, Scope(gradients=False))[0]
-
-
-class Blocks(NamedTuple):
-    """The functions of which a decoder consists. Their pullbacks return gradients of params as a dict, then dh.
-
-    embed(params, tokens, scope) -> h (B, n, d), without dh in the pullback; attention(params["attention"], h, scope=…);
-    ffw(params["ffw"], h, scope=…); norm(params, h)."""
-
-    embed: Callable[..., tuple[Array, Pullback]]
-    attention: Callable[..., tuple[Array, Pullback]]
-    ffw: Callable[..., tuple[Array, Pullback]]
-    norm: Callable[..., tuple[Array, Pullback]]
 
 
 def blocks_of(config: RetroConfig) -> Blocks:

@@ -1,7 +1,8 @@
-"""A block's scope: its parameter path, which weights are trainable, its dropout key, an optional attention hook."""
+"""A block's scope (its parameter path, which weights train, its dropout key, a hook), and the blocks of a decoder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from retro_np.nn.operators import DropoutKey, dropout
 from retro_np.tree import Array, Pullback
@@ -44,3 +45,15 @@ class Scope:
 
 
 ROOT = Scope()  # the scope of a block that is called on its own: everything is trained, nothing is dropped
+
+
+class Blocks(NamedTuple):
+    """The functions of which a decoder consists. Their pullbacks return gradients of params as a dict, then dh.
+
+    embed(params, tokens, scope) -> h (B, n, d), without dh in the pullback; attention(params["attention"], h, scope=…);
+    ffw(params["ffw"], h, scope=…); norm(params, h)."""
+
+    embed: Callable[..., tuple[Array, Pullback]]
+    attention: Callable[..., tuple[Array, Pullback]]
+    ffw: Callable[..., tuple[Array, Pullback]]
+    norm: Callable[..., tuple[Array, Pullback]]

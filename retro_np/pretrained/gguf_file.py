@@ -22,7 +22,7 @@ from retro_np.tree import Array
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
 VERSIONS, DEFAULT_ALIGNMENT, MAX_DIMENSIONS = (2, 3), 32, 4
-NUMBERS_PER_BLOCK = 1 << 20  # dequantised at once
+NUMBERS_PER_BLOCK = 1 << 17  # dequantised at once
 
 
 class Stored(NamedTuple):

@@ -132,9 +132,8 @@ def show_chunks(
 def _value(database, chunk_id, distance, value, reader):
     m = database.chunk_size
     runs = common_prefix_lengths(value, reader[None], database.padding) if len(reader) else np.zeros(2 * m, np.int64)
-    number, previous = database.document_of([chunk_id, chunk_id - 1])  # −1, before the first chunk, is of no document
-    shown_tokens = _tokens(database, value, runs, begins=number != previous)
-    document = database.documents[int(number)]["name"]
+    shown_tokens = _tokens(database, value, runs, database.begins(chunk_id))
+    document = database.documents[int(database.document_of(chunk_id))]["name"]
     return Value(document, float(distance), shown_tokens[:m], shown_tokens[m:])
 
 

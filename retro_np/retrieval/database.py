@@ -286,6 +286,11 @@ class Database:
         """The text of a row of tokens. begins: whether they are the beginning of a text (see `tokenizer.decode`)."""
         return decode(self.tokenizer, np.asarray(tokens).tolist(), begins)
 
+    def begins(self, chunk: int) -> bool:
+        """Whether a chunk of the training split, by its id, is the first of its document."""
+        number, previous = self.document_of([chunk, chunk - 1])  # −1, before the first chunk, is of no document
+        return bool(number != previous)
+
     def embed_chunks(self, chunks: np.ndarray) -> np.ndarray:
         """The keys (N, d_key) float32 of chunks of tokens (N, m)."""
         return embed_chunks(self.embedder, self.tokenizer, np.asarray(chunks))
