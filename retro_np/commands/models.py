@@ -227,9 +227,8 @@ def sample(
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     stop = {database.end_of_text, *(model.stop if model else ())}
     retrieves, started = config.retrieves and retrieval, time.perf_counter()
-    k, show = min(k, database.n_chunks) if retrieves else 0, None if retrieves else samples.token_printer(database)
-    if show and not chat:
-        samples.print_text(prompt)
+    k = min(k, database.n_chunks) if retrieves else 0
+    show = None if retrieves else samples.token_printer(database, "" if chat else prompt)
     new, retrieved = generate(
         params, config, tokens, length, database=database, k=k, stop_token=stop, on_token=show, **settings
     )

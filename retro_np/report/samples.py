@@ -90,12 +90,16 @@ def typed(text: str) -> str:
     return LONE_SURROGATE.sub("\ufffd", text)
 
 
-def token_printer(database: Database) -> Callable[[int], None]:
-    """A function that prints one token after another to standard output; a character once it has all its tokens."""
+def token_printer(database: Database, prompt: str = "") -> Callable[[int], None]:
+    """A function that prints one token after another to standard output; a character once it has all its tokens.
+
+    prompt: printed before the first token, and so only if there is one."""
+    waiting = [prompt]
     pieces, decoder = vocabulary_bytes(database.tokenizer), codecs.getincrementaldecoder("utf-8")("replace")
 
     def show(token: int) -> None:
-        print_text(decoder.decode(pieces[token] if token < len(pieces) else b""))
+        text = decoder.decode(pieces[token] if token < len(pieces) else b"")
+        print_text(waiting.pop() + text if waiting else text)
 
     return show
 
