@@ -1,6 +1,7 @@
 """What is installed and what runs: `retro-np info`."""
 
 import importlib.metadata
+import os
 import platform
 
 import numpy as np
@@ -12,7 +13,9 @@ from retro_np.kernels import threads
 PACKAGES = (
     "numpy", "numba", "hnswlib", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "jinja2", "filelock",
     "pathspec", "huggingface-hub", "datasets", "pyarrow", "dask", "distributed", "torch", "transformers",
-    "tensorboard", "wandb",
+)  # fmt: skip
+THREAD_LIMITS = (
+    threads.THREADS_VARIABLE, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
 GPU = "none is used; for GPUs: RETRO-pytorch (lucidrains), or RETRO in Megatron-LM (NVIDIA), both on PyTorch"
 
@@ -22,8 +25,7 @@ def facts() -> list[tuple[str, str]]:
     rows = [("python", f"{platform.python_version()} on {platform.machine()}")]
     rows += [(name, _version(name)) for name in PACKAGES]
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    counts = f"{threads.cores()} cores; kernels use {threads.count()} threads ({threads.THREADS_VARIABLE} sets them)"
-    rows += [("GPU", GPU), ("BERT weights", _bert()), ("threads", f"{counts}; BLAS has threads of its own")]
+    rows += [("GPU", GPU), ("BERT weights", _bert()), ("threads", _threads())]
     rows.append(("BLAS", f"{blas['name']} {blas.get('version', '')}".strip()))
     tuned = [f"{setting}: {'yes' if done else 'no'}" for setting, done in runtime.tuned.items()]
     rows.append(("process", ", ".join(tuned) or "unchanged (RETRO_NP_TUNE=0)"))
@@ -56,3 +58,9 @@ def _bert() -> str:
     except ModuleNotFoundError as error:
         return f"not read, because {error.name} is not installed"
     return f"{files.name} ({files.sha256[:6]}…), up to {files.max_length} word pieces"
+
+
+def _threads() -> str:
+    limits = " ".join(f"{name}={os.environ[name]}" for name in THREAD_LIMITS if name in os.environ)
+    counts = f"{threads.cores()} cores; kernels use {threads.count()} threads; BLAS has threads of its own"
+    return f"{counts} ({limits})" if limits else counts

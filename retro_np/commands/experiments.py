@@ -73,8 +73,11 @@ def demo(
     from retro_np.experiments.demo import run_demo
 
     print_results(run_demo(minutes, out, seed, from_scratch, console))
-    models = "models trained here" if from_scratch else "bundled models"
-    console.print(f"{out} contains the figures and pages, the database db/, and the {models}, baseline/ and retro/.")
+    loss = "loss.png, " if from_scratch else ""
+    console.print(
+        f"{out} contains results.json, losses.npz, {loss}bpb_alpha.png, samples.html, inspect.html, the database db/, "
+        f"and the {'models trained here' if from_scratch else 'bundled models'}, baseline/ and retro/."
+    )
 
 
 def info() -> None:

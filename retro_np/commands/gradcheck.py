@@ -2,13 +2,13 @@
 
 import difflib
 import functools
+import importlib.util
 import re
-import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, getattr_static, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,14 +88,14 @@ def _user_function(target: str, shapes: list[str], seed: int) -> Iterator[tuple[
         problem = "is a folder" if path.is_dir() else "is not a Python file" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}; write FILE.py:FUNCTION")
     path = path.absolute()
-    with _imported(path) as names, _located(f"{path.name}:{name}", path.parent):
-        f = _function(names, name, path.name)
+    with _imported(path) as module, _located(f"{path.name}:{name}", path.parent):
+        f = _function(module, name, path.name)
         if shapes:
             f, sizes = _bound(f, dict(map(_size, shapes)), "--shape")
             normal = np.random.default_rng(seed).standard_normal
             yield f, [normal(size) for size in sizes]
         else:
-            yield _bound(f, _example(f, names, path), f"example() of {path.name}")
+            yield _bound(f, _example(f, module, path), f"example() of {path.name}")
 
 
 @contextmanager
@@ -113,30 +113,38 @@ def _located(subject, folder):
 
 @contextmanager
 def _imported(path):
-    """The names that a file defines, in a context where the modules beside the file can be imported."""
+    """The module of a file, in a context where the modules beside the file can be imported."""
+    name = f"{path.stem} of the user" if path.stem in sys.modules else path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # Dataclasses look for their module there.
     search_path = sys.path.copy()
     sys.path.insert(0, str(path.parent))
     try:
         with _located(f"importing {path.name}", path.parent):
-            names = runpy.run_path(str(path), run_name=path.name)
-        yield names
+            spec.loader.exec_module(module)
+        yield module
     finally:
         sys.path[:] = search_path
+        sys.modules.pop(name, None)
 
 
-def _function(names, name, file):
+def _function(module, name, file):
     functions = [
-        key for key, value in names.items()
+        key for key, value in vars(module).items()
         if callable(value) and not isinstance(value, type) and not key.startswith("_") and key != "example"
-        and (isinstance(value, functools.partial) or getattr(value, "__module__", None) == file)
+        and (isinstance(value, functools.partial) or getattr(value, "__module__", None) == module.__name__)
     ]  # fmt: skip
     choice = f"choose from {', '.join(functions)}" if functions else f"{file} defines no function"
     if not name:
         raise UserError(f"no function is named; write {file}:FUNCTION; {choice}")
-    if name not in names:
-        close = difflib.get_close_matches(name, functions, 1)
-        raise UserError(f"{file} has no {name}; {f'did you mean {close[0]}?' if close else choice}")
-    value = names[name]
+    owner, value = None, module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            close = difflib.get_close_matches(name, functions, 1)
+            raise UserError(f"{file} has no {name}; {f'did you mean {close[0]}?' if close else choice}")
+        owner, value = value, getattr(value, part)
+    if owner is not module and not isinstance(getattr_static(owner, part), staticmethod):
+        raise UserError(f"{file}:{name} is not a static function; write a function of the module that calls it")
     if not callable(value) or isinstance(value, type):
         raise UserError(f"{file}:{name} is {value!r:.60}, not a function; {choice}")
     return value
@@ -149,8 +157,8 @@ def _size(shape):
     return match[1], [int(size) for size in match[2].split(",") if size]
 
 
-def _example(f, names, path):
-    example = names.get("example")
+def _example(f, module, path):
+    example = getattr(module, "example", None)
     if not callable(example):
         options = " ".join(f"--shape {name}=3,4" for name in signature(f).parameters)
         raise UserError(f"no arguments: write a function example() in {path.name} that returns them, or pass {options}")

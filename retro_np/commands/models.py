@@ -206,8 +206,6 @@ def sample(
         database = WithoutDatabase(model.tokenizer, model.config.chunk_size, str(checkpoint))
         if model.config.retrieves and retrieval:
             raise UserError(f"{checkpoint} retrieves: give a DB, or --no-retrieval")
-        if db is not None:
-            say(f"{checkpoint} does not retrieve, so {db} is not read")
     inputs = [own or checkpoint, *([database.path] if model is None else [])]
     path = None if page is None else check_output(page, "--page", inputs, samples.is_page)
     if chat and model is not None:
@@ -221,6 +219,8 @@ def sample(
     params, config = (model.params, model.config) if model else load_model(checkpoint, database)
     if not config.retrieves and is_typed(context, "k"):
         raise UserError(f"{checkpoint} does not retrieve: leave out -k")
+    if model is not None and db is not None:
+        say(f"{checkpoint} does not retrieve, so {db} is not read")
     if 0 < (room := getattr(config, "max_positions", length + len(tokens)) - len(tokens)) < length:
         say(f"the model has {room + len(tokens):,} positions, so the text ends after {counted(room, 'more token')}")
         length = room

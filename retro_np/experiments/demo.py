@@ -1,7 +1,8 @@
 """`retro-np demo`: build, train, evaluate and sample on Python's standard library, in ten minutes on two cores."""
 
 import itertools
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,16 @@ from retro_np.parameters import count_parameters
 from retro_np.pretrained.bundled import BASELINE, RETRO, trained_on
 from retro_np.pretrained.models import load_pretrained
 from retro_np.report.inspection import inspect, write_inspection
-from retro_np.report.plots import plot_leakage
+from retro_np.report.plots import plot_leakage, plot_losses
 from retro_np.report.samples import sample_chunks, write_page
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB, find_corpus
 from retro_np.retrieval.documents import document_runs
-from retro_np.training.loop import CHECKPOINT, train
+from retro_np.training.loop import CHECKPOINT, read_log, train
 from retro_np.tree import named_leaves
 
 PROMPT = 'def read_json(path):\n    """Read a JSON file and return the object in it."""\n'
 INSPECTED_CHUNKS = 32  # shown on the page
-STEPS_PER_MINUTE = 66  # of each model, on two cores, with the rest of the time for the other stages
 
 
 def run_demo(
@@ -101,20 +101,34 @@ def _bundled(out, console) -> dict:
         if not (path := out / name.lower() / CHECKPOINT).exists():
             known = {"config": config.to_dict(), "trained_on": sorted(trained_on(RETRO))}
             write_tensors(path, dict(named_leaves(params)), known)
-        size = f"{count_parameters(config, True):,} parameters"
-        console.print(f"{name}: {size}, trained on Python 3.11's standard library")
+        console.print(
+            f"{name}: {count_parameters(config, True):,} parameters, trained on Python 3.11's standard library"
+        )
     return models
 
 
 def _trained(out, plan, database, console) -> dict:
-    """Both models, trained for as many steps as fit into the plan's time."""
-    config, models = recipe.retro_config(database.vocabulary_size, database.chunk_size), {}
-    steps = plan.get("steps", round(STEPS_PER_MINUTE * plan["minutes"]))  # An older version stored the number.
-    for name, model in {"baseline": recipe.baseline_of(config), "RETRO": config}.items():
-        console.rule(f"2 · from scratch: {name}, {count_parameters(model, True):,} parameters", align="left")
-        training = recipe.training_config(model, steps, plan["seed"])
-        models[name] = train(database, model, training, out / name.lower(), description=name), model
+    """Both models, trained for as long as the plan allows."""
+    config = recipe.retro_config(database.vocabulary_size, database.chunk_size)
+    configs = {"baseline": recipe.baseline_of(config), "RETRO": config}
+    if "steps" not in plan:  # the number that fits into the time, from a few timed steps of each model
+        seconds = 0.0
+        for config in configs.values():
+            training = recipe.training_config(config, 4, 0)
+            log: list[dict[str, Any]] = []
+            with tempfile.TemporaryDirectory() as folder:
+                train(database, config, training, folder, description="", callbacks=[log.append])
+            seconds += training.batch_size * training.sequence_length / sorted(line["tokens_per_s"] for line in log)[-2]
+        steps = max(20, int(0.55 * 60 * plan["minutes"] / seconds))  # The rest of the time is for the other stages.
+        plan |= {"steps": steps, "models": {name: asdict(config) for name, config in configs.items()}}
+        write_json(out / "plan.json", plan)
+    models = {}
+    for name, config in configs.items():
+        console.rule(f"2 · from scratch: {name}, {count_parameters(config, True):,} parameters", align="left")
+        training = recipe.training_config(config, plan["steps"], plan["seed"])
+        models[name] = train(database, config, training, out / name.lower(), description=name), config
         console.print(f"{training.steps} steps of {training.batch_size * training.sequence_length} tokens")
+    plot_losses({"baseline": read_log(out / "baseline"), "RETRO[ON]": read_log(out / "retro")}, out / "loss.png")
     return models
 
 

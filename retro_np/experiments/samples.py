@@ -20,6 +20,7 @@ from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.generation import generate
 from retro_np.progress import progress_bar
 from retro_np.report.plots import COLOURS, new_axes, save_plot
+from retro_np.report.samples import show_chunks, write_page
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING
@@ -33,7 +34,7 @@ MEASURES = (REMAINDER, OTHER, RETRIEVED, REPEATED)
 
 
 def measure(lab: Lab) -> Figures:
-    """Shares by measure and condition, their paired difference, and a few texts.
+    """Shares by measure and condition, their paired difference, and a few texts. Also writes samples.html.
 
     `seeds` has one value per prompt, which is the mean over DRAWS continuations."""
     database = lab.database()
@@ -42,7 +43,7 @@ def measure(lab: Lab) -> Figures:
     parts = prompts_and_rests(database, n_prompts)
     settings: dict[str, Any] = {"length": length, "k": recipe.NEIGHBOURS, "top_p": 0.9, "stop_token": END_OF_TEXT}
     shares = {line: np.empty((len(MEASURES), len(parts))) for line in (ON, OFF)}
-    texts = []
+    texts, pages = [], []
     with progress_bar("sampling", len(parts)) as advance:
         for number, (document, prompt, rest) in enumerate(parts):
             go_on = partial(generate, retro.params, retro.config, prompt, **settings)
@@ -55,12 +56,17 @@ def measure(lab: Lab) -> Figures:
                 samples = {line: sample for line, (sample, _) in runs[0].items()}
                 rows = {"prompt": prompt, "rest": rest[: max(map(len, samples.values()))]} | samples
                 texts.append({"document": name} | {part: database.text(row) for part, row in rows.items()})
+                for line, (sample, retrieved) in runs[0].items():
+                    chunks = show_chunks(prompt, sample, retrieved, database)
+                    pages.append({"heading": f"{name}, {line}", "chunks": chunks})
             advance()
+    facts = {"prompts": f"{PROMPT_CHUNKS * database.chunk_size} tokens of held-out documents", "model": retro.name}
+    write_page(lab.folder / "samples.html", "The same prompts with retrieval on and off", pages, facts)
     gains = shares[ON][0] - shares[OFF][0]  # MEASURES begins with the rest of the prompt's document
     by_name = {name: {line: mean_and_spread(shares[line][i]) for line in shares} for i, name in enumerate(MEASURES)}
     return {
         "shares": by_name, "gain": {"mean": gains.mean(), "standard_error": gains.std(ddof=1) / np.sqrt(len(gains))},
-        "prompts": len(parts), "tokens": length, "texts": texts,
+        "prompts": len(parts), "tokens": length, "page": f"{lab.folder.name}/samples.html", "texts": texts,
     }  # fmt: skip
 
 

@@ -17,6 +17,19 @@ from retro_np.files import replacing
 COLOURS = dict(zip(LINES, ("#555555", "#E69F00", "#0072B2", "#CC79A7"), strict=True))
 
 
+def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None:
+    """Plot each run's training loss against steps, and its running mean over a twentieth of the steps."""
+    axes = new_axes(xlabel="step", ylabel="training loss, nats per token")
+    for name, log in runs.items():
+        steps, losses = (np.array([line[key] for line in log]) for key in ("step", "loss"))
+        colour = COLOURS.get(name)
+        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
+        width = max(1, len(losses) // 20)
+        means = [losses[max(0, stop - width) : stop].mean() for stop in range(1, len(losses) + 1)]
+        axes.plot(steps, means, color=colour, label=name)
+    save_plot(axes, path)
+
+
 def plot_leakage(alphas: Sequence[float], curves: dict[str, list[float | None]], path: Path | str) -> None:
     """Plot bpb(α) against α, one curve per condition. A point that is None is not drawn. Paper eq. 5."""
     label = "α: largest allowed r(C), the longest run shared with a neighbour as a share of the chunk"

@@ -31,8 +31,8 @@ def mixture_rows(
     ranges: for each source, the (start, stop) of its rows, which form one ring. weights: one per source, on any scale.
     Sequence t = step · batch_size + b comes from one source and is the next sequence of that source's epochs. After t
     sequences, the number from a source differs from its share of t by at most ½ if there are two sources, and by less
-    than 2 for any number of sources (see `_balanced_tree`). Raises UserError if a source with a weight has no
-    rows."""
+    than 2 for any number of sources (see `_balanced_tree`). Raises UserError if a weight is negative or not finite, if
+    all weights are 0, or if a source with a weight has no rows."""
     tree, rows = _balanced_tree(_shares(ranges, weights)), []
     for turn in range(int(step) * batch_size, (int(step) + 1) * batch_size):
         source, number = _turn(tree, turn)
@@ -63,6 +63,8 @@ def _epoch(n_rows: int, length: int, seed: int, epoch: int, source: int) -> tupl
 
 def _shares(ranges, weights) -> list[tuple[float, int]]:
     """(weight, source) of each source with a weight above 0, the heaviest first."""
+    if not all(0 <= weight < np.inf for weight in weights) or not any(weights):
+        raise UserError(f"weights must be finite, at least 0, and one of them above 0, not {weights}")
     shares = [(weight / max(weights), source) for source, weight in enumerate(weights) if weight > 0]
     for _, source in shares:
         if not any(stop > start for start, stop in ranges[source]):

@@ -49,12 +49,15 @@ def logger(kind: str, folder: Path | str) -> Callable[[dict[str, Any]], None]:
 
     kind: "tensorboard" writes one file of events into the subfolder tensorboard; "csv" writes log.csv; "wandb" begins a
     run of Weights & Biases, which is offline unless WANDB_MODE says otherwise. folder: the run's folder.
-    Raises UserError for another kind, and for a file or link of others in place of its own, and ModuleNotFoundError for
-    a package that is not installed."""
+    Raises UserError for another kind, for a package that is not installed, and for a file or link of others in place of
+    its own."""
     if kind not in WRITERS:
         raise UserError(f"there is no log of kind {kind!r}: choose {', '.join(WRITERS)}")
     folder = Path(folder)
-    importlib.import_module(kind)
+    try:
+        importlib.import_module(kind)
+    except ModuleNotFoundError as error:
+        raise UserError(f"a log for {kind} needs a package that is not installed: pip install {kind}") from error
     outputs.check_subfolders(folder, ["tensorboard"])
     if kind == "csv":
         check_output(folder / "log.csv", "the run's folder", ours=lambda start: start.startswith(CSV_HEADER.encode()))

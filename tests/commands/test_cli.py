@@ -322,6 +322,7 @@ def test_the_demo_writes_its_files_and_a_second_run_reuses_them(tmp_path, models
         "plan.json", "results.json", "losses.npz", "bpb_alpha.png", "samples.html", "inspect.html",
         "baseline/checkpoint.safetensors", "retro/checkpoint.safetensors", "db/manifest.json",
     ]  # fmt: skip
+    assert (tmp_path / "demo" / "loss.png").exists() == bool(scratch)
     stamps = {name: (tmp_path / "demo" / name).stat().st_mtime_ns for name in files}
     status, second_out, err = run("demo", "-o", tmp_path / "demo", *scratch)
     assert status == 0, err

@@ -270,8 +270,12 @@ def test_options_for_a_function_are_refused_without_one(refusal, option):
         ("layer.py:sqare", "layer.py has no sqare; did you mean square?"),
         ("layer.py:convolution", "layer.py has no convolution; choose from square, twice, Norm_, closed"),
         ("layer.py:size", "layer.py:size is 3, not a function; choose from square"),
-        ("layer.py:Norm", "layer.py:Norm is <class 'layer.py.Norm'>, not a function; choose from square"),
-        ("layer.py:Norm.method", "layer.py has no Norm.method"),
+        ("layer.py:Norm", "layer.py:Norm is <class 'layer.Norm'>, not a function; choose from square"),
+        ("layer.py:Norm.method", "layer.py:Norm.method is not a static function"),
+        ("layer.py:Norm.of_class", "layer.py:Norm.of_class is not a static function"),
+        ("layer.py:Norm_.method", "layer.py:Norm_.method is not a static function"),
+        ("layer.py:Norm.nothing", "layer.py has no Norm.nothing"),
+        ("layer.py:Norm..static", "layer.py has no Norm..static"),
         ("layer.py:max", "layer.py has no max"),
         ("layer.py:largest", "no signature found for builtin"),
     ],
@@ -289,6 +293,10 @@ twice = partial(square)
 class Norm:
     def __call__(self, x): return square(x)
     def method(self, x): return square(x)
+    @classmethod
+    def of_class(cls, x): return square(x)
+    @staticmethod
+    def static(x): return square(x)
 
 Norm_ = Norm()
 closed = lambda x: square(x)
@@ -322,6 +330,14 @@ def bare(f):
 class Power:
     def __init__(self, power): self.power = power
     def __call__(self, x): return square(x, self.power)
+    @staticmethod
+    def static(x): return square(x)
+    class Inner:
+        @staticmethod
+        def static(x): return square(x)
+
+class Derived(Power):
+    pass
 
 cube = functools.partial(square, power=3)
 fourth = Power(4)
@@ -339,7 +355,10 @@ def example():
 """
 
 
-@pytest.mark.parametrize("name", ["square", "cube", "fourth", "decorated"])
+@pytest.mark.parametrize(
+    "name",
+    ["square", "cube", "fourth", "decorated", "Power.static", "Power.Inner.static", "Derived.static"],
+)
 def test_every_kind_of_callable_works_with_example_and_with_a_shape(gradcheck, name):
     assert_passes(gradcheck(CALLABLES, f"layer.py:{name}"))
     assert_passes(gradcheck(CALLABLES, f"layer.py:{name}", "--shape", "x=2,3"))

@@ -75,7 +75,7 @@ def test_prompt_and_length_beyond_the_positions_are_refused_in_python_and_shorte
 
 
 def test_a_model_without_retrieval_needs_no_database_and_refuses_its_options(work):
-    assert "does not retrieve: leave out -k" in refused("sample", work / "model", "-k", "2")
+    assert "does not retrieve: leave out -k" in refused("sample", work / "model", work / "db", "-k", "2")
     assert "retro retrieves: give a DB, or --no-retrieval" in refused("sample", "retro")
     assert "no model at nothing/at/all" in refused("sample", "nothing/at/all")
     status, out, err = run("sample", work / "model", work / "db", "--prompt", "a", "--length", "2")

@@ -61,15 +61,17 @@ def result(folder):
 
 
 @pytest.mark.slow
-def test_the_experiment_writes_figures_and_texts(result):
+def test_the_experiment_writes_figures_texts_and_a_page(result, folder):
     figures = result["figures"]
     assert figures["prompts"] == TINY_PROMPTS == len(figures["texts"])
     for name in MEASURES:
         for line in (ON, OFF):
             assert all(0 <= share <= 1 for share in figures["shares"][name][line]["seeds"])
+    page = (folder / figures["page"]).read_text(encoding="utf-8")
     for text in figures["texts"]:
         assert text["prompt"]
         assert text[ON] != text[OFF]
+        assert f"{text['document']}, {ON}" in page
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_the_pullback_of_a_block_equals_finite_differences(block, case):
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(case=decoder_cases(any_biases=True, at_least=3))
 def test_the_gradient_of_the_loss_equals_finite_differences(case):
     if case.config.architecture == "gpt2":  # see above

@@ -106,10 +106,20 @@ def test_sequence_rows_are_those_of_earlier_versions():
     assert np.array_equal(sequence_rows(23, 4, 5, 3, 2), expected)
 
 
-@pytest.mark.parametrize("rows", [[(4, 4)], []])
-def test_a_source_with_a_weight_but_without_rows_is_refused(rows):
-    with pytest.raises(UserError, match="source 2 of 2 has a weight but no chunks"):
-        mixture_rows([[(0, 4)], rows], [1, 0.1], 2, 2, 0, 0)
+@pytest.mark.parametrize(
+    ("ranges", "weights", "complaint"),
+    [
+        ([[(0, 4)], [(4, 4)]], [1, 1], "source 2 of 2 has a weight but no chunks"),
+        ([[(0, 4)], []], [1, 0.1], "source 2 of 2 has a weight but no chunks"),
+        ([[(0, 4)]], [0.0], "weights must be finite"),
+        ([[(0, 4)], [(4, 9)]], [1, float("nan")], "weights must be finite"),
+        ([[(0, 4)], [(4, 9)]], [1, -1], "weights must be finite"),
+        ([[(0, 4)], [(4, 9)]], [1, float("inf")], "weights must be finite"),
+    ],
+)
+def test_invalid_weights_are_refused(ranges, weights, complaint):
+    with pytest.raises(UserError, match=complaint):
+        mixture_rows(ranges, weights, 2, 2, 0, 0)
 
 
 def test_a_source_with_neither_rows_nor_weight_is_accepted():

@@ -19,7 +19,6 @@ from support import TRAINING, all_bytes, small_config
 
 from retro_np import load_params, score
 from retro_np.checkpoint import load_checkpoint, load_model
-from retro_np.cli import _line
 from retro_np.errors import UserError
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.training import loop
@@ -273,9 +272,8 @@ def test_weights_and_biases_gets_each_step_in_its_offline_mode_unless_told_other
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
 def test_a_logger_whose_package_is_missing_says_what_to_install_before_training(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError) as error:
+    with pytest.raises(UserError, match=f"pip install {package}$"):
         logger(package, tmp_path / "run")
-    assert _line(error.value) == f"retro-np needs {package}: pip install {package}"
     assert not (tmp_path / "run").exists()
 
 
