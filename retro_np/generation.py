@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def generate(
     params: Tree, config: RetroConfig, prompt_tokens: np.ndarray | Sequence[int], length: int, *,
     database: Database | DatabaseUnion | None = None, k: int = 2, temperature: float = 1.0, top_k: int | None = None,
     top_p: float = 1.0, seed: int = 0, stop_token: int | Collection[int] | None = None,
-    on_token: Callable[[int], object] | None = None,
+    on_token: Callable[[int], object] = lambda token: None,
 ) -> tuple[np.ndarray, list[Retrieved]]:  # fmt: skip
     """Sample a continuation of a prompt.
 
@@ -85,19 +86,14 @@ def generate(
         return retrieved[-1].values
 
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-
-    def choose(logits: np.ndarray) -> int:
-        token = sample_token(logits, rng, padding_id=config.padding_id, **settings)
-        if on_token is not None:
-            on_token(token)
-        return token
-
-    return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token), retrieved
+    choose = partial(sample_token, rng=rng, padding_id=config.padding_id, **settings)
+    return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token, on_token), retrieved
 
 
 def decode_tokens(
     params: Tree, config: RetroConfig, prompt: np.ndarray, length: int, choose: Callable[[np.ndarray], int],
     retrieve: Callable[[int, np.ndarray], np.ndarray | None], stop_token: int | Collection[int] | None = None,
+    on_token: Callable[[int], object] = lambda token: None,
 ) -> np.ndarray:  # fmt: skip
     """The decoding loop: the `length` tokens after a prompt (n,), or those up to and including a stop_token, int64.
 
@@ -117,6 +113,7 @@ def decode_tokens(
             neighbours = None if (start + 1) % m else retrieve(start // m, tokens[start + 1 - m : start + 1])
             logits = extend(params, config, cache, tokens[start : start + count], neighbours, only_last)[-1]
         tokens = np.append(tokens, choose(logits))
+        on_token(int(tokens[-1]))
         if tokens[-1] in stops:
             break
     return tokens[len(prompt) :]

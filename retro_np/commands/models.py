@@ -228,10 +228,10 @@ def sample(
     stop = {database.end_of_text, *(model.stop if model else ())}
     retrieves, started = config.retrieves and retrieval, time.perf_counter()
     k = min(k, database.n_chunks) if retrieves else 0
-    show = None if retrieves else samples.token_printer(database, "" if chat else prompt)
-    new, retrieved = generate(
-        params, config, tokens, length, database=database, k=k, stop_token=stop, on_token=show, **settings
-    )
+    call: dict[str, Any] = {"database": database, "k": k, "stop_token": stop}
+    if not retrieves:
+        call["on_token"] = samples.token_printer(database, "" if chat else prompt)
+    new, retrieved = generate(params, config, tokens, length, **call, **settings)
     seconds, chunks = time.perf_counter() - started, samples.show_chunks(tokens, new, retrieved, database)
     if retrieves:
         samples.print_sample(console, chunks)

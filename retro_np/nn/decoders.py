@@ -189,6 +189,7 @@ def ffw(params: Tree, h: Array, config: DecoderConfig, scope: Scope = ROOT) -> t
     return h + dropped, vjp
 
 
+@ignore_underflow
 def norm(params: Tree, h: Array, eps: float) -> tuple[Array, Pullback]:
     """RMSNorm, or LayerNorm (Ba et al. 2016) if there is a bias: RMSNorm of what differs from the mean, plus the bias.
 
@@ -197,6 +198,7 @@ def norm(params: Tree, h: Array, eps: float) -> tuple[Array, Pullback]:
     x = h - h.mean(axis=-1, keepdims=True) if centred else h
     y, rms_vjp = rms_norm(x, params["norm"], eps)
 
+    @ignore_underflow
     def vjp(dy: Array) -> tuple[Tree, Array]:
         dx, dgain = rms_vjp(dy)
         if not centred:

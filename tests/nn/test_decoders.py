@@ -104,20 +104,6 @@ def test_the_pullback_of_a_block_equals_finite_differences(block, case):
     gradcheck(f, {k: a for k, a in params.items() if not (is_zero and k == "b_k")}, h)
 
 
-@pytest.mark.slow
-@settings(max_examples=5, deadline=None)
-@given(case=decoder_cases(any_biases=True, at_least=3))
-def test_the_gradient_of_the_loss_equals_finite_differences(case):
-    if case.config.architecture == "gpt2":  # see above
-        biases = tuple(name for name in case.config.biases if name != "w_k")
-        params = map_tree(lambda _, array: array, case.params)
-        for layer in params["layers"]:
-            layer["attention"].pop("b_k", None)
-        case = replace(case, config=replace(case.config, biases=biases), params=params)
-    loss = partial(retro_loss, config=case.config, tokens=case.tokens, targets=case.targets, neighbours=None)
-    gradcheck(loss, case.params)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_with_dropout_equals_finite_differences(family):
     case = small_case(family, n=3, n_layers=1, d_ffw=4, vocabulary_size=5, dropout=0.3, biases=("w_o",))
