@@ -376,7 +376,7 @@ def _directions(point: Point, leaf: int) -> Iterator[Direction]:
         for members in groups[: 1 if many else N_GROUPS] if len(groups) > 1 + many else ():
             if len(members) > 1:
                 yield Direction(f"random direction of {len(members)} entries", members, random[0, members])
-        order, quota = np.argsort(largest), 0 if many else min(size, N_ENTRIES)
+        order, quota = np.argsort(largest), int(size == 1) if many else min(size, N_ENTRIES)
         alone = [members[0] for members in groups if len(members) == 1 and not many]
         picked = rng.choice(size, quota, replace=False)
         entries = np.unique(np.r_[order[:quota:4], order[size - quota :: 4], picked, alone]).astype(int)

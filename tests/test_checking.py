@@ -571,3 +571,15 @@ def test_make_vjp_of_autograd_is_checked_as_it_is():
     import autograd.numpy as anp
 
     assert gradcheck(autograd.make_vjp(lambda x, w: anp.tanh(anp.dot(x, w)), (0, 1)), X, W)
+
+
+def test_arrays_of_one_entry_are_checked_in_a_large_tree_of_many_arrays():
+    def double(tree):
+        return [2 * array for array in tree], lambda dy: ([2 * array for array in dy],)
+
+    def without_the_first(tree):
+        return double(tree)[0], lambda dy: ([0 * dy[0], *(2 * array for array in dy[1:])],)
+
+    tree = [np.ones(1), *(np.full(40, 1.5) for _ in range(20))]  # more than 16 arrays and 512 entries
+    assert gradcheck(double, tree)
+    assert not gradcheck(without_the_first, tree, raise_exception=False)
