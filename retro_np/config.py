@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from reprlib import repr as shortened
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class RetroConfig:
     retrieved_part: str = "NF"
     copying_start: bool = False
     padding_id: int | None = 0
-    architecture: ClassVar[str] = "retro"  # the paper's blocks; `nn.decoders.DecoderConfig` has others
+    architecture = "retro"  # the paper's blocks; not a field here, but one of `nn.decoders.DecoderConfig`
 
     def __post_init__(self) -> None:
         _check_numbers(self, "", "cca_layers")

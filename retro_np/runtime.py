@@ -29,7 +29,7 @@ def _let_blas_sleep() -> bool:
     if os.environ.setdefault(name, "4") != "4":
         return False
     if "numpy" in sys.modules:
-        from retro_np import blas_threads
+        from retro_np.kernels import blas_threads
 
         if not blas_threads.restart():
             del os.environ[name]

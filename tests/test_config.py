@@ -53,7 +53,7 @@ def test_a_field_of_odd_json_is_refused_in_one_line_or_comes_back_from_json(fiel
     for value in taken:
         config = RetroConfig(**FIELDS | {field: value})
         assert RetroConfig(**json.loads(json.dumps(config.to_dict()))) == config
-    allowed = {"cca_layers": [[], [1]], "dropout": [0], "encoder": [{}]}
+    allowed = {"cca_layers": [[], [1]], "dropout": [0], "encoder": [{}], "padding_id": [0, None]}
     allowed |= {"tie_readout": [True, False], "cca_positions": [True, False]}
     allowed |= {"share_embeddings": [False], "copying_start": [False]}  # True needs an encoder of the decoder's width
     assert taken == allowed.get(field, [])

@@ -12,7 +12,7 @@ PACKAGE = Path(retro_np.__file__).parent
 # A module may import from its own layer and from earlier ones.
 LAYERS = [
     {
-        "errors", "tree", "config", "runtime", "blas_threads", "renamed", "reference", "reference_decoders", "checking",
+        "errors", "tree", "config", "runtime", "renamed", "reference", "reference_decoders", "checking",
         "parameters", "optim", "kernels", "nn",
     },
     {"files", "progress", "retrieval"},

@@ -6,7 +6,7 @@ import sys
 import pytest
 from support import fresh_python
 
-from retro_np import blas_threads
+from retro_np.kernels import blas_threads
 
 SHOW = "import os; from retro_np import runtime; print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'), runtime.tuned)"
 FAULTS = """
@@ -44,7 +44,7 @@ print(hashlib.sha256(b"".join(leaf.tobytes() for _, leaf in named_leaves(params)
 COUNTS = """
 import ctypes, numpy as np
 from numpy.linalg import _umath_linalg
-from retro_np import blas_threads
+from retro_np.kernels import blas_threads
 library = ctypes.CDLL(_umath_linalg.__file__)
 count, limit = (blas_threads._function(library, f"{verb}_num_threads") for verb in ("get", "set"))
 """
@@ -93,7 +93,7 @@ def multiply():
         a @ a
         done.append(1)
 threading.Thread(target=multiply, daemon=True).start()
-from retro_np import blas_threads
+from retro_np.kernels import blas_threads
 for _ in range(5):
     assert blas_threads.restart()
 before = len(done)

@@ -43,7 +43,7 @@ class DecoderConfig(RetroConfig):
     biases: the matrices with a bias beside them, some of w_q, w_k, w_v, w_o, w_gate, w_in and w_out.
     padding_id: None, since most of these tokenizers have no padding."""
 
-    architecture: str = "llama"  # type: ignore[misc]  # a field here, a constant of the paper's models
+    architecture: str = "llama"
     n_kv_heads: int | None = None
     norm_eps: float = 1e-5
     rotary_base: float = 10_000.0

@@ -82,7 +82,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
     Raises UserError for an architecture or a setting that is not supported."""
     path = folder / CONFIG_FILE
     if not path.exists():
-        raise UserError(f"{path} is missing: {AGAIN}, or give the folder of a model")
+        raise UserError(f"{folder} holds no model: give a run's folder, or one with {CONFIG_FILE} of a model")
     settings = _settings(path)
     kind = settings.get("model_type")
     if kind not in list(MODEL_TYPES):

@@ -11,6 +11,7 @@ from retro_np import checkpoint
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import packaged, sha256_of
+from retro_np.files.outputs import RUN_CONFIG, is_mark
 from retro_np.files.untrusted import reporting
 from retro_np.pretrained import folder
 from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file
@@ -45,10 +46,11 @@ def read_pretrained(name: Path | str = RETRO) -> Pretrained:
     a folder in the Hugging Face layout; a .gguf file; a name on the hub, as owner/name; a run's folder or a checkpoint
     of ours, whose tokenizer is the file tokenizer.json beside it, or the bundled models'.
     Raises a UserError that says what is missing, damaged or not supported."""
-    path, name = Path(name), str(name)
-    if file := own_file(name):
+    path, is_there, file = Path(name), isinstance(name, Path) and os.path.exists(name), own_file(name)
+    name = str(name)
+    if file is not None:
         return _own(file, name)
-    if name == SMOLLM2:
+    if name == SMOLLM2 and not is_there:
         return open_gguf(_smollm2(), name)
     if os.path.isdir(path):  # Unlike Path's methods, these accept names that are too long.
         return folder.open_folder(path, name)
@@ -78,11 +80,15 @@ def load_model(name: Path | str, database: Database) -> tuple[Tree, RetroConfig]
 
 
 def own_file(name: Path | str) -> Path | None:
-    """The checkpoint of a model of ours, by its name, a run's folder or the file's path; None for other names."""
+    """The checkpoint of a model of ours, by its name, a run's folder or the file's path; None for other names.
+
+    A Path that exists is a path, even if it is called like a bundled model."""
     path = Path(name)
-    if str(name) in (BASELINE, RETRO):
+    if str(name) in (BASELINE, RETRO) and not (isinstance(name, Path) and os.path.exists(name)):
         return bundled_file(str(name))
-    if os.path.isfile(path / checkpoint.CHECKPOINT) or path.suffix == ".safetensors":
+    settings, weights = path / folder.CONFIG_FILE, path / checkpoint.CHECKPOINT
+    is_run = os.path.isfile(weights) or (os.path.isfile(settings) and is_mark(settings, RUN_CONFIG))
+    if is_run or path.suffix == ".safetensors":
         return checkpoint.checkpoint_file(path)
     return None
 

@@ -194,9 +194,10 @@ def test_a_runs_folder_stands_for_its_checkpoint(db, toml, tmp_path):
     sample = ("sample", tmp_path / "a", db, "--length", "3", "--page", tmp_path / "a" / "page.html")
     assert command(list(map(str, sample))) in (None, 0)
     assert load_params(tmp_path / "run")[1] == load_params(file)[1]
-    for arguments in (("sample", tmp_path, db), ("train", db, "-o", tmp_path / "c", "--retrofit", tmp_path)):
-        hint = "give a run's folder, or a .safetensors file that a run wrote"
-        assert f"no checkpoint at {tmp_path}/checkpoint.safetensors: {hint}" in refused(*arguments)
+    assert f"{tmp_path} holds no model: give a run's folder, " in refused("sample", tmp_path, db)
+    hint = "give a run's folder, or a .safetensors file that a run wrote"
+    message = refused("train", db, "-o", tmp_path / "c", "--retrofit", tmp_path)
+    assert f"no checkpoint at {tmp_path}/checkpoint.safetensors: {hint}" in message
 
 
 BUILD = """
@@ -315,6 +316,7 @@ def test_the_example_of_the_documentation_names_every_setting_with_its_default()
         "vocabulary_size",
         "chunk_size",
         "encoder",
+        "padding_id",  # the database's
     }
 
 

@@ -142,7 +142,7 @@ def test_text_with_a_split_and_a_missing_text_are_refused(work, tmp_path):
     command = ["evaluate", work / "retro", work / "db", "-o", tmp_path / "out", *OPTIONS]
     assert "leave out --split" in refused(*command, "--text", work / "letters", "--split", "valid")
     assert "no corpus at" in refused(*command, "--text", tmp_path / "missing")
-    assert "config.json is missing" in refused("evaluate", work / "letters", work / "db", "-o", tmp_path / "out")
+    assert "holds no model" in refused("evaluate", work / "letters", work / "db", "-o", tmp_path / "out")
 
 
 @pytest.mark.slow

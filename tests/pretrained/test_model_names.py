@@ -90,9 +90,9 @@ def test_a_saved_decoder_with_another_configuration_is_refused_in_one_line(chang
     ("name", "expected"),
     [
         ("none", "no model at none: give retro, baseline, smollm2, a folder, a .gguf file, a checkpoint, or a name on"),
-        ("a/b/c", "no model at a/b/c: give"), ("x.gguf", "no model at x.gguf: give"), ("", "config.json is missing"),
+        ("a/b/c", "no model at a/b/c: give"), ("x.gguf", "no model at x.gguf: give"), ("", "holds no model"),
         ("x.safetensors", "no checkpoint at x.safetensors"), ("../x", "no model at ../x: give"),
-        ("/", "config.json is missing"), ("a" * 5000, ": give retro, baseline"), ("\0", ": give retro, baseline"),
+        ("/", "holds no model"), ("a" * 5000, ": give retro, baseline"), ("\0", ": give retro, baseline"),
         ("model.safetensors", "was not written by retro_np: its metadata has no configuration; of a model that others"),
         ("notes.txt", "notes.txt is damaged or not a GGUF file (ValueError: it begins with b'some'): download"),
     ],

@@ -126,7 +126,7 @@ def test_pickled_weights_are_not_read_but_the_conversion_is_named(pickled, tmp_p
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("config.json", "config.json is missing: download the whole model again, or give the folder of a model"),
+    ("config.json", "holds no model: give a run's folder, or one with config.json of a model"),
     ("model.safetensors", "model.safetensors is missing: download the whole model again, or give the path of a .gguf"),
     ("tokenizer.json", "tokenizer.json is missing; make it from others with Python: transformers.AutoTokenizer.from_"),
 ])  # fmt: skip
