@@ -85,7 +85,7 @@ def write_folder(folder):
     params, c, _ = retro_np.load_pretrained(MODEL)
     theirs = LlamaConfig(
         vocab_size=c.vocabulary_size, hidden_size=c.d_model, intermediate_size=c.d_ffw, num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, rms_norm_eps=c.norm_eps,
+        num_attention_heads=c.n_heads, num_key_value_heads=c.kv_heads, rms_norm_eps=c.norm_eps,
         rope_theta=c.rotary_base, max_position_embeddings=c.max_positions, tie_word_embeddings=c.tie_readout,
         eos_token_id=None,
     )  # fmt: skip

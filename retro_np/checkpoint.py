@@ -61,8 +61,9 @@ def load_model(path: Path | str, database: Database) -> tuple[Tree, RetroConfig]
 def fitted(config: RetroConfig, database: Database) -> RetroConfig:
     """The configuration for use with a database: a decoder of others has no chunks, so it takes the database's.
 
-    Raises UserError if the model and the database do not fit."""
-    if config.architecture != RetroConfig.architecture:
+    So does a model of ours that does not retrieve, if the database has nothing to retrieve. Raises UserError if the
+    model and the database do not fit."""
+    if config.architecture != RetroConfig.architecture or not (config.retrieves or database.n_chunks):
         config = replace(config, chunk_size=database.chunk_size)
     check_fit(config, database)
     return config

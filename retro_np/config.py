@@ -146,7 +146,7 @@ def _check_numbers(config: Any, prefix: str, layers_name: str) -> None:
         if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= largest:
             raise UserError(f"{prefix}{name} must be a whole number from {least} to {largest}, not {_shown(value)}")
         object.__setattr__(config, name, int(value))  # JSON cannot store NumPy's integers.
-    if config.d_model % 2:
+    if config.d_model % 2 and getattr(config, "architecture", "retro") == "retro":
         raise UserError(f"{prefix}d_model must be even (positions are pairs of sine and cosine), not {config.d_model}")
     name, layers = f"{prefix}{layers_name}", getattr(config, layers_name)
     layers = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str | dict) else layers

@@ -54,15 +54,15 @@ def generate(
 
     Padding is never sampled. Returns the new tokens, (≤ length,) int64, and one Retrieved for each chunk that
     retrieved, the prompt's chunks first. Raises UserError for a prompt or a setting out of range, for logits that are
-    not finite, if the model and the database have different vocabularies or chunk sizes, and if prompt and length have
-    more tokens than a decoder that others trained has positions."""
+    not finite, if the model and the database have different vocabularies or chunk sizes, and if a decoder that others
+    trained has no position for each token of prompt and continuation but the last, which is not read."""
     prompt = np.asarray(prompt_tokens)
     if prompt.ndim != 1 or len(prompt) == 0 or not np.issubdtype(prompt.dtype, np.integer):
         raise UserError(f"a prompt must be at least one integer token, not {prompt.dtype} of shape {prompt.shape}")
     if prompt.min() < 0 or prompt.max() >= config.vocabulary_size:
         raise UserError(f"the prompt has tokens outside the vocabulary of {config.vocabulary_size}")
-    if (room := getattr(config, "max_positions", np.inf) - len(prompt)) < length:
-        fault = f"the prompt has {len(prompt):,} tokens, and the model {len(prompt) + room:,} positions"
+    if (room := (positions := getattr(config, "max_positions", np.inf)) + 1 - len(prompt)) < length:
+        fault = f"the prompt has {len(prompt):,} tokens, and the model {positions:,} positions"
         raise UserError(f"{fault}: give {f'a length of at most {room:,}' if room > 0 else 'a shorter prompt'}")
     for name, value, valid, allowed in (
         ("length", length, length >= 0, "at least 0"), ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),

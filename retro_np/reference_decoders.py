@@ -26,7 +26,7 @@ def decode(params: Tree, config: Any, x: Sequence[int]) -> Vectors:
 
 def self_attention(params: Tree, config: Any, h: Vectors) -> Vectors:
     """h_i + W_o · (attention of each head to all j ≤ i). Query head a reads head ⌊a h_kv / h⌋ of keys and values."""
-    c, group = config.d_head, config.n_heads // config.n_kv_heads
+    c, group = config.d_head, config.n_heads // (config.n_kv_heads or config.n_heads)
     normed = [norm(params, config, h_i) for h_i in h]
     q, k, v = ([affine(params, x, name) for x in normed] for name in ("q", "k", "v"))
     updated = []

@@ -43,6 +43,13 @@ def model_tokens(config: RetroConfig, tokens: np.ndarray) -> np.ndarray:
     return tokens if is_ours else np.where(tokens < config.vocabulary_size, tokens, 0)
 
 
+def check_positions(config: RetroConfig, sequence_length: int) -> None:
+    """Raise UserError if a decoder that others trained has fewer positions than a sequence."""
+    if sequence_length > (positions := getattr(config, "max_positions", sequence_length)):
+        fault = f"the model has {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens"
+        raise UserError(f"{fault}: give a sequence_length of at most {positions:,}")
+
+
 def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
     """The number of chunks in a sequence. Raises UserError, with `name`, unless it is a positive whole number."""
     if sequence_length < chunk_size or sequence_length % chunk_size:

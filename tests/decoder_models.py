@@ -151,7 +151,7 @@ class Transformers:
         sizes = {
             "hidden_size": config.d_model, "intermediate_size": config.d_ffw, "head_dim": config.d_head,
             "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,
-            "num_key_value_heads": config.n_kv_heads, "rms_norm_eps": config.norm_eps,
+            "num_key_value_heads": config.kv_heads, "rms_norm_eps": config.norm_eps,
             "max_position_embeddings": config.max_positions,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
         }  # fmt: skip

@@ -89,6 +89,8 @@ def build(
     parts: Any = {"corpus": corpus, "source": source, "train": train, "valid": valid, "test": test}
     settings = options.chosen(BUILD_OPTIONS, values | dict.fromkeys(replaced)) | otherwise
     template = None if like is None else open_database(like, embedder)
+    if "vocabulary_size" in typed and ("tokenizer" in settings or template is not None):
+        raise UserError("--vocabulary-size is for a tokenizer that is trained: leave it out, or --tokenizer and --like")
     with options.naming(config, stored.keys() - typed):
         if template is not None:
             if "tokenizer" in settings:

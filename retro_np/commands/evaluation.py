@@ -17,7 +17,8 @@ PARTS = {
     "leakage": "r(C), the longest run shared with a neighbour, as a share of the chunk", "match": "the token to come",
     "similarity": "13-gram similarity of the document to the nearest training document",
 }  # fmt: skip
-SHOWN_DOCUMENTS = 20
+SHOWN_DOCUMENTS, CURVES = 20, "bpb_alpha.png"
+OWN_READING = "The tokenizer changes texts, so the bytes are those of the texts as it reads them."
 ALSO = ("in-context", "knn-lm", "cache")
 LEFT_OUT = {"trained_on": "in a model's training text", "in_database": "in the database", "repeated": "given twice"}
 
@@ -32,7 +33,7 @@ def evaluate(
     text: Annotated[list[Path] | None, Option(help="Score this text instead: any corpus; repeatable.")] = None,
     k: options.K = 2, sequence_length: options.SequenceLength = 512,
     stride: Annotated[int, Option(min=1, help="Tokens by which the window moves, a multiple of the chunk size.")] = 256,
-    limit: Annotated[int | None, Option(min=1, help="Score only this many chunks.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Score only this many chunks; without DB, tokens.")] = None,
     retrieve_from: Annotated[list[Path] | None, Option(help="Retrieve from this database instead; repeatable.")] = None,
     fraction: Annotated[float, Option(help="Retrieve from a random share of the documents.")] = 1.0,
     fraction_seed: Annotated[int, Option(min=0, help="Random seed of that share.")] = 0,
@@ -49,7 +50,6 @@ def evaluate(
     For a model that others trained, --stride is by default half of --sequence-length.
 
     Example: `retro-np evaluate runs/retro runs/db`"""
-    from retro_np.evaluation.bits_per_byte import check_positions
     from retro_np.evaluation.compare import evaluate as evaluate_models
     from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
     from retro_np.evaluation.own_text import WithoutDatabase, own_text
@@ -59,14 +59,20 @@ def evaluate(
     from retro_np.pretrained.models import load_model, own_file, read_pretrained
     from retro_np.report.plots import plot_leakage
     from retro_np.retrieval import join
+    from retro_np.retrieval.tokenizer import changes_texts
+    from retro_np.sequences import check_positions
 
     also = [name for names in also or () for name in names.split(",")]
+    if "knn-lm" not in also:
+        options.refuse_typed(context, ["keys"], "--also knn-lm is not given")
+    if db is None:
+        options.refuse_typed(context, ["embedder"], "nothing is searched without a DB")
     outputs.claim(out, outputs.EVALUATION)  # before a long search
     if db is not None:
         database = open_database(db, embedder)
     elif text and not retrieve_from and fraction == 1:
         model = read_pretrained(checkpoint)
-        database = WithoutDatabase(model.tokenizer, model.config.chunk_size, str(checkpoint))
+        database = WithoutDatabase(model.tokenizer, 1, str(checkpoint))  # so that any length is whole chunks
         if model.config.retrieves:
             raise UserError(f"{checkpoint} retrieves: give a DB")
     else:
@@ -80,12 +86,16 @@ def evaluate(
     models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
     hashes = frozenset[str]().union(*(trained_on(file) for file in own.values() if file))
     configs = [config for _, config in (*models.values(), *rivals.values())]
-    if is_typed(context, "k") and "in-context" not in also and not any(config.retrieves for config in configs):
-        raise UserError("no model here retrieves: leave out -k")
-    if positions := [config.max_positions for config in configs if isinstance(config, DecoderConfig)]:
+    if "in-context" not in also and not any(config.retrieves for config in configs):
+        unused = "k", "retrieve_from", "fraction", "fraction_seed"
+        options.refuse_typed(context, unused, "no model here retrieves")
+    if fraction == 1:
+        options.refuse_typed(context, ["fraction_seed"], "--fraction is not given")
+    positions = [config.max_positions for config in configs if isinstance(config, DecoderConfig)]
+    if positions or db is None:
         m = database.chunk_size
         if not is_typed(context, "sequence_length"):
-            sequence_length = min(sequence_length, min(positions) // m * m)
+            sequence_length = min([sequence_length, *(max(m, n // m * m) for n in positions)])
         stride = stride if is_typed(context, "stride") else max(1, sequence_length // 2 // m) * m
     for config in configs:
         check_positions(config, sequence_length)
@@ -109,12 +119,17 @@ def evaluate(
         retrieval=retrieval, against=rivals, trained_on=hashes, parts=parts and db is not None,
         token_losses=token_losses, also=also, keys=keys,
     )  # fmt: skip
-    plot_leakage(results["alphas"], results["bpb_alpha"], out / "bpb_alpha.png")
+    (out / CURVES).unlink(missing_ok=True)  # An earlier evaluation may have written it.
+    if db is not None:
+        plot_leakage(results["alphas"], results["bpb_alpha"], out / CURVES)
     print_results(results)
+    if changes_texts(database.tokenizer):
+        console.print(OWN_READING)
     if results["settings"]["split"] == "valid":
         serves = "has no test part, so these documents serve for both" if len(database.held_out_splits) == 1 else ""
         console.print(f"Valid is for tuning; {f'{db} {serves}' if serves else 'report --split test'}.")
-    console.print(f"{out} contains results.json, losses.npz{', tokens.npz' * token_losses} and bpb_alpha.png.")
+    *written, last = ["results.json", "losses.npz", *["tokens.npz"] * token_losses, *[CURVES] * (db is not None)]
+    console.print(f"{out} contains {', '.join(written)} and {last}.")
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -185,10 +200,11 @@ def inspect(
     Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`"""
     from retro_np.files import check_output
     from retro_np.generation import generate
-    from retro_np.pretrained.models import load_model, own_file
+    from retro_np.pretrained.models import load_model, own_file, read_pretrained
     from retro_np.report.inspection import check_request, page_tokens, write_inspection
     from retro_np.report.inspection import inspect as inspect_tokens
-    from retro_np.report.samples import is_page, prompt_tokens
+    from retro_np.report.samples import is_page, prompt_tokens, typed
+    from retro_np.retrieval.tokenizer import changes_texts, encode
 
     inputs = [source for source in (text, file, prompt) if source is not None]
     if len(inputs) != 1:
@@ -196,7 +212,10 @@ def inspect(
     page = check_output(out, "-o", [own_file(checkpoint) or checkpoint, db, *([file] if file else [])], is_page)
     database = open_database(db, embedder)
     model = load_model(checkpoint, database)
-    tokens = prompt_tokens(database, read_text(inputs[0]) if isinstance(inputs[0], Path) else inputs[0])
+    if prompt is None:  # As in an evaluation, nothing stands before the text.
+        tokens = encode(database.tokenizer, typed(read_text(file) if file else text or ""))
+    else:
+        tokens = prompt_tokens(database, prompt, None if own_file(checkpoint) else read_pretrained(checkpoint))
     n_prompt, most = 0 if prompt is None else len(tokens), page_tokens(model[1])
     retrieved: list[Any] = []
     check_request(model[1], n_prompt + 1 if n_prompt else min(len(tokens), most), k)
@@ -211,11 +230,14 @@ def inspect(
     if len(tokens) > most:
         facts["shown"] = f"the first {most:,} of {len(tokens):,} tokens"
         console.print(f"The page shows {facts['shown']}.")
+    facts |= {"bytes": OWN_READING} if changes_texts(database.tokenizer) else {}
     inspection = inspect_tokens(*model, database, tokens[:most], k=k, n_prompt=n_prompt, retrieved=retrieved)
     name = checkpoint.name if inspection.bits_on is None else "RETRO"
     write_inspection(page, f"A text under {name}" if prompt is None else f"A sample of {name}", facts, inspection)
     on = "" if inspection.bits_on is None else f"{inspection.bits_on:.4f} bits per byte with retrieval, "
     console.print(f"{on}{inspection.bits_off:.4f} {'without' if on else 'bits per byte'}.")
+    if "bytes" in facts:
+        console.print(OWN_READING)
     console.print(f"The page is {out}.")
 
 

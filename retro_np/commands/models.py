@@ -187,6 +187,7 @@ def sample(
     from retro_np.pretrained.bundled import RETRO
     from retro_np.pretrained.models import load_model, own_file, read_pretrained
     from retro_np.report import samples
+    from retro_np.retrieval.manifest import read_manifest
 
     if pretrained:
         if db is not None:
@@ -200,12 +201,15 @@ def sample(
     elif pretrained:
         from retro_np.experiments.pretrained import pretrained_database
 
+        options.refuse_typed(context, ["embedder"], "the bundled database has its own embedder")
         database = pretrained_database(PRETRAINED_DATABASE, PRETRAINED_BYTES)
     else:
         model = read_pretrained(checkpoint)
         database = WithoutDatabase(model.tokenizer, model.config.chunk_size, str(checkpoint))
         if model.config.retrieves and retrieval:
             raise UserError(f"{checkpoint} retrieves: give a DB, or --no-retrieval")
+        if db is not None:
+            read_manifest(db)  # so that a wrong name is noticed
     inputs = [own or checkpoint, *([database.path] if model is None else [])]
     path = None if page is None else check_output(page, "--page", inputs, samples.is_page)
     if chat and model is not None:
@@ -215,14 +219,16 @@ def sample(
     elif chat:
         raise UserError(f"{checkpoint} has no chat template: leave out --chat")
     else:
-        tokens = samples.prompt_tokens(database, prompt)
+        tokens = samples.prompt_tokens(database, prompt, model)
     params, config = (model.params, model.config) if model else load_model(checkpoint, database)
-    if not config.retrieves and is_typed(context, "k"):
-        raise UserError(f"{checkpoint} does not retrieve: leave out -k")
+    if not (config.retrieves and retrieval):
+        reason = "--no-retrieval is given" if config.retrieves else f"{checkpoint} does not retrieve"
+        options.refuse_typed(context, ("k", "embedder"), reason)
     if model is not None and db is not None:
         say(f"{checkpoint} does not retrieve, so {db} is not read")
-    if 0 < (room := getattr(config, "max_positions", length + len(tokens)) - len(tokens)) < length:
-        say(f"the model has {room + len(tokens):,} positions, so the text ends after {counted(room, 'more token')}")
+    positions = getattr(config, "max_positions", length + len(tokens))
+    if 0 < (room := positions + 1 - len(tokens)) < length:  # The last token is not read.
+        say(f"the model has {positions:,} positions, so the text ends after {counted(room, 'more token')}")
         length = room
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     stop = {database.end_of_text, *(model.stop if model else ())}

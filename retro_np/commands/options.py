@@ -125,6 +125,13 @@ def is_typed(context: Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def refuse_typed(context: Context, names: Iterable[str], reason: str) -> None:
+    """Raise UserError if an option is on the command line that has no effect for this reason. names: of parameters."""
+    for name in names:
+        if is_typed(context, name):
+            raise UserError(f"{reason}: leave out {'-k' if name == 'k' else '--' + name.replace('_', '-')}")
+
+
 def _layers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())

@@ -16,7 +16,14 @@ from retro_np.evaluation.likelihood import token_nats
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import token_byte_lengths
-from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
+from retro_np.sequences import (
+    check_fit,
+    check_positions,
+    evaluation_windows,
+    scored_windows,
+    sequence_chunks,
+    sequence_neighbours,
+)
 from retro_np.tree import Tree
 
 
@@ -166,13 +173,6 @@ def check_arguments(**expected: tuple[Any, Any]) -> None:
                 raise UserError(f"{name} must be a whole number of at least {kind}, not {value!r:.40}")
         elif not isinstance(value, kind):
             raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
-
-
-def check_positions(config: RetroConfig, sequence_length: int) -> None:
-    """Raise UserError if a decoder that others trained has fewer positions than a sequence."""
-    if sequence_length > (positions := getattr(config, "max_positions", sequence_length)):
-        fault = f"the model has {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens"
-        raise UserError(f"{fault}: give a sequence_length of at most {positions:,}")
 
 
 def sliding_windows(

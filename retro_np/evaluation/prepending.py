@@ -14,6 +14,7 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens, scored_tokens
 from retro_np.evaluation.knn_lm import windows_of
 from retro_np.evaluation.likelihood import read, readout_nats
+from retro_np.progress import counted
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import PADDING, encode
@@ -31,7 +32,7 @@ def prepended(
     """Score held-out tokens with k neighbours in the model's context.
 
     The arguments are those of `frozen_model`, and k is that of `score`. If neighbours and context exceed
-    sequence_length, the start of the context is dropped. Raises UserError if less than a chunk of it could be left."""
+    sequence_length, the start of the context is dropped. Raises UserError if less than two chunks could be left."""
     check_fit(config, database)
     retrieval = retrieval or Retrieval.own(database, "valid")
     split, skipped, separator = retrieval.split, [database.padding], separator_of(config, database)
@@ -56,9 +57,13 @@ def separator_of(config: RetroConfig, database: Database) -> np.ndarray:
 
 
 def check_room(m: int, k: int, sequence_length: int, separator: np.ndarray = NOTHING) -> None:
-    """Raise UserError if k neighbours leave no context in a sequence."""
-    if k * (2 * m + len(separator)) > sequence_length - 2 * m:
-        raise UserError(f"{k} neighbours of {2 * m} tokens leave no context in {sequence_length} tokens: use fewer")
+    """Raise UserError if a sequence has no room for k neighbours, their separators, and two chunks of context."""
+    if (total := k * (2 * m + len(separator)) + 2 * m) > sequence_length:
+        between = f", each with a separator of {counted(len(separator), 'token')}" if len(separator) else ""
+        parts = (
+            f"{counted(k, 'neighbour')} of {2 * m} tokens{between}, and {2 * m} tokens of context are {total} tokens"
+        )
+        raise UserError(f"{parts}, more than the {sequence_length} of a sequence: use fewer, or a longer sequence")
 
 
 def prepended_nats(

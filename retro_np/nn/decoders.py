@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -53,28 +55,39 @@ class DecoderConfig(RetroConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.architecture not in ARCHITECTURES_OF_DECODERS:
+        if not isinstance(self.architecture, str) or self.architecture not in ARCHITECTURES_OF_DECODERS:
             raise UserError(f"architecture must be llama or gpt2, not {self.architecture!r:.40}")
         if self.cca_layers:
             raise UserError("a DecoderConfig has no chunked cross-attention: leave cca_layers out")
-        groups = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
-        if type(groups) is not int or not 1 <= groups <= self.n_heads or self.n_heads % groups:
+        groups: Any = self.kv_heads
+        is_count = isinstance(groups, Integral) and not isinstance(groups, bool)
+        if not is_count or not 1 <= groups <= self.n_heads or self.n_heads % groups:
             raise UserError(f"n_kv_heads must divide n_heads ({self.n_heads}), not {groups!r:.40}")
-        object.__setattr__(self, "n_kv_heads", groups)
-        for name, least in (("norm_eps", 0), ("rotary_base", 1)):
-            if type(value := getattr(self, name)) not in (int, float) or not least < value <= sys.float_info.max:
-                raise UserError(f"{name} must be a finite number above {least}, not {value!r:.40}")
+        if self.n_kv_heads is not None:
+            object.__setattr__(self, "n_kv_heads", int(groups))  # JSON cannot store NumPy's numbers.
+        for name, least, largest in (("norm_eps", 1e-30, 1), ("rotary_base", 1, sys.float_info.max)):
+            value: Any = getattr(self, name)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not is_number or not least <= value <= largest:
+                raise UserError(f"{name} must be a number from {least:g} to {largest:g}, not {value!r:.40}")
+            object.__setattr__(self, name, float(value))
         if self.architecture == "llama" and self.d_head % 2:
             raise UserError(f"d_head must be even, since rotary positions turn pairs of numbers, not {self.d_head}")
-        if not isinstance(self.biases, list | tuple) or not all(name in MATRICES for name in self.biases):
-            raise UserError(f"biases must be some of {', '.join(MATRICES)}, not {self.biases!r:.80}")
-        object.__setattr__(self, "biases", tuple(self.biases))
+        matrices = [name for name in MATRICES if name != "w_gate" or self.architecture == "llama"]
+        if not isinstance(self.biases, list | tuple) or not all(name in matrices for name in self.biases):
+            raise UserError(f"biases must be some of {', '.join(matrices)}, not {self.biases!r:.80}")
+        object.__setattr__(self, "biases", tuple(name for name in matrices if name in self.biases))
+
+    @property
+    def kv_heads(self) -> int:
+        """The number of heads of keys and values."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
 
 def decoder_shapes(config: DecoderConfig) -> Tree:
     """The parameter tree with a shape at each leaf. Matrices are (d_in, d_out), and heads are blocks of columns."""
     d, f, is_llama = config.d_model, config.d_ffw, config.architecture == "llama"
-    inner, groups = config.n_heads * config.d_head, (config.n_kv_heads or config.n_heads) * config.d_head
+    inner, groups = config.n_heads * config.d_head, config.kv_heads * config.d_head
     norm = {"norm": (d,)} if is_llama else {"norm": (d,), "norm_bias": (d,)}
 
     def block(**matrices: tuple[int, int]) -> Tree:
@@ -128,7 +141,7 @@ def self_attention(
     h: (B, n, d), at the positions from `first` on. remember: for decoding with a cache; takes keys and values,
     (B, 1, n, n_kv_heads, c), and returns those of all positions, (B, 1, first + n, n_kv_heads, c).
     Returns (B, n, d) and vjp(dy) -> (gradients of params, dh). Vaswani et al. 2017; Ainslie et al. 2023."""
-    (batch, n, _), heads, c = h.shape, config.n_kv_heads or 1, config.d_head
+    (batch, n, _), heads, c = h.shape, config.kv_heads, config.d_head
     normed, norm_vjp = norm(params, h, config.norm_eps)
     q, q_vjp = affine(params, normed, "q", scope)
     k, k_vjp = affine(params, normed, "k", scope)

@@ -17,7 +17,7 @@ from retro_np.nn.operators import linear, present, rms_norm
 from retro_np.nn.scope import ROOT
 from retro_np.tree import Array, Tree
 
-MIN_CAPACITY = 128  # positions of a cache that has just begun
+CACHE_STEP = 256  # positions by which a cache grows
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Cache:
     """What decoding remembers of one sequence.
 
     length: tokens so far.
-    self_keys: keys and values of self-attention, by layer, each (1, 1, capacity, h, c); the capacity doubles as needed.
+    self_keys: keys and values of self-attention, by layer, (1, 1, capacity, h, c); it grows by CACHE_STEP.
     chunk_activations: H of the current chunk after ATTN of layer min(P), (1, < m, d).
     cca_keys: keys and values of the neighbours that the current positions attend to, by layer, each (1, k, r, h, c).
     key_mask: (1, k, r), False at padding; None: there are no neighbours to attend to.
@@ -109,7 +109,7 @@ def _remember(cache: Cache, p: int, *new: Array) -> Any:
     """Add keys and values, (1, 1, t, h, c) each, to layer p's cache, and return those of all tokens so far."""
     start, end = cache.length, cache.length + new[0].shape[2]
     if p not in cache.self_keys or cache.self_keys[p][0].shape[2] < end:
-        old, capacity = cache.self_keys.get(p, ()), max(MIN_CAPACITY, 2 * start, end)
+        old, capacity = cache.self_keys.get(p, ()), -(-end // CACHE_STEP) * CACHE_STEP
         cache.self_keys[p] = tuple(np.empty((1, 1, capacity, *array.shape[3:]), array.dtype) for array in new)
         for buffer, array in zip(cache.self_keys[p], old, strict=False):
             buffer[:, :, :start] = array[:, :, :start]

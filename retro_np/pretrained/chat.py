@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.pretrained.decoder import Pretrained
+from retro_np.retrieval.tokenizer import vocabulary_bytes
 
 RENDERER = Path(__file__).with_name("chat_render.py")
 SECONDS_TO_WAIT = 20  # The renderer limits its own time too, but not on Windows.
@@ -22,7 +23,9 @@ def chat_tokens(model: Pretrained, text: str) -> list[int]:
     """The token ids of one turn of a user, up to where the model's answer begins.
 
     text: what the user says. Where it spells a special token, it is encoded as plain text; the template's own special
-    tokens are encoded as such. Raises UserError if the model has no template, or if that fails or takes too much."""
+    tokens are encoded as such. A Unigram or WordPiece model may itself make a special token from such a text, which is
+    therefore cut after its first character. Raises UserError if the model has no template, or if that gives no tokens,
+    fails or takes too much."""
     added = model.tokenizer.get_added_tokens_decoder().items()
     special = {token.content: (number, token) for number, token in added if token.special}
     spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
@@ -34,8 +37,10 @@ def chat_tokens(model: Pretrained, text: str) -> list[int]:
     # For the tokenizer, one stands for each of the template's special tokens, as an added token that is not special.
     own = {content: next(unused) for content in set(spelled.findall(rendered))}
     marked = spelled.sub(lambda match: own[match[0]], rendered)
+    pieces, cut = vocabulary_bytes(model.tokenizer), next(unused)
     for content, character in plain.items():
-        marked = marked.replace(character, content)
+        made = pieces[special[content][0]] == content.encode()
+        marked = marked.replace(character, f"{content[0]}{cut}{content[1:]}" if made else content)
     tokenizer, ids = Tokenizer.from_str(model.tokenizer.to_str()), {}
     tokenizer.encode_special_tokens = True
     for content, character in own.items():
@@ -43,7 +48,11 @@ def chat_tokens(model: Pretrained, text: str) -> list[int]:
         flags = {name: getattr(token, name) for name in ("lstrip", "rstrip", "normalized")}
         tokenizer.add_tokens([AddedToken(character, **flags)])
         ids[tokenizer.token_to_id(character)] = number
-    return [ids.get(i, i) for i in tokenizer.encode(marked, add_special_tokens=False).ids]
+    tokenizer.add_tokens([AddedToken(cut, normalized=False)])
+    encoded = tokenizer.encode(marked, add_special_tokens=False).ids
+    if not (tokens := [ids.get(i, i) for i in encoded if i != tokenizer.token_to_id(cut)]):
+        raise UserError(f"the chat template of {model.name} gives no text: leave out --chat, or use another model")
+    return tokens
 
 
 def render(model: Pretrained, messages: list[dict[str, str]]) -> str:

@@ -43,6 +43,12 @@ class Pretrained:
         """The parameters, float32. Raises UserError if the files hold numbers that are not finite, or were changed."""
         return self.read()
 
+    @property
+    def start(self) -> int | None:
+        """The id that an empty prompt stands for: begin-of-text, else one that ends a text. None: it has neither."""
+        ids = (self.tokenizer.token_to_id(self.special.get(role, "")) for role in ("bos_token", "eos_token"))
+        return next((i for i in (*ids, *sorted(self.stop)) if i is not None), None)
+
     @cached_property
     def sha256(self) -> str:
         """The SHA-256 of the weights' file; of several, the SHA-256 of their SHA-256, one after the other."""

@@ -23,7 +23,9 @@ TOKENS_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # The secon
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 MAKE = "{0} is missing; make it from {1} with Python: transformers.{2}.from_pretrained({3!r}).save_pretrained({3!r})"
 SHARD = re.compile(r"\w[\w.-]{0,199}")  # the name of a file beside the index
-MODEL_TYPES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+# The classes with a readout, and those without one, which need a tied readout
+MODEL_TYPES = {"llama": ("LlamaForCausalLM", "LlamaModel"), "qwen2": ("Qwen2ForCausalLM", "Qwen2Model")}
+MODEL_TYPES |= {"gpt2": ("GPT2LMHeadModel", "GPT2Model")}
 # Our fields and the settings that give them
 LLAMA_SIZES = {
     "vocabulary_size": "vocab_size", "d_model": "hidden_size", "d_ffw": "intermediate_size",
@@ -89,14 +91,15 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
         raise refusal(path, "model_type", kind, f"only {', '.join(MODEL_TYPES)} are supported: use another model")
     fields = sizes(path, settings, GPT2_SIZES if kind == "gpt2" else LLAMA_SIZES)
     known = OF_TYPE[kind] | {"model_type": ANY, "tie_word_embeddings": BOOLEAN}
-    known |= {"architectures": (None, [MODEL_TYPES[kind]])}
+    fields["tie_readout"] = bool(settings.get("tie_word_embeddings", kind == "gpt2"))
+    known |= {"architectures": (None, *([name] for name in MODEL_TYPES[kind][: 1 + fields["tie_readout"]]))}
     known |= {"layer_types": (None, ["full_attention"] * min(fields["n_layers"], 9999))}
     check_settings(path, {key: settings[key] for key in settings if not WITHOUT_EFFECT.fullmatch(key)}, known)
-    fields["tie_readout"] = bool(settings.get("tie_word_embeddings", kind == "gpt2"))
-    fields["d_head"] = settings.get("head_dim") or fields["d_model"] // fields["n_heads"]
+    width, hidden = settings.get("head_dim"), settings.get("n_inner")  # which may be null
+    fields["d_head"] = fields["d_model"] // fields["n_heads"] if width is None else width
     if kind == "gpt2":
         fields |= {"architecture": "gpt2", "norm_eps": settings.get("layer_norm_epsilon", 1e-5)}
-        fields |= {"d_ffw": settings.get("n_inner") or 4 * fields["d_model"]}
+        fields |= {"d_ffw": 4 * fields["d_model"] if hidden is None else hidden}
         biases = ["w_q", "w_k", "w_v", "w_o", "w_in", "w_out"]
     else:
         fields |= {"norm_eps": settings.get("rms_norm_eps", 1e-6), "rotary_base": _rotary_base(path, settings)}
@@ -126,14 +129,11 @@ def _open_weights(folder: Path) -> tuple[Iterable[Path], Weights]:
         opened = {WEIGHTS_FILE: open_safetensors(folder / WEIGHTS_FILE, AGAIN)[0]}
         file_of = dict.fromkeys(opened[WEIGHTS_FILE], WEIGHTS_FILE)
     elif (folder / WEIGHTS_INDEX).is_file():
-        file_of = _settings(folder / WEIGHTS_INDEX).get("weight_map", {})
-        shards: list[Any] = list(file_of.values()) if isinstance(file_of, dict) else [None]
-        if not all(isinstance(shard, str) and SHARD.fullmatch(shard) for shard in shards):
-            raise UserError(f"{folder / WEIGHTS_INDEX}: weight_map does not name a file for each tensor: {AGAIN}")
-        for shard in sorted(set(shards)):
+        shards = sorted(set((file_of := read_index(folder)).values()))
+        for shard in shards:
             if not (folder / shard).is_file():
                 raise UserError(f"{folder / shard} is missing, but {WEIGHTS_INDEX} names it: {AGAIN}")
-        opened = {shard: open_safetensors(folder / shard, AGAIN)[0] for shard in sorted(set(shards))}
+        opened = {shard: open_safetensors(folder / shard, AGAIN)[0] for shard in shards}
     elif pickled := [*folder.glob("pytorch_model*.bin")]:
         source = f"{pickled[0].name}, which may run code and is not read,"
         raise UserError(MAKE.format(folder / WEIGHTS_FILE, source, "AutoModelForCausalLM", str(folder)))
@@ -148,6 +148,15 @@ def _open_weights(folder: Path) -> tuple[Iterable[Path], Weights]:
 
     shapes = {name: opened[file][name].shape for name, file in file_of.items()}
     return [folder / file for file in opened], Weights(folder, shapes, read)
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The file beside the index that holds each tensor; empty without an index. Raises UserError for a damaged one."""
+    file_of = _settings(folder / WEIGHTS_INDEX).get("weight_map", {})
+    shards: list[Any] = list(file_of.values()) if isinstance(file_of, dict) else [None]
+    if not all(isinstance(shard, str) and SHARD.fullmatch(shard) for shard in shards):
+        raise UserError(f"{folder / WEIGHTS_INDEX}: weight_map does not name a file for each tensor: {AGAIN}")
+    return file_of
 
 
 def _settings(path: Path) -> dict[str, Any]:

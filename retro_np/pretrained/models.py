@@ -27,7 +27,7 @@ SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 OWNER_AND_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 SMALL_FILES = (folder.CONFIG_FILE, folder.GENERATION_FILE, folder.TEMPLATE_FILE, *folder.TOKENS_FILES, TOKENIZER)
-LARGE_FILES = (folder.WEIGHTS_INDEX, folder.WEIGHTS_FILE, "model-*.safetensors")
+SMALL_FILES += (folder.WEIGHTS_INDEX,)
 GIVE = f"give {RETRO}, {BASELINE}, {SMOLLM2}, a folder, a .gguf file, a checkpoint, or a name on the hub (owner/name)"
 
 
@@ -58,8 +58,15 @@ def read_pretrained(name: Path | str = RETRO) -> Pretrained:
         return open_gguf(path, name)
     if os.path.exists(path) or path.suffix == ".gguf" or not OWNER_AND_NAME.fullmatch(name):
         raise UserError(f"no model at {name}: {GIVE}")
-    folder.read_config(_download(name, SMALL_FILES))  # What is refused is refused before the weights are downloaded.
-    return folder.open_folder(_download(name, SMALL_FILES + LARGE_FILES), name)
+    path = _download(name, SMALL_FILES)
+    folder.read_config(path)  # What is refused is refused before the weights are downloaded.
+    shards = set((folder.read_index(path) or {"": folder.WEIGHTS_FILE}).values())
+    path = _download(name, [*SMALL_FILES, *shards])
+    if not any((path / file).is_file() for file in (folder.WEIGHTS_INDEX, folder.WEIGHTS_FILE)):
+        fault = f"{name} on the hub has neither {folder.WEIGHTS_FILE} nor {folder.WEIGHTS_INDEX}"
+        convert = f"transformers.AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER)"
+        raise UserError(f"{fault}; pickled weights may run code and are not read: convert them with Python, {convert}")
+    return folder.open_folder(path, name)
 
 
 def load_model(name: Path | str, database: Database) -> tuple[Tree, RetroConfig]:

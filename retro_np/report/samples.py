@@ -1,12 +1,13 @@
 """Samples next to what they retrieved, coloured by the runs of tokens in common, as in the paper's tables 6 and 7."""
 
 import codecs
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retro_np.config import RetroConfig
+from retro_np.errors import UserError
 from retro_np.files import remove_partial, write_atomically
 from retro_np.generation import Retrieved, generate
 from retro_np.kernels.substring import common_prefix_lengths
@@ -22,6 +24,9 @@ from retro_np.retrieval.database import Database
 from retro_np.retrieval.rows import LONE_SURROGATE
 from retro_np.retrieval.tokenizer import encode, token_texts, vocabulary_bytes
 from retro_np.tree import Tree
+
+if TYPE_CHECKING:
+    from retro_np.pretrained.decoder import Pretrained
 
 MAX_SHOWN_RUN_TOKENS = 5  # longer runs have the same colour
 # The colours of runs of 0, 1, … 5 tokens: one hue, lighter to darker, so that lightness alone tells them apart.
@@ -77,12 +82,18 @@ def sample_chunks(
     return show_chunks(tokens, *generate(params, config, tokens, length, **settings), database)
 
 
-def prompt_tokens(database: Database, text: str) -> list[int]:
-    """The tokens of a text that a user typed. An empty text becomes end-of-text, which precedes a document.
+def prompt_tokens(database: Database, text: str, model: "Pretrained | None" = None) -> list[int]:
+    """The tokens of a prompt that a user typed. What another's tokenizer puts before a text, such as <s>, is included.
 
-    What another's tokenizer puts before each text, such as Llama's <s>, is there as well."""
-    begin = database.tokenizer.encode("").ids
-    return [*begin, *encode(database.tokenizer, typed(text))] or [database.end_of_text]
+    An empty text becomes end-of-text, which precedes a document, or what another's model has for this. Raises UserError
+    if it has nothing."""
+    probe = database.tokenizer.encode("x")
+    marks = itertools.takewhile(lambda pair: pair[1], zip(probe.ids, probe.special_tokens_mask, strict=True))
+    tokens = [*(token for token, _ in marks), *encode(database.tokenizer, typed(text))]
+    start = database.end_of_text if model is None or model.start is None else model.start
+    if not tokens and model is not None and start >= model.config.vocabulary_size:
+        raise UserError(f"{model.name} has no token that begins or ends a text: give a prompt")
+    return tokens or [start]
 
 
 def typed(text: str) -> str:

@@ -5,7 +5,7 @@ the one of the models' own tokenizer.json. SentencePiece's BPE has scores in pla
 
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from retro_np.errors import UserError
 from retro_np.files.untrusted import reporting
@@ -24,6 +24,7 @@ PRE_TOKENIZERS = {name: kind for kind, names in PRE_TOKENIZER_NAMES.items() for 
 WHOLE_WORDS = "llama3"  # the kind that takes a word of the vocabulary without looking at the merges
 COMPOSING = "qwen2"  # the kind that composes characters first (NFC)
 CONTROL, USER_DEFINED = 3, 4  # types of tokens
+USUAL_IDS = {"bos": 1, "eos": 2}  # of begin- and end-of-text in SentencePiece
 MAX_WORK = 1 << 26  # the work of finding merges, in characters; Llama 2's vocabulary takes 1,600,000
 OTHER_FILE = "use another file, or a folder with the model's tokenizer.json"
 GGML = "tokenizer.ggml."  # what the names of the metadata about a tokenizer begin with
@@ -48,6 +49,10 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str = "the .gguf file")
         tokenizer = BUILDERS[model](fields, ids, where)
         added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL) for token, kind in added])
+        if marks := _marks(fields, ids, where):
+            named = [{"id": role, "ids": [ids[token]], "tokens": [token]} for role, token in marks.items()]
+            around = [role for role in ("bos", "$A", "eos") if role in ("$A", *marks)]
+            tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=named)
         return checked(tokenizer, f"the tokenizer of {where}")
 
 
@@ -77,6 +82,19 @@ def _sentencepiece(fields: dict[str, Any], ids: dict[str, int], where: str) -> T
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefixed else parts)
     return tokenizer
+
+
+def _marks(fields: dict[str, Any], ids: dict[str, int], where: str) -> dict[str, str]:
+    """The tokens that a model's prompt has around its text, by role. What the metadata leave out is as in llama.cpp."""
+    marks, tokens, usual = {}, list(ids), USUAL_IDS if fields["model"] == "llama" else {}
+    is_llama_3 = PRE_TOKENIZERS.get(_shown(fields.get("pre"))) == WHOLE_WORDS and "bos_token_id" in fields
+    for role, usually in {"bos": bool(usual) or is_llama_3, "eos": False}.items():
+        adds, number = fields.get(f"add_{role}_token", usually), fields.get(f"{role}_token_id", usual.get(role, -1))
+        if type(adds) is not bool or (adds and (type(number) is not int or not 0 <= number < len(ids))):
+            raise UserError(f"{where}: {GGML}{role}_token_id or add_{role}_token has a wrong value: {OTHER_FILE}")
+        if adds:
+            marks[role] = tokens[number]
+    return marks
 
 
 BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}

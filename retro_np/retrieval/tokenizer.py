@@ -32,6 +32,7 @@ __all__ = ["END_OF_TEXT", "PADDING", "SPECIAL", "Special", "special_ids"]
 
 MIN_VOCABULARY_SIZE = len(SPECIAL) + 256  # the special tokens and all bytes
 EXPECTED = "give the tokenizer.json of a database or of a model"
+EVERYDAY = "A text with Capitals,\n\ttwo  lines, é, 文 and 🙂.\n"
 MIN_PIECE_CHARACTERS, PIECES_PER_BATCH = 1 << 16, 32
 # Byte-level BPE first splits a text into words with at most one leading space. Between two printing characters, a
 # single space starts a word, and a single line break is a word of its own. No token crosses such a boundary.
@@ -157,6 +158,14 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int], begins: bool = True) -> str
 
     begins: whether the ids are the beginning of a text, where the space that SentencePiece adds is left out."""
     return b"".join(_pieces(tokenizer, ids, begins)).decode("utf-8", "replace")
+
+
+def changes_texts(tokenizer: Tokenizer) -> bool:
+    """Whether tokens lose a part of a text: capitals, line breaks, double spaces, or characters that are not known."""
+    try:
+        return decode(tokenizer, encode(tokenizer, EVERYDAY)) != EVERYDAY
+    except UserError:  # The tokenizer cannot encode each character.
+        return True
 
 
 def token_texts(tokenizer: Tokenizer, ids: Iterable[int], begins: bool = True) -> list[str]:

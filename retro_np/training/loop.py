@@ -26,7 +26,16 @@ from retro_np.renamed import new_names
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.sharded import Sharded
 from retro_np.retrieval.tokenizer import token_byte_lengths
-from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_chunks, sequence_neighbours
+from retro_np.sequences import (
+    NO_TARGET,
+    check_fit,
+    check_positions,
+    evaluation_windows,
+    model_tokens,
+    scored_windows,
+    sequence_chunks,
+    sequence_neighbours,
+)
 from retro_np.training.batches import Batch, training_batch
 from retro_np.training.config import TrainingConfig
 from retro_np.training.curriculum import with_curriculum
@@ -50,6 +59,8 @@ def retrofit(
     `train`. Raises UserError if the baseline has cross-attention, and if cca_layers is empty or does not fit."""
     if baseline_config.retrieves:
         raise UserError("RETROfit starts from a baseline, but this checkpoint already has chunked cross-attention")
+    if baseline_config.architecture != RetroConfig.architecture:
+        raise UserError("RETROfit starts from a baseline that retro_np trained, not from another model")
     if not cca_layers:
         raise UserError("RETROfit trains chunked cross-attention: name at least one layer for it")
     config = replace(baseline_config, cca_layers=tuple(cca_layers), encoder=encoder)
@@ -67,6 +78,7 @@ def loss_and_gradients(
 
     Each part is weighted by its share of the batch's targets. Arguments otherwise as in `retro_loss`."""
     tokens, targets, neighbours = batch
+    tokens, targets = model_tokens(config, tokens), np.where(targets < config.vocabulary_size, targets, NO_TARGET)
     counted = present(targets, config.padding_id)
     n_targets = max(int(np.count_nonzero(counted)), 1)
     loss, grads = 0.0, None
@@ -122,6 +134,7 @@ def train(
     if not database.manifest["splits"]["train"]["chunks"]:
         raise UserError(f"{database.path} has no training documents: add some with retro-np add")
     sequence_chunks(training.sequence_length, config.chunk_size)
+    check_positions(config, training.sequence_length)
     evaluate = validation(database, config, training) if training.eval_every else None
     frozen = [name for name, _ in named_leaves(parameter_shapes(config)) if not trainable(name)]
     start: dict[str, Any] = {"begun_from": begin_from[1] if begin_from else None, "frozen": frozen}
@@ -232,7 +245,7 @@ def validation(database: Database, config: RetroConfig, training: TrainingConfig
         nats = 0.0
         for rows, tokens, targets in scored_windows(split, *windows, description=""):
             neighbours = sequence_neighbours(database, split, rows, k) if k else None
-            loss, _ = retro_loss(params, config, tokens, targets, neighbours)
+            loss, _ = retro_loss(params, config, model_tokens(config, tokens), targets, neighbours)
             nats += float(loss) * int((targets >= 0).sum())
         return {"valid_loss": nats / n_tokens, "valid_bpb": nats / (math.log(2) * n_bytes)}
 

@@ -207,7 +207,7 @@ def test_rotary_turns_a_pair_by_its_angle():
 
 def repeated(array, case):
     """Columns of keys or values, one head for each query head."""
-    groups, c = case.config.n_kv_heads, case.config.d_head
+    groups, c = case.config.kv_heads, case.config.d_head
     heads = array.reshape(*array.shape[:-1], groups, c)
     return heads.repeat(case.config.n_heads // groups, axis=-2).reshape(*array.shape[:-1], -1)
 
@@ -219,7 +219,7 @@ def test_grouped_heads_equal_full_heads_with_copied_weights_and_collect_their_gr
     params = map_tree(lambda name, a: repeated(a, case) if name.endswith(shared) else a, case.params)
     full = replace(case, params=params, config=replace(case.config, n_kv_heads=case.config.n_heads))
     np.testing.assert_allclose(retro(*case.arguments)[0], retro(*full.arguments)[0], **EXACT)
-    groups, c = case.config.n_kv_heads, case.config.d_head
+    groups, c = case.config.kv_heads, case.config.d_head
 
     def summed(name, grad):
         if not name.endswith(shared):
@@ -409,7 +409,7 @@ BAD = [
     {"architecture": ["llama"]}, {"cca_layers": (1,)}, {"n_kv_heads": 4}, {"n_kv_heads": 0}, {"n_kv_heads": 12},
     {"n_kv_heads": -2}, {"n_kv_heads": 2.0}, {"n_kv_heads": True}, {"n_kv_heads": "2"}, {"norm_eps": 0},
     {"norm_eps": -1e-5}, {"norm_eps": float("nan")}, {"norm_eps": float("inf")}, {"norm_eps": "1e-5"},
-    {"norm_eps": None}, {"norm_eps": True}, {"norm_eps": 10**400}, {"rotary_base": 1}, {"rotary_base": 0.5},
+    {"norm_eps": None}, {"norm_eps": True}, {"norm_eps": 10**400}, {"rotary_base": 0.5},
     {"rotary_base": float("nan")}, {"rotary_base": float("inf")}, {"rotary_base": 10**400}, {"rotary_base": [2]},
     {"max_positions": 0}, {"max_positions": 2.5}, {"max_positions": None}, {"max_positions": 2**31},
     {"biases": ("w_x",)}, {"biases": "w_q"}, {"biases": None}, {"biases": 3}, {"biases": ("b_q",)}, {"biases": ([],)},
@@ -474,3 +474,11 @@ def test_fresh_parameters_have_the_shapes_of_the_tree_and_a_finite_loss_near_tha
 @given(config=decoder_configs(any_biases=True))
 def test_a_configuration_survives_json(config):
     assert DecoderConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_default_number_of_kv_heads_follows_n_heads_and_numpys_numbers_become_pythons():
+    config = DecoderConfig(11, 9, 12, n_heads=4, d_head=4, n_layers=2)  # an odd width: rotary positions turn heads
+    assert (config.kv_heads, replace(config, n_heads=6).kv_heads) == (4, 6)
+    numbers = replace(config, n_kv_heads=np.int64(2), norm_eps=np.float64(1e-5), rotary_base=np.float32(1e4))
+    assert json.loads(json.dumps(numbers.to_dict()))["n_kv_heads"] == 2
+    assert replace(config, biases=("w_v", "w_q", "w_q")) == replace(config, biases=["w_q", "w_v"])

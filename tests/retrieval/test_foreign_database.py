@@ -1,6 +1,7 @@
 """Databases with tokenizers that others trained. Ground truth: transformers' ids and the documents' own texts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,18 @@ def test_a_model_of_ours_trains_on_a_foreign_database(real_0, tmp_path):
     train(real_0, config, TRAINING, tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
+
+
+def test_a_decoder_trains_on_a_database_whose_padding_and_end_of_text_it_has_no_rows_for(real_0, tmp_path):
+    vocabulary_size = min(real_0.padding, real_0.end_of_text)
+    config = DecoderConfig(vocabulary_size, 8, 8, 1, 8, 1, chunk_size=real_0.chunk_size, max_positions=16)
+    training = replace(TRAINING, sequence_length=16, steps=8, batch_size=16, eval_every=4)  # every document's end
+    train(real_0, config, training, tmp_path / "run")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    with pytest.raises(UserError, match="sequence_length of at most 16"):
+        train(real_0, config, replace(training, sequence_length=32), tmp_path / "long")
+    assert not (tmp_path / "long").exists()
 
 
 def command(*arguments):
