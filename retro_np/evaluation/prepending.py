@@ -59,11 +59,10 @@ def separator_of(config: RetroConfig, database: Database) -> np.ndarray:
 def check_room(m: int, k: int, sequence_length: int, separator: np.ndarray = NOTHING) -> None:
     """Raise UserError if a sequence has no room for k neighbours, their separators, and two chunks of context."""
     if (total := k * (2 * m + len(separator)) + 2 * m) > sequence_length:
-        between = f", each with a separator of {counted(len(separator), 'token')}" if len(separator) else ""
-        parts = (
-            f"{counted(k, 'neighbour')} of {2 * m} tokens{between}, and {2 * m} tokens of context are {total} tokens"
-        )
-        raise UserError(f"{parts}, more than the {sequence_length} of a sequence: use fewer, or a longer sequence")
+        between = f" and a separator of {counted(len(separator), 'token')}" if len(separator) else ""
+        parts = f"{counted(k, 'neighbour')} of {2 * m} tokens{between}, with {2 * m} tokens of context"
+        fault = f"{parts}, need {total} tokens, more than the {sequence_length} of a sequence"
+        raise UserError(f"{fault}: use fewer, or a longer sequence")
 
 
 def prepended_nats(

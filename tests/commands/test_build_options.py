@@ -131,6 +131,14 @@ def test_the_documents_that_options_name_replace_all_those_of_a_file(typed, fold
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("option", ["--tokenizer", "--like"])
+def test_a_vocabulary_size_beside_a_finished_tokenizer_is_refused(option, folders, database, tmp_path):
+    value = database.path if option == "--like" else database.path / "tokenizer.json"
+    line = refused("build", folders["train"], "-o", tmp_path / "db", option, value, "--vocabulary-size", "300")
+    assert "--vocabulary-size is for a tokenizer that is trained: leave it out" in line
+    assert not (tmp_path / "db").exists()
+
+
 @pytest.mark.parametrize("pair", [("limit_bytes", "limit_mb"), ("shard_bytes", "shard_mb")])
 def test_one_setting_in_two_units_is_refused(pair, folders, tmp_path):
     (tmp_path / "run.toml").write_text(f"[build]\n{pair[0]} = 2000\n{pair[1]} = 1\n")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import foreign_models as foreign
 import numpy as np
@@ -76,6 +77,12 @@ def test_prompt_and_length_beyond_the_positions_are_refused_in_python_and_shorte
 
 def test_a_model_without_retrieval_needs_no_database_and_refuses_its_options(work):
     assert "does not retrieve: leave out -k" in refused("sample", work / "model", work / "db", "-k", "2")
+    line = refused("sample", work / "model", work / "db", "--embedder", "hashing")
+    assert "does not retrieve: leave out --embedder" in line
+    assert f"no database at {work / 'nowhere'}" in refused("sample", work / "model", work / "nowhere")
+    line = refused("sample", "retro", "--no-retrieval", "-k", "3")
+    assert "--no-retrieval is given: leave out -k" in line
+    assert "its own embedder: leave out --embedder" in refused("sample", "--pretrained", "--embedder", "hashing")
     assert "retro retrieves: give a DB, or --no-retrieval" in refused("sample", "retro")
     assert "no model at nothing/at/all" in refused("sample", "nothing/at/all")
     status, out, err = run("sample", work / "model", work / "db", "--prompt", "a", "--length", "2")
@@ -109,6 +116,19 @@ def test_a_page_about_such_a_model_has_its_nats_and_values_and_no_claim_about_re
     assert {token.on for token in shown} == {None}
     assert [len(chunk.values) for chunk in page.chunks] == [2] * (len(tokens) // M) + [0] * (len(tokens) % M > 0)
     assert all(chunk.leakage is not None for chunk in page.chunks[: len(tokens) // M])
+
+
+def test_inspect_says_beside_its_figure_that_a_tokenizer_changes_texts(work, tmp_path):
+    shutil.copytree(work / "model", tmp_path / "model")
+    state = json.loads(foreign.tokenizer().to_str()) | {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(state))
+    config = BuildConfig(chunk_size=M, tokenizer=str(tmp_path / "model" / "tokenizer.json"), neighbours=1)
+    build_database(write_corpus(tmp_path / "corpus"), tmp_path / "db", config, HASHED)
+    for folder, expected in ((work, False), (tmp_path, True)):
+        status, out, err = run("inspect", folder / "model", folder / "db", "a text", "-o", tmp_path / "page.html")
+        assert status == 0, err
+        shown = " ".join(out.split()), (tmp_path / "page.html").read_text()
+        assert ["The tokenizer changes texts, so the bytes are" in text for text in shown] == [expected] * 2
 
 
 def test_inspect_writes_a_page_without_cross_attention(work, tmp_path):

@@ -1,8 +1,10 @@
 """A decoder that others trained, evaluated by commands. Ground truth: transformers' logits, one window at a time."""
 
+import dataclasses
 import inspect
 import json
 import math
+import shutil
 
 import foreign_models as foreign
 import numpy as np
@@ -75,7 +77,7 @@ def results_of(work, out, *arguments):
     return json.loads((out / "results.json").read_text())
 
 
-@pytest.mark.parametrize(("length", "stride"), [(64, 64), (128, 64)])
+@pytest.mark.parametrize(("length", "stride"), [(64, 64), (128, 64), (7, 3), (1, 1)])
 def test_bits_per_byte_of_a_text_are_those_of_transformers(work, oracle, tmp_path, length, stride):
     texts = ["--text", work / "one.txt", "--text", work / "two.txt"]
     results = results_of(work, tmp_path / "out", *texts, "--sequence-length", length, "--stride", stride)
@@ -89,6 +91,26 @@ def test_bits_per_byte_of_a_text_are_those_of_transformers(work, oracle, tmp_pat
 def test_half_of_the_sequence_is_the_default_stride_of_such_a_model(work, tmp_path):
     results = results_of(work, tmp_path / "out", "--text", work / "one.txt")
     assert (results["settings"]["sequence_length"], results["settings"]["stride"]) == (POSITIONS, POSITIONS // 2)
+
+
+def test_a_model_with_fewer_positions_than_a_chunk_is_evaluated_without_options(work, oracle, tmp_path):
+    foreign.write_folder(tmp_path / "model", "llama", max_position_embeddings=40)
+    (tmp_path / "out").mkdir()
+    results = results_of(tmp_path, tmp_path / "out", "--text", work / "one.txt")
+    expected = bits_per_byte([(work / "one.txt").read_text()], foreign.tokenizer(), oracle, 40, 20)
+    assert results["models"]["without retrieval"]["bpb"] == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("name", ["model", "baseline"])
+def test_nats_of_a_text_are_the_same_to_the_bit_whatever_the_chunk_size(work, name):
+    model = read_pretrained(work / "model" if name == "model" else name)
+    nats = []
+    for m in (1, 32):
+        nothing, config = WithoutDatabase(model.tokenizer, m, name), dataclasses.replace(model.config, chunk_size=m)
+        texts = own_text(nothing, [work / "one.txt", work / "two.txt"], 10)
+        window = {"sequence_length": 64, "stride": 32}
+        nats.append(score_tokens(model.params, config, nothing, retrieval=texts, **window).nats)
+    assert np.array_equal(*nats)
 
 
 def test_methods_with_a_memory_have_rows_and_intervals(work, tmp_path):
@@ -147,7 +169,15 @@ def test_a_text_without_a_database_retrieves_nothing_and_has_no_leakage(work):
         (["--text", "TEXT", "--also", "knn-lm"], "give a DB, or only --also cache"),
         (["--text", "TEXT", "--also", "magic"], "no method 'magic': choose from in-context, knn-lm, cache"),
         (["--text", "TEXT", "-k", "2"], "no model here retrieves: leave out -k"),
-        (["DB", "--also", "in-context", "-k", "9", *WINDOW], "9 neighbours of 16 tokens leave no context"),
+        (
+            ["DB", "--also", "in-context", "-k", "9", *WINDOW],
+            "9 neighbours of 16 tokens and a separator of 2 tokens, with 16 tokens of context, need 178 tokens, more than the 64",
+        ),
+        (["DB", "--keys", "9"], "--also knn-lm is not given: leave out --keys"),
+        (["DB", "--fraction", "0.5"], "no model here retrieves: leave out --fraction"),
+        (["DB", "--retrieve-from", "DB"], "no model here retrieves: leave out --retrieve-from"),
+        (["DB", "--also", "in-context", "--fraction-seed", "1"], "--fraction is not given: leave out --fraction-seed"),
+        (["--text", "TEXT", "--embedder", "hashing"], "nothing is searched without a DB: leave out --embedder"),
         (["DB", "--also", "cache", "--split", "train", *WINDOW], "leave out --split, or --also"),
     ],
 )
@@ -172,6 +202,18 @@ def test_our_own_baseline_scores_a_text_without_a_database(work, tmp_path):
     assert status == 0, err
     assert "without retrieval" in out
     assert "cache" in out
+    assert "changes texts" not in out
+    assert not (tmp_path / "out" / "bpb_alpha.png").exists()
+
+
+def test_a_tokenizer_that_changes_texts_is_named_beside_the_figure(work, tmp_path):
+    shutil.copytree(work / "model", tmp_path / "model")
+    state = json.loads(foreign.tokenizer().to_str())
+    state["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(state))
+    status, out, err = run("evaluate", tmp_path / "model", "--text", work / "one.txt", "-o", tmp_path / "out")
+    assert status == 0, err
+    assert "The tokenizer changes texts, so the bytes are those of the texts as it reads them." in " ".join(out.split())
 
 
 @pytest.mark.slow
