@@ -10,12 +10,14 @@ import pytest
 import torch
 import transformers
 from support import refused, run, write_corpus
+from tokenizers import Tokenizer
 
 from retro_np import Database, UserError, generate
+from retro_np.evaluation.own_text import WithoutDatabase
 from retro_np.pretrained.models import load_model, read_pretrained
 from retro_np.progress import visible
 from retro_np.report.inspection import inspect
-from retro_np.report.samples import token_printer
+from retro_np.report.samples import prompt_tokens, token_printer
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.hashing import HASHED
 
@@ -64,15 +66,33 @@ def test_sampling_stops_at_each_of_several_tokens_and_never_at_padding(work, gre
 
 def test_prompt_and_length_beyond_the_positions_are_refused_in_python_and_shortened_by_the_command(work):
     model = read_pretrained(work / "model")
-    with pytest.raises(UserError, match="40 tokens, and the model 48 positions: give a length of at most 8"):
-        generate(model.params, model.config, [5] * 40, 9)
-    with pytest.raises(UserError, match="48 tokens, and the model 48 positions: give a shorter prompt"):
-        generate(model.params, model.config, [5] * 48, 1)
-    line = refused("sample", work / "model", "--prompt", "~" * 48)
-    assert "the prompt has 48 tokens, and the model 48 positions: give a shorter prompt" in line
-    status, _, err = run("sample", work / "model", "--prompt", "~" * 47)
+    with pytest.raises(UserError, match="40 tokens, and the model 48 positions: give a length of at most 9"):
+        generate(model.params, model.config, [5] * 40, 10)
+    with pytest.raises(UserError, match="49 tokens, and the model 48 positions: give a shorter prompt"):
+        generate(model.params, model.config, [5] * 49, 1)
+    line = refused("sample", work / "model", "--prompt", "~" * 49)
+    assert "the prompt has 49 tokens, and the model 48 positions: give a shorter prompt" in line
+    status, _, err = run("sample", work / "model", "--prompt", "~" * 48)
     assert status == 0, err
     assert "the model has 48 positions, so the text ends after 1 more token" in err
+
+
+def test_an_empty_prompt_is_the_models_own_token_or_refused_if_it_has_none(tmp_path):
+    folder, own = foreign.write_folder(tmp_path / "model", "llama"), foreign.tokenizer()
+    roles = {"bos_token": foreign.PAD, "eos_token": foreign.END}
+    for left, expected in ((roles, 260), ({"eos_token": foreign.END}, 259), ({}, 259)):  # ids in foreign.tokenizer()
+        (folder / "tokenizer_config.json").write_text(json.dumps(left))
+        model = read_pretrained(folder)
+        assert prompt_tokens(WithoutDatabase(model.tokenizer, M, "x"), "", model) == [expected], left
+    plain = Tokenizer.from_str(own.to_str().replace(foreign.END, "<end>"))
+    plain.save(str(folder / "tokenizer.json"))
+    weights = foreign.tensors("llama")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:261]
+    foreign.save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 261, "eos_token_id": None}))
+    line = refused("sample", folder, "--prompt", "", "--length", "2")
+    assert f"{folder} has no token that begins or ends a text: give a prompt" in line
 
 
 def test_a_model_without_retrieval_needs_no_database_and_refuses_its_options(work):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from foreign_tokenizers import sentencepiece_parts
 from support import EMBEDDER, refused, run, write_corpus
 
 from retro_np.evaluation.bits_per_byte import score_tokens
@@ -86,6 +87,29 @@ def test_bits_per_byte_of_a_text_are_those_of_transformers(work, oracle, tmp_pat
     assert results["models"]["without retrieval"]["bpb"] == pytest.approx(expected, rel=2e-5)
     assert results["scored_documents"] == 2
     assert results["settings"]["sequence_length"] == length
+
+
+def test_a_page_about_a_text_has_the_figure_of_an_evaluation_though_prompts_begin_with_a_token(tmp_path, monkeypatch):
+    vocabulary, merges = sentencepiece_parts()
+    weights, rng = foreign.tensors("llama"), np.random.default_rng(0)
+    weights["model.embed_tokens.weight"] = rng.standard_normal((600, foreign.WIDTH), dtype=np.float32)
+    folder = foreign.write_folder(tmp_path / "model", "llama", weights, vocab_size=600)
+    marking = transformers.LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True).backend_tokenizer
+    assert marking.encode("add").ids[0] == 1
+    marking.save(str(folder / "tokenizer.json"))
+    config = BuildConfig(chunk_size=M, tokenizer=str(folder / "tokenizer.json"), neighbours=4, extra_candidates=6)
+    build_database(write_corpus(tmp_path / "corpus"), tmp_path / "db", config, EMBEDDER)
+    text, pages = "def add(a, b):\n    return a + b\n", []
+    (tmp_path / "text.txt").write_text(text)
+    monkeypatch.setattr("retro_np.report.inspection.write_inspection", lambda *arguments: pages.append(arguments[-1]))
+    for source in ([text], ["--file", tmp_path / "text.txt"]):
+        status, _, err = run("inspect", folder, tmp_path / "db", *source, "-o", tmp_path / "page.html")
+        assert status == 0, err
+    status, _, err = run("evaluate", folder, "--text", tmp_path / "text.txt", "-o", tmp_path / "out")
+    assert status == 0, err
+    expected = json.loads((tmp_path / "out" / "results.json").read_text())["models"]["without retrieval"]["bpb"]
+    assert [page.bits_off for page in pages] == pytest.approx([expected] * 2, rel=1e-6)
+    assert [len(chunk.tokens) for chunk in pages[0].chunks][:-1] == [M] * (len(pages[0].chunks) - 1)
 
 
 def test_half_of_the_sequence_is_the_default_stride_of_such_a_model(work, tmp_path):

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import foreign_models as foreign
 import pytest
+from foreign_tokenizers import json_of
 from support import refused, run
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from retro_np import UserError
 from retro_np.pretrained.chat import chat_tokens, render
 from retro_np.pretrained.models import read_pretrained
-from retro_np.retrieval.tokenizer import encode, load_tokenizer
+from retro_np.retrieval.tokenizer import decode, encode, load_tokenizer
 
 CHATML = """\
 {%- if messages[0]['role'] != 'system' %}
@@ -85,6 +86,43 @@ def test_a_special_token_that_a_user_spells_is_encoded_as_plain_text(text):
     ids, expected = chat_tokens(model, text), chat_tokens(model, "~")
     place = expected.index(*encode(model.tokenizer, "~"))
     assert ids == [*expected[:place], *encode(model.tokenizer, text), *expected[place + 1 :]]
+
+
+FILTERED = {
+    "json in the order of its keys": "{{ {'b': '<é> \\'', 'a': [1, none]} | tojson }}",
+    "json with settings": "{{ {'b': 'é', 'a': [1]} | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}",
+    "json with separators": "{{ messages | tojson(separators=(',', ':')) }}",
+    "a generation block": "{% set x = 'a' %}{% generation %}{% set x = 'b' %}{{ x }}~{% endgeneration %}{{ x }}",
+    "a generation block in a loop": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", FILTERED)
+def test_filters_and_blocks_of_transformers_render_as_there(name):
+    model, oracle = chatting(FILTERED[name])
+    turn = [{"role": "user", "content": "<b> & 'é'"}]
+    assert render(model, turn) == oracle.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+
+
+def test_a_template_that_gives_no_text_is_refused_by_name():
+    with pytest.raises(UserError, match=f"^the chat template of {MODEL.name} gives no text: leave out --chat, or use"):
+        chat_tokens(replace(MODEL, chat_template="{% if false %}x{% endif %}"), "x")
+
+
+@pytest.mark.parametrize(("kind", "spelled"), [("t5", "</s>"), ("t5", "<pad>"), ("bert", "[SEP]")])
+def test_a_model_that_makes_a_special_token_from_its_spelling_makes_none_from_a_users(kind, spelled):
+    made = Tokenizer.from_str(json_of(kind).decode())
+    if kind == "bert":
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = load_tokenizer(made)
+    number = tokenizer.token_to_id(spelled)
+    assert number in encode(tokenizer, f"a {spelled} b")
+    model = replace(MODEL, tokenizer=tokenizer, chat_template="{{ messages[0].content }} " + spelled, special={})
+    ids = chat_tokens(model, f"a {spelled} b{spelled}")
+    assert ids.count(number) == 1
+    assert ids[-1] == number
+    text = decode(tokenizer, ids[:-1])
+    assert text.replace(" ", "") == f"a{spelled}b{spelled}"
 
 
 HOSTILE = {

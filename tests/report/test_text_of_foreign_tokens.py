@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from foreign_tokenizers import json_of
+from foreign_tokenizers import json_of, original
 from support import EMBEDDER, SMALL, write_corpus
 from tokenizers import Tokenizer
 
+from retro_np.evaluation.own_text import WithoutDatabase
 from retro_np.generation import Retrieved
 from retro_np.progress import visible
 from retro_np.report.samples import prompt_tokens, show_chunks, token_printer
@@ -43,6 +44,14 @@ def test_a_prompt_is_shown_as_it_was_typed(foreign):
     database, _ = foreign
     chunks = show_chunks(prompt_tokens(database, TEXT), [], [], database)
     assert "".join(token.text for chunk in chunks for token in chunk.tokens) == TEXT
+
+
+def test_a_prompt_has_the_mark_before_its_text_and_not_the_one_behind_it():
+    database = WithoutDatabase(Tokenizer.from_str(json_of("bert").decode()), 8, "bert")
+    for text in ("def add", ""):
+        begin, *ids, end = original("bert")(text)["input_ids"]
+        assert prompt_tokens(database, text) == [begin, *ids]
+        assert database.tokenizer.id_to_token(end) == "[SEP]"
 
 
 def test_a_continuation_is_printed_with_its_spaces_and_whole_characters(foreign, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from foreign_tokenizers import TEXTS, byte_level_parts, ids_by_transformers, sentencepiece_parts
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
@@ -130,6 +130,35 @@ def test_every_name_of_a_pre_tokenizer_gives_a_tokenizer():
             assert encode(tokenizer_from_gguf(byte_level(name)), "a 1")
 
 
+@pytest.mark.parametrize("bos", [None, False, True])
+@pytest.mark.parametrize("eos", [None, False, True])
+def test_a_prompt_begins_and_ends_as_transformers_reads_it_from_the_same_file(tmp_path, bos, eos):
+    writer, metadata = GGUFWriter(tmp_path / "m.gguf", "llama"), sentencepiece()
+    sizes = {"context_length": 8, "block_count": 1, "embedding_length": 8, "head_count": 2, "feed_forward_length": 8}
+    entries = {"tokenizer_model": "llama", "token_list": metadata["tokenizer.ggml.tokens"]}
+    entries |= {"token_scores": metadata["tokenizer.ggml.scores"], "add_bos_token": bos, "add_eos_token": eos}
+    entries |= {"bos_token_id": 1, "eos_token_id": 2, "token_types": metadata["tokenizer.ggml.token_type"]}
+    for name, value in (sizes | entries).items():
+        if value is not None:
+            getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    says = {name: field.contents() for name, field in GGUFReader(tmp_path / "m.gguf").fields.items()}
+    tokenizer = tokenizer_from_gguf(says)
+    expected = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")("add it")["input_ids"]
+    assert tokenizer.encode("add it").ids == expected
+    assert encode(tokenizer, "add it") == [token for token in expected if token not in (1, 2)]
+    assert tokenizer_bytes(load_tokenizer(tokenizer)) == tokenizer_bytes(tokenizer)
+
+
+def test_of_byte_level_tokenizers_only_llama_3s_begin_a_prompt_unasked_as_in_llama_cpp():
+    for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
+        begin, *rest = tokenizer_from_gguf(byte_level(pre, **{"tokenizer.ggml.bos_token_id": 0})).encode("it").ids
+        assert (begin == 0) == (pre == "llama-bpe")
+        assert 0 not in rest
+
+
 def test_a_user_defined_token_is_found_in_a_text():
     metadata = byte_level()
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<think>"]
@@ -153,6 +182,8 @@ REFUSED = {
     "unknown_token_id or add_space_prefix has a wrong value": sentencepiece(
         **{"tokenizer.ggml.unknown_token_id": 600}
     ),
+    "bos_token_id or add_bos_token has a wrong value": sentencepiece(**{"tokenizer.ggml.bos_token_id": 600}),
+    "eos_token_id or add_eos_token has a wrong value": byte_level(**{"tokenizer.ggml.add_eos_token": True}),
     "does not hold a tokenizer": byte_level(**{"tokenizer.ggml.merges": ["a nowhere"]}),
     "tokens that are too long": sentencepiece(
         **{"tokenizer.ggml.tokens": ["<unk>", "a" * 9000], "tokenizer.ggml.scores": [0.0, 0.0]}
