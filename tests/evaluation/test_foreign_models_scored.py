@@ -14,11 +14,13 @@ import transformers
 from foreign_tokenizers import sentencepiece_parts
 from support import EMBEDDER, refused, run, write_corpus
 
+from retro_np.commands import evaluation as commands
 from retro_np.evaluation.bits_per_byte import score_tokens
 from retro_np.evaluation.own_text import WithoutDatabase, own_text
 from retro_np.evaluation.prepending import prepended
 from retro_np.pretrained.models import load_model, read_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
+from retro_np.retrieval.hashing import HASHED
 from retro_np.sequences import sequence_neighbours
 
 POSITIONS, M = 128, 8
@@ -98,13 +100,12 @@ def test_a_page_about_a_text_has_the_figure_of_an_evaluation_though_prompts_begi
     assert marking.encode("add").ids[0] == 1
     marking.save(str(folder / "tokenizer.json"))
     config = BuildConfig(chunk_size=M, tokenizer=str(folder / "tokenizer.json"), neighbours=4, extra_candidates=6)
-    build_database(write_corpus(tmp_path / "corpus"), tmp_path / "db", config, EMBEDDER)
+    build_database(write_corpus(tmp_path / "corpus"), tmp_path / "db", config, HASHED)
     text, pages = "def add(a, b):\n    return a + b\n", []
     (tmp_path / "text.txt").write_text(text)
     monkeypatch.setattr("retro_np.report.inspection.write_inspection", lambda *arguments: pages.append(arguments[-1]))
-    for source in ([text], ["--file", tmp_path / "text.txt"]):
-        status, _, err = run("inspect", folder, tmp_path / "db", *source, "-o", tmp_path / "page.html")
-        assert status == 0, err
+    for source in ({"text": text}, {"file": tmp_path / "text.txt"}):
+        commands.inspect(folder, tmp_path / "db", out=tmp_path / "page.html", **source)
     status, _, err = run("evaluate", folder, "--text", tmp_path / "text.txt", "-o", tmp_path / "out")
     assert status == 0, err
     expected = json.loads((tmp_path / "out" / "results.json").read_text())["models"]["without retrieval"]["bpb"]
@@ -195,7 +196,7 @@ def test_a_text_without_a_database_retrieves_nothing_and_has_no_leakage(work):
         (["--text", "TEXT", "-k", "2"], "no model here retrieves: leave out -k"),
         (
             ["DB", "--also", "in-context", "-k", "9", *WINDOW],
-            "9 neighbours of 16 tokens and a separator of 2 tokens, with 16 tokens of context, need 178 tokens, more than the 64",
+            "9 neighbours of 16 tokens and a separator of 2 tokens, with 16 tokens of context, need 178 tokens, more",
         ),
         (["DB", "--keys", "9"], "--also knn-lm is not given: leave out --keys"),
         (["DB", "--fraction", "0.5"], "no model here retrieves: leave out --fraction"),

@@ -293,5 +293,5 @@ def test_no_later_token_or_neighbour_changes_an_earlier_prepended_score(model):
 
 
 def test_neighbours_that_leave_no_context_are_refused(model, database):
-    with pytest.raises(UserError, match="with 32 tokens of context, need"):
+    with pytest.raises(UserError, match="2 neighbours of 16 tokens, with 16 tokens of context, need 48 tokens"):
         prepended(*model, database, k=2, **WINDOW)

@@ -140,6 +140,23 @@ def test_weights_of_a_base_model_lack_the_prefix_and_are_the_same(kind, tmp_path
     assert_same_tensors(kind, load_pretrained(folder)[0], weights)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_model_that_transformers_saved_has_its_states_read_out_by_the_embedding(kind, tmp_path):
+    whole = foreign.write_folder(tmp_path / "whole", kind, foreign.tensors(kind, tied=True), tie_word_embeddings=True)
+    base = transformers.AutoModel.from_pretrained(whole).eval()
+    folder, tokens = saved(base, tmp_path / "base"), np.arange(30)[None] * 7
+    assert json.loads((folder / "config.json").read_text())["architectures"][0].endswith("Model")
+    params, config, _ = load_pretrained(folder)
+    with torch.no_grad():
+        states, embedding = base(torch.tensor(tokens)).last_hidden_state, base.get_input_embeddings().weight
+        expected = (states @ embedding.T).numpy()
+    assert np.allclose(retro(params, config, tokens, None)[0], expected, rtol=1e-4, atol=1e-3)  # logits up to 500
+    settings = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"architectures is \['\w+Model'\]; it is not supported"):
+        read_pretrained(folder)
+
+
 def test_buffers_of_old_files_are_left_out(tmp_path):
     weights = foreign.tensors("gpt2")
     masks = {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 40, 40), np.uint8) for i in range(foreign.LAYERS)}
@@ -228,6 +245,13 @@ def test_special_tokens_come_from_either_file_and_stop_ids_from_all(tmp_path):
     assert model.special == {"eos_token": foreign.END, "pad_token": foreign.PAD}
     assert model.stop == {257, 258, 259}
     assert model.chat_template is None
+
+
+@pytest.mark.parametrize("wrong", [10**9, "x", [-1], [[259], True], {"a": 1}, 1.5])
+def test_an_end_of_text_that_is_no_id_of_the_model_is_ignored(wrong, tmp_path):
+    folder = foreign.write_folder(tmp_path, "llama", eos_token_id=wrong)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    assert read_pretrained(folder).stop == {259}  # that of tokenizer_config.json
 
 
 @pytest.mark.parametrize(("pad", "expected"), [(foreign.PAD, 260), (foreign.END, None), (None, None), ("absent", None)])

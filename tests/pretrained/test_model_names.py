@@ -209,6 +209,9 @@ READ += "try: print(read_pretrained('owner/name').params['norm'].sum())\n"
 READ += "except UserError as error: sys.exit('refused: ' + str(error))"
 
 
+TEXT_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
 def from_hub(tmp_path, endpoint):
     """Read the model owner/name in a process of its own, because the library reads its settings once."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
@@ -234,7 +237,28 @@ def test_a_model_on_the_hub_is_downloaded_without_pickled_files(hub, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     result = from_hub(tmp_path, address)
     assert float(result.stdout) == pytest.approx(foreign.tensors("llama")["model.norm.weight"].sum(), rel=1e-5)
-    assert asked == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert asked == {*TEXT_FILES, "model.safetensors"}
+
+
+def test_of_a_model_on_the_hub_the_files_that_its_index_names_are_downloaded_and_no_others(hub, tmp_path):
+    folder, asked, address = hub
+    (folder / "model.safetensors").rename(folder / "part.one")
+    index = {"weight_map": dict.fromkeys(foreign.tensors("llama"), "part.one")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-00009-of-00009.safetensors").write_bytes(b"of another kind")
+    result = from_hub(tmp_path, address)
+    assert float(result.stdout) == pytest.approx(foreign.tensors("llama")["model.norm.weight"].sum(), rel=1e-5)
+    assert asked == {*TEXT_FILES, "part.one", "model.safetensors.index.json"}
+
+
+def test_a_model_on_the_hub_with_pickled_weights_alone_is_refused_by_its_name(hub, tmp_path):
+    folder, asked, address = hub
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    result = from_hub(tmp_path, address)
+    fault = "owner/name on the hub has neither model.safetensors nor model.safetensors.index.json; pickled weights may"
+    assert result.stderr.strip().splitlines()[-1].startswith(f"refused: {fault} run code and are not read: convert")
+    assert "from_pretrained('owner/name').save_pretrained(FOLDER)" in result.stderr
+    assert asked == TEXT_FILES
 
 
 def test_a_model_on_the_hub_that_is_not_supported_is_refused_before_its_weights_are_downloaded(hub, tmp_path):

@@ -15,6 +15,7 @@ from retro_np.retrieval import tokenizer as module
 from retro_np.retrieval.tokenizer import (
     SPECIAL,
     Special,
+    changes_texts,
     decode,
     encode,
     load_tokenizer,
@@ -63,6 +64,11 @@ def test_texts_are_those_of_the_tokenizers_library(kind, text):
 @settings(deadline=None)
 def test_texts_of_any_ids_join_to_their_text_even_beyond_the_vocabulary(kind, ids, begins):
     assert "".join(token_texts(TOKENIZERS[kind], ids, begins)) == decode(TOKENIZERS[kind], ids, begins)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_tokenizers_without_bytes_for_unknown_characters_change_texts_and_the_others_do_not(kind):
+    assert changes_texts(parse_tokenizer(json_of(kind), kind)) == (kind in ("t5", "bert"))
 
 
 def test_a_space_is_left_out_only_at_the_beginning_of_a_text():
