@@ -5,7 +5,6 @@ SmolLM2, TinyLlama; with biases Qwen2) has RMSNorm, rotary positions, key–valu
 heads, and SwiGLU. GPT-2 (Radford et al. 2019) has LayerNorm, learned positions, a bias beside each matrix, and GELU. A
 part that only some models have is run if its parameters are in the tree."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -65,7 +64,7 @@ class DecoderConfig(RetroConfig):
             raise UserError(f"n_kv_heads must divide n_heads ({self.n_heads}), not {groups!r:.40}")
         if self.n_kv_heads is not None:
             object.__setattr__(self, "n_kv_heads", int(groups))  # JSON cannot store NumPy's numbers.
-        for name, least, largest in (("norm_eps", 1e-30, 1), ("rotary_base", 1, sys.float_info.max)):
+        for name, least, largest in (("norm_eps", 1e-30, 1), ("rotary_base", 1, 1e30)):
             value: Any = getattr(self, name)
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if not is_number or not least <= value <= largest:
