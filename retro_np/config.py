@@ -140,9 +140,10 @@ def _check_numbers(config: Any, prefix: str, layers_name: str) -> None:
     limits = {field.name: (1, MAX_MODEL_SIZE) for field in fields(config) if field.type is int}
     limits["n_layers"] = 1, MAX_LAYERS
     if getattr(config, "padding_id", None) is not None:
-        limits["padding_id"] = 0, config.vocabulary_size - 1  # checked after vocabulary_size
+        limits["padding_id"] = 0, MAX_MODEL_SIZE
     for name, (least, largest) in limits.items():
         value = getattr(config, name)
+        largest = config.vocabulary_size - 1 if name == "padding_id" else largest  # vocabulary_size has been checked
         if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= largest:
             raise UserError(f"{prefix}{name} must be a whole number from {least} to {largest}, not {_shown(value)}")
         object.__setattr__(config, name, int(value))  # JSON cannot store NumPy's integers.

@@ -106,3 +106,8 @@ def test_the_paper_s_models_are_within_the_limits():
     for name in PRESETS:
         RetroConfig.preset(name)
     assert EncoderConfig().n_layers == 2
+
+
+@pytest.mark.parametrize("vocabulary_size", ["x", [1], None])
+def test_a_vocabulary_of_no_size_is_refused_before_padding_is_compared_with_it(vocabulary_size):
+    assert "vocabulary_size must be a whole number" in refusal(FIELDS | {"vocabulary_size": vocabulary_size})

@@ -243,9 +243,10 @@ def sample(
         samples.print_sample(console, chunks)
     else:
         samples.print_text("\n")
-    say(f"{counted(len(new), 'token')} in {seconds:.1f} s, {len(new) / seconds:.1f} tokens/s")
     if path is not None:
         settings = {"checkpoint": checkpoint, **({"database": database.path} if model is None else {}), **settings}
         facts = {name: str(value) for name, value in settings.items()}
         samples.write_page(path, "A sample and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
         console.print(f"The page is {page}.")
+    if not retrieves:
+        say(f"{counted(len(new), 'token')} in {seconds:.1f} s, {len(new) / seconds:.1f} tokens/s")
