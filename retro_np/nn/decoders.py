@@ -210,13 +210,13 @@ def norm(params: Tree, h: Array, eps: float) -> tuple[Array, Pullback]:
     x = h - h.mean(axis=-1, keepdims=True) if centred else h
     y, rms_vjp = rms_norm(x, params["norm"], eps)
 
-    @ignore_underflow
     def vjp(dy: Array) -> tuple[Tree, Array]:
         dx, dgain = rms_vjp(dy)
         if not centred:
             return {"norm": dgain}, dx
-        dbias = dy.reshape(-1, dy.shape[-1]).sum(axis=0)
-        return {"norm": dgain, "norm_bias": dbias}, dx - dx.mean(axis=-1, keepdims=True)
+        with np.errstate(under="ignore"):
+            dbias = dy.reshape(-1, dy.shape[-1]).sum(axis=0)
+            return {"norm": dgain, "norm_bias": dbias}, dx - dx.mean(axis=-1, keepdims=True)
 
     return y + params["norm_bias"] if centred else y, vjp
 
@@ -228,7 +228,6 @@ def rotary(x: Array, first: int, base: float) -> tuple[Array, Pullback]:
     n, half = x.shape[1], x.shape[3] // 2
     cos, sin = _angles(first, n, 2 * half, base, x.dtype)
 
-    @ignore_underflow
     def turned(x: Array, sin: Array) -> Array:
         y = np.empty_like(x)
 
@@ -237,7 +236,8 @@ def rotary(x: Array, first: int, base: float) -> tuple[Array, Pullback]:
             y[:, part, :, :half] = a * cos[part] - b * sin[part]
             y[:, part, :, half:] = b * cos[part] + a * sin[part]
 
-        parallel_for(turn, blocks(n, POSITIONS_PER_BLOCK))
+        with np.errstate(under="ignore"):
+            parallel_for(turn, blocks(n, POSITIONS_PER_BLOCK))
         return y
 
     return turned(x, sin), lambda dy: (turned(dy, -sin),)

@@ -5,6 +5,7 @@ Hugging Face stores the matrices of Llama's family as (d_out, d_in), and those o
 side by side. In GGUF, a head of Llama's queries and keys is interleaved: its outputs i and i + c/2, which rotary
 positions turn together, are neighbours."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -123,10 +124,22 @@ def params_reader(weights: Weights, config: DecoderConfig, layout: Layout) -> Ca
             array = np.split(array, 3, axis=-1)["qkv".index(leaf[-1])]
         if layout.interleaved and leaf.endswith(tuple(QKV)) and leaf[-1] != "v":
             array = array.reshape(*shape[:-1], -1, config.d_head // 2, 2).swapaxes(-1, -2).reshape(shape)
-        return np.ascontiguousarray(array)
+        return array
 
     def read() -> Tree:
-        params = map_tree(parameter, shapes)
+        # NumPy asks for huge pages for arrays of at least 4 MB. In one array, products read the layers faster.
+        in_layers = [math.prod(shape) for leaf, shape in named_leaves(shapes) if leaf.startswith("layers.")]
+        places = iter(np.split(np.empty(sum(in_layers), np.float32), np.cumsum(in_layers)))
+
+        def placed(leaf: str, shape: tuple[int, ...]) -> Array:
+            array = parameter(leaf, shape)
+            if not leaf.startswith("layers."):
+                return np.ascontiguousarray(array)
+            place = next(places).reshape(shape)
+            place[...] = array
+            return place
+
+        params = map_tree(placed, shapes)
         if tied in weights.shapes and not np.array_equal(weights.read(tied), params["embedding"]):
             fault = f"{tied} differs from the embedding, to which the configuration ties it"
             raise UserError(f"{weights.path}: {fault}: set tie_word_embeddings to false, or {AGAIN}")
