@@ -45,7 +45,7 @@ from retro_np.evaluation.copying import copy_bound
 from retro_np.evaluation.leakage import ALPHAS, chunk_leakage, filtered_bits_per_byte
 from retro_np.experiments.pretrained import BUNDLED_BUILD
 from retro_np.kernels.substring import longest_common_substring
-from retro_np.pretrained.bundled import load_pretrained
+from retro_np.pretrained.models import load_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.deduplicate import DedupConfig, detection_probability, grams, jaccard, signatures
 from retro_np.retrieval.documents import chained

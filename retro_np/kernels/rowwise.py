@@ -100,7 +100,7 @@ def adamw_numbers(lr: float, betas: tuple[float, float], eps: float, decay: floa
     if not (step >= 1 and all(0 <= beta < 1 for beta in betas)):
         raise UserError(f"adamw_step: step must be at least 1 and betas in [0, 1), not {step!r} and {betas!r}")
     rate, correction = lr / (1 - betas[0] ** step), 1 / np.sqrt(1 - betas[1] ** step)
-    return *betas, rate, correction, 1 - lr * decay, eps
+    return *betas, rate, correction, 1 - lr * decay, float(eps)
 
 
 def row_blocks(x: Array) -> list[slice]:
