@@ -145,6 +145,16 @@ def sampling():
     ]
 
 
+def import_order():
+    """A training step by the order of imports."""
+    rows = [
+        [name, f"{row['seconds']:.2f} s", ratio(row), f"{row['least']:.2f} s", f"{row['least_ratio']:.2f}"]
+        for name, row in results("import_order")["rows"].items()
+    ]
+    header = ["imported", "time per step", "relative time", "smallest time", "relative"]
+    return [table(header, rows), *machine("import_order")]
+
+
 def near_duplicates():
     """Both ways to find near-duplicates, by the size of the held-out text."""
     figures, rows = results("deduplicate_methods"), []
@@ -178,6 +188,7 @@ def main(path, program, sections, description):
 SECTIONS = {
     "machine": machine,
     "training step": train_step,
+    "order of imports": import_order,
     "kernels": kernels,
     "embedding": embed,
     "search": search,
