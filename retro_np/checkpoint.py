@@ -63,7 +63,7 @@ def fitted(config: RetroConfig, database: Database) -> RetroConfig:
 
     So does a model of ours that does not retrieve, if the database has nothing to retrieve. Raises UserError if the
     model and the database do not fit."""
-    if config.architecture != RetroConfig.architecture or not (config.retrieves or database.n_chunks):
+    if not config.is_retro or not (config.retrieves or database.n_chunks):
         config = replace(config, chunk_size=database.chunk_size)
     check_fit(config, database)
     return config

@@ -110,6 +110,11 @@ class RetroConfig:
         """Whether the model has chunked cross-attention, and so an encoder."""
         return bool(self.cca_layers)
 
+    @property
+    def is_retro(self) -> bool:
+        """Whether the decoder has the paper's blocks, not those of a decoder that others trained."""
+        return self.architecture == "retro"
+
     @classmethod
     def preset(cls, name: str, vocabulary_size: int = 128_000) -> "RetroConfig":
         """A model of table 2 by its name, a key of PRESETS. Raises UserError for any other name."""

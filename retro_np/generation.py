@@ -3,12 +3,12 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
+from retro_np.kernels.threads import blocks
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.operators import log_softmax
 from retro_np.parameters import check_tree
@@ -85,8 +85,9 @@ def generate(
         retrieved.append(Retrieved(number, ids[0], distances[0], database.value(ids[0])))
         return retrieved[-1].values
 
-    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    choose = partial(sample_token, rng=rng, padding_id=config.padding_id, **settings)
+    choose = partial(
+        sample_token, rng=rng, temperature=temperature, top_k=top_k, top_p=top_p, padding_id=config.padding_id
+    )
     return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token, on_token), retrieved
 
 
@@ -100,18 +101,18 @@ def decode_tokens(
     choose(logits (V,)) returns the next token. retrieve(number of the chunk, its tokens (m,)) returns the chunk's
     neighbours (k, 2m), or None for no neighbours. It is called when the next token after a complete chunk is needed."""
     m, cache, tokens = config.chunk_size, Cache(), prompt.astype(np.int64)
-    only_last = config.architecture != "retro"
     stops = stop_token if isinstance(stop_token, Collection) else [stop_token]
     for _ in range(length):
         waiting = len(tokens) - cache.length
-        if config.architecture == "retro":
-            parts = segments(cache.length, waiting, m)
+        if config.is_retro:
+            counts = segments(cache.length, waiting, m)
         else:
-            parts = [min(PROMPT_PART, waiting - start) for start in range(0, waiting, PROMPT_PART)]
-        for count in parts:
+            counts = [part.stop - part.start for part in blocks(waiting, PROMPT_PART)]
+        for count in counts:
             start = cache.length
             neighbours = None if (start + 1) % m else retrieve(start // m, tokens[start + 1 - m : start + 1])
-            logits = extend(params, config, cache, tokens[start : start + count], neighbours, only_last)[-1]
+            part = tokens[start : start + count]
+            logits = extend(params, config, cache, part, neighbours, only_last=not config.is_retro)[-1]
         tokens = np.append(tokens, choose(logits))
         on_token(int(tokens[-1]))
         if tokens[-1] in stops:

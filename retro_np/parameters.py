@@ -13,7 +13,7 @@ from retro_np.tree import Array, Tree, map_tree, named_leaves
 
 def parameter_shapes(config: RetroConfig) -> Tree:
     """The parameter tree with a shape at each leaf. This is the only definition of which parameters a model has."""
-    if config.architecture != "retro":
+    if not config.is_retro:
         from retro_np.nn.decoders import decoder_shapes
 
         return decoder_shapes(config)  # type: ignore[arg-type]

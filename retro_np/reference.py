@@ -23,7 +23,7 @@ def retro(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.
     Returns (B, n, V) in float64, whatever the dtype of the parameters. The input is not checked; there is no dropout.
     """
     params = _in_float64(params)
-    if config.architecture != "retro":
+    if not config.is_retro:
         from retro_np import reference_decoders
 
         return np.array([reference_decoders.decode(params, config, row) for row in tokens])

@@ -25,7 +25,7 @@ def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
 
     The vocabulary of a decoder that others trained may be larger than the tokenizer's, and it needs no padding."""
     facts: dict[str, Any] = {"vocabulary_size": database.vocabulary_size, "padding_id": database.padding}
-    if config.architecture != RetroConfig.architecture:
+    if not config.is_retro:
         facts = {"vocabulary_size": max(config.vocabulary_size, vocabulary(database.tokenizer).size)}
     for name, stored in (facts | {"chunk_size": database.chunk_size}).items():
         needed = getattr(config, name)
@@ -39,8 +39,7 @@ def model_tokens(config: RetroConfig, tokens: np.ndarray) -> np.ndarray:
 
     A decoder that others trained has no rows for the ids that a database adds for padding and end-of-text: they become
     0. They stand at a document's end, where no position that is scored sees them."""
-    is_ours = config.architecture == RetroConfig.architecture
-    return tokens if is_ours else np.where(tokens < config.vocabulary_size, tokens, 0)
+    return tokens if config.is_retro else np.where(tokens < config.vocabulary_size, tokens, 0)
 
 
 def check_positions(config: RetroConfig, sequence_length: int) -> None:

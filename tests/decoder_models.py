@@ -75,7 +75,7 @@ def decoder_configs(draw, families=FAMILIES, any_biases: bool = False) -> Decode
 
 @st.composite
 def decoder_cases(draw, families=FAMILIES, any_biases: bool = False, at_least: int = 1) -> DecoderCase:
-    """A model and its batch, with at least so many tokens a row."""
+    """A model and a batch whose rows have at least `at_least` tokens."""
     config = draw(decoder_configs(families, any_biases))
     batch, n, seed = draw(st.integers(1, 3)), draw(st.integers(at_least, 12)), draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)

@@ -26,8 +26,9 @@ def token_nats(
 
 def read(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
     """The hidden states (B, n, d) of a database's tokens (B, n). Of a wide decoder, few windows are read together."""
-    tokens, width = model_tokens(config, tokens), 4 * config.d_model + 8 * config.d_ffw  # of a layer, about
-    size = len(tokens) if _is_ours(config) else max(1, MAX_NUMBERS // (tokens.shape[1] * width))
+    tokens = model_tokens(config, tokens)
+    width = 4 * config.d_model + 8 * config.d_ffw  # about as many numbers as a layer computes for a token
+    size = len(tokens) if config.is_retro else max(1, MAX_NUMBERS // (tokens.shape[1] * width))
     parts = [
         hidden_states(params, config, tokens[rows], None if neighbours is None else neighbours[rows])
         for rows in blocks(len(tokens), size)
@@ -51,8 +52,8 @@ def readout_nats(params: Tree, config: RetroConfig, hidden: np.ndarray, targets:
         parallel_for(fill, blocks(len(rows), ROWS_PER_BLOCK))
 
     # Of our own models the rows without a target are multiplied as well, which keeps the shape of the product.
-    rows = np.arange(len(wanted)) if _is_ours(config) else np.flatnonzero(wanted >= 0)
-    limit = MAX_LOGITS_OF_OURS if _is_ours(config) else MAX_NUMBERS
+    rows = np.arange(len(wanted)) if config.is_retro else np.flatnonzero(wanted >= 0)
+    limit = MAX_LOGITS_OF_OURS if config.is_retro else MAX_NUMBERS
     for block in blocks(len(rows), max(1, limit // config.vocabulary_size)):
         score(rows[block])
     return nats.reshape(targets.shape)
@@ -64,7 +65,3 @@ def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     logits: (..., V); targets: (...), integers. Returns (...)."""
     log_likelihood = np.take_along_axis(log_softmax(logits), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return np.where(targets < 0, 0, -log_likelihood)
-
-
-def _is_ours(config: RetroConfig) -> bool:
-    return config.architecture == RetroConfig.architecture

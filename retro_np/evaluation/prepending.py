@@ -50,7 +50,7 @@ def prepended(
 
 def separator_of(config: RetroConfig, database: Database) -> np.ndarray:
     """The tokens between a neighbour and what follows it: none for our own models, whose text has no such separator."""
-    if config.architecture == RetroConfig.architecture:
+    if config.is_retro:
         return NOTHING
     before, whole = (encode(database.tokenizer, text) for text in (ANY_LETTER, ANY_LETTER + SEPARATOR))
     return np.array(whole[len(before) :], np.int64)  # without the space that SentencePiece adds to a text

@@ -47,10 +47,10 @@ def extend(
     tokens: (t,), one of the segments that `segments` gives. neighbours: (k, r), those of the chunk that the first token
     completes, if it completes one; None: retrieval off. only_last: return the logits of the last token alone, (1, V).
     """
-    blocks, is_retro = blocks_of(config), config.architecture == "retro"
-    h, _ = blocks.embed(params, tokens[None], ROOT, **{} if is_retro else {"first": cache.length})
+    blocks = blocks_of(config)
+    h, _ = blocks.embed(params, tokens[None], ROOT, **{} if config.is_retro else {"first": cache.length})
     for p, layer in enumerate(params["layers"], start=1):
-        if is_retro:
+        if config.is_retro:
             h = h + _self_attention(layer["attention"], h, config.n_heads, cache, p)
         else:
             h, _ = blocks.attention(layer["attention"], h, first=cache.length, remember=partial(_remember, cache, p))

@@ -73,7 +73,7 @@ def hidden_states(params: Tree, config: RetroConfig, tokens: Array, neighbours: 
 
 def blocks_of(config: RetroConfig) -> Blocks:
     """The paper's blocks, or those of a decoder that others trained, which load on demand."""
-    if config.architecture != "retro":
+    if not config.is_retro:
         from retro_np.nn.decoders import decoder_blocks
 
         return decoder_blocks(config)  # type: ignore[arg-type]

@@ -49,8 +49,8 @@ def chat_tokens(model: Pretrained, text: str) -> list[int]:
         tokenizer.add_tokens([AddedToken(character, **flags)])
         ids[tokenizer.token_to_id(character)] = number
     tokenizer.add_tokens([AddedToken(cut, normalized=False)])
-    encoded = tokenizer.encode(marked, add_special_tokens=False).ids
-    if not (tokens := [ids.get(i, i) for i in encoded if i != tokenizer.token_to_id(cut)]):
+    encoded, cut_id = tokenizer.encode(marked, add_special_tokens=False).ids, tokenizer.token_to_id(cut)
+    if not (tokens := [ids.get(i, i) for i in encoded if i != cut_id]):
         raise UserError(f"the chat template of {model.name} gives no text: leave out --chat, or use another model")
     return tokens
 

@@ -68,6 +68,6 @@ if __name__ == "__main__":
         limit()
     try:
         answer = {"text": render(**json.load(sys.stdin))}
-    except Exception as error:
+    except Exception as error:  # A stranger's program may raise anything.
         answer = {"fault": f"{type(error).__name__}: {error}"[:300]}
     json.dump(answer, sys.stdout)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-PADDING, END_OF_TEXT = 0, 1  # of the tokenizers that are trained here
+PADDING, END_OF_TEXT = 0, 1  # the ids in our own tokenizers
 # Byte-level BPE writes the space byte as Ġ. These names contain raw spaces, so neither merges nor texts produce them.
 SPECIAL = ("<padding token>", "<end of text>")
 MAX_VOCABULARY_SIZE = 2**20  # The trainer and the tables of tokens allocate memory for all of them at once.

@@ -59,7 +59,7 @@ def retrofit(
     `train`. Raises UserError if the baseline has cross-attention, and if cca_layers is empty or does not fit."""
     if baseline_config.retrieves:
         raise UserError("RETROfit starts from a baseline, but this checkpoint already has chunked cross-attention")
-    if baseline_config.architecture != RetroConfig.architecture:
+    if not baseline_config.is_retro:
         raise UserError("RETROfit starts from a baseline that retro_np trained, not from another model")
     if not cca_layers:
         raise UserError("RETROfit trains chunked cross-attention: name at least one layer for it")

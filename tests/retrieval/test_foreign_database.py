@@ -100,7 +100,7 @@ def test_the_manifest_names_padding_and_end_of_text(foreign):
 
 def test_a_missing_value_is_the_databases_padding(foreign):
     database, _ = foreign
-    last = int(np.flatnonzero(np.diff(database.split("train").documents[:]))[0])  # of the first document
+    last = int(np.flatnonzero(np.diff(database.split("train").documents[:]))[0])  # the first document's last chunk
     assert np.all(database.value(-1) == database.padding)
     assert np.all(database.value(last)[database.chunk_size :] == database.padding)
     assert database.padding not in database.value(last)[:1]
