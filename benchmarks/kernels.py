@@ -21,7 +21,8 @@ from torch_peer import positions_as_bias
 from turns import machine, save
 
 from retro_np import kernels
-from retro_np.kernels import attention, bert, panels, rowwise, search, substring
+from retro_np.info import kernel_table
+from retro_np.kernels import attention, bert, decoders, panels, rowwise, search, substring
 
 PAUSE_SECONDS = 0.3
 KINDS = ("numpy", "numba", "c")
@@ -64,6 +65,7 @@ def cases():
     norm = lambda: torch.nn.functional.rms_norm(tx, (256,), tgain, 1e-6)  # noqa: E731
     yield "rms_norm_forward: 8192 × 256", lambda: rowwise.rms_norm_forward(x, gain), no_grad(norm)
     yield "rms_norm_backward", lambda: rowwise.rms_norm_backward(dy, x, gain, scale), pullback(norm, (tx, tgain), dy)
+    yield from decoder_cases()
     h, dh = normal(8192 * 1024), normal(8192 * 1024)
     th = torch.tensor(h, requires_grad=True)
     gelu = lambda: torch.nn.functional.gelu(th, approximate="tanh")  # noqa: E731
@@ -117,6 +119,22 @@ def cases():
     )
 
 
+def decoder_cases():
+    """Like `cases`: the norm and SwiGLU of SmolLM2 for 2,048 tokens."""
+    x, dy, gain = normal(2048, 576), normal(2048, 576), normal(576)
+    tx, tgain = torch.tensor(x, requires_grad=True), torch.tensor(gain, requires_grad=True)
+    norm = lambda: torch.nn.functional.rms_norm(tx, (576,), tgain, 1e-5)  # noqa: E731
+    yield "norm_forward: 2048 × 576", lambda: decoders.norm_forward(x, gain, None, 1e-5), no_grad(norm)
+    backward = lambda: decoders.norm_backward(dy, x, gain, None, 1e-5)  # noqa: E731
+    yield "norm_backward", backward, pullback(norm, (tx, tgain), dy)
+    gate, up, dhidden = normal(2048 * 1536), normal(2048 * 1536), normal(2048 * 1536)
+    tgate, tup = torch.tensor(gate, requires_grad=True), torch.tensor(up, requires_grad=True)
+    swiglu = lambda: torch.nn.functional.silu(tgate) * tup  # noqa: E731
+    yield "swiglu_forward: 2048 × 1536", lambda: decoders.swiglu_forward(gate, up), no_grad(swiglu)
+    backward = lambda: decoders.swiglu_backward(dhidden, gate, up)  # noqa: E731
+    yield "swiglu_backward", backward, pullback(swiglu, (tgate, tup), dhidden)
+
+
 def no_grad(function):
     """The function without autograd."""
 
@@ -157,7 +175,7 @@ def main():
     parser.add_argument("--only", default="", help="only kernels whose name contains this")
     parser.add_argument("-o", "--out", help="write the figures as JSON")
     options = parser.parse_args()
-    installed = {name: kinds for name, _, kinds in kernels.table()}
+    installed = {name: kinds for name, _, kinds in kernel_table()}
     results = {}
     print(f"{'milliseconds':52}" + "".join(f"{kind:>9}" for kind in (*KINDS, "PyTorch")))
     for name, call, in_torch in cases():

@@ -19,12 +19,12 @@
 
 #define TILE 32 /* queries per tile */
 
-/* The arguments of one call. The batch is divided into `parts`, each with its own sums dtable, du and dv. Absent arrays
- * are NULL. */
+/* The arguments of one call. Its tasks are the h heads of `parts`: in the forward pass the groups of queries of the
+ * items, in the backward pass parts of the batch, each with its own sums dtable, du and dv. Absent arrays are NULL. */
 typedef struct {
     ptrdiff_t batch, g, n, k, r, h, c, n_table, causal_offset, parts;
     int causal;
-    const void *q, *keys, *values, *table, *u, *v, *dout;
+    const void *q, *keys, *values, *table, *u, *v, *dout, *dlse;
     const unsigned char *key_mask;
     void *out, *lse, *dq, *dkeys, *dvalues, *dtable, *du, *dv;
 } attention_t;
@@ -161,7 +161,7 @@ PyObject *attention_forward(PyObject *module, PyObject *args)
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
         (taken = take_arrays(objects, FORWARD, 9, views)) == 9 && (type = check_inputs(&a, views, FORWARD)) != 0) {
         const ptrdiff_t lse_shape[] = {a.batch, a.h, a.g, a.n}, *const shapes[] = {views[0].shape, lse_shape};
-        a.out = views[7].buf, a.lse = views[8].buf, a.parts = a.batch;
+        a.out = views[7].buf, a.lse = views[8].buf, a.parts = a.batch * a.g;
         done = check_arrays(views + 7, FORWARD + 7, shapes, 2, type) && run_tasks(&a, type, first, last, 0);
     }
     release_arrays(views, taken);
@@ -171,36 +171,39 @@ PyObject *attention_forward(PyObject *module, PyObject *args)
 }
 
 static const argument_t BACKWARD[] = {
-    {"q", 5, 0, 0},     {"keys", 5, 0, 0},     {"values", 5, 0, 0}, {"table", 3, 0, 1}, {"u", 2, 0, 1},
-    {"v", 2, 0, 1},     {"key_mask", 3, 0, 1}, {"dout", 5, 0, 0},   {"lse", 4, 0, 0},   {"dq", 5, 1, 0},
-    {"dkeys", 5, 1, 0}, {"dvalues", 5, 1, 0},  {"dtable", 4, 1, 1}, {"du", 3, 1, 1},    {"dv", 3, 1, 1},
+    {"q", 5, 0, 0},  {"keys", 5, 0, 0},     {"values", 5, 0, 0},  {"table", 3, 0, 1},  {"u", 2, 0, 1},
+    {"v", 2, 0, 1},  {"key_mask", 3, 0, 1}, {"dout", 5, 0, 0},    {"lse", 4, 0, 0},    {"dlse", 4, 0, 1},
+    {"dq", 5, 1, 0}, {"dkeys", 5, 1, 0},    {"dvalues", 5, 1, 0}, {"dtable", 4, 1, 1}, {"du", 3, 1, 1},
+    {"dv", 3, 1, 1},
 };
 
 PyObject *attention_backward(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *objects[15], *offset;
+    PyObject *objects[16], *offset;
     Py_ssize_t first, last;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOOOOOnn:attention_backward", &objects[7], &objects[8], &objects[0],
-                          &objects[1], &objects[2], &objects[3], &objects[4], &objects[5], &objects[6], &offset,
-                          &objects[9], &objects[10], &objects[11], &objects[12], &objects[13], &objects[14], &first,
-                          &last))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOOOOOOnn:attention_backward", &objects[7], &objects[8], &objects[9],
+                          &objects[0], &objects[1], &objects[2], &objects[3], &objects[4], &objects[5], &objects[6],
+                          &offset, &objects[10], &objects[11], &objects[12], &objects[13], &objects[14], &objects[15],
+                          &first, &last))
         return NULL;
     attention_t a = {0};
-    Py_buffer views[15];
+    Py_buffer views[16];
     int taken = 0, done = 0;
     char type;
     if (take_integer(offset, "causal_offset", &a.causal_offset, &a.causal) == 0 &&
-        (taken = take_arrays(objects, BACKWARD, 15, views)) == 15 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
-        const Py_buffer *view = views;
-        a.parts = a.table && view[12].obj ? view[12].shape[0] : a.batch;
+        (taken = take_arrays(objects, BACKWARD, 16, views)) == 16 && (type = check_inputs(&a, views, BACKWARD)) != 0) {
+        const Py_buffer *dtable_view = &views[13], *du_view = &views[14], *dv_view = &views[15];
+        a.parts = a.table && dtable_view->obj ? dtable_view->shape[0] : a.batch;
         const ptrdiff_t lse[] = {a.batch, a.h, a.g, a.n}, dtable[] = {a.parts, a.n_table, a.h, a.c};
-        const ptrdiff_t du[] = {a.parts, a.h, a.c}, *q = view[0].shape, *keys = view[1].shape;
-        const ptrdiff_t *const shapes[] = {q, lse, q, keys, keys, dtable, du, du};
-        a.dout = view[7].buf, a.lse = view[8].buf, a.dq = view[9].buf, a.dkeys = view[10].buf, a.dvalues = view[11].buf;
-        a.dtable = view[12].buf, a.du = view[13].buf, a.dv = view[14].buf;
-        int consistent = (a.table != NULL) == (view[12].obj != NULL) && (a.table != NULL) == (view[13].obj != NULL) &&
-                         (a.table != NULL) == (view[14].obj != NULL);
+        const ptrdiff_t du[] = {a.parts, a.h, a.c}, *q = views[0].shape, *keys = views[1].shape;
+        const ptrdiff_t *const shapes[] = {q, lse, lse, q, keys, keys, dtable, du, du};
+        a.dout = views[7].buf, a.lse = views[8].buf, a.dlse = views[9].buf;
+        a.dq = views[10].buf, a.dkeys = views[11].buf, a.dvalues = views[12].buf;
+        a.dtable = dtable_view->buf, a.du = du_view->buf, a.dv = dv_view->buf;
+        int positions = a.table != NULL;
+        int consistent = positions == (dtable_view->obj != NULL) && positions == (du_view->obj != NULL) &&
+                         positions == (dv_view->obj != NULL);
         if (!consistent)
             PyErr_SetString(PyExc_TypeError, "dtable, du and dv must be arrays if table is one, otherwise None");
         else if (a.parts < 1 && a.batch > 0)
@@ -208,7 +211,7 @@ PyObject *attention_backward(PyObject *module, PyObject *args)
         else if (a.batch > 0 && a.parts > PTRDIFF_MAX / 2 / a.batch)
             PyErr_SetString(PyExc_ValueError, "dtable has too many parts");
         else
-            done = check_arrays(views + 7, BACKWARD + 7, shapes, 8, type) && run_tasks(&a, type, first, last, 1);
+            done = check_arrays(views + 7, BACKWARD + 7, shapes, 9, type) && run_tasks(&a, type, first, last, 1);
     }
     release_arrays(views, taken);
     if (!done)

@@ -188,41 +188,40 @@ TARGET static void NAME(make_logits)(const attention_t *a, NAME(scratch) *s, con
     }
 }
 
-/* The forward pass of one head of one item: out and lse. */
-TARGET static void NAME(forward_head)(const attention_t *a, NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head)
+/* The forward pass of one head of one group of queries, whose keys are loaded: out and lse. */
+TARGET static void NAME(forward_group)(const attention_t *a, NAME(scratch) *s, ptrdiff_t item, ptrdiff_t head,
+                                       ptrdiff_t group)
 {
     const real infinity = (real)INFINITY;
-    NAME(load_keys)(a, s, item, head, 0);
-    for (ptrdiff_t group = 0; group < a->g; group++)
-        for (ptrdiff_t first = 0; first < a->n; first += TILE) {
-            NAME(tile_t) tile = NAME(tile)(a, s, item, head, group, first);
-            real *out = (real *)a->out + (tile.query * a->h + head) * a->c, *lse = (real *)a->lse + tile.row;
-            NAME(make_logits)(a, s, &tile, head);
-            real total[TILE];
-            for (ptrdiff_t i = 0; i < tile.rows; i++) {
-                real *row = s->logits + i * s->keys_wide;
-                real peak = tile.keys ? NAME(largest)(row, tile.keys) : -infinity;
-                NAME(exponentials)(row, tile.keys, peak == -infinity ? 0 : peak);
-                total[i] = NAME(dot)(row, NULL, tile.keys);
-                lse[i] = total[i] > 0 ? peak + (real)log((double)total[i]) : total[i] == 0 ? infinity : total[i];
-            }
-            NAME(product)(tile.rows, s->c_wide, tile.keys, s->logits, s->keys_wide, 1, s->values, s->c_wide, s->out,
-                          s->c_wide, 0);
-            for (ptrdiff_t i = 0; i < tile.rows; i++)
-                NAME(scatter)(a, s->out + i * s->c_wide, 1, total[i] == 0 ? 0 : 1 / total[i], out + i * a->h * a->c,
-                              s->c_wide);
+    for (ptrdiff_t first = 0; first < a->n; first += TILE) {
+        NAME(tile_t) tile = NAME(tile)(a, s, item, head, group, first);
+        real *out = (real *)a->out + (tile.query * a->h + head) * a->c, *lse = (real *)a->lse + tile.row;
+        NAME(make_logits)(a, s, &tile, head);
+        real total[TILE];
+        for (ptrdiff_t i = 0; i < tile.rows; i++) {
+            real *row = s->logits + i * s->keys_wide;
+            real peak = tile.keys ? NAME(largest)(row, tile.keys) : -infinity;
+            NAME(exponentials)(row, tile.keys, peak == -infinity ? 0 : peak);
+            total[i] = NAME(dot)(row, NULL, tile.keys);
+            lse[i] = total[i] > 0 ? peak + (real)log((double)total[i]) : total[i] == 0 ? infinity : total[i];
         }
+        NAME(product)(tile.rows, s->c_wide, tile.keys, s->logits, s->keys_wide, 1, s->values, s->c_wide, s->out,
+                      s->c_wide, 0);
+        for (ptrdiff_t i = 0; i < tile.rows; i++)
+            NAME(scatter)(a, s->out + i * s->c_wide, 1, total[i] == 0 ? 0 : 1 / total[i], out + i * a->h * a->c,
+                          s->c_wide);
+    }
 }
 
 /* The backward pass of one tile: dq, and the tile's part of dkeys, dvalues, dtable, du and dv.
- *   dvalues += P^T dout;  dP = dout values^T;  dlogits = P * (dP - sum_j P dP);
+ *   dvalues += P^T dout;  dP = dout values^T;  dlogits = P * (dP - sum_j P dP + dlse);
  *   dcontent = dlogits keys;  dkeys += dlogits^T content;  the same for positions, with dlogits summed by distance. */
 TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, const NAME(tile_t) *tile, ptrdiff_t head,
                                        real *du, real *dv)
 {
     const ptrdiff_t wide = s->keys_wide, c_wide = s->c_wide, rows = tile->rows;
     const real scale = (real)(1 / sqrt((double)a->c));
-    const real *lse = (const real *)a->lse + tile->row;
+    const real *lse = (const real *)a->lse + tile->row, *dlse = a->dlse ? (const real *)a->dlse + tile->row : NULL;
     NAME(make_logits)(a, s, tile, head);
     NAME(gather)(a, (const real *)a->dout + (tile->query * a->h + head) * a->c, rows, NULL, 1, s->dout, c_wide);
     for (ptrdiff_t i = 0; i < rows; i++)
@@ -233,6 +232,8 @@ TARGET static void NAME(backward_tile)(const attention_t *a, NAME(scratch) *s, c
         const real *restrict probabilities = s->logits + i * wide;
         real *restrict row = s->dlogits + i * wide;
         real mean = NAME(dot)(probabilities, row, tile->keys);
+        if (dlse && lse[i] != (real)INFINITY) /* a query without keys has no finite lse that could change */
+            mean -= dlse[i];
         for (ptrdiff_t j = 0; j < tile->keys; j++)
             row[j] = probabilities[j] * (row[j] - mean);
     }
@@ -299,7 +300,8 @@ static int NAME(fits)(const attention_t *a)
     return (keys + distances + TILE) * (8 * c + 3 * TILE) < (double)PTRDIFF_MAX / 16;
 }
 
-/* Run the tasks first <= t < last: t is head t / parts of part t % parts. Returns -1 if memory does not suffice. */
+/* Run the tasks first <= t < last: t is head t / parts of part t % parts. In the forward pass, a part is a group of
+ * queries of an item. Returns -1 if memory does not suffice. */
 static int NAME(run)(const attention_t *a, ptrdiff_t first, ptrdiff_t last, int backward)
 {
     NAME(scratch) s;
@@ -311,15 +313,19 @@ static int NAME(run)(const attention_t *a, ptrdiff_t first, ptrdiff_t last, int 
     if (!memory)
         return -1;
     NAME(lay_out)(a, &s, memory, backward);
-    ptrdiff_t loaded = -1;
+    ptrdiff_t loaded = -1, keys_loaded = -1;
     for (ptrdiff_t task = first; task < last; task++) {
         ptrdiff_t head = task / a->parts, part = task % a->parts;
         if (head != loaded)
             NAME(load_table)(a, &s, loaded = head);
-        if (backward)
+        if (backward) {
             NAME(backward_head)(a, &s, part, part * a->batch / a->parts, (part + 1) * a->batch / a->parts, head);
-        else
-            NAME(forward_head)(a, &s, part, head);
+            continue;
+        }
+        if (task / a->g != keys_loaded) /* the groups of an item are consecutive, and share its keys */
+            NAME(load_keys)(a, &s, part / a->g, head, 0);
+        keys_loaded = task / a->g;
+        NAME(forward_group)(a, &s, part / a->g, head, part % a->g);
     }
     free(memory);
     return 0;

@@ -1,5 +1,7 @@
 /* Operations on a tile in the cache: transposition, exponential, sums along a row. A template like attention.h. */
 
+#include "exponential.h"
+
 /* out (columns, rows) = the transpose of a (rows, columns), in squares whose lines stay in the first-level cache. */
 TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real *restrict a, ptrdiff_t a_row,
                                    real *restrict out, ptrdiff_t out_row)
@@ -12,26 +14,6 @@ TARGET static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t columns, const real
     for (; i < rows; i++)
         for (ptrdiff_t j = 0; j < columns; j++)
             out[j * out_row + i] = a[i * a_row + j];
-}
-
-/* exp(x) for x in about [-87, 88] (float) or [-708, 709] (double); 0 below, exp(-inf) = 0.
- * exp(x) = 2^n exp(x - n ln 2) with |x - n ln 2| <= ln 2 / 2, where a Taylor polynomial suffices; n is added to the
- * exponent's bits. Adding and subtracting ROUNDER gives the nearest integer, also found in the last bits of the sum. */
-TARGET ALWAYS_INLINE real NAME(exponential)(real x)
-{
-    real clamped = x < EXP_LOWEST ? EXP_LOWEST : x;
-    real shifted = clamped * (real)1.4426950408889634 + ROUNDER;
-    real n = shifted - ROUNDER;
-    real rest = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    real sum = (real)INVERSE_FACTORIAL[EXP_DEGREE];
-    UNROLL for (int degree = EXP_DEGREE - 1; degree >= 0; degree--)
-        sum = sum * rest + (real)INVERSE_FACTORIAL[degree];
-    bits exponent, result;
-    memcpy(&exponent, &shifted, sizeof exponent);
-    memcpy(&result, &sum, sizeof result);
-    result += exponent << MANTISSA_BITS;
-    memcpy(&sum, &result, sizeof sum);
-    return x < EXP_LOWEST ? 0 : x == x ? sum : x; /* NaN stays NaN, whatever its bits */
 }
 
 /* x = exp(x - shift) for n numbers. */

@@ -13,7 +13,8 @@ from safetensors.numpy import save
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import write_atomically
-from retro_np.files.untrusted import has_types, parse_json, read_safetensors
+from retro_np.files.untrusted import checked_tensor, has_types, parse_json, read_safetensors, reporting
+from retro_np.nn.scope import every
 from retro_np.parameters import check_tree, parameter_shapes
 from retro_np.retrieval.database import Database
 from retro_np.sequences import check_fit
@@ -34,61 +35,68 @@ def save_params(path: Path | str, params: Tree, config: RetroConfig) -> None:
     write_tensors(path, dict(named_leaves(params)), {"config": config.to_dict()})
 
 
-def load_params(path: Path | str) -> tuple[Tree, RetroConfig]:
+def load_params(path: Path | str, given: dict[str, np.ndarray] | None = None) -> tuple[Tree, RetroConfig]:
     """Read a model that `save_params` or a training run wrote.
 
-    path: the file, or the run's folder. Returns (params, config). The arrays are float32, or float64 if stored as
-    float64; float16 and bfloat16 become float32. Raises UserError if the file is missing, damaged, not of retro_np, or
-    not what its configuration needs."""
-    return _model_in(*read_tensors(path, lambda name: not name.startswith("adamw.")), path)
+    path: the file, or the run's folder. given: by name, the parameters of a base, to which the file adds others; for
+    such a file `load_pretrained` finds the base by itself. Returns (params, config). The arrays are float32, or float64
+    if stored as float64; float16 and bfloat16 become float32. Raises UserError if the file is missing, damaged, not of
+    retro_np, or not what its configuration needs."""
+    return _model_in(*read_tensors(path, lambda name: not name.startswith("adamw.")), path, given)
 
 
 def load_model(path: Path | str, database: Database) -> tuple[Tree, RetroConfig]:
     """Read a model that will retrieve from a database. Returns (params, config), as `load_params` does.
 
-    Besides the errors of `load_params` and `fitted`, raises UserError if the checkpoint was trained with a different
-    tokenizer, in which the same ids mean other tokens."""
+    Raises the errors of `load_params` and `fitted`."""
     params, config = load_params(path)
-    config = fitted(config, database)
     tokenizer = read_meta(path).get("run", {}).get("data", {}).get("tokenizer")
-    if tokenizer not in (None, expected := database.identity["tokenizer"]):  # None: the file holds only parameters
-        fault = f"a different tokenizer ({tokenizer!s:.6}…) from that of {database.path} ({expected[:6]}…)"
-        hint = "use the database that it was trained with, or rebuild this one with that tokenizer (--tokenizer)"
-        raise UserError(f"{path} was trained with {fault}: {hint}")
-    return params, config
+    return params, fitted(config, database, tokenizer, path)
 
 
-def fitted(config: RetroConfig, database: Database) -> RetroConfig:
+def fitted(config: RetroConfig, database: Database, tokenizer: str | None, name: Path | str) -> RetroConfig:
     """The configuration for use with a database: a decoder of others has no chunks, so it takes the database's.
 
-    So does a model of ours that does not retrieve, if the database has nothing to retrieve. Raises UserError if the
-    model and the database do not fit."""
-    if not config.is_retro or not (config.retrieves or database.n_chunks):
+    So does a model of ours that does not retrieve, if the database has nothing to retrieve. tokenizer: the hash of the
+    model's, or None if only parameters were stored. name: what errors call the model. Raises UserError if the model and
+    the database do not fit, for example with different tokenizers, in which the same ids mean other tokens."""
+    if tokenizer not in (None, expected := database.identity["tokenizer"]):
+        fault = f"a different tokenizer ({tokenizer!s:.6}…) from that of {database.path} ({expected[:6]}…)"
+        hint = f"build another database, retro-np build CORPUS -o DB --tokenizer {name}"
+        raise UserError(f"{name} has {fault}: use a database with the model's tokenizer, or {hint}")
+    if not config.retrieves and (not config.is_retro or not database.n_chunks):
         config = replace(config, chunk_size=database.chunk_size)
     check_fit(config, database)
     return config
 
 
-def save_checkpoint(path: Path | str, params: Tree, state: Tree, config: RetroConfig, run: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path | str, params: Tree, state: Tree, config: RetroConfig, run: dict[str, Any],
+    base: dict[str, Any] | None = None, selects: Callable[[str], bool] = every,
+) -> None:  # fmt: skip
     """Write a training run's parameters, AdamW's moments and step, and `run`, the plain values that identify it.
 
+    base: {"base": {"name": …, "sha256": …}}, the model that the selected parameters are added to; the others are its.
     Raises UserError if a value is not finite; then the file, the last good checkpoint, is left as it was."""
     moments = named_leaves({"m": state["m"], "v": state["v"]}, "adamw")
-    tensors = dict(named_leaves(params)) | {name: moment for name, moment in moments if moment is not None}
-    write_tensors(path, tensors, {"config": config.to_dict(), "run": run, "step": state["step"]})
+    tensors = {name: leaf for name, leaf in named_leaves(params) if selects(name)}
+    tensors |= {name: moment for name, moment in moments if moment is not None}
+    write_tensors(path, tensors, {"config": config.to_dict(), "run": run, "step": state["step"], **(base or {})})
 
 
-def load_checkpoint(path: Path | str) -> tuple[Tree, Tree, RetroConfig, dict[str, Any]]:
+def load_checkpoint(
+    path: Path | str, given: dict[str, np.ndarray] | None = None
+) -> tuple[Tree, Tree, RetroConfig, dict[str, Any]]:
     """Read a training run's checkpoint, to resume it. Returns (params, AdamW's state, config, run).
 
-    Raises the errors of `load_params`, and UserError for a file that holds only parameters."""
+    given: as in `load_params`. Raises the errors of `load_params`, and UserError for a file of parameters alone."""
     tensors, meta = read_tensors(path)
     if "run" not in meta or "step" not in meta:
         raise UserError(f"{path} holds only parameters, so training cannot resume: use it to evaluate or sample")
-    params, config = _model_in(tensors, meta, path)
+    params, config = _model_in(tensors, meta, path, given)
 
     def moment(name, parameter):  # A frozen parameter has none.
-        return _checked(tensors, path, name, parameter.shape) if name in tensors else None
+        return checked_tensor(tensors, path, name, parameter.shape, ANOTHER) if name in tensors else None
 
     moments = {key: map_tree(moment, params, f"adamw.{key}") for key in ("m", "v")}
     return params, {"step": meta["step"], **moments}, config, meta["run"]
@@ -137,30 +145,31 @@ def read_meta(path: Path | str) -> dict[str, Any]:
 
 def config_in(meta: dict[str, Any], path: Path | str) -> RetroConfig:
     """The configuration in a file's metadata. Raises UserError if there is none, or if no model can have it."""
-    try:
+    with reporting(f"{path} has no retro_np configuration", "use a file that save_params or a training run wrote"):
         if "architecture" not in meta["config"]:
             return RetroConfig(**meta["config"])
         from retro_np.nn.decoders import DecoderConfig
 
         return DecoderConfig(**meta["config"])
-    except (KeyError, TypeError) as error:
-        hint = "use a file that save_params or a training run wrote"
-        raise UserError(f"{path} has no retro_np configuration ({error}): {hint}") from error
 
 
-def _model_in(tensors: dict[str, np.ndarray], meta: dict[str, Any], path) -> tuple[Tree, RetroConfig]:
+def base_of(meta: dict[str, Any], path: Path | str) -> dict[str, str] | None:
+    """Name and sha256 of the model that a file's parameters are added to; None for a file that holds a whole model."""
+    base = meta.get("base")
+    if base is not None and not has_types(base, {"name": str, "sha256": str}):
+        raise UserError(f"{path}: 'base' in its metadata does not name a model: {ANOTHER}")
+    return base
+
+
+def _model_in(
+    tensors: dict[str, np.ndarray], meta: dict[str, Any], path: Path | str, given: dict[str, np.ndarray] | None
+) -> tuple[Tree, RetroConfig]:
     """The configuration in the metadata, and the tensors as the tree that it describes, checked."""
-    config = config_in(meta, path)
+    config, base = config_in(meta, path), base_of(meta, path)
+    if base and not given:
+        raise UserError(f"{path} holds only what was added to {base['name']:.80}: read it with load_pretrained")
+    tensors = {**(given or {}), **tensors}
     n_layers = config.n_layers + (config.encoder.n_layers if config.retrieves and config.encoder else 0)
     if n_layers > len(tensors):  # Each layer has several tensors. The tree of millions of layers is not built.
         raise UserError(f"{path} has {len(tensors)} tensors, but its configuration has {n_layers:,} layers: {ANOTHER}")
-    return map_tree(partial(_checked, tensors, path), parameter_shapes(config)), config
-
-
-def _checked(tensors: dict[str, np.ndarray], path: Path | str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    actual = f"of shape {tensors[name].shape}" if name in tensors else "absent"
-    if actual != f"of shape {shape}":
-        raise UserError(f"{path}: {name} is {actual}, but its configuration needs shape {shape}")
-    if not np.all(np.isfinite(tensors[name])):
-        raise UserError(f"{path}: {name} is not finite everywhere: the file is damaged; {ANOTHER}")
-    return tensors[name]
+    return map_tree(partial(checked_tensor, tensors, path, hint=ANOTHER), parameter_shapes(config)), config

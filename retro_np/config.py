@@ -36,7 +36,7 @@ class EncoderConfig:
     ca_layers: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "encoder.", "ca_layers")
+        check_numbers(self, "encoder.", "ca_layers")
 
 
 @dataclass(frozen=True)
@@ -81,28 +81,29 @@ class RetroConfig:
     copying_start: bool = False
     padding_id: int | None = 0
     architecture = "retro"  # the paper's blocks; not a field here, but one of `nn.decoders.DecoderConfig`
+    reads_itself = False  # Whether the decoder encodes its neighbours itself, as that of a DecoderConfig may
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "", "cca_layers")
+        check_numbers(self, "", "cca_layers")
         if isinstance(self.encoder, dict) and self.encoder.keys() <= EncoderConfig.__dataclass_fields__.keys():
             object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))  # from JSON
         if not isinstance(self.encoder, EncoderConfig | None):
-            raise UserError(f"encoder must be an EncoderConfig or None, not {_shown(self.encoder)}")
+            raise UserError(f"encoder must be an EncoderConfig or None, not {shown(self.encoder)}")
         if not isinstance(self.dropout, Real) or isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), not {_shown(self.dropout)}")
+            raise UserError(f"dropout must be in [0, 1), not {shown(self.dropout)}")
         object.__setattr__(self, "dropout", float(self.dropout))
         for name in ("share_embeddings", "tie_readout", "cca_positions", "copying_start"):
             if not isinstance(getattr(self, name), bool | np.bool_):
-                raise UserError(f"{name} must be true or false, not {_shown(getattr(self, name))}")
+                raise UserError(f"{name} must be true or false, not {shown(getattr(self, name))}")
             object.__setattr__(self, name, bool(getattr(self, name)))
         if self.retrieved_part not in RETRIEVED_PARTS:
-            raise UserError(f"retrieved_part must be one of NF, N and F, not {_shown(self.retrieved_part)}")
+            raise UserError(f"retrieved_part must be one of NF, N and F, not {shown(self.retrieved_part)}")
         if not self.retrieves:
             return
-        if self.encoder is None:
+        if self.encoder is None and self.is_retro:
             raise UserError("cca_layers needs an encoder: pass encoder=EncoderConfig(...), or leave cca_layers out")
         for name in ("share_embeddings", "copying_start"):
-            if getattr(self, name) and (width := self.encoder.d_model) != self.d_model:
+            if getattr(self, name) and (width := getattr(self.encoder, "d_model", None)) != self.d_model:
                 raise UserError(f"{name} needs encoder.d_model ({width}) equal to d_model ({self.d_model})")
 
     @property
@@ -140,7 +141,7 @@ _SIZES = {
 PRESETS = {name: sizes for names, sizes in _SIZES.items() for name in names}
 
 
-def _check_numbers(config: Any, prefix: str, layers_name: str) -> None:
+def check_numbers(config: Any, prefix: str, layers_name: str) -> None:
     """Check a configuration's sizes, which are its int fields, and its tuple of layers. All become Python integers."""
     limits = {field.name: (1, MAX_MODEL_SIZE) for field in fields(config) if field.type is int}
     limits["n_layers"] = 1, MAX_LAYERS
@@ -150,21 +151,21 @@ def _check_numbers(config: Any, prefix: str, layers_name: str) -> None:
         value = getattr(config, name)
         largest = config.vocabulary_size - 1 if name == "padding_id" else largest  # vocabulary_size has been checked
         if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= largest:
-            raise UserError(f"{prefix}{name} must be a whole number from {least} to {largest}, not {_shown(value)}")
+            raise UserError(f"{prefix}{name} must be a whole number from {least} to {largest}, not {shown(value)}")
         object.__setattr__(config, name, int(value))  # JSON cannot store NumPy's integers.
     if config.d_model % 2 and getattr(config, "architecture", "retro") == "retro":
         raise UserError(f"{prefix}d_model must be even (positions are pairs of sine and cosine), not {config.d_model}")
     name, layers = f"{prefix}{layers_name}", getattr(config, layers_name)
     layers = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str | dict) else layers
     if not isinstance(layers, tuple) or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in layers):
-        raise UserError(f"{name} must be a tuple of whole numbers, not {_shown(layers)}")
+        raise UserError(f"{name} must be a tuple of whole numbers, not {shown(layers)}")
     checked = tuple(sorted(int(p) for p in layers))
     if len(set(checked)) < len(checked) or any(not 1 <= p <= config.n_layers for p in checked):
-        raise UserError(f"{name} must be distinct layers from 1 to {config.n_layers}, not {_shown(checked)}")
+        raise UserError(f"{name} must be distinct layers from 1 to {config.n_layers}, not {shown(checked)}")
     object.__setattr__(config, layers_name, checked)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value of any kind and size as a short part of a line."""
     try:
         return " ".join(shortened(value).split())

@@ -1,14 +1,17 @@
 """Sampling token by token, with retrieval at the end of each chunk. Paper §2.4."""
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from retro_np import runtime
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.kernels.threads import blocks
+from retro_np.kernels import blas_threads, threads
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.operators import log_softmax
 from retro_np.parameters import check_tree
@@ -88,7 +91,8 @@ def generate(
     choose = partial(
         sample_token, rng=rng, temperature=temperature, top_k=top_k, top_p=top_p, padding_id=config.padding_id
     )
-    return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token, on_token), retrieved
+    with contextlib.nullcontext() if config.is_retro else spinning_blas():
+        return decode_tokens(params, config, prompt, length, choose, retrieve, stop_token, on_token), retrieved
 
 
 def decode_tokens(
@@ -104,10 +108,10 @@ def decode_tokens(
     stops = stop_token if isinstance(stop_token, Collection) else [stop_token]
     for _ in range(length):
         waiting = len(tokens) - cache.length
-        if config.is_retro:
+        if config.is_retro or config.retrieves:
             counts = segments(cache.length, waiting, m)
         else:
-            counts = [part.stop - part.start for part in blocks(waiting, PROMPT_PART)]
+            counts = [part.stop - part.start for part in threads.blocks(waiting, PROMPT_PART)]
         for count in counts:
             start = cache.length
             neighbours = None if (start + 1) % m else retrieve(start // m, tokens[start + 1 - m : start + 1])
@@ -141,3 +145,24 @@ def sample_token(
     cumulative = np.cumsum(probabilities * (mass_before < top_p))  # The token that crosses top_p is included.
     index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
     return int(order[min(index, len(order) - 1)])
+
+
+@contextlib.contextmanager
+def spinning_blas() -> Iterator[None]:
+    """Let OpenBLAS's idle threads spin, for a series of short products: to wake them takes as long as such a product.
+
+    Nothing changes if they do not sleep, or if another thread of Python exists that may be multiplying."""
+    spins = runtime.tuned.get("BLAS threads sleep", False) and _restarted(runtime.SPIN)
+    try:
+        yield
+    finally:
+        if spins:
+            runtime.tuned["BLAS threads sleep"] = _restarted(runtime.SLEEP)
+
+
+def _restarted(timeout: str) -> bool:
+    before, os.environ[runtime.TIMEOUT] = os.environ[runtime.TIMEOUT], timeout
+    threads.end()
+    if not (done := blas_threads.restart()):
+        os.environ[runtime.TIMEOUT] = before
+    return done

@@ -1,5 +1,6 @@
 """What is installed and what runs: `retro-np info`."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -17,6 +18,7 @@ PACKAGES = (
 THREAD_LIMITS = (
     threads.THREADS_VARIABLE, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
+KERNEL_MODULES = ("attention", "bert", "decoders", "hashing", "minhash", "panels", "rowwise", "search", "substring")
 GPU = "none is used; for GPUs: RETRO-pytorch (lucidrains), or RETRO in Megatron-LM (NVIDIA), both on PyTorch"
 
 
@@ -35,10 +37,18 @@ def facts() -> list[tuple[str, str]]:
     else:
         built = f"built; attention uses {extension.vector_unit()} vectors"
     rows += [("C extension", built), ("kernels", f"{kernels.using()} (set RETRO_NP_KERNELS to choose)")]
-    for name, kind, available in kernels.table():
+    for name, kind, available in kernel_table():
         alternatives = ", ".join(other for other in available if other != kind)
         rows.append((f"  {name}", f"{kind}; also available: {alternatives}" if alternatives else kind))
     return rows
+
+
+def kernel_table() -> list[tuple[str, str, tuple[str, ...]]]:
+    """A row per kernel: name, kind that runs now, installed kinds, fastest first. UserError like `kernels.using`."""
+    for module in KERNEL_MODULES:
+        importlib.import_module(f"retro_np.kernels.{module}")
+    installed = {name: tuple(filter(kernels.is_installed, kinds)) for name, kinds in kernels.registered.items()}
+    return [(name, kernels.running(name), kinds) for name, kinds in sorted(installed.items())]
 
 
 def _version(package: str) -> str:

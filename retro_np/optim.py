@@ -1,4 +1,4 @@
-"""AdamW, the learning rate schedule, and gradient clipping. Paper §2.5, appendix C."""
+"""AdamW and gradient clipping. Paper §2.5, appendix C."""
 
 import math
 from collections.abc import Callable
@@ -22,17 +22,19 @@ def adamw_init(params: Tree, trainable: Callable[[str], bool] = every) -> Tree:
 
 def adamw_update(
     params: Tree, grads: Tree, state: Tree, *,
-    lr: float, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+    lr: float | Callable[[str], float], weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
 ) -> None:  # fmt: skip
     """Take one step of AdamW, changing params and state in place. Loshchilov & Hutter 2019.
 
     grads: a tree like params, as a pullback returns it; state: from `adamw_init`. The defaults are the paper's.
+    lr: the learning rate, or a function that gives it by a parameter's dotted name.
     Weight decay is decoupled and applies to arrays with two or more axes, so that gains do not decay. A parameter whose
     gradient is None is frozen: it does not change or decay, and its moments, which may be None, do not change.
     Raises UserError, and changes nothing, if a gradient or a moment is absent or its shape is not its parameter's,
     or if a trained parameter is not a floating-point array."""
     by_name = [dict(named_leaves(tree)) for tree in (grads, state["m"], state["v"])]
-    updates = []  # (parameter, gradient, moment m, moment v) of each trained parameter
+    updates = []  # (name, parameter, gradient, moment m, moment v) of each trained parameter
     for name, p in named_leaves(params):  # Everything is checked before anything changes.
         arrays = [tree.get(name) for tree in by_name]
         if name in by_name[0] and arrays[0] is None:
@@ -41,11 +43,11 @@ def adamw_update(
             fault = f"must be present and have shape {p.shape}, and the parameter must be floating-point"
             hint = "a parameter that was frozen in adamw_init has no moments"
             raise UserError(f"{name}: gradient and moments {fault}; {hint}")
-        updates.append((p, *arrays))
+        updates.append((name, p, *arrays))
     state["step"] += 1
-    for p, g, m, v in updates:
-        decay = weight_decay if p.ndim >= 2 else 0
-        adamw_step(p, g, m, v, lr=lr, betas=betas, eps=eps, decay=decay, step=state["step"])
+    for name, p, g, m, v in updates:
+        decay, rate = weight_decay if p.ndim >= 2 else 0, lr(name) if callable(lr) else lr
+        adamw_step(p, g, m, v, lr=rate, betas=betas, eps=eps, decay=decay, step=state["step"])
 
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore")
@@ -67,16 +69,3 @@ def clip_by_global_norm(grads: Tree, limit: float) -> float:
 
 def _norm(arrays: list[Array]) -> float:
     return math.sqrt(sum(float(np.dot(array.reshape(-1), array.reshape(-1))) for array in arrays))
-
-
-def learning_rate(
-    step: int, *, peak: float, warmup: int, steps: int, schedule: str = "cosine", end: float = 0.1, start: float = 1e-7
-) -> float:
-    """The learning rate of a step, 0 … steps − 1: linear from `start` to `peak`, then to end · peak by the schedule.
-
-    Cosine is that of Loshchilov & Hutter 2017; constant stays at the peak."""
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    p = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-    falling = {"cosine": 0.5 * (1 + math.cos(math.pi * p)), "linear": 1 - p, "constant": 1.0}
-    return peak * (end + (1 - end) * falling[schedule])

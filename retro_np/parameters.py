@@ -16,7 +16,7 @@ def parameter_shapes(config: RetroConfig) -> Tree:
     if not config.is_retro:
         from retro_np.nn.decoders import decoder_shapes
 
-        return decoder_shapes(config)  # type: ignore[arg-type]
+        return decoder_shapes(config, parameter_shapes)  # type: ignore[arg-type]
     d, vocabulary = config.d_model, config.vocabulary_size
     e: Any = config.encoder  # A part is the decoder, which `config` describes, or the encoder.
 
@@ -51,10 +51,11 @@ def count_parameters(config: RetroConfig, embeddings: bool = False) -> int:
     return sum(math.prod(shape) for name, shape in named_leaves(parameter_shapes(config)) if name not in uncounted)
 
 
-def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
+def init_params(config: RetroConfig, rng: np.random.Generator, given: dict[str, Array] | None = None) -> Tree:
     """Random initial parameters: a tree of float32 arrays with the shapes that `parameter_shapes` gives.
 
-    rng: the source of all random numbers. Raises UserError if the machine's memory cannot hold the parameters.
+    rng: the source of all random numbers. given: by name, arrays that stand in place of new ones.
+    Raises UserError if the machine's memory cannot hold the parameters.
     Matrices are normal with variance 1 / d_in. Those that write to the residual stream (w_o, w_out) are also divided by
     √(2 L), so that the variance of the stream does not grow with depth (Radford et al. 2019). Embeddings have standard
     deviation 1, so that the encoder's output still identifies its tokens when training starts; if the readout is tied,
@@ -63,9 +64,11 @@ def init_params(config: RetroConfig, rng: np.random.Generator) -> Tree:
 
     def leaf(name: str, shape: tuple[int, ...]) -> Array:
         leaf_name = name.rsplit(".", 1)[-1]
+        if given and name in given:
+            return given[name]
         if leaf_name in ("norm", "norm_context"):
             return np.ones(shape, np.float32)
-        if leaf_name in ("u", "v") or leaf_name.startswith("b_") or leaf_name.endswith("_bias"):
+        if leaf_name in ("u", "v", "gate") or leaf_name.startswith(("b_", "up_")) or leaf_name.endswith("_bias"):
             return np.zeros(shape, np.float32)
         deviation = shape[0] ** -0.5
         if leaf_name == "embedding":

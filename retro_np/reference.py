@@ -5,6 +5,7 @@ paper's count from 1; the comments name the paper's quantities."""
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ def retro(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.
     tokens: (B, n), integers. neighbours: (B, floor(n / m), k, r), integers, or None: retrieval off.
     Returns (B, n, V) in float64, whatever the dtype of the parameters. The input is not checked; there is no dropout.
     """
-    params = _in_float64(params)
+    params, decode_one = _in_float64(params), decode
     if not config.is_retro:
         from retro_np import reference_decoders
 
-        return np.array([reference_decoders.decode(params, config, row) for row in tokens])
-    rows = range(len(tokens))
-    return np.array([decode(params, config, tokens[b], None if neighbours is None else neighbours[b]) for b in rows])
+        decode_one = partial(reference_decoders.decode, encode=encode_neighbours, cca=chunked_cross_attention)
+    retrieved = [None] * len(tokens) if neighbours is None else neighbours
+    return np.array([decode_one(params, config, tokens[b], retrieved[b]) for b in range(len(tokens))])
 
 
 def decode(params: Tree, config: RetroConfig, x: Sequence[int], retrieved: Any) -> Vectors:
@@ -39,17 +40,22 @@ def decode(params: Tree, config: RetroConfig, x: Sequence[int], retrieved: Any) 
         layer = params["layers"][p - 1]
         h = self_attention(layer["attention"], h, config.n_heads, visible=lambda i, j: j <= i)  # H ← ATTN(H)
         if layers and p == min(layers):  # E ← ENCODER(RET, H), conditioned on this H
-            encoded = []
-            for u in range(len(x) // m):  # each whole chunk C_u
-                chunk = h[u * m : (u + 1) * m]  # H_u
-                values = [read_part(value, config) for value in retrieved[u]]
-                pairs = [(is_real(value, config), encode_neighbour(params, config, value, chunk)) for value in values]
-                encoded.append(pairs)
+            encoded = encode_neighbours(params, config, h, retrieved)
         if p in layers:  # H ← CCA(H, E)
             h = chunked_cross_attention(layer["cca"], h, encoded, config.n_heads, m)
         h = [ffw(layer["ffw"], h_t) for h_t in h]  # H ← FFW(H)
     readout = params["embedding"].T if config.tie_readout else params["readout"]
     return [rms_norm(h_t, params["norm"]) @ readout for h_t in h]  # O ← READ(H)
+
+
+def encode_neighbours(params: Tree, config: RetroConfig, h: Vectors, retrieved: Any) -> Any:
+    """For each whole chunk C_u and each of its values: which tokens are real, and what encode_neighbour gives."""
+    m, encoded = config.chunk_size, []
+    for u in range(len(h) // m):
+        chunk = h[u * m : (u + 1) * m]  # H_u
+        values = [read_part(value, config) for value in retrieved[u]]
+        encoded.append([(is_real(value, config), encode_neighbour(params, config, value, chunk)) for value in values])
+    return encoded
 
 
 def encode_neighbour(params: Tree, config: RetroConfig, value: Sequence[int], chunk: Vectors) -> Vectors:

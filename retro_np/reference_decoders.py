@@ -1,6 +1,6 @@
 """Decoders that others trained, Llama's family and GPT-2, as plain loops like those of `reference.py`.
 
-This module imports nothing of the project."""
+A memory of theirs (nn/memory.py) is here as well. This module imports nothing of the project."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,93 @@ Tree = Any  # nested dicts and lists of arrays
 Vectors = list[np.ndarray]  # one vector per token
 
 
-def decode(params: Tree, config: Any, x: Sequence[int]) -> Vectors:
-    """The logits of one sequence x of n tokens, one vector per token. params: in float64; config: a DecoderConfig."""
-    h = [params["embedding"][token] for token in x]
-    if config.architecture == "gpt2":
-        h = [h[t] + params["positions"][t] for t in range(len(h))]
-    for layer in params["layers"]:
-        h = self_attention(layer["attention"], config, h)
+def decode(params: Tree, config: Any, x: Sequence[int], retrieved: Any, encode: Any, cca: Any) -> Vectors:
+    """The logits of one sequence x of n tokens, one vector per token. params: in float64; config: a DecoderConfig.
+
+    retrieved[u][j] is the value RET(C_u)_j of a model with a memory or with the paper's cross-attention, or None.
+    encode, cca: `encode_neighbours` and `chunked_cross_attention` of reference.py."""
+    m, layers = config.chunk_size, config.cca_layers if retrieved is not None else ()
+    h = embed(params, config, x)
+    for p in range(1, config.n_layers + 1):
+        layer = params["layers"][p - 1]
+        if p in layers and config.encoder is None:
+            read = [[states(params, config, value, p) for value in retrieved[u]] for u in range(len(x) // m)]
+            h = reading_attention(layer["attention"], layer["cca"], config, h, read)
+        else:
+            h = self_attention(layer["attention"], config, h)
+        if layers and p == layers[0] and config.encoder is not None:
+            encoded = encode(params, config, h, retrieved)
+        if p in layers and config.encoder is not None:
+            h = cca(layer["cca"], h, encoded, config.n_heads, m)
         h = [feed_forward(layer["ffw"], config, h_t) for h_t in h]
     readout = params["embedding"].T if config.tie_readout else params["readout"]
     return [norm(params, config, h_t) @ readout for h_t in h]
+
+
+def embed(params: Tree, config: Any, x: Sequence[int]) -> Vectors:
+    """The tokens' embeddings, in GPT-2 plus those of their positions."""
+    h = [params["embedding"][token] for token in x]
+    return [h[t] + params["positions"][t] for t in range(len(h))] if config.architecture == "gpt2" else h
+
+
+def states(params: Tree, config: Any, value: Sequence[int], p: int) -> list[Any]:
+    """What layer p of the decoder itself has at each token of a value [N, F]: its normed input; None at padding.
+
+    The part of the value that is read follows a token that begins a text, if the model has one, whose own state is left
+    out."""
+    m = config.chunk_size
+    value = {"NF": value, "N": value[:m], "F": value[m:]}[config.retrieved_part]
+    real = [token not in (config.padding_id, -1) for token in value]
+    begin = [] if config.begin_id is None else [config.begin_id]
+    h = embed(params, config, [*begin, *(value[j] if real[j] else 0 for j in range(len(value)))])
+    for layer in params["layers"][: p - 1]:
+        h = self_attention(layer["attention"], config, h)
+        h = [feed_forward(layer["ffw"], config, h_t) for h_t in h]
+    normed = [norm(params["layers"][p - 1]["attention"], config, h_t) for h_t in h[len(begin) :]]
+    return [normed[j] if real[j] else None for j in range(len(value))]
+
+
+def reading_attention(params: Tree, changes: Tree, config: Any, h: Vectors, read: Any) -> Vectors:
+    """Self-attention in which token u m − 1 + i also sees the tokens of read[u][0], read[u][1], …, in one softmax.
+
+    Keys of neighbours are at the positions 1 … r and their query i is at r + 1 + i. The gate of each head is added to
+    their logits. What `changes` change are the neighbours' queries, keys and values, and their part of the output."""
+    m, c, group = config.chunk_size, config.d_head, config.n_heads // (config.n_kv_heads or config.n_heads)
+
+    def changed(x: np.ndarray, name: str) -> np.ndarray:
+        y = affine(params, x, name)
+        return np.asarray(y + x @ changes[f"down_{name}"] @ changes[f"up_{name}"] if f"down_{name}" in changes else y)
+
+    normed = [norm(params, config, h_i) for h_i in h]
+    q, k, v = ([affine(params, x, name) for x in normed] for name in ("q", "k", "v"))
+    updated = []
+    for t in range(len(h)):
+        u = (t + 1) // m  # the number of whole chunks up to token t; it reads the neighbours of the last of them
+        i, values = t + 1 - u * m, read[u - 1] if u else []
+        joint, part = [], []
+        for a in range(config.n_heads):
+            own, shared = slice(a * c, (a + 1) * c), slice(a // group * c, (a // group + 1) * c)
+            logits, seen, is_read = [], [], []
+            for j in range(t + 1):
+                logits.append(turned(q[t][own], t, config) @ turned(k[j][shared], j, config) / math.sqrt(c))
+                seen.append(v[j][shared])
+                is_read.append(0)
+            for value in values:
+                query = turned(changed(normed[t], "q")[own], len(value) + 1 + i, config)
+                for j in range(len(value)):
+                    if value[j] is not None:
+                        key = turned(changed(value[j], "k")[shared], 1 + j, config)
+                        logits.append(query @ key / math.sqrt(c) + changes["gate"][a])
+                        seen.append(changed(value[j], "v")[shared])
+                        is_read.append(1)
+            weights = softmax(logits)
+            joint.append(sum((w * x for w, x in zip(weights, seen, strict=True)), np.zeros(c)))
+            part.append(sum((w * x * y for w, x, y in zip(weights, seen, is_read, strict=True)), np.zeros(c)))
+        update = affine(params, np.concatenate(joint), "o")
+        if "down_o" in changes:
+            update = update + np.concatenate(part) @ changes["down_o"] @ changes["up_o"]
+        updated.append(h[t] + update)
+    return updated
 
 
 def self_attention(params: Tree, config: Any, h: Vectors) -> Vectors:
@@ -76,9 +153,10 @@ def norm(params: Tree, config: Any, x: np.ndarray) -> np.ndarray:
 
 
 def affine(params: Tree, x: np.ndarray, name: str) -> np.ndarray:
-    """x W + b; without a bias x W."""
+    """x W + b + x D U; without a bias or a change of low rank, x W and what there is."""
     y = x @ params[f"w_{name}"]
-    return np.asarray(y + params[f"b_{name}"] if f"b_{name}" in params else y)
+    y = y + params[f"b_{name}"] if f"b_{name}" in params else y
+    return np.asarray(y + x @ params[f"down_{name}"] @ params[f"up_{name}"] if f"down_{name}" in params else y)
 
 
 def gelu(x: float) -> float:

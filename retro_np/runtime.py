@@ -7,6 +7,8 @@ import ctypes
 import os
 import sys
 
+TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"  # log₂ of the processor cycles that an idle thread of OpenBLAS spins
+SLEEP, SPIN = "4", "26"  # its smallest value, and its default of some 25 ms
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 tuned: dict[str, bool] = {}  # each setting, and whether it took effect
@@ -23,16 +25,15 @@ def tune() -> None:
 def _let_blas_sleep() -> bool:
     """Make OpenBLAS's threads sleep as soon as a product is done.
 
-    By default they spin for some 25 ms while they wait for the next product, on the cores that our kernels need.
-    OpenBLAS reads the variable when it is loaded; if NumPy has loaded it already, its threads start again."""
-    name = "OPENBLAS_THREAD_TIMEOUT"  # log₂ of the processor cycles that a thread spins; 4 is the minimum
-    if os.environ.setdefault(name, "4") != "4":
+    By default they spin while they wait for the next product, on the cores that our kernels need. OpenBLAS reads the
+    variable when it is loaded; if NumPy has loaded it already, its threads start again."""
+    if os.environ.setdefault(TIMEOUT, SLEEP) != SLEEP:
         return False
     if "numpy" in sys.modules:
         from retro_np.kernels import blas_threads
 
         if not blas_threads.restart():
-            del os.environ[name]
+            del os.environ[TIMEOUT]
             return False
     return True
 

@@ -2,6 +2,7 @@
 
 `retrieval` and `nn` do not import each other. Training, evaluation and sampling call this module, which joins them."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +21,11 @@ WINDOWS_PER_BATCH = 8
 NO_TARGET = -1  # a target where there is nothing to predict
 
 
-def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
+def check_fit(config: RetroConfig, database: Database | DatabaseUnion, sequence_length: int | None = None) -> None:
     """Raise UserError unless the model and the database have the same vocabulary size, chunk size and padding.
 
-    The vocabulary of a decoder that others trained may be larger than the tokenizer's, and it needs no padding."""
+    The vocabulary of a decoder that others trained may be larger than the tokenizer's, and it needs no padding. If a
+    sequence_length is given, it must be whole chunks, and such a decoder must have as many positions."""
     facts: dict[str, Any] = {"vocabulary_size": database.vocabulary_size, "padding_id": database.padding}
     if not config.is_retro:
         facts = {"vocabulary_size": max(config.vocabulary_size, vocabulary(database.tokenizer).size)}
@@ -32,6 +34,15 @@ def check_fit(config: RetroConfig, database: Database | DatabaseUnion) -> None:
         if needed != stored:
             fault = f"the model has {name} {needed}, and the database {database.path} has {stored}"
             raise UserError(f"{fault}: use the database that it was trained with, or train a model for this database")
+    if sequence_length is not None:
+        m, positions = database.chunk_size, getattr(config, "max_positions", math.inf)
+        if m > positions:
+            fault = f"the model has {positions:,} positions, fewer than a chunk of {database.path} has tokens, {m:,}"
+            raise UserError(f"{fault}: build another database with a --chunk-size of at most {positions:,}")
+        if sequence_length > positions:
+            fault = f"the model has {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens"
+            raise UserError(f"{fault}: give a sequence_length of at most {positions // m * m:,}")
+        sequence_chunks(sequence_length, m)
 
 
 def model_tokens(config: RetroConfig, tokens: np.ndarray) -> np.ndarray:
@@ -40,13 +51,6 @@ def model_tokens(config: RetroConfig, tokens: np.ndarray) -> np.ndarray:
     A decoder that others trained has no rows for the ids that a database adds for padding and end-of-text: they become
     0. They stand at a document's end, where no position that is scored sees them."""
     return tokens if config.is_retro else np.where(tokens < config.vocabulary_size, tokens, 0)
-
-
-def check_positions(config: RetroConfig, sequence_length: int) -> None:
-    """Raise UserError if a decoder that others trained has fewer positions than a sequence."""
-    if sequence_length > (positions := getattr(config, "max_positions", sequence_length)):
-        fault = f"the model has {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens"
-        raise UserError(f"{fault}: give a sequence_length of at most {positions:,}")
 
 
 def sequence_chunks(sequence_length: int, chunk_size: int, name: str = "sequence_length") -> int:
@@ -106,21 +110,25 @@ def choose_neighbours(
 
 
 def evaluation_windows(
-    split: Split, length: int, stride: int | None = None, limit: int | None = None
+    split: Split, sequence_length: int, stride: int | None = None, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Windows that slide over each document and score each of its tokens once.
+    """Windows of l chunks that slide over each document and score each of its tokens once.
 
-    length, stride: in chunks; stride None is half of length. The first window of a document scores all of its tokens,
-    and each later one its last stride · m tokens. limit: use only this many chunks, from the start of the split.
-    Returns rows (windows, length), −1 beyond the document's end, and each window's first scored position (windows,)."""
+    sequence_length, stride: in tokens, whole chunks; stride None is half of sequence_length. The first window of a
+    document scores all of its tokens, and each later one its last `stride` tokens. limit: use only this many chunks,
+    from the start of the split. Returns rows (windows, l), −1 beyond the document's end, and each window's first scored
+    position (windows,). Raises UserError for lengths that do not fit together."""
     m = split.tokens.shape[1]
-    stride = stride or max(1, length // 2)
+    length = sequence_chunks(sequence_length, m)
+    step = max(1, length // 2) if stride is None else sequence_chunks(stride, m, "stride")
+    if step > length:
+        raise UserError(f"stride must be at most sequence_length ({sequence_length} tokens), not {stride}")
     rows, first_scored = [], []
     for begin, end in document_runs(split.documents[:limit]):
-        for window in range(begin, max(begin + 1, end - length + stride), stride):
+        for window in range(begin, max(begin + 1, end - length + step), step):
             row = np.arange(window, window + length)
             rows.append(np.where(row < end, row, -1))
-            first_scored.append(0 if window == begin else (length - stride) * m)
+            first_scored.append(0 if window == begin else (length - step) * m)
     return np.array(rows, dtype=np.int64).reshape(-1, length), np.array(first_scored, dtype=np.int64)
 
 

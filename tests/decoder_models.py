@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
+from strategies import some_layers
 
+from retro_np.config import EncoderConfig
 from retro_np.nn.checks import perturbed_params
 from retro_np.nn.decoders import MATRICES, DecoderConfig
 from retro_np.tree import map_tree, named_leaves
@@ -32,16 +34,17 @@ class DecoderCase:
     tokens: np.ndarray  # (B, n)
     targets: np.ndarray  # (B, n), −1 where there is nothing to predict; at least one is a token
     rng: np.random.Generator  # further random numbers for a test
+    neighbours: np.ndarray | None = None  # (B, floor(n / m), k, r); None: retrieval off
 
     @property
     def arguments(self):
         """The arguments of `retro` and of its oracles."""
-        return self.params, self.config, self.tokens, None
+        return self.params, self.config, self.tokens, self.neighbours
 
     @property
     def loss_arguments(self):
         """The arguments of `retro_loss`."""
-        return self.params, self.config, self.tokens, self.targets, None
+        return self.params, self.config, self.tokens, self.targets, self.neighbours
 
 
 @st.composite
@@ -83,6 +86,62 @@ def decoder_cases(draw, families=FAMILIES, any_biases: bool = False, at_least: i
     targets = rng.integers(-1, config.vocabulary_size, (batch, n))
     targets[0, rng.integers(n)] = 0
     return DecoderCase(config, perturbed_params(config, seed), tokens, targets, rng)
+
+
+@st.composite
+def memory_configs(draw, form: str = "own", adapted: bool = False) -> DecoderConfig:
+    """Decoders that read neighbours: with a memory of their own form, or in the paper's ("paper", with an encoder).
+
+    adapted: whether some layers' own attention has changes of low rank."""
+    base = draw(decoder_configs(any_biases=True))
+    shared = form == "paper" and draw(st.booleans())
+    sizes = st.integers(1, 2)
+    encoder = EncoderConfig(
+        d_model=base.d_model if shared else draw(st.sampled_from([2, 4])), d_ffw=draw(st.integers(1, 5)),
+        n_heads=draw(sizes), d_head=draw(sizes), n_layers=draw(sizes), ca_layers=draw(st.sampled_from([(), (1,)])),
+    )  # fmt: skip
+    return replace(
+        base,
+        max_positions=draw(st.integers(14, 20)),
+        chunk_size=draw(st.integers(1, 4)),
+        cca_layers=draw(some_layers(base.n_layers, at_least_one=True)),
+        encoder=encoder if form == "paper" else None,
+        share_embeddings=shared,
+        retrieved_part=draw(st.sampled_from(["NF", "NF", "N", "F"])),
+        adapted_layers=draw(some_layers(base.n_layers, at_least_one=True)) if adapted else (),
+        rank=draw(st.sampled_from([1, 2] if adapted else [1, 2, None])),
+        changed=tuple(draw(st.sets(st.sampled_from(MATRICES[:4]), min_size=int(adapted)))),
+        begin_id=draw(st.one_of(st.none(), st.integers(0, base.vocabulary_size - 1))),
+        padding_id=draw(st.one_of(st.none(), st.integers(0, base.vocabulary_size - 1))),
+    )
+
+
+@st.composite
+def memory_cases(draw, form: str = "own", adapted: bool = False, retrieving: bool = False) -> DecoderCase:
+    """A model that reads neighbours, and a batch with padding inside neighbours, missing and repeated ones.
+
+    retrieving: each row has at least one whole chunk, and no neighbour has padding."""
+    config = draw(memory_configs(form, adapted))
+    m, vocabulary, pad = config.chunk_size, config.vocabulary_size, config.padding_id
+    n = draw(st.integers(m if retrieving else 1, 3 * m + 2))
+    batch, k, seed = draw(st.integers(1, 2)), draw(st.integers(1, 4)), draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocabulary, (batch, n))
+    targets = rng.integers(-1, vocabulary, (batch, n))
+    targets[0, rng.integers(n)] = rng.choice(real_ids(config))
+    neighbours = rng.choice(real_ids(config), (batch, n // m, k, 2 * m))
+    if not retrieving:
+        repeated = rng.random(neighbours.shape[:3]) < 0.3
+        neighbours[repeated] = rng.choice(real_ids(config), 2 * m)
+        ends = rng.choice([0, 1, m, 2 * m, 2 * m], neighbours.shape[:3])  # 0: a value of padding only
+        neighbours[np.arange(2 * m) >= ends[..., None]] = -1 if pad is None else pad
+        neighbours[rng.random(neighbours.shape[:2]) < 0.2] = -1 if pad is None else pad  # chunks without neighbours
+    return DecoderCase(config, perturbed_params(config, seed), tokens, targets, rng, neighbours)
+
+
+def real_ids(config: DecoderConfig) -> np.ndarray:
+    """The ids of a vocabulary without padding."""
+    return np.delete(np.arange(config.vocabulary_size), [] if config.padding_id is None else config.padding_id)
 
 
 def small_case(family: str, n: int = 9, **change) -> DecoderCase:

@@ -29,7 +29,7 @@ class Case:
         return self.params, self.config, self.tokens, self.neighbours
 
 
-def _layers(depth: int, at_least_one: bool):
+def some_layers(depth: int, at_least_one: bool):
     """Tuples of layers, which count from 1: none, the first, all, or any."""
     drawn = st.sets(st.integers(1, depth), min_size=int(at_least_one)).map(lambda p: tuple(sorted(p)))
     fixed = [(1,), tuple(range(1, depth + 1))] + ([] if at_least_one else [()])
@@ -48,7 +48,7 @@ def configs(draw) -> RetroConfig:
         n_heads=draw(sizes),
         d_head=draw(sizes),
         n_layers=encoder_depth,
-        ca_layers=draw(_layers(encoder_depth, at_least_one=False)),
+        ca_layers=draw(some_layers(encoder_depth, at_least_one=False)),
     )
     return RetroConfig(
         vocabulary_size=draw(st.integers(3, 11)),
@@ -57,7 +57,7 @@ def configs(draw) -> RetroConfig:
         n_heads=draw(sizes),
         d_head=draw(sizes),
         n_layers=depth,
-        cca_layers=draw(_layers(depth, at_least_one=True)),
+        cca_layers=draw(some_layers(depth, at_least_one=True)),
         chunk_size=draw(st.integers(1, 4)),
         encoder=encoder,
         share_embeddings=shared,

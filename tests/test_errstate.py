@@ -25,8 +25,7 @@ from retro_np import (
     score,
     train,
 )  # fmt: skip
-from retro_np.evaluation.continuous_cache import continuous_cache
-from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
+from retro_np.evaluation.knn_lm import continuous_cache, datastore, frozen_model, knn_lm
 from retro_np.generation import sample_token
 from retro_np.kernels import bert, rowwise, search, threads
 from retro_np.nn.checks import CONFIG, checks, perturbed_params
@@ -34,7 +33,7 @@ from retro_np.nn.model import retro_loss
 from retro_np.optim import clip_by_global_norm
 from retro_np.retrieval.bert import _arranged
 from retro_np.training.loop import read_log
-from retro_np.tree import flatten, map_tree
+from retro_np.tree import flatten, map_tree, unflatten
 
 RNG = np.random.default_rng(0)
 TOKENS, TARGETS = RNG.integers(1, CONFIG.vocabulary_size, (2, 2, 11))
@@ -95,7 +94,7 @@ def test_every_operator_and_its_pullback_have_the_same_bits(name):
 
             def call(arguments=arguments, number=number):
                 value, vjp = OPERATORS[name].f(*arguments)
-                return value, vjp(np.full(np.shape(value), number) if np.shape(value) else number[()])
+                return value, vjp(unflatten(value, (np.full(np.shape(y), number)[()] for _, y in flatten(value))))
 
             assert_same_bits_under_errstate(call)
 

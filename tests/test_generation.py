@@ -1,7 +1,10 @@
 """Ground truth: the full forward pass."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from decoder_models import memory_cases, small_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,35 +30,95 @@ def test_generation_with_a_cache_equals_the_full_forward_pass(data):
     neighbours = rng.integers(0, 11, (n // m, k, 2 * m))
     neighbours[rng.random((n // m, k)) < 0.2] = 0
     full, _ = retro(params, config, tokens[None], neighbours[None])
-    cache, outs = Cache(), []
-    while cache.length < n:  # pieces of random lengths, like a prompt followed by single tokens
+    logits = decoded_in_pieces(data, params, config, tokens, neighbours)
+    np.testing.assert_allclose(logits, full[0], atol=tolerance, rtol=tolerance)
+
+
+def decoded_in_pieces(data, params, config, tokens, neighbours):
+    """The logits of one sequence from a cache, in pieces of random lengths, like a prompt followed by single tokens."""
+    n, m, cache, outs = len(tokens), config.chunk_size, Cache(), []
+    while cache.length < n:
         count = min(data.draw(st.integers(1, n)), n - cache.length)
         for length in segments(cache.length, count, m):
             begin = cache.length
-            retrieved = neighbours[begin // m] if (begin + 1) % m == 0 else None
+            completes = neighbours is not None and (begin + 1) % m == 0
+            retrieved = neighbours[begin // m] if completes else None
             outs.append(extend(params, config, cache, tokens[begin : begin + length], retrieved))
-    np.testing.assert_allclose(np.concatenate(outs), full[0], atol=tolerance, rtol=tolerance)
+    return np.concatenate(outs)
+
+
+@pytest.mark.parametrize("form", ["own", "paper"])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_decoder_of_others_that_reads_neighbours_generates_the_logits_of_the_full_forward_pass(form, data):
+    case = data.draw(memory_cases(form, adapted=data.draw(st.booleans())))
+    full, _ = retro(*case.arguments)
+    logits = decoded_in_pieces(data, case.params, case.config, case.tokens[0], case.neighbours[0])
+    np.testing.assert_allclose(logits, full[0], atol=1e-10, rtol=1e-10)
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_decoder_whose_memory_is_off_generates_the_logits_of_the_full_forward_pass(data):
+    case = data.draw(memory_cases())
+    full, _ = retro(case.params, case.config, case.tokens, None)
+    logits = decoded_in_pieces(data, case.params, case.config, case.tokens[0], None)
+    np.testing.assert_allclose(logits, full[0], atol=1e-10, rtol=1e-10)
+
+
+@given(data=st.data(), case=memory_cases(retrieving=True))
+@settings(max_examples=25, deadline=None)
+def test_a_chunk_that_retrieves_nothing_ends_what_the_chunk_before_it_retrieved(data, case):
+    m, neighbours = case.config.chunk_size, case.neighbours.copy()
+    neighbours[0, 1::2] = -1 if case.config.padding_id is None else case.config.padding_id
+    full, _ = retro(case.params, case.config, case.tokens, neighbours)
+    cache, outs = Cache(), []
+    for length in segments(0, case.tokens.shape[1], m):
+        begin = cache.length
+        chunk = begin // m if (begin + 1) % m == 0 else 1
+        retrieved = None if chunk % 2 else neighbours[0, chunk]
+        outs.append(extend(case.params, case.config, cache, case.tokens[0, begin : begin + length], retrieved))
+    np.testing.assert_allclose(np.concatenate(outs), full[0], atol=1e-10, rtol=1e-10)
+
+
+def model_for(database, config):
+    config = replace(config, vocabulary_size=database.vocabulary_size, chunk_size=database.chunk_size)
+    return perturbed_params(config), config
 
 
 @pytest.fixture(scope="module")
 def model(database):
-    config = type(CONFIG)(
-        **vars(CONFIG) | {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
-    )
-    return perturbed_params(config), config
+    return model_for(database, CONFIG)
+
+
+@pytest.mark.parametrize("encoder", [None, CONFIG.encoder], ids=["own", "paper"])
+@pytest.mark.parametrize("family", ["Llama", "GPT-2"])
+def test_greedy_sampling_of_a_decoder_that_reads_takes_the_most_likely_tokens_of_the_full_pass(
+    family, encoder, database
+):
+    config = small_case(family, max_positions=64, padding_id=0, cca_layers=(1, 2), rank=2, encoder=encoder).config
+    params, config = model_for(database, config)
+    prompt = np.array([5, 7, 9])
+    new, retrieved = generate(params, config, prompt, 30, database=database, k=2, temperature=0)
+    assert_greedy(params, config, np.concatenate([prompt, new]), len(prompt), retrieved)
+    off, _ = generate(params, config, prompt, 30, temperature=0)
+    assert off.tolist() != new.tolist()
+
+
+def assert_greedy(params, config, sequence, start, retrieved):
+    """Assert that each token from `start` on is the most likely one, given what each chunk before it retrieved."""
+    neighbours = np.stack([item.values for item in retrieved])[: (len(sequence) - 1) // config.chunk_size]
+    logits, _ = retro(params, config, sequence[None, :-1], neighbours[None])
+    logits[..., 0] = -np.inf  # padding is never sampled
+    assert logits[0, start - 1 :].argmax(axis=-1).tolist() == sequence[start:].tolist()
+    assert [item.chunk for item in retrieved] == list(range(len(retrieved)))
 
 
 def test_greedy_sampling_takes_the_most_likely_tokens_of_the_full_forward_pass(model, database):
     params, config = model
     prompt = np.array([5, 7, 9])
     new, retrieved = generate(params, config, prompt, 30, database=database, k=2, temperature=0)
-    sequence = np.concatenate([prompt, new])
-    m = config.chunk_size
-    neighbours = np.stack([item.values for item in retrieved])[: (len(sequence) - 1) // m]
-    logits, _ = retro(params, config, sequence[None, :-1], neighbours[None])
-    logits[..., 0] = -np.inf
-    assert logits[0, 2:].argmax(axis=-1).tolist() == new.tolist()
-    assert [item.chunk for item in retrieved] == list(range(len(retrieved)))
+    assert_greedy(params, config, np.concatenate([prompt, new]), len(prompt), retrieved)
 
 
 def test_generate_retrieves_the_chunks_that_a_search_for_the_text_finds(model, database):

@@ -7,7 +7,6 @@ from pathlib import Path
 import retro_np
 
 PACKAGE = Path(retro_np.__file__).parent
-SET_BY_EACH_EXPERIMENT = {"EXPERIMENT", "PAPER"}  # every experiment sets its own value
 
 
 def constants() -> dict[str, dict[str, str]]:
@@ -31,7 +30,7 @@ def constants() -> dict[str, dict[str, str]]:
 
 def test_a_constant_has_one_value_in_the_whole_package():
     several = {name: values for name, values in constants().items() if len(set(values.values())) > 1}
-    assert {name: values for name, values in several.items() if name not in SET_BY_EACH_EXPERIMENT} == {}
+    assert several == {}
 
 
 def test_a_bound_is_called_max_or_min():

@@ -8,8 +8,9 @@ import pytest
 from support import small_config
 
 from retro_np import TrainingConfig, adamw_init, init_params
-from retro_np.optim import clip_by_global_norm, learning_rate
+from retro_np.optim import clip_by_global_norm
 from retro_np.training.batches import training_batch
+from retro_np.training.config import learning_rate
 from retro_np.training.loop import loss_and_gradients, train_step
 from retro_np.tree import map_tree, named_leaves
 

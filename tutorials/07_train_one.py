@@ -46,12 +46,11 @@ from retro_np.experiments.knowledge import answers, found_share
 from retro_np.experiments.lab import Model
 from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.model import retro
-from retro_np.optim import learning_rate
 from retro_np.parameters import count_parameters
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.tokenizer import token_texts
 from retro_np.sequences import sequence_neighbours
-from retro_np.training.config import TrainingConfig
+from retro_np.training.config import TrainingConfig, learning_rate
 from retro_np.training.loop import read_log, train
 
 # %% [markdown]

@@ -38,7 +38,6 @@ import numpy as np
 
 from retro_np import EncoderConfig, RetroConfig, count_parameters, retro
 from retro_np.evaluation import bits_per_byte, knn_lm
-from retro_np.evaluation.continuous_cache import continuous_cache
 from retro_np.evaluation.prepending import prepended
 from retro_np.experiments.facts import CHANCE, CHUNK, DIGITS, invent, write_facts
 from retro_np.nn.model import hidden_states
@@ -132,7 +131,7 @@ def scored(params, config, k):
         neighbours = sequence_neighbours(database, valid, rows, k) if k else None
         return (bits_per_byte.nats_of(retro(params, config, tokens, neighbours)[0], targets),)
 
-    windows = bits_per_byte.evaluation_windows(valid, window // m, window // m // 2)
+    windows = bits_per_byte.evaluation_windows(valid, window, window // 2)
     return bits_per_byte.scored_tokens(valid, windows, predict, "evaluating")[0]
 
 
@@ -235,7 +234,7 @@ def vote(alpha):
 # %%
 ways = {
     "baseline": plain,
-    "continuous cache": continuous_cache(plain, hidden, documents)[0],
+    "continuous cache": knn_lm.continuous_cache(plain, hidden, documents)[0],
     "kNN-LM, all tokens": with_knn,
     "prepended": prepended(baseline, baseline_config, database, k=1, sequence_length=window),
     "kNN-LM, neighbour": knn_lm.tuned(plain, documents, vote, knn_lm.KNN_ALPHAS)[0],

@@ -213,7 +213,8 @@ def verify(db: DatabasePath, embedder: EmbedderSpec = None) -> None:
 
 def _tokenizer(name: str | None) -> Any:
     """The tokenizer that --tokenizer names: of a model, unless it is a tokenizer.json or a folder with one."""
-    is_file = name is None or name.endswith(".json") or (os.path.isfile(name) and not name.endswith(".gguf"))
+    is_model = name is not None and name.endswith((".gguf", ".safetensors"))
+    is_file = name is None or name.endswith(".json") or (os.path.isfile(name) and not is_model)
     if is_file or os.path.isfile(os.path.join(str(name), "tokenizer.json")):
         return name
     from retro_np.pretrained.models import read_pretrained

@@ -60,7 +60,7 @@ def evaluate(
     from retro_np.report.plots import plot_leakage
     from retro_np.retrieval import join
     from retro_np.retrieval.tokenizer import changes_texts
-    from retro_np.sequences import check_positions
+    from retro_np.sequences import check_fit
 
     also = [name for names in also or () for name in names.split(",")]
     if "knn-lm" not in also:
@@ -68,10 +68,11 @@ def evaluate(
     if db is None:
         options.refuse_typed(context, ["embedder"], "nothing is searched without a DB")
     outputs.claim(out, outputs.EVALUATION)  # before a long search
+    opened: dict[Path, Any] = {}
     if db is not None:
         database = open_database(db, embedder)
     elif text and not retrieve_from and fraction == 1:
-        model = read_pretrained(checkpoint)
+        model = opened[checkpoint] = read_pretrained(checkpoint)
         database = WithoutDatabase(model.tokenizer, 1, str(checkpoint))  # so that any length is whole chunks
         if model.config.retrieves:
             raise UserError(f"{checkpoint} retrieves: give a DB")
@@ -83,7 +84,9 @@ def evaluate(
     others = {str(path): path for path in against or () if (own[path] or path).resolve() not in scored}
     for same in {str(path) for path in against or ()} - others.keys():
         console.print(f"--against {same} is left out, since its model is scored already.")
-    models, rivals = ({name: load_model(path, database) for name, path in part.items()} for part in (files, others))
+    models, rivals = (
+        {name: load_model(opened.get(path, path), database) for name, path in part.items()} for part in (files, others)
+    )
     hashes = frozenset[str]().union(*(trained_on(file) for file in own.values() if file))
     configs = [config for _, config in (*models.values(), *rivals.values())]
     if "in-context" not in also and not any(config.retrieves for config in configs):
@@ -98,7 +101,7 @@ def evaluate(
             sequence_length = min([sequence_length, *(max(m, n // m * m) for n in positions)])
         stride = stride if is_typed(context, "stride") else max(1, sequence_length // 2 // m) * m
     for config in configs:
-        check_positions(config, sequence_length)
+        check_fit(config, database, sequence_length)
     retrieval: join.Retrieval | None = None
     share, databases = options.finite("--fraction", fraction), map(open_database, retrieve_from or ())
     sources = [each.fraction(share, fraction_seed) for each in (databases if retrieve_from else [database])]
@@ -203,7 +206,8 @@ def inspect(
     from retro_np.pretrained.models import load_model, own_file, read_pretrained
     from retro_np.report.inspection import check_request, page_tokens, write_inspection
     from retro_np.report.inspection import inspect as inspect_tokens
-    from retro_np.report.samples import is_page, prompt_tokens, typed
+    from retro_np.report.samples import is_page, prompt_tokens
+    from retro_np.retrieval.rows import without_surrogates
     from retro_np.retrieval.tokenizer import changes_texts, encode
 
     inputs = [source for source in (text, file, prompt) if source is not None]
@@ -211,11 +215,12 @@ def inspect(
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
     page = check_output(out, "-o", [own_file(checkpoint) or checkpoint, db, *([file] if file else [])], is_page)
     database = open_database(db, embedder)
-    model = load_model(checkpoint, database)
+    opened = None if own_file(checkpoint) or prompt is None else read_pretrained(checkpoint)
+    model = load_model(opened or checkpoint, database)
     if prompt is None:  # As in an evaluation, nothing stands before the text.
-        tokens = encode(database.tokenizer, typed(read_text(file) if file else text or ""))
+        tokens = encode(database.tokenizer, without_surrogates(read_text(file) if file else text or ""))
     else:
-        tokens = prompt_tokens(database, prompt, None if own_file(checkpoint) else read_pretrained(checkpoint))
+        tokens = prompt_tokens(database, prompt, opened)
     n_prompt, most = 0 if prompt is None else len(tokens), page_tokens(model[1])
     retrieved: list[Any] = []
     check_request(model[1], n_prompt + 1 if n_prompt else min(len(tokens), most), k)

@@ -28,11 +28,11 @@ def experiment(
     Writes NAME.json and NAME.png to OUT. If interrupted, run the same command to resume.
 
     Example: `retro-np experiment neighbours`"""
-    from retro_np.experiments.experiment import experiments, result_folder, run_experiment
+    from retro_np.experiments.experiment import described, experiments, result_folder, run_experiment
 
     if name is None:
         for key, listed in experiments().items():
-            console.print(f"{key:20} {listed.title}")
+            console.print(f"{key:20} {described(listed)[0]}")
         return
     result = run_experiment(name, out, scale, seeds)
     console.print(result["verdict"])

@@ -97,6 +97,8 @@ def train(
     replaced = {name: [field for field, option in GROUPS[name].items() if option.name in typed] for name in GROUPS}
     kept = {name: {f: value for f, value in file[name].items() if f not in replaced[name]} for name in GROUPS}
     start: dict[str, Any] = {}
+    of_database: dict[str, Any] = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
+    of_database["padding_id"] = database.padding
     with naming(config, [key for section in kept.values() for key in section]):
         fields, sizes, settings = (chosen(group, values) | kept[name] for name, group in GROUPS.items())
         earlier = file["training"].get("steps", settings["steps"])
@@ -111,12 +113,9 @@ def train(
             weights, model = load_model(retrofit, database)
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
         elif preset is not None:
-            model = RetroConfig.preset(preset, database.vocabulary_size)
-            model = replace(model, chunk_size=database.chunk_size, padding_id=database.padding)
+            model = replace(RetroConfig.preset(preset), **of_database)
         else:
-            ids = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
-            ids |= {"padding_id": database.padding}
-            model = RetroConfig(**fields | ids | {"cca_layers": ()})
+            model = RetroConfig(**fields | of_database | {"cca_layers": ()})
         if preset is None and not baseline:
             if max(layers, default=0) > model.n_layers and not model.cca_layers:
                 shown = ",".join(map(str, layers))
@@ -133,8 +132,7 @@ def train(
     for section, whole in (("model", model), ("encoder", model.encoder)):
         for field, value in kept[section].items():
             if whole is not None and getattr(whole, field) != value:
-                of_database = field in ("vocabulary_size", "chunk_size", "padding_id")
-                source = db if of_database else "--retrofit" if retrofit else "--preset"
+                source = db if field in of_database else "--retrofit" if retrofit else "--preset"
                 fault = f"{config}: [{section}] {field} is {shortened(value)}, but {source} has {getattr(whole, field)}"
                 raise UserError(f"{fault}; leave it out of the file")
     run = file["data"]
@@ -188,6 +186,7 @@ def sample(
     from retro_np.pretrained.models import load_model, own_file, read_pretrained
     from retro_np.report import samples
     from retro_np.retrieval.manifest import read_manifest
+    from retro_np.retrieval.rows import without_surrogates
 
     if pretrained:
         if db is not None:
@@ -215,7 +214,7 @@ def sample(
     if chat and model is not None:
         from retro_np.pretrained.chat import chat_tokens
 
-        tokens = chat_tokens(model, samples.typed(prompt))
+        tokens = chat_tokens(model, without_surrogates(prompt))
     elif chat:
         raise UserError(f"{checkpoint} has no chat template: leave out --chat")
     else:

@@ -6,8 +6,7 @@ from typing import Any
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens
-from retro_np.evaluation.continuous_cache import continuous_cache
-from retro_np.evaluation.knn_lm import datastore, frozen_model, knn_lm
+from retro_np.evaluation.knn_lm import continuous_cache, datastore, frozen_model, knn_lm
 from retro_np.evaluation.prepending import check_room, prepended, separator_of
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
@@ -30,28 +29,31 @@ def check_methods(
     if {IN_CONTEXT, KNN_LM} & set(methods) and not database.n_chunks:
         raise UserError(f"{IN_CONTEXT} and {KNN_LM} read a database: give a DB, or only --also {CACHE}")
     if IN_CONTEXT in methods:
-        check_room(config.chunk_size, k, length, separator_of(config, database))
+        check_room(config, k, length, separator_of(config, database))
 
 
 def added_memory(
     methods: Collection[str], params: Tree, config: RetroConfig, database: Database, retrieval: Retrieval, *,
     k: int, keys: int, sequence_length: int, stride: int, limit: int | None,
-) -> dict[str, ScoredTokens]:  # fmt: skip
+) -> dict[str, tuple[ScoredTokens, dict[str, Any]]]:  # fmt: skip
     """Score the tokens of a split with each of these methods, while the model's own retrieval is off.
 
     methods: "in-context", see `prepending.py`; "knn-lm", whose datastore has this many `keys`, see `knn_lm.py`;
-    "cache", see `continuous_cache.py`. The other arguments are those of `score`. Memory: the hidden states of all
-    scored tokens and of the datastore. Returns each method's tokens."""
+    "cache", the continuous cache. The other arguments are those of `score`. Memory: the hidden states of all
+    scored tokens and of the datastore. Returns each method's tokens, and its settings with what was tuned."""
+    model = params, config, database
     windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
     windows["retrieval"] = retrieval
-    scored: dict[str, ScoredTokens] = {}
+    scored: dict[str, tuple[ScoredTokens, dict[str, Any]]] = {}
     if IN_CONTEXT in methods:
-        scored[IN_CONTEXT] = prepended(params, config, database, k=k, **windows)
+        scored[IN_CONTEXT] = prepended(*model, k=k, **windows), {"k": k}
     if {KNN_LM, CACHE} & set(methods):
-        frozen = frozen_model(params, config, database, **windows)
+        frozen = frozen_model(*model, **windows)
         if KNN_LM in methods:
-            stored = datastore(params, config, database, keys, sequence_length=sequence_length)
-            scored[KNN_LM] = knn_lm(*frozen, *stored)[0]
+            stored, values = datastore(*model, keys, sequence_length=sequence_length)
+            tokens, choices = knn_lm(*frozen, stored, values)
+            scored[KNN_LM] = tokens, {"datastore": len(stored), "alpha_and_weight": choices}
         if CACHE in methods:
-            scored[CACHE] = continuous_cache(*frozen)[0]
+            tokens, choices = continuous_cache(*frozen)
+            scored[CACHE] = tokens, {"theta_and_weight": choices}
     return scored

@@ -16,14 +16,7 @@ from retro_np.evaluation.likelihood import token_nats
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import token_byte_lengths
-from retro_np.sequences import (
-    check_fit,
-    check_positions,
-    evaluation_windows,
-    scored_windows,
-    sequence_chunks,
-    sequence_neighbours,
-)
+from retro_np.sequences import check_fit, evaluation_windows, scored_windows, sequence_neighbours
 from retro_np.tree import Tree
 
 
@@ -140,10 +133,9 @@ def score_tokens(
     check_arguments(params=(params, dict), config=(config, RetroConfig), database=(database, Database), k=(k, 0))
     check_arguments(sequence_length=(sequence_length, 1), stride=(stride, 1), retrieval=(retrieval, Retrieval | None))
     check_arguments(limit=(1 if limit is None else limit, 1), shuffle_seed=(shuffle_seed or 0, 0))
-    check_fit(config, database)
-    check_positions(config, sequence_length)
+    check_fit(config, database, sequence_length)
     retrieval = retrieval or Retrieval.own(database, split_name)
-    split, windows = retrieval.split, sliding_windows(retrieval.split, sequence_length, stride, limit)
+    split, windows = retrieval.split, evaluation_windows(retrieval.split, sequence_length, stride, limit)
     if len(split.tokens) == 0:
         others = [f"use --split {name}, or " for name in database.held_out_splits if len(database.split(name).tokens)]
         remedy = f"{''.join(others)}build it with --held-out-bytes 0.1, or score a text of your own with --text"
@@ -173,17 +165,6 @@ def check_arguments(**expected: tuple[Any, Any]) -> None:
                 raise UserError(f"{name} must be a whole number of at least {kind}, not {value!r:.40}")
         elif not isinstance(value, kind):
             raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
-
-
-def sliding_windows(
-    split: Split, sequence_length: int, stride: int, limit: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `evaluation_windows` of lengths in tokens. Raises UserError for lengths that do not fit together."""
-    m = split.tokens.shape[1]
-    length, step = sequence_chunks(sequence_length, m), sequence_chunks(stride, m, "stride")
-    if step > length:
-        raise UserError(f"stride must be at most sequence_length ({sequence_length} tokens), not {stride}")
-    return evaluation_windows(split, length, step, limit)
 
 
 def scored_tokens(

@@ -10,7 +10,7 @@ import numpy as np
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.added_memory import DATASTORE_KEYS, METHODS, added_memory, check_methods
-from retro_np.evaluation.bits_per_byte import Losses, check_arguments, score_tokens, sliding_windows
+from retro_np.evaluation.bits_per_byte import Losses, check_arguments, score_tokens
 from retro_np.evaluation.bootstrap import paired_bootstrap
 from retro_np.evaluation.breakdown import NEAR_COPY, breakdown, nearest_similarities, stated
 from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
@@ -18,6 +18,7 @@ from retro_np.evaluation.own_text import HASH_DIGITS, OwnText
 from retro_np.files import outputs, remove_partial, replacing, write_json
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
+from retro_np.sequences import evaluation_windows
 from retro_np.tree import Tree
 
 OFF, ON, SHUFFLED, PLAIN = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of others", "without retrieval"
@@ -35,9 +36,8 @@ def conditions(baseline: Any, retro: Any, k: int, retrieves: bool = True) -> dic
     baseline, retro: models in any form; None leaves the baseline out. retrieves: whether retro has cross-attention."""
     off, on, shuffled = {"k": 0}, {"k": k}, {"k": k, "shuffle_seed": SHUFFLE_SEED}
     lines = {} if baseline is None else {"baseline": (baseline, off)}
-    return lines | (
-        {OFF: (retro, off), ON: (retro, on), SHUFFLED: (retro, shuffled)} if retrieves else {PLAIN: (retro, off)}
-    )
+    three = {OFF: (retro, off), ON: (retro, on), SHUFFLED: (retro, shuffled)}
+    return lines | (three if retrieves else {PLAIN: (retro, off)})
 
 
 def evaluate(
@@ -95,7 +95,8 @@ def evaluate(
     for name, ((params, config), condition) in lines.items():
         settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {name}"}
         scored[name] = score_tokens(params, config, database, split, **settings)
-    scored |= added_memory(also, frozen, frozen_config, database, retrieval, k=k, keys=keys, **windows)
+    memories = added_memory(also, frozen, frozen_config, database, retrieval, k=k, keys=keys, **windows)
+    scored |= {name: tokens for name, (tokens, _) in memories.items()}
     whole = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
     main = ON if ON in lines else PLAIN
     rows = np.flatnonzero(whole[first].tokens)  # chunks with a scored token, so none of a document that is left out
@@ -106,7 +107,7 @@ def evaluate(
     composition = None
     if parts and ON in lines:
         composition = {"of": "on", "against": SHORT_NAMES.get(first, first)} | breakdown(
-            scored[ON], scored[first], database, retrieval, k=k, windows=sliding_windows(retrieval.split, **windows),
+            scored[ON], scored[first], database, retrieval, k=k, windows=evaluation_windows(retrieval.split, **windows),
             limit=limit, ratios=ratios, similarity=similarity,
         )  # fmt: skip
     losses, ratios = {name: loss[rows] for name, loss in whole.items()}, ratios[rows]

@@ -14,7 +14,7 @@ from retro_np.evaluation.knn_lm import tuned
 from retro_np.evaluation.likelihood import token_nats
 from retro_np.kernels.substring import extend_runs
 from retro_np.retrieval.database import Database
-from retro_np.sequences import evaluation_windows, sequence_chunks, sequence_neighbours
+from retro_np.sequences import evaluation_windows, sequence_neighbours
 from retro_np.tree import Tree
 
 MAX_MATCH_TOKENS = 8  # longer matches count as this length
@@ -30,7 +30,7 @@ def copy_bound(
     copying, the shares "gain" and "gain_by_length", and two lists with an entry for each match length from 0
     to 8: the share of "positions" with that length, and how often the token after the match is "right"."""
     split = database.split("valid")
-    windows = evaluation_windows(split, sequence_chunks(sequence_length, config.chunk_size), limit=limit)
+    windows = evaluation_windows(split, sequence_length, limit=limit)
 
     def predict(window, tokens, targets):
         neighbours = sequence_neighbours(database, split, window, k)

@@ -1,9 +1,15 @@
-"""kNN-LM (Khandelwal et al. 2020), a method that the paper compares RETRO with. The language model is frozen.
+"""Two memories of hidden states that are mixed into a frozen model's predictions: kNN-LM and the continuous cache.
 
-p = λ p_kNN + (1 − λ) p_LM. The datastore holds one key per training token: the hidden state from which the readout
-predicts the token. To predict the next token w, take the 10 keys nearest to the current hidden state, by squared L2
-distance d. Then p_kNN(w) ∝ Σ exp(−α d), summed over the keys whose token is w. α and λ are tuned on one half of the
-held-out documents and scored on the other half, and vice versa (see `tuned`)."""
+The mixture of a memory's prediction and the model's is p = λ p_memory + (1 − λ) p_LM.
+
+kNN-LM (Khandelwal et al. 2020) is a method that the paper compares RETRO with. The datastore holds one key per training
+token: the hidden state from which the readout predicts the token. To predict the next token w, take the 10 keys nearest
+to the current hidden state, by squared L2 distance d. Then p_kNN(w) ∝ Σ exp(−α d), summed over the keys of token w.
+
+The continuous cache (Grave et al. 2017) holds the last `window` positions i of the document, and
+p_cache(w) ∝ Σ exp(θ h·h_i), summed over the positions that were followed by w.
+
+α, θ and λ are tuned on one half of the held-out documents and scored on the other half, and vice versa (`tuned`)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -12,21 +18,24 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
-from retro_np.evaluation.bits_per_byte import ScoredTokens, scored_tokens, sliding_windows
+from retro_np.evaluation.bits_per_byte import ScoredTokens, scored_tokens
 from retro_np.evaluation.likelihood import token_nats
 from retro_np.kernels import Array, ignore_underflow
 from retro_np.kernels.search import exact_search
 from retro_np.kernels.threads import blocks
 from retro_np.progress import progress_bar
-from retro_np.retrieval.database import Database, Split
+from retro_np.retrieval.database import Database
+from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.join import Retrieval
-from retro_np.sequences import check_fit
+from retro_np.sequences import check_fit, evaluation_windows
 from retro_np.tree import Tree
 
 KNN_NEIGHBOURS = 10  # keys per token (paper, Wikitext103)
 KNN_ALPHAS = 2.0 ** np.arange(-10, 3)
 MIXTURE_WEIGHTS = np.linspace(0, 0.98, 50)  # λ; ties go to the first value, so λ is 0 if mixing does not help
 TOKENS_PER_SEARCH = 8192
+CACHE_SIZE = 1000  # positions
+CACHE_BLOCK = 256  # positions whose scores are computed together
 
 Tuned = tuple[ScoredTokens, list[tuple[float, float]]]  # new nats, and (setting, λ) for each half of the documents
 
@@ -62,6 +71,34 @@ def nearest_keys(hidden: Array, keys: Array, k: int = KNN_NEIGHBOURS) -> tuple[A
     return ids, distances
 
 
+@ignore_underflow
+def continuous_cache(scored: ScoredTokens, hidden: Array, documents: Array, window: int = CACHE_SIZE) -> Tuned:
+    """Mix the cache into a frozen model's predictions. Tunes θ and λ, as in `tuned`.
+
+    scored, hidden, documents: from `frozen_model`. window: positions that the cache holds."""
+
+    def probability(theta):
+        cached = cache_probability(hidden, scored.tokens, documents, theta, window)
+        return np.where(np.isnan(cached), np.exp(-scored.nats), cached)  # an empty cache does not change the prediction
+
+    return tuned(scored, documents, probability, 3.0 ** np.arange(-7, 1))
+
+
+def cache_probability(hidden: Array, tokens: Array, documents: Array, theta: float, window: int = CACHE_SIZE) -> Array:
+    """p_cache of each token: (N,) float64, NaN at the first token of a document, where the cache is empty.
+
+    hidden: (N, d); tokens: (N,), the token that follows each hidden state; documents: (N,), ascending."""
+    out = np.full(len(tokens), np.nan)
+    for begin, end in document_runs(documents):
+        for start in range(begin + 1, end, CACHE_BLOCK):
+            stop, oldest = min(start + CACHE_BLOCK, end), max(begin, start - window)
+            age = np.arange(start, stop)[:, None] - np.arange(oldest, stop)
+            similarity = hidden[start:stop] @ hidden[oldest:stop].T
+            distances = np.where((age > 0) & (age <= window), -similarity, np.inf)
+            out[start:stop] = knn_probability(distances, tokens[start:stop, None] == tokens[oldest:stop], theta)
+    return out
+
+
 def datastore(
     params: Tree, config: RetroConfig, database: Database, size: int | None, *, sequence_length: int = 512
 ) -> tuple[Array, Array]:
@@ -69,13 +106,13 @@ def datastore(
 
     size: at most this many tokens, from random windows without replacement; None: all. Memory grows with size · d."""
     split = database.split("train")
-    rows, first_scored = windows_of(split, sequence_length)
+    rows, first_scored = evaluation_windows(split, sequence_length)
     if size is not None:
         order = np.random.default_rng(0).permutation(len(rows))
         count = np.cumsum((rows[order] >= 0).sum(axis=1) * config.chunk_size - first_scored[order])
         drawn = np.sort(order[: np.searchsorted(count, size) + 1])
         rows, first_scored = rows[drawn], first_scored[drawn]
-    scored, hidden = _read(params, config, split, (rows, first_scored), "datastore")
+    scored, (hidden,) = _read(params, config, split, (rows, first_scored), "datastore")
     return hidden[:size], scored.tokens[:size]
 
 
@@ -87,19 +124,11 @@ def frozen_model(
 
     stride: None lets windows overlap by half. retrieval: its split is read, and otherwise the documents of valid.
     Returns the tokens that `score` scores with this limit, their hidden states (N, d) and their documents (N,)."""
-    check_fit(config, database)
+    check_fit(config, database, sequence_length)
     split = retrieval.split if retrieval else database.split("valid")
-    windows = windows_of(split, sequence_length, stride, limit)
-    scored, hidden = _read(params, config, split, windows, "hidden states", limit)
+    windows = evaluation_windows(split, sequence_length, stride, limit)
+    scored, (hidden,) = _read(params, config, split, windows, "hidden states", limit)
     return scored, hidden, np.asarray(split.documents)[scored.positions // config.chunk_size]
-
-
-def windows_of(
-    split: Split, sequence_length: int, stride: int | None = None, limit: int | None = None
-) -> tuple[Array, Array]:
-    """The `sliding_windows` of lengths in tokens, which overlap by half without a stride."""
-    m = split.tokens.shape[1]
-    return sliding_windows(split, sequence_length, stride or max(1, sequence_length // m // 2) * m, limit)
 
 
 def tuned(scored: ScoredTokens, documents: Array, second: Callable[[float], Array], settings: Iterable[float]) -> Tuned:
@@ -126,11 +155,6 @@ def mixed(nats: Array, probability: Array, weight: float) -> Array:
         return -np.logaddexp(np.log1p(-weight) - nats, np.log(weight) + np.log(probability))
 
 
-def _read(params, config, split, windows, description, limit=None) -> tuple[ScoredTokens, Array]:
+def _read(params, config, split, windows, *settings) -> tuple[ScoredTokens, list[Array]]:
     """Read windows with retrieval off: the scored tokens, and the hidden states that predict them."""
-
-    def predict(_, tokens, targets):
-        return token_nats(params, config, tokens, targets)
-
-    scored, (hidden,) = scored_tokens(split, windows, predict, description, limit)
-    return scored, hidden
+    return scored_tokens(split, windows, lambda _, *batch: token_nats(params, config, *batch), *settings)

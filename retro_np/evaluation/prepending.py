@@ -12,13 +12,13 @@ import numpy as np
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens, scored_tokens
-from retro_np.evaluation.knn_lm import windows_of
 from retro_np.evaluation.likelihood import read, readout_nats
 from retro_np.progress import counted
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
-from retro_np.retrieval.tokenizer import PADDING, encode
-from retro_np.sequences import check_fit, sequence_neighbours
+from retro_np.retrieval.tokenizer import encode
+from retro_np.retrieval.vocabulary import PADDING
+from retro_np.sequences import check_fit, evaluation_windows, sequence_neighbours
 from retro_np.tree import Tree
 
 SEPARATOR, ANY_LETTER = "\n\n", "x"
@@ -33,10 +33,10 @@ def prepended(
 
     The arguments are those of `frozen_model`, and k is that of `score`. If neighbours and context exceed
     sequence_length, the start of the context is dropped. Raises UserError if less than two chunks could be left."""
-    check_fit(config, database)
+    check_fit(config, database, sequence_length)
     retrieval = retrieval or Retrieval.own(database, "valid")
     split, skipped, separator = retrieval.split, [database.padding], separator_of(config, database)
-    check_room(config.chunk_size, k, sequence_length, separator)
+    check_room(config, k, sequence_length, separator)
     if len(separator):
         skipped.append(database.end_of_text)
 
@@ -44,7 +44,7 @@ def prepended(
         neighbours = sequence_neighbours(retrieval.database, split, window, k)
         return (prepended_nats(params, config, tokens, targets, neighbours, sequence_length, skipped, separator),)
 
-    windows = windows_of(split, sequence_length, stride, limit)
+    windows = evaluation_windows(split, sequence_length, stride, limit)
     return scored_tokens(split, windows, predict, "prepended neighbours", limit)[0]
 
 
@@ -56,13 +56,17 @@ def separator_of(config: RetroConfig, database: Database) -> np.ndarray:
     return np.array(whole[len(before) :], np.int64)  # without the space that SentencePiece adds to a text
 
 
-def check_room(m: int, k: int, sequence_length: int, separator: np.ndarray = NOTHING) -> None:
+def check_room(config: RetroConfig, k: int, sequence_length: int, separator: np.ndarray = NOTHING) -> None:
     """Raise UserError if a sequence has no room for k neighbours, their separators, and two chunks of context."""
+    m = config.chunk_size
     if (total := k * (2 * m + len(separator)) + 2 * m) > sequence_length:
+        remedy = "use fewer, or a longer sequence"
+        if 4 * m + len(separator) > (positions := getattr(config, "max_positions", total)):
+            remedy = f"the model has {positions:,} positions, so build another database with a smaller --chunk-size"
         between = f" and a separator of {counted(len(separator), 'token')}" if len(separator) else ""
         parts = f"{counted(k, 'neighbour')} of {2 * m} tokens{between}, with {2 * m} tokens of context"
         fault = f"{parts}, need {total} tokens, more than the {sequence_length} of a sequence"
-        raise UserError(f"{fault}: use fewer, or a longer sequence")
+        raise UserError(f"{fault}: {remedy}")
 
 
 def prepended_nats(

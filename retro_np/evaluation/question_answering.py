@@ -20,7 +20,8 @@ from retro_np.errors import UserError
 from retro_np.generation import decode_tokens, sample_token
 from retro_np.optim import adamw_init
 from retro_np.progress import progress_bar
-from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING, decode, encode_batch
+from retro_np.retrieval.tokenizer import decode, encode_batch
+from retro_np.retrieval.vocabulary import special_ids
 from retro_np.sequences import NO_TARGET
 from retro_np.training.batches import sequence_rows
 from retro_np.training.config import TrainingConfig
@@ -37,7 +38,7 @@ def question_chunks(tokenizer: Tokenizer, questions: list[str], m: int) -> np.nd
 
 def answer_chunks(tokenizer: Tokenizer, answers: list[str], m: int) -> np.ndarray:
     """Answers and their end-of-text as second chunks, (N, m). Raises UserError for an answer that does not fit."""
-    return _padded(tokenizer, map(ANSWER.format, answers), m, end=[END_OF_TEXT])
+    return _padded(tokenizer, map(ANSWER.format, answers), m, end=[special_ids(tokenizer).end_of_text])
 
 
 def passage_values(tokenizer: Tokenizer, passages: list[tuple[str, str]], m: int) -> np.ndarray:
@@ -52,14 +53,14 @@ def fits(tokenizer: Tokenizer, questions: list[str], answers: list[str], m: int)
     return np.array([max(len(q), len(a) + 1) <= m for q, a in zip(question_tokens, answer_tokens, strict=True)], bool)
 
 
-def qa_batch(questions: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def qa_batch(questions: np.ndarray, answers: np.ndarray, padding: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and targets, (B, 2m − 1) each, from question and answer chunks (B, m). Targets: the answer and its end.
 
     The second chunk's last token predicts nothing. Without this token the chunk is incomplete and has no neighbours."""
     sequence = np.concatenate([questions, answers], axis=1)
     tokens, targets = sequence[:, :-1], sequence[:, 1:].copy()
     targets[:, : questions.shape[1] - 1] = NO_TARGET
-    targets[targets == PADDING] = NO_TARGET
+    targets[targets == padding] = NO_TARGET
     return tokens, targets
 
 
@@ -71,26 +72,30 @@ def fine_tune(
 
     questions, answers: (N, m). passages: (P, 2m); passage_rows: (N, k), each question's rows of passages; both None
     for a closed book. training: its steps, batch_size, micro_batches, learning_rate, warmup, weight_decay, clip and
-    seed are used. Raises UserError if the loss is not finite."""
+    seed are used. Raises UserError for a decoder that others trained, and if the loss is not finite."""
+    if not config.is_retro:
+        raise UserError("a decoder that others trained has no padding for questions: train a model for the database")
     params = map_tree(lambda _, array: array.copy(), params)
     state = adamw_init(params)
     with progress_bar(description, training.steps) as advance:
         for step in range(training.steps):
             rows = sequence_rows(len(questions), 1, training.batch_size, training.seed, step)[:, 0]
             neighbours = None if passages is None or passage_rows is None else passages[passage_rows[rows]][:, None]
-            batch = (*qa_batch(questions[rows], answers[rows]), neighbours)
+            batch = (*qa_batch(questions[rows], answers[rows], config.padding_id), neighbours)
             line = train_step(params, state, config, batch, training, step)
             advance(note=f"loss {line['loss']:.3f}")
     return params
 
 
-def answer(params: Tree, config: RetroConfig, question: np.ndarray, passages: np.ndarray | None) -> np.ndarray:
+def answer(
+    params: Tree, config: RetroConfig, question: np.ndarray, passages: np.ndarray | None, end_of_text: int
+) -> np.ndarray:
     """Decode greedily until end-of-text or the end of the second chunk: (≤ m,) int64, without end-of-text.
 
-    question: (m,), from `question_chunks`; passages: (k, 2m), or None for a closed book."""
-    greedy = partial(sample_token, rng=np.random.default_rng(0), temperature=0)
-    tokens = decode_tokens(params, config, question, config.chunk_size, greedy, lambda *_: passages, END_OF_TEXT)
-    return tokens[tokens != END_OF_TEXT]
+    question: (m,), from `question_chunks`; passages: (k, 2m), or None for a closed book. end_of_text: its id."""
+    greedy = partial(sample_token, rng=np.random.default_rng(0), temperature=0, padding_id=config.padding_id)
+    tokens = decode_tokens(params, config, question, config.chunk_size, greedy, lambda *_: passages, end_of_text)
+    return tokens[tokens != end_of_text]
 
 
 def answers_of(
@@ -98,11 +103,11 @@ def answers_of(
     passage_rows: np.ndarray | None = None, description: str = "answering",
 ) -> list[str]:  # fmt: skip
     """The text of each question's answer; arguments as in `fine_tune` and `answer`."""
-    texts = []
+    texts, end_of_text = [], special_ids(tokenizer).end_of_text
     with progress_bar(description, len(questions), unit="questions") as advance:
         for row, question in enumerate(questions):
             retrieved = None if passages is None or passage_rows is None else passages[passage_rows[row]]
-            texts.append(decode(tokenizer, answer(params, config, question, retrieved)).strip())
+            texts.append(decode(tokenizer, answer(params, config, question, retrieved, end_of_text)).strip())
             advance()
     return texts
 
@@ -121,7 +126,7 @@ def normalised(text: str) -> str:
 def _padded(tokenizer, texts, width, *, left=False, cut=False, end=()) -> np.ndarray:
     """The tokens of texts, each followed by `end`, as padded rows: (N, width)."""
     texts = list(texts)
-    rows = np.full((len(texts), width), PADDING, np.int64)
+    rows = np.full((len(texts), width), special_ids(tokenizer).padding, np.int64)
     for row, text, tokens in zip(rows, texts, encode_batch(tokenizer, texts), strict=True):
         tokens = [*tokens, *end][: width if cut else None]
         if len(tokens) > width:

@@ -7,7 +7,7 @@ import numpy as np
 from retro_np.evaluation.compare import OFF
 from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Picture, Verdict, sentence
 from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.report.plots import plot_bars
 
@@ -37,6 +37,3 @@ def draw(figures: Figures, path: Picture) -> None:
 def verdict(figures: Figures) -> Verdict:
     """What retrieval saves with each size. The paper has only one size."""
     return None, sentence(__name__, figures)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=9)

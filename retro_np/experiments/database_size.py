@@ -5,9 +5,9 @@
 import itertools
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Picture, Verdict, sentence
 from retro_np.experiments.lab import Lab, spreads
-from retro_np.report.plots import COLOURS, new_axes, save_plot
+from retro_np.report.plots import COLOURS, new_plot
 from retro_np.retrieval.join import retrieve_from
 
 TRAINING_SHARE = 0.2
@@ -27,22 +27,19 @@ def measure(lab: Lab) -> Figures:
     lines[OFF] = [lab.bits(database, model, ratios, k=0) for model in models]
     for share, retrieval in retrievals.items():
         lines[share] = [lab.bits(database, model, ratios, retrieval=retrieval) for model in models]
-    return {
-        "trained_on": TRAINING_SHARE, "shares": DATABASE_SHARES,
-        "lines": {name: spreads(rows) for name, rows in lines.items()},
-    }  # fmt: skip
+    spread = {name: spreads(rows) for name, rows in lines.items()}
+    return {"trained_on": TRAINING_SHARE, "shares": DATABASE_SHARES, "lines": spread}
 
 
 def draw(figures: Figures, path: Picture) -> None:
     """Bits per byte against the share of the database, with a dot for every seed."""
-    axes = new_axes(xlabel="share of the database (the models were trained with a fifth)", ylabel="bits per byte")
-    lines = [figures["lines"][str(share)]["bpb"] for share in figures["shares"]]
-    axes.plot(figures["shares"], [line["mean"] for line in lines], color=COLOURS[ON], label=ON)
-    axes.plot(figures["shares"], [line["seeds"] for line in lines], "o", color=COLOURS[ON])
-    for name in ("baseline", OFF):
-        axes.axhline(figures["lines"][name]["bpb"]["mean"], color=COLOURS[name], linestyle="--", label=name)
-    axes.set_xticks(figures["shares"])
-    save_plot(axes, path)
+    with new_plot(path, "share of the database (the models were trained with a fifth)") as axes:
+        lines = [figures["lines"][str(share)]["bpb"] for share in figures["shares"]]
+        axes.plot(figures["shares"], [line["mean"] for line in lines], color=COLOURS[ON], label=ON)
+        axes.plot(figures["shares"], [line["seeds"] for line in lines], "o", color=COLOURS[ON])
+        for name in ("baseline", OFF):
+            axes.axhline(figures["lines"][name]["bpb"]["mean"], color=COLOURS[name], linestyle="--", label=name)
+        axes.set_xticks(figures["shares"])
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -51,6 +48,3 @@ def verdict(figures: Figures) -> Verdict:
     by_seed = zip(*rows, strict=True)
     falls = all(smaller > larger for values in by_seed for smaller, larger in itertools.pairwise(values))
     return falls, sentence(__name__, figures)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=3)

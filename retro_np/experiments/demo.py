@@ -8,25 +8,24 @@ from typing import Any
 
 from rich.console import Console
 
-from retro_np.checkpoint import write_tensors
 from retro_np.errors import UserError
 from retro_np.evaluation.compare import evaluate
 from retro_np.evaluation.leakage import chunk_leakage
 from retro_np.experiments import recipe
 from retro_np.experiments.pretrained import BUNDLED_BUILD
-from retro_np.files import locked, outputs, remove_partial, write_json
+from retro_np.files import locked, outputs, remove_partial, write_atomically, write_json
 from retro_np.files.untrusted import read_json
+from retro_np.generation import generate
 from retro_np.parameters import count_parameters
-from retro_np.pretrained.bundled import BASELINE, RETRO, trained_on
+from retro_np.pretrained.bundled import BASELINE, RETRO, bundled_file, trained_on
 from retro_np.pretrained.models import load_pretrained
 from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.plots import plot_leakage, plot_losses
-from retro_np.report.samples import sample_chunks, write_page
+from retro_np.report.samples import prompt_tokens, show_chunks, write_page
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB, find_corpus
 from retro_np.retrieval.documents import document_runs
 from retro_np.training.loop import CHECKPOINT, read_log, train
-from retro_np.tree import named_leaves
 
 PROMPT = 'def read_json(path):\n    """Read a JSON file and return the object in it."""\n'
 INSPECTED_CHUNKS = 32  # shown on the page
@@ -49,11 +48,10 @@ def run_demo(
         _describe_slice(database, console)
         models = _trained(out, plan, database, console) if from_scratch else _bundled(out, console)
         console.rule("3 · evaluation on held-out modules", align="left")
-        if (out / "results.json").exists():
-            remedy = "remove it, and the demo will evaluate again"
-            results = read_json(out / "results.json", hint=remedy)
-            if not {"models", "sentence", "settings"} <= results.keys():
-                raise UserError(f"{out / 'results.json'} is damaged; {remedy}")
+        if (path := out / "results.json").exists():
+            if not outputs.is_mark(path, outputs.RESULTS):
+                raise UserError(f"{path} is damaged; remove it, and the demo will evaluate again")
+            results = read_json(path)
         else:
             results = evaluate(
                 models, database, out, split="valid", k=recipe.NEIGHBOURS, sequence_length=256, stride=128,
@@ -94,16 +92,15 @@ def _plan(out, minutes, seed, from_scratch) -> dict:
 
 
 def _bundled(out, console) -> dict:
-    """The bundled models, also written to the files that training would have written."""
+    """The bundled models, whose files are copied to where training would have written."""
     console.rule("2 · the two bundled models (--from-scratch trains new ones)", align="left")
-    models = {"baseline": load_pretrained(BASELINE)[:2], "RETRO": load_pretrained(RETRO)[:2]}
-    for name, (params, config) in models.items():
-        if not (path := out / name.lower() / CHECKPOINT).exists():
-            known = {"config": config.to_dict(), "trained_on": sorted(trained_on(RETRO))}
-            write_tensors(path, dict(named_leaves(params)), known)
-        console.print(
-            f"{name}: {count_parameters(config, True):,} parameters, trained on Python 3.11's standard library"
-        )
+    models = {}
+    for name, bundled in (("baseline", BASELINE), ("RETRO", RETRO)):
+        models[name] = load_pretrained(bundled)[:2]
+        if not (path := out / bundled / CHECKPOINT).exists():
+            write_atomically(path, bundled_file(bundled).read_bytes())
+        size = f"{count_parameters(models[name][1], True):,} parameters"
+        console.print(f"{name}: {size}, trained on Python 3.11's standard library")
     return models
 
 
@@ -148,11 +145,12 @@ def _write_samples(out, params, config, database, results, plan) -> None:
     split, prompts = database.split("valid"), {"a prompt of our own": PROMPT}
     for start, _ in itertools.islice(document_runs(split.documents[:]), 2):
         prompts[database.documents[int(split.documents[start])]["name"]] = database.text(split.tokens[start])
-    settings = {"temperature": 0.8, "top_p": 0.95, "seed": plan["seed"]}
-    samples = [
-        {"heading": f"From {name}", "chunks": sample_chunks(params, config, database, prompt, 128, 2, **settings)}
-        for name, prompt in prompts.items()
-    ]
+    settings = {"temperature": 0.8, "top_p": 0.95, "seed": plan["seed"], "stop_token": database.end_of_text}
+    samples = []
+    for name, prompt in prompts.items():
+        tokens = prompt_tokens(database, prompt)
+        sample = generate(params, config, tokens, 128, database=database, k=recipe.NEIGHBOURS, **settings)
+        samples.append({"heading": f"From {name}", "chunks": show_chunks(tokens, *sample, database)})
     figures = {name: f"{line['bpb']:.4f} bits per byte" for name, line in results["models"].items()}
     write_page(out / "samples.html", "Samples of RETRO and what they retrieved", samples, figures)
 
@@ -164,6 +162,6 @@ def _write_inspection(out, params, config, database) -> None:
     long_runs = [run for run in document_runs(split.documents[: len(leakage)]) if run[1] - run[0] >= INSPECTED_CHUNKS]
     start, _ = max(long_runs, key=lambda run: leakage[run[0] : run[0] + INSPECTED_CHUNKS].mean(), default=(0, 0))
     tokens = split.tokens[start : start + INSPECTED_CHUNKS].reshape(-1)
-    inspection = inspect(params, config, database, tokens[tokens != 0], k=recipe.NEIGHBOURS)
+    inspection = inspect(params, config, database, tokens[tokens != split.padding], k=recipe.NEIGHBOURS)
     facts = {"held-out module": database.documents[int(split.documents[start])]["name"]}
     write_inspection(out / "inspect.html", "A held-out module under RETRO", facts, inspection)

@@ -1,6 +1,12 @@
 """Find an experiment by name, run it, and write its result: NAME.json and NAME.png.
 
-Each module of this package that defines EXPERIMENT is an experiment. Its name is the module's, with dashes."""
+An experiment is a figure or table of the paper, or a comparison of our own: a module of this package that defines
+
+    measure(lab) → figures          plain values for JSON
+    draw(figures, picture)          writes the PNG file
+    verdict(figures) → Verdict      whether it agrees with the paper (None: nothing to compare), and a summary
+
+Its name is the module's, with dashes. Its docstring begins with the title and ends with what the paper shows."""
 
 import contextlib
 import importlib
@@ -9,10 +15,11 @@ import pkgutil
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,29 +33,24 @@ from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.kernels.threads import cores
 
 SEEDS = 3  # seeds of an experiment whose claim depends on the spread over seeds
+# The order of the list, and whether an experiment trains models with `lab.seeds` seeds, as any other does, or with one
+OVER_SEEDS = {
+    "random-neighbours": True, "leakage": True, "database-size": True, "neighbours": False, "model-size": False,
+    "retrofit": False, "ablations": False, "subsets": True, "chunk-size": True, "second-corpus": True,
+    "wikitext-style": False, "knowledge": True, "question-answering": False, "samples": False, "pretrained": False,
+}  # fmt: skip
 
 Figures = dict[str, Any]
 Picture = Path  # the PNG file to draw
 Verdict = tuple[bool | None, str]
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One figure or table of the paper, or a comparison of our own."""
+def described(experiment: ModuleType) -> tuple[str, str]:
+    """An experiment's title and what the paper shows: the first and the last paragraph of its docstring.
 
-    title: str
-    paper: str  # what the paper shows, and where
-    measure: Callable[[Lab], Figures]  # returns plain values for JSON
-    draw: Callable[[Figures, Picture], None]
-    verdict: Callable[[Figures], Verdict]  # whether it agrees (None: nothing to compare), and a summary
-    over_seeds: bool = True  # whether to train models with `lab.seeds` seeds rather than with one
-    position: int = 1000  # order in the list of experiments
-
-
-def described(documentation: str | None) -> tuple[str, str]:
-    """An experiment's title and what the paper shows: the first and the last paragraph of its module's docstring."""
-    paragraphs = [" ".join(paragraph.split()) for paragraph in (documentation or "").split("\n\n")]
-    return paragraphs[0], paragraphs[-1]
+    A module whose PAPER_SHOWS is computed from its figures has that in place of the last paragraph."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in (experiment.__doc__ or "").split("\n\n")]
+    return paragraphs[0], getattr(experiment, "PAPER_SHOWS", paragraphs[-1])
 
 
 def sentence(module: str, figures: Figures, **values: Any) -> str:
@@ -63,17 +65,18 @@ def sentence(module: str, figures: Figures, **values: Any) -> str:
     return " ".join("".join(block(template.new_context(figures | values))).split())
 
 
-def experiments() -> dict[str, Experiment]:
-    """All experiments by name, in the order of their positions. This imports every module of the package."""
-    found = {name: getattr(importlib.import_module(path), "EXPERIMENT", None) for name, path in _modules().items()}
-    return dict(sorted(((name, one) for name, one in found.items() if one), key=lambda item: item[1].position))
+def experiments() -> dict[str, ModuleType]:
+    """All experiments by name, in the order of OVER_SEEDS, others last. This imports every module of the package."""
+    found = {name: importlib.import_module(path) for name, path in _modules().items()}
+    order = [*OVER_SEEDS, *found]
+    return {name: found[name] for name in sorted(found, key=order.index) if hasattr(found[name], "measure")}
 
 
-def find_experiment(name: str) -> Experiment:
+def find_experiment(name: str) -> ModuleType:
     """The experiment with this name, importing only its module. Raises UserError for an unknown name."""
     path = _modules().get(name)
-    experiment = getattr(importlib.import_module(path), "EXPERIMENT", None) if path else None
-    if experiment is None:
+    experiment = importlib.import_module(path) if path else None
+    if experiment is None or not hasattr(experiment, "measure"):
         raise UserError(f"no experiment {name!r}; choose from {', '.join(experiments())}")
     return experiment
 
@@ -91,9 +94,9 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
     stored in OUT/SCALE, where other experiments find them. seeds: None means three, or one for an experiment that uses
     one seed. Raises UserError for an unknown name or scale, and if such an experiment is asked for several seeds."""
     experiment, out = find_experiment(name), Path(out)
-    default_seeds = SEEDS if experiment.over_seeds else 1
+    default_seeds = SEEDS if OVER_SEEDS.get(name, True) else 1
     seeds = seeds or default_seeds
-    if seeds != 1 and not experiment.over_seeds:
+    if seeds > default_seeds == 1:
         raise UserError(f"{name} trains models of one seed; leave out --seeds")
     record, picture = (result_folder(out, scale) / f"{name}.{suffix}" for suffix in ("json", "png"))
     for file in (record, picture):
@@ -104,16 +107,14 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
         # NumPy's arrays and numbers become plain values.
         figures = json.loads(json.dumps(experiment.measure(lab), default=lambda value: value.tolist()))
         seconds = time.perf_counter() - start
-    agrees, sentence = experiment.verdict(figures)
+    (title, paper), (agrees, sentence) = described(experiment), experiment.verdict(figures)
     given = {"scale": (scale, "small"), "seeds": (seeds, default_seeds)}
     options = "".join(f" --{option} {value}" for option, (value, default) in given.items() if value != default)
+    versions = {"retro_np": retro_np.__version__, "numpy": np.__version__}
     result = {
-        "experiment": name, "title": experiment.title, "paper": experiment.paper,
+        "experiment": name, "title": title, "paper": paper,
         "command": f"retro-np experiment {name}{options}", "scale": asdict(SCALES[scale]), "seeds": seeds,
-        "machine": {
-            "cores": cores(), "processor": _processor(), "retro_np": retro_np.__version__,
-            "numpy": np.__version__,
-        },
+        "machine": {"cores": cores(), "processor": _processor(), **versions},
         "seconds": round(seconds, 1),  # This run alone. Earlier runs may have left models and scores.
         "agrees": agrees, "verdict": sentence, "figures": figures,
     }  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.evaluation.likelihood import nats_of
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Picture, Verdict, sentence
 from retro_np.experiments.facts import CHANCE, CHUNK, Fact, invent, invent_code, questions, write_facts
 from retro_np.experiments.lab import Lab, Model, mean_and_spread, spreads
 from retro_np.nn.model import retro
@@ -134,6 +134,3 @@ def verdict(figures: Figures) -> Verdict:
     guesses = all(right[name]["to"] <= 0.01 for name in (OFF, SHUFFLED, REMOVED))
     names = {"swapped": SWAPPED, "remaining": REMAINING, "removed": REMOVED}
     return knows and guesses, sentence(__name__, figures, right=right, **names)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=12)

@@ -5,7 +5,6 @@ experiment resumes where it stopped, and experiments that need the same model sh
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from retro_np.config import RetroConfig
-from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, score
 from retro_np.evaluation.compare import ON, conditions
 from retro_np.evaluation.copying import copy_bound
 from retro_np.evaluation.leakage import Bits, bits, chunk_leakage
 from retro_np.experiments import recipe
 from retro_np.files import replacing
+from retro_np.files.untrusted import reporting
 from retro_np.parameters import is_retrieval
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.corpus import STDLIB
@@ -147,11 +146,9 @@ class Lab:
         pairs = [self.pair(database, seed) for seed in range(self.seeds)]
         tables = [self.table(database, *pair) for pair in pairs]
         baseline, length, limit = pairs[0][0], self.scale.sequence_length, self.limit(database)
-        return {
-            "lines": {name: spreads([lines[name] for lines in tables]) for name in tables[0]},
-            "gains": spreads([savings(lines) for lines in tables]),
-            "copy_bound": copy_bound(baseline.params, baseline.config, database, sequence_length=length, limit=limit),
-        }
+        lines = {name: spreads([table[name] for table in tables]) for name in tables[0]}
+        bound = copy_bound(baseline.params, baseline.config, database, sequence_length=length, limit=limit)
+        return {"lines": lines, "gains": spreads([savings(table) for table in tables]), "copy_bound": bound}
 
     def leakage(self, database: Database, retrieval: Retrieval | None = None) -> np.ndarray:
         """r(C) of each evaluated chunk."""
@@ -165,11 +162,9 @@ class Lab:
         if not path.exists():
             with replacing(path) as file:
                 np.savez(file, **measure())  # type: ignore[arg-type]
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:  # from NumPy, for a truncated file
-            raise UserError(f"{path} is damaged; remove it and run the same command again") from error
+        hint = "remove it and run the same command again"
+        with reporting(f"{path} is damaged", hint), np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
 def identity_of(retrieval: Retrieval | None) -> list[Any] | str:

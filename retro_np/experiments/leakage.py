@@ -7,7 +7,7 @@ import numpy as np
 
 from retro_np.evaluation.compare import OFF, ON
 from retro_np.evaluation.leakage import ALPHAS, NO_LEAKAGE, filtered_bits_per_byte
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence
 from retro_np.report.plots import plot_leakage
 
 
@@ -39,6 +39,3 @@ def verdict(figures: Figures) -> Verdict:
     failing = [alpha for alpha, on, baseline in rows if on is not None and on >= baseline]
     agrees = fall[ON] > fall["baseline"] and not failing
     return agrees, sentence(__name__, figures, strict=strict, failing=failing)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=2)

@@ -8,10 +8,10 @@ import itertools
 import numpy as np
 
 from retro_np.evaluation.compare import LINES, OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Picture, Verdict, sentence
 from retro_np.experiments.lab import Lab, savings
 from retro_np.parameters import count_parameters
-from retro_np.report.plots import COLOURS, new_axes, save_plot
+from retro_np.report.plots import COLOURS, new_plot
 
 
 def measure(lab: Lab) -> Figures:
@@ -37,12 +37,11 @@ def equal_baseline(sizes: list[Figures], bpb: float) -> float:
 
 def draw(figures: Figures, path: Picture) -> None:
     """Bits per byte against parameters, one line per condition."""
-    axes = new_axes(xlabel="parameters without embeddings", ylabel="bits per byte", xscale="log")
-    for name in LINES:
-        kind = "baseline" if name == "baseline" else "RETRO"
-        points = [(size["parameters"][kind], size["lines"][name]["bpb"]) for size in figures["sizes"]]
-        axes.plot(*np.transpose(points), marker="o", color=COLOURS[name], label=name)
-    save_plot(axes, path)
+    with new_plot(path, "parameters without embeddings", xscale="log") as axes:
+        for name in LINES:
+            kind = "baseline" if name == "baseline" else "RETRO"
+            points = [(size["parameters"][kind], size["lines"][name]["bpb"]) for size in figures["sizes"]]
+            axes.plot(*np.transpose(points), marker="o", color=COLOURS[name], label=name)
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -55,6 +54,3 @@ def verdict(figures: Figures) -> Verdict:
     gain_lasts = gains[0] > 0 and all(later >= 0.9 * earlier for earlier, later in itertools.pairwise(gains))
     worth_parameters = all(size["equal_baseline"] >= 5 * size["parameters"]["RETRO"] for size in sizes)
     return off_is_close and gain_lasts and worth_parameters, sentence(__name__, figures)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=5)

@@ -4,8 +4,8 @@ A model of 172M parameters, trained with 2 neighbours, has C4 bpb .84, .83, .82,
 100. The best k is between 2 and 40 (§4.1, figure 1)."""
 
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
-from retro_np.report.plots import new_axes, save_plot
+from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence
+from retro_np.report.plots import new_plot
 from retro_np.retrieval.join import retrieve_from
 
 NEIGHBOUR_COUNTS = (1, 2, 3, 5, 10, 20, 40, 100)
@@ -19,22 +19,19 @@ def measure(lab: Lab) -> Figures:
     models = {}
     for width in scale.widths:
         _, retro = lab.pair(database, 0, d_model=width)
-        models[str(width)] = {
-            OFF: lab.bits(database, retro, k=0, limit=limit),
-            ON: [lab.bits(database, retro, k=k, limit=limit, retrieval=retrieval) for k in NEIGHBOUR_COUNTS],
-        }
+        on = [lab.bits(database, retro, k=k, limit=limit, retrieval=retrieval) for k in NEIGHBOUR_COUNTS]
+        models[str(width)] = {OFF: lab.bits(database, retro, k=0, limit=limit), ON: on}
     return {"counts": NEIGHBOUR_COUNTS, "chunks": limit, "models": models}
 
 
 def draw(figures: Figures, path: Picture) -> None:
     """Change in bits per byte relative to k = 0, against k, one line per width."""
     label, counts = "change in bits relative to retrieval off (%)", figures["counts"]
-    axes = new_axes(xlabel="neighbours k at evaluation", ylabel=label, xscale="log", xticks=counts, xticklabels=counts)
-    for width, lines in figures["models"].items():
-        change = [100 * (line["bpb"] / lines[OFF]["bpb"] - 1) for line in lines[ON]]
-        axes.plot(counts, change, marker="o", markersize=4, label=f"width {width}")
-    axes.minorticks_off()
-    save_plot(axes, path)
+    with new_plot(path, "neighbours k at evaluation", label, xscale="log", xticks=counts, xticklabels=counts) as axes:
+        for width, lines in figures["models"].items():
+            change = [100 * (line["bpb"] / lines[OFF]["bpb"] - 1) for line in lines[ON]]
+            axes.plot(counts, change, marker="o", markersize=4, label=f"width {width}")
+        axes.minorticks_off()
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -43,6 +40,3 @@ def verdict(figures: Figures) -> Verdict:
     best = {width: figures["counts"][values.index(min(values))] for width, values in bpb.items()}
     agrees = all(2 <= best[width] <= 40 and values[-1] > min(values) for width, values in bpb.items())
     return agrees, sentence(__name__, figures, bpb=bpb, best=best)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=4)

@@ -14,7 +14,7 @@ from retro_np.checkpoint import read_meta, write_tensors
 from retro_np.evaluation.compare import evaluate
 from retro_np.evaluation.own_text import HASH_DIGITS
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Verdict, sentence
 from retro_np.experiments.lab import Lab
 from retro_np.files import write_atomically
 from retro_np.parameters import count_parameters
@@ -82,6 +82,3 @@ def draw(figures: Figures, path: Path) -> None:
 def verdict(figures: Figures) -> Verdict:
     """The figures in a sentence. The paper published no models to compare with."""
     return None, sentence(__name__, figures)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=15)

@@ -20,7 +20,7 @@ from retro_np.checkpoint import load_params, save_params
 from retro_np.config import RetroConfig
 from retro_np.evaluation import question_answering as qa
 from retro_np.evaluation.compare import OFF, ON
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Picture, Verdict, sentence
 from retro_np.experiments.lab import Lab, Model, named
 from retro_np.kernels.search import exact_search
 from retro_np.report.plots import plot_bars
@@ -64,11 +64,14 @@ class Function:
 class Questions:
     """The questions of a split as tokens, and the passages that search finds for each."""
 
-    functions: list[Function]
+    rows: np.ndarray  # (N,) of the functions, which are also those of the right passages
     questions: np.ndarray  # (N, M)
     answers: np.ndarray  # (N, M)
-    passages: np.ndarray  # (N, PASSAGES) row indices
-    rank: np.ndarray  # (N,) rank of the right passage, from 0; PASSAGES if it was not found
+    passages: np.ndarray  # (N, PASSAGES) row indices, the nearest first
+
+    def recall(self, k: int) -> float:
+        """The share of questions whose right passage is among the k nearest."""
+        return float((self.passages[:, :k] == self.rows[:, None]).any(axis=1).mean())
 
 
 def functions_in(text: str) -> Iterator[tuple[str, int, str]]:
@@ -123,13 +126,13 @@ def measure(lab: Lab) -> Figures:
         model, values = closed_model if name == CLOSED else open_model, passages if k else None
         rows, description = test.passages[:, :k], f"answering, {name}"
         texts = qa.answers_of(*model, database.tokenizer, test.questions, values, rows, description)
-        right = [qa.exact_match(text, [f.answer]) for text, f in zip(texts, test.functions, strict=True)]
+        right = [qa.exact_match(text, [functions[row].answer]) for text, row in zip(texts, test.rows, strict=True)]
         exact_match[name] = np.mean(right)
     parts = {"train": train, "test": test}
     return {
         "exact_match": exact_match,
-        "recall": {name: {str(k): np.mean(part.rank < k) for k in PASSAGE_COUNTS} for name, part in parts.items()},
-        "questions": {name: len(part.functions) for name, part in parts.items()},
+        "recall": {name: {str(k): part.recall(k) for k in PASSAGE_COUNTS} for name, part in parts.items()},
+        "questions": {name: len(part.rows) for name, part in parts.items()},
         "left_out": int((suitable & ~fitting).sum()), "passages": len(passages),
     }  # fmt: skip
 
@@ -137,14 +140,11 @@ def measure(lab: Lab) -> Figures:
 def _questions(database, functions, usable, split, keys) -> Questions:
     """The usable questions about a split's documents, each with its nearest passages."""
     rows = np.array([row for row in np.flatnonzero(usable) if functions[row].split == split], np.int64)
-    asked_about = [functions[row] for row in rows]
-    texts = [f.question for f in asked_about]
+    texts, answers = [functions[row].question for row in rows], [functions[row].answer for row in rows]
     queries = embed_queries(database.embedder, database.tokenizer, texts)
     passages, _ = exact_search(queries, keys, min(PASSAGES, len(keys)))
-    is_right = passages == rows[:, None]
-    rank = np.where(is_right.any(axis=1), is_right.argmax(axis=1), PASSAGES)
-    answers = qa.answer_chunks(database.tokenizer, [f.answer for f in asked_about], M)
-    return Questions(asked_about, qa.question_chunks(database.tokenizer, texts, M), answers, passages, rank)
+    chunks = qa.question_chunks(database.tokenizer, texts, M), qa.answer_chunks(database.tokenizer, answers, M)
+    return Questions(rows, *chunks, passages)
 
 
 def _fine_tuned(lab, model: Model, train: Questions, passages) -> tuple[Tree, RetroConfig]:
@@ -175,6 +175,3 @@ def verdict(figures: Figures) -> Verdict:
     match = figures["exact_match"]
     agrees = match[OPEN] > match[CLOSED] and max(match, key=match.get) == OPEN
     return agrees, sentence(__name__, figures, passages_given=PASSAGES_GIVEN, k=PASSAGES)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=13)

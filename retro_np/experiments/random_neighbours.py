@@ -5,7 +5,7 @@ RETRO without retrieval performs like its baseline, and retrieval lowers bits pe
 having an encoder."""
 
 from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence
 from retro_np.report.plots import plot_bars
 
 
@@ -33,6 +33,3 @@ def verdict(figures: Figures) -> Verdict:
     shuffled_is_no_better = line[SHUFFLED]["mean"] >= line[OFF]["mean"]
     off_is_close = abs(line[OFF]["mean"] / line["baseline"]["mean"] - 1) <= 0.01
     return on_is_better and shuffled_is_no_better and off_is_close, sentence(__name__, figures)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=1)

@@ -14,13 +14,9 @@ HEADS = 4
 
 def retro_config(vocabulary_size: int, chunk_size: int, *, d_model: int = 128, n_layers: int = 4) -> RetroConfig:
     """The recipe's RETRO: CCA in every second layer, and an encoder of one layer, as wide as the decoder."""
-    d_head = d_model // HEADS
-    return RetroConfig(
-        vocabulary_size, d_model, 4 * d_model, HEADS, d_head, n_layers,
-        cca_layers=tuple(range(2, n_layers + 1, 2)), chunk_size=chunk_size,
-        encoder=EncoderConfig(d_model, 4 * d_model, HEADS, d_head, n_layers=1, ca_layers=(1,)),
-        copying_start=True,
-    )  # fmt: skip
+    sizes, cca_layers = (d_model, 4 * d_model, HEADS, d_model // HEADS), tuple(range(2, n_layers + 1, 2))
+    encoder = EncoderConfig(*sizes, n_layers=1, ca_layers=(1,))
+    return RetroConfig(vocabulary_size, *sizes, n_layers, cca_layers, chunk_size, encoder, copying_start=True)
 
 
 def baseline_of(config: RetroConfig) -> RetroConfig:

@@ -8,8 +8,8 @@ RETRO[OFF] is exactly the original model (§4.2)."""
 import numpy as np
 
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
-from retro_np.report.plots import COLOURS, new_axes, save_plot
+from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence
+from retro_np.report.plots import COLOURS, new_plot
 
 
 def measure(lab: Lab) -> Figures:
@@ -30,12 +30,11 @@ def measure(lab: Lab) -> Figures:
 
 def draw(figures: Figures, path: Picture) -> None:
     """Bits per byte against RETROfit's steps."""
-    axes = new_axes(xlabel="steps of RETROfit as a share of the baseline's steps (%)", ylabel="bits per byte")
-    shares = [100 * run["share"] for run in figures["runs"]]
-    axes.plot(shares, [run[ON]["bpb"] for run in figures["runs"]], "o-", color=COLOURS[ON], label="RETROfit[ON]")
-    axes.axhline(figures["baseline"]["bpb"], color=COLOURS["baseline"], label="baseline = RETROfit[OFF]")
-    axes.axhline(figures["RETRO"]["bpb"], color=COLOURS[ON], linestyle="--", label="RETRO[ON] from scratch")
-    save_plot(axes, path)
+    with new_plot(path, "steps of RETROfit as a share of the baseline's steps (%)") as axes:
+        shares = [100 * run["share"] for run in figures["runs"]]
+        axes.plot(shares, [run[ON]["bpb"] for run in figures["runs"]], "o-", color=COLOURS[ON], label="RETROfit[ON]")
+        axes.axhline(figures["baseline"]["bpb"], color=COLOURS["baseline"], label="baseline = RETROfit[OFF]")
+        axes.axhline(figures["RETRO"]["bpb"], color=COLOURS[ON], linestyle="--", label="RETRO[ON] from scratch")
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -47,6 +46,3 @@ def verdict(figures: Figures) -> Verdict:
     early = bool(winning) and winning[0]["share"] <= 0.1
     close = baseline - longest[ON]["bpb"] >= 0.5 * (baseline - figures["RETRO"]["bpb"])
     return same and early and close, sentence(__name__, figures, same=same, winning=winning, longest=longest)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=6)

@@ -15,15 +15,15 @@ import numpy as np
 
 from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments import recipe
-from retro_np.experiments.experiment import Experiment, Figures, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Picture, Verdict, sentence
 from retro_np.experiments.lab import Lab, mean_and_spread
 from retro_np.generation import generate
 from retro_np.progress import progress_bar
-from retro_np.report.plots import COLOURS, new_axes, save_plot
+from retro_np.report.plots import COLOURS, new_plot
 from retro_np.report.samples import show_chunks, write_page
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import document_runs
-from retro_np.retrieval.tokenizer import END_OF_TEXT, PADDING
+from retro_np.retrieval.vocabulary import PADDING
 
 N = 4  # tokens per n-gram
 PROMPT_CHUNKS = 4
@@ -41,12 +41,12 @@ def measure(lab: Lab) -> Figures:
     retro = lab.pair(database, 0)[1]
     n_prompts, length = (TINY_PROMPTS, TINY_LENGTH) if lab.scale.name == "tiny" else (PROMPTS, LENGTH)
     parts = prompts_and_rests(database, n_prompts)
-    settings: dict[str, Any] = {"length": length, "k": recipe.NEIGHBOURS, "top_p": 0.9, "stop_token": END_OF_TEXT}
+    settings: dict[str, Any] = {"length": length, "k": recipe.NEIGHBOURS, "top_p": 0.9}
     shares = {line: np.empty((len(MEASURES), len(parts))) for line in (ON, OFF)}
     texts, pages = [], []
     with progress_bar("sampling", len(parts)) as advance:
         for number, (document, prompt, rest) in enumerate(parts):
-            go_on = partial(generate, retro.params, retro.config, prompt, **settings)
+            go_on = partial(generate, retro.params, retro.config, prompt, stop_token=database.end_of_text, **settings)
             runs = [{ON: go_on(database=database, seed=seed), OFF: go_on(seed=seed)} for seed in range(DRAWS)]
             for line in (ON, OFF):
                 draws = [_shares(run[line][0], rest, parts[number - 1][2], run[ON][1]) for run in runs]
@@ -79,8 +79,8 @@ def prompts_and_rests(database: Database, n_prompts: int, seed: int = 0) -> list
     parts = []
     for start, stop in np.random.default_rng(seed).permutation(runs)[:n_prompts]:
         tokens = split.tokens[start:stop].reshape(-1).astype(np.int64)
-        rest = tokens[cut:]
-        parts.append((int(split.documents[start]), tokens[:cut], rest[(rest != PADDING) & (rest != END_OF_TEXT)]))
+        rest = tokens[cut:][~np.isin(tokens[cut:], (split.padding, split.end_of_text))]
+        parts.append((int(split.documents[start]), tokens[:cut], rest))
     return parts
 
 
@@ -111,16 +111,16 @@ def _shares(sample, rest, other_rest, retrieved):
 
 def draw(figures: Figures, path: Picture) -> None:
     """Two bars per measure, and two joined dots for each prompt."""
-    columns, shifts = np.arange(len(MEASURES)), {ON: -0.2, OFF: 0.2}
-    axes = new_axes(ylabel=f"share of token {N}-grams found in … (%)", xticks=columns, xticklabels=MEASURES)
-    for line, shift in shifts.items():
-        means = [100 * figures["shares"][name][line]["mean"] for name in MEASURES]
-        axes.bar(columns + shift, means, 0.38, color=COLOURS[line], alpha=0.5, label=line)
-    for column, name in enumerate(MEASURES):
-        pairs = 100 * np.array([figures["shares"][name][line]["seeds"] for line in shifts])
-        axes.plot([column + shift for shift in shifts.values()], pairs, "o-", color="#444444", ms=2, lw=0.4)
-    axes.set_ylim(bottom=0)
-    save_plot(axes, path)
+    label, columns = f"share of token {N}-grams found in … (%)", np.arange(len(MEASURES))
+    shifts = {ON: -0.2, OFF: 0.2}
+    with new_plot(path, "", label, xticks=columns, xticklabels=MEASURES) as axes:
+        for line, shift in shifts.items():
+            means = [100 * figures["shares"][name][line]["mean"] for name in MEASURES]
+            axes.bar(columns + shift, means, 0.38, color=COLOURS[line], alpha=0.5, label=line)
+        for column, name in enumerate(MEASURES):
+            pairs = 100 * np.array([figures["shares"][name][line]["seeds"] for line in shifts])
+            axes.plot([column + shift for shift in shifts.values()], pairs, "o-", color="#444444", ms=2, lw=0.4)
+        axes.set_ylim(bottom=0)
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -130,6 +130,3 @@ def verdict(figures: Figures) -> Verdict:
     values = {"higher": sum(on > off for on, off in pairs), "lower": sum(on < off for on, off in pairs)}
     agrees = gain["mean"] > 2 * gain["standard_error"]
     return agrees, sentence(__name__, figures, n=N, measures=MEASURES, **values)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, over_seeds=False, position=14)

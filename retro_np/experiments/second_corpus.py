@@ -11,8 +11,8 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
-from retro_np.report.plots import COLOURS, new_axes, save_plot
+from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence
+from retro_np.report.plots import COLOURS, new_plot
 
 RELEASE = "transformers==4.46.3"
 MODEL_FILES = {"include": ("*/modeling_*.py",), "exclude": ("*/modeling_tf_*.py", "*/modeling_flax_*.py")}
@@ -35,11 +35,10 @@ def measure(lab: Lab) -> Figures:
 def draw(figures: Figures, path: Picture) -> None:
     """A histogram of r(C)."""
     label = "r(C): longest run shared with a neighbour, as a share of the chunk"
-    axes = new_axes(xlabel=label, ylabel="share of chunks")
-    shares = np.array(figures["r_histogram"]) / sum(figures["r_histogram"])
-    axes.bar(np.arange(BINS) / BINS, shares, width=1 / BINS, align="edge", color=COLOURS[ON], alpha=0.5)
-    axes.axvline(0.125, color="#666666", linewidth=0.8)
-    save_plot(axes, path)
+    with new_plot(path, label, "share of chunks") as axes:
+        shares = np.array(figures["r_histogram"]) / sum(figures["r_histogram"])
+        axes.bar(np.arange(BINS) / BINS, shares, width=1 / BINS, align="edge", color=COLOURS[ON], alpha=0.5)
+        axes.axvline(0.125, color="#666666", linewidth=0.8)
 
 
 def verdict(figures: Figures) -> Verdict:
@@ -47,6 +46,3 @@ def verdict(figures: Figures) -> Verdict:
     gains = figures["gains"]
     agrees = gains["bpb"]["from"] >= 0.05 and gains["bpb_no_leakage"]["from"] >= 0.01
     return agrees, sentence(__name__, figures)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=10)

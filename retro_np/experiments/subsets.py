@@ -8,7 +8,7 @@ have much in common, as on GitHub (§4.1)."""
 import numpy as np
 
 from retro_np.evaluation.compare import ON
-from retro_np.experiments.experiment import Experiment, Figures, Lab, Picture, Verdict, described, sentence
+from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence
 from retro_np.report.plots import plot_bars
 
 OTHERS = "other packages"
@@ -54,6 +54,3 @@ def verdict(figures: Figures) -> Verdict:
     ordered = sorted(lines, key=lambda name: lines[name]["gain"])
     values = {"gaining": int((gains > 0).sum()), "best": ordered[-1], "worst": ordered[0], "correlation": correlation}
     return bool(np.mean(gains > 0) > 0.5), sentence(__name__, figures, **values)
-
-
-EXPERIMENT = Experiment(*described(__doc__), measure, draw, verdict, position=8)

@@ -97,14 +97,13 @@ def _try_lock(file: BinaryIO) -> bool:
 
 def allow_open_files(number: int) -> None:
     """Raise the process's limit on open files to `number`, or as far as the system allows."""
-    try:
+    with suppress(ImportError):  # Windows has no such limit.
         import resource
-    except ImportError:  # Windows has no such limit.
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = number if hard == resource.RLIM_INFINITY else min(number, hard)
-    if soft != resource.RLIM_INFINITY and limit > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        if soft != resource.RLIM_INFINITY and limit > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def remove_folder(folder: Path | str) -> None:

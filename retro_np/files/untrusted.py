@@ -27,6 +27,7 @@ HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # two make a 
 # The header that np.save writes. Evaluating it as Python, as NumPy does, is slow and accepts much more.
 NPY_HEADER = re.compile(rb"\{'descr': (.+), 'fortran_order': False, 'shape': \((\d*(?:, \d+)*),?\), \} *\n")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
+Tensors = dict[str, np.ndarray]  # by name
 FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}  # safetensors' types and what is read from the file
 
 
@@ -48,8 +49,17 @@ def reporting(subject: str, hint: str, kind: type[UserError] = UserError) -> Ite
     except (kind, KeyboardInterrupt):
         raise
     except BaseException as error:
-        reason = one_line(" ".join(traceback.format_exception_only(error)))
+        reason = one_line(" ".join(traceback.format_exception_only(error))).removeprefix("ValueError: ")
         raise kind(f"{subject} ({reason:.300}): {hint}") from error
+
+
+def loaded_json(data: bytes | str, where: str, hint: str, **options: Any) -> Any:
+    """What json.loads returns, with these options. where, hint: the beginning and end of the UserError."""
+    try:
+        return json.loads(data, **options)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{where} is not JSON ({reason}): {hint}") from error
 
 
 def parse_json(data: bytes | str, where: str, kind: type = dict, hint: str = DAMAGED) -> Any:
@@ -57,16 +67,10 @@ def parse_json(data: bytes | str, where: str, kind: type = dict, hint: str = DAM
 
     where: what the error calls the data. hint: what to do, the end of the error. Raises UserError for anything else,
     also for NaN, for infinities and for a value that is nested too deeply."""
-    try:
-        value = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{where} is not JSON ({reason}): {hint}") from error
+    value = loaded_json(data, where, hint, parse_constant=_refuse_constant)
     if HALF_CHARACTER.search(data if isinstance(data, str) else data.decode("latin-1")):
-        try:
+        with reporting(f"{where} holds half a character (a lone surrogate)", hint):
             json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{where} holds half a character (a lone surrogate): {hint}") from error
     if not isinstance(value, kind):
         raise UserError(f"{where} does not hold a JSON {'list' if kind is list else 'object'}: {hint}")
     return value
@@ -140,19 +144,17 @@ def open_safetensors(path: Path | str, hint: str = DAMAGED) -> tuple[dict[str, S
     if not Path(path).is_file():
         raise UserError(f"no safetensors file at {path}: {hint}")
     with reporting(f"{path} is not a complete safetensors file", hint):
-        with safe_open(
-            path, framework="numpy"
-        ) as file:  # This checks types, shapes and offsets against the file's size.
+        with safe_open(path, framework="numpy") as file:  # checks types, shapes and offsets against the file's size
             metadata = file.metadata() or {}
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    start = 8 + length
-    return {
-        name: StoredTensor(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }, metadata
+
+    def stored(dtype: str, shape: list[int], data_offsets: list[int]) -> StoredTensor:
+        return StoredTensor(dtype, tuple(shape), 8 + length + data_offsets[0])
+
+    return {name: stored(**entry) for name, entry in header.items()}, metadata
 
 
 def read_tensor(path: Path | str, name: str, stored: StoredTensor, hint: str = DAMAGED) -> np.ndarray:
@@ -177,12 +179,22 @@ def read_tensor(path: Path | str, name: str, stored: StoredTensor, hint: str = D
 
 def read_safetensors(
     path: Path | str, selects: Callable[[str], bool] = lambda name: True, hint: str = DAMAGED
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+) -> tuple[Tensors, dict[str, str]]:
     """The tensors of a safetensors file whose names are selected, and the file's metadata.
 
     The tensors are what `read_tensor` returns. Raises the errors of `open_safetensors` and `read_tensor`."""
     stored, metadata = open_safetensors(path, hint)
     return {name: read_tensor(path, name, tensor, hint) for name, tensor in stored.items() if selects(name)}, metadata
+
+
+def checked_tensor(tensors: Tensors, path: Path | str, name: str, shape: tuple[int, ...], hint: str) -> np.ndarray:
+    """One of the tensors of a file, by its name. Raises UserError unless it has this shape and is finite everywhere."""
+    actual = f"of shape {tensors[name].shape}" if name in tensors else "absent"
+    if actual != f"of shape {shape}":
+        raise UserError(f"{path}: {name} is {actual}, but its configuration needs shape {shape}: {hint}")
+    if not np.all(np.isfinite(tensors[name])):
+        raise UserError(f"{path}: {name} is not finite everywhere, so the file is damaged: {hint}")
+    return tensors[name]
 
 
 @contextmanager

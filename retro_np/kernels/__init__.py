@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -21,9 +21,8 @@ COMPILED_TYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 DTYPE_KINDS = {"f": "floating-point numbers", "iu": "integers", "b": "booleans"}
 CHOICES = ("numpy", "numba", "c", "auto")
 KERNELS_VARIABLE = "RETRO_NP_KERNELS"
-MODULES = ("attention", "bert", "hashing", "minhash", "panels", "rowwise", "search", "substring", "swiglu")
 
-_kernels: dict[str, dict[str, Any]] = {}  # name: {"numpy": function, ...}, in order of preference
+registered: dict[str, dict[str, Any]] = {}  # name: {"numpy": function, ...}, in order of preference
 _choice: str | None = None  # None until the environment is read
 
 
@@ -40,34 +39,30 @@ def ignore_underflow(function: Callable[P, R]) -> Callable[P, R]:
 
 def kernel(
     name: str, *, numpy: Callable[..., Any], numba: str | bool = False, c: Callable[..., Any] | None = None,
-    one_type: bool = False, arrays: dict[str, str] | None = None, check: Callable[..., tuple[Any, ...]] | None = None,
+    arrays: dict[str, str] | None = None, check: Callable[..., tuple[Any, ...]] | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
     """Register a kernel's implementations, and return the function that calls the chosen one.
-    numpy, c: functions of one signature. c gets its compiled function from `c_extension`.
-    numba: "module:function", imported on the first call, so that Numba is imported only if it is used. True stands for
-      the function `name` of the module beside NumPy's, x_numba.py for x.py.
-    one_type: Numba and C need one type, float32 or float64. Others, and mixtures, run in NumPy, by its promotion rules.
-    arrays: one_type, and by an argument's name its kind of dtype, a letter per axis or * for all, then ? if None may be
-      given, ! if the kernel writes it: "f Thc?". Axes with one letter have one size. Other arguments raise UserError.
+    numpy, c: functions of one signature. c calls `c_extension`; if it computes in NumPy, underflow may raise there.
+    numba: "module:function", imported on the first call; True: the function `name` of x_numba.py beside NumPy's x.py.
+    arrays: by an argument's name its kind of dtype, a letter per axis or * for all, then ? if None may be given, ! if
+      the kernel writes it: "f Thc?". Axes with one letter have one size. Other arguments raise UserError. Numba and C
+      get one type, float32 or float64. Others, and mixtures, run in NumPy, by its promotion rules.
     check: takes the arguments and returns those that the implementations get, or raises UserError.
     The returned function has the NumPy function's signature and docstring."""
     path = f"{numpy.__module__}_numba:{name}" if numba is True else numba
-    implementations = {"c": c, "numba": path, "numpy": numpy}  # fastest first
-    _kernels[name] = {kind: function for kind, function in implementations.items() if function}
+    implementations = {"c": c, "numba": path, "numpy": ignore_underflow(numpy)}  # fastest first
+    registered[name] = {kind: function for kind, function in implementations.items() if function}
     names = list(inspect.signature(numpy).parameters)
 
     @functools.wraps(numpy)
     def dispatch(*args: Any, **kwargs: Any) -> Any:
-        kind = _running(name)
-        if arrays is not None:
-            check_arrays(name, arrays, dict(zip(names, args, strict=False)) | kwargs)
+        kind = running(name)
+        if arrays is not None and not check_arrays(name, arrays, dict(zip(names, args, strict=False)) | kwargs):
+            kind = "numpy"
         if check is not None:
             args, kwargs = check(*args, **kwargs), {}
-        if (one_type or arrays is not None) and not _have_one_type((*args, *kwargs.values())):
-            kind = "numpy"
-        function = _kernels[name][kind]
-        with np.errstate(under="ignore"):
-            return (_imported(function) if kind == "numba" else function)(*args, **kwargs)
+        function = registered[name][kind]
+        return (_imported(function) if kind == "numba" else function)(*args, **kwargs)
 
     dispatch.__name__ = dispatch.__qualname__ = name
     return dispatch
@@ -86,13 +81,6 @@ def using() -> str:
     if _choice is None:
         _choice = _checked(os.environ.get(KERNELS_VARIABLE) or "auto", KERNELS_VARIABLE)
     return _choice
-
-
-def table() -> list[tuple[str, str, tuple[str, ...]]]:
-    """A row per kernel: name, kind that runs now, installed kinds, fastest first. Raises UserError like `using`."""
-    for module in MODULES:
-        importlib.import_module(f"{__name__}.{module}")
-    return [(name, _running(name), tuple(filter(_is_installed, _kernels[name]))) for name in sorted(_kernels)]
 
 
 @functools.cache
@@ -114,9 +102,10 @@ def numba_error() -> Exception | None:
     return None
 
 
-def check_arrays(name: str, arrays: dict[str, str], arguments: dict[str, Any]) -> None:
-    """Raise UserError unless each argument is an array as `arrays` says: a compiled loop would read beyond its end."""
-    sizes: dict[str, Any] = {}
+def check_arrays(name: str, arrays: dict[str, str], arguments: dict[str, Any]) -> bool:
+    """Raise UserError unless each argument is an array as `arrays` says: a compiled loop would read beyond its end.
+    Returns whether all floating-point arrays are float32, or all are float64, in native byte order."""
+    sizes, types = dict[str, Any](), set[Any]()
     for argument, form in arrays.items():
         array: Any = arguments.get(argument)
         kind, axes, is_optional, is_written = _parts(form)
@@ -133,6 +122,9 @@ def check_arrays(name: str, arrays: dict[str, str], arguments: dict[str, Any]) -
             raise UserError(f"{name}: {argument} {actual}; it must be an array of {wanted}")
         if is_written and not array.flags.writeable:
             raise UserError(f"{name}: {argument} is read-only; it must be writable")
+        if kind == "f":
+            types.add(array.dtype)
+    return len(types) == 1 and types <= COMPILED_TYPES
 
 
 @functools.cache
@@ -144,33 +136,29 @@ def _parts(form: str) -> tuple[str, str, bool, bool]:
 @functools.cache
 def _imported(path: str) -> Any:
     module, function = path.split(":")
-    return getattr(importlib.import_module(module), function)
+    return ignore_underflow(getattr(importlib.import_module(module), function))
 
 
-def _have_one_type(arguments: Iterable[Any]) -> bool:
-    """Whether all floating-point arrays are float32, or all are float64, in native byte order."""
-    types = {a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind not in "biu"}
-    return len(types) == 1 and types <= COMPILED_TYPES
-
-
-def _is_installed(kind: str) -> bool:
+def is_installed(kind: str) -> bool:
+    """Whether kernels of this kind can run here."""
     return kind == "numpy" or (numba_error() is None if kind == "numba" else c_extension() is not None)
 
 
-def _running(name: str) -> str:
-    choice, kinds = using(), _kernels[name]
+def running(name: str) -> str:
+    """The kind of a kernel that runs now. Raises UserError like `using`."""
+    choice, kinds = using(), registered[name]
     if choice == "auto":
-        return next(filter(_is_installed, kinds))
+        return next(filter(is_installed, kinds))
     return choice if choice in kinds else "numpy"
 
 
 def _checked(name: str, where: str) -> str:
     if name not in CHOICES:
         raise UserError(f"{where}: unknown kernels {name!r}; choose one of {', '.join(CHOICES)}")
-    if name == "c" and not _is_installed(name):
+    if name == "c" and not is_installed(name):
         hint = "install a C compiler and Python's headers and reinstall (pip install --force-reinstall --no-deps .)"
         raise UserError(f"{where}: the C kernels are not built; {hint}, or choose numpy, numba or auto")
-    if name == "numba" and not _is_installed(name):
+    if name == "numba" and not is_installed(name):
         reason = str(numba_error()).partition("\n")[0]
         hint = "pip install -U numba, or choose numpy, c or auto"
         raise UserError(f"{where}: Numba cannot be imported ({reason}); {hint}")

@@ -22,7 +22,6 @@ from retro_np.kernels.threads import blocks, count, parallel_for
 MAX_GRADIENT_PARTS = 8  # With positions, the backward pass splits a batch into at most 8 parts with their own sums.
 MIN_PARALLEL_PRODUCTS = 1 << 20  # Products of two numbers; a smaller job is not worth a second thread.
 CALLS_PER_THREAD = 4  # If one thread is delayed, the others take over its remaining calls.
-
 Maybe = Array | None
 
 
@@ -75,10 +74,11 @@ def _softmax(logits: Array) -> tuple[Array, Array]:
 
 def _backward_numpy(
     dout: Array, lse: Array, q: Array, keys: Array, values: Array, table: Maybe = None, u: Maybe = None,
-    v: Maybe = None, *, causal_offset: int | None = None, key_mask: Maybe = None,
+    v: Maybe = None, *, causal_offset: int | None = None, key_mask: Maybe = None, dlse: Maybe = None,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The pullback of attention_forward. It recomputes the probabilities as exp(logits − lse).
 
+    dlse: (B, h, g, n), or None for zeros. For a query without keys it has no effect.
     Returns dq, dkeys, dvalues, dtable, du, dv; the last three are None without positions."""
     batch, g, n, h, c = q.shape
     k, r = keys.shape[1:3]
@@ -89,6 +89,8 @@ def _backward_numpy(
     dvalues = probabilities.swapaxes(-1, -2) @ dheads
     dlogits = dheads @ _heads_first(values).swapaxes(-1, -2)
     dlogits -= np.sum(dlogits * probabilities, axis=-1, keepdims=True)
+    if dlse is not None:
+        dlogits += np.where(np.isposinf(lse), 0, dlse).reshape(batch, h, g * n, 1)
     dlogits *= probabilities
     dlogits *= q.dtype.type(c**-0.5)
     dcontent = dlogits @ _heads_first(keys)  # the gradient of q + u
@@ -120,8 +122,7 @@ def _logits(
         logits += skewed(by_distance.reshape(batch, h, g, n, max(0, n + r - 1)), r)[..., None, :]
     logits *= q.dtype.type(c**-0.5)
     if causal_offset is not None:
-        hidden = np.arange(r) > np.arange(n)[:, None] + within(causal_offset, n, r)
-        np.copyto(logits, -np.inf, where=hidden[:, None, :])
+        np.copyto(logits, -np.inf, where=np.arange(r) > np.arange(n)[:, None, None] + within(causal_offset, n, r))
     if key_mask is not None:
         np.copyto(logits, -np.inf, where=~key_mask[:, None, None, None])
     return logits.reshape(batch, h, g * n, k * r)
@@ -145,19 +146,19 @@ def within(causal_offset: int, n: int, r: int) -> int:
 
 
 def forward_by_tasks(run: Callable[..., Any], *arguments: Any) -> tuple[Array, Array]:
-    """out and lse from a compiled `run`. Task t is head t // B of item t % B; a call does some consecutive tasks.
+    """out and lse from a compiled `run`. Task t is head t // (B·g) of group t % (B·g); a call does consecutive tasks.
 
     arguments: in the order of `in_order`, as `run` takes them."""
     q, keys, *_ = arguments
     batch, g, n, h, _ = q.shape
     out, lse = np.empty(q.shape, q.dtype), np.empty((batch, h, g, n), q.dtype)
-    tasks = _task_blocks(h * batch, q, keys)
+    tasks = _task_blocks(h * batch * g, q, keys)
     parallel_for(lambda block: run(*arguments, out, lse, block.start, block.stop), tasks)
     return out, lse
 
 
-def backward_by_tasks(run: Callable[..., Any], dout: Array, lse: Array, *arguments: Any) -> tuple[Maybe, ...]:
-    """The gradients from a compiled `run`. Task t is head t // P of part t % P of the batch.
+def backward_by_tasks(run: Callable[..., Any], given: list[Any], *arguments: Any) -> tuple[Maybe, ...]:
+    """The gradients from a compiled `run`. Task t is head t // P of part t % P of the batch. given: dout, lse and dlse.
 
     Each part has its own sums for table, u and v, so that they are added in a fixed order."""
     q, keys, values, table, u, v, *_ = arguments
@@ -166,7 +167,7 @@ def backward_by_tasks(run: Callable[..., Any], dout: Array, lse: Array, *argumen
     gradients = [np.empty(array.shape, array.dtype) for array in (q, keys, values)]
     sums = [None if array is None else np.empty((parts, *array.shape), q.dtype) for array in (table, u, v)]
     tasks = _task_blocks(h * parts, q, keys)
-    parallel_for(lambda block: run(dout, lse, *arguments, *gradients, *sums, block.start, block.stop), tasks)
+    parallel_for(lambda block: run(*given, *arguments, *gradients, *sums, block.start, block.stop), tasks)
     return *gradients, *(None if array is None else array.sum(axis=0) for array in sums)
 
 
@@ -174,20 +175,19 @@ def _forward_c(*arrays: Any, **masks: Any) -> tuple[Array, Array]:
     return forward_by_tasks(c_extension().attention_forward, *in_order(*arrays, **masks))
 
 
-def _backward_c(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Maybe, ...]:
-    return backward_by_tasks(c_extension().attention_backward, *contiguous(dout, lse), *in_order(*arrays, **masks))
+def _backward_c(dout: Array, lse: Array, *arrays: Any, dlse: Maybe = None, **masks: Any) -> tuple[Maybe, ...]:
+    return backward_by_tasks(c_extension().attention_backward, contiguous(dout, lse, dlse), *in_order(*arrays, **masks))
 
 
-_ARRAYS = {"q": "f Bgnhc", "keys": "f Bkrhc", "values": "f Bkrhc", "table": "f Thc?", "u": "f hc?", "v": "f hc?"}
-_ARRAYS |= {"key_mask": "b Bkr?"}
+_ARRAYS = dict(q="f Bgnhc", keys="f Bkrhc", values="f Bkrhc", table="f Thc?", u="f hc?", v="f hc?", key_mask="b Bkr?")
 attention_forward = kernel("attention_forward", numpy=_forward_numpy, numba=True, c=_forward_c, arrays=_ARRAYS)
-_ARRAYS = {"dout": "f Bgnhc", "lse": "f Bhgn"} | _ARRAYS
+_ARRAYS = {"dout": "f Bgnhc", "lse": "f Bhgn"} | _ARRAYS | {"dlse": "f Bhgn?"}
 attention_backward = kernel("attention_backward", numpy=_backward_numpy, numba=True, c=_backward_c, arrays=_ARRAYS)
 
 
 def contiguous(*arrays: Maybe) -> list[Any]:
     """The arrays, copied where they are not contiguous, aligned and writable. None stays None."""
-    return [None if array is None else np.require(array, requirements=["C", "A", "W"]) for array in arrays]
+    return [a if a is None or a.flags.carray else np.require(a, requirements=["C", "A", "W"]) for a in arrays]
 
 
 def _task_blocks(tasks: int, q: Array, keys: Array) -> list[slice]:

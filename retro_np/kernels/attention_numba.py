@@ -25,19 +25,21 @@ EXP_TAYLOR = tuple(np.float32(1 / math.factorial(degree)) for degree in range(7,
 def attention_forward(*arrays: Any, **masks: Any) -> tuple[Array, Array]:
     """Like retro_np.kernels.attention.attention_forward."""
     q, keys, values, *others = _for_loops(*in_order(*arrays, **masks))
-    unused = [np.empty((len(q), *(0,) * ndim), q.dtype) for ndim in (3, 2, 2)]  # a part for each item, as dtable has
+    parts = q.shape[0] * q.shape[1]  # for each group of queries a part, which is counted in dtable
+    unused = [np.empty((parts, *(0,) * ndim), q.dtype) for ndim in (3, 3, 2, 2)]
     return forward_by_tasks(lambda *tasks: _forward(*tasks, False, q, keys, values, *unused), q, keys, values, *others)
 
 
-def attention_backward(dout: Array, lse: Array, *arrays: Any, **masks: Any) -> tuple[Maybe, ...]:
+def attention_backward(dout: Array, lse: Array, *arrays: Any, dlse: Maybe = None, **masks: Any) -> tuple[Maybe, ...]:
     """Like retro_np.kernels.attention.attention_backward."""
     q, keys, values, table, *others = in_order(*arrays, **masks)
 
-    def run(dout: Array, lse: Array, *arguments: Any) -> None:
+    def run(dout: Array, lse: Array, dlse: Array, *arguments: Any) -> None:
         *inputs, dq, dkeys, dvalues, dtable, du, dv, first, last = arguments
-        _forward(*inputs, dq, lse, first, last, True, dout, dkeys, dvalues, dtable, du, dv)
+        _forward(*inputs, dq, lse, first, last, True, dout, dkeys, dvalues, dlse, dtable, du, dv)
 
-    gradients = backward_by_tasks(run, *contiguous(dout, lse), *_for_loops(q, keys, values, table, *others))
+    given = contiguous(dout, lse, np.zeros_like(lse) if dlse is None else dlse)
+    gradients = backward_by_tasks(run, given, *_for_loops(q, keys, values, table, *others))
     return (*gradients[:3], None, None, None) if table is None else gradients
 
 
@@ -132,12 +134,13 @@ def _tile_logits(
 def _forward(
     q: Array, keys: Array, values: Array, table: Array, u: Array, v: Array, mask: Array, causal_offset: int,
     out: Array, lse: Array, first_task: int, last_task: int, backward: bool, dout: Array, dkeys: Array, dvalues: Array,
-    dtable: Array, du: Array, dv: Array,
+    dlse: Array, dtable: Array, du: Array, dv: Array,
 ) -> None:  # fmt: skip
-    """out and lse of the tasks first_task ≤ t < last_task: head t // P of part t % P of the batch, of P = len(dtable).
+    """out and lse of the tasks first_task ≤ t < last_task: head t // P of part t % P, of P = len(dtable).
 
-    backward: lse is given, and the logits that the forward pass had are turned into the gradients; dq is written to
-    out. Otherwise the arrays of gradients are not used."""
+    backward: a part is some items of the batch. lse is given, and the logits that the forward pass had are turned into
+    the gradients; dq is written to out. Otherwise a part is one group of an item's queries, and the arrays of gradients
+    are not used."""
     batch, g, n, h, c = q.shape
     (k, r), kind, parts = mask.shape[1:], q.dtype.type, len(dtable)
     all_keys, all_values = keys.reshape((batch, k * r, h, c)), values.reshape((batch, k * r, h, c))
@@ -157,14 +160,18 @@ def _forward(
             rows_of_table[: len(table), :c] = table[:, head]
             table_t[:] = rows_of_table.T
         if backward:
+            items, groups = (part * batch // parts, (part + 1) * batch // parts), (0, g)
             du[part, head], dv[part, head], rows_of_dtable[:] = 0, 0, 0
-        for item in range(part * batch // parts, (part + 1) * batch // parts):
-            head_keys[: k * r, :c], head_values[: k * r, :c] = all_keys[item, :, head], all_values[item, :, head]
-            keys_t[:] = head_keys.T
+        else:
+            items, groups = (part // g, part // g + 1), (part % g, part % g + 1)
+        for item in range(items[0], items[1]):
+            if task == first_task or groups[0] == 0:  # otherwise the previous task has loaded them
+                head_keys[: k * r, :c], head_values[: k * r, :c] = all_keys[item, :, head], all_values[item, :, head]
+                keys_t[:] = head_keys.T
             if backward:
                 values_t[:] = head_values.T
                 head_dkeys[:], head_dvalues[:] = 0, 0
-            for group in range(g):
+            for group in range(groups[0], groups[1]):
                 for first in range(0, n, TILE):
                     rows = min(TILE, n - first)
                     padded, tile = _padded(rows), q[item, group, first : first + rows, head]
@@ -205,6 +212,8 @@ def _forward(
                         weights, row, mean = logits[i], dlogits[i], kind(0)
                         for j in range(used):
                             mean += weights[j] * row[j]
+                        if i < rows and lse[item, head, group, first + i] != np.inf:  # not a query without keys
+                            mean -= dlse[item, head, group, first + i]
                         for j in range(used):
                             row[j] = weights[j] * (row[j] - mean)
                     dcontent[:] = 0

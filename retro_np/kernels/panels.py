@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from retro_np.kernels import Array, c_extension, kernel
+from retro_np.kernels import Array, c_extension, ignore_underflow, kernel
 from retro_np.kernels.threads import blocks, count, parallel_for
 
 PANEL_COLUMNS = 64  # the same as PANEL in csrc/panels.c
@@ -36,6 +36,7 @@ def _matmul(x: Array, packed: Prepacked) -> Array:
     return out
 
 
+@ignore_underflow
 def _matmul_c(x: Array, packed: Prepacked) -> Array:
     if packed.panels is None or len(x) > MAX_PREPACKED_ROWS or x.dtype != packed.panels.dtype:
         return _matmul(x, packed)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.kernels import Array, c_extension, check_arrays, kernel, threads
+from retro_np.kernels import Array, c_extension, check_arrays, ignore_underflow, kernel, threads
 
 LANES = 16  # partial sums of a distance, as in csrc/search.c
 QUERIES_PER_JOB = 64
@@ -178,6 +178,5 @@ def _check_finite(queries: Array, keys: Array, start: int) -> None:
                 raise UserError(f"exact_search: {where} holds NaN or infinity; check the embedder that made it")
 
 
-exact_search = kernel(
-    "exact_search", numpy=_search_numpy, c=functools.partial(_search, update=_update_c), check=_checked
-)
+_search_c = ignore_underflow(functools.partial(_search, update=_update_c))
+exact_search = kernel("exact_search", numpy=_search_numpy, c=_search_c, check=_checked)

@@ -37,7 +37,7 @@ def use_threads(number: int) -> None:
     """Set the number of threads from now on. Raises UserError for fewer than one."""
     global _count
     _count = _checked(number, "use_threads")
-    _forget_pool()
+    end()
 
 
 def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
@@ -78,6 +78,13 @@ def parallel_for(job: Callable[[Any], object], parts: Iterable[Any]) -> None:
 def blocks(length: int, size: int) -> list[slice]:
     """Slices of `size` that cover `length`; the last one may be shorter."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def end() -> None:
+    """End the pool's threads, unless a job of theirs calls. The next job starts new ones."""
+    if _pool is not None and not getattr(_worker, "busy", False):
+        _pool.shutdown()
+    _forget_pool()
 
 
 def _forget_pool() -> None:

@@ -17,12 +17,18 @@ def relative_attention(q: Array, keys: Array, values: Array, *positions: Array, 
 
     positions: table, u and v, or nothing; masks: causal_offset and key_mask.
     vjp(dout) -> (dq, dkeys, dvalues), followed by (dtable, du, dv) if there are positions."""
+    (out, _), vjp = attention_with_lse(q, keys, values, *positions, **masks)
+    return out, vjp
+
+
+def attention_with_lse(q: Array, keys: Array, values: Array, *positions: Array, **masks: Any) -> tuple[Any, Pullback]:
+    """Like `relative_attention`, with the value (out, lse), and vjp(dout, dlse) of both; a dlse of None is zero."""
     out, lse = attention_forward(q, keys, values, *positions, **masks)
 
-    def vjp(dout: Array) -> tuple[Array, ...]:
-        return tuple(attention_backward(dout, lse, q, keys, values, *positions, **masks)[: 3 + len(positions)])
+    def vjp(dout: Array, dlse: Array | None = None) -> Any:
+        return attention_backward(dout, lse, q, keys, values, *positions, dlse=dlse, **masks)[: 3 + len(positions)]
 
-    return out, vjp
+    return (out, lse), vjp
 
 
 def project(x: Array, w: Array, n_heads: int, trainable: bool = True) -> tuple[Array, Pullback]:

@@ -4,6 +4,7 @@ from __future__ import annotations  # without it, each call evaluates the annota
 
 import numpy as np
 
+from retro_np.config import RetroConfig
 from retro_np.nn.attention import attend
 from retro_np.nn.operators import rms_norm
 from retro_np.nn.scope import ROOT, Scope
@@ -56,3 +57,9 @@ def cca(
         return grads | {"norm": dgain}, dy + dh, dencoded.reshape(encoded.shape)
 
     return h + dropped, vjp
+
+
+def read_part(neighbours: Array, config: RetroConfig) -> Array:
+    """The part of each value [N, F], (..., r), that the encoder reads: both, N alone or F alone (table 13)."""
+    m = config.chunk_size
+    return neighbours[..., {"NF": slice(None), "N": slice(m), "F": slice(m, None)}[config.retrieved_part]]

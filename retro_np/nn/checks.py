@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from retro_np.config import EncoderConfig, RetroConfig
-from retro_np.nn import decoders
+from retro_np.nn import decoders, memory
 from retro_np.nn.attention import relative_attention, self_attention
 from retro_np.nn.cca import cca
 from retro_np.nn.encoder import encode, encoder_cross_attention
 from retro_np.nn.ffw import ffw
 from retro_np.nn.model import retro, retro_loss
 from retro_np.nn.operators import cross_entropy, dropout, embedding, gelu, linear, rms_norm
+from retro_np.nn.scope import ROOT
 from retro_np.parameters import init_params
 from retro_np.tree import Array, Pullback, Tree, map_tree
 
@@ -77,6 +78,47 @@ def decoder_checks(seed: int) -> Iterator[Check]:
         yield Check(f"{name}, loss", "eq. 1", loss, (params[name],))
 
 
+def memory_checks(seed: int) -> Iterator[Check]:
+    """The parts of a memory of such a decoder, and what a small Llama and GPT-2 train of it."""
+    rng = np.random.default_rng(seed)
+    normal, tokens, targets = rng.standard_normal, rng.integers(0, 11, (2, 5)), rng.integers(-1, 11, (2, 5))
+    neighbours = rng.integers(0, 11, (2, 2, 2, 4))
+    neighbours[0, 0, 1, 3:] = -1  # a value that ends in padding
+    neighbours[1, 0] = -1  # no neighbour at all
+    neighbours[1, 1, 0] = neighbours[0, 1, 1]
+    sizes: dict[str, Any] = {"d_model": 6, "d_ffw": 8, "n_heads": 4, "d_head": 2, "n_layers": 2, "max_positions": 8}
+    llama = decoders.DecoderConfig(11, **sizes, n_kv_heads=2, cca_layers=(1, 2), chunk_size=2, rank=1, begin_id=1)
+    gpt2 = replace(llama, architecture="gpt2", cca_layers=(2,), biases=("w_k", "w_o"), changed=("w_q", "w_o"))
+
+    def joint(*arrays: Array) -> tuple[Any, Pullback]:
+        both, part, vjp = memory.join(*arrays)
+        return (both, part), lambda d: vjp(*d)
+
+    def attention(q: Array, keys: Array, values: Array) -> tuple[Any, Pullback]:
+        out, lse, vjp = memory.attend_to_neighbours(q, keys, values, neighbours[0] >= 0, 1, llama)
+        return (out, lse), lambda d: vjp(*d)
+
+    def change(params: Tree, x: Array) -> tuple[Array, Pullback]:
+        return decoders.changed(np.zeros((3, 4)), params, x, "q", ROOT)
+
+    def loss(changes: list[Tree], config: decoders.DecoderConfig, params: Tree) -> tuple[Any, Pullback]:
+        layers = [layer | new for layer, new in zip(params["layers"], changes, strict=True)]
+        value, vjp = retro_loss(params | {"layers": layers}, config, tokens, targets, neighbours)
+        return value, lambda d: [{"cca": layer["cca"]} if "cca" in layer else {} for layer in vjp(d)["layers"]]
+
+    own, read = normal((2, 2, 3, 4, 2)), normal((2, 2, 3, 4))
+    yield Check("joint softmax", "Ratner et al. 2023", joint, (own[0], read[0], own[1], read[1], normal(4)))
+    shared = normal((2, 2, 2, 4, 2, 2))
+    yield Check("attention, with log-sum-exp", "Ratner et al. 2023", attention, (normal((2, 3, 4, 2)), *shared))
+    low_rank = {"down_q": normal((5, 2)), "up_q": normal((2, 4))}
+    yield Check("low-rank change", "Hu et al. 2022", change, (low_rank, normal((3, 5))))
+    for name, config in {"Llama": llama, "GPT-2": gpt2}.items():
+        params = perturbed_params(config, seed)
+        changes = [{"cca": layer["cca"]} if "cca" in layer else {} for layer in params["layers"]]
+        of_memory = partial(loss, config=config, params=params)
+        yield Check(f"{name} with a memory, loss", "eq. 1", of_memory, (changes,))
+
+
 def checks(seed: int = 0) -> Iterator[Check]:
     """All checks, from the smallest operator to the whole model, with odd shapes, padding and missing neighbours."""
     rng = np.random.default_rng(seed)
@@ -128,6 +170,7 @@ def checks(seed: int = 0) -> Iterator[Check]:
         return lambda p: retro_loss(p, config, tokens, targets, retrieved, dropout_key=(seed, 0))
 
     yield from decoder_checks(seed)
+    yield from memory_checks(seed)
     yield Check("RETRO, logits", "algorithm 1", lambda p: retro(p, CONFIG, tokens, neighbours), (params,))
     yield Check("RETRO[ON], loss", "eq. 1", loss(CONFIG), (params,))
     yield Check("RETRO[OFF], loss", "§4.2", loss(CONFIG, None), (params,))

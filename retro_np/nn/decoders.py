@@ -6,26 +6,24 @@ heads, and SwiGLU. GPT-2 (Radford et al. 2019) has LayerNorm, learned positions,
 part that only some models have is run if its parameters are in the tree."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from retro_np.config import RetroConfig
+from retro_np.config import RetroConfig, check_numbers, shown
 from retro_np.errors import UserError
-from retro_np.kernels import ignore_underflow
 from retro_np.kernels.attention import attention_weights
-from retro_np.kernels.swiglu import swiglu_backward, swiglu_forward
-from retro_np.kernels.threads import blocks, parallel_for
+from retro_np.kernels.decoders import norm_backward, norm_forward, swiglu_backward, swiglu_forward
+from retro_np.kernels.decoders import rotary as turn
 from retro_np.nn.attention import relative_attention
-from retro_np.nn.operators import embedding, gelu, linear, rms_norm
+from retro_np.nn.operators import embedding, gelu, linear
 from retro_np.nn.scope import ROOT, Blocks, Scope
-from retro_np.tree import Array, Pullback, Tree
+from retro_np.tree import Array, Pullback, Tree, named_leaves
 
 ARCHITECTURES_OF_DECODERS = ("llama", "gpt2")
-POSITIONS_PER_BLOCK = 64  # that one thread turns at a time, by rotary angles
 MATRICES = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_in", "w_out")
 
 
@@ -33,8 +31,8 @@ MATRICES = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_in", "w_out")
 class DecoderConfig(RetroConfig):
     """A decoder that others trained. `retro`, `retro_loss`, `generate` and the others take it like a RetroConfig.
 
-    The fields of RetroConfig keep their meaning; cca_layers is empty. Raises UserError (a ValueError) for values that
-    no such model can have.
+    The fields of RetroConfig keep their meaning. Raises UserError (a ValueError) for values that no such model can
+    have.
 
     architecture: "llama" or "gpt2".
     n_kv_heads: heads of keys and values, a divisor of n_heads; None: n_heads. Ainslie et al. 2023.
@@ -42,6 +40,12 @@ class DecoderConfig(RetroConfig):
     rotary_base: θ of Llama's rotary positions.
     max_positions: the longest sequence, in tokens.
     biases: the matrices with a bias beside them, some of w_q, w_k, w_v, w_o, w_gate, w_in and w_out.
+    cca_layers: layers that read neighbours. Without an encoder the decoder encodes them itself (nn/memory.py), and only
+        the memory is trained; with one, they have the paper's chunked cross-attention.
+    adapted_layers: layers whose own attention has trained changes of low rank.
+    rank: of these changes, and of those of a memory; None: without them a memory trains its gates alone.
+    changed: the matrices that they change, some of w_q, w_k, w_v and w_o.
+    begin_id: the token that begins a neighbour where the decoder encodes it; None: neighbours begin without one.
     padding_id: None, since most of these tokenizers have no padding."""
 
     architecture: str = "llama"
@@ -51,17 +55,19 @@ class DecoderConfig(RetroConfig):
     max_positions: int = 2048
     biases: tuple[str, ...] = ()
     padding_id: int | None = None
+    adapted_layers: tuple[int, ...] = ()
+    rank: int | None = None
+    changed: tuple[str, ...] = MATRICES[:4]
+    begin_id: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.architecture, str) or self.architecture not in ARCHITECTURES_OF_DECODERS:
             raise UserError(f"architecture must be llama or gpt2, not {self.architecture!r:.40}")
-        if self.cca_layers:
-            raise UserError("a DecoderConfig has no chunked cross-attention: leave cca_layers out")
         groups: Any = self.kv_heads
         is_count = isinstance(groups, Integral) and not isinstance(groups, bool)
         if not is_count or not 1 <= groups <= self.n_heads or self.n_heads % groups:
-            raise UserError(f"n_kv_heads must divide n_heads ({self.n_heads}), not {groups!r:.40}")
+            raise UserError(f"n_kv_heads must divide n_heads ({self.n_heads}), not {shown(groups)}")
         if self.n_kv_heads is not None:
             object.__setattr__(self, "n_kv_heads", int(groups))  # JSON cannot store NumPy's numbers.
         for name, least, largest in (("norm_eps", 1e-30, 1), ("rotary_base", 1, 1e30)):
@@ -76,6 +82,23 @@ class DecoderConfig(RetroConfig):
         if not isinstance(self.biases, list | tuple) or not all(name in matrices for name in self.biases):
             raise UserError(f"biases must be some of {', '.join(matrices)}, not {self.biases!r:.80}")
         object.__setattr__(self, "biases", tuple(name for name in matrices if name in self.biases))
+        check_numbers(self, "", "adapted_layers")
+        if not isinstance(self.changed, list | tuple) or not all(name in MATRICES[:4] for name in self.changed):
+            raise UserError(f"changed must be some of {', '.join(MATRICES[:4])}, not {self.changed!r:.80}")
+        object.__setattr__(self, "changed", tuple(name for name in MATRICES[:4] if name in self.changed))
+        for name, least, largest in (("rank", 1, self.d_model), ("begin_id", 0, self.vocabulary_size - 1)):
+            value = getattr(self, name)
+            is_count = isinstance(value, Integral) and not isinstance(value, bool)
+            if value is not None and not (is_count and least <= value <= largest):
+                raise UserError(f"{name} must be a whole number from {least} to {largest}, not {shown(value)}")
+            object.__setattr__(self, name, None if value is None else int(value))
+        if self.adapted_layers and self.rank is None:
+            raise UserError("adapted_layers need a rank: give one, such as 16")
+
+    @property
+    def reads_itself(self) -> bool:  # type: ignore[override]
+        """Whether the decoder encodes the neighbours itself, and one softmax covers them and its own tokens."""
+        return bool(self.cca_layers) and self.encoder is None
 
     @property
     def kv_heads(self) -> int:
@@ -83,8 +106,10 @@ class DecoderConfig(RetroConfig):
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
 
-def decoder_shapes(config: DecoderConfig) -> Tree:
-    """The parameter tree with a shape at each leaf. Matrices are (d_in, d_out), and heads are blocks of columns."""
+def decoder_shapes(config: DecoderConfig, paper_shapes: Callable[[RetroConfig], Tree]) -> Tree:
+    """The parameter tree with a shape at each leaf. Matrices are (d_in, d_out), and heads are blocks of columns.
+
+    paper_shapes: `parameter_shapes`, for what a decoder has in the paper's form."""
     d, f, is_llama = config.d_model, config.d_ffw, config.architecture == "llama"
     inner, groups = config.n_heads * config.d_head, config.kv_heads * config.d_head
     norm = {"norm": (d,)} if is_llama else {"norm": (d,), "norm_bias": (d,)}
@@ -93,14 +118,34 @@ def decoder_shapes(config: DecoderConfig) -> Tree:
         biases = {f"b{name[1:]}": shape[1:] for name, shape in matrices.items() if name in config.biases}
         return norm | matrices | biases
 
+    matrices = {"w_q": (d, inner), "w_k": (d, groups), "w_v": (d, groups), "w_o": (inner, d)}
+    changes: Tree = {}
+    for name in config.changed if config.rank else ():
+        changes |= {f"down_{name[2:]}": (matrices[name][0], config.rank)}
+        changes |= {f"up_{name[2:]}": (config.rank, matrices[name][1])}
+    added: dict[int, Tree] = {p: {"cca": {"gate": (config.n_heads,)} | changes} for p in config.cca_layers}
+    tree: Tree = {"embedding": (config.vocabulary_size, d), **norm}
+    if config.encoder is not None and config.cca_layers:  # the paper's form
+        paper = RetroConfig(**{field.name: getattr(config, field.name) for field in fields(RetroConfig)})
+        shapes = paper_shapes(paper)
+        added = {p: {"cca": shapes["layers"][p - 1]["cca"]} for p in config.cca_layers}
+        tree["encoder"] = shapes["encoder"]
     gate = {"w_gate": (d, f)} if is_llama else {}
-    layer = {
-        "attention": block(w_q=(d, inner), w_k=(d, groups), w_v=(d, groups), w_o=(inner, d)),
-        "ffw": block(**gate, w_in=(d, f), w_out=(f, d)),
-    }
-    tree = {"embedding": (config.vocabulary_size, d), "layers": [layer] * config.n_layers, **norm}
+    own, feed_forward = block(**matrices), block(**gate, w_in=(d, f), w_out=(f, d))
+    tree["layers"] = [
+        {"attention": own | (changes if p in config.adapted_layers else {}), **added.get(p, {}), "ffw": feed_forward}
+        for p in range(1, config.n_layers + 1)
+    ]
     tree |= {} if is_llama else {"positions": (config.max_positions, d)}
     return tree | ({} if config.tie_readout else {"readout": (d, config.vocabulary_size)})
+
+
+def first_trained(params: Tree, config: DecoderConfig, scope: Scope) -> int:
+    """The first layer with a trained parameter, counted from 1; 0 if one below trains."""
+    parts = [name.split(".") for name, _ in named_leaves(params) if scope.trainable(name)]
+    layers = {"embedding": 0, "positions": 0, "encoder": min(config.cca_layers, default=0)}
+    numbers = (int(part[1]) + 1 if part[0] == "layers" else layers.get(part[0]) for part in parts)
+    return min((p for p in numbers if p is not None), default=config.n_layers + 1)
 
 
 def decoder_blocks(config: DecoderConfig) -> Blocks:
@@ -145,26 +190,23 @@ def self_attention(
     q, q_vjp = affine(params, normed, "q", scope)
     k, k_vjp = affine(params, normed, "k", scope)
     v, v_vjp = affine(params, normed, "v", scope)
-    turn = rotary if config.architecture == "llama" else _unturned
-    q, turn_q_vjp = turn(q.reshape(batch, n, -1, c), first, config.rotary_base)
-    k, turn_k_vjp = turn(k.reshape(batch, n, heads, c), first, config.rotary_base)
-    # Query head i reads head i // g of the keys. To the kernel, the g queries of a head are groups.
-    grouped = q.reshape(batch, n, heads, -1, c).transpose(0, 3, 1, 2, 4)
-    keys, values = k[:, None], v.reshape(batch, 1, n, heads, c)
+    q, place_q_vjp = placed(q.reshape(batch, n, -1, c), first, config)
+    k, place_k_vjp = placed(k.reshape(batch, n, heads, c), first, config)
+    queries, keys, values = grouped(q, heads), k[:, None], v.reshape(batch, 1, n, heads, c)
     if remember is not None:
         keys, values = remember(keys, values)
-    out, attention_vjp = relative_attention(grouped, keys, values, causal_offset=first)
+    out, attention_vjp = relative_attention(queries, keys, values, causal_offset=first)
     if scope.watch is not None:
-        weights = attention_weights(grouped, keys, causal_offset=first)
+        weights = attention_weights(queries, keys, causal_offset=first)
         scope.watch(scope.path, weights.reshape(batch, config.n_heads, 1, n, 1, -1))
-    update, o_vjp = affine(params, out.transpose(0, 2, 3, 1, 4).reshape(batch, n, -1), "o", scope)
+    update, o_vjp = affine(params, ungrouped(out).reshape(batch, n, -1), "o", scope)
     dropped, drop_vjp = scope.drop(update)
 
     def vjp(dy: Array) -> tuple[Tree, Array]:
         grads, dout = o_vjp(*drop_vjp(dy))
-        dgrouped, dkeys, dvalues = attention_vjp(dout.reshape(batch, n, heads, -1, c).transpose(0, 3, 1, 2, 4))
-        (dq,) = turn_q_vjp(dgrouped.transpose(0, 2, 3, 1, 4).reshape(q.shape))
-        (dk,) = turn_k_vjp(dkeys[:, 0])
+        dqueries, dkeys, dvalues = attention_vjp(grouped(dout.reshape(q.shape), heads))
+        (dq,) = place_q_vjp(ungrouped(dqueries))
+        (dk,) = place_k_vjp(dkeys[:, 0])
         q_grads, dnormed_q = q_vjp(dq.reshape(batch, n, -1))
         k_grads, dnormed_k = k_vjp(dk.reshape(batch, n, -1))
         v_grads, dnormed_v = v_vjp(dvalues.reshape(batch, n, -1))
@@ -201,57 +243,51 @@ def ffw(params: Tree, h: Array, config: DecoderConfig, scope: Scope = ROOT) -> t
     return h + dropped, vjp
 
 
-@ignore_underflow
 def norm(params: Tree, h: Array, eps: float) -> tuple[Array, Pullback]:
-    """RMSNorm, or LayerNorm (Ba et al. 2016) if there is a bias: RMSNorm of what differs from the mean, plus the bias.
+    """LayerNorm (Ba et al. 2016) if there is a bias, else RMSNorm.
 
     h: (..., d). Returns (..., d) and vjp(dy) -> (gradients of norm and norm_bias, dh)."""
-    centred = "norm_bias" in params
-    x = h - h.mean(axis=-1, keepdims=True) if centred else h
-    y, rms_vjp = rms_norm(x, params["norm"], eps)
+    arguments = h.reshape(-1, h.shape[-1]), params["norm"], params.get("norm_bias"), eps
 
     def vjp(dy: Array) -> tuple[Tree, Array]:
-        dx, dgain = rms_vjp(dy)
-        if not centred:
-            return {"norm": dgain}, dx
-        with np.errstate(under="ignore"):
-            dbias = dy.reshape(-1, dy.shape[-1]).sum(axis=0)
-            return {"norm": dgain, "norm_bias": dbias}, dx - dx.mean(axis=-1, keepdims=True)
+        dx, dgain, dbias = norm_backward(dy.reshape(arguments[0].shape), *arguments)
+        return {"norm": dgain} | ({} if dbias is None else {"norm_bias": dbias}), dx.reshape(h.shape)
 
-    return y + params["norm_bias"] if centred else y, vjp
+    return norm_forward(*arguments).reshape(h.shape), vjp
+
+
+def grouped(x: Array, kv_heads: int) -> Array:
+    """Queries (B, n, h, c) as (B, g, n, h_kv, c): head i reads head i // g of the keys, so to the attention kernel the
+    g queries of such a head are groups."""
+    return x.reshape(*x.shape[:2], kv_heads, -1, x.shape[3]).transpose(0, 3, 1, 2, 4)
+
+
+def ungrouped(x: Array) -> Array:
+    """The inverse of `grouped`, (B, g, n, h_kv, c) → (B, n, h, c)."""
+    return x.transpose(0, 2, 3, 1, 4).reshape(x.shape[0], x.shape[2], -1, x.shape[4])
+
+
+def placed(x: Array, first: int, config: DecoderConfig) -> tuple[Array, Pullback]:
+    """Queries or keys at the positions from `first` on: turned in Llama, unchanged in GPT-2, which embeds positions."""
+    return rotary(x, first, config.rotary_base) if config.architecture == "llama" else (x, lambda dy: (dy,))
 
 
 def rotary(x: Array, first: int, base: float) -> tuple[Array, Pullback]:
     """Turn each pair of numbers (x_i, x_{i + c/2}) by the angle t · base^(−2i/c) at position t. Su et al. 2021.
 
     x: (B, n, h, c), at the positions first, first + 1, …. Returns the same shape and vjp(dy) -> (dx,)."""
-    n, half = x.shape[1], x.shape[3] // 2
-    cos, sin = _angles(first, n, 2 * half, base, x.dtype)
-
-    def turned(x: Array, sin: Array) -> Array:
-        y = np.empty_like(x)
-
-        def turn(part: slice) -> None:
-            a, b = x[:, part, :, :half], x[:, part, :, half:]
-            y[:, part, :, :half] = a * cos[part] - b * sin[part]
-            y[:, part, :, half:] = b * cos[part] + a * sin[part]
-
-        with np.errstate(under="ignore"):
-            parallel_for(turn, blocks(n, POSITIONS_PER_BLOCK))
-        return y
-
-    return turned(x, sin), lambda dy: (turned(dy, -sin),)
+    batch, n, heads, c = x.shape
+    cos, sin = _angles(first, n, c, base, x.dtype)
+    pairs = batch * n, heads, 2, c // 2
+    turned = turn(x.reshape(pairs), cos, sin).reshape(x.shape)
+    return turned, lambda dy: (turn(dy.reshape(pairs), cos, -sin).reshape(x.shape),)
 
 
 @lru_cache(maxsize=64)
 def _angles(first: int, count: int, c: int, base: float, dtype: np.dtype) -> tuple[Array, Array]:
-    """Cosines and sines, (count, 1, c / 2) each, computed in float64."""
-    angles = np.outer(np.arange(first, first + count), base ** (-np.arange(0, c, 2) / c))[:, None]
+    """Cosines and sines, (count, c / 2) each, computed in float64."""
+    angles = np.outer(np.arange(first, first + count), base ** (-np.arange(0, c, 2) / c))
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
-
-
-def _unturned(x: Array, first: int, base: float) -> tuple[Array, Pullback]:
-    return x, lambda dy: (dy,)
 
 
 def swiglu(gate: Array, up: Array) -> tuple[Array, Pullback]:
@@ -268,14 +304,37 @@ def swiglu(gate: Array, up: Array) -> tuple[Array, Pullback]:
 def affine(params: Tree, x: Array, name: str, scope: Scope = ROOT) -> tuple[Array, Pullback]:
     """y = x W + b, or x W if there is no bias b. x: (..., d_in); W: (d_in, d_out); b: (d_out,).
 
-    Returns (..., d_out) and vjp(dy) -> (gradients of w_NAME and b_NAME, dx)."""
+    With changes of low rank (see `changed`) they are added. Returns (..., d_out) and vjp(dy) -> (gradients of w_NAME,
+    b_NAME and the changes, dx)."""
     w, b = f"w_{name}", f"b_{name}"
     y, linear_vjp = linear(x, params[w], scope.trains(w))
     if b in params:
         y += params[b]
+    y, changed_vjp = changed(y, params, x, name, scope)
 
     def vjp(dy: Array) -> tuple[Tree, Array]:
         dx, dw = linear_vjp(dy)
-        return {w: dw} | ({b: dy.reshape(-1, dy.shape[-1]).sum(axis=0)} if b in params else {}), dx
+        grads, dchange = changed_vjp(dy)
+        grads |= {w: dw} | ({b: dy.reshape(-1, dy.shape[-1]).sum(axis=0)} if b in params else {})
+        return grads, dx + dchange if f"down_{name}" in params else dx
 
     return y, vjp
+
+
+def changed(y: Array, params: Tree, x: Array, name: str, scope: Scope) -> tuple[Array, Pullback]:
+    """y + x D U, a change of low rank r to y = x W; y if params has no such change. LoRA, Hu et al. 2022.
+
+    y: (..., d_out); x: (..., d_in); D: (d_in, r), down_NAME; U: (r, d_out), up_NAME.
+    Returns (..., d_out) and vjp(dy) -> (gradients of D and U, the change's part of dx), ({}, 0) without a change."""
+    down, up = f"down_{name}", f"up_{name}"
+    if down not in params:
+        return y, lambda dy: ({}, 0)
+    low, down_vjp = linear(x, params[down], scope.trains(down))
+    change, up_vjp = linear(low, params[up], scope.trains(up))
+
+    def vjp(dy: Array) -> tuple[Tree, Array]:
+        dlow, dup = up_vjp(dy)
+        dx, ddown = down_vjp(dlow)
+        return {down: ddown, up: dup}, dx
+
+    return y + change, vjp

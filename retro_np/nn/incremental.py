@@ -11,8 +11,9 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.nn.attention import attend_to, position_table, project
+from retro_np.nn.cca import read_part
 from retro_np.nn.encoder import encode
-from retro_np.nn.model import blocks_of, encoder_table, read_part, readout
+from retro_np.nn.model import blocks_of, encoder_table, readout
 from retro_np.nn.operators import linear, present, rms_norm
 from retro_np.nn.scope import ROOT
 from retro_np.tree import Array, Tree
@@ -49,12 +50,19 @@ def extend(
     """
     blocks = blocks_of(config)
     h, _ = blocks.embed(params, tokens[None], ROOT, **{} if config.is_retro else {"first": cache.length})
+    if config.reads_itself:
+        _enter_memory(params, config, cache, neighbours)
     for p, layer in enumerate(params["layers"], start=1):
+        remember = partial(_remember, cache, p)
+        if p in cache.cca_keys and config.reads_itself:
+            h = _read_memory(layer, h, cache, p, config, remember)
+            h, _ = blocks.ffw(layer["ffw"], h)
+            continue
         if config.is_retro:
             h = h + _self_attention(layer["attention"], h, config.n_heads, cache, p)
         else:
-            h, _ = blocks.attention(layer["attention"], h, first=cache.length, remember=partial(_remember, cache, p))
-        if p in config.cca_layers:
+            h, _ = blocks.attention(layer["attention"], h, first=cache.length, remember=remember)
+        if p in config.cca_layers and not config.reads_itself:
             if p == min(config.cca_layers):
                 _enter_chunk(params, config, cache, h, neighbours)
             if cache.key_mask is not None:
@@ -94,6 +102,31 @@ def _enter_chunk(params: Tree, config: Any, cache: Cache, h: Array, neighbours: 
         cache.key_mask = present(tokens, config.padding_id)
         for p in config.cca_layers:
             cache.cca_keys[p] = _keys_and_values(params["layers"][p - 1]["cca"], encoded, config.n_heads)
+
+
+def _enter_memory(params: Tree, config: Any, cache: Cache, neighbours: Array | None) -> None:
+    """When the next token completes a chunk, encode the chunk's neighbours, which a decoder of others does itself."""
+    from retro_np.nn import memory
+
+    if (cache.length + 1) % config.chunk_size:
+        return
+    cache.key_mask, cache.cca_keys = None, {}
+    if neighbours is not None and read_part(neighbours, config).size:
+        states, mask, rows = memory.encode_neighbours(params, config, read_part(neighbours, config)[None, None])
+        cache.key_mask = (mask[rows] & (rows >= 0)[..., None])[0]
+        for p in config.cca_layers:
+            keys, values, _ = memory.neighbour_keys(params["layers"][p - 1], states[p], config, memory.FROZEN)
+            cache.cca_keys[p] = keys[rows[0]], values[rows[0]]
+
+
+def _read_memory(layer: Tree, h: Array, cache: Cache, p: int, config: Any, remember: Any) -> Array:
+    from retro_np.nn import memory
+
+    first = (cache.length + 1) % config.chunk_size  # index of the first query in its attending chunk
+    settings: Any = *cache.cca_keys[p], cache.key_mask, first, config
+    return memory.reading_attention(
+        layer, h, lambda q: memory.attend_to_neighbours(q, *settings), config, ROOT, cache.length, remember
+    )[0]
 
 
 def _self_attention(weights: Tree, h: Array, n_heads: int, cache: Cache, p: int) -> Array:

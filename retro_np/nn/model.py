@@ -3,6 +3,7 @@
 from __future__ import annotations  # without it, each call evaluates the annotations of its pullback
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,12 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.kernels import ignore_underflow
 from retro_np.nn.attention import self_attention
-from retro_np.nn.cca import cca
+from retro_np.nn.cca import cca, read_part
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import DropoutKey, cross_entropy, embedding, linear, present, rms_norm
 from retro_np.nn.scope import Blocks, Scope, every
-from retro_np.parameters import check_tree
+from retro_np.parameters import check_tree, is_retrieval
 from retro_np.tree import Array, Pullback, Tree, map_tree, named_leaves
 
 
@@ -92,6 +93,8 @@ def encoder_table(params: Tree, config: RetroConfig) -> Array:
 
 def _decode(params: Tree, config: RetroConfig, tokens: Any, neighbours: Any, scope: Scope) -> tuple[Array, Pullback]:
     """Logits, and vjp(dlogits) -> a tree like params."""
+    if config.reads_itself and neighbours is not None:  # What encodes the neighbours is frozen, and so is the decoder.
+        scope = replace(scope, trainable=lambda name, chosen=scope.trainable: is_retrieval(name) and chosen(name))  # type: ignore[misc]
     hidden, hidden_vjp = hidden_and_vjp(params, config, tokens, neighbours, scope)
     tied = config.tie_readout
     logits, readout_vjp = linear(hidden, readout(params, config), scope.trains("embedding" if tied else "readout"))
@@ -121,28 +124,37 @@ def hidden_and_vjp(
     retrieving = config.cca_layers if neighbours is not None else ()
     check_tree(params, config, retrieving=bool(retrieving))
 
-    blocks = blocks_of(config)
+    blocks, first, reading = blocks_of(config), 0, config.reads_itself
+    if not config.is_retro:
+        from retro_np.nn import decoders, memory
+
+        first = decoders.first_trained(params, config, scope)  # type: ignore[arg-type]
     h, embed_vjp = blocks.embed(params, tokens, scope)
-    pullbacks = []
+    pullbacks: list[Any] = []
     for p, layer in enumerate(params["layers"], start=1):
         block = scope.at(f"layers.{p - 1}")
-        h, self_vjp = blocks.attention(layer["attention"], h, scope=block.at("attention"))
+        if reading and p in retrieving:
+            if p == min(retrieving):
+                neighbours = memory.encode_neighbours(params, config, neighbours)  # type: ignore[arg-type]
+            h, self_vjp = memory.chunked_reading(layer, h, neighbours, p, config, block)  # type: ignore[arg-type]
+        else:
+            h, self_vjp = blocks.attention(layer["attention"], h, scope=block.at("attention"))
         cca_vjp = None
-        if p in retrieving:
+        if p in retrieving and not reading:
             if p == min(retrieving):
                 encoded, key_mask, encoder_vjp = _encode_neighbours(params, config, neighbours, h, scope)
             h, cca_vjp = cca(layer["cca"], h, encoded, key_mask, config.n_heads, config.chunk_size, block.at("cca"))
         h, ffw_vjp = blocks.ffw(layer["ffw"], h, scope=block.at("ffw"))
-        if scope.gradients:
+        if scope.gradients and p >= first:
             pullbacks.append((self_vjp, cca_vjp, ffw_vjp))
     normed, norm_vjp = blocks.norm(params, h)
 
     def vjp(dnormed: Array) -> dict[str, Tree]:
         norm_grads, dh = norm_vjp(dnormed)
         dencoded, encoder_grads, dshared = 0, None, None
-        layers: list[Tree] = []
-        for p, (self_vjp, cca_vjp, ffw_vjp) in reversed(list(enumerate(pullbacks, start=1))):
-            grads = {}
+        layers: list[Tree] = [{}] * (first - 1)
+        for p, (self_vjp, cca_vjp, ffw_vjp) in reversed(list(enumerate(pullbacks, start=max(1, first)))):
+            grads: Tree = {}
             grads["ffw"], dh = ffw_vjp(dh)
             if cca_vjp is not None:
                 grads["cca"], dh, de = cca_vjp(dh)
@@ -150,9 +162,9 @@ def hidden_and_vjp(
                 if p == min(retrieving):  # The encoder is conditioned on h between ATTN and CCA of this layer.
                     encoder_grads, dshared, dcondition = encoder_vjp(dencoded)
                     dh = dh + dcondition
-            grads["attention"], dh = self_vjp(dh)
-            layers.insert(0, grads)
-        grads = embed_vjp(dh)
+            grads["cca" if reading and p in retrieving else "attention"], dh = self_vjp(dh)
+            layers.insert(max(0, first - 1), grads)
+        grads = {} if first else embed_vjp(dh)
         if dshared is not None:
             grads["embedding"] = grads["embedding"] + dshared
         return {**grads, **norm_grads, "layers": layers, "encoder": encoder_grads}
@@ -227,8 +239,8 @@ def _in_vocabulary(tokens: Array, vocabulary_size: int, name: str, least: int) -
 
 def _checked_neighbours(neighbours: Any, tokens_shape: tuple[int, ...], config: RetroConfig) -> Any:
     """The part of the neighbours that the encoder reads, (B, l, k, r), or None if there is nothing to read."""
-    if neighbours is None or not config.retrieves:
-        return None
+    if neighbours is None or not config.retrieves or hasattr(neighbours, "states"):  # memory.Neighbours are encoded.
+        return neighbours if config.retrieves else None
     neighbours = np.asarray(neighbours)
     batch, n = tokens_shape
     expected = (batch, n // config.chunk_size)
@@ -239,9 +251,3 @@ def _checked_neighbours(neighbours: Any, tokens_shape: tuple[int, ...], config: 
     least = 0 if config.padding_id is not None else -1
     neighbours = read_part(_in_vocabulary(neighbours, config.vocabulary_size, "neighbours", least), config)
     return neighbours if neighbours.size else None
-
-
-def read_part(neighbours: Array, config: RetroConfig) -> Array:
-    """The part of each value [N, F], (..., r), that the encoder reads: both, N alone or F alone (table 13)."""
-    m = config.chunk_size
-    return neighbours[..., {"NF": slice(None), "N": slice(m), "F": slice(m, None)}[config.retrieved_part]]

@@ -5,14 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jinja2  # noqa: F401  # A missing package is reported before anything is rendered.
 from tokenizers import AddedToken, Tokenizer
 
 from retro_np.errors import UserError
+from retro_np.files.untrusted import reporting
 from retro_np.pretrained.decoder import Pretrained
-from retro_np.retrieval.tokenizer import vocabulary_bytes
+from retro_np.retrieval.vocabulary import vocabulary
 
 RENDERER = Path(__file__).with_name("chat_render.py")
 SECONDS_TO_WAIT = 20  # The renderer limits its own time too, but not on Windows.
@@ -37,7 +37,7 @@ def chat_tokens(model: Pretrained, text: str) -> list[int]:
     # For the tokenizer, one stands for each of the template's special tokens, as an added token that is not special.
     own = {content: next(unused) for content in set(spelled.findall(rendered))}
     marked = spelled.sub(lambda match: own[match[0]], rendered)
-    pieces, cut = vocabulary_bytes(model.tokenizer), next(unused)
+    pieces, cut = vocabulary(model.tokenizer).pieces, next(unused)
     for content, character in plain.items():
         made = pieces[special[content][0]] == content.encode()
         marked = marked.replace(character, f"{content[0]}{cut}{content[1:]}" if made else content)
@@ -45,8 +45,8 @@ def chat_tokens(model: Pretrained, text: str) -> list[int]:
     tokenizer.encode_special_tokens = True
     for content, character in own.items():
         number, token = special[content]
-        flags = {name: getattr(token, name) for name in ("lstrip", "rstrip", "normalized")}
-        tokenizer.add_tokens([AddedToken(character, **flags)])
+        token.content, token.special = character, False
+        tokenizer.add_tokens([token])
         ids[tokenizer.token_to_id(character)] = number
     tokenizer.add_tokens([AddedToken(cut, normalized=False)])
     encoded, cut_id = tokenizer.encode(marked, add_special_tokens=False).ids, tokenizer.token_to_id(cut)
@@ -61,15 +61,13 @@ def render(model: Pretrained, messages: list[dict[str, str]]) -> str:
     messages: dicts with "role" and "content". Raises UserError as `chat_tokens` does."""
     if model.chat_template is None:
         raise UserError(f"{model.name} has no chat template: leave out --chat")
-    context: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-    request = json.dumps({"template": model.chat_template, "context": context | model.special})
+    context = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **model.special}
+    request = json.dumps({"template": model.chat_template, "context": context})
     command = [sys.executable, "-P", str(RENDERER)]  # -P: nothing beside the file is imported
-    try:
+    with reporting(f"the chat template of {model.name} fails", "leave out --chat, or use another model"):
         child = subprocess.run(command, input=request, capture_output=True, text=True, timeout=SECONDS_TO_WAIT)
-        answer = json.loads(child.stdout)
-    except (subprocess.TimeoutExpired, ValueError):  # no answer: the renderer was ended by a limit
-        answer = {"fault": "it needs too much time or memory"}
-    if "text" not in answer:
-        fault = f"the chat template of {model.name} fails ({answer['fault']})"
-        raise UserError(f"{fault}: leave out --chat, or use another model")
-    return str(answer["text"])
+        if not child.stdout:  # The renderer was ended by a limit.
+            raise ValueError("it needs too much time or memory")
+        if "fault" in (answer := json.loads(child.stdout)):
+            raise ValueError(answer["fault"])
+        return str(answer["text"])

@@ -4,7 +4,9 @@ The request comes as JSON on standard input; {"text": …} or {"fault": …} goe
 
 import json
 import sys
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -13,15 +15,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS, MEMORY, MAX_CHARACTERS = 2, 1 << 30, 1 << 20
-
-
-def limit() -> None:
-    """Limit this process's time and memory. On Windows only `chat.py` limits its time."""
-    import resource
-
-    for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 class Generation(Extension):
@@ -36,14 +29,6 @@ class Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:  # fmt: skip
-    """A value as JSON. Unlike jinja2's own filter, transformers' escapes no HTML and keeps the order of the keys."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def render(template: str, context: dict[str, Any]) -> str:
     """The text of a template, as transformers renders it. Raises an exception of any kind if that is impossible."""
 
@@ -52,20 +37,22 @@ def render(template: str, context: dict[str, Any]) -> str:
 
     extensions = ["jinja2.ext.loopcontrols", Generation]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = to_json
+    # Unlike jinja2's own filter, transformers' escapes no HTML and keeps the order of the keys.
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    parts, characters = [], 0
-    for part in environment.from_string(template).generate(**context):
-        parts.append(part)
-        characters += len(part)
-        if characters > MAX_CHARACTERS:
-            refuse(f"its text has more than {MAX_CHARACTERS:,} characters")
-    return "".join(parts)
+    text = environment.from_string(template).render(**context)
+    if len(text) > MAX_CHARACTERS:
+        refuse(f"its text has more than {MAX_CHARACTERS:,} characters")
+    return text
 
 
 if __name__ == "__main__":
-    if sys.platform != "win32":
-        limit()
+    with suppress(ImportError):  # Windows has no such limits. There only `chat.py` limits the time.
+        import resource
+
+        for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     try:
         answer = {"text": render(**json.load(sys.stdin))}
     except Exception as error:  # A stranger's program may raise anything.

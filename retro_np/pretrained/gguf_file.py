@@ -1,21 +1,25 @@
-"""Read .gguf files, the format of llama.cpp, versions 2 and 3: metadata, and tensors of many quantised types.
+"""Models in .gguf files, the format of llama.cpp, versions 2 and 3: metadata, and tensors of many quantised types.
 
 A file is a header (metadata by key, then name, shape, type and offset of each tensor) and the tensors' bytes:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A stranger may have written the file, so every number is
-checked against its size before anything is allocated. The library gguf turns blocks of quantised numbers to float32."""
+checked against its size before anything is allocated. The library gguf turns blocks of quantised numbers to float32.
+The metadata hold configuration and tokenizer."""
 
 import math
 import os
 import struct
-from array import array
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.files.untrusted import reporting
-from retro_np.pretrained.layouts import AGAIN, UNSUPPORTED, Weights
+from retro_np.nn.decoders import MATRICES
+from retro_np.pretrained.decoder import AGAIN, GGUF, UNSUPPORTED, Pretrained, Weights, check_settings, foreign_decoder
+from retro_np.retrieval.folders import ANY, Known, refusal, sizes
+from retro_np.retrieval.gguf_tokenizer import tokenizer_from_gguf
+from retro_np.retrieval.rows import needed
 from retro_np.tree import Array
 
 # The types of values in the metadata: letters of `struct`; then texts and arrays
@@ -23,14 +27,48 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 TEXT, ARRAY = 8, 9
 VERSIONS, DEFAULT_ALIGNMENT, MAX_DIMENSIONS = (2, 3), 32, 4
 NUMBERS_PER_BLOCK = 1 << 17  # dequantised at once
+# Our fields and the entries that give them, after the name of the architecture and a dot
+ENTRIES = {"d_model": "embedding_length", "d_ffw": "feed_forward_length", "n_layers": "block_count"}
+ENTRIES |= {"n_heads": "attention.head_count", "max_positions": "context_length"}
+OPTIONAL_ENTRIES = {"n_kv_heads": "attention.head_count_kv", "rotary_base": "rope.freq_base"}
+EPS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
+WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")  # all must be that of a head
+KNOWN_ENTRIES: Known = dict.fromkeys((*ENTRIES.values(), *OPTIONAL_ENTRIES.values(), *EPS, "vocab_size"), ANY)
+KNOWN_ENTRIES |= {"attention.causal": (True,), "rope.scaling.type": ("none",)}
+OF_THIS_FILE: Known = {"general.type": ("model",), "split.count": (0, 1)}
+TOKEN_ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+Places = dict[str, tuple[tuple[int, ...], int, int]]  # by name: shape, number of the type, place after the header
 
 
-class Stored(NamedTuple):
-    """A tensor in the file: its shape, the number of its type, and its first byte, counted from the first tensor's."""
+def open_gguf(path: Path, name: str) -> Pretrained:
+    """The model in a .gguf file. Only the header is read.
 
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
+    Raises a UserError that says what is damaged or missing, or which part of the model is not supported."""
+    metadata, weights = read_gguf(path)
+    check_settings(path, {key: metadata[key] for key in OF_THIS_FILE.keys() & metadata.keys()}, OF_THIS_FILE)
+    kind = metadata.get("general.architecture")
+    if kind not in list(GGUF):
+        raise refusal(path, "general.architecture", kind, f"only {', '.join(GGUF)} are supported: use another model")
+    layout, settings = GGUF[kind], {key: value for key, value in metadata.items() if key.startswith(f"{kind}.")}
+    fields = sizes(path, settings, {ours: f"{kind}.{theirs}" for ours, theirs in ENTRIES.items()})
+    width = settings.get(f"{kind}.attention.key_length", fields["d_model"] // fields["n_heads"])
+    known = KNOWN_ENTRIES | dict.fromkeys(WIDTHS, (width,))
+    check_settings(path, settings, {f"{kind}.{key}": values for key, values in known.items()})
+    fields |= {ours: settings[f"{kind}.{key}"] for ours, key in OPTIONAL_ENTRIES.items() if f"{kind}.{key}" in settings}
+    biased = ((w, "attention" if w[-1] in "qkvo" else "ffw") for w in MATRICES)
+    fields |= {
+        "architecture": "gpt2" if kind == "gpt2" else "llama",
+        "d_head": width,
+        "vocabulary_size": weights.shapes.get(layout.name("embedding"), (1,))[0],
+        "norm_eps": settings.get(f"{kind}.{EPS[kind != 'gpt2']}"),
+        "biases": tuple(w for w, block in biased if layout.name(f"layers.0.{block}.b{w[1:]}") in weights.shapes),
+        "tie_readout": layout.name("readout") not in weights.shapes,
+    }
+    tokenizer = tokenizer_from_gguf(metadata, str(path))
+    ids = {role: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for role, theirs in TOKEN_ROLES.items()}
+    special = {role: tokenizer.id_to_token(i) for role, i in ids.items() if type(i) is int and 0 <= i < 2**32}
+    template: Any = metadata.get("tokenizer.chat_template")
+    return foreign_decoder(name, fields, weights, layout, tokenizer, special, template, [ids["eos_token"]])
 
 
 class Header:
@@ -46,9 +84,13 @@ class Header:
         self.left -= size
         return self.file.read(size)
 
+    def numbers(self, letter: str, count: int = 1) -> tuple[Any, ...]:
+        """The next numbers, of a type of `struct`."""
+        return struct.unpack(f"<{count}{letter}", self.take(count * struct.calcsize("<" + letter)))
+
     def number(self, letter: str) -> Any:
-        """The next number, of a type of `struct`."""
-        return struct.unpack("<" + letter, self.take(struct.calcsize("<" + letter)))[0]
+        """The next number."""
+        return self.numbers(letter)[0]
 
     def text(self) -> str:
         """The next text."""
@@ -63,15 +105,7 @@ class Header:
         kind, count = self.number("I"), self.number("Q")
         if kind == TEXT:
             return [self.text() for _ in range(count)]  # ends at the end of the file
-        letter = NUMBERS[kind]
-        return array(letter.replace("?", "B"), self.take(count * struct.calcsize("<" + letter))).tolist()
-
-    def tensor(self) -> Stored:
-        """The next tensor's shape, type and offset."""
-        if (n_dimensions := self.number("I")) > MAX_DIMENSIONS:
-            raise ValueError(f"a tensor has {n_dimensions:,} dimensions")
-        shape = tuple(self.number("Q") for _ in range(n_dimensions))[::-1]  # The last dimension is stored first.
-        return Stored(shape, self.number("I"), self.number("Q"))
+        return list(self.numbers(NUMBERS[kind], count))
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], Weights]:
@@ -79,7 +113,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Weights]:
 
     Raises UserError for a file that is truncated, damaged or big-endian, and if gguf is not installed."""
     metadata: dict[str, Any] = {}
-    tensors: dict[str, Stored] = {}
+    tensors: Places = {}
     with reporting(f"{path} is damaged or not a GGUF file", AGAIN), path.open("rb") as file:
         header = Header(file, path)
         if (magic := header.take(4)) != b"GGUF":
@@ -93,8 +127,11 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Weights]:
             key = header.text()
             metadata[key] = header.value(header.number("I"))
         for _ in range(n_tensors):
-            name = header.text()
-            tensors[name] = header.tensor()
+            name, n_dimensions = header.text(), header.number("I")
+            if n_dimensions > MAX_DIMENSIONS:
+                raise ValueError(f"a tensor has {n_dimensions:,} dimensions")
+            shape = header.numbers("Q", n_dimensions)[::-1]  # The last dimension is stored first.
+            tensors[name] = shape, header.number("I"), header.number("Q")
         if len(tensors) < n_tensors or len(metadata) < n_entries:
             raise ValueError("a name comes twice")
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -102,25 +139,16 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Weights]:
         return metadata, _weights(path, tensors, start, header.left + file.tell() - start)
 
 
-def _weights(path: Path, tensors: dict[str, Stored], start: int, size: int) -> Weights:
+def _weights(path: Path, tensors: Places, start: int, size: int) -> Weights:
     """The tensors, whose bytes begin at `start` and are `size` bytes. Raises UserError if they do not fit there."""
-    try:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-        from gguf.quants import dequantize
-    except ImportError as error:
-        raise UserError(f"{path} needs gguf, which is not installed: pip install gguf") from error
-
-    types: dict[int, GGMLQuantizationType] = {}
-    for kind in {tensor.kind for tensor in tensors.values()}:
-        try:
-            types[kind] = GGMLQuantizationType(kind)
-            dequantize(np.zeros(GGML_QUANT_SIZES[types[kind]][1], np.uint8)[None], types[kind])
-        except (ValueError, NotImplementedError) as error:
-            shown = types[kind].name if kind in types else kind
-            raise UserError(f"{path}: gguf does not dequantise tensors of type {shown}; {UNSUPPORTED}") from error
+    constants, quants = (needed(f"gguf.{module}", str(path), "gguf") for module in ("constants", "quants"))
+    for kind in {kind for _, kind, _ in tensors.values()}:
+        with reporting(f"{path}: gguf does not dequantise tensors of type {kind}", UNSUPPORTED):
+            raw = np.zeros((1, constants.GGML_QUANT_SIZES[kind][1]), np.uint8)
+            quants.dequantize(raw, constants.GGMLQuantizationType(kind))
     row_bytes, total = {}, 0
     for name, (shape, kind, offset) in tensors.items():
-        block, block_bytes = GGML_QUANT_SIZES[types[kind]]
+        block, block_bytes = constants.GGML_QUANT_SIZES[kind]
         if not shape or not math.prod(shape) or shape[-1] % block:
             raise ValueError(f"{name!r:.99} has a shape that its type cannot have, {shape}")
         row_bytes[name] = shape[-1] // block * block_bytes
@@ -138,7 +166,7 @@ def _weights(path: Path, tensors: dict[str, Stored], start: int, size: int) -> W
             for part in (rows[first : first + step] for first in range(0, len(rows), step)):
                 raw = np.fromfile(file, np.uint8, len(part) * row_bytes[name]).reshape(len(part), row_bytes[name])
                 with np.errstate(all="ignore"):  # The caller refuses what is not finite.
-                    part[:] = dequantize(raw, types[kind])
+                    part[:] = quants.dequantize(raw, constants.GGMLQuantizationType(kind))
         return tensor
 
-    return Weights(path, {name: tensor.shape for name, tensor in tensors.items()}, read)
+    return Weights(path, [path], {name: shape for name, (shape, _, _) in tensors.items()}, read)

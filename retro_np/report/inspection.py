@@ -20,7 +20,7 @@ from retro_np.evaluation.likelihood import token_nats
 from retro_np.generation import Retrieved
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.nn.attention_maps import attention_maps
-from retro_np.nn.model import read_part
+from retro_np.nn.cca import read_part
 from retro_np.progress import counted
 from retro_np.report.samples import Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database

@@ -14,16 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import remove_partial, write_atomically
-from retro_np.generation import Retrieved, generate
+from retro_np.generation import Retrieved
 from retro_np.kernels.substring import common_prefix_lengths
 from retro_np.progress import one_line, visible
 from retro_np.retrieval.database import Database
-from retro_np.retrieval.rows import LONE_SURROGATE
-from retro_np.retrieval.tokenizer import encode, token_texts, vocabulary_bytes
-from retro_np.tree import Tree
+from retro_np.retrieval.rows import without_surrogates
+from retro_np.retrieval.tokenizer import encode, token_texts
+from retro_np.retrieval.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from retro_np.pretrained.decoder import Pretrained
@@ -73,15 +72,6 @@ class Chunk:
     leakage: float | None = None  # r(C) of a complete chunk
 
 
-def sample_chunks(
-    params: Tree, config: RetroConfig, database: Database, prompt: str, length: int, k: int, **settings: Any
-) -> list[Chunk]:
-    """Continue a text prompt; cut the result into coloured chunks. k = 0: no retrieval. settings: as in `generate`."""
-    tokens = prompt_tokens(database, prompt)
-    settings |= {"database": database, "k": k, "stop_token": database.end_of_text}
-    return show_chunks(tokens, *generate(params, config, tokens, length, **settings), database)
-
-
 def prompt_tokens(database: Database, text: str, model: "Pretrained | None" = None) -> list[int]:
     """The tokens of a prompt that a user typed. What another's tokenizer puts before a text, such as <s>, is included.
 
@@ -89,16 +79,11 @@ def prompt_tokens(database: Database, text: str, model: "Pretrained | None" = No
     if it has nothing."""
     probe = database.tokenizer.encode("x")
     marks = itertools.takewhile(lambda pair: pair[1], zip(probe.ids, probe.special_tokens_mask, strict=True))
-    tokens = [*(token for token, _ in marks), *encode(database.tokenizer, typed(text))]
+    tokens = [*(token for token, _ in marks), *encode(database.tokenizer, without_surrogates(text))]
     start = database.end_of_text if model is None or model.start is None else model.start
     if not tokens and model is not None and start >= model.config.vocabulary_size:
         raise UserError(f"{model.name} has no token that begins or ends a text: give a prompt")
     return tokens or [start]
-
-
-def typed(text: str) -> str:
-    """A text that a user typed, with U+FFFD in place of bytes that are not UTF-8."""
-    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 def token_printer(database: Database, prompt: str = "") -> Callable[[int], None]:
@@ -106,7 +91,7 @@ def token_printer(database: Database, prompt: str = "") -> Callable[[int], None]
 
     prompt: printed before the first token, and so only if there is one."""
     waiting = [prompt]
-    pieces, decoder = vocabulary_bytes(database.tokenizer), codecs.getincrementaldecoder("utf-8")("replace")
+    pieces, decoder = vocabulary(database.tokenizer).pieces, codecs.getincrementaldecoder("utf-8")("replace")
 
     def show(token: int) -> None:
         text = decoder.decode(pieces[token] if token < len(pieces) else b"")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retro_np.errors import UserError
-from retro_np.files.untrusted import reporting
+from retro_np.files.untrusted import checked_tensor, reporting
 from retro_np.kernels import ignore_underflow
 from retro_np.kernels.attention import attention_forward, attention_weights
 from retro_np.kernels.bert import add_gelu_erf, add_layer_norm
@@ -160,13 +160,7 @@ def _arranged(files: BertFiles, folder: Path) -> list[dict[str, np.ndarray | Pre
     d, inner = config["hidden_size"], config["intermediate_size"]
 
     def get(name, *shape):
-        tensor = files.tensors.get(name)
-        if tensor is None or tensor.shape != shape:
-            state = "missing" if tensor is None else f"of shape {tensor.shape}"
-            raise UserError(f"{folder / 'model.safetensors'}: {name} is {state}, but config.json requires {shape}")
-        if not np.isfinite(tensor).all():
-            raise UserError(f"{folder / 'model.safetensors'}: {name} has values that are not finite: {AGAIN}")
-        return tensor
+        return checked_tensor(files.tensors, folder / "model.safetensors", name, shape, AGAIN)
 
     get("embeddings.word_embeddings.weight", config["vocab_size"], d)
     get("embeddings.position_embeddings.weight", config["max_position_embeddings"], d)
@@ -235,7 +229,5 @@ def _add_gelu_tanh(x, bias):
 
 
 # Each activation, which adds the bias to x and replaces x.
-ACTIVATIONS: dict[str, Callable[..., Any]] = {
-    "gelu": add_gelu_erf, "gelu_new": _add_gelu_tanh, "gelu_pytorch_tanh": _add_gelu_tanh,
-    "relu": lambda x, bias: np.maximum(np.add(x, bias, out=x), 0, out=x),
-}  # fmt: skip
+ACTIVATIONS: dict[str, Callable[..., Any]] = dict.fromkeys(("gelu_new", "gelu_pytorch_tanh"), _add_gelu_tanh)
+ACTIVATIONS |= {"gelu": add_gelu_erf, "relu": lambda x, bias: np.maximum(np.add(x, bias, out=x), 0, out=x)}

@@ -36,15 +36,12 @@ WIDTHS: Known = {"word_embedding_dimension": ANY, "embedding_dimension": ANY}
 POOLING: Known = {"pooling_mode": ANY, "include_prompt": [True, False]} | WIDTHS  # pooling_mode is checked apart
 POOLING |= {f"pooling_mode_{name}": [True, False] for name in MODES.values()}
 NORMALIZE: Known = {"module_input_name": ["sentence_embedding"], "module_output_name": ["sentence_embedding", None]}
-SENTENCE_BERT: Known = {
-    "max_seq_length": ANY, "do_lower_case": [None, False, True], "unpad_inputs": [None, False, True],
-    "transformer_task": ["feature-extraction"], "module_output_name": ["token_embeddings"],
-    "modality_config": [{"text": {"method": "forward", "method_output_name": "last_hidden_state"}}],
-}  # fmt: skip
-SENTENCE_TRANSFORMERS: Known = {
-    "__version__": ANY, "model_type": ["SentenceTransformer"], "prompts": ANY, "default_prompt_name": ANY,
-    "similarity_fn_name": [None, "cosine", "dot", "euclidean", "manhattan"],  # compares keys
-}  # fmt: skip
+SENTENCE_BERT: Known = {"max_seq_length": ANY} | dict.fromkeys(("do_lower_case", "unpad_inputs"), (None, False, True))
+SENTENCE_BERT |= {"transformer_task": ["feature-extraction"], "module_output_name": ["token_embeddings"]}
+SENTENCE_BERT |= {"modality_config": [{"text": {"method": "forward", "method_output_name": "last_hidden_state"}}]}
+SENTENCE_TRANSFORMERS: Known = dict.fromkeys(("__version__", "prompts", "default_prompt_name"), ANY)
+SENTENCE_TRANSFORMERS |= {"model_type": ["SentenceTransformer"]}
+SENTENCE_TRANSFORMERS |= {"similarity_fn_name": [None, "cosine", "dot", "euclidean", "manhattan"]}  # compares keys
 MODEL_CONFIG: Known = dict.fromkeys(("is_decoder", "add_cross_attention", "is_encoder_decoder", "auto_map"), OFF)
 MODEL_CONFIG |= dict.fromkeys(("quantization_config", "pruned_heads", "transformers_weights", "is_causal"), OFF)
 # The classes of tokenizers that build these parts themselves. Other classes obey tokenizer.json.
@@ -87,15 +84,16 @@ class Recipe:
 
     def __str__(self) -> str:
         """What is hashed. Settings with their default are left out, so that a new one changes no hash."""
-        stated = {key: value for key, value in asdict(self).items() if value != getattr(Recipe(), key)}
-        stated.pop("normalise", None)
+        others = asdict(replace(self, normalise=False))
+        stated = {key: value for key, value in others.items() if value != getattr(Recipe(), key)}
         return f"{self.normalise}{json.dumps(stated) if stated else ''}"
 
 
-def read_settings(path: Path, known: Known, others: Container[Any] = OFF) -> dict[str, Any]:
-    """A JSON file's settings, if it exists. Raises UserError for values not in `known` or, for other keys, `others`."""
+def read_settings(path: Path, known: Known | None = None, others: Container[Any] = OFF) -> dict[str, Any]:
+    """A JSON file's settings, if it exists. known, others: what they are checked with, as in `check_settings`."""
     settings: dict[str, Any] = read_json(path, hint=AGAIN) if os.path.exists(path) else {}
-    check_settings(path, settings, known, others)
+    if known is not None:
+        check_settings(path, settings, known, others)
     return settings
 
 
@@ -229,7 +227,7 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, config: dict[str, Any], 
     if class_name == "XLMRobertaTokenizer":
         roles |= {"bos_token": roles["cls_token"], "eos_token": roles["sep_token"]}
     added = {str(i): token for i, token in tokenizer.get_added_tokens_decoder().items()}
-    named = read_settings(folder / "special_tokens_map.json", {}, ANY)
+    named = read_settings(folder / "special_tokens_map.json")
     defaults = {key: token for key, token in TOKENS.get(class_name, {}).items() if key not in named}
     special = _check_special_tokens(folder / "special_tokens_map.json", named, added, roles)
     special += _check_special_tokens(folder / "tokenizer_config.json", defaults | settings, added, roles)
@@ -286,7 +284,7 @@ def _match_class(folder: Path, tokenizer: Tokenizer, name: str, settings: dict[s
             tokenizer.normalizer = normalizers.Precompiled(base64.b64decode(parts[0]["precompiled_charsmap"]))
         if (parts, splitter) != (_parts(tokenizer.normalizer), _parts(tokenizer.pre_tokenizer)):
             changes.append(name)
-    if read_settings(folder / "sentence_bert_config.json", {}, ANY).get("do_lower_case") and not lowers:
+    if read_settings(folder / "sentence_bert_config.json").get("do_lower_case") and not lowers:
         before = [tokenizer.normalizer] if tokenizer.normalizer else []
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
         changes.append("do_lower_case")

@@ -7,19 +7,15 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-from retro_np.errors import UserError
 from retro_np.files.untrusted import reporting
 from retro_np.progress import one_line
-from retro_np.retrieval.tokenizer import checked
+from retro_np.retrieval.tokenizer import checked, with_end
 from retro_np.retrieval.vocabulary import MAX_VOCABULARY_SIZE, pre_tokenizer_kinds
 
 # The pre-tokenizers' names, by the kind that they are of. A file that names none has GPT-2's.
-PRE_TOKENIZER_NAMES = {
-    "gpt-2": ("gpt-2", "default", "phi-2"),
-    "smollm": ("smollm", "starcoder", "refact"),
-    "llama3": ("llama-bpe", "llama3", "llama-v3", "falcon3"),
-    "qwen2": ("qwen2", "deepseek-r1-qwen"),
-}
+PRE_TOKENIZER_NAMES: dict[str, tuple[str, ...]] = {"gpt-2": ("gpt-2", "default", "phi-2")}
+PRE_TOKENIZER_NAMES |= {"smollm": ("smollm", "starcoder", "refact"), "qwen2": ("qwen2", "deepseek-r1-qwen")}
+PRE_TOKENIZER_NAMES |= {"llama3": ("llama-bpe", "llama3", "llama-v3", "falcon3")}
 PRE_TOKENIZERS = {name: kind for kind, names in PRE_TOKENIZER_NAMES.items() for name in names}
 WHOLE_WORDS = "llama3"  # the kind that takes a word of the vocabulary without looking at the merges
 COMPOSING = "qwen2"  # the kind that composes characters first (NFC)
@@ -36,32 +32,32 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str = "the .gguf file")
     metadata: names and values, arrays as lists. where: what errors call the file. Raises UserError for metadata that
     are missing or damaged, and, by name, for a tokenizer or pre-tokenizer that is not supported."""
     fields = {name.removeprefix(GGML): value for name, value in metadata.items() if name.startswith(GGML)}
-    model, architecture = _shown(fields.get("model")), _shown(metadata.get("general.architecture"))
-    if model not in BUILDERS or architecture.startswith("gemma"):  # Gemma's scores do not give the order of merges.
-        fault = f"the tokenizer {model} of {architecture}, which is not supported ({' and '.join(BUILDERS)} are)"
-        raise UserError(f"{where} has {fault}: {OTHER_FILE}")
-    tokens = _list(fields, "tokens", str, where)
-    ids = {token: number for number, token in enumerate(tokens)}
-    if not 0 < len(ids) == len(tokens) <= MAX_VOCABULARY_SIZE:
-        raise UserError(f"{where}: its tokens must be different, 1 to {MAX_VOCABULARY_SIZE:,} in number: {OTHER_FILE}")
-    types = _list(fields, "token_type", int, where, len(ids)) if "token_type" in fields else []
-    with reporting(f"{where} does not hold a tokenizer", OTHER_FILE):
-        tokenizer = BUILDERS[model](fields, ids, where)
+    with reporting(f"{where} does not hold a tokenizer that is supported", OTHER_FILE):
+        model, architecture = _shown(fields.get("model")), _shown(metadata.get("general.architecture"))
+        if model not in BUILDERS or architecture.startswith("gemma"):  # Gemma's scores do not give the order of merges.
+            known = " and ".join(BUILDERS)
+            raise ValueError(f"it has the tokenizer {model} of {architecture}, which is not supported ({known} are)")
+        tokens = _list(fields, "tokens", str)
+        ids = {token: number for number, token in enumerate(tokens)}
+        if not 0 < len(ids) == len(tokens) <= MAX_VOCABULARY_SIZE:
+            raise ValueError(f"its tokens must be different, 1 to {MAX_VOCABULARY_SIZE:,} in number")
+        types = _list(fields, "token_type", int, len(ids)) if "token_type" in fields else []
+        tokenizer = BUILDERS[model](fields, ids)
         added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL) for token, kind in added])
-        if marks := _marks(fields, ids, where):
+        if marks := _marks(fields, ids):
             named = [{"id": role, "ids": [ids[token]], "tokens": [token]} for role, token in marks.items()]
             around = [role for role in ("bos", "$A", "eos") if role in ("$A", *marks)]
             tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=named)
-        return checked(tokenizer, f"the tokenizer of {where}")
+        number = fields.get("eos_token_id")
+        end = tokens[number] if type(number) is int and 0 <= number < len(tokens) else None
+        return with_end(checked(tokenizer, f"the tokenizer of {where}"), end)
 
 
-def _byte_level(fields: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
-    name, merges = _shown(fields.get("pre", "default")), _pairs(fields, where)
-    if name not in PRE_TOKENIZERS:
-        fault = f"the pre-tokenizer {name}, which is not known ({', '.join(PRE_TOKENIZERS)} are)"
-        raise UserError(f"{where} has {fault}: {OTHER_FILE}")
-    kind = PRE_TOKENIZERS[name]
+def _byte_level(fields: dict[str, Any], ids: dict[str, int]) -> Tokenizer:
+    name, merges = _shown(fields.get("pre", "default")), _pairs(fields)
+    if (kind := PRE_TOKENIZERS.get(name)) is None:
+        raise ValueError(f"it has the pre-tokenizer {name}, which is not known ({', '.join(PRE_TOKENIZERS)} are)")
     tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=kind == WHOLE_WORDS))
     if kind == COMPOSING:
         tokenizer.normalizer = normalizers.NFC()
@@ -70,11 +66,11 @@ def _byte_level(fields: dict[str, Any], ids: dict[str, int], where: str) -> Toke
     return tokenizer
 
 
-def _sentencepiece(fields: dict[str, Any], ids: dict[str, int], where: str) -> Tokenizer:
-    merges = _pairs(fields, where) if "merges" in fields else _merges(fields, ids, where)
+def _sentencepiece(fields: dict[str, Any], ids: dict[str, int]) -> Tokenizer:
+    merges = _pairs(fields) if "merges" in fields else _merges(fields, ids)
     unknown, prefixed = fields.get("unknown_token_id", 0), fields.get("add_space_prefix", True)
     if type(unknown) is not int or not 0 <= unknown < len(ids) or type(prefixed) is not bool:
-        raise UserError(f"{where}: {GGML}unknown_token_id or add_space_prefix has a wrong value: {OTHER_FILE}")
+        raise ValueError(f"{GGML}unknown_token_id or add_space_prefix has a wrong value")
     name = list(ids)[unknown]
     tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=name, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
@@ -84,14 +80,14 @@ def _sentencepiece(fields: dict[str, Any], ids: dict[str, int], where: str) -> T
     return tokenizer
 
 
-def _marks(fields: dict[str, Any], ids: dict[str, int], where: str) -> dict[str, str]:
+def _marks(fields: dict[str, Any], ids: dict[str, int]) -> dict[str, str]:
     """The tokens that a model's prompt has around its text, by role. What the metadata leave out is as in llama.cpp."""
     marks, tokens, usual = {}, list(ids), USUAL_IDS if fields["model"] == "llama" else {}
     is_llama_3 = PRE_TOKENIZERS.get(_shown(fields.get("pre"))) == WHOLE_WORDS and "bos_token_id" in fields
     for role, usually in {"bos": bool(usual) or is_llama_3, "eos": False}.items():
         adds, number = fields.get(f"add_{role}_token", usually), fields.get(f"{role}_token_id", usual.get(role, -1))
         if type(adds) is not bool or (adds and (type(number) is not int or not 0 <= number < len(ids))):
-            raise UserError(f"{where}: {GGML}{role}_token_id or add_{role}_token has a wrong value: {OTHER_FILE}")
+            raise ValueError(f"{GGML}{role}_token_id or add_{role}_token has a wrong value")
         if adds:
             marks[role] = tokens[number]
     return marks
@@ -100,30 +96,30 @@ def _marks(fields: dict[str, Any], ids: dict[str, int], where: str) -> dict[str,
 BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
-def _pairs(fields: dict[str, Any], where: str) -> list[Any]:
+def _pairs(fields: dict[str, Any]) -> list[Any]:
     """The merges that the metadata list."""
-    return [tuple(merge.split(" ")) for merge in _list(fields, "merges", str, where)]
+    return [tuple(merge.split(" ")) for merge in _list(fields, "merges", str)]
 
 
-def _merges(fields: dict[str, Any], ids: dict[str, int], where: str) -> list[Any]:
+def _merges(fields: dict[str, Any], ids: dict[str, int]) -> list[Any]:
     """The merges that give each token from two others: the best score first, then the longest left and right part."""
     if sum(len(token) ** 2 for token in ids) > MAX_WORK:
-        raise UserError(f"{where} has tokens that are too long to find their merges: {OTHER_FILE}")
+        raise ValueError("it has tokens that are too long to find their merges")
     merges = []
-    for token, score in zip(ids, _list(fields, "scores", float, where, len(ids)), strict=True):
+    for token, score in zip(ids, _list(fields, "scores", float, len(ids)), strict=True):
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         merges += [(score, (left, right)) for left, right in pairs if left in ids and right in ids]
     merges.sort(key=lambda merge: (merge[0], *map(len, merge[1])), reverse=True)
     return [pair for _, pair in merges]
 
 
-def _list(fields: dict[str, Any], name: str, kind: type, where: str, length: int | None = None) -> list[Any]:
-    """A list in the metadata, of values of one type. Raises UserError for anything else, and for another length."""
+def _list(fields: dict[str, Any], name: str, kind: type, length: int | None = None) -> list[Any]:
+    """A list in the metadata, of values of one type. Raises ValueError for anything else, and for another length."""
     values = fields.get(name)
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
-        raise UserError(f"{where}: its metadata have no list {GGML}{name} of {kind.__name__}: {OTHER_FILE}")
+        raise ValueError(f"its metadata have no list {GGML}{name} of {kind.__name__}")
     if length not in (None, len(values)):
-        raise UserError(f"{where}: {GGML}{name} has {len(values):,} entries, not {length:,}: {OTHER_FILE}")
+        raise ValueError(f"{GGML}{name} has {len(values):,} entries, not {length:,}")
     return values
 
 

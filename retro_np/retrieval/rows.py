@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retro_np.errors import UserError
-from retro_np.files.untrusted import reporting
+from retro_np.files.untrusted import loaded_json, reporting
 from retro_np.progress import one_line, say
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON and file names can hold one, UTF-8 cannot
@@ -122,11 +122,7 @@ def json_rows(path: str, packing: str = "") -> Iterator[Row]:
 
 def _parsed(where: str, text: str) -> dict:
     """The object in a line of JSON."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise UserError(f"{where} is not JSON ({reason}): each line of a .jsonl must be an object in UTF-8") from error
+    record = loaded_json(text, where, "each line of a .jsonl must be an object in UTF-8")
     if not isinstance(record, dict):
         raise UserError(f'{where} has no `text` string: each line must be an object like {{"text": "…"}}')
     return record

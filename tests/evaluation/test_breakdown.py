@@ -14,7 +14,7 @@ from support import EMBEDDER, SMALL, small_config
 from retro_np import Database, evaluate, init_params, score, score_tokens
 from retro_np.errors import UserError
 from retro_np.evaluation import breakdown as module
-from retro_np.evaluation.bits_per_byte import Losses, sliding_windows
+from retro_np.evaluation.bits_per_byte import Losses
 from retro_np.evaluation.bootstrap import paired_bootstrap
 from retro_np.evaluation.breakdown import MATCHES, match_kinds, nearest_similarities, part_of
 from retro_np.evaluation.compare import OFF, ON
@@ -22,6 +22,7 @@ from retro_np.evaluation.copying import longest_matches
 from retro_np.retrieval.build import build_database
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import token_byte_lengths
+from retro_np.sequences import evaluation_windows
 
 WINDOW = {"sequence_length": 32, "stride": 16}
 SYLLABLES = ["ba", "do", "ki", "lu", "mo", "ne", "pa", "ri", "so", "tu"]
@@ -229,7 +230,7 @@ def test_a_run_named_like_a_condition_and_different_windows_are_refused(model, t
     with pytest.raises(UserError, match="cannot be called 'on'"):
         evaluate({"RETRO": model}, three_splits, tmp_path, **WINDOW, split="test", against={"on": model})
     with pytest.raises(UserError, match="stride must be at most"):
-        sliding_windows(three_splits.split("valid"), 16, 32)
+        evaluation_windows(three_splits.split("valid"), 16, 32)
 
 
 def test_without_a_test_part_valid_serves_for_test(database, tmp_path):

@@ -212,6 +212,32 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(work, tmp_path, argumen
     assert line in refused("evaluate", work / "model", *options, "-o", tmp_path / "out")
 
 
+def test_a_model_with_fewer_positions_than_a_chunk_is_told_a_chunk_size_with_which_it_is_evaluated(work, tmp_path):
+    model = foreign.write_folder(tmp_path / "model", "llama", max_position_embeddings=5)
+    for options in ([], ["--sequence-length", "5"], ["--sequence-length", "16"]):
+        line = refused("evaluate", model, work / "db", *options, "-o", tmp_path / "out")
+        assert "the model has 5 positions, fewer than a chunk of" in line
+        assert line.endswith("build another database with a --chunk-size of at most 5")
+    config = BuildConfig(chunk_size=5, tokenizer=str(model / "tokenizer.json"), held_out=0.2)
+    build_database(work / "corpus", tmp_path / "db", config, HASHED)
+    status, _, err = run("evaluate", model, tmp_path / "db", "-o", tmp_path / "out")
+    assert status == 0, err
+
+
+def test_a_sequence_for_which_a_model_lacks_positions_is_shortened_to_whole_chunks(work, tmp_path):
+    model = foreign.write_folder(tmp_path / "model", "llama", max_position_embeddings=30)
+    line = refused("evaluate", model, work / "db", "--sequence-length", "32", "-o", tmp_path / "out")
+    assert line.endswith("give a sequence_length of at most 24")
+
+
+def test_a_model_without_room_for_one_neighbour_is_told_to_use_smaller_chunks(work, tmp_path):
+    model = foreign.write_folder(tmp_path / "model", "llama", max_position_embeddings=33)
+    arguments = "evaluate", model, work / "db", "--also", "in-context", "-k", "1", "-o", tmp_path / "out"
+    assert refused(*arguments).endswith(
+        "the model has 33 positions, so build another database with a smaller --chunk-size"
+    )
+
+
 def test_a_database_of_another_tokenizer_and_a_model_that_retrieves_are_refused(work, database, tmp_path):
     line = refused("evaluate", work / "model", database.path, "-o", tmp_path / "out")
     assert f"--tokenizer {work / 'model'}" in line

@@ -9,9 +9,10 @@ from support import small_config
 from retro_np import init_params, retro
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens, score
-from retro_np.evaluation.continuous_cache import cache_probability, continuous_cache
 from retro_np.evaluation.knn_lm import (
     MIXTURE_WEIGHTS,
+    cache_probability,
+    continuous_cache,
     datastore,
     frozen_model,
     knn_lm,

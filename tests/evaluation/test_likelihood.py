@@ -35,7 +35,7 @@ def test_figures_of_our_own_models_are_those_of_the_former_formula_bit_for_bit(m
     def predict(window, tokens, targets):
         return (whole(params, config, tokens, targets, sequence_neighbours(database, split, window, 2)),)
 
-    former, _ = scored_tokens(split, evaluation_windows(split, 4), predict, "")
+    former, _ = scored_tokens(split, evaluation_windows(split, 32), predict, "")
     scored = score_tokens(params, config, database, sequence_length=32, stride=16)
     assert np.array_equal(scored.nats, former.nats)
     assert scored.nats.dtype == former.nats.dtype
@@ -67,7 +67,7 @@ def test_prepended_figures_of_our_own_models_are_those_of_the_former_formula_bit
         neighbours = sequence_neighbours(database, split, window, 1)
         return (former_prepended(params, config, tokens, targets, neighbours, 32),)
 
-    former, _ = scored_tokens(split, evaluation_windows(split, 4), predict, "")
+    former, _ = scored_tokens(split, evaluation_windows(split, 32), predict, "")
     assert np.array_equal(prepended(params, config, database, k=1, sequence_length=32).nats, former.nats)
 
 

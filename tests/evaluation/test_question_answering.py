@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import foreign_models as foreign
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from retro_np.evaluation.question_answering import (
 from retro_np.experiments import question_answering as experiment
 from retro_np.experiments.lab import SCALES, Lab
 from retro_np.nn.checks import CONFIG, perturbed_params
+from retro_np.nn.decoders import DecoderConfig
 from retro_np.nn.operators import log_softmax
 from retro_np.optim import clip_by_global_norm
 from retro_np.retrieval.build import BuildConfig, build_database
@@ -90,7 +92,7 @@ def test_fits_says_which_questions_and_answers_are_accepted(tokenizer):
 
 def test_targets_are_the_answer_and_its_end_one_position_early(tokenizer):
     questions, answers = question_chunks(tokenizer, QUESTIONS, M), answer_chunks(tokenizer, ANSWERS, M)
-    tokens, targets = qa_batch(questions, answers)
+    tokens, targets = qa_batch(questions, answers, 0)
     assert tokens.shape == targets.shape == (3, 2 * M - 1)
     for row, text in enumerate(ANSWERS):
         expected = [*encode(tokenizer, f" {text}"), 1]
@@ -118,7 +120,7 @@ def random_questions(m, k, seed, n=5):
 def test_the_loss_is_that_of_two_complete_chunks_with_neighbours_for_the_first_chunk(m, k, seed):
     config, (questions, answers, passages, passage_rows) = replace(CONFIG, chunk_size=m), random_questions(m, k, seed)
     params = perturbed_params(config, seed)
-    loss, _ = retro_loss(params, config, *qa_batch(questions, answers), passages[passage_rows][:, None])
+    loss, _ = retro_loss(params, config, *qa_batch(questions, answers, 0), passages[passage_rows][:, None])
     sequence = np.concatenate([questions, answers], axis=1)
     neighbours = np.stack([passages[passage_rows], np.zeros((5, k, 2 * m), int)], axis=1)
     log_p = log_softmax(retro(params, config, sequence, neighbours)[0])
@@ -171,7 +173,7 @@ def test_answers_are_the_most_likely_tokens_of_the_full_forward_pass(m, k, seed)
         logits, _ = retro(params, config, np.array([tokens]), None if context is None else context[None, None])
         logits[..., 0] = -np.inf  # padding is never sampled
         tokens.append(int(logits[0, -1].argmax()))
-    assert answer(params, config, questions[0], context).tolist() == [token for token in tokens[m:] if token != 1]
+    assert answer(params, config, questions[0], context, 1).tolist() == [token for token in tokens[m:] if token != 1]
 
 
 def test_answers_of_reads_each_questions_own_passages_and_returns_texts(database):
@@ -181,7 +183,47 @@ def test_answers_of_reads_each_questions_own_passages_and_returns_texts(database
     passage_rows = rng.integers(0, 6, (4, 2))
     texts = answers_of(params, config, database.tokenizer, questions, passages, passage_rows)
     for text, question, rows in zip(texts, questions, passage_rows, strict=True):
-        assert text == decode(database.tokenizer, answer(params, config, question, passages[rows])).strip()
+        assert text == decode(database.tokenizer, answer(params, config, question, passages[rows], 1)).strip()
+
+
+def test_with_a_foreign_tokenizer_chunks_have_its_padding_and_end_of_text_and_its_token_0_is_a_target():
+    tokenizer = foreign.tokenizer()
+    padding, end = map(tokenizer.token_to_id, (foreign.PAD, foreign.END))
+    zero = tokenizer.decode([0])
+    questions, answers = question_chunks(tokenizer, ["f"], 32), answer_chunks(tokenizer, [f"a{zero}"], 32)
+    question = tokenizer.encode("question: f \n answer:").ids
+    assert questions[0].tolist() == [padding] * (32 - len(question)) + question
+    expected = [*tokenizer.encode(f" a{zero}").ids, end]
+    assert 0 in expected
+    assert answers[0].tolist() == expected + [padding] * (32 - len(expected))
+    assert passage_values(tokenizer, [("t", "s")], 32)[0, -1] == padding
+    _, targets = qa_batch(questions, answers, padding)
+    assert targets[0].tolist() == [-1] * 31 + expected + [-1] * (32 - len(expected))
+
+
+def test_an_answer_ends_at_a_foreign_end_of_text_and_may_contain_the_tokens_0_and_1():
+    m, padding, end = 4, 12, 13
+    config = replace(CONFIG, vocabulary_size=14, chunk_size=m, padding_id=padding, cca_layers=(), encoder=None)
+    kinds = set()
+    for seed in range(60):
+        params = perturbed_params(config, seed)
+        params["readout"][:, [0, 1, end]] *= 3  # so that answers have these tokens
+        tokens = [padding, 2, 3, 4]
+        while len(tokens) < 2 * m and end not in tokens:
+            logits, _ = retro(params, config, np.array([tokens]), None)
+            logits[..., padding] = -np.inf  # padding is never sampled
+            tokens.append(int(logits[0, -1].argmax()))
+        expected = [token for token in tokens[m:] if token != end]
+        assert answer(params, config, np.array(tokens[:m]), None, end).tolist() == expected
+        kinds |= {*expected, *([end] if end in tokens else [])}
+    assert {0, 1, end} <= kinds
+
+
+def test_a_decoder_of_others_is_not_fine_tuned_on_questions_and_the_error_says_so():
+    questions, answers, _, _ = random_questions(3, 1, seed=1)
+    config = DecoderConfig(32, 8, 16, 2, 4, 2)
+    with pytest.raises(UserError, match="has no padding for questions: train a model for the database"):
+        fine_tune({}, config, questions, answers, None, None, TrainingConfig(steps=1))
 
 
 @pytest.mark.parametrize(
@@ -229,8 +271,9 @@ def test_a_model_learns_to_answer_what_only_its_passages_say():
     )  # fmt: skip
 
     def accuracy(passages_of):
+        given_answers = (answer(params, config, questions[i], passages_of(i), 1) for i in range(n_trained, n))
         return np.mean(
-            [answer(params, config, questions[i], passages_of(i)).tolist() == [values[i]] for i in range(n_trained, n)]
+            [tokens.tolist() == [value] for tokens, value in zip(given_answers, values[n_trained:], strict=True)]
         )
 
     assert accuracy(lambda i: passages[i : i + 1]) > 0.9

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,14 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import score
 from retro_np.evaluation.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
 from retro_np.experiments import ablations, database_size, leakage, model_size, neighbours, random_neighbours, retrofit
-from retro_np.experiments.experiment import experiments, find_experiment, open_lab, run_experiment
+from retro_np.experiments.experiment import (
+    OVER_SEEDS,
+    described,
+    experiments,
+    find_experiment,
+    open_lab,
+    run_experiment,
+)
 from retro_np.experiments.lab import SCALES, mean_and_spread
 from retro_np.experiments.pretrained import make_pretrained
 from retro_np.experiments.second_corpus import RELEASE
@@ -49,8 +55,9 @@ def folder(tmp_path_factory):
 def test_each_experiment_has_a_title_and_says_what_the_paper_shows(name):
     experiment = find_experiment(name)
     assert experiment is experiments()[name]
-    assert experiment.title
-    assert len(experiment.paper) > 40
+    title, paper = described(experiment)
+    assert title
+    assert len(paper) > 40
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,29 +65,29 @@ def test_what_is_recorded_of_an_experiment_follows_from_its_recorded_figures(nam
     record = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
     experiment = find_experiment(name)
     assert experiment.verdict(record["figures"]) == (record["agrees"], record["verdict"])
-    assert (experiment.title, experiment.paper) == (record["title"], record["paper"])
+    assert described(experiment) == (record["title"], record["paper"])
 
 
-def test_experiments_are_listed_in_the_order_of_their_positions():
-    assert [experiment.position for experiment in experiments().values()] == list(range(1, len(NAMES) + 1))
+def test_all_experiments_have_their_place_in_the_list_and_their_number_of_seeds():
+    assert list(OVER_SEEDS) == NAMES
     assert NAMES[0] == "random-neighbours"
     assert NAMES[-1] == "pretrained"
 
 
 def test_a_new_experiment_needs_only_a_new_file_in_the_package(tmp_path, monkeypatch):
-    source = """
-from retro_np.experiments.experiment import Experiment
+    source = '''"""New
 
-EXPERIMENT = Experiment(
-    "New", "Nothing.", lambda lab: {"seeds": lab.seeds}, lambda figures, path: path.write_bytes(b"PNG"),
-    lambda figures: (True, f"{figures['seeds']} seeds."), position=0,
-)
-"""
+Nothing."""
+measure = lambda lab: {"seeds": lab.seeds}
+draw = lambda figures, path: path.write_bytes(b"PNG")
+verdict = lambda figures: (True, f"{figures['seeds']} seeds.")
+'''
     (tmp_path / "brand_new.py").write_text(source)
     (tmp_path / "helper.py").write_text("")
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "retro_np.experiments.brand_new", raising=False)
-    assert list(experiments()) == ["brand-new", *NAMES]
+    assert list(experiments()) == [*NAMES, "brand-new"]
+    assert described(find_experiment("brand-new")) == ("New", "Nothing.")
     assert run_experiment("brand-new", tmp_path / "out", "tiny", seeds=2)["verdict"] == "2 seeds."
     assert (tmp_path / "out" / "tiny" / "brand-new.png").read_bytes() == b"PNG"
     for name in ("helper", "lab", "brand_new", "random_neighbours", "os"):
@@ -100,7 +107,7 @@ def test_finding_an_experiment_imports_no_other_experiment():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN_HERE)
 def test_a_second_run_of_an_experiment_gives_the_same_figures(name, folder):
-    seeds = 2 if find_experiment(name).over_seeds else None
+    seeds = 2 if OVER_SEEDS[name] else None
     first = run_experiment(name, folder, "tiny", seeds)
     second = run_experiment(name, folder, "tiny", seeds)
     assert json.dumps(first["figures"]) == json.dumps(second["figures"])
@@ -176,9 +183,10 @@ def test_plots_do_not_import_pyplot(tmp_path):
 
 
 def test_nan_and_infinity_become_null(tmp_path, monkeypatch):
-    odd = replace(find_experiment("subsets"), measure=lambda lab: {"a": [float("nan"), 1.0], "b": float("inf")},
-                  draw=lambda figures, path: None, verdict=lambda figures: (None, "Odd."))  # fmt: skip
-    monkeypatch.setattr("retro_np.experiments.experiment.find_experiment", lambda name: odd)
+    odd = find_experiment("subsets")
+    monkeypatch.setattr(odd, "measure", lambda lab: {"a": [float("nan"), 1.0], "b": float("inf")})
+    monkeypatch.setattr(odd, "draw", lambda figures, path: None)
+    monkeypatch.setattr(odd, "verdict", lambda figures: (None, "Odd."))
     run_experiment("subsets", tmp_path, "tiny")
     written = json.loads((tmp_path / "tiny" / "subsets.json").read_text(), parse_constant=pytest.fail)
     assert written["figures"] == {"a": [None, 1.0], "b": None}

@@ -416,9 +416,10 @@ def _attention(rng, backward: bool):
         arrays = (q, keys, held, table, u, v)
         if backward:
             lse, dout = odd_array(rng, (batch, h, g, n), dtype), odd_array(rng, (batch, g, n, h, c), dtype)
+            options["dlse"] = None if rng.random() < 0.5 else odd_array(rng, (batch, h, g, n), dtype)
             return lambda: attention_backward(dout, lse, *arrays, **options)
         return lambda: attention_forward(*arrays, **options)
-    bounds = _number(rng, 0), _number(rng, h * batch)
+    bounds = _number(rng, 0), _number(rng, h * batch * (1 if backward else g))
     out, lse = odd_array(rng, (batch, g, n, h, c), dtype), odd_array(rng, (batch, h, g, n), dtype)
     if backward:
         parts = pick(rng, (1, batch))
@@ -430,8 +431,9 @@ def _attention(rng, backward: bool):
             None if table is None else odd_array(rng, (parts, *shape), dtype)
             for shape in ((n + r - 1, h, c), (h, c), (h, c))
         ]
+        dlse = None if rng.random() < 0.5 else odd_array(rng, (batch, h, g, n), dtype)
         return lambda: c_extension().attention_backward(
-            out, lse, q, keys, held, table, u, v, mask, offset, *grads, *sums, *bounds
+            out, lse, dlse, q, keys, held, table, u, v, mask, offset, *grads, *sums, *bounds
         )
     return lambda: c_extension().attention_forward(q, keys, held, table, u, v, mask, offset, out, lse, *bounds)
 

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 
 from retro_np import kernels
-from retro_np.kernels import attention, bert, hashing, panels, rowwise, search, substring, swiglu
+from retro_np.kernels import attention, bert, decoders, hashing, panels, rowwise, search, substring
 
 # MemoryError: a size that is possible but larger than this machine.
 REFUSALS = (ValueError, TypeError, BufferError, OverflowError, MemoryError)
@@ -119,11 +119,12 @@ def _attention_forward(rng, normal, n, d):
 def _attention_backward(rng, normal, n, d):
     *arrays, offset, mask = attention_arguments(rng, normal(1).dtype)
     _, lse = attention._forward_numpy(*arrays, causal_offset=offset, key_mask=mask)
-    arguments = normal(*arrays[0].shape), lse, *arrays, offset, mask
+    dlse = normal(*lse.shape) if rng.integers(2) else None
+    arguments = normal(*arrays[0].shape), lse, *arrays, offset, mask, dlse
 
-    def call(dout, lse, q, keys, values, table, u, v, causal_offset, key_mask):
-        masks = {"causal_offset": causal_offset, "key_mask": key_mask}
-        return attention.attention_backward(dout, lse, q, keys, values, table, u, v, **masks)
+    def call(dout, lse, q, keys, values, table, u, v, causal_offset, key_mask, dlse):
+        others = {"causal_offset": causal_offset, "key_mask": key_mask, "dlse": dlse}
+        return attention.attention_backward(dout, lse, q, keys, values, table, u, v, **others)
 
     return call, (), 0, arguments
 
@@ -162,8 +163,15 @@ CALLS = {
     ),
     "gelu_forward": lambda rng, normal, n, d: (rowwise.gelu_forward, (), 0, (normal(n),)),
     "gelu_backward": lambda rng, normal, n, d: (rowwise.gelu_backward, (), 0, (normal(n), normal(n))),
-    "swiglu_forward": lambda rng, normal, n, d: (swiglu.swiglu_forward, (), 0, (normal(n), normal(n))),
-    "swiglu_backward": lambda rng, normal, n, d: (swiglu.swiglu_backward, (), 0, (normal(n), normal(n), normal(n))),
+    "norm_forward": lambda rng, normal, n, d: (
+        decoders.norm_forward, (), 0, (normal(n, d), normal(d), rng.choice([None, 1]) and normal(d), 1e-5),
+    ),
+    "norm_backward": lambda rng, normal, n, d: (
+        decoders.norm_backward, (), 0,
+        (normal(n, d), normal(n, d), normal(d), rng.choice([None, 1]) and normal(d), 1e-5),
+    ),
+    "swiglu_forward": lambda rng, normal, n, d: (decoders.swiglu_forward, (), 0, (normal(n), normal(n))),
+    "swiglu_backward": lambda rng, normal, n, d: (decoders.swiglu_backward, (), 0, (normal(n), normal(n), normal(n))),
     "scatter_add": lambda rng, normal, n, d: (rowwise.scatter_add, (2,), 0, (normal(n, d), rng.integers(0, 7, n), 7)),
     "adamw_step": _adamw_step,
     "add_layer_norm": lambda rng, normal, n, d: (
@@ -258,7 +266,8 @@ def hostile_call(rng: np.random.Generator, kinds: tuple[str, ...] = ("c", "numba
 def hostile_call_of_c(rng):
     """Call a function of the C module directly. What it accepts must equal NumPy's result."""
     module, dtype = kernels.c_extension(), rng.choice(["f4", "f8"])
-    name = rng.choice(["nearest", "nearest_screened", "attention_forward", "attention_backward", "multiply_panels"])
+    names = "nearest", "nearest_screened", "attention_forward", "attention_backward", "multiply_panels", "decoders"
+    name = rng.choice(names)
 
     def normal(*shape):
         return rng.standard_normal(shape).astype(dtype)
@@ -273,18 +282,21 @@ def hostile_call_of_c(rng):
         w = normal(d, 64 * int(rng.integers(0, 3)))
         packed = w.reshape(d, w.shape[1] // 64, 64).swapaxes(0, 1).copy()
         arguments = normal(n, d), packed, np.zeros((n, w.shape[1]), dtype), 0, len(packed)
+    elif name == "decoders":
+        name, arguments = _decoder_arguments(rng, normal, m, d, k)
     else:
         q, keys, values, table, u, v, offset, mask = attention_arguments(rng, dtype)
         (batch, g, n, h, _), parts = q.shape, min(8, len(q))
         out, lse = np.zeros(q.shape, dtype), np.zeros((batch, h, g, n), dtype)
         if name == "attention_forward":
-            arguments = q, keys, values, table, u, v, mask, offset, out, lse, 0, h * batch
+            arguments = q, keys, values, table, u, v, mask, offset, out, lse, 0, h * batch * g
         else:
             sums = [None if x is None else np.zeros((parts, *x.shape), dtype) for x in (table, u, v)]
             _, lse = attention._forward_numpy(q, keys, values, table, u, v, causal_offset=offset, key_mask=mask)
             tasks = h * (batch if table is None else parts)
             gradients = [np.zeros(x.shape, dtype) for x in (q, keys, values)]
-            arguments = out, lse, q, keys, values, table, u, v, mask, offset, *gradients, *sums, 0, tasks
+            dout, dlse = normal(*q.shape), normal(*lse.shape) if rng.integers(2) else None
+            arguments = dout, lse, dlse, q, keys, values, table, u, v, mask, offset, *gradients, *sums, 0, tasks
     changed = hostile(rng, arguments)
     where = f"_c.{name}({', '.join(map(described, changed))})"
     try:
@@ -299,8 +311,32 @@ def hostile_call_of_c(rng):
     return "C returned"
 
 
+def _decoder_arguments(rng, normal, n, d, parts):
+    """The name and the arguments of one of the loops of csrc/decoders.c."""
+    bias = normal(d) if rng.integers(2) else None
+    norm = normal(n, d), normal(d), bias, 1e-5
+    sums = normal(parts, d), None if bias is None else normal(parts, d)
+    calls = {
+        "norm_forward": (*norm, normal(n, d), 0, n),
+        "norm_backward": (normal(n, d), *norm, normal(n, d), *sums, 0, parts),
+        "swiglu_forward": (normal(n), normal(n), normal(n), 0, n),
+        "swiglu_backward": (normal(n), normal(n), normal(n), normal(n), normal(n), 0, n),
+    }
+    name = rng.choice(sorted(calls))
+    return name, calls[name]
+
+
 def _results_of_c(name, arguments):
     """What the C function wrote, and what NumPy gives."""
+    if name.startswith("norm"):
+        count, oracle = (4, decoders._norm_forward) if name == "norm_forward" else (5, decoders._norm_backward)
+        first, *sums = arguments[count:-2]
+        expected = oracle(*arguments[:count])
+        return [first, *(s if s is None else s.sum(axis=0) for s in sums)], list(expected if sums else [expected])
+    if name.startswith("swiglu"):
+        count, oracle = (2, decoders._swiglu_forward) if name == "swiglu_forward" else (3, decoders._swiglu_backward)
+        expected = oracle(*arguments[:count])
+        return list(arguments[count:-2]), list(expected if count == 3 else [expected])
     if name == "multiply_panels":
         x, packed, out, *_ = arguments
         return [out], [x @ packed.swapaxes(0, 1).reshape(x.shape[1], -1)]
@@ -310,10 +346,11 @@ def _results_of_c(name, arguments):
     if name == "attention_forward":
         *arrays, mask, offset, out, lse, _, _ = arguments
         return [out, lse], list(attention._forward_numpy(*arrays, causal_offset=offset, key_mask=mask))
-    dout, lse, *arrays, mask, offset = arguments[:10]
-    *gradients, dtable, du, dv = arguments[10:16]
+    dout, lse, dlse, *arrays, mask, offset = arguments[:11]
+    *gradients, dtable, du, dv = arguments[11:17]
     sums = [None if x is None else x.sum(axis=0) for x in (dtable, du, dv)]
-    return [*gradients, *sums], list(attention._backward_numpy(dout, lse, *arrays, causal_offset=offset, key_mask=mask))
+    others = {"causal_offset": offset, "key_mask": mask, "dlse": dlse}
+    return [*gradients, *sums], list(attention._backward_numpy(dout, lse, *arrays, **others))
 
 
 def main(calls: int, seed: int, kinds: tuple[str, ...]) -> int:

@@ -20,7 +20,7 @@ KINDS = ["numba", "c"] if EXPECT_C else ["numba"]
 def problems(draw, dtype=None):
     """(arrays, masks), including n = 1, odd head sizes, masked keys, items without keys and several tiles."""
     sizes = st.one_of(st.integers(1, 5), st.sampled_from([16, 17, 31, 32, 33, 40, 70]))
-    batch, g, n = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(sizes)
+    batch, g, n = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(sizes)
     k, r = draw(st.integers(0, 3)), draw(sizes)
     h, c = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17, 20]))
     dtype = dtype or draw(st.sampled_from([np.float32, np.float64]))
@@ -40,15 +40,21 @@ def problems(draw, dtype=None):
     return (normal(batch, g, n, h, c), normal(batch, k, r, h, c), normal(batch, k, r, h, c), *positions), masks
 
 
-def results(kind, arrays, masks, dout):
+def results(kind, arrays, masks, dout, dlse=None):
     """out, lse and the gradients."""
     kernels.use(kind)
     out, lse = attention_forward(*arrays, **masks)
-    return [out, lse, *(g for g in attention_backward(dout, lse, *arrays, **masks) if g is not None)]
+    return [out, lse, *(g for g in attention_backward(dout, lse, *arrays, **masks, dlse=dlse) if g is not None)]
 
 
-def cotangent(arrays):
-    return np.random.default_rng(1).standard_normal(arrays[0].shape).astype(arrays[0].dtype)
+def cotangents(arrays):
+    """dout and dlse."""
+    rng, (batch, g, n, h, _), dtype = np.random.default_rng(1), arrays[0].shape, arrays[0].dtype
+    return rng.standard_normal(arrays[0].shape).astype(dtype), rng.standard_normal((batch, h, g, n)).astype(dtype)
+
+
+def same_bits(arrays, others):
+    return all(array.tobytes() == other.tobytes() for array, other in zip(arrays, others, strict=True))
 
 
 def assert_close(actual, expected):
@@ -66,8 +72,44 @@ def assert_close(actual, expected):
 @given(problem=problems())
 def test_each_kind_equals_the_numpy_oracle(kind, problem):
     arrays, masks = problem
-    dout = cotangent(arrays)
+    dout, dlse = cotangents(arrays)
     assert_close(results(kind, arrays, masks, dout), results("numpy", arrays, masks, dout))
+    assert_close(results(kind, arrays, masks, dout, dlse), results("numpy", arrays, masks, dout, dlse))
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+@MANY
+@given(problem=problems())
+def test_no_gradient_of_lse_and_one_of_zeros_give_the_same_bits(kind, problem):
+    arrays, masks = problem
+    dout, dlse = cotangents(arrays)
+    assert same_bits(results(kind, arrays, masks, dout), results(kind, arrays, masks, dout, np.zeros_like(dlse)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@MANY
+@given(problem=problems())
+def test_a_group_of_queries_beside_others_gives_the_bits_that_it_gives_alone(kind, problem):
+    (q, *arrays), masks = problem
+    kernels.use(kind)
+    out, lse = attention_forward(q, *arrays, **masks)
+    for group in range(q.shape[1]):
+        alone = attention_forward(q[:, group : group + 1], *arrays, **masks)
+        assert same_bits(alone, (out[:, group : group + 1], lse[:, :, group : group + 1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tasks_done_one_by_one_in_any_order_give_the_same_bits(kind, monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = (2, 3, 40, 3, 5), (2, 2, 40, 3, 5), (2, 2, 40, 3, 5), (79, 3, 5), (3, 5), (3, 5)
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    expected = results(kind, arrays, {}, *cotangents(arrays))
+
+    def one_by_one(tasks, q, keys):
+        return [slice(task, task + 1) for task in rng.permutation(tasks).tolist()]
+
+    monkeypatch.setattr(attention, "_task_blocks", one_by_one)
+    assert same_bits(results(kind, arrays, {}, *cotangents(arrays)), expected)
 
 
 @needs_c
@@ -84,10 +126,10 @@ def test_each_vector_unit_equals_the_numpy_oracle(unit, problem):
     arrays, masks = problem
     try:
         extension.vector_unit(unit)
-        actual = results("c", arrays, masks, cotangent(arrays))
+        actual = results("c", arrays, masks, *cotangents(arrays))
     finally:
         extension.vector_unit(best)
-    assert_close(actual, results("numpy", arrays, masks, cotangent(arrays)))
+    assert_close(actual, results("numpy", arrays, masks, *cotangents(arrays)))
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
@@ -96,10 +138,9 @@ def test_each_vector_unit_equals_the_numpy_oracle(unit, problem):
 def test_one_thread_and_three_give_the_same_bits(kind, problem):
     arrays, masks = problem
     use_threads(1)
-    one_thread = results(kind, arrays, masks, cotangent(arrays))
+    one_thread = results(kind, arrays, masks, *cotangents(arrays))
     use_threads(3)
-    three_threads = results(kind, arrays, masks, cotangent(arrays))
-    assert all(array.tobytes() == expected.tobytes() for array, expected in zip(one_thread, three_threads, strict=True))
+    assert same_bits(one_thread, results(kind, arrays, masks, *cotangents(arrays)))
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
@@ -117,6 +158,19 @@ def test_a_query_without_keys_gives_zero_and_no_gradient(kind):
     assert not out.any()
     assert np.isposinf(lse).all()
     assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("kind", ["numpy", *KINDS])
+@pytest.mark.parametrize("dlse_there", [1.0, np.inf, np.nan])
+def test_the_gradient_of_lse_has_no_effect_for_a_query_without_keys(kind, dlse_there):
+    rng = np.random.default_rng(0)
+    arrays = tuple(rng.standard_normal((1, 2, 3, 2, 4)) for _ in range(3))
+    masks = {"causal_offset": -1, "key_mask": np.ones((1, 2, 3), bool)}  # query 0 of each group has no key
+    dout, dlse = cotangents(arrays)
+    dlse[..., 0] = 0
+    expected = results(kind, arrays, masks, dout, dlse)
+    dlse[..., 0] = dlse_there
+    assert same_bits(results(kind, arrays, masks, dout, dlse), expected)
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
@@ -149,7 +203,7 @@ def test_the_content_of_a_masked_key_does_not_change_the_logits(kind):
         arrays[1][0, 0, 2] = value
         with np.errstate(over="ignore", invalid="ignore"):
             actual = results(kind, tuple(arrays), {"key_mask": mask}, arrays[2])[:2]
-        assert all(a.tobytes() == b.tobytes() for a, b in zip(actual, expected, strict=True))
+        assert same_bits(actual, expected)
 
 
 @pytest.mark.parametrize("kind", ["numpy", *KINDS])
@@ -198,10 +252,11 @@ def call(**changes):
 def call_backward(**changes):
     f = np.zeros
     arguments = {
-        "dout": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3)), "q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)),
-        "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4)), "u": f((2, 4)), "v": f((2, 4)), "key_mask": None,
-        "causal_offset": 0, "dq": f((2, 1, 3, 2, 4)), "dkeys": f((2, 1, 5, 2, 4)), "dvalues": f((2, 1, 5, 2, 4)),
-        "dtable": f((2, 7, 2, 4)), "du": f((2, 2, 4)), "dv": f((2, 2, 4)), "first": 0, "last": 4,
+        "dout": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3)), "dlse": f((2, 2, 1, 3)), "q": f((2, 1, 3, 2, 4)),
+        "keys": f((2, 1, 5, 2, 4)), "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4)), "u": f((2, 4)),
+        "v": f((2, 4)), "key_mask": None, "causal_offset": 0, "dq": f((2, 1, 3, 2, 4)), "dkeys": f((2, 1, 5, 2, 4)),
+        "dvalues": f((2, 1, 5, 2, 4)), "dtable": f((2, 7, 2, 4)), "du": f((2, 2, 4)), "dv": f((2, 2, 4)), "first": 0,
+        "last": 4,
     }  # fmt: skip
     kernels.c_extension().attention_backward(*(arguments | changes).values())
 
@@ -240,6 +295,12 @@ FORWARD_ONLY = [
 BACKWARD_ONLY = [
     ({"dq": read_only(np.zeros((2, 1, 3, 2, 4)))}, ValueError, "dq is read-only"),
     ({"dout": np.zeros((2, 1, 3, 2, 5))}, ValueError, "dout has size 5 along axis 4, not 4"),
+    ({"dlse": np.zeros((2, 2, 1, 4))}, ValueError, "dlse has size 4 along axis 3, not 3"),
+    ({"dlse": np.zeros((2, 2, 3))}, ValueError, "dlse must have four dimensions"),
+    ({"dlse": np.zeros((2, 2, 1, 3), np.float32)}, TypeError, "dlse must have the type of q"),
+    ({"dlse": np.zeros((2, 2, 1, 6))[..., ::2]}, ValueError, "dlse must be C-contiguous"),
+    ({"dlse": np.zeros(97, np.uint8)[1:].view(np.float64).reshape(2, 2, 1, 3)}, ValueError, "dlse must be aligned"),
+    ({"dlse": 0.0}, TypeError, "dlse must be an array"),
     ({"dkeys": np.zeros((2, 1, 5, 2, 4), np.float32)}, TypeError, "dkeys must have the type of q"),
     ({"dtable": np.zeros((2, 6, 2, 4))}, ValueError, "dtable has size 6 along axis 1, not 7"),
     ({"dtable": np.zeros((0, 7, 2, 4)), "last": 0}, ValueError, "dtable needs at least one part"),
@@ -261,12 +322,12 @@ def test_the_error_of_a_c_function_for_a_wrong_argument_names_it(function, chang
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("short", ["keys", "values", "table", "u", "v", "key_mask", "dout", "lse"])
+@pytest.mark.parametrize("short", ["keys", "values", "table", "u", "v", "key_mask", "dout", "lse", "dlse"])
 def test_no_kind_reads_beyond_the_end_of_an_array(kind, short):
     f = np.ones
     arrays = {"q": f((2, 1, 3, 2, 4)), "keys": f((2, 1, 5, 2, 4)), "values": f((2, 1, 5, 2, 4)), "table": f((7, 2, 4))}
     arrays |= {"u": f((2, 4)), "v": f((2, 4)), "key_mask": f((2, 1, 5), bool)}
-    arrays |= {"dout": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3))}
+    arrays |= {"dout": f((2, 1, 3, 2, 4)), "lse": f((2, 2, 1, 3)), "dlse": f((2, 2, 1, 3))}
     arrays[short] = arrays[short][..., :-1] if short != "table" else f((8, 2, 4))
     kernels.use(kind)
     with pytest.raises(ValueError, match=r"table|must be|axis"):

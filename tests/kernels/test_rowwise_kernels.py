@@ -11,7 +11,7 @@ from support import fresh_python
 
 from retro_np import kernels
 from retro_np.errors import UserError
-from retro_np.kernels import bert, rowwise, swiglu
+from retro_np.kernels import bert, rowwise
 from retro_np.kernels.threads import blocks, parallel_for, use_threads
 
 
@@ -77,44 +77,6 @@ def test_gelu_of_large_inputs_is_the_identity_or_zero_and_so_is_its_slope():
         kernels.use(kind)
         np.testing.assert_array_equal(rowwise.gelu_forward(x), np.maximum(x, 0))
         np.testing.assert_array_equal(rowwise.gelu_backward(np.ones_like(x), x), x > 0)
-
-
-@MANY
-@given(drawn=matrices(3))
-def test_swiglu_and_its_pullback_equal_the_oracle(drawn):
-    (gate, up, dy), _ = drawn
-    gate, up, dy = gate.reshape(-1), up.reshape(-1), dy.reshape(-1)
-    # Numba's sigmoid has the error of its tanh, which the product with the gate enlarges.
-    scale = float(np.abs(gate).max(initial=1) * np.abs(up).max(initial=1))
-    assert_close(swiglu.swiglu_forward, gate, up, min_scale=scale)
-    assert_close(swiglu.swiglu_backward, dy, gate, up, terms=10, min_scale=scale * float(np.abs(dy).max(initial=1)))
-
-
-@pytest.mark.parametrize("kind", ["numpy", "numba"])
-def test_swiglu_and_its_pullback_equal_pytorch_autograd(kind):
-    import torch
-
-    kernels.use(kind)
-    gate, up, dy = 4 * np.random.default_rng(0).standard_normal((3, 200))
-    torch_gate, torch_up = (torch.tensor(array, requires_grad=True) for array in (gate, up))
-    y = torch.nn.functional.silu(torch_gate) * torch_up
-    y.backward(torch.tensor(dy))
-    np.testing.assert_allclose(swiglu.swiglu_forward(gate, up), y.detach(), atol=1e-13)
-    dgate, dup = swiglu.swiglu_backward(dy, gate, up)
-    np.testing.assert_allclose(dgate, torch_gate.grad, atol=1e-12)
-    np.testing.assert_allclose(dup, torch_up.grad, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["numpy", "numba"])
-def test_swiglu_of_large_gates_is_their_product_or_zero_and_so_is_its_slope(kind):
-    gate = np.array([-3e38, -1e4, -200, 200, 1e4, 1e38], np.float32)
-    up = np.full_like(gate, 2)
-    kernels.use(kind)
-    with np.errstate(over="raise", invalid="raise"):
-        np.testing.assert_array_equal(swiglu.swiglu_forward(gate, up), 2 * np.maximum(gate, 0))
-        dgate, dup = swiglu.swiglu_backward(np.ones_like(gate), gate, up)
-    np.testing.assert_array_equal(dgate, 2 * (gate > 0))
-    np.testing.assert_array_equal(dup, np.maximum(gate, 0))
 
 
 def test_tanh_in_float32_equals_numpy_s_to_5e_7():
@@ -268,8 +230,6 @@ SHORT = {
     "dy": lambda: rowwise.rms_norm_backward(X[:4], X, D, X[:, 0]),
     "scale": lambda: rowwise.rms_norm_backward(X, X, D, X[:4, 0]),
     "gelu's dy": lambda: rowwise.gelu_backward(D[:3], D),
-    "up": lambda: swiglu.swiglu_forward(D, D[:3]),
-    "swiglu's dy": lambda: swiglu.swiglu_backward(D[:3], D, D),
     "indices": lambda: rowwise.scatter_add(X, np.zeros(4, int), 3),
     "an index too high": lambda: rowwise.scatter_add(X, np.array([0, 1, 2, 3, 0]), 3),
     "an index below zero": lambda: rowwise.scatter_add(X, np.array([0, 1, -1, 2, 0]), 3),

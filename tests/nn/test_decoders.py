@@ -407,7 +407,7 @@ def test_a_continuation_beyond_the_models_positions_is_refused_before_a_token_is
 VALID = {"vocabulary_size": 13, "d_model": 12, "d_ffw": 10, "n_heads": 6, "d_head": 4, "n_layers": 2}
 BAD = [
     {"architecture": "retro"}, {"architecture": None}, {"architecture": "LLAMA"}, {"architecture": "a\nb"},
-    {"architecture": ["llama"]}, {"cca_layers": (1,)}, {"n_kv_heads": 4}, {"n_kv_heads": 0}, {"n_kv_heads": 12},
+    {"architecture": ["llama"]}, {"cca_layers": (3,)}, {"n_kv_heads": 4}, {"n_kv_heads": 0}, {"n_kv_heads": 12},
     {"n_kv_heads": -2}, {"n_kv_heads": 2.0}, {"n_kv_heads": True}, {"n_kv_heads": "2"}, {"norm_eps": 0},
     {"norm_eps": -1e-5}, {"norm_eps": float("nan")}, {"norm_eps": float("inf")}, {"norm_eps": "1e-5"},
     {"norm_eps": None}, {"norm_eps": True}, {"norm_eps": 10**400}, {"rotary_base": 0.5},

@@ -125,6 +125,19 @@ def test_a_model_that_makes_a_special_token_from_its_spelling_makes_none_from_a_
         assert decode(tokenizer, ids[:-1]).replace(" ", "") == f"a{spelled}b{spelled}"
 
 
+@pytest.mark.parametrize("spelled", ["<n>", "<<n>>"])
+def test_a_special_token_that_is_looked_for_in_normalised_text_is_none_where_a_user_spells_it(spelled):
+    made = foreign.tokenizer()
+    made.normalizer = normalizers.Lowercase()
+    made.add_special_tokens([AddedToken(text, special=True, normalized=text == "<n>") for text in ("<n>", "<<n>>")])
+    tokenizer = load_tokenizer(made)
+    model = replace(MODEL, tokenizer=tokenizer, chat_template="{{ messages[0].content }}<n>", special={})
+    *ids, last = chat_tokens(model, f"a {spelled} b")
+    assert last == tokenizer.token_to_id("<n>")
+    assert not {*ids} & {tokenizer.token_to_id("<n>"), tokenizer.token_to_id("<<n>>")}
+    assert decode(tokenizer, ids) == f"a {spelled} b"
+
+
 HOSTILE = {
     "a loop without an end": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a text that doubles": "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{%endfor%}",

@@ -1,5 +1,6 @@
 """Trained models by name: bundled ones, runs, checkpoints, folders, files. Ground truth: the parts that are named."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -18,7 +19,9 @@ import pytest
 
 from retro_np import Database, RetroConfig, UserError, init_params, load_params, load_pretrained, save_params
 from retro_np.checkpoint import write_tensors
+from retro_np.cli import main
 from retro_np.nn.decoders import DecoderConfig
+from retro_np.pretrained import folder as model_folder
 from retro_np.pretrained.bundled import BUNDLED, bundled_file
 from retro_np.pretrained.models import load_model, own_file, read_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
@@ -94,7 +97,7 @@ def test_a_saved_decoder_with_another_configuration_is_refused_in_one_line(chang
         ("x.safetensors", "no checkpoint at x.safetensors"), ("../x", "no model at ../x: give"),
         ("/", "holds no model"), ("a" * 5000, ": give retro, baseline"), ("\0", ": give retro, baseline"),
         ("model.safetensors", "was not written by retro_np: its metadata has no configuration; of a model that others"),
-        ("notes.txt", "notes.txt is damaged or not a GGUF file (ValueError: it begins with b'some'): download"),
+        ("notes.txt", "notes.txt is damaged or not a GGUF file (it begins with b'some'): download"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_no_model_is_refused_in_one_line(name, expected, tmp_path, monkeypatch):
@@ -118,6 +121,45 @@ def test_a_model_of_others_takes_the_chunk_size_of_a_database_with_its_tokenizer
     assert_same(params, load_pretrained(folder)[0])
     save_params(tmp_path / "saved.safetensors", params, config)
     assert load_model(tmp_path / "saved.safetensors", database)[1].chunk_size == 16
+
+
+@pytest.mark.parametrize("named", ["</s>", {"content": "</s>"}])
+def test_a_database_ends_texts_as_the_files_of_the_models_tokenizer_say(named, tmp_path, corpus):
+    folder = foreign.write_folder(tmp_path / "model", "llama")
+    tokenizer = foreign.tokenizer()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
+    end = tokenizer.token_to_id("</s>")
+    for given in (folder / "tokenizer.json", folder):
+        settings = BuildConfig(chunk_size=16, neighbours=1, tokenizer=str(given))
+        build_database(corpus, tmp_path / f"db of {given.name}", settings, "hashing")
+        database = Database.open(tmp_path / f"db of {given.name}")
+        assert database.end_of_text == database.manifest["end_of_text"] == end
+        assert (
+            np.count_nonzero(database.split("train").tokens[:] == end)
+            == database.manifest["splits"]["train"]["documents"]
+        )
+        assert load_model(folder, database)[1].chunk_size == 16
+
+
+def test_a_command_reads_the_header_of_anothers_weights_once(tmp_path, corpus, monkeypatch):
+    folder, opened = foreign.write_folder(tmp_path / "model", "llama"), []
+    read = model_folder.open_safetensors
+    monkeypatch.setattr(model_folder, "open_safetensors", lambda *given: opened.append(given) or read(*given))
+    (tmp_path / "text.txt").write_text("def f(x):\n    return x\n" * 9)
+    settings = BuildConfig(chunk_size=16, neighbours=1, tokenizer=str(folder))
+    build_database(corpus, tmp_path / "db", settings, "hashing")
+    scored = ["evaluate", folder, "--text", tmp_path / "text.txt", "-o", tmp_path / "out"]
+    shown = ["inspect", folder, tmp_path / "db", "--prompt", "a", "--length", "2", "-o", tmp_path / "page.html"]
+    for command in (scored, shown):
+        opened.clear()
+        monkeypatch.setattr(sys, "argv", ["retro-np", *map(str, command)])
+        with contextlib.suppress(SystemExit):
+            main()
+        assert len(opened) == 1
+    assert (tmp_path / "page.html").stat().st_size
+    assert (tmp_path / "out" / "results.json").stat().st_size
 
 
 def test_a_database_with_another_tokenizer_is_refused(tmp_path, database):

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from retro_np import UserError, load_pretrained
 from retro_np.files import untrusted
 from retro_np.pretrained import folder as model_folder
+from retro_np.pretrained.decoder import max_spare
 from retro_np.pretrained.models import read_pretrained
 
 
@@ -142,9 +143,36 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_of_another_model(tmp_path)
     weights = foreign.tensors("llama")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:260]
     folder = foreign.write_folder(tmp_path / "folder", "llama", weights, vocab_size=260)
-    expected = "its tokenizer has a token of id 260, but the weights have 260 embeddings, so they belong to different"
+    expected = "its tokenizer has 261 ids, but the weights have 260 embeddings, so they belong to different models"
     refused(folder, expected)
     refused(foreign.write_gguf(tmp_path / "a.gguf", "llama", weights), expected)
+
+
+@pytest.mark.parametrize(("rows", "is_read"), [(261, True), (773, True), (774, False), (49_152, False)])
+def test_a_tokenizer_with_far_fewer_ids_than_embeddings_is_of_another_model(rows, is_read, tmp_path):
+    weights = foreign.tensors("llama") | {"model.embed_tokens.weight": np.ones((rows, foreign.WIDTH), np.float32)}
+    folder = foreign.write_folder(tmp_path / "folder", "llama", weights, vocab_size=rows)
+    for path in (folder, foreign.write_gguf(tmp_path / "a.gguf", "llama", weights)):
+        if is_read:
+            assert read_pretrained(path).config.vocabulary_size == rows
+        else:
+            refused(path, f"its tokenizer has 261 ids, but the weights have {rows:,} embeddings, so they belong to")
+
+
+# The ids of published tokenizers (len of transformers' AutoTokenizer) and vocab_size in config.json
+PUBLISHED = {
+    "GPT-2": (50_257, 50_257), "Phi-2": (50_295, 51_200), "Pythia 12B": (50_277, 50_688), "GPT-J": (50_257, 50_400),
+    "Qwen2 0.5B": (151_646, 151_936), "Qwen2.5 7B": (151_665, 152_064), "DeepSeek Coder 1.3B": (32_022, 32_256),
+    "DeepSeek LLM 7B": (100_015, 102_400), "Llama 3": (128_256, 128_256), "OLMo 1B": (50_280, 50_304),
+    "BLOOM": (250_680, 250_880), "SmolLM2": (49_152, 49_152),
+}  # fmt: skip
+
+
+def test_no_published_model_is_refused_for_its_vocabulary_and_the_mismatches_of_two_are():
+    spare = {name: rows - size for name, (size, rows) in PUBLISHED.items()}
+    assert all(0 <= spare[name] <= max_spare(size) for name, (size, _) in PUBLISHED.items())
+    for size, rows in ((1_000, 49_152), (32_000, 49_152), (49_152, 151_936), (50_257, 128_256), (128_256, 151_936)):
+        assert rows - size > max_spare(size)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -216,7 +244,7 @@ def test_a_missing_size_is_named(name, tmp_path):
 def test_without_gguf_the_package_is_named(tmp_path, monkeypatch):
     path = foreign.write_gguf(tmp_path / "a.gguf", "llama")
     monkeypatch.setitem(sys.modules, "gguf.constants", None)
-    refused(path, "a.gguf needs gguf, which is not installed: pip install gguf")
+    refused(path, "a.gguf needs the package gguf: pip install gguf")
 
 
 def test_a_shape_or_type_that_lies_is_refused_before_anything_is_allocated(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from retro_np.progress import visible
 from retro_np.report.inspection import Inspection, write_inspection
-from retro_np.report.plots import new_axes, save_plot
+from retro_np.report.plots import new_plot
 from retro_np.report.samples import Chunk, Token, Value, is_page, write_page
 
 HOSTILE = (
@@ -128,17 +128,16 @@ def test_other_files_are_not_taken_for_our_pages(data):
 
 def test_a_plot_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "plot.png"
-    save_plot(new_axes(), path)
+    with new_plot(path, "x"):
+        pass
     before = path.read_bytes()
     assert before.startswith(b"\x89PNG")
-    axes = new_axes()
 
     def fail(file, **options):
         file.write(b"half")
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(axes.figure, "savefig", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        save_plot(axes, path)
+    with pytest.raises(OSError, match="Input/output"), new_plot(path, "x") as axes:
+        monkeypatch.setattr(axes.figure, "savefig", fail)
     assert [entry.name for entry in tmp_path.iterdir()] == ["plot.png"]
     assert path.read_bytes() == before

@@ -199,7 +199,7 @@ def test_the_error_for_a_missing_or_broken_file_names_it(tmp_path):
         ({"model_type": "modernbert"}, "model_type is 'modernbert'; only bert, "),
         ({"hidden_act": "swish"}, "hidden_act must be one of"),
         ({"intermediate_size": 13}, "intermediate.dense.weight is of shape"),
-        ({"num_hidden_layers": 3}, "encoder.layer.2.*is missing"),
+        ({"num_hidden_layers": 3}, "encoder.layer.2.*is absent"),
     ],
     ids=["architecture", "activation", "shape", "layers"],
 )

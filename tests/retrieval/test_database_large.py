@@ -6,8 +6,8 @@ from database_model import D_KEY, written
 from support import WORDS
 
 from retro_np.retrieval.build import HASHED, BuildConfig, build_database
-from retro_np.retrieval.tokenizer import vocabulary_bytes
 from retro_np.retrieval.verify import verify_database
+from retro_np.retrieval.vocabulary import vocabulary
 
 
 def assert_large(database, text, tokens, number):
@@ -19,7 +19,7 @@ def assert_large(database, text, tokens, number):
     assert len(stored) - used < m
     if tokens is not None:
         assert np.array_equal(stored[: used - 1], tokens)
-    pieces = vocabulary_bytes(database.tokenizer)
+    pieces = vocabulary(database.tokenizer).pieces
     assert b"".join([pieces[token] for token in stored[: used - 1].tolist()]) == text.encode()
     assert verify_database(database.path).broken == []
     other_rows = np.flatnonzero(split.documents[:] != number)

@@ -21,8 +21,9 @@ from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import document_runs
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.hashing import HASHED
-from retro_np.retrieval.tokenizer import load_tokenizer, special_ids, tokenizer_sha256
+from retro_np.retrieval.tokenizer import load_tokenizer, tokenizer_sha256
 from retro_np.retrieval.verify import verify_database
+from retro_np.retrieval.vocabulary import special_ids
 from retro_np.sequences import check_fit, evaluation_windows, model_tokens, scored_windows, tokens_and_targets
 from retro_np.training.curriculum import insert_oracle_neighbours
 from retro_np.training.loop import train
@@ -144,7 +145,7 @@ def test_token_0_is_a_target_and_its_bytes_count(real_0):
     assert not np.isin(targets, [real_0.padding]).any()
     following = np.roll(tokens, -1, axis=1)[:, :-1]
     assert np.array_equal(targets[:, :-1], np.where(following == real_0.padding, -1, following))
-    windows = scored_windows(split, *evaluation_windows(split, 2), description="")
+    windows = scored_windows(split, *evaluation_windows(split, 2 * real_0.chunk_size), description="")
     assert all(not np.isin(targets, split.end_of_text).any() for _, _, targets in windows)
 
 

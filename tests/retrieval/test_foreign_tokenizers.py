@@ -8,25 +8,23 @@ import pytest
 from foreign_tokenizers import BYTE_LEVEL, MAKERS, TEXTS, ids_by_transformers, json_of, original
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, processors
 
 from retro_np.errors import UserError
 from retro_np.retrieval import tokenizer as module
 from retro_np.retrieval.tokenizer import (
-    SPECIAL,
-    Special,
     changes_texts,
     decode,
     encode,
     load_tokenizer,
     parse_tokenizer,
-    special_ids,
     token_byte_lengths,
     token_texts,
     tokenizer_bytes,
     train_tokenizer,
+    with_end,
 )
-from retro_np.retrieval.vocabulary import pre_tokenizer_kinds, vocabulary
+from retro_np.retrieval.vocabulary import SPECIAL, Special, pre_tokenizer_kinds, special_ids, vocabulary
 
 TOKENIZERS = {kind: parse_tokenizer(json_of(kind), kind) for kind in MAKERS}
 SPELLED = sorted({token["content"] for kind in MAKERS for token in json.loads(json_of(kind))["added_tokens"]})
@@ -104,6 +102,50 @@ def test_a_special_token_that_a_model_makes_from_a_word_is_not_end_of_text():
     assert encode(tokenizer, "a <|endoftext|>")[-1] == 0
     assert special_ids(tokenizer) == (500, 501)
     assert decode(tokenizer, [0]) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize(("added", "named", "expected"), [
+    (["<turn>"], "<turn>", None),  # a turn of a chat ends with it, if there is another one that ends a text
+    (["[EOS]", "<turn>"], "[EOS]", "[EOS]"), (["[EOS]"], "a", None), (["[EOS]"], "<none>", None), (["[EOS]"], 7, None),
+])  # fmt: skip
+def test_the_end_of_text_is_the_one_that_a_models_files_name_if_it_ends_texts(kind, added, named, expected, tmp_path):
+    made = Tokenizer.from_str(json_of(kind).decode())
+    made.add_special_tokens(added)
+    made.save(str(tmp_path / "tokenizer.json"))
+    before, size = load_tokenizer(tmp_path), made.get_vocab_size()
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
+    tokenizer = load_tokenizer(tmp_path)
+    if special_ids(before).end_of_text >= size:  # It has no other one.
+        expected = expected or {"<turn>": "<turn>"}.get(named)
+    assert special_ids(tokenizer).end_of_text == (made.token_to_id(expected) if expected else special_ids(before)[1])
+    assert special_ids(load_tokenizer(tokenizer)) == special_ids(tokenizer)
+    assert tokenizer_bytes(load_tokenizer(tokenizer)) == tokenizer_bytes(tokenizer)
+    assert tokenizer.encode("a text").ids == before.encode("a text").ids
+
+
+FRAMES = {
+    "none": None,
+    "RoBERTa's": processors.RobertaProcessing(("<b>", 500), ("<b>", 500)),
+    "Llama 3's": processors.Sequence(
+        [processors.ByteLevel(), processors.TemplateProcessing("<b> $A", special_tokens=[("<b>", 500)])]
+    ),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_naming_the_end_of_text_changes_no_tokens_around_a_prompt(frame):
+    made = Tokenizer.from_str(json_of("gpt2").decode())
+    made.add_special_tokens(["<b>", "</s>"])
+    if FRAMES[frame]:
+        made.post_processor = FRAMES[frame]
+    before = load_tokenizer(made)
+    after = with_end(before, "</s>")
+    assert special_ids(after).end_of_text == 501
+    pairs = [(each.encode("a b").ids, each.encode("a b").special_tokens_mask) for each in (before, after)]
+    assert pairs[0] == pairs[1]
+    assert (500 in pairs[1][0]) == (frame != "none")
 
 
 def test_a_padding_token_that_has_a_known_name_is_padding():

@@ -17,14 +17,8 @@ from transformers.integrations.gguf import convert_gguf_tokenizer
 
 from retro_np.errors import UserError
 from retro_np.retrieval.gguf_tokenizer import PRE_TOKENIZER_NAMES, tokenizer_from_gguf
-from retro_np.retrieval.tokenizer import (
-    decode,
-    encode,
-    load_tokenizer,
-    special_ids,
-    token_byte_lengths,
-    tokenizer_bytes,
-)
+from retro_np.retrieval.tokenizer import decode, encode, load_tokenizer, token_byte_lengths, tokenizer_bytes
+from retro_np.retrieval.vocabulary import special_ids
 
 parts = st.text(st.characters(exclude_categories=("Cs",))) | st.sampled_from([*TEXTS[0].split(), *TEXTS[1].split()])
 texts = st.lists(parts | st.text(" \n\t.'9é中🙂", max_size=5)).map("".join)
@@ -122,6 +116,14 @@ def test_a_tokenizer_from_metadata_is_stored_and_loaded_with_the_same_bytes(name
 def test_special_ids_are_those_of_control_tokens():
     assert special_ids(converted("gpt-2")) == special_ids(converted("llama-bpe")) == (500, 0)
     assert special_ids(converted("sentencepiece")) == (600, 2)
+
+
+@pytest.mark.parametrize(("named", "expected"), [(500, 500), (0, 0), (10**9, 0), ("x", 0), (True, 0)])
+def test_the_end_of_text_is_the_one_that_the_metadata_name(named, expected):
+    metadata = byte_level(**{"tokenizer.ggml.eos_token_id": named})
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "</s>"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 3]
+    assert special_ids(tokenizer_from_gguf(metadata)).end_of_text == expected
 
 
 def test_every_name_of_a_pre_tokenizer_gives_a_tokenizer():

@@ -16,18 +16,16 @@ from retro_np.errors import UserError
 from retro_np.retrieval.tokenizer import (
     MAX_VOCABULARY_SIZE,
     MIN_VOCABULARY_SIZE,
-    SPECIAL,
     decode,
     encode,
     load_tokenizer,
-    special_ids,
     token_byte_lengths,
     token_texts,
     tokenizer_bytes,
     tokenizer_sha256,
     train_tokenizer,
-    vocabulary_bytes,
 )
+from retro_np.retrieval.vocabulary import SPECIAL, special_ids, vocabulary
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "naïve café — ½ 🙂 " * 20, f"{SPECIAL[0]} and {SPECIAL[1]} " * 50]
 TOKENIZER = train_tokenizer(TEXTS, 400)
@@ -164,4 +162,4 @@ def test_any_ids_decode_to_the_same_text_as_their_joined_pieces(ids):
 def test_every_byte_has_a_token_and_a_small_corpus_gives_fewer_merges_than_requested():
     small = train_tokenizer(["ab"], 4096)
     assert MIN_VOCABULARY_SIZE <= small.get_vocab_size() < 270
-    assert set(vocabulary_bytes(small)) >= {bytes([b]) for b in range(256)}
+    assert set(vocabulary(small).pieces) >= {bytes([b]) for b in range(256)}

@@ -19,11 +19,12 @@ from retro_np import EncoderConfig, adamw_init, adamw_update, init_params, load_
 from retro_np.checkpoint import load_checkpoint, read_meta, read_tensors, save_checkpoint, write_tensors
 from retro_np.errors import UserError
 from retro_np.files import locked
-from retro_np.optim import clip_by_global_norm, learning_rate
+from retro_np.optim import clip_by_global_norm
 from retro_np.parameters import is_retrieval
 from retro_np.sequences import tokens_and_targets
 from retro_np.training import loop
 from retro_np.training.batches import sequence_rows, training_batch
+from retro_np.training.config import learning_rate
 from retro_np.training.loop import loss_and_gradients, read_log, retrofit, train
 from retro_np.tree import map_tree, named_leaves
 

@@ -1,0 +1,42 @@
+"""Give a decoder that others trained a memory: where it begins, and what its training needs. See nn/memory.py."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from retro_np.errors import UserError
+from retro_np.nn.decoders import DecoderConfig
+from retro_np.parameters import init_params
+from retro_np.tree import Tree, named_leaves
+
+RANK = 16
+GATE = 0.5  # where the gates begin if they are trained
+# The settings of a training that differ from those of a model's own. A quarter of the chunks read random neighbours.
+MEMORY_SETTINGS = {
+    "steps": 150, "learning_rate": 2e-3, "warmup": 10, "weight_decay": 0.0, "random_share": 0.25,
+    "checkpoint_every": 10,
+}  # fmt: skip
+
+
+def add_memory(
+    params: Tree, config: DecoderConfig, layers: Sequence[int], rng: np.random.Generator, *,
+    begin_id: int | None = None, rank: int | None = RANK, gate: float = GATE,
+) -> tuple[Tree, DecoderConfig]:  # fmt: skip
+    """Add a memory to a decoder: cross-attention that begins as a copy of each layer's own attention.
+
+    params, config: the decoder, whose arrays are shared, not copied. layers: those that read, counted from 1. begin_id:
+    the token that begins a neighbour, which the decoder encodes. rank: of the changes of queries, keys, values and
+    outputs, which begin as zero; None: only the gates can be trained. gate: what is added to the neighbours' logits.
+    Returns (params, config). With retrieval off, the model equals the decoder to the bit. To train only the memory,
+    pass `trainable=retro_np.parameters.is_retrieval` to `train`. Raises UserError if the model retrieves already, and
+    for layers that it does not have."""
+    if config.retrieves:
+        raise UserError("a memory is added to a model without one, but this model retrieves already")
+    if not layers:
+        raise UserError("a memory needs layers that read it: name at least one")
+    config = replace(config, cca_layers=tuple(layers), rank=rank, begin_id=begin_id)
+    params = init_params(config, rng, given=dict(named_leaves(params)))
+    for p in config.cca_layers:
+        params["layers"][p - 1]["cca"]["gate"][...] = gate
+    return params, config
