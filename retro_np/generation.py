@@ -13,6 +13,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.kernels import blas_threads, threads
 from retro_np.nn.incremental import Cache, extend, segments
+from retro_np.nn.memory import model_neighbours
 from retro_np.nn.operators import log_softmax
 from retro_np.parameters import check_tree
 from retro_np.retrieval.database import Database
@@ -86,7 +87,7 @@ def generate(
             return None
         ids, distances = database.search_keys(database.embed_chunks(chunk[None]), k)
         retrieved.append(Retrieved(number, ids[0], distances[0], database.value(ids[0])))
-        return retrieved[-1].values
+        return np.asarray(model_neighbours(params, config, retrieved[-1].values))
 
     choose = partial(
         sample_token, rng=rng, temperature=temperature, top_k=top_k, top_p=top_p, padding_id=config.padding_id

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from typer import Argument, Context, Option
 
@@ -46,6 +46,7 @@ EXCLUDED = {
     "retrofit": SIZE_OPTIONS,
     "baseline": CCA_OPTIONS | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"},
 }
+PAPER_FORM_HELP = "For --retrofit of a model of others: a fresh encoder and the paper's CCA, in every third layer."
 BUNDLED_HELP = "Use the bundled model. Without DB, a DB of part of the standard library is built in runs/pretrained."
 PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # builds in half a minute
 
@@ -57,14 +58,18 @@ def train(
     out: Annotated[Path, Option("-o", "--out", help="The run's folder. A run in it goes on.")],
     config: Annotated[Path | None, Option(help="Take options from a TOML file, or a run's config.json.")] = None,
     baseline: Annotated[bool, Option("--baseline", help="Train without retrieval: no CCA, no encoder.")] = False,
-    retrofit: Annotated[Path | None, Option(help="Train only CCA and encoder, on this baseline.")] = None,
+    retrofit: Annotated[Path | None, Option(help="Give this trained model a memory, and train only that.")] = None,
+    paper_form: Annotated[bool, Option("--paper-form", help=PAPER_FORM_HELP)] = False,
+    rank: Annotated[int | None, Option(hidden=True, help="Of the memory's changes of low rank.")] = None,
     preset: Annotated[str | None, Option(help="Instead of sizes, one of the paper's table 2: retro-172m, ….")] = None,
     log: Annotated[list[str] | None, Option(help="Also log for tensorboard, csv or wandb; repeatable.")] = None,
     conditioning: Annotated[bool, Option(hidden=True, help="Let the encoder attend to the retrieving chunk.")] = True,
     **values: Any,
 ) -> None:
-    """Train a RETRO or a baseline, or RETROfit a trained baseline.
+    """Train a RETRO or a baseline, or RETROfit a trained model.
 
+    --retrofit trains CCA and encoder on a baseline of ours. A model of others (smollm2, a folder, a .gguf file) gets a
+    memory that reads with the model's own weights; docs/models.md.
     CCA is chunked cross-attention (paper §2.4). If interrupted, run the same command to resume from the last
     checkpoint. The result is the same, bit for bit, as without the interruption. More --steps prolong a finished run
     (--config RUN/config.json gives its other options); without --steps it keeps its own number.
@@ -74,11 +79,13 @@ def train(
     Example: `retro-np train runs/db -o runs/retro --steps 500`"""
     import numpy as np
 
-    from retro_np.checkpoint import checkpoint_file, load_model, read_meta
+    from retro_np.checkpoint import checkpoint_file, read_meta
     from retro_np.files import sha256_of
+    from retro_np.nn.decoders import DecoderConfig
     from retro_np.parameters import count_parameters, is_retrieval
     from retro_np.pretrained.bundled import trained_on
-    from retro_np.training import loggers, loop
+    from retro_np.pretrained.models import load_model, own_file, read_pretrained
+    from retro_np.training import loggers, loop, memory
 
     typed = [name for name in context.params if is_typed(context, name)]
     for option, excluded in EXCLUDED.items():
@@ -86,7 +93,10 @@ def train(
         if option in typed and clash:
             names = ", ".join("--" + name.replace("_", "-") for name in clash)
             raise UserError(f"--{option} excludes {names}; leave out one or the other")
-    file = read_sections(config, KEYS)
+    other = read_pretrained(retrofit) if retrofit is not None and not own_file(retrofit) else None
+    if (paper_form or rank) and (other is None or (paper_form and rank)):
+        raise UserError("--paper-form and --rank are for --retrofit of a model of others, and exclude each other")
+    file = read_sections(config, KEYS | ({} if other is None else {"model": DecoderConfig}))
     database = open_database(db)
     stored_encoder = file["model"].pop("encoder", {})  # None in the config.json of a baseline
     if stored_encoder and file["encoder"]:
@@ -101,6 +111,9 @@ def train(
     of_database["padding_id"] = database.padding
     with naming(config, [key for section in kept.values() for key in section]):
         fields, sizes, settings = (chosen(group, values) | kept[name] for name, group in GROUPS.items())
+        if other is not None and not paper_form:
+            fresh = {f: v for f, v in memory.MEMORY_SETTINGS.items() if f not in kept["training"] and f not in typed}
+            settings |= {field: value for field, value in fresh.items() if field not in replaced["training"]}
         earlier = file["training"].get("steps", settings["steps"])
         if (segments := kept["training"].get("segments")) and settings["steps"] != earlier:
             if settings["steps"] < earlier:
@@ -110,8 +123,10 @@ def train(
         training = TrainingConfig(**settings)
         layers = () if baseline else fields["cca_layers"]
         if retrofit is not None:
-            weights, model = load_model(retrofit, database)
+            weights, model = load_model(other or retrofit, database)
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
+            if other is not None and "cca_layers" not in {*kept["model"], *replaced["model"]}:
+                layers = memory.default_layers(out, cast(DecoderConfig, model), paper_form)
         elif preset is not None:
             model = replace(RetroConfig.preset(preset), **of_database)
         else:
@@ -123,8 +138,20 @@ def train(
             if not conditioning:
                 sizes["ca_layers"] = ()
             encoder = EncoderConfig(**{field: getattr(model, field) for field in FOLLOWING} | sizes)
-            if retrofit is not None:
-                params, model = loop.retrofit(weights, model, layers, encoder, np.random.default_rng(training.seed))
+            rng = np.random.default_rng(training.seed)
+            if other is not None:
+                if paper_form:
+                    params, model = loop.retrofit(weights, model, layers, encoder, rng)
+                else:
+                    begin = database.end_of_text if database.end_of_text < model.vocabulary_size else other.start
+                    rank = rank or kept["model"].get("rank", memory.RANK)
+                    params, model = memory.add_memory(
+                        weights, cast(DecoderConfig, model), layers, rng, begin_id=begin, rank=rank
+                    )
+                start = {"begin_from": (params, other.sha256), "trainable": is_retrieval}
+                start["base"] = {"name": str(retrofit), "sha256": other.sha256}
+            elif retrofit is not None:
+                params, model = loop.retrofit(weights, model, layers, encoder, rng)
                 start = {"begin_from": (params, sha256_of(checkpoint_file(retrofit))), "trainable": is_retrieval}
                 start["trained_on"] = trained_on(retrofit)
             else:

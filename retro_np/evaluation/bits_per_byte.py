@@ -13,6 +13,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.likelihood import nats_of as nats_of  # where it was before
 from retro_np.evaluation.likelihood import token_nats
+from retro_np.nn.memory import StateCache
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import Retrieval
 from retro_np.retrieval.tokenizer import token_byte_lengths
@@ -143,11 +144,12 @@ def score_tokens(
     if shuffle_seed is not None and split_name == "train":
         raise UserError("shuffled neighbours of training chunks may be of the chunk's own document: use split valid")
     shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
+    cache = StateCache() if config.reads_itself else None
 
     def predict(window, tokens, targets):
         rows = np.where(window >= 0, shuffled[window], -1)
         neighbours = sequence_neighbours(retrieval.database, split, rows, k) if k and config.retrieves else None
-        return token_nats(params, config, tokens, targets, neighbours)[:1]
+        return token_nats(params, config, tokens, targets, neighbours, cache)[:1]
 
     scored, _ = scored_tokens(split, windows, predict, description, limit)
     if not np.all(np.isfinite(scored.nats)):

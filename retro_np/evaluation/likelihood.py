@@ -4,6 +4,7 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.kernels.threads import blocks, parallel_for
+from retro_np.nn.memory import StateCache, model_neighbours
 from retro_np.nn.model import hidden_states, readout
 from retro_np.nn.operators import ROWS_PER_BLOCK, linear, log_softmax
 from retro_np.sequences import model_tokens
@@ -15,24 +16,29 @@ MAX_NUMBERS, MAX_LOGITS_OF_OURS = 1 << 24, 1 << 28
 
 
 def token_nats(
-    params: Tree, config: RetroConfig, tokens: np.ndarray, targets: np.ndarray, neighbours: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    params: Tree, config: RetroConfig, tokens: np.ndarray, targets: np.ndarray, neighbours: np.ndarray | None = None,
+    cache: StateCache | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The nats of the targets, (B, n), 0 where there is none (−1), and the hidden states (B, n, d) that predict them.
 
-    tokens, targets: (B, n), as `scored_windows` yields them; neighbours: as in `retro`."""
-    hidden = read(params, config, tokens, neighbours)
+    tokens, targets: (B, n), as `scored_windows` yields them; neighbours: a database's, (B, l, k, 2m). cache: of those
+    that the model itself has encoded."""
+    hidden = read(params, config, tokens, neighbours, cache)
     return readout_nats(params, config, hidden, targets), hidden
 
 
-def read(params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
+def read(
+    params: Tree, config: RetroConfig, tokens: np.ndarray, neighbours: np.ndarray | None = None,
+    cache: StateCache | None = None,
+) -> np.ndarray:  # fmt: skip
     """The hidden states (B, n, d) of a database's tokens (B, n). Of a wide decoder, few windows are read together."""
     tokens = model_tokens(config, tokens)
     width = 4 * config.d_model + 8 * config.d_ffw  # about as many numbers as a layer computes for a token
     size = len(tokens) if config.is_retro else max(1, MAX_NUMBERS // (tokens.shape[1] * width))
-    parts = [
-        hidden_states(params, config, tokens[rows], None if neighbours is None else neighbours[rows])
-        for rows in blocks(len(tokens), size)
-    ]
+    parts = []
+    for rows in blocks(len(tokens), size):
+        retrieved = None if neighbours is None else neighbours[rows]
+        parts.append(hidden_states(params, config, tokens[rows], model_neighbours(params, config, retrieved, cache)))
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 

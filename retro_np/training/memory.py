@@ -2,21 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from retro_np.errors import UserError
+from retro_np.files.untrusted import read_json
 from retro_np.nn.decoders import DecoderConfig
 from retro_np.parameters import init_params
 from retro_np.tree import Tree, named_leaves
 
 RANK = 16
+# The layers of SmolLM2-135M's 30 that gain most, as shares of the depth
+READING = (18 / 30, 19 / 30, 21 / 30, 22 / 30, 23 / 30, 24 / 30, 25 / 30)
 GATE = 0.5  # where the gates begin if they are trained
 # The settings of a training that differ from those of a model's own. A quarter of the chunks read random neighbours.
 MEMORY_SETTINGS = {
     "steps": 150, "learning_rate": 2e-3, "warmup": 10, "weight_decay": 0.0, "random_share": 0.25,
     "checkpoint_every": 10,
 }  # fmt: skip
+
+
+def default_layers(out: Path, config: DecoderConfig, paper_form: bool) -> tuple[int, ...]:
+    """The layers that read if none are named: those of the run in `out`, or of the recipe.
+
+    In the paper's form these are every third layer from the sixth on (§4.1)."""
+    if (settings := out / "config.json").is_file():
+        layers = read_json(settings).get("model", {}).get("cca_layers")
+        if isinstance(layers, list) and layers:
+            return tuple(layers)
+    if paper_form:
+        return tuple(range(min(6, config.n_layers), config.n_layers + 1, 3))
+    return tuple(sorted({max(1, round(share * config.n_layers)) for share in READING}))
 
 
 def add_memory(
