@@ -120,7 +120,7 @@ def cases():
 
 
 def decoder_cases():
-    """Like `cases`: the norm and SwiGLU of SmolLM2 for 2,048 tokens."""
+    """Like `cases`: the norm, SwiGLU and rotary positions of SmolLM2 for 2,048 tokens."""
     x, dy, gain = normal(2048, 576), normal(2048, 576), normal(576)
     tx, tgain = torch.tensor(x, requires_grad=True), torch.tensor(gain, requires_grad=True)
     norm = lambda: torch.nn.functional.rms_norm(tx, (576,), tgain, 1e-5)  # noqa: E731
@@ -133,6 +133,14 @@ def decoder_cases():
     yield "swiglu_forward: 2048 × 1536", lambda: decoders.swiglu_forward(gate, up), no_grad(swiglu)
     backward = lambda: decoders.swiglu_backward(dhidden, gate, up)  # noqa: E731
     yield "swiglu_backward", backward, pullback(swiglu, (tgate, tup), dhidden)
+    pairs, cos, sin = normal(2048, 9, 2, 32), normal(2048, 32), normal(2048, 32)
+    tpairs, tcos, tsin = torch.tensor(pairs), torch.tensor(cos)[:, None], torch.tensor(sin)[:, None]
+
+    def turn():
+        a, b = tpairs.unbind(2)
+        return torch.stack((a * tcos - b * tsin, b * tcos + a * tsin), 2)
+
+    yield "rotary: 2048 × 9 heads of 64", lambda: decoders.rotary(pairs, cos, sin), no_grad(turn)
 
 
 def no_grad(function):

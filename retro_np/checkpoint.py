@@ -1,6 +1,7 @@
 """Parameters and training runs on disk, as safetensors files with a JSON value in the header."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -119,7 +120,7 @@ def read_tensors(
 
     The value has "config", and for a training run "run" and "step". Raises UserError for any other file."""
     path = checkpoint_file(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}: give a run's folder, or a .safetensors file that a run wrote")
     tensors, metadata = read_safetensors(path, selects, ANOTHER)
     if "retro_np" not in metadata:
@@ -135,7 +136,8 @@ def read_tensors(
 
 def checkpoint_file(path: Path | str) -> Path:
     """The checkpoint in a run's folder, or the file itself."""
-    return Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
+    # Unlike Path's methods, those of os.path accept names that are too long.
+    return Path(path) / CHECKPOINT if os.path.isdir(path) else Path(path)
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:

@@ -28,8 +28,10 @@ def spin():  # seconds of the processor in the pause after a product, when nothi
     start = time.process_time()
     time.sleep(0.04)
     return time.process_time() - start
-print(max(spin() for _ in range(8)))
+def spins():
+    return max(spin() for _ in range(8))
 """
+SPINS = SPINNING + "print(spins())"
 BITS = """
 {imports}
 import hashlib, numpy as np, retro_np
@@ -69,8 +71,8 @@ def test_blas_threads_are_reported_as_asleep_in_any_order_of_imports(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_blas_threads_do_not_spin_after_a_product(order):
     environment = {"OPENBLAS_NUM_THREADS": "2"}
-    assert float(printed(SPINNING.format(imports="import numpy"), **environment)) > 0.005
-    assert float(printed(SPINNING.format(imports=ORDERS[order]), **environment)) < 0.002
+    assert float(printed(SPINS.format(imports="import numpy"), **environment)) > 0.005
+    assert float(printed(SPINS.format(imports=ORDERS[order]), **environment)) < 0.002
 
 
 def test_a_training_step_has_the_same_bits_in_any_order_of_imports():
@@ -141,3 +143,134 @@ def test_retro_np_tune_0_changes_nothing(imports):
 @linux
 def test_freed_memory_is_reused_without_page_faults():
     assert int(printed(FAULTS)) < int(printed(FAULTS, RETRO_NP_TUNE="0")) / 10
+
+
+# Threads that spin while tokens are sampled
+
+STATE = """
+import os, threading
+from retro_np import runtime
+from retro_np.generation import spinning_blas
+def state():
+    return os.environ.get("OPENBLAS_THREAD_TIMEOUT"), runtime.tuned.get("BLAS threads sleep")
+"""
+SAMPLING = SPINNING.format(imports="import retro_np") + STATE
+
+
+def lines(code, **environment):
+    return printed(code, OPENBLAS_NUM_THREADS="2", **environment).splitlines()
+
+
+@linux
+@pytest.mark.parametrize("ending", ["pass", "raise KeyboardInterrupt"])
+def test_blas_threads_spin_within_spinning_blas_and_sleep_after_it_however_it_ends(ending):
+    code = f"""
+import contextlib
+with contextlib.suppress(KeyboardInterrupt), spinning_blas():
+    print(spins())
+    {ending}
+print(spins())
+print(state())
+"""
+    within, after, state = lines(SAMPLING + code)
+    assert float(within) > 0.005
+    assert float(after) < 0.002
+    assert state == "('4', True)"
+
+
+@linux
+def test_blas_threads_sleep_within_spinning_blas_while_another_thread_may_multiply():
+    code = """
+done = threading.Event()
+threading.Thread(target=done.wait).start()
+with spinning_blas():
+    print(state())
+    print(spins())
+print(state())
+done.set()
+"""
+    within, spun, after = lines(SAMPLING + code)
+    assert float(spun) < 0.002
+    assert within == after == "('4', True)"
+
+
+@linux
+def test_threads_that_cannot_be_put_to_sleep_again_are_reported_as_awake_and_then_left_alone():
+    code = """
+done = threading.Event()
+with spinning_blas():
+    threading.Thread(target=done.wait).start()
+print(state())
+with spinning_blas():
+    print(state())
+done.set()
+"""
+    assert lines(SAMPLING + code) == ["('26', False)"] * 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "state"),
+    [({"RETRO_NP_TUNE": "0"}, (None, None)), ({"OPENBLAS_THREAD_TIMEOUT": "20"}, ("20", False))],
+    ids=["RETRO_NP_TUNE=0", "a setting of the user"],
+)
+def test_spinning_blas_changes_nothing_where_the_import_changed_nothing(environment, state):
+    code = """
+from retro_np.kernels import blas_threads
+def restart():
+    raise AssertionError("called")
+blas_threads.restart = restart
+with spinning_blas():
+    print(state())
+print(state())
+"""
+    assert lines(STATE + code, **environment) == [str(state)] * 2
+
+
+@linux
+def test_the_threads_of_the_kernels_end_before_blas_threads_start_again_and_come_back_with_the_next_job():
+    code = """
+from retro_np.kernels.threads import parallel_for
+def ours():
+    return sum(thread.name.startswith("retro_np") for thread in threading.enumerate())
+def job():
+    barrier, done = threading.Barrier(2), []
+    parallel_for(lambda part: (barrier.wait(20), done.append(part)), range(2))
+    return sorted(done), ours()
+print(job())
+with spinning_blas():
+    print(ours(), state())
+    print(job())
+print(ours(), state())
+print(job())
+"""
+    both = "([0, 1], 1)"
+    expected = [both, "0 ('26', True)", both, "0 ('4', True)", both]
+    assert lines(SAMPLING + code, RETRO_NP_THREADS="2") == expected
+
+
+SAMPLED = """
+import hashlib, os, sys
+import numpy as np, retro_np
+from retro_np.nn.decoders import DecoderConfig
+config = DecoderConfig(2000, 256, 512, n_heads=4, d_head=64, n_layers=2)
+params = retro_np.init_params(config, np.random.default_rng(0))
+timeouts = set()
+tokens, _ = retro_np.generate(
+    params, config, np.arange(1, 70), 12, on_token=lambda _: timeouts.add(os.environ.get("OPENBLAS_THREAD_TIMEOUT"))
+)
+print(timeouts, tokens.tolist())
+"""
+
+
+@linux
+def test_a_decoder_of_others_samples_the_same_tokens_whether_blas_threads_spin_or_not():
+    (spinning,), (untuned,) = lines(SAMPLED), lines(SAMPLED, RETRO_NP_TUNE="0")
+    assert spinning.startswith("{'26'} [")
+    assert spinning.removeprefix("{'26'}") == untuned.removeprefix("{None}")
+
+
+@linux
+def test_a_retro_model_samples_with_blas_threads_that_sleep():
+    config = "config = retro_np.RetroConfig(2000, 32, 64, 2, 16, 2)\n"
+    (sampled,) = lines("".join(config if "config =" in line else f"{line}\n" for line in SAMPLED.splitlines()))
+    assert sampled.startswith("{'4'} [")

@@ -30,8 +30,8 @@ ENCODER_OPTIONS = group_of(
 )  # fmt: skip
 TRAINING_OPTIONS = group_of(
     TrainingConfig, "Training",
-    hidden=("retrieval_off", "oracle_share", "oracle_steps", "min_learning_rate", "beta1", "beta2", "eval_chunks",
-            "segments"),
+    hidden=("retrieval_off", "oracle_share", "oracle_steps", "random_share", "min_learning_rate", "beta1", "beta2",
+            "eval_chunks", "segments"),
     neighbours={"names": ("-k", "--neighbours")},
 )  # fmt: skip
 GROUPS = {"model": MODEL_OPTIONS, "encoder": ENCODER_OPTIONS, "training": TRAINING_OPTIONS}
@@ -41,12 +41,13 @@ KEYS = {"model": RetroConfig, "encoder": EncoderConfig, "training": TrainingConf
 SIZE_OPTIONS = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readout"}
 CCA_FIELDS = {"cca_layers", "cca_positions", "share_embeddings", "retrieved_part", "copying_start"}
 CCA_OPTIONS = CCA_FIELDS | {"conditioning"} | {option.name for option in ENCODER_OPTIONS.values()}
+OF_PAPER_FORM = CCA_OPTIONS - {"cca_layers", "retrieved_part"}
 EXCLUDED = {
     "preset": SIZE_OPTIONS | CCA_OPTIONS | {"dropout"},
     "retrofit": SIZE_OPTIONS,
     "baseline": CCA_OPTIONS | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"},
 }
-PAPER_FORM_HELP = "For --retrofit of a model of others: a fresh encoder and the paper's CCA, in every third layer."
+PAPER_FORM_HELP = "For --retrofit of a model of others: the paper's CCA and encoder."
 BUNDLED_HELP = "Use the bundled model. Without DB, a DB of part of the standard library is built in runs/pretrained."
 PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # builds in half a minute
 
@@ -74,7 +75,7 @@ def train(
     checkpoint. The result is the same, bit for bit, as without the interruption. More --steps prolong a finished run
     (--config RUN/config.json gives its other options); without --steps it keeps its own number.
 
-    docs/run.toml lists all settings of a file, with those of ablations. Options override the file.
+    docs/run.toml lists all settings of a file, which options override.
 
     Example: `retro-np train runs/db -o runs/retro --steps 500`"""
     import numpy as np
@@ -94,7 +95,7 @@ def train(
             names = ", ".join("--" + name.replace("_", "-") for name in clash)
             raise UserError(f"--{option} excludes {names}; leave out one or the other")
     other = read_pretrained(retrofit) if retrofit is not None and not own_file(retrofit) else None
-    if (paper_form or rank) and (other is None or (paper_form and rank)):
+    if (paper_form or rank is not None) and (other is None or (paper_form and rank is not None)):
         raise UserError("--paper-form and --rank are for --retrofit of a model of others, and exclude each other")
     file = read_sections(config, KEYS | ({} if other is None else {"model": DecoderConfig}))
     database = open_database(db)
@@ -102,6 +103,8 @@ def train(
     if stored_encoder and file["encoder"]:
         raise UserError(f"{config} has both [encoder] and [model.encoder]: leave one of them out")
     file["encoder"] |= stored_encoder or {}
+    if other is not None and not paper_form and (file["encoder"] or not OF_PAPER_FORM.isdisjoint(typed)):
+        raise UserError("an encoder and its options belong to the paper's form: add --paper-form, or leave them out")
     if baseline:
         file["model"] = {field: value for field, value in file["model"].items() if field not in CCA_FIELDS}
     replaced = {name: [field for field, option in GROUPS[name].items() if option.name in typed] for name in GROUPS}
@@ -144,7 +147,7 @@ def train(
                     params, model = loop.retrofit(weights, model, layers, encoder, rng)
                 else:
                     begin = database.end_of_text if database.end_of_text < model.vocabulary_size else other.start
-                    rank = rank or kept["model"].get("rank", memory.RANK)
+                    rank = kept["model"].get("rank", memory.RANK) if rank is None else rank
                     params, model = memory.add_memory(
                         weights, cast(DecoderConfig, model), layers, rng, begin_id=begin, rank=rank
                     )

@@ -69,8 +69,8 @@ def _rotary(x: Array, cos: Array, sin: Array) -> Array:
     """y: each pair (a, b) turned by an angle, (a cos − b sin, b cos + a sin). Su et al. 2021. Its pullback has −sin.
     x: (N, h, 2, d), a and b beside each other on the third axis; cos, sin: (T, d), for row i mod T. Returns y like x.
     Raises UserError unless N is a multiple of T."""
-    (a, b), y = np.moveaxis(x.reshape(-1, len(cos), *x.shape[1:]), 3, 0), np.empty(x.shape, x.dtype)
-    turned = np.moveaxis(y.reshape(-1, len(cos), *x.shape[1:]), 3, 0)
+    y, turns = np.empty(x.shape, x.dtype), (len(x) // len(cos), len(cos), *x.shape[1:])
+    (a, b), turned = (np.moveaxis(array.reshape(turns), 3, 0) for array in (x, y))
     turned[0], turned[1] = a * cos[:, None] - b * sin[:, None], b * cos[:, None] + a * sin[:, None]
     return y
 

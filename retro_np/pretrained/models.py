@@ -101,7 +101,7 @@ def _own(file: Path, name: str) -> Pretrained:
     """A model of ours with its tokenizer, which is recognised by its hash if the checkpoint has that."""
     meta = checkpoint.read_meta(file)
     if base := checkpoint.base_of(meta, file):
-        return _with_base(file, name, checkpoint.config_in(meta, file), **base)
+        return _with_base(file, name, checkpoint.config_in(meta, file), base["name"], base["sha256"])
     known = meta.get("run", {}).get("data", {}).get("tokenizer")
     beside, bundled = file.parent / TOKENIZER, BUNDLED / TOKENIZER
     for path in (beside, bundled) if known else (beside,):
@@ -113,7 +113,12 @@ def _own(file: Path, name: str) -> Pretrained:
 
 def _with_base(file: Path, label: str, config: RetroConfig, name: str, sha256: str) -> Pretrained:
     """Another's model with the memory or adaptation that a file of ours adds. Raises UserError for another base."""
-    base = read_pretrained(name)
+    try:
+        if own_file(name) is not None:  # which might name this file in turn
+            raise UserError(f"{name:.80} is a model of ours, to which nothing is added: {checkpoint.ANOTHER}")
+        base = read_pretrained(name)
+    except UserError as error:
+        raise UserError(f"{file} holds only what was added to a model: {error}") from error
     if base.sha256 != sha256:
         fault = f"{file} was trained on {name} ({sha256:.6}…), and {name} is now another model ({base.sha256[:6]}…)"
         raise UserError(f"{fault}: give {name} its old weights, or train anew: retro-np train DB --retrofit {name}")

@@ -96,7 +96,8 @@ def inspect(
         return {name: bits_per_byte(array[part], n_bytes[part]) for name, array in nats.items() if n_bytes[part].any()}
 
     columns = {name: [None, *array[1:].tolist()] for name, array in nats.items()}
-    reads = _reads(params, config, tokens, neighbours if config.retrieves else None)
+    has_maps = config.retrieves and not config.reads_itself
+    reads = _reads(params, config, tokens, neighbours if has_maps else None)
     figures = columns.get("bits_on", [None] * n), columns["bits_off"], reads
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
     ratios = [*leakage.tolist(), None]

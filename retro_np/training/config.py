@@ -44,7 +44,7 @@ class TrainingConfig:
     beta2: decay of AdamW's mean of squared gradients per step.
     eval_every: steps between evaluations on held-out documents, which do not change what is learned; 0 for none.
     eval_chunks: chunks that an evaluation scores, from the start of the held-out documents; None scores all of them.
-    cache_mb: MB for neighbours that a frozen decoder has encoded (nn/memory.py); it does not change what is learned.
+    cache_mb: MB of encoded neighbours to keep; it changes no result. For a frozen decoder, see nn/memory.py.
     segments: the steps at which a finished run was prolonged, to repeat it. The learning rate of a step is that of a
         run that ends with the step's segment."""
 

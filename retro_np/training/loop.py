@@ -312,7 +312,8 @@ def _resume(path: Path, stored: dict, requested: dict, step: int, keep_steps: bo
             if step < before["steps"]:
                 fault = f"{path} is at step {step} of {before['steps']}: finish it first with steps = {before['steps']}"
                 raise UserError(f"{fault}, then raise steps to {now['steps']}, or give the new run another folder")
-            before |= {"steps": now["steps"], "segments": [*before["segments"], before["steps"]]}
+            ends = [*before["segments"], before["steps"]] if before["steps"] else []
+            before |= {"steps": now["steps"], "segments": ends}
         now["segments"] = now["segments"] or before["segments"]
     for section, settings in requested.items():
         for name, value in settings.items():

@@ -14,7 +14,7 @@ from retro_np.tree import Tree, named_leaves
 
 RANK = 16
 # The layers of SmolLM2-135M's 30 that gain most, as shares of the depth
-READING = (18 / 30, 19 / 30, 21 / 30, 22 / 30, 23 / 30, 24 / 30, 25 / 30)
+LAYER_SHARES = (18 / 30, 19 / 30, 21 / 30, 22 / 30, 23 / 30, 24 / 30, 25 / 30)
 GATE = 0.5  # where the gates begin if they are trained
 # The settings of a training that differ from those of a model's own. A quarter of the chunks read random neighbours.
 MEMORY_SETTINGS = {
@@ -28,12 +28,13 @@ def default_layers(out: Path, config: DecoderConfig, paper_form: bool) -> tuple[
 
     In the paper's form these are every third layer from the sixth on (§4.1)."""
     if (settings := out / "config.json").is_file():
-        layers = read_json(settings).get("model", {}).get("cca_layers")
-        if isinstance(layers, list) and layers:
+        model = read_json(settings).get("model")
+        layers = model.get("cca_layers") if isinstance(model, dict) else None
+        if isinstance(layers, list) and layers and all(type(p) is int for p in layers):
             return tuple(layers)
     if paper_form:
         return tuple(range(min(6, config.n_layers), config.n_layers + 1, 3))
-    return tuple(sorted({max(1, round(share * config.n_layers)) for share in READING}))
+    return tuple(sorted({max(1, round(share * config.n_layers)) for share in LAYER_SHARES}))
 
 
 def add_memory(

@@ -1,6 +1,7 @@
 """Checkpoints that a stranger may have written: safetensors files whose header or tensors lie, and runs around them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from hostile.values import dumped, mutated, mutated_lines, odd_text, odd_value, 
 from retro_np import EncoderConfig, RetroConfig, init_params
 from retro_np.checkpoint import save_checkpoint
 from retro_np.optim import adamw_init
+from retro_np.parameters import is_retrieval
+from retro_np.pretrained.models import read_pretrained
+from retro_np.training.memory import add_memory
 
 DTYPES = (
     "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "I64", "I32", "I16", "I8", "I4",
@@ -49,6 +53,16 @@ def build(path: Path, vocabulary_size: int, chunk_size: int, run: dict | None = 
         path, params, adamw_init(params), config, run or {"model": config.to_dict(), "training": {}, "data": {}}
     )
     return path
+
+
+def build_added(path: Path, model: Path) -> None:
+    """Write the checkpoint of a run that trained a memory of a model of others."""
+    base = read_pretrained(model)
+    config = replace(base.config, chunk_size=8)
+    params, config = add_memory(base.params, config, (1,), np.random.default_rng(0), begin_id=1, rank=1)
+    run = {"model": config.to_dict(), "training": {}, "data": {}}
+    named = {"base": {"name": str(model), "sha256": base.sha256}}
+    save_checkpoint(path, params, adamw_init(params, is_retrieval), config, run, named, is_retrieval)
 
 
 def parts(data: bytes) -> tuple[dict, bytes]:
@@ -123,6 +137,21 @@ def changed(rng, data: bytes) -> bytes:
             (data[: int(rng.integers(len(data)))], b"", data + b"x", size.to_bytes(8, "little") + data[8:], b"{}" * 9),
         )
     return joined(dumped(header | {name: entry}), body)
+
+
+def changed_base(rng, data: bytes, names: tuple[str, ...]) -> bytes:
+    """A file of what was added to a model, with another model, or none. names: of models and other files."""
+    header, body = parts(data)
+    meta = json.loads(header["__metadata__"]["retro_np"])
+    action = rng.random()
+    if action < 0.5:
+        meta["base"]["name"] = pick(rng, (*names, odd_text(rng), "x" * 5000, "x" * 5000 + ".safetensors", "owner/name"))
+    elif action < 0.9:
+        meta["base"] = mutated(rng, meta["base"]) if action < 0.7 else odd_value(rng)
+    else:
+        del meta["base"]
+    changed = dumped(meta).decode("utf-8", "surrogatepass")
+    return joined(dumped(header | {"__metadata__": {"retro_np": changed}}), body)
 
 
 def _changed_meta(rng, meta: dict) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from unittest import mock
 
 import embedder_folders
 import numpy as np
@@ -20,7 +21,7 @@ from hostile import checkpoints, corpora, databases, decoders, values
 from hostile.databases import Folder, changed_file, mutation
 from hostile.values import mutated_array, odd_text, odd_value, pick
 
-from retro_np import EncoderConfig, RetroConfig, load_bert, progress
+from retro_np import EncoderConfig, RetroConfig, UserError, load_bert, progress
 from retro_np.checkpoint import load_checkpoint, load_params
 from retro_np.files import untrusted
 from retro_np.kernels import c_extension
@@ -30,6 +31,7 @@ from retro_np.kernels.minhash import gram_hashes, minhash
 from retro_np.kernels.rowwise import scatter_add
 from retro_np.kernels.search import exact_search
 from retro_np.kernels.substring import common_prefix_lengths, longest_common_substring
+from retro_np.pretrained import models
 from retro_np.pretrained.bundled import trained_on
 from retro_np.pretrained.models import read_pretrained
 from retro_np.retrieval.build import BuildConfig
@@ -45,6 +47,7 @@ from retro_np.retrieval.tokenizer import decode, encode, load_tokenizer
 from retro_np.retrieval.verify import verify_database
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import read_log
+from retro_np.tree import named_leaves
 
 Call = Callable[[], object]
 
@@ -61,6 +64,8 @@ class World:
         self.lines = (base / "plain.jsonl").read_bytes()
         self.tokenizer = load_tokenizer(base / "plain" / "tokenizer.json")
         self.models = {kind: decoders.build_folder(scratch / kind, kind) for kind in ("llama", "qwen2", "gpt2")}
+        self.memory = (base / "memory.safetensors").read_bytes()
+        self.frozen = dict(named_leaves(read_pretrained(base / "decoder").params))
         types = {"llama": "Q8_0", "qwen2": "F16", "gpt2": "F32"}
         self.ggufs = [decoders.Gguf(scratch / f"{kind}.gguf", kind, name) for kind, name in types.items()]
         self.log = b"".join(json.dumps({"step": i, "loss": 3.5, "seconds": 0.1}).encode() + b"\n" for i in range(4))
@@ -79,6 +84,8 @@ def prepare(base: Path) -> None:
         databases.build(base / name, half=name == "half")
     manifest = json.loads((base / "plain" / "manifest.json").read_bytes())
     checkpoints.build(base / "checkpoint.safetensors", manifest["vocabulary_size"], manifest["chunk_size"])
+    decoders.build_folder(base / "decoder", "llama")
+    checkpoints.build_added(base / "memory.safetensors", base / "decoder")
 
 
 def _manifest(rng, world: World) -> tuple[bool, Call]:
@@ -272,6 +279,24 @@ def _use(name):
     model = read_pretrained(name)
     text = decode(model.tokenizer, encode(model.tokenizer, "some text é"))
     return model.params, model.sha256, repr(model), text
+
+
+def _memory(rng, world):
+    files = ("added.safetensors", "", "qwen2", "gpt2.gguf")
+    names = "retro", "baseline", *(str(world.scratch / name) for name in files)
+    if rng.random() < 0.4:
+        data = checkpoints.changed_base(rng, world.memory, names)
+    else:
+        data = checkpoints.changed(rng, world.memory)
+    path, given = world.write("added.safetensors", data), {"given": world.frozen}
+    load = pick(rng, (_use, _use, load_params, partial(load_params, **given), partial(load_checkpoint, **given)))
+
+    def call():
+        refusal = UserError("there is no network")
+        with mock.patch.object(models, "_download", side_effect=refusal):  # The file may name a model on the hub.
+            return load(path)
+
+    return checkpoints.parses(data), call
 
 
 def _model_folder(rng, world):
@@ -519,7 +544,7 @@ PARSERS = {
     "manifest": (_manifest, 100), "documents": (_documents, 100), "tokenizer": (_tokenizer, 60),
     "hashing counts": (_hashing, 5),
     "index": (_index, 60), "array": (_mapped, 100), "JSON": (_json, 60), "safetensors": (_safetensors, 80),
-    "checkpoint": (_checkpoint, 80),
+    "checkpoint": (_checkpoint, 60), "memory": (_memory, 20),
     "log": (_log, 25), "lines of JSON": (_lines, 45), "folder": (_folder, 5), "sources": (_sources, 20),
     "patterns": (_patterns, 20),
     "settings": (_settings, 30), "terminal": (_terminal, 30), "database": (_database, 10), "embedder": (_embedder, 20),

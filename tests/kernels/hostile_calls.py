@@ -149,6 +149,11 @@ def _project(rng, normal, n, d):
     return hashing.project_features, (2,), 0, (rng.integers(0, 9, (n % 8, d)), weights, int(rng.integers(1, 99)))
 
 
+def _rotary(rng, normal, n, d):
+    angles, heads = int(rng.integers(0, 5)), int(rng.integers(0, 4))
+    return decoders.rotary, (), 0, (normal(angles * (n % 7), heads, 2, d), normal(angles, d), normal(angles, d))
+
+
 def _panels(rng, normal, n, d):
     matrix = normal(d, int(rng.choice([0, 3, 64, 128])))
     return lambda x, w: panels.prepacked_matmul(x, panels.prepack(w)), (), 0, (normal(n, d), matrix)
@@ -172,6 +177,7 @@ CALLS = {
     ),
     "swiglu_forward": lambda rng, normal, n, d: (decoders.swiglu_forward, (), 0, (normal(n), normal(n))),
     "swiglu_backward": lambda rng, normal, n, d: (decoders.swiglu_backward, (), 0, (normal(n), normal(n), normal(n))),
+    "rotary": _rotary,
     "scatter_add": lambda rng, normal, n, d: (rowwise.scatter_add, (2,), 0, (normal(n, d), rng.integers(0, 7, n), 7)),
     "adamw_step": _adamw_step,
     "add_layer_norm": lambda rng, normal, n, d: (
@@ -316,11 +322,13 @@ def _decoder_arguments(rng, normal, n, d, parts):
     bias = normal(d) if rng.integers(2) else None
     norm = normal(n, d), normal(d), bias, 1e-5
     sums = normal(parts, d), None if bias is None else normal(parts, d)
+    pairs, angles = normal(n * parts, n % 3, 2, d), normal(n, d)
     calls = {
         "norm_forward": (*norm, normal(n, d), 0, n),
         "norm_backward": (normal(n, d), *norm, normal(n, d), *sums, 0, parts),
         "swiglu_forward": (normal(n), normal(n), normal(n), 0, n),
         "swiglu_backward": (normal(n), normal(n), normal(n), normal(n), normal(n), 0, n),
+        "rotary": (pairs, angles, normal(n, d), np.zeros_like(pairs), 0, len(pairs)),
     }
     name = rng.choice(sorted(calls))
     return name, calls[name]
@@ -337,6 +345,8 @@ def _results_of_c(name, arguments):
         count, oracle = (2, decoders._swiglu_forward) if name == "swiglu_forward" else (3, decoders._swiglu_backward)
         expected = oracle(*arguments[:count])
         return list(arguments[count:-2]), list(expected if count == 3 else [expected])
+    if name == "rotary":
+        return [arguments[3]], [decoders._rotary(*arguments[:3])] if len(arguments[1]) else [arguments[3]]
     if name == "multiply_panels":
         x, packed, out, *_ = arguments
         return [out], [x @ packed.swapaxes(0, 1).reshape(x.shape[1], -1)]

@@ -1,5 +1,5 @@
-"""The norms and SwiGLU of decoders: C against the NumPy oracles, and both against PyTorch's autograd, finite
-differences and arithmetic in extended precision."""
+"""The norms, SwiGLU and rotary positions of decoders: C against the NumPy oracles, and both against PyTorch's autograd,
+finite differences, complex numbers and arithmetic in extended precision."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from support import EXPECT_C, VECTOR_UNITS, fresh_python, needs_c
 
 from retro_np import gradcheck, kernels
 from retro_np.errors import UserError
-from retro_np.kernels.decoders import norm_backward, norm_forward, swiglu_backward, swiglu_forward
+from retro_np.kernels.decoders import norm_backward, norm_forward, rotary, swiglu_backward, swiglu_forward
 from retro_np.kernels.threads import use_threads
 from retro_np.nn import decoders
 
@@ -22,6 +22,17 @@ DTYPES = st.sampled_from([np.float32, np.float64])
 # Rows and entries that fill vectors, blocks of threads and parts of sums, or leave a rest of each.
 SHAPES = [(0, 4), (1, 1), (1, 576), (3, 5), (63, 17), (200, 33), (2100, 48)]
 LENGTHS = st.one_of(st.integers(0, 70), st.sampled_from([32767, 32768, 32769, 70_001]))
+# Repetitions, angles T, heads and pairs of a head: few pairs or none, vectors and a rest, several blocks of threads
+TURNS = [
+    (0, 3, 2, 4),
+    (2, 5, 0, 4),
+    (2, 3, 2, 0),
+    (1, 1, 1, 1),
+    (3, 1, 2, 33),
+    (2, 5, 3, 32),
+    (1, 7, 2, 47),
+    (2, 601, 3, 17),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +68,14 @@ def swiglu_arrays(seed, length, dtype, scale=1.0):
     """dy, gate and up."""
     dy, gate, up = np.random.default_rng(seed).standard_normal((3, length))
     return [array.astype(dtype) for array in (dy, scale * gate, up)]
+
+
+def rotary_arrays(seed, turns, dtype):
+    """x, and the cosines and sines of any angles."""
+    rng, (repetitions, angles, heads, d) = np.random.default_rng(seed), turns
+    angle = rng.uniform(-7, 7, (angles, d))
+    x = rng.standard_normal((repetitions * angles, heads, 2, d))
+    return [array.astype(dtype) for array in (x, np.cos(angle), np.sin(angle))]
 
 
 def results(kind, function, *arguments):
@@ -256,6 +275,77 @@ def test_infinite_gates_nan_and_gates_with_denormal_results_give_what_numpy_give
     assert np.signbit(actual[0][5:7]).tolist() == [True, False]  # 0.0 and −0.0 times −1.5
 
 
+# Rotary positions
+
+
+@needs_c
+@MANY
+@given(
+    seed=st.integers(0, 2**32 - 1), turns=st.sampled_from(TURNS), dtype=DTYPES, unit=st.sampled_from(VECTOR_UNITS),
+    threads=st.sampled_from([1, 2, 5]),
+)  # fmt: skip
+def test_rotary_in_c_equals_the_oracle(seed, turns, dtype, unit, threads):
+    if VECTOR_UNITS.index(unit) <= VECTOR_UNITS.index(best_unit()):
+        kernels.c_extension().vector_unit(unit)
+    use_threads(threads)
+    arrays = rotary_arrays(seed, turns, dtype)
+    expected, actual = (results(kind, rotary, *arrays) for kind in ("numpy", "c"))
+    # A sum of two products: its rounding and those of the products, of which a fused addition saves one.
+    assert_close(actual, expected, [2 * np.abs(arrays[0]).max(initial=1)], roundings=2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotary_multiplies_each_pair_with_the_complex_number_of_its_row_and_angle(kind, dtype):
+    x, cos, sin = rotary_arrays(0, (2, 5, 3, 19), dtype)
+    (y,) = results(kind, rotary, x, cos, sin)
+    for row in range(10):
+        for head in range(3):
+            expected = (x[row, head, 0] + 1j * x[row, head, 1]) * (cos[row % 5] + 1j * sin[row % 5])
+            np.testing.assert_allclose(y[row, head, 0] + 1j * y[row, head, 1], expected, atol=20 * np.finfo(dtype).eps)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_rotary_in_pytorch_is_rotary_with_the_opposite_sines(kind):
+    import torch
+
+    x, cos, sin = rotary_arrays(1, (3, 4, 2, 11), np.float64)
+    leaf, dy = torch.tensor(x, requires_grad=True), np.random.default_rng(2).standard_normal(x.shape)
+    angles = torch.tensor((cos + 1j * sin).reshape(1, 4, 1, 11))
+    turned = torch.complex(leaf[:, :, 0], leaf[:, :, 1]).reshape(3, 4, 2, 11) * angles
+    torch.stack((turned.real, turned.imag), dim=3).reshape(x.shape).backward(torch.tensor(dy))
+    np.testing.assert_allclose(results(kind, rotary, dy, cos, -sin)[0], leaf.grad.numpy(), rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("x", "angles"),
+    {
+        "triples": ((6, 2, 3, 4), 3), "single numbers": ((6, 2, 1, 4), 3), "none": ((6, 2, 0, 4), 3),
+        "rows and a rest": ((7, 2, 2, 4), 3), "fewer rows than angles": ((2, 2, 2, 4), 3),
+        "no angle": ((6, 2, 2, 4), 0), "neither a row nor an angle": ((0, 2, 2, 4), 0),
+    }.values(),
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotary_refuses_what_is_not_pairs_or_no_whole_number_of_turns(kind, x, angles):
+    kernels.use(kind)
+    table = np.ones((angles, 4), np.float32)
+    with pytest.raises(UserError, match=rf"it must be pairs, \(N, h, 2, d\), N a multiple of {angles}$"):
+        rotary(np.ones(x, np.float32), table, table)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotary_of_other_or_mixed_types_is_numpys(kind):
+    half = rotary_arrays(2, (2, 3, 2, 5), np.float16)
+    for types in (("e", "e", "e"), ("g", "g", "g"), ("f", "d", "d"), ("d", "f", "f"), (">f", ">f", ">f")):
+        x, cos, sin = (array.astype(dtype) for array, dtype in zip(half, types, strict=True))
+        (y,) = results(kind, rotary, x, cos, sin)
+        assert y.dtype == x.dtype
+        a, b, cos, sin = x[:, :, 0], x[:, :, 1], np.tile(cos, (2, 1))[:, None], np.tile(sin, (2, 1))[:, None]
+        np.testing.assert_array_equal(y, np.stack((a * cos - b * sin, b * cos + a * sin), axis=2).astype(x.dtype))
+
+
 # All of them
 
 
@@ -267,13 +357,14 @@ def test_results_do_not_depend_on_the_number_of_threads_by_a_bit(with_bias):
     gain, bias = rng.standard_normal((2, 70), dtype=np.float32)
     norm = x, gain, bias if with_bias else None, 1e-5
     gated = x.reshape(-1), dy.reshape(-1)[::-1].copy()
+    pairs, angles = x[:2000].reshape(2000, 7, 2, 5), dy[:100, :10].reshape(2, 100, 5)
     runs = []
     for threads in (1, 2, 3, 7):
         use_threads(threads)
         arrays = [*results("c", norm_forward, *norm), *results("c", norm_backward, dy, *norm)]
         arrays += [*results("c", swiglu_forward, *gated), *results("c", swiglu_backward, dy.reshape(-1), *gated)]
-        runs.append([array.tobytes() for array in arrays])
-    assert len(runs[0]) == 6 + with_bias
+        runs.append([array.tobytes() for array in [*arrays, *results("c", rotary, pairs, *angles)]])
+    assert len(runs[0]) == 7 + with_bias
     assert all(run == runs[0] for run in runs)
 
 
@@ -289,9 +380,14 @@ def test_arrays_that_are_not_contiguous_aligned_or_writable_give_the_same():
     np.testing.assert_allclose(actual, expected, rtol=1e-14)
     (expected,) = results("numpy", swiglu_forward, x[:, 1].copy(), x[:, 2].copy())
     np.testing.assert_allclose(results("c", swiglu_forward, x[:, 1], x[:, 2])[0], expected, rtol=1e-14)
+    pairs = np.asfortranarray(rng.standard_normal((6, 3, 2, 10)))
+    (expected,) = results("numpy", rotary, pairs.copy(), np.tile(x[:3, :1], 10), np.ones((3, 10)))
+    (actual,) = results("c", rotary, pairs, np.broadcast_to(x[:3, :1], (3, 10)), np.broadcast_to(gain, (3, 10)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
 
 X, D = np.ones((5, 4), np.float32), np.ones(4, np.float32)
+PAIRS = np.ones((5, 3, 2, 4), np.float32)
 REFUSED = {
     "gain": lambda: norm_forward(X, D[:3], None, 1e-5),
     "bias": lambda: norm_forward(X, D, D[:3], 1e-5),
@@ -299,6 +395,11 @@ REFUSED = {
     "x": lambda: norm_forward(D, D, None, 1e-5),
     "up": lambda: swiglu_forward(D, D[:3]),
     "swiglu's dy": lambda: swiglu_backward(D[:3], D, D),
+    "x without heads": lambda: rotary(PAIRS[:, 0], X, X),
+    "cos": lambda: rotary(PAIRS, X[:, :3], X),
+    "fewer sines than cosines": lambda: rotary(PAIRS, X, X[:1]),
+    "integers to turn": lambda: rotary(PAIRS.astype(int), X, X),
+    "complex sines": lambda: rotary(PAIRS, X, X.astype(complex)),
 }
 
 
@@ -310,7 +411,7 @@ def test_an_array_of_another_shape_is_refused(kind, case):
         REFUSED[case]()
 
 
-OUT = np.empty((5, 4), np.float32)
+OUT, TURNED = np.empty((5, 4), np.float32), np.empty(PAIRS.shape, np.float32)
 REFUSED_BY_C = {
     "the first row before 0": (ValueError, "within 0 to 5", lambda c: c.norm_forward(X, D, None, 0.1, OUT, -1, 5)),
     "a row too many": (ValueError, "within 0 to 5", lambda c: c.norm_forward(X, D, None, 0.1, OUT, 0, 6)),
@@ -336,6 +437,24 @@ REFUSED_BY_C = {
     "an up too short": (ValueError, "up has size 3", lambda c: c.swiglu_forward(D, D[:3], OUT[0], 0, 4)),
     "an entry too many": (
         ValueError, "within 0 to 4", lambda c: c.swiglu_backward(D, D, D, OUT[0], OUT[1], 3, 5),
+    ),
+    "triples to turn": (
+        ValueError, "x has size 3 along axis 2", lambda c: c.rotary(PAIRS.reshape(5, 2, 3, 4), X, X, TURNED, 0, 5),
+    ),
+    "turned triples": (
+        ValueError, "y has size 3 along axis 1, not 2", lambda c: c.rotary(PAIRS[:, :2].copy(), X, X, TURNED, 0, 5),
+    ),
+    "no angle": (ValueError, "cos and sin have no rows", lambda c: c.rotary(PAIRS, X[:0], X[:0], TURNED, 0, 5)),
+    "a sine too few": (ValueError, "sin has size 4 along axis 0", lambda c: c.rotary(PAIRS, X, X[:4], TURNED, 0, 5)),
+    "angles too short": (
+        ValueError, "cos has size 3 along axis 1, not 4", lambda c: c.rotary(PAIRS, OUT[:, :3].copy(), X, TURNED, 0, 5),
+    ),
+    "a row to turn too many": (ValueError, "within 0 to 5", lambda c: c.rotary(PAIRS, X, X, TURNED, 0, 6)),
+    "cosines of another type": (
+        TypeError, "cos must have the type of x", lambda c: c.rotary(PAIRS, X.astype("d"), X, TURNED, 0, 5),
+    ),
+    "integers to turn": (
+        TypeError, "x must be float32", lambda c: c.rotary(PAIRS.astype(int), X, X, TURNED, 0, 5),
     ),
 }  # fmt: skip
 
