@@ -162,7 +162,7 @@ def spinning_blas() -> Iterator[None]:
 
 
 def _restarted(timeout: str) -> bool:
-    before, os.environ[runtime.TIMEOUT] = os.environ[runtime.TIMEOUT], timeout
+    before, os.environ[runtime.TIMEOUT] = os.environ.get(runtime.TIMEOUT, runtime.SLEEP), timeout
     threads.end()
     if not (done := blas_threads.restart()):
         os.environ[runtime.TIMEOUT] = before
