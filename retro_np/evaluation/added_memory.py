@@ -3,10 +3,12 @@
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import ScoredTokens
-from retro_np.evaluation.knn_lm import continuous_cache, datastore, frozen_model, knn_lm
+from retro_np.evaluation.knn_lm import Prediction, cache_prediction, datastore, frozen_model, knn_prediction, tuned
 from retro_np.evaluation.prepending import check_room, prepended, separator_of
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.join import Retrieval
@@ -34,26 +36,36 @@ def check_methods(
 
 def added_memory(
     methods: Collection[str], params: Tree, config: RetroConfig, database: Database, retrieval: Retrieval, *,
-    k: int, keys: int, sequence_length: int, stride: int, limit: int | None,
+    k: int, keys: int, sequence_length: int, stride: int, limit: int | None, on: ScoredTokens | None = None,
 ) -> dict[str, tuple[ScoredTokens, dict[str, Any]]]:  # fmt: skip
     """Score the tokens of a split with each of these methods, while the model's own retrieval is off.
 
     methods: "in-context", see `prepending.py`; "knn-lm", whose datastore has this many `keys`, see `knn_lm.py`;
-    "cache", the continuous cache. The other arguments are those of `score`. Memory: the hidden states of all
-    scored tokens and of the datastore. Returns each method's tokens, and its settings with what was tuned."""
+    "cache", the continuous cache. on: the same tokens as the model scores them while it retrieves; then each method's
+    prediction is also mixed into that, as "on+cache" and so on, with a weight that is tuned like those of `knn_lm.py`.
+    The other arguments are those of `score`. Memory: the hidden states of all scored tokens and of the datastore.
+    Returns each row's tokens, and its settings with what was tuned."""
     model = params, config, database
     windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
     windows["retrieval"] = retrieval
     scored: dict[str, tuple[ScoredTokens, dict[str, Any]]] = {}
+    second: dict[str, tuple[Prediction, str, dict[str, Any]]] = {}  # what is mixed in, its setting, and facts about it
     if IN_CONTEXT in methods:
-        scored[IN_CONTEXT] = prepended(*model, k=k, **windows), {"k": k}
+        prompted = prepended(*model, k=k, **windows)
+        scored[IN_CONTEXT] = prompted, {"k": k}
+        second[IN_CONTEXT] = (lambda _: np.exp(-prompted.nats), [0]), "zero", {"k": k}
     if {KNN_LM, CACHE} & set(methods):
-        frozen = frozen_model(*model, **windows)
+        plain, hidden, documents = frozen_model(*model, **windows)
         if KNN_LM in methods:
             stored, values = datastore(*model, keys, sequence_length=sequence_length)
-            tokens, choices = knn_lm(*frozen, stored, values)
-            scored[KNN_LM] = tokens, {"datastore": len(stored), "alpha_and_weight": choices}
+            prediction = knn_prediction(hidden, plain.tokens, stored, values)
+            second[KNN_LM] = prediction, "alpha", {"datastore": len(stored)}
         if CACHE in methods:
-            tokens, choices = continuous_cache(*frozen)
-            scored[CACHE] = tokens, {"theta_and_weight": choices}
+            second[CACHE] = cache_prediction(hidden, plain.tokens, documents), "theta", {}
+    for name, (prediction, setting, facts) in second.items():
+        for row, first in ((name, None if name == IN_CONTEXT else plain), (f"on+{name}", on)):
+            if first is not None:
+                numbers = np.asarray(retrieval.split.documents)[first.positions // config.chunk_size]
+                tokens, choices = tuned(first, numbers, *prediction)
+                scored[row] = tokens, {**facts, f"{setting}_and_weight": choices}
     return scored

@@ -95,7 +95,8 @@ def evaluate(
     for name, ((params, config), condition) in lines.items():
         settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {name}"}
         scored[name] = score_tokens(params, config, database, split, **settings)
-    memories = added_memory(also, frozen, frozen_config, database, retrieval, k=k, keys=keys, **windows)
+    on = scored.get(ON) if frozen is retro[0] else None
+    memories = added_memory(also, frozen, frozen_config, database, retrieval, k=k, keys=keys, on=on, **windows)
     scored |= {name: tokens for name, (tokens, _) in memories.items()}
     whole = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
     main = ON if ON in lines else PLAIN

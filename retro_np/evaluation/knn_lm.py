@@ -35,8 +35,11 @@ KNN_ALPHAS = 2.0 ** np.arange(-10, 3)
 MIXTURE_WEIGHTS = np.linspace(0, 0.98, 50)  # λ; ties go to the first value, so λ is 0 if mixing does not help
 TOKENS_PER_SEARCH = 8192
 CACHE_SIZE = 1000  # positions
+CACHE_THETAS = 3.0 ** np.arange(-7, 1)
 CACHE_BLOCK = 256  # positions whose scores are computed together
 
+# The probability of each token, NaN where there is none, by a setting; and the settings to choose from
+Prediction = tuple[Callable[[float], Array], Iterable[float]]
 Tuned = tuple[ScoredTokens, list[tuple[float, float]]]  # new nats, and (setting, λ) for each half of the documents
 
 
@@ -44,9 +47,14 @@ def knn_lm(scored: ScoredTokens, hidden: Array, documents: Array, keys: Array, v
     """Mix the tokens of the nearest keys into a frozen model's predictions. Tunes α and λ, as in `tuned`.
 
     scored, hidden, documents: from `frozen_model`; keys, values: from `datastore`. Raises UserError without keys."""
+    return tuned(scored, documents, *knn_prediction(hidden, scored.tokens, keys, values))
+
+
+def knn_prediction(hidden: Array, tokens: Array, keys: Array, values: Array) -> Prediction:
+    """p_kNN of tokens (N,), and the values of α to choose from. Arguments as in `knn_lm`."""
     ids, distances = nearest_keys(hidden, keys)
-    hits = values[ids] == scored.tokens[:, None]
-    return tuned(scored, documents, lambda alpha: knn_probability(distances, hits, alpha), KNN_ALPHAS)
+    hits = values[ids] == tokens[:, None]
+    return lambda alpha: knn_probability(distances, hits, alpha), KNN_ALPHAS
 
 
 @ignore_underflow
@@ -71,17 +79,16 @@ def nearest_keys(hidden: Array, keys: Array, k: int = KNN_NEIGHBOURS) -> tuple[A
     return ids, distances
 
 
-@ignore_underflow
 def continuous_cache(scored: ScoredTokens, hidden: Array, documents: Array, window: int = CACHE_SIZE) -> Tuned:
     """Mix the cache into a frozen model's predictions. Tunes θ and λ, as in `tuned`.
 
     scored, hidden, documents: from `frozen_model`. window: positions that the cache holds."""
+    return tuned(scored, documents, *cache_prediction(hidden, scored.tokens, documents, window))
 
-    def probability(theta):
-        cached = cache_probability(hidden, scored.tokens, documents, theta, window)
-        return np.where(np.isnan(cached), np.exp(-scored.nats), cached)  # an empty cache does not change the prediction
 
-    return tuned(scored, documents, probability, 3.0 ** np.arange(-7, 1))
+def cache_prediction(hidden: Array, tokens: Array, documents: Array, window: int = CACHE_SIZE) -> Prediction:
+    """p_cache of tokens (N,), and the values of θ to choose from. Arguments as in `continuous_cache`."""
+    return lambda theta: cache_probability(hidden, tokens, documents, theta, window), CACHE_THETAS
 
 
 def cache_probability(hidden: Array, tokens: Array, documents: Array, theta: float, window: int = CACHE_SIZE) -> Array:
@@ -131,20 +138,27 @@ def frozen_model(
     return scored, hidden, np.asarray(split.documents)[scored.positions // config.chunk_size]
 
 
+@ignore_underflow
 def tuned(scored: ScoredTokens, documents: Array, second: Callable[[float], Array], settings: Iterable[float]) -> Tuned:
     """Mix a second prediction into the first, with a setting and a weight λ tuned on other documents.
 
     Documents alternate between two halves, each scored with the setting and the λ that are best for the other half.
     documents: (N,), the document of each token. second(setting) → (N,), the second prediction's probability of
-    each token. Returns the tokens with new nats, and (setting, λ) for each half."""
+    each token; where it is NaN, the first prediction stays. Returns the tokens with new nats, and (setting, λ) for each
+    half."""
+
+    def known(setting: float) -> Array:
+        probability = second(setting)
+        return np.where(np.isnan(probability), np.exp(-scored.nats), probability)
+
     half = np.unique(documents, return_inverse=True)[1].reshape(-1) % 2
     choices, losses = [], []
     for setting in settings:
-        probability = second(setting)
+        probability = known(setting)
         choices += [(float(setting), float(weight)) for weight in MIXTURE_WEIGHTS]
         losses += [np.bincount(half, mixed(scored.nats, probability, w), minlength=2) for w in MIXTURE_WEIGHTS]
     best = [choices[i] for i in np.argmin(losses, axis=0)[::-1]]
-    mixed_nats = [mixed(scored.nats, second(setting), weight) for setting, weight in best]
+    mixed_nats = [mixed(scored.nats, known(setting), weight) for setting, weight in best]
     return replace(scored, nats=np.where(half == 0, *mixed_nats)), best
 
 
