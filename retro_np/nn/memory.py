@@ -19,6 +19,7 @@ import numpy as np
 
 from retro_np.config import RetroConfig
 from retro_np.kernels import ignore_underflow
+from retro_np.kernels.attention import attention_weights
 from retro_np.kernels.rowwise import scatter_add
 from retro_np.kernels.threads import blocks
 from retro_np.nn.attention import attention_with_lse
@@ -159,6 +160,10 @@ def read_chunks(layer: Tree, neighbours: Neighbours, p: int, n: int, config: Dec
     def read(q: Array) -> tuple[Array, Array, Pullback]:
         chunks = attending_chunks(q.reshape(batch, n, -1), n_chunks, m).reshape(batch * n_chunks, m, *q.shape[2:])
         out, lse, out_vjp = attend_to_neighbours(chunks, keys[used], values[used], mask, 0, config)
+        if scope.watch is not None:
+            turned = grouped(placed(chunks, keys.shape[1] + 1, config)[0], config.kv_heads)
+            weights = attention_weights(turned, keys[used], key_mask=mask)
+            scope.watch(scope.path, weights.reshape(len(used), config.n_heads, 1, m, k, -1))
 
         def in_sequence(x: Array) -> Array:
             return attended_sequence(x.reshape(batch, n_chunks, m, -1), n).reshape(batch, n, *x.shape[2:])
@@ -218,6 +223,14 @@ def attend_to_neighbours(
 
 
 @ignore_underflow
+def neighbours_share(own_lse: Array, read_lse: Array, gate: Array) -> Array:
+    """λ of `join`, (B, n, h)."""
+    with np.errstate(over="ignore"):
+        share: Array = 1 / (1 + np.exp(own_lse - read_lse - gate))
+    return share
+
+
+@ignore_underflow
 def join(own: Array, own_lse: Array, read: Array, read_lse: Array, gate: Array) -> tuple[Array, Array, Pullback]:
     """One softmax over two sets of keys, from their separate results: own + λ (read − own).
 
@@ -225,8 +238,7 @@ def join(own: Array, own_lse: Array, read: Array, read_lse: Array, gate: Array) 
     own, read: (B, n, h, c); own_lse, read_lse: (B, n, h); gate: (h,), added to the neighbours' logits.
     Returns the joint result, λ · read, which is the neighbours' part of it, and
     vjp(djoint, dpart) -> (down, down_lse, dread, dread_lse, dgate)."""
-    with np.errstate(over="ignore"):
-        share = 1 / (1 + np.exp(own_lse - read_lse - gate))
+    share = neighbours_share(own_lse, read_lse, gate)
     weight = share[..., None]
 
     @ignore_underflow
@@ -271,6 +283,10 @@ def reading_attention(
     found, found_lse, read_vjp = read(reading_q.reshape(batch, n, -1, c))
     own_lse = lse.transpose(0, 3, 1, 2).reshape(batch, n, -1)
     joint, part, join_vjp = join(ungrouped(out), own_lse, found, found_lse, changes["gate"])
+    if scope.watch is not None:
+        weights = attention_weights(grouped(turned_q, heads), keys, causal_offset=first)
+        scope.watch(f"{scope.path}.attention", weights.reshape(batch, config.n_heads, 1, n, 1, -1))
+        scope.watch(f"{scope.path}.share", neighbours_share(own_lse, found_lse, changes["gate"]))
     update, o_vjp = affine(params, joint.reshape(batch, n, -1), "o", FROZEN)
     update, change_o_vjp = changed(update, changes, part.reshape(batch, n, -1), "o", inner)
     dropped, drop_vjp = scope.at("attention").drop(update)

@@ -21,6 +21,7 @@ from retro_np.generation import Retrieved
 from retro_np.kernels.substring import longest_common_substring
 from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.cca import read_part
+from retro_np.nn.memory import model_neighbours
 from retro_np.progress import counted
 from retro_np.report.samples import Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
@@ -96,8 +97,7 @@ def inspect(
         return {name: bits_per_byte(array[part], n_bytes[part]) for name, array in nats.items() if n_bytes[part].any()}
 
     columns = {name: [None, *array[1:].tolist()] for name, array in nats.items()}
-    has_maps = config.retrieves and not config.reads_itself
-    reads = _reads(params, config, tokens, neighbours if has_maps else None)
+    reads = _reads(params, config, tokens, model_neighbours(params, config, neighbours) if config.retrieves else None)
     figures = columns.get("bits_on", [None] * n), columns["bits_off"], reads
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
     ratios = [*leakage.tolist(), None]

@@ -15,6 +15,7 @@ from support import assert_same_gradients, needs_c
 from retro_np import UserError, gradcheck, init_params, kernels, reference
 from retro_np.config import EncoderConfig
 from retro_np.nn import decoders, memory
+from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.checks import perturbed_params
 from retro_np.nn.decoders import DecoderConfig
 from retro_np.nn.memory import StateCache, encode_neighbours, is_added, model_neighbours
@@ -651,3 +652,48 @@ def test_a_neighbour_longer_than_the_models_positions_is_refused_in_one_line(beg
     short = replace(case, config=replace(case.config, max_positions=room - 1))
     with pytest.raises(UserError, match=f"^the model has {room - 1} positions, not {room}: give it a shorter text$"):
         retro(*short.arguments)
+
+
+# What was read
+
+
+def mass_of(maps, case, p):
+    """(own, read): the weights of layer p's own tokens and of its neighbours, summed, (B, h, n) each."""
+    m, own = case.config.chunk_size, maps[f"layers.{p}.attention"].sum(axis=-1)
+    read = np.zeros_like(own)
+    by_chunk = maps[f"layers.{p}.cca"].sum(axis=(-1, -2))  # (B, l, h, m)
+    for u in range(by_chunk.shape[1]):
+        for i in range(m):
+            if (t := (u + 1) * m - 1 + i) < own.shape[2]:
+                read[:, :, t] = by_chunk[:, u, :, i]
+    return own, read
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "GPT-2"])
+def test_the_weights_of_own_tokens_and_of_neighbours_sum_to_one(name):
+    case = reading_case(name)
+    maps = attention_maps(*case.arguments)
+    for p in case.config.cca_layers:
+        own, read = mass_of(maps, case, p - 1)
+        np.testing.assert_allclose(own + read, 1, rtol=1e-12)
+        assert 0 < read.max() < 1
+
+
+def test_padding_and_tokens_without_neighbours_have_no_weight_and_read_none():
+    case = reading_case()
+    maps = attention_maps(*case.arguments)
+    m = case.config.chunk_size
+    assert np.all(maps["layers.0.cca"][0, 0, :, :, 1, m + 1 :] == 0)  # what `reading_case` cuts off
+    _, read = mass_of(maps, case, 0)
+    assert np.all(read[:, :, : m - 1] == 0)
+    assert np.all(read[1, :, m - 1 : 2 * m - 1] == 0)  # The first chunk of the second row retrieved nothing.
+
+
+def test_a_large_gate_makes_a_token_read_its_neighbours_alone():
+    case = reading_case()
+    params = map_tree(lambda name, a: np.full_like(a, 60.0) if name.endswith("gate") else a, case.params)
+    own, read = mass_of(attention_maps(params, *case.arguments[1:]), case, 0)
+    reading = read > 0
+    np.testing.assert_allclose(read[reading], 1, rtol=1e-12)
+    assert np.any(reading)
+    assert np.any(own[~reading] == 1)
