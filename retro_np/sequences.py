@@ -84,6 +84,13 @@ def tokens_and_targets(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.n
 def sequence_neighbours(database: Database | DatabaseUnion, split: Split, rows: np.ndarray, k: int) -> np.ndarray:
     """The k neighbours of each chunk of each sequence: tokens (B, l, k, 2m) int64, all padding where one is missing.
 
+    The arguments and errors are those of `sequence_neighbour_ids`."""
+    return database.value(sequence_neighbour_ids(database, split, rows, k))
+
+
+def sequence_neighbour_ids(database: Database | DatabaseUnion, split: Split, rows: np.ndarray, k: int) -> np.ndarray:
+    """The ids of the k neighbours of each chunk of each sequence, (B, l, k) int64, −1 where one is missing.
+
     rows: (B, l) row numbers of the split, −1 for padding. In the training split, a neighbour never comes from a
     document that occurs anywhere in the sequence: a chunk of document A that retrieved from B would leak B's tokens
     into the predictions that follow. Raises UserError if the database has no neighbours of training chunks."""
@@ -95,7 +102,7 @@ def sequence_neighbours(database: Database | DatabaseUnion, split: Split, rows: 
     excluded = np.empty(0, np.int64)
     if split.name == "train":
         excluded = np.where(present, split.documents[np.maximum(rows, 0)], -1)[:, None, :]
-    return database.value(choose_neighbours(ids, database.document_of(ids), excluded, k))
+    return choose_neighbours(ids, database.document_of(ids), excluded, k)
 
 
 def choose_neighbours(

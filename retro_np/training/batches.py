@@ -7,7 +7,7 @@ import numpy as np
 
 from retro_np.errors import UserError
 from retro_np.retrieval.database import Database, Split
-from retro_np.sequences import sequence_chunks, sequence_neighbours, tokens_and_targets
+from retro_np.sequences import sequence_chunks, sequence_neighbour_ids, tokens_and_targets
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # tokens (B, n), targets (B, n), neighbours (B, l, k, 2m)
 Ranges = Sequence[tuple[int, int]]  # the (start, stop) of a source's rows
@@ -106,10 +106,31 @@ def training_batch(
     weighted = any(weight is not None for weight, _ in split.sources)
     weights, ranges = zip(*split.sources, strict=True) if weighted else ([1], [[(0, len(split.tokens))]])
     rows = mixture_rows(ranges, weights, length, batch_size, seed, step)
-    neighbours = sequence_neighbours(database, split, rows, k) if k else None
-    if neighbours is not None and random_share:
+    if not k:
+        return *tokens_and_targets(split, rows), None
+    ids = sequence_neighbour_ids(database, split, rows, k)
+    if random_share:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, RANDOM_STREAM])))
-        ids = rng.integers(database.n_chunks, size=neighbours.shape[:3])
         chosen = (rng.random(rows.shape) < random_share) & (rows >= 0)
-        neighbours[chosen] = database.value(np.where(database.removed(ids), -1, ids))[chosen]
-    return *tokens_and_targets(split, rows), neighbours
+        ids = np.where(chosen[..., None], irrelevant(database, split, rows, ids, rng), ids)
+    return *tokens_and_targets(split, rows), database.value(ids)
+
+
+def irrelevant(
+    database: Database, split: Split, rows: np.ndarray, ids: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """For each chunk, the neighbours of a random chunk of another sequence, or random ones for a single sequence.
+
+    rows: (B, l); ids: (B, l, k), what the chunks retrieved. A neighbour from a document of the chunk's own sequence is
+    left out. Those of another sequence are in the batch already, so a model that encodes neighbours need not encode
+    more. Returns (B, l, k) ids, −1 where there is none."""
+    batch, length, _ = ids.shape
+    if batch == 1:
+        drawn = rng.integers(database.n_chunks, size=ids.shape)
+        drawn = np.where(database.removed(drawn), -1, drawn)
+    else:
+        others = (np.arange(batch)[:, None] + rng.integers(1, batch, (batch, length))) % batch
+        drawn = ids[others, rng.integers(length, size=(batch, length))]
+    documents = np.where(rows >= 0, split.documents[np.maximum(rows, 0)], -1)
+    own = (database.document_of(drawn)[..., None] == documents[:, None, None, :]).any(axis=-1)
+    return np.where(own, -1, drawn)

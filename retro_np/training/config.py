@@ -36,8 +36,8 @@ class TrainingConfig:
     oracle_share: share of chunks that get an oracle neighbour at step 0, a noisy copy of the chunk and its
         continuation; the share falls linearly to 0. Not in the paper; see `curriculum.py`.
     oracle_steps: steps until oracle_share has fallen to 0.
-    random_share: share of chunks that read the neighbours of nothing, random chunks, so that a model learns to ignore
-        what is irrelevant. Not in the paper.
+    random_share: share of chunks that read the neighbours of a random chunk of another sequence, so that a model learns
+        to ignore what is irrelevant. Not in the paper.
     schedule: how the learning rate falls after the warm-up: cosine, linear or constant.
     min_learning_rate: the learning rate at the end of cosine and linear, as a share of the peak.
     beta1: decay of AdamW's mean of gradients per step.

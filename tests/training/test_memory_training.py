@@ -13,9 +13,9 @@ from retro_np import Database, UserError, retro
 from retro_np.checkpoint import load_checkpoint, load_params, read_meta
 from retro_np.optim import adamw_init
 from retro_np.parameters import is_retrieval
-from retro_np.sequences import sequence_chunks, sequence_neighbours
+from retro_np.sequences import sequence_chunks, sequence_neighbour_ids, sequence_neighbours
 from retro_np.training import loop
-from retro_np.training.batches import mixture_rows, training_batch
+from retro_np.training.batches import irrelevant, mixture_rows, training_batch
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import RATE_OF_GATES, read_log, train, train_step
 from retro_np.training.memory import GATE, MEMORY_SETTINGS, add_memory, default_layers
@@ -263,9 +263,23 @@ def test_a_quarter_of_the_chunks_reads_random_neighbours(database):
 def test_with_a_share_of_one_every_chunk_reads_chunks_of_the_database(database):
     tokens, _, neighbours = batch(database, share=1.0)
     known = {tuple(value) for value in database.value(np.arange(database.n_chunks))}
-    assert {tuple(value) for value in neighbours.reshape(-1, 2 * M)} <= known
+    assert {tuple(value) for value in neighbours.reshape(-1, 2 * M)} <= known | {(database.padding,) * 2 * M}
     assert drawn_at_random(database, 0, 1.0).mean() > 0.8
     assert neighbours.shape[:2] == (len(tokens), 32 // M)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_random_neighbours_never_come_from_a_document_of_the_sequence(database, batch_size):
+    split = database.split("train")
+    for step in range(5):
+        rows = mixture_rows([[(0, len(split.tokens))]], [1], 4, batch_size, 0, step)
+        ids = sequence_neighbour_ids(database, split, rows, 2)
+        drawn = irrelevant(database, split, rows, ids, np.random.default_rng(step))
+        for b in range(batch_size):
+            own = set(np.asarray(split.documents)[rows[b]])
+            assert not own & set(database.document_of(drawn[b][drawn[b] >= 0]).ravel())
+            if batch_size > 1:
+                assert set(drawn[b].ravel()) <= {-1, *np.delete(ids, b, axis=0).ravel()}
 
 
 def test_random_neighbours_are_determined_by_seed_and_step(database):
