@@ -194,9 +194,8 @@ def _take_steps(
             if neighbours is not None:
                 neighbours = with_curriculum(neighbours, tokens, training, step, database.padding)
             if cache is not None and neighbours is not None:
-                neighbours[:, -1] = (
-                    database.padding
-                )  # Only the last token would read them; encoding them costs as usual.
+                # Only the last token would read the last chunk's neighbours, which cost as much as the others.
+                neighbours[:, -1] = database.padding
             line = train_step(params, state, config, (tokens, targets, neighbours), training, step, trainable, cache)
             line["tokens_per_s"] = speed = tokens.size / (time.perf_counter() - start_time)
             saves = (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps
