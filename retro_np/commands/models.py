@@ -209,6 +209,7 @@ def sample(
     token by token. It ends where the model ends a text or its turn.
 
     Example: `retro-np sample smollm2 --prompt "The capital of France is"`"""
+    from retro_np.checkpoint import base_of, read_meta
     from retro_np.evaluation.own_text import WithoutDatabase
     from retro_np.files import check_output
     from retro_np.generation import generate
@@ -239,17 +240,18 @@ def sample(
             raise UserError(f"{checkpoint} retrieves: give a DB, or --no-retrieval")
         if db is not None:
             read_manifest(db)  # so that a wrong name is noticed
+    foreign = model or (read_pretrained(checkpoint) if own and base_of(read_meta(own), own) else None)
     inputs = [own or checkpoint, *([database.path] if model is None else [])]
     path = None if page is None else check_output(page, "--page", inputs, samples.is_page)
-    if chat and model is not None:
+    if chat and foreign is not None:
         from retro_np.pretrained.chat import chat_tokens
 
-        tokens = chat_tokens(model, without_surrogates(prompt))
+        tokens = chat_tokens(foreign, without_surrogates(prompt))
     elif chat:
         raise UserError(f"{checkpoint} has no chat template: leave out --chat")
     else:
-        tokens = samples.prompt_tokens(database, prompt, model)
-    params, config = (model.params, model.config) if model else load_model(checkpoint, database)
+        tokens = samples.prompt_tokens(database, prompt, foreign)
+    params, config = (model.params, model.config) if model else load_model(foreign or checkpoint, database)
     if not (config.retrieves and retrieval):
         reason = "--no-retrieval is given" if config.retrieves else f"{checkpoint} does not retrieve"
         options.refuse_typed(context, ("k", "embedder"), reason)
@@ -260,7 +262,7 @@ def sample(
         say(f"the model has {positions:,} positions, so the text ends after {counted(room, 'more token')}")
         length = room
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    stop = {database.end_of_text, *(model.stop if model else ())}
+    stop = {database.end_of_text, *(foreign.stop if foreign else ())}
     retrieves, started = config.retrieves and retrieval, time.perf_counter()
     k = min(k, database.n_chunks) if retrieves else 0
     call: dict[str, Any] = {"database": database, "k": k, "stop_token": stop}
