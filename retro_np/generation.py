@@ -152,18 +152,26 @@ def sample_token(
 def spinning_blas() -> Iterator[None]:
     """Let OpenBLAS's idle threads spin, for a series of short products: to wake them takes as long as such a product.
 
-    Nothing changes if they do not sleep, or if another thread of Python exists that may be multiplying."""
-    spins = runtime.tuned.get("BLAS threads sleep", False) and _restarted(runtime.SPIN)
+    Nothing changes within another such context, or if the import of this package did not let them sleep. Nor does it
+    while another thread of Python exists, which may be multiplying. If one exists at the end, the threads spin on until
+    the end of the next context."""
+    setting = "BLAS threads sleep"
+    if setting not in runtime.tuned or os.environ.get(runtime.TIMEOUT) != runtime.SLEEP:
+        yield
+        return
     try:
+        if runtime.tuned[setting]:
+            _restarted(runtime.SPIN)
         yield
     finally:
-        if spins:
-            runtime.tuned["BLAS threads sleep"] = _restarted(runtime.SLEEP)
+        if os.environ.get(runtime.TIMEOUT) == runtime.SPIN or not runtime.tuned[setting]:
+            runtime.tuned[setting] = _restarted(runtime.SLEEP)
 
 
 def _restarted(timeout: str) -> bool:
-    before, os.environ[runtime.TIMEOUT] = os.environ.get(runtime.TIMEOUT, runtime.SLEEP), timeout
+    """Whether BLAS's threads could start again with this setting. If not, later processes get the usual one."""
+    os.environ[runtime.TIMEOUT] = timeout
     threads.end()
     if not (done := blas_threads.restart()):
-        os.environ[runtime.TIMEOUT] = before
+        os.environ[runtime.TIMEOUT] = runtime.SLEEP
     return done

@@ -195,17 +195,34 @@ done.set()
 
 
 @linux
-def test_threads_that_cannot_be_put_to_sleep_again_are_reported_as_awake_and_then_left_alone():
+def test_threads_that_cannot_be_put_to_sleep_again_are_reported_as_awake_until_they_can():
     code = """
 done = threading.Event()
 with spinning_blas():
-    threading.Thread(target=done.wait).start()
+    other = threading.Thread(target=done.wait)
+    other.start()
 print(state())
 with spinning_blas():
     print(state())
 done.set()
+other.join()
+with spinning_blas():
+    pass
+print(state(), spins() < 0.002)
 """
-    assert lines(SAMPLING + code) == ["('26', False)"] * 2
+    assert lines(SAMPLING + code) == ["('4', False)", "('4', False)", "('4', True) True"]
+
+
+@linux
+def test_within_spinning_blas_another_one_changes_nothing():
+    code = """
+with spinning_blas():
+    with spinning_blas():
+        pass
+    print(state())
+print(state())
+"""
+    assert lines(SAMPLING + code) == ["('26', True)", "('4', True)"]
 
 
 @pytest.mark.parametrize(

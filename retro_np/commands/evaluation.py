@@ -203,7 +203,7 @@ def inspect(
     Example: `retro-np inspect runs/retro/checkpoint.safetensors runs/db --file notes.txt`"""
     from retro_np.files import check_output
     from retro_np.generation import generate
-    from retro_np.pretrained.models import load_model, own_file, read_pretrained
+    from retro_np.pretrained.models import is_whole_model_of_ours, load_model, own_file, read_pretrained
     from retro_np.report.inspection import check_request, page_tokens, write_inspection
     from retro_np.report.inspection import inspect as inspect_tokens
     from retro_np.report.samples import is_page, prompt_tokens
@@ -215,7 +215,7 @@ def inspect(
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
     page = check_output(out, "-o", [own_file(checkpoint) or checkpoint, db, *([file] if file else [])], is_page)
     database = open_database(db, embedder)
-    opened = None if own_file(checkpoint) or prompt is None else read_pretrained(checkpoint)
+    opened = None if prompt is None or is_whole_model_of_ours(checkpoint) else read_pretrained(checkpoint)
     model = load_model(opened or checkpoint, database)
     if prompt is None:  # As in an evaluation, nothing stands before the text.
         tokens = encode(database.tokenizer, without_surrogates(read_text(file) if file else text or ""))
@@ -228,7 +228,7 @@ def inspect(
     facts = {"checkpoint": str(checkpoint), "database": str(database.path), "neighbours": str(k)}
     if prompt is not None:
         settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        stop = database.end_of_text
+        stop = {database.end_of_text, *(opened.stop if opened else ())}
         sample, retrieved = generate(*model, tokens, length, database=database, k=k, stop_token=stop, **settings)
         tokens = [*tokens, *sample]
         facts |= {name: str(value) for name, value in settings.items()} | {"in italics": "the prompt"}

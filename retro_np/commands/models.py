@@ -152,7 +152,9 @@ def train(
                         weights, cast(DecoderConfig, model), layers, rng, begin_id=begin, rank=rank
                     )
                 start = {"begin_from": (params, other.sha256), "trainable": is_retrieval}
-                start["base"] = {"name": str(retrofit), "sha256": other.sha256}
+                # A path is stored whole, so that the base is found from any folder, and is never taken for a hub name.
+                place = retrofit.resolve() if retrofit and retrofit.exists() else retrofit
+                start["base"] = {"name": str(place), "sha256": other.sha256}
             elif retrofit is not None:
                 params, model = loop.retrofit(weights, model, layers, encoder, rng)
                 start = {"begin_from": (params, sha256_of(checkpoint_file(retrofit))), "trainable": is_retrieval}
@@ -209,12 +211,11 @@ def sample(
     token by token. It ends where the model ends a text or its turn.
 
     Example: `retro-np sample smollm2 --prompt "The capital of France is"`"""
-    from retro_np.checkpoint import base_of, read_meta
     from retro_np.evaluation.own_text import WithoutDatabase
     from retro_np.files import check_output
     from retro_np.generation import generate
     from retro_np.pretrained.bundled import RETRO
-    from retro_np.pretrained.models import load_model, own_file, read_pretrained
+    from retro_np.pretrained.models import is_whole_model_of_ours, load_model, own_file, read_pretrained
     from retro_np.report import samples
     from retro_np.retrieval.manifest import read_manifest
     from retro_np.retrieval.rows import without_surrogates
@@ -240,7 +241,7 @@ def sample(
             raise UserError(f"{checkpoint} retrieves: give a DB, or --no-retrieval")
         if db is not None:
             read_manifest(db)  # so that a wrong name is noticed
-    foreign = model or (read_pretrained(checkpoint) if own and base_of(read_meta(own), own) else None)
+    foreign = model or (None if is_whole_model_of_ours(checkpoint) else read_pretrained(checkpoint))
     inputs = [own or checkpoint, *([database.path] if model is None else [])]
     path = None if page is None else check_output(page, "--page", inputs, samples.is_page)
     if chat and foreign is not None:

@@ -78,11 +78,16 @@ def load_model(model: Path | str | Pretrained, database: Database) -> tuple[Tree
     model: as `read_pretrained` returns it, or takes its name. Another's model gets the database's chunk size. Raises
     the errors of `read_pretrained` and `checkpoint.load_model`."""
     if not isinstance(model, Pretrained):
-        if (file := own_file(model)) and not checkpoint.base_of(checkpoint.read_meta(file), file):
-            return checkpoint.load_model(file, database)
+        if is_whole_model_of_ours(model):
+            return checkpoint.load_model(own_file(model) or model, database)
         model = read_pretrained(model)
     config = checkpoint.fitted(model.config, database, tokenizer_sha256(model.tokenizer), model.name)
     return model.params, config
+
+
+def is_whole_model_of_ours(name: Path | str) -> bool:
+    """Whether a name stands for a checkpoint of ours that is not only added to a model of others."""
+    return (file := own_file(name)) is not None and not checkpoint.base_of(checkpoint.read_meta(file), file)
 
 
 def own_file(name: Path | str) -> Path | None:

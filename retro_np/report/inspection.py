@@ -90,7 +90,9 @@ def inspect(
     nats = {k: np.roll(token_nats(params, config, x, targets, read)[0][0], 1) for k, read in contexts.items()}
     if not np.isfinite([*nats.values()]).all():
         raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
-    n_bytes = token_byte_lengths(database.tokenizer)[tokens]
+    lengths = token_byte_lengths(database.tokenizer)
+    # A sample may have tokens that another's model has, but its tokenizer has not: they have no bytes.
+    n_bytes = np.where(tokens < len(lengths), lengths[np.minimum(tokens, len(lengths) - 1)], 0)
     n_bytes[0] = 0
 
     def bits(part: slice) -> dict[str, Any]:

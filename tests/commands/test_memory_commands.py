@@ -12,12 +12,14 @@ from memory_runs import OPTIONS, build, write_decoder
 from safetensors.numpy import load_file
 from support import all_bytes
 
-from retro_np import Database, generate
+from retro_np import Database, generate, generation
 from retro_np.checkpoint import read_meta
 from retro_np.cli import main
 from retro_np.evaluation.bits_per_byte import score
 from retro_np.parameters import is_retrieval
 from retro_np.pretrained.models import load_model
+from retro_np.report import inspection
+from retro_np.retrieval.tokenizer import token_byte_lengths
 from retro_np.training import loop
 from retro_np.training.config import TrainingConfig
 from retro_np.training.memory import MEMORY_SETTINGS
@@ -121,6 +123,37 @@ def test_a_run_is_inspected_on_a_prompt_and_on_a_text(work, command, tmp_path, f
 def test_the_best_parameters_of_a_run_are_a_model_too(work, command, tmp_path):
     best = work / "run" / "best.safetensors"
     assert command("inspect", best, work / "db", "def f(x): return", "-o", tmp_path / "page.html") == 0
+
+
+def test_a_sample_with_a_database_stops_where_the_base_stops(work, command, monkeypatch, tmp_path):
+    stops, real = [], generation.generate
+    monkeypatch.setattr(generation, "generate", lambda *a, **o: (stops.append(o["stop_token"]), real(*a, **o))[1])
+    ends = [7, 9]
+    model = shutil.copytree(work / "model", tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert command("train", work / "db", "--retrofit", model, "-o", tmp_path / "run", *OPTIONS, "--steps", 0) == 0
+    for options in ((work / "db",), (work / "db", "--no-retrieval"), ("--no-retrieval",)):
+        assert command("sample", tmp_path / "run", *options, "--length", 2, "--prompt", "def f") == 0
+    page = tmp_path / "page.html"
+    assert command("inspect", tmp_path / "run", work / "db", "--prompt", "def f", "--length", 2, "-o", page) == 0
+    assert len(stops) == 4
+    assert all(set(ends) <= set(stop) for stop in stops)
+
+
+def test_a_run_finds_a_base_that_was_named_by_a_relative_path(work, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(work)
+    assert command("train", "db", "--retrofit", "model", "-o", tmp_path / "run", *OPTIONS, "--steps", 0) == 0
+    monkeypatch.chdir(tmp_path)
+    assert command("sample", "run", work / "db", "--length", 2, "--prompt", "def f") == 0
+
+
+def test_a_sample_with_tokens_that_no_text_has_is_inspected(work):
+    database = Database.open(work / "db")
+    params, config = load_model(work / "run", database)
+    spare = config.vocabulary_size - 1
+    assert spare >= len(token_byte_lengths(database.tokenizer))
+    shown = inspection.inspect(params, config, database, [65, 66, spare, 67] * 5, k=1, n_prompt=2)
+    assert np.isfinite(shown.bits_on)
 
 
 # What a run is
