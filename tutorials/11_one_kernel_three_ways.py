@@ -47,12 +47,13 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from retro_np import kernels
+from retro_np.info import kernel_table
 from retro_np.kernels import threads
 from retro_np.kernels.attention import attention_forward
 
 threads_before = threads.count()
 threads.use_threads(1)
-there = {name: kinds for name, _, kinds in kernels.table()}["attention_forward"]
+there = {name: kinds for name, _, kinds in kernel_table()}["attention_forward"]
 KINDS = [kind for kind in ("numpy", "numba", "c") if kind in there]
 COLOURS = {"numpy": "#8c8c8c", "numba": "#e07b1f", "c": "#2b7bba"}
 print("attention_forward:", ", ".join(KINDS))

@@ -263,7 +263,7 @@ def test_a_checkpoint_with_a_different_vocabulary_size_is_refused(work, tmp_path
     )
     assert status == 0, err
     line = refused("sample", work / "retro" / "checkpoint.safetensors", tmp_path / "db", "--prompt", "x")
-    assert "vocabulary_size 300, and the database" in line
+    assert "has a different tokenizer" in line
 
 
 @pytest.mark.parametrize(
