@@ -115,8 +115,8 @@ def train(
     with naming(config, [key for section in kept.values() for key in section]):
         fields, sizes, settings = (chosen(group, values) | kept[name] for name, group in GROUPS.items())
         if other is not None and not paper_form:
-            fresh = {f: v for f, v in memory.MEMORY_SETTINGS.items() if f not in kept["training"] and f not in typed}
-            settings |= {field: value for field, value in fresh.items() if field not in replaced["training"]}
+            given = {*kept["training"], *replaced["training"]}
+            settings |= {field: value for field, value in memory.MEMORY_SETTINGS.items() if field not in given}
         earlier = file["training"].get("steps", settings["steps"])
         if (segments := kept["training"].get("segments")) and settings["steps"] != earlier:
             if settings["steps"] < earlier:

@@ -188,7 +188,7 @@ class Pretrained:
 
 
 def max_spare(size: int) -> int:
-    """The largest number of embeddings that no token of a tokenizer with so many ids has, in a model that it is of.
+    """How many embeddings a model may have beyond the `size` ids of its tokenizer.
 
     Trainers round vocabularies up, to a multiple of 64 to 4,096: DeepSeek LLM has 102,400 embeddings for 100,015 ids,
     Qwen2.5 152,064 for 151,665."""

@@ -19,7 +19,7 @@ MAX_VOCABULARY_SIZE = 2**20  # The trainer and the tables of tokens allocate mem
 # What the special tokens of other tokenizers are called. The first name that a tokenizer has counts.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>")
-END_MARK = "end of text, by the model"  # of the end-of-text that `tokenizer.with_end` noted in a post-processor
+END_MARK = "end of text, by the model"  # names the end-of-text that `tokenizer.with_end` stores in a post-processor
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token of one byte
 WITHOUT_SPACE = frozenset(".?!,")  # WordPiece's decoder puts no space before these.
 

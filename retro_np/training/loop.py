@@ -177,7 +177,7 @@ def _take_steps(
     database, config, training, out, params, state, identity, trainable, description, evaluate, callbacks, cache, base
 ):
     """Train from the state's step to the last one, in place. Logs each step and saves a checkpoint at intervals."""
-    selects = trainable if base else every  # of the parameters, those that the run's files hold
+    selects = trainable if base else every  # tells which parameters the run's files hold
     split, k = database.split("train"), training.neighbours if config.retrieves else 0
     names = ("sequence_length", "batch_size", "seed", "random_share")
     settings = {name: getattr(training, name) for name in names}
