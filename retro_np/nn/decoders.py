@@ -185,14 +185,9 @@ def self_attention(
     h: (B, n, d), at the positions from `first` on. remember: for decoding with a cache; takes keys and values,
     (B, 1, n, n_kv_heads, c), and returns those of all positions, (B, 1, first + n, n_kv_heads, c).
     Returns (B, n, d) and vjp(dy) -> (gradients of params, dh). Vaswani et al. 2017; Ainslie et al. 2023."""
-    (batch, n, _), heads, c = h.shape, config.kv_heads, config.d_head
+    (batch, n, _), heads = h.shape, config.kv_heads
     normed, norm_vjp = norm(params, h, config.norm_eps)
-    q, q_vjp = affine(params, normed, "q", scope)
-    k, k_vjp = affine(params, normed, "k", scope)
-    v, v_vjp = affine(params, normed, "v", scope)
-    q, place_q_vjp = placed(q.reshape(batch, n, -1, c), first, config)
-    k, place_k_vjp = placed(k.reshape(batch, n, heads, c), first, config)
-    queries, keys, values = grouped(q, heads), k[:, None], v.reshape(batch, 1, n, heads, c)
+    (_, queries, keys, values), project_vjp = projected(params, normed, first, config, scope)
     if remember is not None:
         keys, values = remember(keys, values)
     out, attention_vjp = relative_attention(queries, keys, values, causal_offset=first)
@@ -204,16 +199,38 @@ def self_attention(
 
     def vjp(dy: Array) -> tuple[Tree, Array]:
         grads, dout = o_vjp(*drop_vjp(dy))
-        dqueries, dkeys, dvalues = attention_vjp(grouped(dout.reshape(q.shape), heads))
-        (dq,) = place_q_vjp(ungrouped(dqueries))
-        (dk,) = place_k_vjp(dkeys[:, 0])
-        q_grads, dnormed_q = q_vjp(dq.reshape(batch, n, -1))
-        k_grads, dnormed_k = k_vjp(dk.reshape(batch, n, -1))
-        v_grads, dnormed_v = v_vjp(dvalues.reshape(batch, n, -1))
-        norm_grads, dh = norm_vjp(dnormed_q + dnormed_k + dnormed_v)
-        return grads | q_grads | k_grads | v_grads | norm_grads, dy + dh
+        dheads = dout.reshape(batch, n, -1, config.d_head)
+        project_grads, dnormed = project_vjp(*attention_vjp(grouped(dheads, heads)))
+        norm_grads, dh = norm_vjp(dnormed)
+        return grads | project_grads | norm_grads, dy + dh
 
     return h + dropped, vjp
+
+
+def projected(
+    params: Tree, normed: Array, first: int, config: DecoderConfig, scope: Scope
+) -> tuple[tuple[Array, Array, Array, Array], Pullback]:
+    """Queries, keys and values of tokens at the positions from `first` on.
+
+    normed: (B, n, d). Returns (q, queries, keys, values): q (B, n, h·c) before positions, queries (B, g, n, h_kv, c),
+    keys and values (B, 1, n, h_kv, c); and vjp(dqueries, dkeys, dvalues, dq=None) -> (gradients of params, dnormed),
+    where dq is the gradient of other uses of q."""
+    (batch, n, _), heads, c = normed.shape, config.kv_heads, config.d_head
+    q, q_vjp = affine(params, normed, "q", scope)
+    k, k_vjp = affine(params, normed, "k", scope)
+    v, v_vjp = affine(params, normed, "v", scope)
+    queries, place_q_vjp = placed(q.reshape(batch, n, -1, c), first, config)
+    keys, place_k_vjp = placed(k.reshape(batch, n, heads, c), first, config)
+
+    def vjp(dqueries: Array, dkeys: Array, dvalues: Array, dq: Array | None = None) -> tuple[Tree, Array]:
+        (dplaced_q,), (dk,) = place_q_vjp(ungrouped(dqueries)), place_k_vjp(dkeys[:, 0])
+        own_dq = dplaced_q.reshape(q.shape)
+        q_grads, dnormed_q = q_vjp(own_dq if dq is None else own_dq + dq)
+        k_grads, dnormed_k = k_vjp(dk.reshape(k.shape))
+        v_grads, dnormed_v = v_vjp(dvalues.reshape(v.shape))
+        return q_grads | k_grads | v_grads, dnormed_q + dnormed_k + dnormed_v
+
+    return (q, grouped(queries, heads), keys[:, None], v.reshape(batch, 1, n, heads, c)), vjp
 
 
 def ffw(params: Tree, h: Array, config: DecoderConfig, scope: Scope = ROOT) -> tuple[Array, Pullback]:

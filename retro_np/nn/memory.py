@@ -24,7 +24,17 @@ from retro_np.kernels.rowwise import scatter_add
 from retro_np.kernels.threads import blocks
 from retro_np.nn.attention import attention_with_lse
 from retro_np.nn.cca import attended_sequence, attending_chunks, read_part
-from retro_np.nn.decoders import DecoderConfig, affine, changed, decoder_blocks, grouped, norm, placed, ungrouped
+from retro_np.nn.decoders import (
+    DecoderConfig,
+    affine,
+    changed,
+    decoder_blocks,
+    grouped,
+    norm,
+    placed,
+    projected,
+    ungrouped,
+)
 from retro_np.nn.operators import present
 from retro_np.nn.scope import Scope
 from retro_np.parameters import is_retrieval
@@ -269,22 +279,17 @@ def reading_attention(
     params, changes, inner = layer["attention"], layer["cca"], scope.at("cca")
     (batch, n, _), heads, c = h.shape, config.kv_heads, config.d_head
     normed, norm_vjp = norm(params, h, config.norm_eps)
-    q, q_vjp = affine(params, normed, "q", FROZEN)
-    k, k_vjp = affine(params, normed, "k", FROZEN)
-    v, v_vjp = affine(params, normed, "v", FROZEN)
-    turned_q, place_q_vjp = placed(q.reshape(batch, n, -1, c), first, config)
-    turned_k, place_k_vjp = placed(k.reshape(batch, n, heads, c), first, config)
-    keys, values = turned_k[:, None], v.reshape(batch, 1, n, heads, c)
+    (q, queries, keys, values), project_vjp = projected(params, normed, first, config, FROZEN)
     if remember is not None:
         keys, values = remember(keys, values)
-    (out, lse), own_vjp = attention_with_lse(grouped(turned_q, heads), keys, values, causal_offset=first)
+    (out, lse), own_vjp = attention_with_lse(queries, keys, values, causal_offset=first)
 
     reading_q, change_q_vjp = changed(q, changes, normed, "q", inner)
     found, found_lse, read_vjp = read(reading_q.reshape(batch, n, -1, c))
     own_lse = lse.transpose(0, 3, 1, 2).reshape(batch, n, -1)
     joint, part, join_vjp = join(ungrouped(out), own_lse, found, found_lse, changes["gate"])
     if scope.watch is not None:
-        weights = attention_weights(grouped(turned_q, heads), keys, causal_offset=first)
+        weights = attention_weights(queries, keys, causal_offset=first)
         scope.watch(f"{scope.path}.attention", weights.reshape(batch, config.n_heads, 1, n, 1, -1))
         scope.watch(f"{scope.path}.share", neighbours_share(own_lse, found_lse, changes["gate"]))
     update, o_vjp = affine(params, joint.reshape(batch, n, -1), "o", FROZEN)
@@ -302,12 +307,9 @@ def reading_attention(
         dreading_q = dreading_q.reshape(q.shape)
         q_grads, dnormed_change = change_q_vjp(dreading_q)
         by_head = down_lse.reshape(batch, n, heads, -1).transpose(0, 2, 3, 1)
-        dgrouped, dkeys, dvalues = own_vjp(grouped(down, heads), np.ascontiguousarray(by_head))
-        (dq,) = place_q_vjp(ungrouped(dgrouped))
-        (dk,) = place_k_vjp(dkeys[:, 0])
-        dnormed = q_vjp(dq.reshape(q.shape) + dreading_q)[1]
-        dnormed += k_vjp(dk.reshape(k.shape))[1] + v_vjp(dvalues.reshape(v.shape))[1] + dnormed_change
-        dh = norm_vjp(dnormed)[1]
+        downs = own_vjp(grouped(down, heads), np.ascontiguousarray(by_head))
+        _, dnormed = project_vjp(*downs, dreading_q)
+        _, dh = norm_vjp(dnormed + dnormed_change)
         return {"gate": dgate} | q_grads | read_grads | o_grads, dy + dh
 
     return h + dropped, vjp
