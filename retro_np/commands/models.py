@@ -1,10 +1,11 @@
 """`retro-np train`, `sample`."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option
 
@@ -14,6 +15,12 @@ from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.progress import counted, say
 from retro_np.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from retro_np.pretrained.decoder import Pretrained
+    from retro_np.retrieval.database import Database
 
 MODEL_OPTIONS = group_of(
     RetroConfig, "Model", leave_out=("vocabulary_size", "chunk_size", "encoder", "padding_id"),
@@ -45,8 +52,11 @@ OF_PAPER_FORM = CCA_OPTIONS - {"cca_layers", "retrieved_part"}
 EXCLUDED = {
     "preset": SIZE_OPTIONS | CCA_OPTIONS | {"dropout"},
     "retrofit": SIZE_OPTIONS,
-    "baseline": CCA_OPTIONS | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps"},
+    "baseline": CCA_OPTIONS
+    | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps", "random_share", "paper_form"},
 }
+OF_OTHERS = ("paper_form", "rank", "from_scratch")  # options for --retrofit of a model of others
+FROM_SCRATCH_HELP = "Begin with an untrained memory."
 PAPER_FORM_HELP = "For --retrofit of a model of others: the paper's CCA and encoder."
 BUNDLED_HELP = "Use the bundled model. Without DB, a DB of part of the standard library is built in runs/pretrained."
 PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # builds in half a minute
@@ -62,6 +72,7 @@ def train(
     retrofit: Annotated[Path | None, Option(help="Give this trained model a memory, and train only that.")] = None,
     paper_form: Annotated[bool, Option("--paper-form", help=PAPER_FORM_HELP)] = False,
     rank: Annotated[int | None, Option(hidden=True, help="Of the memory's changes of low rank.")] = None,
+    from_scratch: Annotated[bool, Option("--from-scratch", hidden=True, help=FROM_SCRATCH_HELP)] = False,
     preset: Annotated[str | None, Option(help="Instead of sizes, one of the paper's table 2: retro-172m, ….")] = None,
     log: Annotated[list[str] | None, Option(help="Also log for tensorboard, csv or wandb; repeatable.")] = None,
     conditioning: Annotated[bool, Option(hidden=True, help="Let the encoder attend to the retrieving chunk.")] = True,
@@ -70,7 +81,7 @@ def train(
     """Train a RETRO or a baseline, or RETROfit a trained model.
 
     --retrofit trains CCA and encoder on a baseline of ours. A model of others (smollm2, a folder, a .gguf file) gets a
-    memory that reads with the model's own weights; docs/models.md.
+    memory that reads with the model's own weights, or with --baseline an adaptation; docs/models.md.
     CCA is chunked cross-attention (paper §2.4). If interrupted, run the same command to resume from the last
     checkpoint. The result is the same, bit for bit, as without the interruption. More --steps prolong a finished run
     (--config RUN/config.json gives its other options); without --steps it keeps its own number.
@@ -85,18 +96,22 @@ def train(
     from retro_np.nn.decoders import DecoderConfig
     from retro_np.parameters import count_parameters, is_retrieval
     from retro_np.pretrained.bundled import trained_on
-    from retro_np.pretrained.models import load_model, own_file, read_pretrained
+    from retro_np.pretrained.models import is_whole_model_of_ours, load_model, own_file, read_pretrained
     from retro_np.training import loggers, loop, memory
 
     typed = [name for name in context.params if is_typed(context, name)]
+    of_others = retrofit is not None and not own_file(retrofit)
     for option, excluded in EXCLUDED.items():
-        clash = [name for name in typed if name in excluded | EXCLUDED.keys() - {option}]
+        both = {"baseline", "retrofit"} if of_others else set()  # adapts the model without retrieval
+        clash = [name for name in typed if name in excluded | EXCLUDED.keys() - {option} - both]
         if option in typed and clash:
             names = ", ".join("--" + name.replace("_", "-") for name in clash)
             raise UserError(f"--{option} excludes {names}; leave out one or the other")
-    other = read_pretrained(retrofit) if retrofit is not None and not own_file(retrofit) else None
-    if (paper_form or rank is not None) and (other is None or (paper_form and rank is not None)):
+    if (forms := [name for name in OF_OTHERS if name in typed]) and (not of_others or (paper_form and len(forms) > 1)):
         raise UserError("--paper-form and --rank are for --retrofit of a model of others, and exclude each other")
+    if retrofit is not None and not of_others and not is_whole_model_of_ours(retrofit):
+        raise UserError(f"{retrofit} is a model of others with what was added to it: give --retrofit that model itself")
+    other = read_pretrained(retrofit) if retrofit is not None and of_others else None
     file = read_sections(config, KEYS | ({} if other is None else {"model": DecoderConfig}))
     database = open_database(db)
     stored_encoder = file["model"].pop("encoder", {})  # None in the config.json of a baseline
@@ -115,8 +130,10 @@ def train(
     with naming(config, [key for section in kept.values() for key in section]):
         fields, sizes, settings = (chosen(group, values) | kept[name] for name, group in GROUPS.items())
         if other is not None and not paper_form:
-            given = {*kept["training"], *replaced["training"]}
+            given = {*kept["training"], *replaced["training"], *(["random_share"] if baseline else [])}
             settings |= {field: value for field, value in memory.MEMORY_SETTINGS.items() if field not in given}
+            if not settings["neighbours"]:
+                raise UserError("neighbours (-k) is 0, but a memory is trained on what it reads: give at least 1")
         earlier = file["training"].get("steps", settings["steps"])
         if (segments := kept["training"].get("segments")) and settings["steps"] != earlier:
             if settings["steps"] < earlier:
@@ -129,12 +146,13 @@ def train(
             weights, model = load_model(other or retrofit, database)
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
             if other is not None and "cca_layers" not in {*kept["model"], *replaced["model"]}:
-                layers = memory.default_layers(out, cast(DecoderConfig, model), paper_form)
+                known = memory.settings_in(out).get("model", kept["model"])
+                layers = memory.default_layers(known, model, paper_form)
         elif preset is not None:
             model = replace(RetroConfig.preset(preset), **of_database)
         else:
             model = RetroConfig(**fields | of_database | {"cca_layers": ()})
-        if preset is None and not baseline:
+        if preset is None and (other or not baseline):
             if max(layers, default=0) > model.n_layers and not model.cca_layers:
                 shown = ",".join(map(str, layers))
                 raise UserError(f"cca_layers is {shown}, but the model has {model.n_layers} layers: give --cca-layers")
@@ -142,19 +160,15 @@ def train(
                 sizes["ca_layers"] = ()
             encoder = EncoderConfig(**{field: getattr(model, field) for field in FOLLOWING} | sizes)
             rng = np.random.default_rng(training.seed)
-            if other is not None:
-                if paper_form:
-                    params, model = loop.retrofit(weights, model, layers, encoder, rng)
-                else:
-                    begin = database.end_of_text if database.end_of_text < model.vocabulary_size else other.start
-                    rank = kept["model"].get("rank", memory.RANK) if rank is None else rank
-                    params, model = memory.add_memory(
-                        weights, cast(DecoderConfig, model), layers, rng, begin_id=begin, rank=rank
-                    )
-                start = {"begin_from": (params, other.sha256), "trainable": is_retrieval}
-                # A path is stored whole, so that the base is found from any folder, and is never taken for a hub name.
-                place = retrofit.resolve() if retrofit and retrofit.exists() else retrofit
-                start["base"] = {"name": str(place), "sha256": other.sha256}
+            if other is not None and retrofit is not None:
+                begun = memory.settings_in(out).get("data", file["data"]).get("begun_from")
+                untrained = from_scratch or begun == other.sha256 or (begun is None and not training.steps)
+                rank = kept["model"].get("rank", memory.RANK) if rank is None else rank
+                form: dict[str, Any] = {"adapts": baseline, "untrained": untrained, "rank": rank}
+                form |= {"encoder": encoder if paper_form else None}
+                model, start = _add_to_other(other, retrofit, database, model, layers, rng, **form)
+                if begun is None and start["begin_from"][1] != other.sha256:
+                    say(f"the memory begins as the bundled one for {retrofit}; --from-scratch begins untrained")
             elif retrofit is not None:
                 params, model = loop.retrofit(weights, model, layers, encoder, rng)
                 start = {"begin_from": (params, sha256_of(checkpoint_file(retrofit))), "trainable": is_retrieval}
@@ -187,6 +201,36 @@ def train(
     loop.train(database, model, training, out, **start)
     best = ", best.safetensors the one of the lowest valid_loss" if (out / loop.BEST).exists() else ""
     console.print(f"{out}/checkpoint.safetensors holds the model after step {read_meta(out)['step']}{best}.")
+
+
+def _add_to_other(
+    other: "Pretrained", name: Path, database: "Database", model: Any, layers: Sequence[int], rng: "Generator", *,
+    encoder: EncoderConfig | None, adapts: bool, rank: int, untrained: bool,
+) -> tuple[RetroConfig, dict[str, Any]]:  # fmt: skip
+    """Add to a model of others what is trained. Returns the configuration, and how `loop.train` starts.
+
+    name: as the user typed it. model: the other's configuration. encoder: of the paper's form; None: a memory, or with
+    `adapts` changes of the model's own attention. untrained: whether a memory begins so, and not as the bundled one."""
+    from retro_np.files import sha256_of
+    from retro_np.nn.memory import is_added
+    from retro_np.pretrained.bundled import MEMORY, begun_as_bundled, trained_on
+    from retro_np.training import loop, memory
+
+    # A path is stored whole, so that the base is found from any folder, and is never taken for a hub name.
+    base = {"name": str(name.resolve() if name.exists() else name), "sha256": other.sha256}
+    start: dict[str, Any] = {"base": base, "trainable": is_added}
+    begun, begins_as = None, other.sha256
+    if encoder is not None:
+        params, model = loop.retrofit(other.params, model, layers, encoder, rng)
+    elif adapts:
+        params, model = memory.adapt(other.params, model, layers, rng, rank)
+    else:
+        begin = database.end_of_text if database.end_of_text < model.vocabulary_size else other.start
+        params, model = memory.add_memory(other.params, model, layers, rng, begin_id=begin, rank=rank)
+        begun = None if untrained else begun_as_bundled(params, other.sha256)
+    if begun is not None:
+        params, begins_as, start["trained_on"] = begun, sha256_of(MEMORY), trained_on(MEMORY)
+    return model, start | {"begin_from": (params, begins_as)}
 
 
 def sample(

@@ -1,12 +1,17 @@
-"""The bundled models: a RETRO and its baseline, trained on Python's standard library, and their tokenizer."""
+"""The bundled models: a RETRO and its baseline, trained on Python's standard library, and a memory for SmolLM2."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from retro_np.checkpoint import ANOTHER, read_meta
+from retro_np.checkpoint import ANOTHER, base_of, read_meta, read_tensors, write_tensors
 from retro_np.errors import UserError
+from retro_np.files.untrusted import checked_tensor
+from retro_np.nn.memory import is_added
+from retro_np.tree import Tree, map_tree, named_leaves
 
 BUNDLED = Path(__file__).parent / "stdlib"
+MEMORY = Path(__file__).parent / "smollm2" / "memory.safetensors"
 BASELINE, RETRO = "baseline", "retro"
 HEXADECIMAL = re.compile("[0-9a-f]{16,64}")
 
@@ -28,3 +33,30 @@ def trained_on(model: Path | str) -> frozenset[str]:
     if not isinstance(digests, list) or not all(isinstance(d, str) and HEXADECIMAL.fullmatch(d) for d in digests):
         raise UserError(f"{path}: 'trained_on' in its metadata is not a list of hashes: {ANOTHER}")
     return frozenset(digests)
+
+
+def begun_as_bundled(params: Tree, sha256: str) -> Tree | None:
+    """The parameters of a decoder with an untrained memory, with the numbers of the bundled memory in its place.
+
+    sha256: the decoder's. None if the bundled memory is of another decoder, or reads in other layers or another form.
+    Raises UserError if its file is damaged."""
+    tensors, meta = read_tensors(MEMORY)
+    shapes = {name: leaf.shape for name, leaf in named_leaves(params) if is_added(name)}
+    base = base_of(meta, MEMORY) or {"sha256": ""}
+    if base["sha256"] != sha256 or shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+        return None
+    checked = {name: checked_tensor(tensors, MEMORY, name, shape, ANOTHER) for name, shape in shapes.items()}
+    return map_tree(lambda name, leaf: checked.get(name, leaf), params)
+
+
+def write_memory(run: Path | str, hashes: Iterable[str], out: Path = MEMORY) -> None:
+    """Write the memory that a run trained as the bundled one: without AdamW's moments, so that no run resumes from it.
+
+    run: a run's folder or checkpoint. hashes: of the documents that it was trained on, as in `trained_on`. The file
+    names the memory's base, its configuration and the settings of its training. Raises UserError if `run` is a model of
+    its own."""
+    tensors, meta = read_tensors(run, lambda name: not name.startswith("adamw."))
+    if not base_of(meta, run):
+        raise UserError(f"{run} holds a whole model, not a memory of one: give a run of train --retrofit")
+    stored = {"base": meta["base"], "config": meta["config"], "run": {"training": meta["run"]["training"]}}
+    write_tensors(out, tensors, stored | {"trained_on": sorted(hashes)})

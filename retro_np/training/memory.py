@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.files.untrusted import read_json
 from retro_np.nn.decoders import DecoderConfig
@@ -23,15 +25,19 @@ MEMORY_SETTINGS = {
 }  # fmt: skip
 
 
-def default_layers(out: Path, config: DecoderConfig, paper_form: bool) -> tuple[int, ...]:
-    """The layers that read if none are named: those of the run in `out`, or of the recipe.
+def settings_in(out: Path) -> dict[str, dict[str, Any]]:
+    """The sections of the settings of the run in a folder: model, training and data, as far as they are there."""
+    stored = read_json(out / "config.json") if (out / "config.json").is_file() else {}
+    return {name: section for name, section in stored.items() if isinstance(section, dict)}
+
+
+def default_layers(stored: dict[str, Any], config: RetroConfig, paper_form: bool) -> tuple[int, ...]:
+    """The layers that read, or are adapted, if none are named: those of a run's stored model, or of the recipe.
 
     In the paper's form these are every third layer from the sixth on (§4.1)."""
-    if (settings := out / "config.json").is_file():
-        model = read_json(settings).get("model")
-        layers = model.get("cca_layers") if isinstance(model, dict) else None
-        if isinstance(layers, list) and layers and all(type(p) is int for p in layers):
-            return tuple(layers)
+    layers = stored.get("cca_layers") or stored.get("adapted_layers")
+    if isinstance(layers, list | tuple) and layers and all(type(p) is int for p in layers):
+        return tuple(layers)
     if paper_form:
         return tuple(range(min(6, config.n_layers), config.n_layers + 1, 3))
     return tuple(sorted({max(1, round(share * config.n_layers)) for share in LAYER_SHARES}))
@@ -47,14 +53,32 @@ def add_memory(
     the token that begins a neighbour, which the decoder encodes. rank: of the changes of queries, keys, values and
     outputs, which begin as zero; None: only the gates can be trained. gate: what is added to the neighbours' logits.
     Returns (params, config). With retrieval off, the model equals the decoder to the bit. To train only the memory,
-    pass `trainable=retro_np.parameters.is_retrieval` to `train`. Raises UserError if the model retrieves already, and
-    for layers that it does not have."""
-    if config.retrieves:
-        raise UserError("a memory is added to a model without one, but this model retrieves already")
-    if not layers:
-        raise UserError("a memory needs layers that read it: name at least one")
+    pass `trainable=retro_np.parameters.is_retrieval` to `train`. Raises UserError if the model retrieves or is adapted
+    already, and for layers that it does not have."""
+    _check_layers(config, layers)
     config = replace(config, cca_layers=tuple(layers), rank=rank, begin_id=begin_id)
     params = init_params(config, rng, given=dict(named_leaves(params)))
     for p in config.cca_layers:
         params["layers"][p - 1]["cca"]["gate"][...] = gate
     return params, config
+
+
+def adapt(
+    params: Tree, config: DecoderConfig, layers: Sequence[int], rng: np.random.Generator, rank: int = RANK
+) -> tuple[Tree, DecoderConfig]:
+    """Add changes of low rank, which begin as zero, to a decoder's own attention: what a memory is compared with.
+
+    layers: those whose queries, keys, values and outputs are changed, counted from 1. Arguments otherwise, and errors,
+    as in `add_memory`. Returns (params, config). To train only the changes, pass `trainable=is_added` (nn/memory.py) to
+    `train`. LoRA, Hu et al. 2022."""
+    _check_layers(config, layers)
+    config = replace(config, adapted_layers=tuple(layers), rank=rank)
+    return init_params(config, rng, given=dict(named_leaves(params))), config
+
+
+def _check_layers(config: DecoderConfig, layers: Sequence[int]) -> None:
+    if config.retrieves or config.adapted_layers:
+        already = "retrieves already" if config.retrieves else "is adapted already"
+        raise UserError(f"a memory or an adaptation is added to a model without one, but this model {already}")
+    if not layers:
+        raise UserError("a memory needs layers that read it, and an adaptation layers that change: name at least one")

@@ -279,8 +279,7 @@ def test_a_database_of_another_chunk_size_is_refused(work, refused, tmp_path):
         (("--encoder-layers", "1"), "belong to the paper's form: add --paper-form, or leave them out"),
         (("--copying-start",), "belong to the paper's form: add --paper-form, or leave them out"),
         (("--d-model", "8"), "--retrofit excludes --d-model"),
-        (("--baseline",), "excludes --"),
-        (("-k", "0"), "random_share"),
+        (("-k", "0"), "neighbours (-k) is 0, but a memory is trained on what it reads"),
         (("--steps", "-1"), "steps"),
     ],
 )
@@ -300,7 +299,7 @@ def test_a_window_beyond_the_models_positions_is_refused(work, refused, tmp_path
 
 def test_a_run_with_a_memory_gets_no_second_one(work, refused, tmp_path):
     line = refused("train", work / "db", "--retrofit", work / "run", "-o", tmp_path / "out")
-    assert "already has chunked cross-attention" in line
+    assert "is a model of others with what was added to it: give --retrofit that model itself" in line
 
 
 @pytest.mark.parametrize("option", [("--paper-form",), ("--rank", "2")])

@@ -18,7 +18,7 @@ from retro_np.training import loop
 from retro_np.training.batches import irrelevant, mixture_rows, training_batch
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import RATE_OF_GATES, read_log, train, train_step
-from retro_np.training.memory import GATE, MEMORY_SETTINGS, add_memory, default_layers
+from retro_np.training.memory import GATE, MEMORY_SETTINGS, add_memory, default_layers, settings_in
 from retro_np.tree import map_tree, named_leaves
 
 SAMPLED = {"sequence_length": 32, "batch_size": 8, "seed": 3}
@@ -206,24 +206,28 @@ def test_a_run_on_another_base_is_not_resumed(database, model, finished, tmp_pat
         train_memory(database, other, finished)
 
 
-def test_layers_are_those_of_the_recipe_of_the_run_or_of_the_paper(tmp_path, model, database):
+def test_layers_are_those_of_the_recipe_of_the_run_or_of_the_paper(model, database):
     _, config, _ = begin(model, database)
     thirty = replace(config, n_layers=30, cca_layers=())
-    assert default_layers(tmp_path, thirty, False) == (18, 19, 21, 22, 23, 24, 25)  # counted from 1
-    assert default_layers(tmp_path, thirty, True) == (6, 9, 12, 15, 18, 21, 24, 27, 30)
-    assert default_layers(tmp_path, replace(thirty, n_layers=1), False) == (1,)
-    assert default_layers(tmp_path, replace(thirty, n_layers=4), True) == (4,)
-    (tmp_path / "config.json").write_text('{"model": {"cca_layers": [3, 7]}}')
-    assert default_layers(tmp_path, thirty, False) == (3, 7)
+    assert default_layers({}, thirty, False) == (18, 19, 21, 22, 23, 24, 25)  # counted from 1
+    assert default_layers({}, thirty, True) == (6, 9, 12, 15, 18, 21, 24, 27, 30)
+    assert default_layers({}, replace(thirty, n_layers=1), False) == (1,)
+    assert default_layers({}, replace(thirty, n_layers=4), True) == (4,)
+    assert default_layers({"cca_layers": [3, 7]}, thirty, False) == (3, 7)
+    assert default_layers({"cca_layers": [], "adapted_layers": [3, 7]}, thirty, False) == (3, 7)
 
 
-@pytest.mark.parametrize(
-    "stored", ["{}", '{"model": 5}', '{"model": {"cca_layers": ["a"]}}', '{"model": {"cca_layers": 5}}']
-)
+@pytest.mark.parametrize("stored", ["{}", '{"model": 5}', '{"model": {"cca_layers": ["a"]}}', "[]", '{"model": null}'])
 def test_damaged_layers_of_a_run_are_not_taken(tmp_path, model, database, stored):
+    assert settings_in(tmp_path) == {}
     (tmp_path / "config.json").write_text(stored)
+    if stored == "[]":
+        with pytest.raises(UserError, match=r"config\.json"):
+            settings_in(tmp_path)
+        return
     _, config, _ = begin(model, database)
-    assert default_layers(tmp_path, replace(config, n_layers=30, cca_layers=()), True)[0] == 6
+    model = settings_in(tmp_path).get("model", {})
+    assert default_layers(model, replace(config, n_layers=30, cca_layers=()), True)[0] == 6
 
 
 def test_the_settings_of_a_memory_are_settings_of_a_training():
