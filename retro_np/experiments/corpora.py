@@ -28,7 +28,6 @@ PIP = (
 MIN_CHAPTER = 200  # characters
 BIBLE = "plain_text_readers_bible.py"
 MAN_PAGES = Path("/usr/share/man")
-SECTIONS = "27"  # of the manual: system calls, and overviews
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _manual(path: Path) -> dict[str, str]:
         return {name.partition("/Help/")[2]: wheel.read(name).decode() for name in names}
 
 
-def man_pages(path: Path, folder: Path = MAN_PAGES, sections: str = SECTIONS) -> Path:
+def man_pages(path: Path, folder: Path = MAN_PAGES, sections: str = "27") -> Path:
     """Write this machine's manual pages, as they are before they are set, to a .jsonl file. Links are left out.
 
     Raises UserError if there are none."""
