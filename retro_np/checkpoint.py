@@ -148,11 +148,14 @@ def read_meta(path: Path | str) -> dict[str, Any]:
 def config_in(meta: dict[str, Any], path: Path | str) -> RetroConfig:
     """The configuration in a file's metadata. Raises UserError if there is none, or if no model can have it."""
     with reporting(f"{path} has no retro_np configuration", "use a file that save_params or a training run wrote"):
-        if "architecture" not in meta["config"]:
-            return RetroConfig(**meta["config"])
-        from retro_np.nn.decoders import DecoderConfig
+        try:
+            if "architecture" not in meta["config"]:
+                return RetroConfig(**meta["config"])
+            from retro_np.nn.decoders import DecoderConfig
 
-        return DecoderConfig(**meta["config"])
+            return DecoderConfig(**meta["config"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def base_of(meta: dict[str, Any], path: Path | str) -> dict[str, str] | None:

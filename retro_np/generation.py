@@ -11,6 +11,7 @@ import numpy as np
 from retro_np import runtime
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
+from retro_np.info import check_memory
 from retro_np.kernels import blas_threads, threads
 from retro_np.nn.incremental import Cache, extend, segments
 from retro_np.nn.memory import model_neighbours
@@ -78,6 +79,9 @@ def generate(
             raise UserError(f"{name} must be {allowed}, not {value:,}")
     if database is not None:
         check_fit(config, database)
+    heads = getattr(config, "kv_heads", config.n_heads)
+    needed = 4 * 2 * heads * config.d_head * config.n_layers * (len(prompt) + length)
+    check_memory(needed, f"keys and values of {len(prompt) + length:,} tokens", "a length (--length) of", length)
     check_tree(params, config, retrieving=bool(config.retrieves and k and database is not None))
     rng = np.random.Generator(np.random.Philox(seed))
     retrieved: list[Retrieved] = []

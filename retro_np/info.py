@@ -2,8 +2,11 @@
 
 import importlib
 import importlib.metadata
+import math
 import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -49,6 +52,19 @@ def kernel_table() -> list[tuple[str, str, tuple[str, ...]]]:
         importlib.import_module(f"retro_np.kernels.{module}")
     installed = {name: tuple(filter(kernels.is_installed, kinds)) for name, kinds in kernels.registered.items()}
     return [(name, kernels.running(name), kinds) for name, kinds in sorted(installed.items())]
+
+
+def check_memory(needed: int, what: str, option: str, value: int) -> None:
+    """Raise UserError if fewer bytes are free than are needed. Where there is no /proc/meminfo, nothing is checked.
+
+    what: for which they are needed. option, value: what sets their number, in proportion."""
+    free = math.inf
+    with suppress(OSError, LookupError):
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(fields["MemAvailable"].split()[0])
+    if needed > free:
+        fault = f"{what} need {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB of memory are free"
+        raise UserError(f"{fault}: give {option} at most {int(value * free / needed):,}")
 
 
 def _version(package: str) -> str:

@@ -24,8 +24,9 @@ LEFT_OUT = {"trained_on": "in a model's training text", "in_database": "in the d
 
 
 def evaluate(
-    context: Context, checkpoint: options.ModelPath,
+    context: Context, checkpoint: options.OptionalModel = None,
     db: Annotated[Path | None, Argument(metavar="DB", help="A database. With --text, some models need none.")] = None,
+    memory: options.ShippedMemory = False,
     baseline: Annotated[Path | None, Option(help="A model without retrieval, to compare with.")] = None,
     against: Annotated[list[Path] | None, Option(help="Also compare with this model; repeatable.")] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/evaluation"),
@@ -62,6 +63,9 @@ def evaluate(
     from retro_np.retrieval.tokenizer import changes_texts
     from retro_np.sequences import check_fit
 
+    checkpoint, db = options.with_memory(memory, checkpoint, db)
+    if checkpoint is None:
+        raise UserError("give a MODEL, such as smollm2, or --memory")
     also = [name for names in also or () for name in names.split(",")]
     if "knn-lm" not in also:
         options.refuse_typed(context, ["keys"], "--also knn-lm is not given")
@@ -185,8 +189,11 @@ def _difference(record: dict[str, Any]) -> str:
 
 
 def inspect(
-    checkpoint: options.ModelPath, db: options.DatabasePath,
+    checkpoint: options.OptionalModel = None,
+    # Not a Path, which would change a TEXT that stands here after --memory
+    db: Annotated[str | None, Argument(metavar="DB", help="A database made by `retro-np build`.")] = None,
     text: Annotated[str | None, Argument(metavar="TEXT", help="The text to inspect.")] = None,
+    memory: options.ShippedMemory = False,
     out: Annotated[Path, Option("-o", "--out", help="The HTML page.")] = Path("inspect.html"),
     file: Annotated[Path | None, Option(help="Inspect the text of this file.")] = None,
     prompt: Annotated[str | None, Option(help="Inspect a sample that continues this prompt.")] = None,
@@ -210,11 +217,14 @@ def inspect(
     from retro_np.retrieval.rows import without_surrogates
     from retro_np.retrieval.tokenizer import changes_texts, encode
 
+    checkpoint, db, text = options.with_memory(memory, checkpoint, db, text)
+    if checkpoint is None or db is None:
+        raise UserError("give a MODEL, such as retro, or --memory, and a DB")
     inputs = [source for source in (text, file, prompt) if source is not None]
     if len(inputs) != 1:
         raise UserError("inspect takes exactly one of TEXT, --file PATH and --prompt TEXT")
     page = check_output(out, "-o", [own_file(checkpoint) or checkpoint, db, *([file] if file else [])], is_page)
-    database = open_database(db, embedder)
+    database = open_database(Path(db), embedder)
     opened = None if prompt is None or is_whole_model_of_ours(checkpoint) else read_pretrained(checkpoint)
     model = load_model(opened or checkpoint, database)
     if prompt is None:  # As in an evaluation, nothing stands before the text.

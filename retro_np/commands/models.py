@@ -235,8 +235,9 @@ def _add_to_other(
 
 def sample(
     context: Context,
-    checkpoint: Annotated[Path | None, Argument(metavar="MODEL", help=options.MODEL_HELP)] = None,
+    checkpoint: options.OptionalModel = None,
     db: Annotated[Path | None, Argument(metavar="DB", help="A database, for a model that retrieves.")] = None,
+    memory: options.ShippedMemory = False,
     pretrained: Annotated[bool, Option("--pretrained", help=BUNDLED_HELP)] = False,
     prompt: Annotated[str, Option(help="The text to continue.")] = "def read_json(path):\n    ",
     length: Annotated[int, Option(min=1, help="Tokens to sample.")] = 128,
@@ -264,12 +265,13 @@ def sample(
     from retro_np.retrieval.manifest import read_manifest
     from retro_np.retrieval.rows import without_surrogates
 
+    checkpoint, db = options.with_memory(memory, checkpoint, db)
     if pretrained:
-        if db is not None:
+        if memory or db is not None:
             raise UserError("--pretrained replaces MODEL; give at most a DB")
         checkpoint, db = Path(RETRO), checkpoint  # The first argument, if any, is the database.
     elif checkpoint is None:
-        raise UserError("give a MODEL, such as smollm2, and a DB if it retrieves, or --pretrained")
+        raise UserError("give a MODEL, such as smollm2, and a DB if it retrieves, or --memory DB, or --pretrained")
     own, model = own_file(checkpoint), None
     if own and db is not None:
         database = open_database(db, embedder)
@@ -315,14 +317,19 @@ def sample(
         call["on_token"] = samples.token_printer(database, "" if chat else prompt)
     new, retrieved = generate(params, config, tokens, length, **call, **settings)
     seconds, chunks = time.perf_counter() - started, samples.show_chunks(tokens, new, retrieved, database)
+    parts = [{"heading": prompt, "chunks": chunks}]
     if retrieves:
-        samples.print_sample(console, chunks)
+        off: list[samples.Chunk] = []
+        if foreign is not None:  # is itself without its memory
+            plain, _ = generate(params, config, tokens, length, **call | {"k": 0}, **settings)
+            off = samples.show_chunks(tokens, plain, [], database)
+            parts.append({"heading": "The same with retrieval off", "chunks": off})
+        samples.print_sample(console, chunks, off)
     else:
         samples.print_text("\n")
     if path is not None:
         settings = {"checkpoint": checkpoint, **({"database": database.path} if model is None else {}), **settings}
         facts = {name: str(value) for name, value in settings.items()}
-        samples.write_page(path, "A sample and what it retrieved", [{"heading": prompt, "chunks": chunks}], facts)
+        samples.write_page(path, "A sample and what it retrieved", parts, facts)
         console.print(f"The page is {page}.")
-    if not retrieves:
-        say(f"{counted(len(new), 'token')} in {seconds:.1f} s, {len(new) / seconds:.1f} tokens/s")
+    say(f"{counted(len(new), 'token')} in {seconds:.1f} s, {len(new) / seconds:.1f} tokens/s")

@@ -31,7 +31,8 @@ console = safe_console()
 
 DatabasePath = Annotated[Path, Argument(metavar="DB", help="A database made by `retro-np build`.")]
 MODEL_HELP = "A run's folder, a checkpoint, retro, baseline, smollm2, or another's model: folder, .gguf, hub name."
-ModelPath = Annotated[Path, Argument(metavar="MODEL", help=MODEL_HELP)]
+OptionalModel = Annotated[Path | None, Argument(metavar="MODEL", help=MODEL_HELP)]
+ShippedMemory = Annotated[bool, Option("--memory", help="Use the bundled memory for smollm2 in place of MODEL.")]
 EMBEDDERS = "a folder as sentence-transformers saves it, or MODULE:OBJECT, which runs the module"
 EmbedderSpec = Annotated[str | None, Option("--embedder", help=f"A{EMBEDDERS[1:]}. Default: the database's embedder.")]
 K = Annotated[int, Option("-k", "--neighbours", min=1, help="Neighbours per chunk.")]
@@ -55,6 +56,19 @@ def open_database(path: Path, embedder: str | None = None, index: str = "hnsw") 
     from retro_np.retrieval.embedders import load_embedder
 
     return Database.open(path, load_embedder(embedder) if embedder else None, index)
+
+
+def with_memory(memory: bool, *arguments: Any) -> tuple[Any, ...]:
+    """A command's arguments, MODEL first; with --memory, that stands for MODEL, and the first one typed is DB."""
+    if not memory:
+        return arguments
+    from retro_np.pretrained.bundled import MEMORY
+
+    if arguments[-1] is not None:
+        raise UserError("--memory stands for MODEL: leave MODEL out")
+    if arguments[0] is None:
+        raise UserError("--memory reads a DB: give one, which retro-np build FOLDER -o DB --tokenizer smollm2 makes")
+    return MEMORY, *arguments[:-1]
 
 
 def finite(option: str, value: float) -> float:

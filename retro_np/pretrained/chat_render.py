@@ -14,7 +14,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS, MEMORY, MAX_CHARACTERS = 2, 1 << 30, 1 << 20
+SECONDS, MAX_MEMORY, MAX_CHARACTERS = 2, 1 << 30, 1 << 20
 
 
 class Generation(Extension):
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     with suppress(ImportError):  # Windows has no such limits. There only `chat.py` limits the time.
         import resource
 
-        for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
+        for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MAX_MEMORY)):
             hard = resource.getrlimit(kind)[1]
             resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     try:

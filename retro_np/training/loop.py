@@ -16,6 +16,7 @@ from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.files.untrusted import has_types, read_json
+from retro_np.info import check_memory
 from retro_np.nn.memory import StateCache, model_neighbours
 from retro_np.nn.model import retro_loss
 from retro_np.nn.operators import present
@@ -139,7 +140,12 @@ def train(
     check_fit(config, database, training.sequence_length)
     if not database.manifest["splits"]["train"]["chunks"]:
         raise UserError(f"{database.path} has no training documents: add some with retro-np add")
-    cache, added = StateCache(training.cache_mb << 20) if config.reads_itself else None, {"base": base} if base else {}
+    cache, added = None, {"base": base} if base else {}
+    if config.reads_itself:
+        cache = StateCache(training.cache_mb << 20)
+        each = 4 * 2 * config.chunk_size * config.d_model * len(config.cca_layers)  # bytes of an encoded neighbour
+        needed = min(cache.limit, each * database.n_chunks)
+        check_memory(needed, "the encoded neighbours that are kept", "cache_mb (--cache-mb)", needed >> 20)
     evaluate = validation(database, config, training, cache) if training.eval_every else None
     frozen = [name for name, _ in named_leaves(parameter_shapes(config)) if not trainable(name)]
     start: dict[str, Any] = {"begun_from": begin_from[1] if begin_from else None, "frozen": frozen}

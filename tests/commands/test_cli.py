@@ -270,7 +270,7 @@ def test_a_checkpoint_with_a_different_vocabulary_size_is_refused(work, tmp_path
     ("arguments", "line"),
     [
         (["inspekt"], "No such command 'inspekt'"),
-        (["inspect"], "Missing argument 'MODEL'; see retro-np inspect --help"),
+        (["search"], "Missing argument 'DB'; see retro-np search --help"),
         (["inspect", "a", "b", "--foo"], "No such option: --foo"),
         (["sample", "-k", "many", "a", "b"], "Invalid value for '-k'"),
     ],

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path(retro_np.__file__).parent  # the package may be installed elsewhere
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "tutorials/*.md", "csrc/*.md", "retro_np/pretrained/stdlib/*.md")
+    for pattern in ("*.md", "docs/*.md", "tutorials/*.md", "csrc/*.md", "retro_np/pretrained/*/*.md")
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"  # it names old paths
 )

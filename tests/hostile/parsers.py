@@ -293,7 +293,7 @@ def _memory(rng, world):
 
     def call():
         refusal = UserError("there is no network")
-        with mock.patch.object(models, "_download", side_effect=refusal):  # The file may name a model on the hub.
+        with mock.patch.object(models, "_from_hub", side_effect=refusal):  # The file may name a model on the hub.
             return load(path)
 
     return checkpoints.parses(data), call
