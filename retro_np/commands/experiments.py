@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.table import Table
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from retro_np.commands.evaluation import print_results
-from retro_np.commands.options import console
+from retro_np.commands.options import console, is_typed, refuse_typed
 
 Out = Annotated[Path, Option("-o", "--out", help="Folder of results, models and databases.")]
 Scale = Annotated[str, Option(help="small, or tiny to try an experiment out.")]
+MEMORY_HELP = "Instead, give SmolLM2 this folder of texts as its memory."
 AGREEMENT = {
     True: "This agrees with the paper.", False: "This does not agree with the paper.",
     None: "The paper has nothing to compare this with.",
@@ -59,19 +60,33 @@ def pretrain(out: Out = Path("runs/experiments"), scale: Scale = "small") -> Non
 
 
 def demo(
+    context: Context,
+    memory: Annotated[Path | None, Option(metavar="FOLDER", help=MEMORY_HELP)] = None,
     minutes: Annotated[float | None, Option(min=0.5, help="Approximate duration in minutes. Default: 10.")] = None,
     from_scratch: Annotated[bool, Option("--from-scratch", help="Train both models first.")] = False,
     out: Annotated[Path, Option("-o", "--out", help="Folder of the results.")] = Path("runs/demo"),
     seed: Annotated[int | None, Option(min=0, help="Random seed.")] = None,
 ) -> None:
-    """Go through all steps on Python's standard library.
+    """Go through all steps on Python's standard library, or on a folder.
 
     The steps are database, baseline, RETRO, evaluation and samples. The two models are the bundled ones; with
     --from-scratch they are trained. If interrupted, run the same command to resume. A finished demo is shown again.
 
+    --memory builds a database from a folder of yours and lets SmolLM2 read it, with the shipped memory: held-out
+    documents with the memory on, off and in the context, samples, and a page. Its default folder is runs/memory-demo.
+
     Example: `retro-np demo --minutes 5`"""
     from retro_np.experiments.demo import run_demo
+    from retro_np.experiments.memory_demo import run_memory_demo
 
+    if memory is not None:
+        refuse_typed(context, ("minutes", "from_scratch"), "--memory trains nothing and takes five minutes")
+        out = out if is_typed(context, "out") else Path("runs/memory-demo")
+        results = run_memory_demo(memory, out, seed, console)
+        print_results(results | {"parts": None, "documents": []})
+        console.print(f"{out}/inspect.html shows what each token read, and {out}/samples.html the samples.")
+        console.print(f'To continue a text of yours: retro-np sample --memory {out}/db --prompt "…"')
+        return
     print_results(run_demo(minutes, out, seed, from_scratch, console))
     loss = "loss.png, " if from_scratch else ""
     console.print(

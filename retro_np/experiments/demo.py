@@ -23,7 +23,8 @@ from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.plots import plot_leakage, plot_losses
 from retro_np.report.samples import prompt_tokens, show_chunks, write_page
 from retro_np.retrieval.build import build_database
-from retro_np.retrieval.corpus import STDLIB, find_corpus
+from retro_np.retrieval.corpus import STDLIB, Corpus, find_corpus
+from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import document_runs
 from retro_np.training.loop import CHECKPOINT, read_log, train
 
@@ -41,18 +42,15 @@ def run_demo(
     outputs.claim(out, outputs.DEMO)
     with locked(out, "demo"):
         remove_partial(out)
-        plan = _plan(out, minutes, seed, from_scratch)
+        asked = {"corpus": STDLIB, "minutes": minutes, "seed": seed, "from_scratch": from_scratch}
+        plan = stored_plan(out, asked) or _plan(out, minutes, seed, from_scratch)
         console.rule("1 · the database", align="left")
         build = replace(recipe.BUILD, limit_bytes=plan["limit_bytes"], **({} if from_scratch else BUNDLED_BUILD))
         database = build_database(STDLIB, out / "db", build, recipe.EMBEDDER)
-        _describe_slice(database, console)
+        describe_slice(database, find_corpus(STDLIB), "modules of the standard library", console)
         models = _trained(out, plan, database, console) if from_scratch else _bundled(out, console)
         console.rule("3 · evaluation on held-out modules", align="left")
-        if (path := out / "results.json").exists():
-            if not outputs.is_mark(path, outputs.RESULTS):
-                raise UserError(f"{path} is damaged; remove it, and the demo will evaluate again")
-            results = read_json(path)
-        else:
+        if (results := stored_results(out)) is None:
             results = evaluate(
                 models, database, out, split="valid", k=recipe.NEIGHBOURS, sequence_length=256, stride=128,
                 limit=plan["evaluated_chunks"], trained_on=() if from_scratch else trained_on(RETRO),
@@ -67,27 +65,42 @@ def run_demo(
         return results
 
 
+def stored_plan(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the demo in a folder; empty if there is none. Raises UserError unless it is what is asked for.
+
+    asked: what a plan must have; None for anything. A plan without a corpus is of the standard library."""
+    if not (path := out / "plan.json").exists():
+        return {}
+    plan = {"corpus": STDLIB} | read_json(path, hint=f"remove {out}, or choose another folder with -o")
+    for name, value in asked.items():
+        if value is not None and value != plan.get(name):
+            fault = f"{out} holds a demo with {name} {plan.get(name)}, not {value}"
+            raise UserError(f"{fault}; use the same options to resume it, or choose another folder with -o")
+    return plan
+
+
+def stored_results(out: Path) -> dict[str, Any] | None:
+    """The results of the evaluation in a demo's folder; None if it is still to be done."""
+    if not (path := out / "results.json").exists():
+        return None
+    if not outputs.is_mark(path, outputs.RESULTS):
+        raise UserError(f"{path} is damaged; remove it, and the demo will evaluate again")
+    return read_json(path)
+
+
 def _plan(out, minutes, seed, from_scratch) -> dict:
     """The request, and how much text and evaluation fit into the time; stored in plan.json."""
-    path = out / "plan.json"
-    if path.exists():
-        plan = read_json(path, hint=f"remove {out}, or choose another folder with -o")
-        for name, value in (("minutes", minutes), ("seed", seed), ("from_scratch", from_scratch)):
-            if value is not None and value != plan[name]:
-                fault = f"{out} holds a demo with {name} {plan[name]}, not {value}"
-                raise UserError(f"{fault}; use the same options to resume it, or choose another folder with -o")
-        return plan
     minutes = 10.0 if minutes is None else minutes
     if not 0 < minutes <= 10_000:
         raise UserError(f"minutes must be above 0 and at most 10,000, not {minutes}")
     # What two cores process per minute. Training from scratch also needs the neighbours of training chunks.
     n_bytes, chunks = (350_000, 500) if from_scratch else (3_000_000, 2_000)
     plan = {
-        "minutes": minutes, "seed": seed or 0, "from_scratch": from_scratch,
+        "corpus": STDLIB, "minutes": minutes, "seed": seed or 0, "from_scratch": from_scratch,
         "limit_bytes": max(300_000, int(n_bytes * minutes)),  # Less text is too little to learn from and to hold out.
         "evaluated_chunks": max(64, int(chunks * minutes)),
     }  # fmt: skip
-    write_json(path, plan)
+    write_json(out / "plan.json", plan)
     return plan
 
 
@@ -129,11 +142,12 @@ def _trained(out, plan, database, console) -> dict:
     return models
 
 
-def _describe_slice(database, console) -> None:
+def describe_slice(database: Database, corpus: Corpus, documents: str, console: Console) -> None:
+    """Print how much of a corpus a database holds. documents: what they are called."""
     training, held_out = (database.manifest["splits"][name] for name in ("train", "valid"))
-    n_modules = sum(1 for _ in find_corpus(STDLIB).names())
+    n_documents = sum(1 for _ in corpus.names())
     console.print(
-        f"{training['documents'] + held_out['documents']} of the standard library's {n_modules} modules "
+        f"{training['documents'] + held_out['documents']} of {n_documents} {documents} "
         f"({(training['bytes'] + held_out['bytes']) / 1e6:.1f} MB, chosen by a hash of the name), "
         f"{held_out['documents']} of them held out; {training['chunks']:,} chunks of {database.chunk_size} tokens "
         "in the database"

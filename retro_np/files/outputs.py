@@ -73,7 +73,7 @@ RUN_CONFIG = has_keys(model=("vocabulary_size", "cca_layers"), training=("sequen
 RUN_MARKS = {"config.json": RUN_CONFIG, "checkpoint.safetensors": has_keys("retro_np")}
 RUN_LOG = has_keys("step", "loss", "learning_rate", "gradient_norm")
 RUN = Kind("training run", RUN_MARKS, {"log.jsonl": RUN_LOG, "best.safetensors": has_keys("retro_np")})
-DEMO = Kind("demo", {"plan.json": has_keys("minutes", "seed", "from_scratch", "limit_bytes", "evaluated_chunks")})
+DEMO = Kind("demo", {"plan.json": has_keys("seed", "limit_bytes", "evaluated_chunks")})
 RESULTS = has_keys("models", "sentence", "alphas", "bpb_alpha", settings=("split", "stride"))
 BY_CHUNK = has_keys("r.npy", "bytes.npy", "documents.npy")
 BY_TOKEN = has_keys("positions.npy", "tokens.npy", "documents.npy")

@@ -1,6 +1,7 @@
 // Pointing at a token shows its loss, and which retrieved tokens the model read to predict it.
 "use strict";
 const WHOLE = Number(document.getElementById("read").dataset.whole); // stands for a weight of 1
+const shared = "shared" in document.getElementById("read").dataset; // the weights sum to a share of the attention
 const reads = JSON.parse(document.getElementById("read").textContent);
 const chunks = [...document.querySelectorAll(".chunk")];
 const tokens = [...document.querySelectorAll(".t")];
@@ -14,6 +15,10 @@ let stop = tokens[0]; // the one token that Tab reaches; the arrow keys move fro
 
 function shown(text) {
   return text ? "‘" + text.replaceAll("\n", "⏎") + "’" : "part of a character";
+}
+
+function documentOf(value) {
+  return value.closest(".value").querySelector("bdi").textContent;
 }
 
 function clear() {
@@ -49,7 +54,9 @@ function point(token) {
     }
     if (largest > 0) values[order[0][1]].classList.add("strongest");
     const first = order.slice(0, 3).filter(([weight]) => weight > 0);
-    line += "; read " + first.map(([w, i]) => `${shown(values[i].textContent)} ${(w / WHOLE * 100).toFixed(0)} %`).join(", ");
+    const percent = (weight) => `${(weight / WHOLE * 100).toFixed(0)} %`;
+    line += shared ? `; ${percent(weights.reduce((a, b) => a + b))} of the attention on what was retrieved, such as ` : "; read ";
+    line += first.map(([w, i]) => `${shown(values[i].textContent)} ${percent(w)} (${documentOf(values[i])})`).join(", ");
   } else if (chunk > 0 && reader) {
     line += "; nothing was read";
   } else if (reader) {

@@ -31,18 +31,20 @@ from retro_np.tree import Tree
 
 MAX_PAGE_TOKENS = 2048
 MAX_PAGE_NEIGHBOURS = 100  # neighbours per chunk
-WHOLE = 999  # stands for an attention weight of 1 on the page, where weights are integers
+WHOLE = 9999  # stands for an attention weight of 1 on the page, where weights are integers
 
 
 @dataclass(frozen=True)
 class Inspection:
     """The chunks of a text in order, and the bits per byte of all of them with and without retrieval.
 
-    bits_on: None for a model without cross-attention, which reads nothing that is retrieved."""
+    bits_on: None for a model without cross-attention, which reads nothing that is retrieved. shared: whether a token's
+    weights sum to a share of its attention, because what is retrieved is read beside the text (nn/memory.py)."""
 
     chunks: list[Chunk]
     bits_on: float | None
     bits_off: float
+    shared: bool = False
 
 
 def check_request(config: RetroConfig, n_tokens: int, k: int) -> None:
@@ -107,7 +109,7 @@ def inspect(
         replace(chunk, leakage=ratios[chunk.number], **bits(slice(chunk.number * m, (chunk.number + 1) * m)))
         for chunk in show_chunks(tokens[:n_prompt], tokens[n_prompt:], rows, database, figures)
     ]
-    return Inspection(chunks, **{"bits_on": None} | bits(slice(None)))
+    return Inspection(chunks, **{"bits_on": None} | bits(slice(None)), shared=config.reads_itself)
 
 
 def _search(database, chunks, k):

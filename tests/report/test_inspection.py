@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from retro_np.parameters import init_params
 from retro_np.report.inspection import WHOLE, inspect, write_inspection
 from retro_np.report.samples import show_chunks
 from retro_np.retrieval.build import build_database
+from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import encode, token_byte_lengths
 
 M, V = 8, 300
@@ -256,6 +258,25 @@ def test_pointing_at_a_token_lights_up_the_tokens_that_were_read_to_predict_it(b
     assert status.startswith(f"‘{token.get_property('textContent')}’: {token.get_attribute('data-on')} nats")
     ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
     assert browser.find_elements("css selector", ".lit") == []
+
+
+def test_a_memorys_page_says_what_share_of_the_attention_was_on_what_was_retrieved_and_from_where(
+    browser, page, tmp_path, params, embedder
+):
+    database = Database.open(page.parent / "db", embedder)
+    inspection = inspect(params, CONFIG, database, encode(database.tokenizer, EVIL * 2))
+    halved = [
+        replace(chunk, tokens=[replace(token, reads=[w // 2 for w in token.reads]) for token in chunk.tokens])
+        for chunk in inspection.chunks
+    ]
+    write_inspection(tmp_path / "page.html", "A page", {}, replace(inspection, chunks=halved, shared=True))
+    browser.get((tmp_path / "page.html").as_uri())
+    token = browser.find_elements("css selector", ".chunk")[2].find_element("css selector", ".t")
+    browser.execute_script("arguments[0].focus()", token)
+    status = browser.find_element("id", "status").text
+    assert re.search(r"; (49|50) % of the attention on what was retrieved, such as ‘.* % \(<i>\d</i>\.py\)$", status)
+    assert "attention to what was retrieved" in browser.find_element("css selector", ".controls").text
+    assert re.search(r"--peak: (49|50)%", token.get_attribute("style"))
 
 
 def test_the_arrow_keys_step_through_tokens(browser, page):
