@@ -1,13 +1,16 @@
 """What the tests of trained memories share: a tiny decoder of others, a database with its tokenizer, and a training."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import foreign_models as foreign
 import numpy as np
+import pytest
 from support import write_corpus
 
 from retro_np import Database
+from retro_np.cli import main
 from retro_np.parameters import is_retrieval
 from retro_np.pretrained.models import read_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
@@ -60,3 +63,12 @@ def train_memory(database: Database, model: Path, out: Path, training: TrainingC
     params, config, base = begin(model, database)
     given = {"begin_from": (params, base["sha256"]), "trainable": is_retrieval, "base": base}
     return params, train(database, config, training, out, **given | options)
+
+
+def run_here(*arguments) -> int:
+    """Run retro-np in this process. Returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["retro-np", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code

@@ -125,6 +125,7 @@ def train(
     replaced = {name: [field for field, option in GROUPS[name].items() if option.name in typed] for name in GROUPS}
     kept = {name: {f: value for f, value in file[name].items() if f not in replaced[name]} for name in GROUPS}
     start: dict[str, Any] = {}
+    begins = ""
     of_database: dict[str, Any] = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
     of_database["padding_id"] = database.padding
     with naming(config, [key for section in kept.values() for key in section]):
@@ -168,7 +169,7 @@ def train(
                 form |= {"encoder": encoder if paper_form else None}
                 model, start = _add_to_other(other, retrofit, database, model, layers, rng, **form)
                 if begun is None and start["begin_from"][1] != other.sha256:
-                    say(f"the memory begins as the bundled one for {retrofit}; --from-scratch begins untrained")
+                    begins = f"The memory begins as the bundled one for {retrofit}; --from-scratch begins untrained. "
             elif retrofit is not None:
                 params, model = loop.retrofit(weights, model, layers, encoder, rng)
                 start = {"begin_from": (params, sha256_of(checkpoint_file(retrofit))), "trainable": is_retrieval}
@@ -193,7 +194,8 @@ def train(
     if model.retrieves and training.neighbours > stored > 0:
         fault = f"-k is {training.neighbours:,}, but {db} stores {stored} neighbours per training chunk"
         raise UserError(f"{fault}: choose fewer")
-    console.print(f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings")
+    counts = f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings"
+    console.print(f"{begins}{counts}")
     start["callbacks"] = [loggers.logger(kind, out) for kind in dict.fromkeys(log or ())]
     for kind in (kind for kind, files in loggers.LOG_FILES.items() if kind not in (log or ()) and any(out.glob(files))):
         say(f"{out} has a log for {kind}, which only --log {kind} continues")
@@ -227,7 +229,7 @@ def _add_to_other(
     else:
         begin = database.end_of_text if database.end_of_text < model.vocabulary_size else other.start
         params, model = memory.add_memory(other.params, model, layers, rng, begin_id=begin, rank=rank)
-        begun = None if untrained else begun_as_bundled(params, other.sha256)
+        begun = None if untrained else begun_as_bundled(params, model, other.sha256)
     if begun is not None:
         params, begins_as, start["trained_on"] = begun, sha256_of(MEMORY), trained_on(MEMORY)
     return model, start | {"begin_from": (params, begins_as)}

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from retro_np.checkpoint import ANOTHER, base_of, read_meta, read_tensors, write_tensors
+from retro_np.checkpoint import ANOTHER, base_of, config_in, read_meta, read_tensors, write_tensors
+from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.files.untrusted import checked_tensor
 from retro_np.nn.memory import is_added
-from retro_np.tree import Tree, map_tree, named_leaves
+from retro_np.tree import Tree, map_tree
 
 BUNDLED = Path(__file__).parent / "stdlib"
 MEMORY = Path(__file__).parent / "smollm2" / "memory.safetensors"
@@ -35,18 +36,20 @@ def trained_on(model: Path | str) -> frozenset[str]:
     return frozenset(digests)
 
 
-def begun_as_bundled(params: Tree, sha256: str) -> Tree | None:
-    """The parameters of a decoder with an untrained memory, with the numbers of the bundled memory in its place.
+def begun_as_bundled(params: Tree, config: RetroConfig, sha256: str) -> Tree | None:
+    """The parameters of a decoder with an untrained memory, with the bundled memory in that one's place.
 
-    sha256: the decoder's. None if the bundled memory is of another decoder, or reads in other layers or another form.
-    Raises UserError if its file is damaged."""
+    params, config: as `add_memory` returns them. sha256: the decoder's. None if the bundled memory is of another
+    decoder, other layers or another rank. Raises UserError if its file is damaged."""
     tensors, meta = read_tensors(MEMORY)
-    shapes = {name: leaf.shape for name, leaf in named_leaves(params) if is_added(name)}
-    base = base_of(meta, MEMORY) or {"sha256": ""}
-    if base["sha256"] != sha256 or shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+    stored, base = config_in(meta, MEMORY), base_of(meta, MEMORY)
+    form = ("cca_layers", "rank", "changed")
+    if not base or base["sha256"] != sha256 or any(getattr(stored, f, None) != getattr(config, f) for f in form):
         return None
-    checked = {name: checked_tensor(tensors, MEMORY, name, shape, ANOTHER) for name, shape in shapes.items()}
-    return map_tree(lambda name, leaf: checked.get(name, leaf), params)
+    return map_tree(
+        lambda name, leaf: checked_tensor(tensors, MEMORY, name, leaf.shape, ANOTHER) if is_added(name) else leaf,
+        params,
+    )
 
 
 def write_memory(run: Path | str, hashes: Iterable[str], out: Path = MEMORY) -> None:
@@ -58,5 +61,6 @@ def write_memory(run: Path | str, hashes: Iterable[str], out: Path = MEMORY) -> 
     tensors, meta = read_tensors(run, lambda name: not name.startswith("adamw."))
     if not base_of(meta, run):
         raise UserError(f"{run} holds a whole model, not a memory of one: give a run of train --retrofit")
-    stored = {"base": meta["base"], "config": meta["config"], "run": {"training": meta["run"]["training"]}}
-    write_tensors(out, tensors, stored | {"trained_on": sorted(hashes)})
+    settings = {"training": meta.get("run", {}).get("training", {})}
+    stored = {"base": meta["base"], "config": meta["config"], "run": settings, "trained_on": sorted(hashes)}
+    write_tensors(out, tensors, stored)

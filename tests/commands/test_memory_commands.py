@@ -4,17 +4,15 @@ Ground truth: the calls in Python, and runs in one piece."""
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
-from memory_runs import OPTIONS, build, write_decoder
+from memory_runs import OPTIONS, build, run_here, write_decoder
 from safetensors.numpy import load_file
 from support import all_bytes
 
 from retro_np import Database, generate, generation
 from retro_np.checkpoint import read_meta
-from retro_np.cli import main
 from retro_np.evaluation.bits_per_byte import score
 from retro_np.parameters import is_retrieval
 from retro_np.pretrained.models import load_model
@@ -30,16 +28,8 @@ FORMS = pytest.mark.parametrize("form", ["run", "untrained", "paper"])
 
 @pytest.fixture(scope="module")
 def command():
-    """A function that runs a command and returns its status and what it printed to standard output and error."""
-
-    def run(*arguments):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["retro-np", *map(str, arguments)])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        return ended.value.code
-
-    return run
+    """A function that runs a command and returns its status."""
+    return run_here
 
 
 @pytest.fixture(scope="module")

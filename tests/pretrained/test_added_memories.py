@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from retro_np import Database, UserError, load_params, load_pretrained, retro
 from retro_np.parameters import is_retrieval
-from retro_np.pretrained.models import load_model, read_pretrained
+from retro_np.pretrained.models import load_model, own_file, read_pretrained
 from retro_np.tree import named_leaves
 
 TOKENS = np.random.default_rng(1).integers(0, 259, (2, 32))
@@ -175,3 +176,28 @@ def test_a_runs_file_is_much_smaller_than_its_base(llama):
     stored = load_file(llama / "run" / "best.safetensors")
     assert sum(array.size for array in stored.values()) == 2 * (4 + 2 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32))
     assert all(map(is_retrieval, stored))
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_positions": 9}, {"rotary_base": 7.0}, {"norm_eps": 0.5}, {"padding_id": 3}, {"biases": ["w_q"]}]
+)
+def test_a_file_that_would_change_its_base_is_refused(run, change):
+    with safe_open(run / FILE, "numpy") as opened:
+        config = json.loads(opened.metadata()["retro_np"])["config"]
+    rewrite(run / FILE, lambda meta: meta | {"config": config | change})
+    assert refusal(load_pretrained, run).startswith(f"{run / FILE}: its configuration is not that of ")
+
+
+@pytest.mark.parametrize("change", [{"rank": 0}, {"cca_layers": [9]}, {"changed": ["x"]}, {"begin_id": -1}])
+def test_a_damaged_configuration_names_its_file(run, change):
+    with safe_open(run / FILE, "numpy") as opened:
+        config = json.loads(opened.metadata()["retro_np"])["config"]
+    rewrite(run / FILE, lambda meta: meta | {"config": config | change})
+    assert refusal(load_pretrained, run).startswith(f"{run / FILE}: {next(iter(change))} ")
+
+
+def test_a_folder_with_the_name_of_smollm2_does_not_stand_for_it(llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(llama / "run", tmp_path / "smollm2", ignore=shutil.ignore_patterns(".lock"))
+    assert own_file("smollm2") is None
+    assert own_file(Path("smollm2")) == Path("smollm2", FILE)

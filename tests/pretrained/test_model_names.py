@@ -16,9 +16,10 @@ from urllib.parse import urlparse
 import foreign_models as foreign
 import numpy as np
 import pytest
+from memory_runs import build, train_memory
 
 from retro_np import Database, RetroConfig, UserError, init_params, load_params, load_pretrained, save_params
-from retro_np.checkpoint import write_tensors
+from retro_np.checkpoint import read_tensors, write_tensors
 from retro_np.cli import main
 from retro_np.nn.decoders import DecoderConfig
 from retro_np.pretrained import folder as model_folder
@@ -26,6 +27,7 @@ from retro_np.pretrained.bundled import BUNDLED, bundled_file
 from retro_np.pretrained.models import load_model, own_file, read_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.tokenizer import tokenizer_sha256
+from retro_np.training.config import TrainingConfig
 from retro_np.tree import named_leaves
 
 
@@ -247,18 +249,18 @@ class Hub(BaseHTTPRequestHandler):
 
 
 READ = "import sys; from retro_np.pretrained.models import read_pretrained; from retro_np import UserError\n"
-READ += "try: print(read_pretrained('owner/name').params['norm'].sum())\n"
+READ += "try: print(read_pretrained(sys.argv[1]).params['norm'].sum())\n"
 READ += "except UserError as error: sys.exit('refused: ' + str(error))"
 
 
 TEXT_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
-def from_hub(tmp_path, endpoint):
-    """Read the model owner/name in a process of its own, because the library reads its settings once."""
+def from_hub(tmp_path, endpoint, name="owner/name"):
+    """Read a model in a process of its own, because the library reads its settings once."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*", "no_proxy": "*"}
-    command = [sys.executable, "-c", READ]
+    command = [sys.executable, "-c", READ, str(name)]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -309,6 +311,26 @@ def test_a_model_on_the_hub_that_is_not_supported_is_refused_before_its_weights_
     result = from_hub(tmp_path, address)
     assert "config.json: model_type is 'mamba'; only llama, qwen2, gpt2 are supported" in result.stderr
     assert "model.safetensors" not in asked
+
+
+def test_the_base_that_a_file_names_is_not_downloaded_but_read_if_it_is_there(hub, tmp_path):
+    folder, asked, address = hub
+    database = Database.open(build(tmp_path / "db", folder / "tokenizer.json"))
+    train_memory(database, folder, tmp_path / "run", TrainingConfig(steps=0, sequence_length=8))
+    tensors, meta = read_tensors(tmp_path / "run")
+    write_tensors(tmp_path / "run.safetensors", tensors, meta | {"base": meta["base"] | {"name": "owner/name"}})
+    result = from_hub(tmp_path, address, tmp_path / "run.safetensors")
+    line = result.stderr.strip().splitlines()[-1]
+    assert (
+        f"{tmp_path / 'run.safetensors'} holds only what was added to a model: no model at owner/name, and what" in line
+    )
+    assert line.endswith("if you trust owner/name, download it first: retro-np sample owner/name --length 1")
+    assert not asked
+    from_hub(tmp_path, address)
+    asked.clear()
+    result = from_hub(tmp_path, address, tmp_path / "run.safetensors")
+    assert float(result.stdout) == pytest.approx(foreign.tensors("llama")["model.norm.weight"].sum(), rel=1e-5)
+    assert not asked
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
