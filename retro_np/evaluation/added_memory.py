@@ -1,6 +1,6 @@
 """Ways to give a model that is not trained any further a memory: the rows that `evaluate` adds to its own."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,16 @@ def check_methods(
 
 def added_memory(
     methods: Collection[str], params: Tree, config: RetroConfig, database: Database, retrieval: Retrieval, *,
-    k: int, keys: int, sequence_length: int, stride: int, limit: int | None, on: ScoredTokens | None = None,
+    k: int, keys: int, sequence_length: int, stride: int, limit: int | None,
+    on: Mapping[str, ScoredTokens] | None = None,
 ) -> dict[str, tuple[ScoredTokens, dict[str, Any]]]:  # fmt: skip
     """Score the tokens of a split with each of these methods, while the model's own retrieval is off.
 
     methods: "in-context", see `prepending.py`; "knn-lm", whose datastore has this many `keys`, see `knn_lm.py`;
-    "cache", the continuous cache. on: the same tokens as the model scores them while it retrieves; then each method's
-    prediction is also mixed into that, as "on+cache" and so on, with a weight that is tuned like those of `knn_lm.py`.
-    The other arguments are those of `score`. Memory: the hidden states of all scored tokens and of the datastore.
-    Returns each row's tokens, and its settings with what was tuned."""
+    "cache", the continuous cache. on: the same tokens as models score them while they retrieve, by names such as "on";
+    each method's prediction is also mixed into these, as "on+cache" and so on, with a weight that is tuned like those
+    of `knn_lm.py`. The other arguments are those of `score`. Memory: the hidden states of all scored tokens and of the
+    datastore. Returns each row's tokens, and its settings with what was tuned."""
     model = params, config, database
     windows: dict[str, Any] = {"sequence_length": sequence_length, "stride": stride, "limit": limit}
     windows["retrieval"] = retrieval
@@ -63,9 +64,9 @@ def added_memory(
         if CACHE in methods:
             second[CACHE] = cache_prediction(hidden, plain.tokens, documents), "theta", {}
     for name, (prediction, setting, facts) in second.items():
-        for row, first in ((name, None if name == IN_CONTEXT else plain), (f"on+{name}", on)):
-            if first is not None:
-                numbers = np.asarray(retrieval.split.documents)[first.positions // config.chunk_size]
-                tokens, choices = tuned(first, numbers, *prediction)
-                scored[row] = tokens, {**facts, f"{setting}_and_weight": choices}
+        alone = {} if name == IN_CONTEXT else {name: plain}
+        for row, first in (alone | {f"{each}+{name}": tokens for each, tokens in (on or {}).items()}).items():
+            numbers = np.asarray(retrieval.split.documents)[first.positions // config.chunk_size]
+            tokens, choices = tuned(first, numbers, *prediction)
+            scored[row] = tokens, {**facts, f"{setting}_and_weight": choices}
     return scored

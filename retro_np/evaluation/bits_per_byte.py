@@ -126,10 +126,11 @@ def score(
 def score_tokens(
     params: Tree, config: RetroConfig, database: Database, split_name: str = "valid", *, k: int = 2,
     sequence_length: int = 512, stride: int = 256, limit: int | None = None, shuffle_seed: int | None = None,
-    retrieval: Retrieval | None = None, description: str = "evaluating",
+    retrieval: Retrieval | None = None, description: str = "evaluating", cache: StateCache | None = None,
 ) -> ScoredTokens:  # fmt: skip
     """Compute the loss of one model on each token of a split. Arguments and errors are those of `score`.
 
+    cache: of neighbours that this decoder, which others trained, has encoded already; None: a cache of this call.
     Returns ScoredTokens in the order of the text, without each document's first token and its end-of-text."""
     check_arguments(params=(params, dict), config=(config, RetroConfig), database=(database, Database), k=(k, 0))
     check_arguments(sequence_length=(sequence_length, 1), stride=(stride, 1), retrieval=(retrieval, Retrieval | None))
@@ -144,7 +145,7 @@ def score_tokens(
     if shuffle_seed is not None and split_name == "train":
         raise UserError("shuffled neighbours of training chunks may be of the chunk's own document: use split valid")
     shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
-    cache = StateCache() if config.reads_itself else None
+    cache = cache or StateCache() if config.reads_itself else None
 
     def predict(window, tokens, targets):
         rows = np.where(window >= 0, shuffled[window], -1)

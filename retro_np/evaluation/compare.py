@@ -10,7 +10,7 @@ import numpy as np
 from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.added_memory import DATASTORE_KEYS, METHODS, added_memory, check_methods
-from retro_np.evaluation.bits_per_byte import Losses, check_arguments, score_tokens
+from retro_np.evaluation.bits_per_byte import check_arguments, score_tokens
 from retro_np.evaluation.bootstrap import paired_bootstrap
 from retro_np.evaluation.breakdown import NEAR_COPY, breakdown, nearest_similarities, stated
 from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
@@ -95,7 +95,7 @@ def evaluate(
     for name, ((params, config), condition) in lines.items():
         settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {name}"}
         scored[name] = score_tokens(params, config, database, split, **settings)
-    on = scored.get(ON) if frozen is retro[0] else None
+    on = {"on": scored[ON]} if ON in scored and frozen is retro[0] else {}
     memories = added_memory(also, frozen, frozen_config, database, retrieval, k=k, keys=keys, on=on, **windows)
     scored |= {name: tokens for name, (tokens, _) in memories.items()}
     whole = {name: tokens.losses(database, retrieval.split, limit) for name, tokens in scored.items()}
@@ -154,13 +154,16 @@ def evaluate(
     return results
 
 
-def compared(losses: dict[str, Losses], first: str, main: str) -> list[dict[str, Any]]:
-    """The differences with intervals: of each condition against `first`, and of `main` against each other one."""
+def compared(losses: Mapping[str, Any], first: str, main: str, alpha: float | None = None) -> list[dict[str, Any]]:
+    """The differences with intervals: of each condition against `first`, and of `main` against each other one.
+
+    losses: Losses by condition, or a list of them, one for each seed. alpha: what their chunks were filtered by."""
     pairs = [(name, first) for name in losses if name != first]
     pairs += [(main, name) for name in losses if name not in (main, first) and main != first]
+    seeds = {name: len(loss) if isinstance(loss, list) else 1 for name, loss in losses.items()}
     return [
-        {"of": SHORT_NAMES.get(of, of), "against": SHORT_NAMES.get(other, other), "alpha": None}
-        | {**stated(paired_bootstrap(losses[of], losses[other])), "seeds": 1}
+        {"of": SHORT_NAMES.get(of, of), "against": SHORT_NAMES.get(other, other), "alpha": alpha}
+        | {**stated(paired_bootstrap(losses[of], losses[other])), "seeds": max(seeds[of], seeds[other])}
         for of, other in pairs
     ]
 

@@ -36,6 +36,33 @@ def test_the_interval_is_that_of_a_plain_bootstrap_with_the_same_draws(seed, n_d
     assert difference.documents == n_documents
 
 
+@given(seed=st.integers(0, 2**31), n_documents=st.integers(2, 20), paired=st.booleans())
+def test_of_several_seeds_documents_and_seeds_are_drawn(seed, n_documents, paired):
+    pairs = [drawn(seed, n_documents, gain) for gain in (0.03, 0.1, -0.2)]
+    of, against = [pair[0] for pair in pairs], [pairs[0][1]] * 3
+    if paired:
+        against = [Losses(pair[1].nats * (1 + i), pair[1].bytes, pair[1].documents) for i, pair in enumerate(pairs)]
+    difference = paired_bootstrap(of, against if paired else against[0], samples=50, seed=seed)
+    rng, ratios = np.random.default_rng(seed), []
+    draws, seeds = rng.integers(0, n_documents, (50, n_documents)), rng.integers(0, 3, (3, 50))
+    for draw, chosen in zip(draws, seeds.T, strict=True):
+        sums = [sum(part[i].per_document()[1][draw].sum() for i in chosen) for part in (of, against)]
+        ratios.append(100 * (sums[0] / sums[1] - 1))
+    sums = [sum(losses.nats.sum() for losses in part) for part in (of, against)]
+    assert difference.difference_percent == pytest.approx(100 * (sums[0] / sums[1] - 1))
+    assert difference.interval_percent == pytest.approx(np.quantile(ratios, [0.025, 0.975]))
+
+
+def test_a_list_of_one_seed_is_that_seed_and_other_numbers_of_seeds_are_refused():
+    of, against = drawn(0, 9)
+    assert paired_bootstrap([of], [against]) == paired_bootstrap(of, against)
+    for seeds in ([of] * 3, []):
+        with pytest.raises(UserError, match=f"{len(seeds)} and 2 seeds cannot be paired"):
+            paired_bootstrap(seeds, [against] * 2)
+    with pytest.raises(TypeError, match="must be of type Losses, not list"):
+        paired_bootstrap([of], [[1.0]])
+
+
 def test_blocks_of_draws_do_not_change_the_interval(monkeypatch):
     losses = drawn(0, 25)
     whole = paired_bootstrap(*losses, samples=101)
