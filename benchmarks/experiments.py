@@ -26,7 +26,7 @@ def record(name):
     return [
         f"### {result['title']} (`{name}`)",
         f"*The paper.* {result['paper']}",
-        f"*Here.* {result['verdict']} **{AGREEMENT[result['agrees']]}**",
+        f"*Here.* {result['sentence']} **{AGREEMENT[result['verdict']]}**",
         f"![{result['title']}](docs/experiments/{name}.png)",
         f"`{result['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), {time}, not counting "
         f"what was already in the lab. All figures: [docs/experiments/{name}.json](docs/experiments/{name}.json).",

@@ -13,8 +13,8 @@ Out = Annotated[Path, Option("-o", "--out", help="Folder of results, models and 
 Scale = Annotated[str, Option(help="small, or tiny to try an experiment out.")]
 MEMORY_HELP = "Instead, give SmolLM2 this folder of texts as its memory."
 AGREEMENT = {
-    True: "This agrees with the paper.", False: "This does not agree with the paper.",
-    None: "The paper has nothing to compare this with.",
+    "agrees": "This agrees with the paper.", "disagrees": "This does not agree with the paper.",
+    "cannot be told": "The paper has nothing to compare this with.",
 }  # fmt: skip
 
 
@@ -36,8 +36,8 @@ def experiment(
             console.print(f"{key:20} {described(listed)[0]}")
         return
     result = run_experiment(name, out, scale, seeds)
-    console.print(result["verdict"])
-    console.print(AGREEMENT[result["agrees"]])
+    console.print(result["sentence"])
+    console.print(AGREEMENT[result["verdict"]])
     console.print(f"{result_folder(out, scale) / name}.json and .png contain the figures ({result['seconds']:.0f} s).")
 
 

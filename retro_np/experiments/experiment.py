@@ -2,7 +2,7 @@
 
 An experiment is a figure or table of the paper, or a comparison of our own: a module of this package that defines
 
-    measure(lab) → figures          plain values for JSON
+    measure(lab) → figures          plain values for JSON; what is in "comparisons" stands beside them in the record
     draw(figures, picture)          writes the PNG file
     verdict(figures) → Verdict      whether it agrees with the paper (None: nothing to compare), and a summary
 
@@ -36,9 +36,12 @@ SEEDS = 3  # seeds of an experiment whose claim depends on the spread over seeds
 # The order of the list, and whether an experiment trains models with `lab.seeds` seeds, as any other does, or with one
 OVER_SEEDS = {
     "random-neighbours": True, "leakage": True, "database-size": True, "neighbours": False, "model-size": False,
-    "retrofit": False, "ablations": False, "subsets": True, "chunk-size": True, "second-corpus": True,
-    "wikitext-style": False, "knowledge": True, "question-answering": False, "samples": False, "pretrained": False,
+    "retrofit": False, "retrofit-lm": True, "ablations": False, "subsets": True, "chunk-size": True,
+    "second-corpus": True, "wikitext-style": False, "knowledge": True, "question-answering": False, "samples": False,
+    "pretrained": False,
 }  # fmt: skip
+
+VERDICTS = {True: "agrees", False: "disagrees", None: "cannot be told"}  # as a record says it
 
 Figures = dict[str, Any]
 Picture = Path  # the PNG file to draw
@@ -116,7 +119,9 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
         "command": f"retro-np experiment {name}{options}", "scale": asdict(SCALES[scale]), "seeds": seeds,
         "machine": {"cores": cores(), "processor": _processor(), **versions},
         "seconds": round(seconds, 1),  # This run alone. Earlier runs may have left models and scores.
-        "agrees": agrees, "verdict": sentence, "figures": figures,
+        "verdict": VERDICTS[agrees], "sentence": sentence,
+        "comparisons": figures.get("comparisons", []),
+        "figures": {key: value for key, value in figures.items() if key != "comparisons"},
     }  # fmt: skip
     experiment.draw(figures, picture)
     result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN and no infinities.

@@ -107,7 +107,7 @@ class Lab:
         settings = {"k": recipe.NEIGHBOURS, "retrieval": None, **windows, **changes}
         facts = [model.name, database.identity, settings | {"retrieval": identity_of(settings["retrieval"])}]
         score_it = partial(score, model.params, model.config, database, description=f"evaluating {model.name}")
-        return Losses(**self._stored("scores", facts, lambda: vars(score_it(**settings))))
+        return Losses(**self.stored("scores", facts, lambda: vars(score_it(**settings))))
 
     def bits(self, database: Database, model: Model, ratios: np.ndarray | None = None, **settings: Any) -> Bits:
         """`bits` of a model's losses. ratios: from `leakage`; None computes them. settings: as in `scored`."""
@@ -154,9 +154,9 @@ class Lab:
         """r(C) of each evaluated chunk."""
         settings: dict[str, Any] = {"limit": self.limit(database), "retrieval": retrieval}
         facts = [database.identity, identity_of(retrieval), settings["limit"]]
-        return self._stored("leakage", facts, lambda: {"r": chunk_leakage(database, **settings)})["r"]
+        return self.stored("leakage", facts, lambda: {"r": chunk_leakage(database, **settings)})["r"]
 
-    def _stored(self, kind: str, facts: Any, measure: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def stored(self, kind: str, facts: Any, measure: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays by name, measured if no file of the lab has them. Raises UserError for a damaged file."""
         path = self.folder / "scores" / f"{named(kind, facts)}.npz"
         if not path.exists():

@@ -65,7 +65,8 @@ def measure(lab: Lab) -> Figures:
     )  # fmt: skip
     return {
         "lines": results["models"], "held_out": database.manifest["splits"]["valid"],
-        **{name: results[name] for name in ("left_out", "comparisons", "without_near_copies", "parts")},
+        "comparisons": [{"corpus": STDLIB} | record for record in results["comparisons"]],
+        **{name: results[name] for name in ("left_out", "without_near_copies", "parts")},
         "parameters": [count_parameters(config, True) for _, config in models.values()],
         "bytes_of_files": sum(path.stat().st_size for path in files),
         "run": new_names(read_meta(bundled_file(RETRO))["run"]["training"]),

@@ -17,6 +17,7 @@ from retro_np.evaluation.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
 from retro_np.experiments import ablations, database_size, leakage, model_size, neighbours, random_neighbours, retrofit
 from retro_np.experiments.experiment import (
     OVER_SEEDS,
+    VERDICTS,
     described,
     experiments,
     find_experiment,
@@ -63,8 +64,9 @@ def test_each_experiment_has_a_title_and_says_what_the_paper_shows(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_recorded_of_an_experiment_follows_from_its_recorded_figures(name):
     record = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
-    experiment = find_experiment(name)
-    assert experiment.verdict(record["figures"]) == (record["agrees"], record["verdict"])
+    experiment, figures = find_experiment(name), record["figures"] | {"comparisons": record["comparisons"]}
+    agrees, sentence = experiment.verdict(figures)
+    assert (VERDICTS[agrees], sentence) == (record["verdict"], record["sentence"])
     assert described(experiment) == (record["title"], record["paper"])
 
 
@@ -88,7 +90,7 @@ verdict = lambda figures: (True, f"{figures['seeds']} seeds.")
     monkeypatch.delitem(sys.modules, "retro_np.experiments.brand_new", raising=False)
     assert list(experiments()) == [*NAMES, "brand-new"]
     assert described(find_experiment("brand-new")) == ("New", "Nothing.")
-    assert run_experiment("brand-new", tmp_path / "out", "tiny", seeds=2)["verdict"] == "2 seeds."
+    assert run_experiment("brand-new", tmp_path / "out", "tiny", seeds=2)["sentence"] == "2 seeds."
     assert (tmp_path / "out" / "tiny" / "brand-new.png").read_bytes() == b"PNG"
     for name in ("helper", "lab", "brand_new", "random_neighbours", "os"):
         with pytest.raises(UserError, match="no experiment"):
@@ -115,7 +117,9 @@ def test_a_second_run_of_an_experiment_gives_the_same_figures(name, folder):
     assert list(written["figures"]) == list(first["figures"])
     assert written["command"] == f"retro-np experiment {name} --scale tiny" + (" --seeds 2" if seeds else "")
     assert written["seeds"] == (seeds or 1)
-    assert first["verdict"].endswith(".")
+    assert first["sentence"].endswith(".")
+    assert first["verdict"] in VERDICTS.values()
+    assert json.dumps(first["comparisons"]) == json.dumps(second["comparisons"])
     assert (folder / "tiny" / f"{name}.png").stat().st_size > 1000
     assert not (folder / f"{name}.json").exists()  # only a full run writes this file
 

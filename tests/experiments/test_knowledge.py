@@ -81,7 +81,7 @@ def test_the_experiment_runs_and_its_verdict_does_not_agree_with_the_claim_after
     for name in ANSWER_LINES:
         assert 0 <= lines[name]["right"]["mean"] <= 1
         assert lines[name]["bits"]["mean"] > 0
-    assert result["agrees"] is False
+    assert result["verdict"] == "disagrees"
     assert (tmp_path / "tiny" / "knowledge.png").stat().st_size > 0
 
 
