@@ -9,16 +9,13 @@ and commands.json (its commands and their parameters).
 
 # ruff: noqa: E402, SIM905 - variables must be set before NumPy is imported; command lines are easier to read as strings
 
-import gzip
 import importlib.metadata
-import io
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -29,7 +26,7 @@ os.environ.update(VARIABLES)
 
 import numpy as np
 import typer
-from recorded import arrays_of, environment, file_hashes, parameters_sha256
+from recorded import arrays_of, environment, file_hashes, pack, parameters_sha256, write
 
 from retro_np import Database, generate, load_params, save_params
 from retro_np.cli import app
@@ -195,22 +192,6 @@ def python(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
     completed = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     assert completed.returncode == status, (arguments, completed.stderr)
     return completed
-
-
-def pack(path: Path, names: list[str]) -> None:
-    """Write a .tar.gz that depends only on the files' contents."""
-    with gzip.GzipFile(path, "wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
-        for file in sorted(file for name in names for file in [Path(name), *Path(name).rglob("*")] if file.is_file()):
-            if file.name != ".lock":
-                entry = tarfile.TarInfo(file.as_posix())
-                entry.size = file.stat().st_size
-                archive.addfile(entry, io.BytesIO(file.read_bytes()))
-
-
-def write(path: Path, value: dict) -> None:
-    """Write JSON, one entry of the outermost object per line."""
-    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

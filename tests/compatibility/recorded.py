@@ -1,10 +1,14 @@
-"""Hashes of databases and parameters. The old version and the tests run this module, so it does not import retro_np."""
+"""Hashes and archives of files. Old versions and the tests run this module, so it does not import retro_np."""
 
+import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
+import json
 import os
 import platform
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +54,19 @@ def parameters_sha256(params) -> str:
     for name, array in sorted(arrays_of(params), key=lambda named: named[0]):
         digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
+
+
+def pack(path: Path, names: list[str]) -> None:
+    """Write a .tar.gz that depends only on the files' contents."""
+    with gzip.GzipFile(path, "wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
+        for file in sorted(file for name in names for file in [Path(name), *Path(name).rglob("*")] if file.is_file()):
+            if file.name != ".lock":
+                entry = tarfile.TarInfo(file.as_posix())
+                entry.size = file.stat().st_size
+                archive.addfile(entry, io.BytesIO(file.read_bytes()))
+
+
+def write(path: Path, value: dict) -> None:
+    """Write JSON, one entry of the outermost object per line."""
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
