@@ -120,8 +120,10 @@ def train(
     file["encoder"] |= stored_encoder or {}
     if other is not None and not paper_form and (file["encoder"] or not OF_PAPER_FORM.isdisjoint(typed)):
         raise UserError("an encoder and its options belong to the paper's form: add --paper-form, or leave them out")
+    known = memory.settings_in(out).get("model", file["model"])  # gives the layers if no option does
     if baseline:
-        file["model"] = {field: value for field, value in file["model"].items() if field not in CCA_FIELDS}
+        left_out = CCA_FIELDS | {"adapted_layers", "begin_id"}
+        file["model"] = {field: value for field, value in file["model"].items() if field not in left_out}
     replaced = {name: [field for field, option in GROUPS[name].items() if option.name in typed] for name in GROUPS}
     kept = {name: {f: value for f, value in file[name].items() if f not in replaced[name]} for name in GROUPS}
     start: dict[str, Any] = {}
@@ -131,8 +133,9 @@ def train(
     with naming(config, [key for section in kept.values() for key in section]):
         fields, sizes, settings = (chosen(group, values) | kept[name] for name, group in GROUPS.items())
         if other is not None and not paper_form:
-            given = {*kept["training"], *replaced["training"], *(["random_share"] if baseline else [])}
+            given = {*kept["training"], *replaced["training"]}
             settings |= {field: value for field, value in memory.MEMORY_SETTINGS.items() if field not in given}
+            settings |= {"random_share": 0.0} if baseline else {}
             if not settings["neighbours"]:
                 raise UserError("neighbours (-k) is 0, but a memory is trained on what it reads: give at least 1")
         earlier = file["training"].get("steps", settings["steps"])
@@ -147,7 +150,6 @@ def train(
             weights, model = load_model(other or retrofit, database)
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
             if other is not None and "cca_layers" not in {*kept["model"], *replaced["model"]}:
-                known = memory.settings_in(out).get("model", kept["model"])
                 layers = memory.default_layers(known, model, paper_form)
         elif preset is not None:
             model = replace(RetroConfig.preset(preset), **of_database)

@@ -333,6 +333,15 @@ def test_an_adapted_base_is_evaluated(work, adapted, tmp_path, source):
     assert json.loads((tmp_path / "out" / "results.json").read_text())["models"]
 
 
+def test_a_memorys_settings_adapt_the_same_layers(work, train, tmp_path):
+    assert train(tmp_path / "memory", *OPTIONS, "--steps", 1, "--cca-layers", "2", "--rank", 3) == 0
+    settings = ("--config", tmp_path / "memory" / "config.json")
+    assert train(tmp_path / "adapted", "--baseline", *settings) == 0
+    config = read_meta(tmp_path / "adapted")["config"]
+    assert (config["adapted_layers"], config["rank"], config["cca_layers"]) == ([2], 3, [])
+    assert read_meta(tmp_path / "adapted")["run"]["training"]["random_share"] == 0
+
+
 def test_an_adapted_run_is_repeated_and_resumed_bit_for_bit(adapted, train, tmp_path, monkeypatch):
     assert train(tmp_path / "again", "--baseline", "--config", adapted / "config.json") == 0
     assert all_bytes(tmp_path / "again") == all_bytes(adapted)
@@ -355,7 +364,7 @@ def test_an_adapted_run_is_repeated_and_resumed_bit_for_bit(adapted, train, tmp_
     ("options", "fault"),
     [
         (("--paper-form",), "--baseline excludes --paper-form"), (("--cca-layers", "1"), "--baseline excludes --cca-"),
-        (("-k", "3"), "--baseline excludes --neighbours"), (("--preset", "retro-172m"), "excludes --"),
+        (("-k", "3"), "--baseline excludes --neighbours"), (("--random-share", "0.5"), "excludes --random-share"), (("--preset", "retro-172m"), "excludes --"),
     ],
 )  # fmt: skip
 def test_options_that_an_adaptation_excludes_are_refused(train, tmp_path, capsys, options, fault):
@@ -385,8 +394,7 @@ class Meminfo:
 
 def test_a_cache_that_does_not_fit_in_memory_is_one_line(work, train, refused, tmp_path, monkeypatch):
     monkeypatch.setattr(info, "Path", Meminfo)
-    out = tmp_path / "out"
-    assert run_here("train", work / "db", "--retrofit", work / "model", "-o", out, *OPTIONS, "--cache-mb", 0) == 0
+    assert train(tmp_path / "out", *OPTIONS, "--steps", 1, "--cache-mb", 0) == 0
     line = refused("train", work / "db", "--retrofit", work / "model", "-o", tmp_path / "other", *OPTIONS)
     assert "the encoded neighbours that are kept need " in line
     assert "but only 0 MB of memory are free: give cache_mb (--cache-mb) at most 0" in line

@@ -17,9 +17,11 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import memory_runs
 import numpy as np
 from hostile import checkpoints, corpora, databases, values
 from hostile.databases import Mutation, mutation
@@ -95,17 +97,17 @@ class Yard:
                 (path / file).write_bytes(data)
         return path
 
-    def run(self) -> Path:
+    def run(self, name: str = "run") -> Path:
         """A run that was interrupted after its first step."""
         path = self.case / "run"
-        shutil.copytree(self.base / "run", path, ignore=shutil.ignore_patterns(".lock"))
+        shutil.copytree(self.base / name, path, ignore=shutil.ignore_patterns(".lock"))
         (path / "notes of mine.txt").write_bytes(b"mine")
         (path / "mine.partial").write_bytes(b"mine")
         return path
 
 
 def prepare(base: Path) -> None:
-    """Make what a `Yard` reads: two databases and an interrupted run."""
+    """Make what a `Yard` reads: three databases, and interrupted runs of a RETRO and of a decoder's memory."""
     for name in ("plain", "hostile"):
         if not (base / name / "manifest.json").exists():
             databases.build(base / name, hostile=name == "hostile")
@@ -121,10 +123,15 @@ def prepare(base: Path) -> None:
             raise KeyboardInterrupt
         return step(*arguments)
 
+    model = memory_runs.write_decoder(base / "memory model")
+    memories = retro_np.Database.open(memory_runs.build(base / "memory", model / "tokenizer.json"))
     loop.train_step = interrupted
     try:
         with contextlib.suppress(KeyboardInterrupt):
             loop.train(database, config, training, base / "run")
+        with contextlib.suppress(KeyboardInterrupt):
+            own = replace(training, learning_rate=2e-3, weight_decay=0.0, random_share=0.25)  # as `train --retrofit`
+            memory_runs.train_memory(memories, model, base / "memory run", own)
     finally:
         loop.train_step = step
 
@@ -223,6 +230,17 @@ def command(seed: int, number: int, yard: Yard) -> Command:
     elif kind < 0.68:
         arguments, outputs = _on_database(rng, yard, yard.database("hostile"), yard.run())
         subject, past = "texts", True
+    elif kind < 0.74:
+        run, names = yard.run("memory run"), ("retro", "../run", str(yard.base / "memory model"), "smollm2", "")
+        file, action = pick(rng, ("checkpoint.safetensors",) * 4 + checkpoints.RUN_FILES), rng.random()
+        data = (run / file).read_bytes()
+        if file != "checkpoint.safetensors":
+            data = checkpoints.changed_run(rng, file, data)
+        else:
+            data = checkpoints.changed_base(rng, data, names) if action < 0.3 else checkpoints.changed(rng, data)
+        (run / file).write_bytes(data)
+        arguments, outputs = _on_memory(rng, yard, yard.database("memory"), run)
+        subject, past = "memory", not file.endswith("safetensors") or checkpoints.parses(data)
     elif kind < 0.86:
         run, data = yard.run(), checkpoints.changed(rng, yard.checkpoint)
         (run / "checkpoint.safetensors").write_bytes(data)
@@ -263,6 +281,20 @@ def _on_checkpoint(rng, yard, db, run):
         (_resumed(db, run), ("run",)), (_resumed(db, run), ("run",)),
         (["train", db, "-o", out / "run", "--retrofit", checkpoint, "--steps", 1, "--cca-layers", "2",
         "--sequence-length", 16], ("out/run",)),
+    )  # fmt: skip
+    return _one_of(rng, commands, checkpoint, db, out)
+
+
+def _on_memory(rng, yard, db, run):
+    checkpoint, out, model = str(run / "checkpoint.safetensors"), yard.case / "out", yard.base / "memory model"
+    few = ("--sequence-length", 16, "--batch-size", 1, "--warmup", 0, "--checkpoint-every", 1, "--eval-every", 1)
+    resumed = ["train", db, "-o", run, "--retrofit", model, *few, "--steps", 2, "--rank", 2]
+    repeated = ["train", db, "-o", out / "run", "--retrofit", model, "--config", run / "config.json", "--steps", 1]
+    commands = (
+        (["sample", checkpoint, db, "--length", 9], ()), (["sample", run, db, "--length", 10], ()),
+        (["inspect", run, db, "self value index", "-o", out / "i.html"], ("out/i.html",)),
+        (resumed, ("run",)), ([*resumed, "--cca-layers", "1,2"], ("run",)), (repeated, ("out/run",)),
+        ([*repeated, "--baseline"], ("out/run",)),
     )  # fmt: skip
     return _one_of(rng, commands, checkpoint, db, out)
 
@@ -430,6 +462,7 @@ def warm_up(yard: Yard) -> None:
         ["search", db, "word1"], ["verify", db], ["sample", checkpoint, db, "--length", 9, "--page", out / "s.html"],
         ["inspect", checkpoint, db, "word1 is 2", "-o", out / "i.html"], ["train", db, "-o", out / "run", *SIZES,
         "--steps", 1],
+        ["sample", yard.base / "memory run", yard.base / "memory", "--length", 9],
         ["evaluate", checkpoint, db, "-o", out / "ev", "--sequence-length", 16, "--stride", 8, "--limit", 3],
         ["add", db, yard.base / "more.jsonl"], ["remove", db, "--document", 3], ["compact", db],
         ["build", yard.base / "more.jsonl", "-o", out / "db2", "--like", db, "--held-out", 0.3],
