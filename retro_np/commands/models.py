@@ -101,14 +101,7 @@ def train(
 
     typed = [name for name in context.params if is_typed(context, name)]
     of_others = retrofit is not None and not own_file(retrofit)
-    for option, excluded in EXCLUDED.items():
-        both = {"baseline", "retrofit"} if of_others else set()  # adapts the model without retrieval
-        clash = [name for name in typed if name in excluded | EXCLUDED.keys() - {option} - both]
-        if option in typed and clash:
-            names = ", ".join("--" + name.replace("_", "-") for name in clash)
-            raise UserError(f"--{option} excludes {names}; leave out one or the other")
-    if (forms := [name for name in OF_OTHERS if name in typed]) and (not of_others or (paper_form and len(forms) > 1)):
-        raise UserError("--paper-form and --rank are for --retrofit of a model of others, and exclude each other")
+    _refuse_clashes(typed, of_others)
     if retrofit is not None and not of_others and not is_whole_model_of_ours(retrofit):
         raise UserError(f"{retrofit} is a model of others with what was added to it: give --retrofit that model itself")
     other = read_pretrained(retrofit) if retrofit is not None and of_others else None
@@ -167,9 +160,8 @@ def train(
                 begun = memory.settings_in(out).get("data", file["data"]).get("begun_from")
                 untrained = from_scratch or begun == other.sha256 or (begun is None and not training.steps)
                 rank = kept["model"].get("rank", memory.RANK) if rank is None else rank
-                form: dict[str, Any] = {"adapts": baseline, "untrained": untrained, "rank": rank}
-                form |= {"encoder": encoder if paper_form else None}
-                model, start = _add_to_other(other, retrofit, database, model, layers, rng, **form)
+                form = encoder if paper_form else "adapted" if baseline else "untrained" if untrained else "bundled"
+                model, start = _add_to_other(other, retrofit, database, model, layers, rng, form, rank)
                 if begun is None and start["begin_from"][1] != other.sha256:
                     begins = f"The memory begins as the bundled one for {retrofit}; --from-scratch begins untrained. "
             elif retrofit is not None:
@@ -178,20 +170,9 @@ def train(
                 start["trained_on"] = trained_on(retrofit)
             else:
                 model = replace(model, cca_layers=layers, encoder=encoder if layers else None)
-    for section, whole in (("model", model), ("encoder", model.encoder)):
-        for field, value in kept[section].items():
-            if whole is not None and getattr(whole, field) != value:
-                source = db if field in of_database else "--retrofit" if retrofit else "--preset"
-                fault = f"{config}: [{section}] {field} is {shortened(value)}, but {source} has {getattr(whole, field)}"
-                raise UserError(f"{fault}; leave it out of the file")
-    run = file["data"]
-    if not start and (begun := run.get("begun_from") or run.get("frozen")):
-        raise UserError(f"{config} is of a run that began from a checkpoint ({begun!s:.6}…): name it with --retrofit")
-    data = {**database.identity, "begun_from": start["begin_from"][1] if start else None}
-    differing = [f"{n:.40}" for n, value in run.items() if n not in ("frozen", "trained_on") and data.get(n) != value]
-    differing = ["baseline" if name == "begun_from" else name for name in differing]
-    if differing:
-        say(f"{config} is of a run with another {' and '.join(differing[:9])}, so this run will not repeat it")
+    other_source = "--retrofit" if retrofit else "--preset"
+    _check_kept(config, kept, model, dict.fromkeys(of_database, f"{db}"), other_source)
+    _compare(config, file["data"], {**database.identity, "begun_from": start["begin_from"][1] if start else None})
     stored = database.split("train").neighbours.shape[1]
     if model.retrieves and training.neighbours > stored > 0:
         fault = f"-k is {training.neighbours:,}, but {db} stores {stored} neighbours per training chunk"
@@ -207,14 +188,50 @@ def train(
     console.print(f"{out}/checkpoint.safetensors holds the model after step {read_meta(out)['step']}{best}.")
 
 
+def _refuse_clashes(typed: list[str], of_others: bool) -> None:
+    """Raise UserError for options that exclude each other. of_others: whether --retrofit names a model of others."""
+    for option, excluded in EXCLUDED.items():
+        both = {"baseline", "retrofit"} if of_others else set()  # adapts the model without retrieval
+        clash = [name for name in typed if name in excluded | EXCLUDED.keys() - {option} - both]
+        if option in typed and clash:
+            names = ", ".join("--" + name.replace("_", "-") for name in clash)
+            raise UserError(f"--{option} excludes {names}; leave out one or the other")
+    forms = [name for name in OF_OTHERS if name in typed]
+    if forms and (not of_others or ("paper_form" in forms and len(forms) > 1)):
+        fault = "--paper-form, --rank and --from-scratch are for --retrofit of a model of others"
+        raise UserError(f"{fault}, and --paper-form excludes the other two")
+
+
+def _check_kept(
+    config: Path | None, kept: dict[str, Any], model: RetroConfig, sources: dict[str, str], other_source: str
+) -> None:
+    """Raise UserError for a value of a file that the model does not have. sources: where the model has a field from."""
+    for section, whole in (("model", model), ("encoder", model.encoder)):
+        for field, value in kept[section].items():
+            if whole is not None and (actual := getattr(whole, field)) != value:
+                source = sources.get(field, other_source)
+                fault = f"{config}: [{section}] {field} is {shortened(value)}, but {source} has {actual}"
+                raise UserError(f"{fault}; leave it out of the file")
+
+
+def _compare(config: Path | None, run: dict[str, Any], data: dict[str, Any]) -> None:
+    """Say in what this run's data differs from the run of a file. Raises UserError if that began from a checkpoint."""
+    if data["begun_from"] is None and (begun := run.get("begun_from") or run.get("frozen")):
+        raise UserError(f"{config} is of a run that began from a checkpoint ({begun!s:.6}…): name it with --retrofit")
+    differing = [f"{n:.40}" for n, value in run.items() if n not in ("frozen", "trained_on") and data.get(n) != value]
+    differing = ["baseline" if name == "begun_from" else name for name in differing]
+    if differing:
+        say(f"{config} is of a run with another {' and '.join(differing[:9])}, so this run will not repeat it")
+
+
 def _add_to_other(
-    other: "Pretrained", name: Path, database: "Database", model: Any, layers: Sequence[int], rng: "Generator", *,
-    encoder: EncoderConfig | None, adapts: bool, rank: int, untrained: bool,
+    other: "Pretrained", name: Path, database: "Database", model: Any, layers: Sequence[int], rng: "Generator",
+    form: EncoderConfig | str, rank: int,
 ) -> tuple[RetroConfig, dict[str, Any]]:  # fmt: skip
     """Add to a model of others what is trained. Returns the configuration, and how `loop.train` starts.
 
-    name: as the user typed it. model: the other's configuration. encoder: of the paper's form; None: a memory, or with
-    `adapts` changes of the model's own attention. untrained: whether a memory begins so, and not as the bundled one."""
+    name: as the user typed it. model: the other's configuration. form: the encoder of the paper's form; or "adapted",
+    changes of the model's own attention; or a memory that begins "untrained" or, if it can, as the one "bundled"."""
     from retro_np.files import sha256_of
     from retro_np.nn.memory import is_added
     from retro_np.pretrained.bundled import MEMORY, begun_as_bundled, trained_on
@@ -224,14 +241,14 @@ def _add_to_other(
     base = {"name": str(name.resolve() if name.exists() else name), "sha256": other.sha256}
     start: dict[str, Any] = {"base": base, "trainable": is_added}
     begun, begins_as = None, other.sha256
-    if encoder is not None:
-        params, model = loop.retrofit(other.params, model, layers, encoder, rng)
-    elif adapts:
+    if isinstance(form, EncoderConfig):
+        params, model = loop.retrofit(other.params, model, layers, form, rng)
+    elif form == "adapted":
         params, model = memory.adapt(other.params, model, layers, rng, rank)
     else:
         begin = database.end_of_text if database.end_of_text < model.vocabulary_size else other.start
         params, model = memory.add_memory(other.params, model, layers, rng, begin_id=begin, rank=rank)
-        begun = None if untrained else begun_as_bundled(params, model, other.sha256)
+        begun = begun_as_bundled(params, model, other.sha256) if form == "bundled" else None
     if begun is not None:
         params, begins_as, start["trained_on"] = begun, sha256_of(MEMORY), trained_on(MEMORY)
     return model, start | {"begin_from": (params, begins_as)}

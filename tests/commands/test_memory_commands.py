@@ -265,7 +265,7 @@ def test_a_database_of_another_chunk_size_is_refused(work, refused, tmp_path):
         (("--cca-layers", "0"), "cca_layers"),
         (("--rank", "0"), "rank must be a whole number from 1 to 32, not 0"),
         (("--rank", "33"), "rank must be a whole number from 1 to 32, not 33"),
-        (("--rank", "2", "--paper-form"), "--paper-form and --rank"),
+        (("--rank", "2", "--paper-form"), "--paper-form excludes the other two"),
         (("--encoder-layers", "1"), "belong to the paper's form: add --paper-form, or leave them out"),
         (("--copying-start",), "belong to the paper's form: add --paper-form, or leave them out"),
         (("--d-model", "8"), "--retrofit excludes --d-model"),
@@ -292,10 +292,10 @@ def test_a_run_with_a_memory_gets_no_second_one(work, refused, tmp_path):
     assert "is a model of others with what was added to it: give --retrofit that model itself" in line
 
 
-@pytest.mark.parametrize("option", [("--paper-form",), ("--rank", "2")])
+@pytest.mark.parametrize("option", [("--paper-form",), ("--rank", "2"), ("--from-scratch",)])
 def test_the_forms_of_a_memory_need_a_model_of_others(work, refused, tmp_path, option):
     line = refused("train", work / "db", *option, "-o", tmp_path / "out")
-    assert "--paper-form and --rank are for --retrofit of a model of others" in line
+    assert "--paper-form, --rank and --from-scratch are for --retrofit of a model of others" in line
 
 
 def test_a_run_with_an_encoder_is_repeated_only_with_its_form(work, refused, tmp_path):
