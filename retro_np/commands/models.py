@@ -1,11 +1,10 @@
 """`retro-np train`, `sample`."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Context, Option
 
@@ -15,12 +14,6 @@ from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.progress import counted, say
 from retro_np.training.config import TrainingConfig
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from retro_np.pretrained.decoder import Pretrained
-    from retro_np.retrieval.database import Database
 
 MODEL_OPTIONS = group_of(
     RetroConfig, "Model", leave_out=("vocabulary_size", "chunk_size", "encoder", "padding_id"),
@@ -120,7 +113,6 @@ def train(
     replaced = {name: [field for field, option in GROUPS[name].items() if option.name in typed] for name in GROUPS}
     kept = {name: {f: value for f, value in file[name].items() if f not in replaced[name]} for name in GROUPS}
     start: dict[str, Any] = {}
-    begins = ""
     of_database: dict[str, Any] = {"vocabulary_size": database.vocabulary_size, "chunk_size": database.chunk_size}
     of_database["padding_id"] = database.padding
     with naming(config, [key for section in kept.values() for key in section]):
@@ -162,23 +154,20 @@ def train(
                 rank = kept["model"].get("rank", memory.RANK) if rank is None else rank
                 form = encoder if paper_form else "adapted" if baseline else "untrained" if untrained else "bundled"
                 model, start = _add_to_other(other, retrofit, database, model, layers, rng, form, rank)
-                if begun is None and start["begin_from"][1] != other.sha256:
-                    begins = f"The memory begins as the bundled one for {retrofit}; --from-scratch begins untrained. "
             elif retrofit is not None:
                 params, model = loop.retrofit(weights, model, layers, encoder, rng)
                 start = {"begin_from": (params, sha256_of(checkpoint_file(retrofit))), "trainable": is_retrieval}
                 start["trained_on"] = trained_on(retrofit)
             else:
                 model = replace(model, cca_layers=layers, encoder=encoder if layers else None)
-    other_source = "--retrofit" if retrofit else "--preset"
-    _check_kept(config, kept, model, dict.fromkeys(of_database, f"{db}"), other_source)
-    _compare(config, file["data"], {**database.identity, "begun_from": start["begin_from"][1] if start else None})
+    data = {**database.identity, "begun_from": start["begin_from"][1] if start else None}
+    sources = dict.fromkeys(of_database, f"{db}")
+    _compare(config, kept | {"data": file["data"]}, model, data, sources, "--retrofit" if retrofit else "--preset")
     stored = database.split("train").neighbours.shape[1]
     if model.retrieves and training.neighbours > stored > 0:
         fault = f"-k is {training.neighbours:,}, but {db} stores {stored} neighbours per training chunk"
         raise UserError(f"{fault}: choose fewer")
-    counts = f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings"
-    console.print(f"{begins}{counts}")
+    console.print(f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings")
     start["callbacks"] = [loggers.logger(kind, out) for kind in dict.fromkeys(log or ())]
     for kind in (kind for kind, files in loggers.LOG_FILES.items() if kind not in (log or ()) and any(out.glob(files))):
         say(f"{out} has a log for {kind}, which only --log {kind} continues")
@@ -202,20 +191,20 @@ def _refuse_clashes(typed: list[str], of_others: bool) -> None:
         raise UserError(f"{fault}, and --paper-form excludes the other two")
 
 
-def _check_kept(
-    config: Path | None, kept: dict[str, Any], model: RetroConfig, sources: dict[str, str], other_source: str
-) -> None:
-    """Raise UserError for a value of a file that the model does not have. sources: where the model has a field from."""
+def _compare(
+    config: Path | None, kept: dict[str, Any], model: RetroConfig, data: dict[str, Any], sources: dict[str, str],
+    source: str,
+) -> None:  # fmt: skip
+    """Say in what this run's data differs from the run of a file.
+
+    kept: the file's sections. sources, source: where the model has a field from, and where the others. Raises UserError
+    for a value that the model does not have, and if the file's run began from a checkpoint and this one does not."""
     for section, whole in (("model", model), ("encoder", model.encoder)):
         for field, value in kept[section].items():
             if whole is not None and (actual := getattr(whole, field)) != value:
-                source = sources.get(field, other_source)
-                fault = f"{config}: [{section}] {field} is {shortened(value)}, but {source} has {actual}"
-                raise UserError(f"{fault}; leave it out of the file")
-
-
-def _compare(config: Path | None, run: dict[str, Any], data: dict[str, Any]) -> None:
-    """Say in what this run's data differs from the run of a file. Raises UserError if that began from a checkpoint."""
+                fault = f"{config}: [{section}] {field} is {shortened(value)}"
+                raise UserError(f"{fault}, but {sources.get(field, source)} has {actual}; leave it out of the file")
+    run = kept["data"]
     if data["begun_from"] is None and (begun := run.get("begun_from") or run.get("frozen")):
         raise UserError(f"{config} is of a run that began from a checkpoint ({begun!s:.6}…): name it with --retrofit")
     differing = [f"{n:.40}" for n, value in run.items() if n not in ("frozen", "trained_on") and data.get(n) != value]
@@ -225,13 +214,13 @@ def _compare(config: Path | None, run: dict[str, Any], data: dict[str, Any]) -> 
 
 
 def _add_to_other(
-    other: "Pretrained", name: Path, database: "Database", model: Any, layers: Sequence[int], rng: "Generator",
-    form: EncoderConfig | str, rank: int,
-) -> tuple[RetroConfig, dict[str, Any]]:  # fmt: skip
+    other: Any, name: Path, database: Any, model: Any, layers: tuple[int, ...], rng: Any, form: Any, rank: int
+) -> tuple[RetroConfig, dict[str, Any]]:
     """Add to a model of others what is trained. Returns the configuration, and how `loop.train` starts.
 
-    name: as the user typed it. model: the other's configuration. form: the encoder of the paper's form; or "adapted",
-    changes of the model's own attention; or a memory that begins "untrained" or, if it can, as the one "bundled"."""
+    other: a Pretrained. name: as typed. model: its configuration for the database. rng: draws the new parameters.
+    form: the encoder of the paper's form; "adapted", for changes of the model's own attention; or a memory that begins
+    "untrained" or, if that one fits, as the "bundled" one."""
     from retro_np.files import sha256_of
     from retro_np.nn.memory import is_added
     from retro_np.pretrained.bundled import MEMORY, begun_as_bundled, trained_on
@@ -251,6 +240,7 @@ def _add_to_other(
         begun = begun_as_bundled(params, model, other.sha256) if form == "bundled" else None
     if begun is not None:
         params, begins_as, start["trained_on"] = begun, sha256_of(MEMORY), trained_on(MEMORY)
+        console.print("The memory begins as the bundled one; --from-scratch begins untrained.")
     return model, start | {"begin_from": (params, begins_as)}
 
 
@@ -341,7 +331,7 @@ def sample(
     parts = [{"heading": prompt, "chunks": chunks}]
     if retrieves:
         off: list[samples.Chunk] = []
-        if foreign is not None:  # is itself without its memory
+        if foreign is not None:  # Without its memory, it is the model that others trained.
             plain, _ = generate(params, config, tokens, length, **call | {"k": 0}, **settings)
             off = samples.show_chunks(tokens, plain, [], database)
             parts.append({"heading": "The same with retrieval off", "chunks": off})

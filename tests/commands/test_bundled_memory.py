@@ -207,7 +207,7 @@ def test_the_memory_was_trained_so_that_the_other_tests_tell_it_from_an_untraine
 def test_from_scratch_begins_untrained(work, train, tmp_path, capsys):
     options = (*OPTIONS, "--steps", 3, "--learning-rate", 0.1)
     assert train(tmp_path, *options, "--from-scratch") == 0
-    assert "begins as" not in capsys.readouterr().out
+    assert "as the bundled one" not in capsys.readouterr().out
     assert all_bytes(tmp_path) == all_bytes(work / "run")
     assert begun_from(tmp_path) == read_meta(tmp_path)["base"]["sha256"]
 
@@ -215,7 +215,7 @@ def test_from_scratch_begins_untrained(work, train, tmp_path, capsys):
 @pytest.mark.parametrize("options", [("--rank", 2), ("--cca-layers", "2"), ("--steps", 0), ("--paper-form",)])
 def test_a_memory_of_another_form_begins_untrained(train, tmp_path, capsys, options):
     assert train(tmp_path, *OPTIONS, "--steps", 1, *options) == 0
-    assert "begins as" not in capsys.readouterr().out
+    assert "as the bundled one" not in capsys.readouterr().out
     assert begun_from(tmp_path) == read_meta(tmp_path)["base"]["sha256"]
     assert trained_on(tmp_path) == frozenset()
 
@@ -223,7 +223,7 @@ def test_a_memory_of_another_form_begins_untrained(train, tmp_path, capsys, opti
 def test_another_base_begins_untrained(work, tmp_path, capsys):
     other = write_decoder(tmp_path / "other", seed=1)
     assert run_here("train", work / "db", "--retrofit", other, "-o", tmp_path / "run", *OPTIONS, "--steps", 1) == 0
-    assert "begins as" not in capsys.readouterr().out
+    assert "as the bundled one" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("first", [0, 2])
