@@ -14,11 +14,14 @@ from support import all_bytes
 
 from retro_np import UserError, generate, info, load_pretrained, retro
 from retro_np.checkpoint import read_meta, read_tensors, write_tensors
+from retro_np.nn.memory import is_added
+from retro_np.parameters import parameter_shapes
 from retro_np.pretrained import bundled
 from retro_np.pretrained.bundled import trained_on, write_memory
-from retro_np.pretrained.models import SMOLLM2_SHA256
+from retro_np.pretrained.models import SMOLLM2_SHA256, read_pretrained
 from retro_np.training import loop
 from retro_np.training.memory import default_layers
+from retro_np.tree import map_tree
 
 WINDOW = ("--sequence-length", 32, "--stride", 16, "--limit", 3)
 HASHES = ["0" * 16, "f" * 16]
@@ -96,7 +99,9 @@ def test_the_memory_in_the_package_is_smollm2s_in_the_layers_of_the_recipe_and_s
     monkeypatch.undo()
     meta = read_meta(bundled.MEMORY)
     assert meta["base"] == {"name": "smollm2", "sha256": SMOLLM2_SHA256}
-    config = load_pretrained(bundled.MEMORY)[1]
+    config, shapes = read_pretrained(bundled.MEMORY).config, {}
+    map_tree(lambda name, shape: shapes.update({name: shape} if is_added(name) else {}), parameter_shapes(config))
+    assert {name: array.shape for name, array in load_file(bundled.MEMORY).items()} == shapes
     assert config.cca_layers == default_layers({}, config, False)
     assert (config.rank, config.chunk_size) == (16, 64)
     assert bundled.MEMORY.stat().st_size < 2_000_000

@@ -8,8 +8,9 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from support import fresh_python
 
-from retro_np import count_parameters
+from retro_np import count_parameters, load_pretrained, retro
 from retro_np.nn.decoders import DecoderConfig
+from retro_np.pretrained.bundled import MEMORY
 from retro_np.pretrained.models import read_pretrained
 from retro_np.tree import named_leaves
 
@@ -76,3 +77,13 @@ def test_every_parameter_is_a_contiguous_float32_array(smollm2):
     leaves = dict(named_leaves(smollm2.params))
     assert {leaf.dtype.name for leaf in leaves.values()} == {"float32"}
     assert [name for name, leaf in leaves.items() if not leaf.flags.c_contiguous] == []
+
+
+@pytest.mark.slow
+def test_its_bundled_memory_changes_nothing_with_retrieval_off(smollm2):
+    params, config, _ = load_pretrained(MEMORY)
+    tokens = np.random.default_rng(0).integers(2, 49_152, (1, 128))
+    neighbours = np.random.default_rng(1).integers(2, 49_152, (1, 2, 2, 128))
+    off = retro(params, config, tokens, None)[0]
+    assert np.array_equal(off, retro(smollm2.params, smollm2.config, tokens, None)[0])
+    assert not np.array_equal(off, retro(params, config, tokens, neighbours)[0])
