@@ -369,7 +369,8 @@ def test_an_adapted_run_is_repeated_and_resumed_bit_for_bit(adapted, train, tmp_
     ("options", "fault"),
     [
         (("--paper-form",), "--baseline excludes --paper-form"), (("--cca-layers", "1"), "--baseline excludes --cca-"),
-        (("-k", "3"), "--baseline excludes --neighbours"), (("--random-share", "0.5"), "excludes --random-share"), (("--preset", "retro-172m"), "excludes --"),
+        (("-k", "3"), "--baseline excludes --neighbours"), (("--random-share", "0.5"), "excludes --random-share"),
+        (("--preset", "retro-172m"), "excludes --"),
     ],
 )  # fmt: skip
 def test_options_that_an_adaptation_excludes_are_refused(train, tmp_path, capsys, options, fault):
