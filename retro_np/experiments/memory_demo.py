@@ -108,13 +108,15 @@ def _share_of_hashes(folder: Path, corpus: Corpus, least: int) -> float:
 
 
 def _beginnings(database: Database, known: frozenset[str]) -> OwnText:
-    """The first chunks of each held-out document, without the documents that the memory was trained on."""
+    """The first chunks of each held-out document that has several, and on which the memory was not trained."""
     split = database.split("valid")
-    runs = [(start, min(end, start + SCORED_CHUNKS)) for start, end in document_runs(split.documents[:])]
+    long = (run for run in document_runs(split.documents[:]) if run[1] - run[0] > 1)  # The first chunk reads nothing.
+    runs = [(start, min(end, start + SCORED_CHUNKS)) for start, end in long]
     records = [database.documents[int(split.documents[start])] for start, _ in runs]
     fresh = [i for i, record in enumerate(records) if record["sha256"][:HASH_DIGITS] not in known]
     if not fresh:
-        raise UserError(f"the memory was trained on all held-out documents of {database.path}: give another folder")
+        fault = "are shorter than a chunk, or the memory was trained on them"
+        raise UserError(f"the held-out documents of {database.path} {fault}: give another folder")
     rows = np.concatenate([np.arange(*runs[i]) for i in fresh])
     numbers = np.repeat(np.arange(len(fresh)), [runs[i][1] - runs[i][0] for i in fresh])
     arrays: Any = split.tokens[rows], numbers, split.neighbours[rows], split.distances[rows]

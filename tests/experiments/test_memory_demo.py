@@ -135,8 +135,15 @@ def test_a_document_that_the_memory_was_trained_on_is_not_scored(work, demo, tmp
     assert [document["name"] for document in results["documents"]] == [held[1]["name"]]
     assert results["left_out"] == {"trained_on": 1}
     monkeypatch.setattr(memory_demo, "trained_on", lambda memory: frozenset(r["sha256"][:16] for r in held))
-    with pytest.raises(UserError, match="trained on all held-out documents"):
+    with pytest.raises(UserError, match="the memory was trained on them: give another folder"):
         demo(tmp_path / "other")
+
+
+def test_documents_of_a_single_chunk_are_not_scored_because_they_read_nothing(demo, tmp_path):
+    folder = write_notes(tmp_path / "notes")
+    for number in range(200):
+        (folder / f"short {number}.md").write_text(f"{number}\n")
+    assert demo(tmp_path / "demo", folder)["scored_documents"] == 2
 
 
 # Mistakes
