@@ -79,11 +79,11 @@ def stored_plan(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def stored_results(out: Path) -> dict[str, Any] | None:
-    """The results of the evaluation in a demo's folder; None if it is still to be done."""
+def stored_results(out: Path, mark: outputs.Mark = outputs.RESULTS) -> dict[str, Any] | None:
+    """The results of the evaluation in a demo's folder; None if it is still to be done. mark: what they must have."""
     if not (path := out / "results.json").exists():
         return None
-    if not outputs.is_mark(path, outputs.RESULTS):
+    if not outputs.is_mark(path, mark):
         raise UserError(f"{path} is damaged; remove it, and the demo will evaluate again")
     return read_json(path)
 

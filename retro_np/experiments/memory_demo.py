@@ -1,6 +1,7 @@
 """`retro-np demo --memory FOLDER`: a frozen language model that reads a folder, in five minutes on two cores."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,11 +53,10 @@ def run_memory_demo(
         "corpus": str(folder), "seed": seed or 0, "limit_bytes": LIMIT_BYTES,
         "evaluated_chunks": HELD_OUT_DOCUMENTS * SCORED_CHUNKS,
     }  # fmt: skip
-    m, part = model.config.chunk_size, limited(corpus, plan["limit_bytes"])
-    build = BuildConfig(
-        chunk_size=m, held_out=_share_of_hashes(folder, part, BYTES_PER_TOKEN * m), exclude=exclude,
-        limit_bytes=plan["limit_bytes"], training_neighbours=False,
-    )  # fmt: skip
+    m = model.config.chunk_size
+    build = BuildConfig(chunk_size=m, limit_bytes=plan["limit_bytes"], exclude=exclude, training_neighbours=False)
+    part = limited(corpus, build.limit_bytes)
+    build = replace(build, held_out=_share_of_hashes(folder, part, BYTES_PER_TOKEN * m))
     with locked(out, "demo"):
         remove_partial(out)
         write_json(out / "plan.json", plan)
@@ -67,7 +67,7 @@ def run_memory_demo(
         positions = cast(DecoderConfig, config).max_positions
         beginnings = _beginnings(database, trained_on(memory))
         console.rule("2 · evaluation on the beginnings of held-out documents", align="left")
-        if (results := stored_results(out)) is None:
+        if (results := stored_results(out, outputs.has_keys("documents", "comparisons"))) is None:
             length = min(CONTEXT, positions // m * m)
             results = evaluate(
                 {"RETRO": (params, config)}, database, out, k=NEIGHBOURS, sequence_length=length, stride=length,

