@@ -17,7 +17,7 @@ import scale_costs as costs
 from report import ROOT, milliseconds, results, table, write_sections
 from turns import machine, save
 
-from retro_np.retrieval.build import BuildConfig
+from retro_np.retrieval.config import D_KEY, BuildConfig
 from retro_np.retrieval.index import LINKS
 
 HEAD = ["10⁹ tokens", "10¹² tokens", "1.75 × 10¹² tokens"]
@@ -67,7 +67,7 @@ def at_sizes(chunk_bytes):
 
 def sizes():
     """The size of a database on disk."""
-    width, hashed, links = costs.MINILM, BuildConfig.d_key, costs.link_bytes()
+    width, hashed, links = costs.MINILM, D_KEY, costs.link_bytes()
     rows = {
         f"tokens.npy, {BuildConfig.vocabulary_size:,} words: 2 bytes per token": costs.token_bytes(),
         f"tokens.npy, {costs.PAPER_VOCABULARY:,} words: 4 bytes per token": costs.token_bytes(costs.PAPER_VOCABULARY),
@@ -206,7 +206,7 @@ def memory():
         f"HNSW, float32 keys: 4 × {costs.MINILM} + {links:.0f}, measured": costs.node_memory(),
         f"HNSW, float16 keys: 2 × {costs.MINILM} + {links:.0f}, not offered by hnswlib": links
         + costs.key_bytes(dtype="float16"),
-        f"HNSW, hashing: 4 × {BuildConfig.d_key} + {links:.0f}": costs.node_memory(BuildConfig.d_key),
+        f"HNSW, hashing: 4 × {D_KEY} + {links:.0f}": costs.node_memory(D_KEY),
     }
     rows |= {f"IVF-PQ, {code} + 8": costs.code_bytes(code) for code in (96, 48, 24)}
     cells = []

@@ -8,7 +8,7 @@ measured. Keys have MiniLM's width unless another width is given.
 import numpy as np
 from report import results
 
-from retro_np.retrieval.build import BuildConfig
+from retro_np.retrieval.config import D_KEY, BuildConfig
 from retro_np.retrieval.index import EF_MARGIN
 
 SIZES = (10**9, 10**12, 1_750 * 10**9)  # tokens
@@ -139,7 +139,7 @@ def stage_seconds():
         "reading": build["stages"]["reading"] / build["chunks"],
         "tokenising": build["stages"]["tokenising"] / build["chunks"],
         "near-duplicates": text_bytes() / (1e6 * duplicates[str(CORES)]["files"]),
-        "keys by hashing": 1 / hashing[f"hashing, {BuildConfig.d_key}"]["chunks_a_second"],
+        "keys by hashing": 1 / hashing[f"hashing, {D_KEY}"]["chunks_a_second"],
         "keys by MiniLM": 1 / results("embed")["rows"]["retro_np"]["chunks_a_second"],
         "indexing": insert_seconds(keys_per_shard()),
         "hashing of files": database_bytes() / (CORES * file_rate),

@@ -19,7 +19,7 @@ import json
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -32,16 +32,16 @@ from retro_np.renamed import new_names
 from retro_np.retrieval import manifest as layout
 from retro_np.retrieval import stages
 from retro_np.retrieval import tokenizer as bpe
-from retro_np.retrieval.config import READING, BuildConfig
+from retro_np.retrieval.config import D_KEY, D_KEY_OF_OTHERS, READING, BuildConfig
 from retro_np.retrieval.corpus import Corpus, Source, find_corpus, limited
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.documents import DUPLICATE, chained, completed, write_records
 from retro_np.retrieval.embedders import Embedder, checked_embedder
-from retro_np.retrieval.hashing import HASHED, HashingEmbedder, load_hashing, save_hashing
+from retro_np.retrieval.hashing import HASHED, HashingEmbedder, is_own, load_hashing, save_hashing
 from retro_np.retrieval.index import EF_MARGIN
 from retro_np.retrieval.splits import SplitOf, split_chooser
 from retro_np.retrieval.texts import has_changed, read_texts, undone, write_texts
-from retro_np.retrieval.vocabulary import Special, special_ids, vocabulary
+from retro_np.retrieval.vocabulary import Special, vocabulary
 from retro_np.retrieval.workers import workers
 
 STORED_FIELDS = ("key_dtype", "neighbours", "extra_candidates", "training_neighbours", "shard_bytes")  # manifest fields
@@ -72,6 +72,8 @@ def build_database(
     outputs.claim(out, outputs.DATABASE)
     tokenizer = config.tokenizer if tokenizer is None else tokenizer
     given = None if tokenizer is None else bpe.load_tokenizer(tokenizer)
+    if config.d_key is None:
+        config = replace(config, d_key=D_KEY if given is None or is_own(given) else D_KEY_OF_OTHERS)
     request = _request(corpus, config, user_embedder, given)
     _check_request(out, request)  # before anything is changed
     with locked(out, "build"):
@@ -170,9 +172,9 @@ def _embedder(run, out, training, tokenizer, config, user_embedder) -> Embedder:
     if isinstance(user_embedder, HashingEmbedder):  # Its counts may exist nowhere else.
         save_hashing(user_embedder, path)
     if user_embedder is None and not path.exists():
-        counts = stages.write_counts(run, out / layout.WORK, training, special_ids(tokenizer))
+        counts = stages.write_counts(run, out / layout.WORK, training, out / layout.TOKENIZER)
         chunks = sum(map(stages.chunk_count, training))
-        save_hashing(HashingEmbedder(tokenizer, counts, chunks, config.d_key), path)
+        save_hashing(HashingEmbedder(tokenizer, counts, chunks, cast(int, config.d_key)), path)
     return load_hashing(path, tokenizer) if user_embedder is None else user_embedder
 
 

@@ -9,7 +9,8 @@ from retro_np.renamed import accept_old_names
 from retro_np.retrieval.deduplicate import DedupConfig
 from retro_np.retrieval.manifest import MAX_CHUNK_SIZE, MAX_STORED_NEIGHBOURS
 
-D_KEY = 128
+# The default width of hashed keys: with our own tokenizers, and with those of others, which have longer tokens
+D_KEY, D_KEY_OF_OTHERS = 128, 1024
 NEAR_DUPLICATE = DedupConfig()
 READING = ("include", "exclude", "text_field", "name_field", "split_field")  # the fields about how a corpus is read
 
@@ -33,7 +34,7 @@ class BuildConfig:
     duplicates: how to find training documents that resemble a held-out one, to leave them out; None keeps them all.
     include: glob patterns of the files to read in folders; empty for all.
     exclude: glob patterns of the files to leave out in folders.
-    d_key: width of the hashing embedder's keys, at least 1.
+    d_key: width of the hashing embedder's keys, at least 1; None: 128, or 1,024 with a tokenizer of others.
     training_neighbours: whether to find neighbours of training chunks. Only training needs them, and they take long.
     held_out_bytes: in place of held_out, a share of the documents' bytes in (0, 1), exact to within one document: half
         for valid and half for test. None holds out by name, and for valid alone.
@@ -55,7 +56,7 @@ class BuildConfig:
     duplicates: DedupConfig | None = NEAR_DUPLICATE
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    d_key: int = D_KEY
+    d_key: int | None = None
     training_neighbours: bool = True
     held_out_bytes: float | None = None
     text_field: str = "text"
@@ -66,7 +67,8 @@ class BuildConfig:
         from retro_np.retrieval.tokenizer import MIN_VOCABULARY_SIZE
 
         minima = {"chunk_size": 1, "neighbours": 1, "extra_candidates": 0, "shard_bytes": 1, "tokenizer_bytes": 1}
-        minima |= {"d_key": 1, "vocabulary_size": MIN_VOCABULARY_SIZE if self.tokenizer is None else 0}
+        minima |= {} if self.d_key is None else {"d_key": 1}
+        minima |= {"vocabulary_size": MIN_VOCABULARY_SIZE if self.tokenizer is None else 0}
         minima |= {} if self.limit_bytes is None else {"limit_bytes": 1}
         for name, minimum in minima.items():
             value = getattr(self, name)

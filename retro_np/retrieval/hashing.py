@@ -3,6 +3,7 @@
 It computes TF-IDF (Spärck Jones 1972) of hashed features and projects them to d_key columns. Chunks that share rare
 words and phrases get near keys, which is what retrieval needs, at about a thousand times BERT's speed."""
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,11 +22,12 @@ from retro_np.retrieval.batches import checked_texts, embed_in_batches
 from retro_np.retrieval.config import D_KEY
 from retro_np.retrieval.manifest import REBUILD
 from retro_np.retrieval.tokenizer import encode_batch, tokenizer_sha256
-from retro_np.retrieval.vocabulary import Special, special_ids
+from retro_np.retrieval.vocabulary import Special, special_ids, vocabulary
 
 __all__ = ["BUCKETS", "D_KEY", "HASHED", "HashingEmbedder", "count_features", "load_hashing", "save_hashing"]
 
-VERSION = 1  # The algorithm's version. A different version makes different keys.
+# The algorithm's version, for tokens of our own tokenizers and of others. A different version makes different keys.
+VERSION, VERSION_OF_OTHERS = 1, 2
 HASHED = "hashing"  # the `embedder` argument of `build_database` for a database's own hashing embedder
 MAX_BATCH_TOKENS = 1 << 18
 FILE = np.dtype(
@@ -82,17 +84,39 @@ class HashingEmbedder:
 
         A key's bits depend only on its row. Padding and end-of-text are not counted, and separate pairs. All rows
         without tokens share one key, far from other keys. Raises UserError for anything but token ids."""
-        return project_features(feature_ids(tokens, special_ids(self.tokenizer)), self.weights, self.d_key)
+        return project_features(feature_ids(tokens, self.tokenizer), self.weights, self.d_key)
 
 
-def feature_ids(tokens: np.ndarray, special: Special) -> np.ndarray:
-    """Token ids as the kernels take them, to which ids up to MAX_SPECIAL_TOKEN are no features.
+def feature_ids(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens (N, t) as the kernels take them, to which ids up to MAX_SPECIAL_TOKEN are no features.
 
-    Those of the tokenizers that are trained here are such ids already. Raises UserError for anything but token ids."""
-    if special == Special():
+    Those of the tokenizers that are trained here are such ids already. The large vocabularies of others have several
+    tokens for a word, by case and by the space before it, which become one feature. Punctuation and blanks are left
+    out, so that words on both sides are a pair, and so are ids without a text, which spare embeddings have. Raises
+    UserError for anything but token ids."""
+    if is_own(tokenizer):
         return tokens
-    tokens = checked_tokens("feature_ids", "tokens", tokens, 2).astype(np.int64)
-    return np.where(np.isin(tokens, special), 0, tokens + MAX_SPECIAL_TOKEN + 1)
+    tokens, table = checked_tokens("feature_ids", "tokens", tokens, 2), _word_numbers(tokenizer)
+    words = table[np.minimum(tokens, len(table) - 1)]
+    return np.take_along_axis(words, np.argsort(words == 0, axis=1, kind="stable"), axis=1)
+
+
+def is_own(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer's special ids are those of the tokenizers that are trained here."""
+    return special_ids(tokenizer) == Special()
+
+
+@functools.lru_cache(maxsize=4)
+def _word_numbers(tokenizer: Tokenizer) -> np.ndarray:
+    """For each id, a number above MAX_SPECIAL_TOKEN that its word shares with other spellings, or 0 without letters."""
+    known, numbers = vocabulary(tokenizer), dict[bytes, int]()
+    table = np.zeros(len(known.pieces) + 1, np.int64)  # The last number is for ids beyond.
+    for i, piece in enumerate(known.pieces):
+        text = piece.decode(errors="replace")
+        if i not in known.special and any(letter.isalnum() or not letter.isascii() for letter in text):
+            word = piece if "\ufffd" in text else text.strip().lower().encode()  # Parts of characters stay different.
+            table[i] = numbers.setdefault(word, len(numbers) + MAX_SPECIAL_TOKEN + 1)
+    return table
 
 
 def save_hashing(embedder: HashingEmbedder, path: Path | str) -> None:
@@ -105,8 +129,8 @@ def load_hashing(path: Path | str, tokenizer: Tokenizer) -> HashingEmbedder:
     if not Path(path).is_file():
         raise UserError(f"no feature counts at {path}: {REBUILD}")
     record = mapped(path, FILE, (), hint=REBUILD)
-    if record["version"] != VERSION:
-        raise UserError(f"{path} has version {record['version']}, but this version reads {VERSION}: {REBUILD}")
+    if record["version"] != (version := VERSION if is_own(tokenizer) else VERSION_OF_OTHERS):
+        raise UserError(f"{path} has version {record['version']}, but this version reads {version}: {REBUILD}")
     if record["tokenizer"].tobytes() != bytes.fromhex(tokenizer_sha256(tokenizer)):
         raise UserError(f"{path} was counted with another tokenizer: use the one in its folder, or {REBUILD}")
     if not 1 <= record["d_key"] < 2**20 or record["counts"].max() > record["chunks"]:
@@ -116,7 +140,8 @@ def load_hashing(path: Path | str, tokenizer: Tokenizer) -> HashingEmbedder:
 
 def _record(embedder):
     record = np.zeros((), FILE)
-    record["version"], record["d_key"], record["chunks"] = VERSION, embedder.d_key, embedder.chunks
+    version = VERSION if is_own(embedder.tokenizer) else VERSION_OF_OTHERS
+    record["version"], record["d_key"], record["chunks"] = version, embedder.d_key, embedder.chunks
     record["tokenizer"] = np.frombuffer(bytes.fromhex(tokenizer_sha256(embedder.tokenizer)), np.uint8)
     record["counts"] = embedder.counts
     return record

@@ -25,7 +25,7 @@ from retro_np.retrieval.neighbours import Shard, search_shard
 from retro_np.retrieval.sharded import is_in, shard_array
 from retro_np.retrieval.texts import Lines, parse_text, read_texts
 from retro_np.retrieval.tokenizer import encode_batch, load_tokenizer
-from retro_np.retrieval.vocabulary import Special, vocabulary
+from retro_np.retrieval.vocabulary import vocabulary
 
 CHUNKS_PER_SAVE = 256  # An embedder of texts is slow: its keys are saved this often.
 CHUNKS_PER_BLOCK = 16_384  # Embedders of tokens and the counting of features take this many chunks at a time.
@@ -78,11 +78,12 @@ def _text_blocks(path):
     return grouped(read_texts(path), lambda text: len(text.text), CHARACTERS_PER_BLOCK)
 
 
-def count_shard(shard: Path, out: Path, special: Special, advance: Advance = silent) -> None:
+def count_shard(shard: Path, out: Path, tokenizer: Path, advance: Advance = silent) -> None:
     """Write, for each hashed feature, how many chunks of a shard contain it: (BUCKETS,) uint32."""
     tokens, counts = shard_array(shard, "tokens"), np.zeros(BUCKETS, np.uint32)
+    bpe = _tokenizer(tokenizer, *_identity(tokenizer))
     for rows in threads.blocks(len(tokens), CHUNKS_PER_BLOCK):
-        count_features(feature_ids(tokens[rows], special), counts)
+        count_features(feature_ids(tokens[rows], bpe), counts)
         advance(rows.stop - rows.start)
     write_array(out, counts)
 

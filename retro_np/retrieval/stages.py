@@ -17,7 +17,6 @@ from retro_np.retrieval.index import INDEX, hnswlib_installed
 from retro_np.retrieval.manifest import SPLITS, shard_name
 from retro_np.retrieval.sharded import shard_array
 from retro_np.retrieval.shards import IndexShard, Numbering
-from retro_np.retrieval.vocabulary import Special
 from retro_np.retrieval.workers import Runner, Task
 
 LAST_LIST = "distances.npy"  # written after ids.npy
@@ -107,10 +106,10 @@ def _lines(path):
         return sum(1 for _ in file)
 
 
-def write_counts(run: Runner, work: Path, folders: list[Path], special: Special) -> np.ndarray:
+def write_counts(run: Runner, work: Path, folders: list[Path], tokenizer: Path) -> np.ndarray:
     """The number of chunks that hold each hashed feature, (BUCKETS,), summed over shards."""
     files = [work / "counts" / f"{folder.name}.npy" for folder in folders]
-    run("counting features", "chunks", _missing(shards.count_shard, chunk_count, folders, files, special))
+    run("counting features", "chunks", _missing(shards.count_shard, chunk_count, folders, files, tokenizer))
     return sum((mapped(file, np.uint32, (BUCKETS,)) for file in files), start=np.zeros(BUCKETS, np.uint32))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro_np.retrieval.build import BuildConfig, build_database
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.config import D_KEY, BuildConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -80,7 +81,7 @@ def test_the_files_of_a_real_database_have_the_computed_sizes(tmp_path):
     database = build_database(tmp_path / "corpus", tmp_path / "db", BuildConfig(vocabulary_size=300), "hashing")
     header, chunks = 128, database.n_chunks  # header: bytes of a .npy file before its data
     files = {name: facts["bytes"] for name, facts in database.manifest["files"].items()}
-    width = BuildConfig.d_key
+    width = D_KEY
     assert files["shards/00000/keys.npy"] - header == chunks * costs.key_bytes(width)
     assert files["shards/00000/tokens.npy"] - header == chunks * costs.token_bytes()
     assert files["shards/00000/documents.npy"] - header == chunks * costs.ID_BYTES

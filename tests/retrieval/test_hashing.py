@@ -7,14 +7,27 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from foreign_tokenizers import MAKERS, json_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import write_corpus
+from tokenizers import Tokenizer
 
 from retro_np.errors import UserError
 from retro_np.files import write_array
 from retro_np.kernels.hashing import BUCKETS
-from retro_np.retrieval.hashing import HashingEmbedder, count_features, load_hashing, save_hashing
+from retro_np.retrieval.build import build_database
+from retro_np.retrieval.config import BuildConfig
+from retro_np.retrieval.hashing import (
+    HASHED,
+    HashingEmbedder,
+    count_features,
+    feature_ids,
+    load_hashing,
+    save_hashing,
+)
 from retro_np.retrieval.tokenizer import encode, train_tokenizer
+from retro_np.retrieval.vocabulary import special_ids, vocabulary
 
 TEXTS = ["def f(x): return x", "", "class Token:\n    pass\n", "naïve café 🙂", "for i in range(10): print(i)\n" * 90]
 
@@ -182,3 +195,39 @@ def test_a_damaged_file_is_refused_in_one_line(embedder, tmp_path, write, messag
         load_hashing(path, embedder.tokenizer)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_words_of_a_tokenizer_of_others_have_one_feature_for_all_spellings_and_punctuation_has_none(kind):
+    tokenizer = Tokenizer.from_str(json_of(kind).decode())
+    size = len(vocabulary(tokenizer).pieces)
+    features = feature_ids(np.arange(size + 3)[:, None], tokenizer)[:, 0]
+    words = {}
+    for number, piece in enumerate(vocabulary(tokenizer).pieces):
+        text = piece.decode(errors="replace")
+        has_letters = any(letter.isalnum() or ord(letter) > 127 for letter in text)
+        assert (features[number] > 1) == (has_letters and number not in special_ids(tokenizer))
+        if features[number]:
+            word = piece if "\ufffd" in text else text.strip().lower()
+            assert words.setdefault(word, features[number]) == features[number]
+    assert len(set(words.values())) == len(words) > 100
+    assert not features[size:].any()  # ids without a text
+
+
+def test_features_of_a_tokenizer_of_others_stand_side_by_side_where_punctuation_was_between_them():
+    tokenizer = Tokenizer.from_str(json_of("gpt2").decode())
+    number_of = {piece: number for number, piece in enumerate(vocabulary(tokenizer).pieces)}
+    rows = np.array([[number_of[letter] for letter in letters] for letters in ([b"a", b",", b"b"], [b"A", b"b", b"!"])])
+    first, second = feature_ids(rows, tokenizer)
+    np.testing.assert_array_equal(first, second)
+    assert first[0] > 1 < first[1] != first[0]
+    assert first[2] == 0
+
+
+@pytest.mark.parametrize(("kind", "width"), [(None, 128), ("gpt2", 1024)])
+def test_the_default_width_of_keys_depends_on_whose_tokenizer_it_is(tmp_path, kind, width):
+    corpus = write_corpus(tmp_path / "corpus")
+    given = None if kind is None else Tokenizer.from_str(json_of(kind).decode())
+    config = BuildConfig(chunk_size=16, vocabulary_size=300)
+    assert build_database(corpus, tmp_path / "db", config, HASHED, tokenizer=given).d_key == width
+    assert build_database(corpus, tmp_path / "db", config, HASHED, tokenizer=given).d_key == width  # the same request
