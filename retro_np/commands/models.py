@@ -235,7 +235,7 @@ def _add_to_other(
     elif form == "adapted":
         params, model = memory.adapt(other.params, model, layers, rng, rank)
     else:
-        begin = database.end_of_text if database.end_of_text < model.vocabulary_size else other.start
+        begin = memory.begin_id(other, database)
         params, model = memory.add_memory(other.params, model, layers, rng, begin_id=begin, rank=rank)
         begun = begun_as_bundled(params, model, other.sha256) if form == "bundled" else None
     if begun is not None:

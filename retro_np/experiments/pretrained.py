@@ -14,21 +14,29 @@ from retro_np.checkpoint import read_meta, write_tensors
 from retro_np.evaluation.compare import evaluate
 from retro_np.evaluation.own_text import HASH_DIGITS
 from retro_np.experiments import recipe
+from retro_np.experiments.corpora import corpus
 from retro_np.experiments.experiment import Figures, Verdict, sentence
 from retro_np.experiments.lab import Lab
 from retro_np.files import write_atomically
+from retro_np.nn.decoders import DecoderConfig
+from retro_np.nn.memory import is_added
 from retro_np.parameters import count_parameters
-from retro_np.pretrained.bundled import BASELINE, BUNDLED, RETRO, bundled_file, trained_on
-from retro_np.pretrained.models import load_pretrained
+from retro_np.pretrained.bundled import BASELINE, BUNDLED, MEMORY, RETRO, bundled_file, trained_on, write_memory
+from retro_np.pretrained.models import SMOLLM2, load_model, load_pretrained, read_pretrained
 from retro_np.renamed import new_names
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.build import build_database
-from retro_np.retrieval.corpus import STDLIB
+from retro_np.retrieval.config import BuildConfig
+from retro_np.retrieval.corpus import STDLIB, Source
 from retro_np.retrieval.database import Database
+from retro_np.retrieval.hashing import HASHED
 from retro_np.retrieval.manifest import TOKENIZER
-from retro_np.training.loop import CHECKPOINT
+from retro_np.training.config import TrainingConfig
+from retro_np.training.loop import CHECKPOINT, train
+from retro_np.training.memory import MEMORY_SETTINGS, add_memory, begin_id, default_layers
 from retro_np.tree import named_leaves
 
+MEMORY_CORPORA, MEMORY_STEPS = ("translations", "libraries", "command-reference"), 200
 BUNDLED_BUILD: dict[str, Any] = {"tokenizer": str(BUNDLED / TOKENIZER), "training_neighbours": False}
 
 
@@ -44,7 +52,7 @@ def make_pretrained(lab: Lab, out: Path) -> list[Path]:
     Returns the files: both models in half precision, and the tokenizer. A model's metadata has the settings of its
     training and "trained_on", the content hashes of the training documents (see `bundled.trained_on`)."""
     database = lab.database()
-    hashes = sorted(record["sha256"][:HASH_DIGITS] for record in database.documents if record["split"] == "train")
+    hashes = _training_hashes(database)
     models, tokenizer = [out / f"{name}.safetensors" for name in (BASELINE, RETRO)], out / TOKENIZER
     for path, model in zip(models, lab.pair(database, 0), strict=True):
         halves = {leaf: array.astype(np.float16) for leaf, array in named_leaves(model.params)}
@@ -52,6 +60,32 @@ def make_pretrained(lab: Lab, out: Path) -> list[Path]:
         write_tensors(path, halves, {"config": model.config.to_dict(), "run": run, "trained_on": hashes})
     write_atomically(tokenizer, (database.path / TOKENIZER).read_bytes())
     return [*models, tokenizer]
+
+
+def make_memory(lab: Lab, out: Path) -> list[Path]:
+    """Train the memory that comes with the package for SmolLM2, on a third each of MEMORY_CORPORA, and write it.
+
+    Returns the file. Its metadata has the settings of its training and "trained_on", as in `make_pretrained`."""
+    base = read_pretrained(SMOLLM2)
+    sources = [Source(name, str(corpus(name, lab.folder / "corpora")), 1.0) for name in MEMORY_CORPORA]
+    size = lab.scale.limit_bytes
+    build = BuildConfig(held_out=0.02, limit_bytes=size, neighbours=4, extra_candidates=12)
+    database = build_database(sources, lab.folder / "databases" / "memory", build, HASHED, tokenizer=base.tokenizer)
+    weights, config = load_model(base, database)
+    assert isinstance(config, DecoderConfig)
+    layers, rng = default_layers({}, config, paper_form=False), np.random.default_rng(0)
+    params, config = add_memory(weights, config, layers, rng, begin_id=begin_id(base, database))
+    training = TrainingConfig(**MEMORY_SETTINGS | {"steps": MEMORY_STEPS if size is None else lab.scale.steps})
+    train(
+        database, config, training, lab.folder / "models" / "memory", begin_from=(params, base.sha256),
+        trainable=is_added, base={"name": SMOLLM2, "sha256": base.sha256}, description="memory",
+    )  # fmt: skip
+    write_memory(lab.folder / "models" / "memory", _training_hashes(database), out / MEMORY.name)
+    return [out / MEMORY.name]
+
+
+def _training_hashes(database: Database) -> list[str]:
+    return sorted(record["sha256"][:HASH_DIGITS] for record in database.documents if record["split"] == "train")
 
 
 def measure(lab: Lab) -> Figures:

@@ -19,8 +19,8 @@ RANK = 16
 LAYER_SHARES = (18 / 30, 19 / 30, 21 / 30, 22 / 30, 23 / 30, 24 / 30, 25 / 30)
 GATE = 0.5  # where the gates begin if they are trained
 # The settings of a training that differ from those of a model's own. A quarter of the chunks read random neighbours.
-MEMORY_SETTINGS = {
-    "steps": 150, "learning_rate": 2e-3, "warmup": 10, "weight_decay": 0.0, "random_share": 0.25,
+MEMORY_SETTINGS: dict[str, Any] = {
+    "steps": 100, "learning_rate": 4e-3, "warmup": 10, "weight_decay": 0.0, "random_share": 0.25,
     "checkpoint_every": 10,
 }  # fmt: skip
 
@@ -41,6 +41,12 @@ def default_layers(stored: dict[str, Any], config: RetroConfig, paper_form: bool
     if paper_form:
         return tuple(range(min(6, config.n_layers), config.n_layers + 1, 3))
     return tuple(sorted({max(1, round(share * config.n_layers)) for share in LAYER_SHARES}))
+
+
+def begin_id(other: Any, database: Any) -> int | None:
+    """The token that begins a neighbour: the database's end-of-text, or the decoder's own."""
+    own = database.end_of_text
+    return own if own < other.config.vocabulary_size else other.start
 
 
 def add_memory(
