@@ -41,7 +41,7 @@ OVER_SEEDS = {
     "pretrained": False,
 }  # fmt: skip
 
-VERDICTS = {True: "agrees", False: "disagrees", None: "cannot be told"}  # as a record says it
+IN_WORDS = {True: "agrees", False: "disagrees", None: "cannot be told"}  # as a record says it
 
 Figures = dict[str, Any]
 Picture = Path  # the PNG file to draw
@@ -119,7 +119,7 @@ def run_experiment(name: str, out: Path | str, scale: str = "small", seeds: int 
         "command": f"retro-np experiment {name}{options}", "scale": asdict(SCALES[scale]), "seeds": seeds,
         "machine": {"cores": cores(), "processor": _processor(), **versions},
         "seconds": round(seconds, 1),  # This run alone. Earlier runs may have left models and scores.
-        "verdict": VERDICTS[agrees], "sentence": sentence,
+        "verdict": IN_WORDS[agrees], "sentence": sentence,
         "comparisons": figures.get("comparisons", []),
         "figures": {key: value for key, value in figures.items() if key != "comparisons"},
     }  # fmt: skip

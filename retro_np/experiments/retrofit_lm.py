@@ -72,7 +72,7 @@ class Size:
     training: dict[str, Any]
 
 
-SIZES = {
+SIZE_OF_SCALE = {
     "tiny": Size(16, 128, 12, 4, 1024, {"batch_size": 16, "steps": 3, "warmup": 1}),
     "small": Size(64, 512, 100, 8, DATASTORE_KEYS, {"batch_size": 4}),
 }
@@ -195,7 +195,10 @@ class Bench:
 
 def measure(lab: Lab) -> Figures:
     """Bits per byte of each condition on each corpus, differences with intervals, and seconds per token."""
-    size, base = SIZES[lab.scale.name], _tiny_decoder() if lab.scale.name == "tiny" else read_pretrained(SMOLLM2)
+    size, base = (
+        SIZE_OF_SCALE[lab.scale.name],
+        _tiny_decoder() if lab.scale.name == "tiny" else read_pretrained(SMOLLM2),
+    )
     figures: Figures = {"base": {"name": base.name, "sha256": base.sha256}, "corpora": {}, "comparisons": []}
     if lab.scale.name != "tiny":  # seconds of a training step and of all evaluations, measured on two cores
         hours = (MEMORY_SETTINGS["steps"] * (15 * lab.seeds + 28) + 3600 + 500 * lab.seeds) / 3600

@@ -16,8 +16,8 @@ from retro_np.evaluation.bits_per_byte import score
 from retro_np.evaluation.compare import OFF, ON, SHUFFLE_SEED, SHUFFLED
 from retro_np.experiments import ablations, database_size, leakage, model_size, neighbours, random_neighbours, retrofit
 from retro_np.experiments.experiment import (
+    IN_WORDS,
     OVER_SEEDS,
-    VERDICTS,
     described,
     experiments,
     find_experiment,
@@ -66,7 +66,7 @@ def test_what_is_recorded_of_an_experiment_follows_from_its_recorded_figures(nam
     record = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
     experiment, figures = find_experiment(name), record["figures"] | {"comparisons": record["comparisons"]}
     agrees, sentence = experiment.verdict(figures)
-    assert (VERDICTS[agrees], sentence) == (record["verdict"], record["sentence"])
+    assert (IN_WORDS[agrees], sentence) == (record["verdict"], record["sentence"])
     assert described(experiment) == (record["title"], record["paper"])
 
 
@@ -118,7 +118,7 @@ def test_a_second_run_of_an_experiment_gives_the_same_figures(name, folder):
     assert written["command"] == f"retro-np experiment {name} --scale tiny" + (" --seeds 2" if seeds else "")
     assert written["seeds"] == (seeds or 1)
     assert first["sentence"].endswith(".")
-    assert first["verdict"] in VERDICTS.values()
+    assert first["verdict"] in IN_WORDS.values()
     assert json.dumps(first["comparisons"]) == json.dumps(second["comparisons"])
     assert (folder / "tiny" / f"{name}.png").stat().st_size > 1000
     assert not (folder / f"{name}.json").exists()  # only a full run writes this file

@@ -9,7 +9,7 @@ from retro_np.evaluation.bits_per_byte import score_tokens
 from retro_np.evaluation.bootstrap import paired_bootstrap
 from retro_np.experiments import retrofit_lm
 from retro_np.experiments.experiment import open_lab, run_experiment
-from retro_np.experiments.retrofit_lm import SIZES, UNRELATED, UNTRAINED, verdict
+from retro_np.experiments.retrofit_lm import SIZE_OF_SCALE, UNRELATED, UNTRAINED, verdict
 from retro_np.training.memory import MEMORY_SETTINGS
 
 CONDITIONS = {
@@ -42,7 +42,7 @@ def test_each_condition_is_compared_with_the_base_on_each_corpus(record):
 
 def test_a_comparison_is_the_bootstrap_of_the_losses_of_the_labs_models(record):
     with open_lab(record[1], "tiny", 2) as lab:
-        bench = retrofit_lm._benches(lab, retrofit_lm._tiny_decoder(), SIZES["tiny"])["email"]
+        bench = retrofit_lm._benches(lab, retrofit_lm._tiny_decoder(), SIZE_OF_SCALE["tiny"])["email"]
         models = [bench.trained(bench.begun(UNTRAINED, seed), seed) for seed in range(2)]
     split, windows = bench.retrieval.split, {"sequence_length": 128, "stride": 128, "retrieval": bench.retrieval}
     scored = [score_tokens(m.params, m.config, bench.database, k=2, **windows) for m in models]
@@ -64,7 +64,7 @@ def test_a_comparison_is_the_bootstrap_of_the_losses_of_the_labs_models(record):
 
 def test_only_documents_of_more_than_two_chunks_are_scored_and_only_their_first_window(record):
     with open_lab(record[1], "tiny", 2) as lab:
-        benches = retrofit_lm._benches(lab, retrofit_lm._tiny_decoder(), SIZES["tiny"])
+        benches = retrofit_lm._benches(lab, retrofit_lm._tiny_decoder(), SIZE_OF_SCALE["tiny"])
     for bench in benches.values():
         whole, split = bench.database.split("valid"), bench.retrieval.split
         for number in np.unique(split.documents):
