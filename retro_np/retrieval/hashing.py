@@ -82,7 +82,7 @@ class HashingEmbedder:
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """The keys of rows of tokens (N, t), integers: (N, d_key) float32 of length one.
 
-        A key's bits depend only on its row. Padding and end-of-text are not counted, and separate pairs. All rows
+        A key's bits depend only on its row. Padding and end-of-text are not counted (see `feature_ids`). All rows
         without tokens share one key, far from other keys. Raises UserError for anything but token ids."""
         return project_features(feature_ids(tokens, self.tokenizer), self.weights, self.d_key)
 

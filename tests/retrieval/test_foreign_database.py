@@ -149,13 +149,15 @@ def test_token_0_is_a_target_and_its_bytes_count(real_0):
     assert all(not np.isin(targets, split.end_of_text).any() for _, _, targets in windows)
 
 
-def test_token_0_is_a_feature_and_padding_and_end_of_text_are_none(real_0):
+def test_a_letter_is_a_feature_and_token_0_which_is_a_mark_padding_and_end_of_text_are_none(real_0):
     embed, padding, end = real_0.embedder.embed_tokens, real_0.padding, real_0.end_of_text
+    a, b = (real_0.tokenizer.token_to_id(letter) for letter in "ab")
     empty = embed(np.array([[padding, padding]]))[0]
-    assert np.array_equal(embed(np.array([[end, padding]]))[0], empty)
-    assert not np.array_equal(embed(np.array([[0, padding]]))[0], empty)
-    assert np.array_equal(embed(np.array([[0, 1]]))[0], embed(np.array([[0, 1, padding]]))[0])
-    assert not np.array_equal(embed(np.array([[0, 1]]))[0], embed(np.array([[0, end, 1]]))[0])  # end breaks the pair
+    assert np.array_equal(embed(np.array([[end, 0]]))[0], empty)
+    assert not np.array_equal(embed(np.array([[a, padding]]))[0], empty)
+    pair = embed(np.array([[a, b]]))[0]
+    assert all(np.array_equal(pair, embed(np.array([[a, none, b]]))[0]) for none in (0, padding, end))
+    assert not np.array_equal(pair, embed(np.array([[b, a]]))[0])
 
 
 def test_a_query_of_the_hashing_embedder_has_the_key_of_its_tokens(real_0):
