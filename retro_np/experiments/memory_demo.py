@@ -29,7 +29,7 @@ from retro_np.retrieval.documents import document_runs
 NEIGHBOURS = 2
 # What two cores process in five minutes
 LIMIT_BYTES, HELD_OUT_DOCUMENTS, SCORED_CHUNKS, SAMPLED_TOKENS = 10_000_000, 12, 8, 96
-HELD_OUT_SHARE = 0.2  # of the documents, but at most HELD_OUT_DOCUMENTS
+HELD_OUT_SHARE = 0.2  # This share of the documents is held out, but at most HELD_OUT_DOCUMENTS.
 BYTES_PER_TOKEN = 6  # more than English and code have: a held-out document is longer than a chunk
 CONTEXT = 1024  # tokens: what is scored, behind its neighbours where they stand in the context
 
@@ -104,7 +104,7 @@ def _share_of_hashes(folder: Path, corpus: Corpus, least: int) -> float:
         fault = f"{folder} has {counted(len(long), 'text')} of {least:,} bytes or more"
         raise UserError(f"{fault}: give at least 3, of which one is held out and the others are retrieved")
     held = min(HELD_OUT_DOCUMENTS, max(1, round(HELD_OUT_SHARE * len(long))))
-    return float(hashes[long[held]])  # of the first one that is not held out
+    return float(hashes[long[held]])  # Hashes below this one are held out: that many of the long documents.
 
 
 def _beginnings(database: Database, known: frozenset[str]) -> OwnText:

@@ -3,6 +3,7 @@
 Ground truth: the run of which the memory was written, and trainings that begin untrained. A tiny decoder's memory
 stands in place of the one for SmolLM2."""
 
+import contextlib
 import hashlib
 import json
 
@@ -59,6 +60,20 @@ def refused(capsys):
         return err
 
     return run
+
+
+@contextlib.contextmanager
+def interrupted_in_step_3(monkeypatch):
+    step = loop.train_step
+
+    def interrupted(*arguments):
+        if arguments[5] == 3:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", interrupted)
+        yield
 
 
 def parameters(run):
@@ -248,16 +263,8 @@ def test_a_prolonged_run_keeps_its_start_and_is_repeated_by_its_settings(work, t
 
 
 def test_an_interrupted_training_that_began_from_the_memory_ends_in_the_same_bytes(train, tmp_path, monkeypatch):
-    step = loop.train_step
-
-    def interrupted(*arguments):
-        if arguments[5] == 3:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", interrupted)
-    assert train(tmp_path / "out", *OPTIONS, "--steps", 4) == 130
-    monkeypatch.setattr(loop, "train_step", step)
+    with interrupted_in_step_3(monkeypatch):
+        assert train(tmp_path / "out", *OPTIONS, "--steps", 4) == 130
     for out in ("out", "whole"):
         assert train(tmp_path / out, *OPTIONS, "--steps", 4) == 0
     assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "whole")
@@ -350,17 +357,9 @@ def test_a_memorys_settings_adapt_the_same_layers(work, train, tmp_path):
 def test_an_adapted_run_is_repeated_and_resumed_bit_for_bit(adapted, train, tmp_path, monkeypatch):
     assert train(tmp_path / "again", "--baseline", "--config", adapted / "config.json") == 0
     assert all_bytes(tmp_path / "again") == all_bytes(adapted)
-    step = loop.train_step
-
-    def interrupted(*arguments):
-        if arguments[5] == 3:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", interrupted)
     options = (*OPTIONS, "--steps", 4, "--baseline", "--eval-every", 2)
-    assert train(tmp_path / "out", *options) == 130
-    monkeypatch.setattr(loop, "train_step", step)
+    with interrupted_in_step_3(monkeypatch):
+        assert train(tmp_path / "out", *options) == 130
     assert train(tmp_path / "out", *options) == 0
     assert all_bytes(tmp_path / "out") == all_bytes(adapted)
 
