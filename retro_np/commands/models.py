@@ -134,7 +134,11 @@ def train(
         if retrofit is not None:
             weights, model = load_model(other or retrofit, database)
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
-            if other is not None and "cca_layers" not in {*kept["model"], *replaced["model"]}:
+            given = {*kept["model"], *replaced["model"]}
+            if paper_form and "share_embeddings" not in given:
+                shared = sizes["d_model"] in (None, model.d_model)
+                model = replace(model, share_embeddings=known.get("share_embeddings", shared))
+            if other is not None and "cca_layers" not in given:
                 layers = memory.default_layers(known, model, paper_form)
         elif preset is not None:
             model = replace(RetroConfig.preset(preset), **of_database)
@@ -152,8 +156,16 @@ def train(
                 begun = memory.settings_in(out).get("data", file["data"]).get("begun_from")
                 untrained = from_scratch or begun == other.sha256 or (begun is None and not training.steps)
                 rank = kept["model"].get("rank", memory.RANK) if rank is None else rank
-                form = encoder if paper_form else "adapted" if baseline else "untrained" if untrained else "bundled"
-                model, start = _add_to_other(other, retrofit, database, model, layers, rng, form, rank)
+                memory_form = memory.UNTRAINED if untrained else memory.SHIPPED
+                form = memory.PAPER_FORM if paper_form else memory.ADAPTED if baseline else memory_form
+                added: dict[str, Any] = {"config": model, "layers": layers, "rank": rank, "encoder": encoder}
+                model, start = memory.begin(other, database, form, rng, **added)
+                # A path is stored whole, so that the base is found from any folder, and is never taken for a hub name.
+                start["base"]["name"] = str(retrofit.resolve() if retrofit.exists() else retrofit)
+                if form == memory.SHIPPED:
+                    fault = "untrained, since the bundled one has another base, other layers or another rank."
+                    as_bundled = "as the bundled one; --from-scratch begins untrained."
+                    console.print(f"The memory begins {as_bundled if 'trained_on' in start else fault}")
             elif retrofit is not None:
                 params, model = loop.retrofit(weights, model, layers, encoder, rng)
                 start = {"begin_from": (params, sha256_of(checkpoint_file(retrofit))), "trainable": is_retrieval}
@@ -211,37 +223,6 @@ def _compare(
     differing = ["baseline" if name == "begun_from" else name for name in differing]
     if differing:
         say(f"{config} is of a run with another {' and '.join(differing[:9])}, so this run will not repeat it")
-
-
-def _add_to_other(
-    other: Any, name: Path, database: Any, model: Any, layers: tuple[int, ...], rng: Any, form: Any, rank: int
-) -> tuple[RetroConfig, dict[str, Any]]:
-    """Add to a model of others what is trained. Returns the configuration, and how `loop.train` starts.
-
-    other: a Pretrained. name: as typed. model: its configuration for the database. rng: draws the new parameters.
-    form: the encoder of the paper's form; "adapted", for changes of the model's own attention; or a memory that begins
-    "untrained" or, if that one fits, as the "bundled" one."""
-    from retro_np.files import sha256_of
-    from retro_np.nn.memory import is_added
-    from retro_np.pretrained.bundled import MEMORY, begun_as_bundled, trained_on
-    from retro_np.training import loop, memory
-
-    # A path is stored whole, so that the base is found from any folder, and is never taken for a hub name.
-    base = {"name": str(name.resolve() if name.exists() else name), "sha256": other.sha256}
-    start: dict[str, Any] = {"base": base, "trainable": is_added}
-    begun, begins_as = None, other.sha256
-    if isinstance(form, EncoderConfig):
-        params, model = loop.retrofit(other.params, model, layers, form, rng)
-    elif form == "adapted":
-        params, model = memory.adapt(other.params, model, layers, rng, rank)
-    else:
-        begin = memory.begin_id(other, database)
-        params, model = memory.add_memory(other.params, model, layers, rng, begin_id=begin, rank=rank)
-        begun = begun_as_bundled(params, model, other.sha256) if form == "bundled" else None
-    if begun is not None:
-        params, begins_as, start["trained_on"] = begun, sha256_of(MEMORY), trained_on(MEMORY)
-        console.print("The memory begins as the bundled one; --from-scratch begins untrained.")
-    return model, start | {"begin_from": (params, begins_as)}
 
 
 def sample(

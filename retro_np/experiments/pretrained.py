@@ -18,11 +18,9 @@ from retro_np.experiments.corpora import corpus
 from retro_np.experiments.experiment import Figures, Verdict, sentence
 from retro_np.experiments.lab import Lab
 from retro_np.files import write_atomically
-from retro_np.nn.decoders import DecoderConfig
-from retro_np.nn.memory import is_added
 from retro_np.parameters import count_parameters
 from retro_np.pretrained.bundled import BASELINE, BUNDLED, MEMORY, RETRO, bundled_file, trained_on, write_memory
-from retro_np.pretrained.models import SMOLLM2, load_model, load_pretrained, read_pretrained
+from retro_np.pretrained.models import SMOLLM2, load_pretrained, read_pretrained
 from retro_np.renamed import new_names
 from retro_np.report.plots import plot_bars
 from retro_np.retrieval.build import build_database
@@ -33,7 +31,7 @@ from retro_np.retrieval.hashing import HASHED
 from retro_np.retrieval.manifest import TOKENIZER
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import CHECKPOINT, train
-from retro_np.training.memory import MEMORY_SETTINGS, add_memory, begin_id, default_layers
+from retro_np.training.memory import MEMORY_SETTINGS, UNTRAINED, begin
 from retro_np.tree import named_leaves
 
 MEMORY_CORPORA, MEMORY_STEPS = ("translations", "libraries", "command-reference"), 200
@@ -71,15 +69,9 @@ def make_memory(lab: Lab, out: Path) -> list[Path]:
     size = lab.scale.limit_bytes
     build = BuildConfig(held_out=0.02, limit_bytes=size, neighbours=4, extra_candidates=12)
     database = build_database(sources, lab.folder / "databases" / "memory", build, HASHED, tokenizer=base.tokenizer)
-    weights, config = load_model(base, database)
-    assert isinstance(config, DecoderConfig)
-    layers, rng = default_layers({}, config, paper_form=False), np.random.default_rng(0)
-    params, config = add_memory(weights, config, layers, rng, begin_id=begin_id(base, database))
+    config, start = begin(base, database, UNTRAINED, np.random.default_rng(0))
     training = TrainingConfig(**MEMORY_SETTINGS | {"steps": MEMORY_STEPS if size is None else lab.scale.steps})
-    train(
-        database, config, training, lab.folder / "models" / "memory", begin_from=(params, base.sha256),
-        trainable=is_added, base={"name": SMOLLM2, "sha256": base.sha256}, description="memory",
-    )  # fmt: skip
+    train(database, config, training, lab.folder / "models" / "memory", description="memory", **start)
     write_memory(lab.folder / "models" / "memory", _training_hashes(database), out / MEMORY.name)
     return [out / MEMORY.name]
 

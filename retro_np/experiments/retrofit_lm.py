@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from retro_np.config import EncoderConfig
 from retro_np.evaluation.added_memory import CACHE, DATASTORE_KEYS, IN_CONTEXT, KNN_LM, METHODS, added_memory
 from retro_np.evaluation.bits_per_byte import ScoredTokens, score_tokens
 from retro_np.evaluation.breakdown import SIMILARITY_EDGES, breakdown, nearest_similarities
@@ -46,17 +45,16 @@ from retro_np.retrieval.manifest import TOKENIZER
 from retro_np.retrieval.tokenizer import load_tokenizer, save_tokenizer
 from retro_np.sequences import evaluation_windows
 from retro_np.training.config import TrainingConfig
-from retro_np.training.loop import retrofit
-from retro_np.training.memory import MEMORY_SETTINGS, adapt, add_memory, begin_id, default_layers
+from retro_np.training.memory import ADAPTED, MEMORY_SETTINGS, PAPER_FORM, SHIPPED, UNTRAINED, begin
 from retro_np.tree import named_leaves
 
-UNTRAINED, SHIPPED, PAPER_FORM = "untrained", "shipped", "paper-form"  # forms of a memory, beside the trained "on"
-NOT_READING = ("base", "off", "adapted")  # conditions without retrieval
+NOT_READING = ("base", "off", ADAPTED)  # conditions without retrieval
 MAN, UNRELATED = "man pages", "no shared content"  # corpora on which nothing is trained
 BUILDS: dict[str, dict[str, Any]] = {"translations": {"held_out": 0.08}, "documentation": {}}  # of those with training
+BEGINS = {"documentation": SHIPPED}  # as `train` begins a memory; the package's one was trained on the translations
 LIKE_OURS = {name: getattr(TrainingConfig, name) for name in ("learning_rate", "weight_decay", "random_share")}
-DRAWN = ("on", "others", "adapted", *METHODS, *(f"on+{name}" for name in METHODS), SHIPPED, UNTRAINED, PAPER_FORM)
-IN_PARTS = ("base", "on", "others", "adapted", IN_CONTEXT, SHIPPED, UNTRAINED)  # are also compared on parts of a corpus
+DRAWN = ("on", "others", ADAPTED, *METHODS, *(f"on+{name}" for name in METHODS), SHIPPED, UNTRAINED, PAPER_FORM)
+IN_PARTS = ("base", "on", "others", ADAPTED, IN_CONTEXT, SHIPPED, UNTRAINED)  # are also compared on parts of a corpus
 
 
 @dataclass(frozen=True)
@@ -102,26 +100,19 @@ class Bench:
         """The base."""
         return Model(*load_model(self.base, self.database), self.base.sha256)
 
-    def begun(self, form: str, seed: int = 0) -> Model:
-        """The base with what will be trained: an untrained memory, the paper's form, or an adaptation as large."""
-        config, rng = cast(DecoderConfig, self.plain.config), np.random.default_rng(seed)
-        layers, params = default_layers({}, config, form == PAPER_FORM), self.plain.params
-        if form == PAPER_FORM:
-            encoder = EncoderConfig(config.d_model, config.d_ffw, config.n_heads, config.d_head)
-            added: tuple[Any, Any] = retrofit(params, config, layers, encoder, rng)
-        elif form == "adapted":
-            added = adapt(params, config, layers, rng)
-        else:
-            added = add_memory(params, config, layers, rng, begin_id=begin_id(self.base, self.database))
-        return Model(*added, f"{form} {seed} {added[1].to_dict()} {self.base.sha256}")
+    def untrained(self) -> Model:
+        """The base with a memory that is not trained."""
+        config, start = begin(self.base, self.database, UNTRAINED, np.random.default_rng(0))
+        return Model(start["begin_from"][0], config, f"{UNTRAINED} 0 {config.to_dict()} {self.base.sha256}")
 
-    def trained(self, begun: Model, seed: int = 0, **changes: Any) -> Model:
-        """Train what was added to the base, or load it. changes: of a memory's settings."""
+    def trained(self, form: str, seed: int = 0, **changes: Any) -> Model:
+        """Train what is added to the base, or load it. form: what is added. changes: of a memory's settings."""
         sizes = {"sequence_length": self.size.sequence_length, "neighbours": NEIGHBOURS}
         settings = TrainingConfig(**sizes | MEMORY_SETTINGS | self.size.training | changes | {"seed": seed})
-        base = {"name": self.base.name, "sha256": self.base.sha256}
-        start = {"begin_from": (begun.params, self.base.sha256), "trainable": is_added, "base": base}
-        return self.lab.trained(self.database, begun.config, settings, **start)
+        # The encoder of the paper's form embeds tokens as the base does.
+        config = replace(self.plain.config, share_embeddings=form == PAPER_FORM)
+        config, start = begin(self.base, self.database, form, np.random.default_rng(seed), config=config)
+        return self.lab.trained(self.database, config, settings, **start)
 
     def score(self, name: str, model: Model, cache: StateCache | None = None) -> ScoredTokens:
         """What a model makes of the documents in a condition, which `name` tells."""
@@ -174,7 +165,7 @@ class Bench:
         runs: dict[str, Callable[[], Any]] = {
             "base": partial(part.score, "base", self.plain), "off": partial(part.score, "off", on),
             "on": partial(part.score, "on", on), "on, neighbours encoded": partial(part.score, "on", on, encoded),
-            "adapted": partial(part.score, "adapted", adapted), PAPER_FORM: partial(part.score, PAPER_FORM, paper_form),
+            ADAPTED: partial(part.score, ADAPTED, adapted), PAPER_FORM: partial(part.score, PAPER_FORM, paper_form),
             IN_CONTEXT: partial(prepended, *plain, k=NEIGHBOURS, **part.windows),
             KNN_LM: lambda: nearest_keys(frozen_model(*plain, **part.windows)[1], keys),
             CACHE: lambda: continuous_cache(*frozen_model(*plain, **part.windows)),
@@ -209,24 +200,24 @@ def measure(lab: Lab) -> Figures:
         tokens, place = {"base": bench.stored("base", bench.plain)}, str(bench.retrieval.database.path)
         is_trained = name not in (MAN, UNRELATED)
         if is_trained:
-            memories[place] = [bench.trained(bench.begun(UNTRAINED, seed), seed) for seed in range(lab.seeds)]
+            memories[place] = [bench.trained(BEGINS.get(name, UNTRAINED), seed) for seed in range(lab.seeds)]
             tokens["off"] = bench.stored("off", *memories[place])
         if on := memories.get(place):
             tokens |= bench.reading("on", *on)
         if on and is_trained:
             tokens |= bench.added(tokens["on"], [model.name for model in on])
-            adapted = bench.trained(bench.begun("adapted"), random_share=0.0)
-            tokens["adapted"] = bench.stored("adapted", adapted)
+            adapted = bench.trained(ADAPTED, random_share=0.0)
+            tokens[ADAPTED] = bench.stored("adapted", adapted)
             if "seconds_per_token" not in figures:  # The paper's form takes long, so it is trained on one corpus.
-                paper_form = bench.trained(bench.begun(PAPER_FORM), **LIKE_OURS)
+                paper_form = bench.trained(PAPER_FORM, **LIKE_OURS)
                 tokens |= bench.reading(PAPER_FORM, paper_form)
-                forms = {"on": on[0], "adapted": adapted, PAPER_FORM: paper_form}
+                forms = {"on": on[0], ADAPTED: adapted, PAPER_FORM: paper_form}
                 figures["trained_parameters"] = {
                     form: sum(leaf.size for leaf_name, leaf in named_leaves(model.params) if is_added(leaf_name))
                     for form, model in forms.items()
                 }
                 figures["seconds_per_token"] = bench.seconds(*forms.values())
-        tokens |= bench.reading(UNTRAINED, bench.begun(UNTRAINED))
+        tokens |= bench.reading(UNTRAINED, bench.untrained())
         if base.name == SMOLLM2:
             tokens |= bench.reading(SHIPPED, Model(*load_model(MEMORY, bench.database), sha256_of(MEMORY)))
         figures["corpora"][name], records = _compared(bench, tokens, name)
@@ -268,7 +259,7 @@ def _compared(bench: Bench, tokens: dict[str, list[ScoredTokens]], name: str) ->
 def _benches(lab: Lab, base: Pretrained, size: Size) -> dict[str, Bench]:
     """The corpora by name: two with training, one read by the other's database, and this machine's manual pages."""
     folder = lab.folder / "corpora"
-    common = {"chunk_size": size.chunk_size, "tokenizer": str(folder / TOKENIZER), "d_key": 1024}
+    common = {"chunk_size": size.chunk_size, "tokenizer": str(folder / TOKENIZER)}
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(base.tokenizer, folder / TOKENIZER)
     if lab.scale.name == "tiny":

@@ -3,17 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from retro_np.config import RetroConfig
+from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
+from retro_np.files import sha256_of
 from retro_np.files.untrusted import read_json
 from retro_np.nn.decoders import DecoderConfig
+from retro_np.nn.memory import is_added
 from retro_np.parameters import init_params
+from retro_np.pretrained.bundled import MEMORY, begun_as_bundled, trained_on
+from retro_np.pretrained.models import load_model
+from retro_np.training.loop import retrofit
 from retro_np.tree import Tree, named_leaves
 
+UNTRAINED, SHIPPED, ADAPTED, PAPER_FORM = "untrained", "shipped", "adapted", "paper-form"  # what `begin` adds
 RANK = 16
 # The layers of SmolLM2-135M's 30 that gain most, as shares of the depth
 LAYER_SHARES = (18 / 30, 19 / 30, 21 / 30, 22 / 30, 23 / 30, 24 / 30, 25 / 30)
@@ -43,10 +49,34 @@ def default_layers(stored: dict[str, Any], config: RetroConfig, paper_form: bool
     return tuple(sorted({max(1, round(share * config.n_layers)) for share in LAYER_SHARES}))
 
 
-def begin_id(other: Any, database: Any) -> int | None:
-    """The token that begins a neighbour: the database's end-of-text, or the decoder's own."""
-    own = database.end_of_text
-    return own if own < other.config.vocabulary_size else other.start
+def begin(
+    base: Any, database: Any, form: str, rng: np.random.Generator, *, config: RetroConfig | None = None,
+    layers: Sequence[int] = (), rank: int = RANK, encoder: EncoderConfig | None = None,
+) -> tuple[RetroConfig, dict[str, Any]]:  # fmt: skip
+    """Add to a decoder of others what is trained. Returns its configuration, and how `train` starts.
+
+    base: a Pretrained. form: "untrained" for a memory; "shipped" for the package's, or an untrained one if that does not
+    fit; "adapted" for changes of the model's own attention; "paper-form" for the paper's CCA and encoder. rng: draws
+    new parameters. config: of base for the database; None: as it is. layers: none for `default_layers`. encoder: of the
+    paper's form; None for one as wide as the decoder. Raises the UserErrors of what it calls."""
+    config = cast(DecoderConfig, load_model(base, database)[1] if config is None else config)
+    layers = layers or default_layers({}, config, form == PAPER_FORM)
+    start: dict[str, Any] = {"base": {"name": base.name, "sha256": base.sha256}, "trainable": is_added}
+    begun, begins_as = None, base.sha256
+    if form == PAPER_FORM:
+        encoder = encoder or EncoderConfig(config.d_model, config.d_ffw, config.n_heads, config.d_head)
+        params, config = cast(tuple[Tree, DecoderConfig], retrofit(base.params, config, layers, encoder, rng))
+    elif form == ADAPTED:
+        params, config = adapt(base.params, config, layers, rng, rank)
+    else:
+        # A neighbour begins with the database's end-of-text, or with the decoder's own beginning.
+        own = database.end_of_text
+        begin_id = own if own < base.config.vocabulary_size else base.start
+        params, config = add_memory(base.params, config, layers, rng, begin_id=begin_id, rank=rank)
+        begun = begun_as_bundled(params, config, base.sha256) if form == SHIPPED else None
+    if begun is not None:
+        params, begins_as, start["trained_on"] = begun, sha256_of(MEMORY), trained_on(MEMORY)
+    return config, start | {"begin_from": (params, begins_as)}
 
 
 def add_memory(
