@@ -17,7 +17,7 @@ for command in (
     models.train, evaluation.evaluate, models.sample, evaluation.inspect, experiments.experiment, experiments.pretrain,
     gradcheck.gradcheck, experiments.info, experiments.demo,
 ):  # fmt: skip
-    app.command()(command)
+    app.command()(options.with_checked_paths(command))
 
 
 def _show_version(wanted: bool) -> None:

@@ -71,6 +71,27 @@ def with_memory(memory: bool, *arguments: Any) -> tuple[Any, ...]:
     return MEMORY, *arguments[:-1]
 
 
+def named(text: str) -> str:
+    """A name of a file or folder that was typed. An empty one would stand for the current folder."""
+    if not text:
+        raise BadParameter("it is empty: give the name of a file or folder")
+    return text
+
+
+def path(text: str | Path) -> Path:
+    """`named` as a path."""
+    return Path(named(str(text)))
+
+
+def with_checked_paths(command: Command) -> Command:
+    """Let a command refuse an empty name for each file or folder that it takes."""
+    for parameter in inspect.signature(command).parameters.values():
+        kind, *infos = get_args(parameter.annotation) or [None]
+        if "Path" in str(kind) or parameter.name in ("db", "embedder", "tokenizer"):
+            infos[0].parser = path if "Path" in str(kind) else named
+    return command
+
+
 def finite(option: str, value: float) -> float:
     """The value of an option. Raises UserError if it is infinite or NaN."""
     if not math.isfinite(value):

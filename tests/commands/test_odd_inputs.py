@@ -241,3 +241,18 @@ def test_a_corpus_of_one_document_that_is_held_out_is_refused(tmp_path, command)
     corpus = json_lines(tmp_path / "c.jsonl", {"held": "return value"})
     line = assert_one_line(command("build", corpus, "-o", tmp_path / "db", *BUILD[:-1], "0.999"))
     assert "held out" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo", "--memory", ""), ("demo", "-o", ""), ("evaluate", "retro", "--text", ""), ("verify", ""),
+        ("inspect", "retro", "", "text"), ("sample", "--memory", ""), ("train", "db", "-o", "run", "--config", ""),
+        ("sample", "retro", "db", "--embedder", ""), ("build", "docs", "-o", "db", "--tokenizer="),
+    ],
+)  # fmt: skip
+def test_an_empty_path_does_not_stand_for_the_current_folder(tmp_path, command, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "docs", 2)
+    assert "it is empty: give the name of a file or folder" in assert_one_line(command(*arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
