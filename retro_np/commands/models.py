@@ -145,6 +145,8 @@ def train(
         else:
             model = RetroConfig(**fields | of_database | {"cca_layers": ()})
         if preset is None and (other or not baseline):
+            if other is not None and not layers:
+                raise UserError("cca_layers is empty, but a memory needs layers that read: give --cca-layers")
             if max(layers, default=0) > model.n_layers and not model.cca_layers:
                 shown = ",".join(map(str, layers))
                 raise UserError(f"cca_layers is {shown}, but the model has {model.n_layers} layers: give --cca-layers")

@@ -169,7 +169,7 @@ def refuse_typed(context: Context, names: Iterable[str], reason: str) -> None:
 
 def _layers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(int(part) for part in text.replace("()", "").split(",") if part.strip())
     except ValueError as error:
         raise BadParameter(f"{text!r} is not numbers separated by commas, such as 2,4") from error
 

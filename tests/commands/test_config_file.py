@@ -88,6 +88,14 @@ def test_a_baselines_own_configuration_repeats_and_prolongs_it(db, toml, tmp_pat
     assert trained(db, tmp_path / "first", *settings, "--steps", "5")[0]["training"]["segments"] == [4]
 
 
+def test_no_layers_of_cca_are_written_as_the_help_says_and_make_a_baseline(db, toml, tmp_path):
+    for name, option in (("layers", ("--cca-layers", "()")), ("baseline", ("--baseline",))):
+        trained(db, tmp_path / name, "--config", toml, *option)
+    (by_layers, config), (baseline, _) = (load_params(tmp_path / name) for name in ("layers", "baseline"))
+    assert not config.retrieves
+    assert np.array_equal(by_layers["readout"], baseline["readout"])
+
+
 def test_two_sections_of_the_encoder_are_one_line(db, toml, tmp_path):
     toml.write_text(TOML + "[model.encoder]\nn_layers = 2\n")
     line = refused("train", db, "-o", tmp_path / "run", "--config", toml)

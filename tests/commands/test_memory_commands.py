@@ -263,6 +263,7 @@ def test_a_database_of_another_chunk_size_is_refused(work, refused, tmp_path):
         (("--sequence-length", "30"), "sequence_length"),
         (("--cca-layers", "9"), "cca_layers is 9, but the model has 2 layers: give --cca-layers"),
         (("--cca-layers", "0"), "cca_layers"),
+        (("--cca-layers", "()"), "cca_layers is empty, but a memory needs layers that read: give --cca-layers"),
         (("--rank", "0"), "rank must be a whole number from 1 to 32, not 0"),
         (("--rank", "33"), "rank must be a whole number from 1 to 32, not 33"),
         (("--rank", "2", "--paper-form"), "--paper-form excludes the other two"),
