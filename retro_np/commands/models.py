@@ -136,7 +136,7 @@ def train(
             model = replace(model, **{field: fields[field] for field in {"dropout", *CCA_FIELDS} - {"cca_layers"}})
             given = {*kept["model"], *replaced["model"]}
             if paper_form and "share_embeddings" not in given:
-                shared = sizes["d_model"] in (None, model.d_model)
+                shared = sizes.get("d_model") in (None, model.d_model)
                 model = replace(model, share_embeddings=known.get("share_embeddings", shared))
             if other is not None and "cca_layers" not in given:
                 layers = memory.default_layers(known, model, paper_form)
