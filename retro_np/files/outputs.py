@@ -100,12 +100,14 @@ def claim(folder: Path | str, kind: Kind) -> None:
     if not folder.is_dir() or not any(visible(folder)):
         return
     marks = {name: is_mark(folder / name, is_ours) for name, is_ours in kind.marks.items()}
-    names = [name for name, known in marks.items() if known is False]
-    if not next(iter(marks.values())):
-        names += [name for name, looks_ours in kind.others.items() if is_mark(folder / name, looks_ours) is False]
-    if names:
+    if damaged := [name for name, known in marks.items() if known is False]:
         fault = "is damaged, or was not written by this command"
-        raise UserError(f"{folder / names[0]} {fault}: give another folder with -o")
+        raise UserError(f"{folder / damaged[0]} {fault}: give another folder with -o")
+    first = next(iter(marks))
+    unknown = [name for name, looks_ours in kind.others.items() if is_mark(folder / name, looks_ours) is False]
+    if unknown and not marks[first]:
+        fault = f"{folder / first} is missing, so {unknown[0]} may not be of a {kind.name}"
+        raise UserError(f"{fault}: put it back, or give another folder with -o")
     owner = next((other for other in KINDS if _made(folder, other)), None)
     if owner is None or owner not in (kind, kind.shares):
         held = f"a{'n' * (owner.name[0] == 'e')} {owner.name}" if owner else "other files"

@@ -366,3 +366,13 @@ def test_a_run_without_its_checkpoint_is_not_replaced_by_another_run(base, tmp_p
     with pytest.raises(UserError, match="was trained with steps = "):
         run(["train", str(base / "plain"), "-o", str(out), *map(str, SIZES), "--steps", "77"])
     assert bytes_of([out / "config.json", out / "log.jsonl"]) == before
+
+
+def test_a_run_without_its_settings_is_refused_by_the_name_of_the_missing_file(base, tmp_path):
+    out = shutil.copytree(base / "run", tmp_path / "run")
+    (out / "config.json").unlink()
+    (out / "log.jsonl").write_text("")  # as a run of no steps leaves it
+    before = tree(out)
+    with pytest.raises(UserError, match=r"run/config\.json is missing, so log\.jsonl may not be of a training run: put"):
+        run(["train", str(base / "plain"), "-o", str(out), *map(str, SIZES), "--steps", "1"])
+    assert tree(out) == before
