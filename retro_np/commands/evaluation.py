@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from typer import Argument, Context, Option
 
 from retro_np.commands import options
@@ -52,6 +52,7 @@ def evaluate(
 
     Example: `retro-np evaluate runs/retro runs/db`"""
     from retro_np.evaluation.compare import evaluate as evaluate_models
+    from retro_np.evaluation.compare import model_name
     from retro_np.evaluation.leakage import LEAKAGE_NEIGHBOURS
     from retro_np.evaluation.own_text import WithoutDatabase, own_text
     from retro_np.files import outputs
@@ -127,9 +128,10 @@ def evaluate(
         token_losses=token_losses, also=also, keys=keys,
     )  # fmt: skip
     (out / CURVES).unlink(missing_ok=True)  # An earlier evaluation may have written it.
+    name = model_name(models["RETRO"][1])
     if db is not None:
-        plot_leakage(results["alphas"], results["bpb_alpha"], out / CURVES)
-    print_results(results)
+        plot_leakage(results["alphas"], results["bpb_alpha"], out / CURVES, name)
+    print_results(results, name)
     if changes_texts(database.tokenizer):
         console.print(OWN_READING)
     if results["settings"]["split"] == "valid":
@@ -139,15 +141,15 @@ def evaluate(
     console.print(f"{out} contains {', '.join(written)} and {last}.")
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """Print the tables and the sentence of an evaluation."""
-    from retro_np.evaluation.compare import SHORT_NAMES
+def print_results(results: dict[str, Any], model: str = "RETRO") -> None:
+    """Print the tables and the sentence of an evaluation. model: its name."""
+    from retro_np.evaluation.compare import SHORT_NAMES, shown
 
     clean, models = results.get("without_near_copies"), results["models"]  # an old demo's results lack what came later
     scopes = {"all documents": ({name: line["bpb"] for name, line in models.items()}, results.get("comparisons", []))}
     if clean is not None:
         scopes = {"without near-copies": (clean["models"], clean["comparisons"])} | scopes
-    table, first = Table("", title=TITLES[results["settings"]["split"]]), next(iter(models))
+    table, first = Table(Column("", overflow="fold"), title=TITLES[results["settings"]["split"]]), next(iter(models))
     for scope in scopes:
         table.add_column(f"bits per byte, {scope}")
         table.add_column("relative to the first row")
@@ -157,7 +159,7 @@ def print_results(results: dict[str, Any]) -> None:
             pair = [SHORT_NAMES.get(each, each) for each in (name, first)]
             differences = [_difference(record) for record in comparisons if [record["of"], record["against"]] == pair]
             cells += [f"{bpb[name]:.4f}", *(differences or [""])]
-        table.add_row(name, *cells)
+        table.add_row(shown(name, model), *cells)
     console.print(table)
     composition = results.get("parts") or {}
     for kind in (kind for kind in PARTS if kind in composition):
@@ -167,7 +169,8 @@ def print_results(results: dict[str, Any]) -> None:
             table.add_row(name, f"{100 * part['share_of_bytes']:.1f} %", f"{part['documents']}", _difference(part))
         console.print(table)
     for document in results.get("documents", ())[:SHOWN_DOCUMENTS]:
-        figures = ", ".join(f"{name} {bpb:.4f}" for name, bpb in document["bpb"].items() if bpb is not None)
+        scored = {shown(name, model): bpb for name, bpb in document["bpb"].items() if bpb is not None}
+        figures = ", ".join(f"{name} {bpb:.4f}" for name, bpb in scored.items())
         console.print(f"{document['name']}: {figures or 'no scored bytes'}")
     for reason, count in results.get("left_out", {}).items():
         if count:
@@ -247,7 +250,7 @@ def inspect(
         console.print(f"The page shows {facts['shown']}.")
     facts |= {"bytes": OWN_READING} if changes_texts(database.tokenizer) else {}
     inspection = inspect_tokens(*model, database, tokens[:most], k=k, n_prompt=n_prompt, retrieved=retrieved)
-    name = checkpoint.name if inspection.bits_on is None else "RETRO"
+    name = "RETRO" if inspection.bits_on is not None and model[1].is_retro else checkpoint.name
     write_inspection(page, f"A text under {name}" if prompt is None else f"A sample of {name}", facts, inspection)
     on = "" if inspection.bits_on is None else f"{inspection.bits_on:.4f} bits per byte with retrieval, "
     console.print(f"{on}{inspection.bits_off:.4f} {'without' if on else 'bits per byte'}.")

@@ -88,7 +88,7 @@ def demo(
         refuse_typed(context, ("minutes", "from_scratch"), "--memory trains nothing and takes five minutes")
         out = out if is_typed(context, "out") else Path("runs/memory-demo")
         results = run_memory_demo(memory, out, seed, console)
-        print_results(results | {"parts": None, "documents": []})
+        print_results(results | {"parts": None, "documents": []}, "memory")
         console.print(f"{out}/inspect.html shows what each token read, and {out}/samples.html the samples.")
         console.print(f'To continue a text of yours: retro-np sample --memory {out}/db --prompt "…"')
         return

@@ -25,9 +25,20 @@ OFF, ON, SHUFFLED, PLAIN = "RETRO[OFF]", "RETRO[ON]", "RETRO[ON], neighbours of 
 LINES = ("baseline", OFF, ON, SHUFFLED)
 SHORT_NAMES = {OFF: "off", ON: "on", SHUFFLED: "others"}  # as in the records of comparisons
 SHUFFLE_SEED = 0
+OUR_NAME = "RETRO"
 TOKEN_LOSSES = "tokens.npz"
 
 Model = tuple[Tree, RetroConfig]
+
+
+def model_name(config: RetroConfig) -> str:
+    """What tables, pictures and sentences call a model that retrieves: one of others has a memory."""
+    return OUR_NAME if config.is_retro else "memory"
+
+
+def shown(condition: str, model: str = OUR_NAME) -> str:
+    """What they call a condition: "RETRO[ON]" with the name of the model."""
+    return condition.replace(OUR_NAME, model) if condition in SHORT_NAMES else condition
 
 
 def conditions(baseline: Any, retro: Any, k: int, retrieves: bool = True) -> dict[str, tuple[Any, dict[str, int]]]:
@@ -77,7 +88,7 @@ def evaluate(
     baseline, retro = models.get("baseline"), models["RETRO"]
     if baseline is not None and baseline[1].retrieves:
         raise UserError("the baseline has chunked cross-attention, so it is a RETRO: use another checkpoint")
-    lines = conditions(baseline, retro, k, retro[1].retrieves)
+    lines, called = conditions(baseline, retro, k, retro[1].retrieves), model_name(retro[1])
     for name, model in (against or {}).items():
         if name in (*LINES, PLAIN, *SHORT_NAMES.values(), *METHODS):
             raise UserError(f"another model cannot be called {name!r}, like a condition: give it another name")
@@ -93,7 +104,7 @@ def evaluate(
     check_arguments(keys=(keys, 1))
     check_methods(also, frozen_config, database, retrieval, k, sequence_length)
     for name, ((params, config), condition) in lines.items():
-        settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {name}"}
+        settings = {**condition, **windows, "retrieval": retrieval, "description": f"evaluating {shown(name, called)}"}
         scored[name] = score_tokens(params, config, database, split, **settings)
     on = {"on": scored[ON]} if ON in scored and frozen is retro[0] else {}
     memories = added_memory(also, frozen, frozen_config, database, retrieval, k=k, keys=keys, on=on, **windows)
@@ -138,7 +149,7 @@ def evaluate(
         "models": figures, "alphas": list(ALPHAS),
         "bpb_alpha": {name: filtered_bits_per_byte(loss, ratios) for name, loss in losses.items()},
         "comparisons": compared(losses, first, main), "without_near_copies": clean, "parts": composition,
-        "sentence": verdict(figures, len(numbers), clean, near_copies),
+        "sentence": verdict(figures, len(numbers), clean, near_copies, called),
     }  # fmt: skip
     results |= {"documents": own.figures(whole)} if own else {}
     (out / TOKEN_LOSSES).unlink(missing_ok=True)  # An earlier evaluation may have written it.
@@ -203,27 +214,27 @@ def more_or_fewer(saved: float) -> str:
 
 def verdict(
     figures: dict[str, dict[str, Any]], documents: int, clean: dict[str, Any] | None = None,
-    near_copies: int | None = None,
+    near_copies: int | None = None, model: str = OUR_NAME,
 ) -> str:  # fmt: skip
     """A sentence or two: by how much retrieval helped, and whether the model used the content of its own neighbours.
 
     figures: {condition: {"bpb": …}}. documents: how many were scored. clean: the figures for documents without
     near-copies in the training text, which then come first. near_copies: how many documents have one; None if nobody
-    looked. All as in the results of `evaluate`."""
+    looked. All as in the results of `evaluate`. model: its name."""
     if ON not in figures:
         return "This model has no chunked cross-attention, so there is no retrieval to judge."
     bpb = {name: line["bpb"] for name, line in figures.items()}
     near = f"without a near-copy in the training text (a 13-gram similarity of {NEAR_COPY:g} or more)"
     everything = f"all {documents} documents" if documents > 1 else "the one document"
-    sentence = "With retrieval on, RETRO needs "
+    sentence = f"With retrieval on, {model if model == OUR_NAME else 'the model'} needs "
     if clean is not None:
         few = clean["documents"] < 2
         scope = "in the one document" if few else f"in the {clean['documents']} documents"
-        sentence += f"{_fewer_or_more(clean['models'])} {scope} {near}{', too few for an interval' * few}. "
-        sentence += f"Over {everything}, it needs {_fewer_or_more(bpb)}"
+        sentence += f"{_fewer_or_more(clean['models'], model)} {scope} {near}{', too few for an interval' * few}. "
+        sentence += f"Over {everything}, it needs {_fewer_or_more(bpb, model)}"
     else:
         scope = f"and there is none {near}" if near_copies else "near-copies of the training text included"
-        sentence += f"{_fewer_or_more(bpb)} over {everything}, {scope}"
+        sentence += f"{_fewer_or_more(bpb, model)} over {everything}, {scope}"
     if SHUFFLED not in figures:
         return sentence + "."
     saving = 100 * (1 - bpb[ON] / bpb[SHUFFLED])
@@ -233,6 +244,7 @@ def verdict(
     return f"{sentence}; {others}: this model does not use what it retrieves."
 
 
-def _fewer_or_more(bpb: dict[str, float]) -> str:
-    others = {name: phrase for name, phrase in {"baseline": "the baseline", OFF: OFF}.items() if name in bpb}
-    return " and ".join(f"{more_or_fewer(1 - bpb[ON] / bpb[name])} than {phrase}" for name, phrase in others.items())
+def _fewer_or_more(bpb: dict[str, float], model: str) -> str:
+    others = {"baseline": "the baseline", OFF: shown(OFF, model)}
+    saved = {phrase: 1 - bpb[ON] / bpb[name] for name, phrase in others.items() if name in bpb}
+    return " and ".join(f"{more_or_fewer(share)} than {phrase}" for phrase, share in saved.items())

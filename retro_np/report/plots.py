@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from retro_np.evaluation.compare import LINES, ON
+from retro_np.evaluation.compare import LINES, ON, OUR_NAME, shown
 from retro_np.evaluation.leakage import NO_LEAKAGE
 from retro_np.files import replacing
 
@@ -30,13 +30,17 @@ def plot_losses(runs: dict[str, list[dict[str, Any]]], path: Path | str) -> None
             axes.plot(steps, means, color=colour, label=name)
 
 
-def plot_leakage(alphas: Sequence[float], curves: dict[str, list[float | None]], path: Path | str) -> None:
-    """Plot bpb(α) against α, one curve per condition. A point that is None is not drawn. Paper eq. 5."""
+def plot_leakage(
+    alphas: Sequence[float], curves: dict[str, list[float | None]], path: Path | str, model: str = OUR_NAME
+) -> None:
+    """Plot bpb(α) against α, one curve per condition. A point that is None is not drawn. Paper eq. 5.
+
+    model: its name in the legend."""
     label = "α: largest allowed r(C), the longest run shared with a neighbour as a share of the chunk"
     with new_plot(path, label) as axes:
         for name, curve in curves.items():
             values = np.array(curve, float)  # None becomes NaN, which is not drawn.
-            axes.plot(alphas, values, marker="o", markersize=3, color=COLOURS.get(name), label=name)
+            axes.plot(alphas, values, marker="o", markersize=3, color=COLOURS.get(name), label=shown(name, model))
         axes.axvline(NO_LEAKAGE, color="#999999", linewidth=0.8, linestyle=":")
         axes.annotate(" 12.5 %", (NO_LEAKAGE, 1), xycoords=("data", "axes fraction"), va="top", color="#666666")
         axes.xaxis.set_major_formatter(PercentFormatter(1))

@@ -6,6 +6,7 @@ stands in place of the one for SmolLM2."""
 import contextlib
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -135,10 +136,19 @@ def test_with_memory_each_command_does_what_it_does_with_the_run(work, tmp_path,
         capsys.readouterr()
         assert run_here("sample", *arguments, work / "db", "--prompt", "def f", "--length", 20) == 0
         models = json.loads((tmp_path / name / "results.json").read_text())["models"]
-        page = page.read_text().replace(str(bundled.MEMORY), "").replace(str(work / "run"), "")
+        page = re.sub(f"{bundled.MEMORY}|{work / 'run'}|(?<=under )(memory.safetensors|run)", "", page.read_text())
         shown.append([models, page, capsys.readouterr().out])
     assert shown[0] == shown[1]
     assert "with retrieval off" in shown[0][2]
+
+
+def test_an_evaluation_calls_it_a_memory(work, tmp_path, capsys):
+    assert run_here("evaluate", "--memory", work / "db", "-o", tmp_path / "out", *WINDOW) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert {"memory[OFF]", "memory[ON]", "memory[ON],"} <= set(out.split())
+    assert re.search(r"With retrieval on, the model needs [\d.]+ % (more|fewer) bits than memory\[OFF\] in", out)
+    assert "RETRO" not in out
+    assert "RETRO[ON]" in json.loads((tmp_path / "out" / "results.json").read_text())["models"]
 
 
 def test_the_sample_with_retrieval_off_stands_beside_the_other_and_on_the_page(work, tmp_path, capsys):
