@@ -14,6 +14,9 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, check_arguments
 
 INTERVAL = (0.025, 0.975)  # quantiles of the samples: a percentile interval of 95 %
+# The interval lies between the least and the greatest difference of a document. By chance, all n documents differ to the
+# same side of the true median with a probability of 2¹⁻ⁿ, which is below 5 % from six documents on.
+MIN_DOCUMENTS = 6
 DRAWS_PER_BLOCK = 1 << 20  # drawn documents in memory
 
 
@@ -21,7 +24,7 @@ DRAWS_PER_BLOCK = 1 << 20  # drawn documents in memory
 class Difference:
     """By how many percent one condition needs more bits per byte than another (fewer if negative), and an interval.
 
-    documents: how many have scored bytes. interval_percent: of 95 %; None for fewer than two, which `note` explains."""
+    documents: how many have scored bytes. interval_percent: of 95 %; None for fewer than six, which `note` explains."""
 
     difference_percent: float
     interval_percent: tuple[float, float] | None
@@ -58,8 +61,8 @@ def paired_bootstrap(
     if not n or pairs[:, 1].sum() <= 0:
         raise UserError("there is nothing to compare: the texts are empty, or the other condition needs no bits at all")
     difference = float(_percent(*pairs.sum(axis=(0, 2))))
-    if n < 2:
-        return Difference(difference, None, n, "no interval: a bootstrap over documents needs at least two")
+    if n < MIN_DOCUMENTS:
+        return Difference(difference, None, n, f"no interval: a bootstrap needs at least {MIN_DOCUMENTS} documents")
     rng, ratios = np.random.default_rng(seed), []
     for start in range(0, samples, block := max(1, DRAWS_PER_BLOCK // n)):
         size = min(block, samples - start)

@@ -11,7 +11,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.added_memory import DATASTORE_KEYS, METHODS, added_memory, check_methods
 from retro_np.evaluation.bits_per_byte import check_arguments, score_tokens
-from retro_np.evaluation.bootstrap import paired_bootstrap
+from retro_np.evaluation.bootstrap import MIN_DOCUMENTS, paired_bootstrap
 from retro_np.evaluation.breakdown import NEAR_COPY, breakdown, nearest_similarities, stated
 from retro_np.evaluation.leakage import ALPHAS, LEAKAGE_NEIGHBOURS, bits, chunk_leakage, filtered_bits_per_byte
 from retro_np.evaluation.own_text import HASH_DIGITS, OwnText
@@ -228,9 +228,9 @@ def verdict(
     everything = f"all {documents} documents" if documents > 1 else "the one document"
     sentence = f"With retrieval on, {model if model == OUR_NAME else 'the model'} needs "
     if clean is not None:
-        few = clean["documents"] < 2
-        scope = "in the one document" if few else f"in the {clean['documents']} documents"
-        sentence += f"{_fewer_or_more(clean['models'], model)} {scope} {near}{', too few for an interval' * few}. "
+        few = ", too few for an interval" * (clean["documents"] < MIN_DOCUMENTS)
+        scope = f"in the {clean['documents']} documents" if clean["documents"] > 1 else "in the one document"
+        sentence += f"{_fewer_or_more(clean['models'], model)} {scope} {near}{few}. "
         sentence += f"Over {everything}, it needs {_fewer_or_more(bpb, model)}"
     else:
         scope = f"and there is none {near}" if near_copies else "near-copies of the training text included"

@@ -94,12 +94,12 @@ def test_a_part_has_the_difference_and_interval_of_its_rows_alone():
     rng = np.random.default_rng(0)
     against = Losses(rng.gamma(5, 1, 60), np.full(60, 4), np.repeat(np.arange(12), 5))
     of = Losses(against.nats * rng.uniform(0.7, 1.2, 60), against.bytes, against.documents)
-    rows = against.documents < 4
+    rows = against.documents < 8
     part, rest = part_of(of, against, rows), part_of(of, against, ~rows)
     alone = paired_bootstrap(*(Losses(x.nats[rows], x.bytes[rows], x.documents[rows]) for x in (of, against)))
     assert part["difference_percent"] == alone.difference_percent
     assert part["interval_percent"] == list(alone.interval_percent)
-    assert (part["documents"], part["share_of_bytes"], part["share_of_tokens"]) == (4, 1 / 3, 1 / 3)
+    assert (part["documents"], part["share_of_bytes"], part["share_of_tokens"]) == (8, 2 / 3, 2 / 3)
     total = 100 * (of.nats.sum() / against.nats.sum() - 1)
     assert part["contribution_percent"] + rest["contribution_percent"] == pytest.approx(total)
     nothing = part_of(of, against, np.zeros(60, bool))
@@ -136,8 +136,7 @@ def test_every_pair_of_interest_is_compared(evaluation):
     nats = {name: losses[f"{line}/document_nats"].sum() for name, line in (("on", ON), ("off", OFF))}
     on_off = results["comparisons"][4]
     assert on_off["difference_percent"] == pytest.approx(100 * (nats["on"] / nats["off"] - 1))
-    low, high = on_off["interval_percent"]
-    assert low <= on_off["difference_percent"] <= high
+    assert on_off["interval_percent"] is None  # of three documents
     assert (on_off["seeds"], on_off["alpha"], on_off["documents"]) == (1, None, 3)
 
 

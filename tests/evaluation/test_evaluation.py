@@ -180,8 +180,10 @@ def test_the_verdict_says_when_retrieval_is_not_used():
 @pytest.mark.parametrize(
     ("documents", "clean", "near_copies", "said"),
     [
-        (3, 2, 1, "in the 2 documents without a near-copy in the training text (a 13-gram similarity of 0.1 or more). "
-                  "Over all 3 documents, it needs 5.00 %"),
+        (9, 6, 3, "in the 6 documents without a near-copy in the training text (a 13-gram similarity of 0.1 or more). "
+                  "Over all 9 documents, it needs 5.00 %"),
+        (9, 5, 4, "in the 5 documents without a near-copy in the training text (a 13-gram similarity of 0.1 or more), "
+                  "too few for an interval. Over all 9 documents"),
         (3, 1, 2, "in the one document without a near-copy in the training text (a 13-gram similarity of 0.1 or more), "
                   "too few for an interval. Over all 3 documents"),
         (3, 0, 3, "5.00 % fewer bits than RETRO[OFF] over all 3 documents, and there is none without a near-copy"),

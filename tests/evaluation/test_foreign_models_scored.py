@@ -35,7 +35,7 @@ def work(tmp_path_factory):
     model = foreign.write_folder(work / "model", "llama", max_position_embeddings=POSITIONS)
     (work / "one.txt").write_text("It's 12 o'clock — 今天天气很好 🙂.\n" * 9)
     (work / "two.txt").write_text("def f(x):\n    return x\n")
-    held, tokenizer = {"held_out": 0.2, "neighbours": 4, "extra_candidates": 6}, str(model / "tokenizer.json")
+    held, tokenizer = {"held_out": 0.35, "neighbours": 4, "extra_candidates": 6}, str(model / "tokenizer.json")
     config = BuildConfig(chunk_size=M, tokenizer=tokenizer, **held)
     build_database(write_corpus(work / "corpus"), work / "db", config, EMBEDDER)
     return work

@@ -61,7 +61,9 @@ def test_held_out_documents_are_scored_in_each_condition_and_are_not_in_the_data
     split = {record["name"]: record["split"] for record in database.documents}
     assert [split[document["name"]] for document in results["documents"]] == ["valid"] * 2
     assert sorted(split.values()) == ["train"] * 8 + ["valid"] * 2
-    assert all(record["interval_percent"] is not None for record in results["comparisons"])
+    assert {record["note"] for record in results["comparisons"]} == {
+        "no interval: a bootstrap needs at least 6 documents"
+    }
 
 
 def test_with_the_memory_off_each_beginning_costs_what_it_costs_the_base_alone(work):

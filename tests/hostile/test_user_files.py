@@ -373,6 +373,6 @@ def test_a_run_without_its_settings_is_refused_by_the_name_of_the_missing_file(b
     (out / "config.json").unlink()
     (out / "log.jsonl").write_text("")  # as a run of no steps leaves it
     before = tree(out)
-    with pytest.raises(UserError, match=r"run/config\.json is missing, so log\.jsonl may not be of a training run: put"):
+    with pytest.raises(UserError, match=r"run/config\.json is missing, so log\.jsonl may not be of a training run"):
         run(["train", str(base / "plain"), "-o", str(out), *map(str, SIZES), "--steps", "1"])
     assert tree(out) == before
