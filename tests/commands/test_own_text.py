@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     """A folder with notes of different lengths, an encoder with CLS pooling, a database and a run, made by commands."""
     folder = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(3)
-    for number in range(60):
+    for number in range(80):
         sections = [
             f"## {rng.choice(HEADINGS)}\n\n{' '.join(rng.choice(WORDS, int(rng.integers(20, 120))))}.\n"
             for _ in range(int(rng.integers(1, 5)))
