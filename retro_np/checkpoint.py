@@ -96,8 +96,11 @@ def load_checkpoint(
         raise UserError(f"{path} holds only parameters, so training cannot resume: use it to evaluate or sample")
     params, config = _model_in(tensors, meta, path, given)
 
+    frozen = meta["run"].get("data", {}).get("frozen")
+
     def moment(name, parameter):  # A frozen parameter has none.
-        return checked_tensor(tensors, path, name, parameter.shape, ANOTHER) if name in tensors else None
+        trained = isinstance(frozen, list) and name.split(".", 2)[2] not in frozen
+        return checked_tensor(tensors, path, name, parameter.shape, ANOTHER) if trained or name in tensors else None
 
     moments = {key: map_tree(moment, params, f"adamw.{key}") for key in ("m", "v")}
     return params, {"step": meta["step"], **moments}, config, meta["run"]

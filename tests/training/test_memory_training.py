@@ -1,6 +1,7 @@
 """A memory is trained on a decoder of others. Ground truth: the same training in one piece, the decoder itself, and
 the batches without random neighbours."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file
 from support import all_bytes
 
 from retro_np import Database, UserError, retro
-from retro_np.checkpoint import load_checkpoint, load_params, read_meta
+from retro_np.checkpoint import load_checkpoint, load_params, read_meta, read_tensors, write_tensors
 from retro_np.optim import adamw_init
 from retro_np.parameters import is_retrieval
 from retro_np.sequences import sequence_chunks, sequence_neighbour_ids, sequence_neighbours
@@ -107,6 +108,15 @@ def test_a_runs_files_hold_what_was_trained_its_moments_and_the_name_of_its_base
     assert trained
     assert [set(load_file(finished / file)) for file in FILES] == [trained | moments, trained]
     assert [read_meta(finished / file)["base"] for file in FILES] == [base, base]
+
+
+def test_a_run_without_moments_is_refused_by_its_name(database, model, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    tensors, meta = read_tensors(file)
+    write_tensors(file, {name: array for name, array in tensors.items() if not name.startswith("adamw.")}, meta)
+    with pytest.raises(UserError, match=rf"{file}: adamw\.m\.layers\.0\.cca\.\w+ is absent"):
+        train_memory(database, model, tmp_path / "run", replace(TRAINING, steps=7))
 
 
 def test_frozen_arrays_are_shared_and_keep_their_bytes(database, model, tmp_path):

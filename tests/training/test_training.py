@@ -370,3 +370,12 @@ def test_a_checkpoint_with_odd_metadata_is_refused_in_one_line(database, tmp_pat
         load_checkpoint(path)
     assert str(path) in str(error.value) or "must be" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_a_moment_is_refused_by_its_name(database, tmp_path):
+    config, path = small_config(database), tmp_path / "run" / "checkpoint.safetensors"
+    train(database, config, replace(TRAINING, steps=1), tmp_path / "run")
+    tensors, meta = read_tensors(path)
+    write_tensors(path, {name: array for name, array in tensors.items() if name != "adamw.v.norm"}, meta)
+    with pytest.raises(UserError, match=rf"{path}: adamw\.v\.norm is absent, .*: use another checkpoint"):
+        train(database, config, replace(TRAINING, steps=2), tmp_path / "run")
