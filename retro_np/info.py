@@ -55,16 +55,20 @@ def kernel_table() -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def check_memory(needed: int, what: str, option: str, value: int) -> None:
-    """Raise UserError if fewer bytes are free than are needed. Where there is no /proc/meminfo, nothing is checked.
+    """Raise UserError if fewer bytes are free than are needed.
 
     what: for which they are needed. option, value: what sets their number, in proportion."""
-    free = math.inf
-    with suppress(OSError, LookupError):
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = 1024 * int(fields["MemAvailable"].split()[0])
-    if needed > free:
+    if needed > (free := free_memory()):
         fault = f"{what} need {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB of memory are free"
         raise UserError(f"{fault}: give {option} at most {int(value * free / needed):,}")
+
+
+def free_memory() -> float:
+    """How many bytes of memory are free; infinity where there is no /proc/meminfo."""
+    with suppress(OSError, LookupError):
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    return math.inf
 
 
 def _version(package: str) -> str:

@@ -13,6 +13,7 @@ from retro_np.config import RetroConfig
 from retro_np.errors import UserError
 from retro_np.evaluation.likelihood import nats_of as nats_of  # where it was before
 from retro_np.evaluation.likelihood import token_nats
+from retro_np.info import free_memory
 from retro_np.nn.memory import StateCache
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.join import Retrieval
@@ -130,7 +131,8 @@ def score_tokens(
 ) -> ScoredTokens:  # fmt: skip
     """Compute the loss of one model on each token of a split. Arguments and errors are those of `score`.
 
-    cache: of neighbours that this decoder, which others trained, has encoded already; None: a cache of this call.
+    cache: of neighbours that this decoder, which others trained, has encoded already; None: a cache of this call, in at
+    most half of the memory that is free.
     Returns ScoredTokens in the order of the text, without each document's first token and its end-of-text."""
     check_arguments(params=(params, dict), config=(config, RetroConfig), database=(database, Database), k=(k, 0))
     check_arguments(sequence_length=(sequence_length, 1), stride=(stride, 1), retrieval=(retrieval, Retrieval | None))
@@ -145,7 +147,8 @@ def score_tokens(
     if shuffle_seed is not None and split_name == "train":
         raise UserError("shuffled neighbours of training chunks may be of the chunk's own document: use split valid")
     shuffled = _permutation(len(split.tokens), split.removed, shuffle_seed)
-    cache = cache or StateCache() if config.reads_itself else None
+    if cache is None and config.reads_itself:
+        cache = StateCache(int(min(StateCache.limit, free_memory() / 2)))
 
     def predict(window, tokens, targets):
         rows = np.where(window >= 0, shuffled[window], -1)

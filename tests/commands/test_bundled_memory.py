@@ -16,7 +16,8 @@ from support import all_bytes
 
 from retro_np import UserError, generate, info, load_pretrained, retro
 from retro_np.checkpoint import read_meta, read_tensors, write_tensors
-from retro_np.nn.memory import is_added
+from retro_np.evaluation import bits_per_byte
+from retro_np.nn.memory import StateCache, is_added
 from retro_np.parameters import parameter_shapes
 from retro_np.pretrained import bundled
 from retro_np.pretrained.bundled import trained_on, write_memory
@@ -414,6 +415,24 @@ def test_a_cache_that_does_not_fit_in_memory_is_one_line(work, train, refused, t
     assert "the encoded neighbours that are kept need " in line
     assert "but only 0 MB of memory are free: give cache_mb (--cache-mb) at most 0" in line
     assert not (tmp_path / "other").exists()
+
+
+def test_an_evaluation_keeps_encoded_neighbours_in_at_most_half_of_the_free_memory(work, tmp_path, monkeypatch):
+    limits, bits = [], []
+
+    class Watched(StateCache):
+        def put(self, *arguments):
+            super().put(*arguments)
+            limits.append(self.limit)
+            assert self.used <= self.limit
+
+    monkeypatch.setattr(bits_per_byte, "StateCache", Watched)
+    for out in (tmp_path / "enough", tmp_path / "little"):
+        assert run_here("evaluate", work / "run", work / "db", "-o", out, *WINDOW) == 0
+        bits.append([line["bpb"] for line in json.loads((out / "results.json").read_text())["models"].values()])
+        monkeypatch.setattr(info, "Path", Meminfo)
+    assert min(limits) == 4096 < max(limits)
+    assert bits[0] == pytest.approx(bits[1], rel=1e-6)
 
 
 def test_a_sample_whose_keys_do_not_fit_in_memory_is_one_line(work, refused, monkeypatch):
