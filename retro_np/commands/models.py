@@ -91,6 +91,7 @@ def train(
     from retro_np.pretrained.bundled import trained_on
     from retro_np.pretrained.models import is_whole_model_of_ours, load_model, own_file, read_pretrained
     from retro_np.training import loggers, loop, memory
+    from retro_np.tree import named_leaves
 
     typed = [name for name in context.params if is_typed(context, name)]
     of_others = retrofit is not None and not own_file(retrofit)
@@ -181,7 +182,11 @@ def train(
     if model.retrieves and training.neighbours > stored > 0:
         fault = f"-k is {training.neighbours:,}, but {db} stores {stored} neighbours per training chunk"
         raise UserError(f"{fault}: choose fewer")
-    console.print(f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings")
+    counts = f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings"
+    if start:
+        leaves = named_leaves(start["begin_from"][0])
+        counts += f"; {sum(leaf.size for name, leaf in leaves if start['trainable'](name)):,} are trained"
+    console.print(counts)
     start["callbacks"] = [loggers.logger(kind, out) for kind in dict.fromkeys(log or ())]
     for kind in (kind for kind, files in loggers.LOG_FILES.items() if kind not in (log or ()) and any(out.glob(files))):
         say(f"{out} has a log for {kind}, which only --log {kind} continues")

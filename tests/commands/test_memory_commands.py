@@ -3,6 +3,7 @@
 Ground truth: the calls in Python, and runs in one piece."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -170,9 +171,13 @@ def checkpoint(run):
     return run / "checkpoint.safetensors"
 
 
-def test_rank_and_layers_are_options(work, train, tmp_path):
+def test_rank_and_layers_are_options_and_the_number_of_trained_parameters_is_said(work, train, tmp_path, capsys):
     assert train(tmp_path, *OPTIONS, "--steps", 0, "--rank", 3, "--cca-layers", "2") == 0
     stored = load_file(checkpoint(tmp_path))
+    trained = sum(array.size for name, array in stored.items() if not name.startswith("adamw."))
+    assert re.search(
+        rf"^[\d,]+ parameters, [\d,]+ with embeddings; {trained:,} are trained$", capsys.readouterr().out, re.M
+    )
     assert stored["layers.1.cca.down_q"].shape == (32, 3)
     assert not any(name.startswith("layers.0.") for name in stored)
     assert (stored_model(tmp_path)["rank"], stored_model(tmp_path)["cca_layers"]) == (3, [2])
