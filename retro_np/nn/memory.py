@@ -41,6 +41,9 @@ from retro_np.parameters import is_retrieval
 from retro_np.tree import Array, Pullback, Tree
 
 TOKENS_PER_PART = 4096  # of neighbours that are encoded together
+# Neighbours that are encoded together for the same bits, and of what their tokens are then a multiple. BLAS has other
+# kernels for the rest of a matrix than for its blocks, and other threads for other sizes.
+SAME_SIZE, ROWS = 16, 48
 FROZEN = Scope(trainable=lambda name: False)
 
 
@@ -60,9 +63,11 @@ class Neighbours(NamedTuple):
 class StateCache:
     """Neighbours that are encoded already, by their tokens; the ones used last, in at most `limit` bytes.
 
-    They belong to one model: another model needs another cache."""
+    They belong to one model: another model needs another cache. same_bits: whether the states of a neighbour have the
+    same bits whatever is encoded beside it, and so whatever the cache holds. This takes about a tenth more time."""
 
     limit: int = 1 << 30
+    same_bits: bool = False
     kept: OrderedDict[bytes, dict[int, Array]] = field(default_factory=OrderedDict, repr=False)
     used: int = 0  # bytes of what is kept
 
@@ -125,25 +130,31 @@ def encode_neighbours(
     for u, kept in enumerate(known):
         for p, array in (kept or {}).items():
             states[p][u] = array
-    for part in blocks(len(unknown), max(1, TOKENS_PER_PART // (1 + flat.shape[1]))):
-        _encode(params, config, values, np.array(unknown[part]), states)
+    size = SAME_SIZE if cache is not None and cache.same_bits else 0
+    for part in blocks(len(unknown), size or max(1, TOKENS_PER_PART // (1 + flat.shape[1]))):
+        _encode(params, config, values, np.array(unknown[part]), states, size)
     if cache is not None:
         for u in unknown:
             cache.put(values[u], {p: array[u] for p, array in states.items()})
     return Neighbours(states, values >= 0, rows.reshape(neighbours.shape[:-1]))
 
 
-def _encode(params: Tree, config: DecoderConfig, values: Array, chosen: Array, states: dict[int, Array]) -> None:
-    """Write the states of the chosen values (U, r)."""
+def _encode(
+    params: Tree, config: DecoderConfig, values: Array, chosen: Array, states: dict[int, Array], size: int
+) -> None:
+    """Write the states of the chosen values (U, r). size: encode this number of them; 0: all."""
     tokens, last = np.maximum(values[chosen], 0), max(config.cca_layers)
     if config.begin_id is not None:
         tokens = np.insert(tokens, 0, config.begin_id, axis=1)
-    begin = tokens.shape[1] - values.shape[1]
+    n = tokens.shape[1]
+    if size:  # What is behind a token does not change its state.
+        rows = min(-n % ROWS, config.max_positions - n)
+        tokens = np.pad(tokens, ((0, size - len(tokens)), (0, rows)), mode="edge")
     embed, attention, feed_forward, _ = decoder_blocks(config)
     h, _ = embed(params, tokens, FROZEN)
     for p, layer in enumerate(params["layers"][:last], start=1):
         if p in states:
-            states[p][chosen] = norm(layer["attention"], h, config.norm_eps)[0][:, begin:]
+            states[p][chosen] = norm(layer["attention"], h, config.norm_eps)[0][: len(chosen), n - values.shape[1] : n]
         if p < last:
             h, _ = attention(layer["attention"], h, scope=FROZEN)
             h, _ = feed_forward(layer["ffw"], h, scope=FROZEN)

@@ -142,7 +142,7 @@ def train(
         raise UserError(f"{database.path} has no training documents: add some with retro-np add")
     cache, added = None, {"base": base} if base else {}
     if config.reads_itself:
-        cache = StateCache(training.cache_mb << 20)
+        cache = StateCache(training.cache_mb << 20, same_bits=True)
         each = 4 * 2 * config.chunk_size * config.d_model * len(config.cca_layers)  # bytes of an encoded neighbour
         needed = min(cache.limit, each * database.n_chunks)
         check_memory(needed, "the encoded neighbours that are kept", "cache_mb (--cache-mb)", needed >> 20)

@@ -55,7 +55,7 @@ def begin(
 ) -> tuple[RetroConfig, dict[str, Any]]:  # fmt: skip
     """Add to a decoder of others what is trained. Returns its configuration, and how `train` starts.
 
-    base: a Pretrained. form: "untrained" for a memory; "shipped" for the package's, or an untrained one if that does not
+    base: a Pretrained. form: "untrained" for a memory; "shipped" for the package's, or an untrained one if it does not
     fit; "adapted" for changes of the model's own attention; "paper-form" for the paper's CCA and encoder. rng: draws
     new parameters. config: of base for the database; None: as it is. layers: none for `default_layers`. encoder: of the
     paper's form; None for one as wide as the decoder. Raises the UserErrors of what it calls."""

@@ -10,7 +10,7 @@ from decoder_models import FEW, DecoderCase, memory_cases, memory_configs, real_
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import cases
-from support import assert_same_gradients, needs_c
+from support import assert_same_gradients, fresh_python, needs_c
 
 from retro_np import UserError, gradcheck, init_params, kernels, reference
 from retro_np.config import EncoderConfig
@@ -528,6 +528,31 @@ def test_only_neighbours_that_are_not_kept_are_encoded(monkeypatch):
     for batch in ([first, second, first], [second, third], [third, first, second]):
         encode_neighbours(case.params, case.config, np.array(batch)[None, None], cache)
     assert sorted(encoded) == sorted([first, second, third])
+
+
+SAME_BITS = """
+import numpy as np
+from retro_np.nn import memory
+from retro_np.nn.decoders import DecoderConfig
+from retro_np.parameters import init_params
+
+config = DecoderConfig(97, 32, 64, n_heads=4, d_head=8, n_layers=3, cca_layers=(2, 3), chunk_size=8, max_positions=64)
+params, rng = init_params(config, np.random.default_rng(0)), np.random.default_rng(1)
+neighbours, differing = rng.integers(0, 97, (40, 16)), 0
+whole = memory.encode_neighbours(params, config, neighbours[None, None], memory.StateCache(0, SAME))
+for rows in (np.arange(3), np.arange(5, 24), np.arange(40)[::-3], np.array([17])):
+    part = memory.encode_neighbours(params, config, neighbours[rows][None, None], memory.StateCache(0, SAME))
+    for p, states in part.states.items():
+        differing += np.sum(states[part.rows] != whole.states[p][whole.rows[:, :, rows]])
+print(differing)
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "3"])
+@pytest.mark.parametrize("kernels", ["Haswell", "SkylakeX", "Nehalem"])
+def test_a_neighbours_states_have_the_same_bits_whatever_is_encoded_beside_it(kernels, threads):
+    variables = {"OPENBLAS_CORETYPE": kernels, "OPENBLAS_NUM_THREADS": threads}
+    assert fresh_python(SAME_BITS.replace("SAME", "True"), **variables)[0] == "0"
 
 
 def kept(cache, *numbers):
