@@ -86,7 +86,7 @@ def path(text: str | Path) -> Path:
 def with_checked_paths(command: Command) -> Command:
     """Let a command refuse an empty name for each file or folder that it takes."""
     for parameter in inspect.signature(command).parameters.values():
-        kind, *infos = get_args(parameter.annotation) or [None]
+        kind, *infos = get_args(parameter.annotation) or (Any,)
         if "Path" in str(kind) or parameter.name in ("db", "embedder", "tokenizer"):
             infos[0].parser = path if "Path" in str(kind) else named
     return command

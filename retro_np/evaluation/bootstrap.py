@@ -14,8 +14,8 @@ from retro_np.errors import UserError
 from retro_np.evaluation.bits_per_byte import Losses, check_arguments
 
 INTERVAL = (0.025, 0.975)  # quantiles of the samples: a percentile interval of 95 %
-# The interval lies between the least and the greatest difference of a document. By chance, all n documents differ to the
-# same side of the true median with a probability of 2¹⁻ⁿ, which is below 5 % from six documents on.
+# The interval lies between the least and the greatest difference of a document. By chance, all n documents differ to
+# the same side of the true median with a probability of 2¹⁻ⁿ, which is below 5 % from six documents on.
 MIN_DOCUMENTS = 6
 DRAWS_PER_BLOCK = 1 << 20  # drawn documents in memory
 

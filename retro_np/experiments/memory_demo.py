@@ -17,7 +17,7 @@ from retro_np.generation import generate
 from retro_np.nn.decoders import DecoderConfig
 from retro_np.pretrained.bundled import MEMORY, trained_on
 from retro_np.pretrained.models import load_model, read_pretrained
-from retro_np.progress import counted
+from retro_np.progress import counted, progress_bar
 from retro_np.report.inspection import inspect, write_inspection
 from retro_np.report.samples import print_sample, show_chunks, write_page
 from retro_np.retrieval.build import HASHED, build_database
@@ -30,7 +30,7 @@ NEIGHBOURS = 2
 # What two cores process in five minutes
 LIMIT_BYTES, HELD_OUT_DOCUMENTS, SCORED_CHUNKS, SAMPLED_TOKENS = 10_000_000, 12, 8, 96
 HELD_OUT_SHARE = 0.2  # This share of the documents is held out, but at most HELD_OUT_DOCUMENTS.
-BYTES_PER_TOKEN = 6  # more than English and code have: a held-out document is longer than a chunk
+BYTES_PER_TOKEN = 6  # English and code have fewer, so that a document of as many for each token of a chunk is longer
 CONTEXT = 1024  # tokens: what is scored, behind its neighbours where they stand in the context
 
 
@@ -85,7 +85,9 @@ def run_memory_demo(
             call: dict[str, Any] = {"stop_token": {database.end_of_text, *model.stop}, "seed": plan["seed"]}
             call |= {"database": database, "temperature": 0.8, "top_p": 0.95}
             length = min(SAMPLED_TOKENS, positions - len(prompt))
-            drawn = (generate(params, config, prompt, length, k=k, **call) for k in (NEIGHBOURS, 0))
+            with progress_bar("sampling", 2 * length) as advance:
+                call["on_token"] = lambda token: advance()
+                drawn = [generate(params, config, prompt, length, k=k, **call) for k in (NEIGHBOURS, 0)]
             on, off = (show_chunks(prompt, *sample, database) for sample in drawn)
             print_sample(console, on, off)
             parts = [{"heading": "With the memory", "chunks": on}, {"heading": "Without it", "chunks": off}]
@@ -101,7 +103,7 @@ def _share_of_hashes(folder: Path, corpus: Corpus, least: int) -> float:
     hashes, sizes, order = order_of_hashes(corpus)
     long = order[np.asarray(sizes)[order] >= least]
     if len(long) < 3:
-        fault = f"{folder} has {counted(len(long), 'text')} of {least:,} bytes or more"
+        fault = f"{folder} has {counted(len(long), 'text')} of {least:,} bytes or more, which are longer than a chunk"
         raise UserError(f"{fault}: give at least 3, of which one is held out and the others are retrieved")
     held = min(HELD_OUT_DOCUMENTS, max(1, round(HELD_OUT_SHARE * len(long))))
     return float(hashes[long[held]])  # Hashes below this one are held out: that many of the long documents.

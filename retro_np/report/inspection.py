@@ -22,7 +22,7 @@ from retro_np.kernels.substring import longest_common_substring
 from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.cca import read_part
 from retro_np.nn.memory import model_neighbours
-from retro_np.progress import counted
+from retro_np.progress import counted, progress_bar
 from retro_np.report.samples import Chunk, show_chunks, write_template
 from retro_np.retrieval.database import Database
 from retro_np.retrieval.tokenizer import token_byte_lengths
@@ -89,9 +89,15 @@ def inspect(
     x, targets = tokens[None], np.append(tokens[1:], -1)[None]
     # Rolled by one, the losses stand at the tokens that they are of. The first token is not predicted.
     contexts = {"bits_on": neighbours, "bits_off": None} if config.retrieves else {"bits_off": None}
-    nats = {k: np.roll(token_nats(params, config, x, targets, read)[0][0], 1) for k, read in contexts.items()}
-    if not np.isfinite([*nats.values()]).all():
-        raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
+    with progress_bar("inspecting", len(contexts) + 1) as advance:
+        nats = {}
+        for name, read in contexts.items():
+            nats[name] = np.roll(token_nats(params, config, x, targets, read)[0][0], 1)
+            advance()
+        if not np.isfinite([*nats.values()]).all():
+            raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
+        read = model_neighbours(params, config, neighbours) if config.retrieves else None
+        reads = _reads(params, config, tokens, read)
     lengths = token_byte_lengths(database.tokenizer)
     # A sample may have tokens that another's model has, but its tokenizer has not: they have no bytes.
     n_bytes = np.where(tokens < len(lengths), lengths[np.minimum(tokens, len(lengths) - 1)], 0)
@@ -101,7 +107,6 @@ def inspect(
         return {name: bits_per_byte(array[part], n_bytes[part]) for name, array in nats.items() if n_bytes[part].any()}
 
     columns = {name: [None, *array[1:].tolist()] for name, array in nats.items()}
-    reads = _reads(params, config, tokens, model_neighbours(params, config, neighbours) if config.retrieves else None)
     figures = columns.get("bits_on", [None] * n), columns["bits_off"], reads
     rows = [Retrieved(u, *row) for u, row in enumerate(zip(ids, distances, values, strict=True))]
     ratios = [*leakage.tolist(), None]

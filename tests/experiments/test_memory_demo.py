@@ -11,7 +11,7 @@ from memory_runs import TRAINING, M, build, train_memory, write_decoder
 from rich.console import Console
 from support import WORDS, all_bytes, refused, write_corpus
 
-from retro_np import Database, UserError
+from retro_np import Database, UserError, progress
 from retro_np.evaluation.bits_per_byte import bits_per_byte
 from retro_np.evaluation.compare import OFF, ON, SHUFFLED
 from retro_np.evaluation.likelihood import token_nats
@@ -84,19 +84,30 @@ def test_a_second_run_writes_nothing_and_returns_the_same(work, demo):
     assert all_bytes(work / "demo") == before
 
 
-def test_an_interrupted_demo_ends_in_the_same_files(work, demo, tmp_path, monkeypatch):
+def test_an_interrupted_demo_repeats_no_finished_stage_and_ends_in_the_same_files(work, demo, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    for stage in ("evaluate", "generate", "inspect"):
+    stages = ("evaluate", "generate", "inspect")
+    for number, stage in enumerate(stages):
         with monkeypatch.context() as patch:
             patch.setattr(memory_demo, stage, interrupted)
+            for finished in stages[:number]:
+                patch.setattr(memory_demo, finished, None)  # A call would be a TypeError.
             with pytest.raises(KeyboardInterrupt):
                 demo(tmp_path / "demo")
     results = demo(tmp_path / "demo")
     assert results["models"] == stored_results(work / "demo")["models"]
     for page in ("samples.html", "inspect.html"):
         assert (tmp_path / "demo" / page).read_bytes() == (work / "demo" / page).read_bytes()
+
+
+def test_the_samples_and_the_page_show_their_progress(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "DELAY", -1.0)
+    demo(tmp_path / "demo")
+    said = capsys.readouterr().err
+    for line in (f"sampling: 1 of {2 * (64 - 2 * M)}, about", "inspecting: 1 of 3, about"):
+        assert line in said
 
 
 def test_the_pages_name_where_text_was_retrieved_from_and_what_share_of_the_attention_it_got(work):
@@ -154,7 +165,7 @@ def test_documents_of_a_single_chunk_are_not_scored_because_they_read_nothing(de
 @pytest.mark.parametrize("notes", [{"n": 2}, {"n": 10, "words": 3}])
 def test_a_folder_with_too_little_text_is_refused_and_nothing_is_written(demo, tmp_path, notes):
     folder = write_notes(tmp_path / "notes", **notes)
-    with pytest.raises(UserError, match=r"has \d texts? of 48 bytes or more: give at least 3"):
+    with pytest.raises(UserError, match=r"has \d texts? of 48 bytes or more, which are longer than a chunk: give at"):
         demo(tmp_path / "demo", folder)
     assert not (tmp_path / "demo").exists()
 
