@@ -1,5 +1,6 @@
 """What the tests of trained memories share: a tiny decoder of others, a database with its tokenizer, and a training."""
 
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from retro_np.cli import main
 from retro_np.parameters import is_retrieval
 from retro_np.pretrained.models import read_pretrained
 from retro_np.retrieval.build import BuildConfig, build_database
+from retro_np.training import loop
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import train
 from retro_np.training.memory import add_memory
@@ -72,3 +74,18 @@ def run_here(*arguments) -> int:
         with pytest.raises(SystemExit) as ended:
             main()
     return ended.value.code
+
+
+@contextlib.contextmanager
+def interrupted_in_step(number: int, monkeypatch):
+    """Ctrl-C comes in this step of a training."""
+    step = loop.train_step
+
+    def interrupted(*arguments):
+        if arguments[5] == number:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", interrupted)
+        yield

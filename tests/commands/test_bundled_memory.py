@@ -3,14 +3,13 @@
 Ground truth: the run of which the memory was written, and trainings that begin untrained. A tiny decoder's memory
 stands in place of the one for SmolLM2."""
 
-import contextlib
 import hashlib
 import json
 import re
 
 import numpy as np
 import pytest
-from memory_runs import OPTIONS, build, run_here, write_decoder
+from memory_runs import OPTIONS, build, interrupted_in_step, run_here, write_decoder
 from safetensors.numpy import load_file, save_file
 from support import all_bytes
 
@@ -22,7 +21,6 @@ from retro_np.parameters import parameter_shapes
 from retro_np.pretrained import bundled
 from retro_np.pretrained.bundled import trained_on, write_memory
 from retro_np.pretrained.models import SMOLLM2_SHA256, read_pretrained
-from retro_np.training import loop
 from retro_np.training.memory import default_layers
 from retro_np.tree import map_tree
 
@@ -44,38 +42,6 @@ def work(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _bundled(work, monkeypatch):
     monkeypatch.setattr(bundled, "MEMORY", work / "memory.safetensors")
-
-
-@pytest.fixture
-def train(work):
-    return lambda out, *options: run_here("train", work / "db", "--retrofit", work / "model", "-o", out, *options)
-
-
-@pytest.fixture
-def refused(capsys):
-    """A function that runs a command with a mistake, and returns the one line that it must print."""
-
-    def run(*arguments):
-        status = run_here(*arguments)
-        err = capsys.readouterr().err
-        assert (status, err.count("\n"), err.startswith("retro-np: ")) == (2, 1, True), err
-        return err
-
-    return run
-
-
-@contextlib.contextmanager
-def interrupted_in_step_3(monkeypatch):
-    step = loop.train_step
-
-    def interrupted(*arguments):
-        if arguments[5] == 3:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "train_step", interrupted)
-        yield
 
 
 def parameters(run):
@@ -274,7 +240,7 @@ def test_a_prolonged_run_keeps_its_start_and_is_repeated_by_its_settings(work, t
 
 
 def test_an_interrupted_training_that_began_from_the_memory_ends_in_the_same_bytes(train, tmp_path, monkeypatch):
-    with interrupted_in_step_3(monkeypatch):
+    with interrupted_in_step(3, monkeypatch):
         assert train(tmp_path / "out", *OPTIONS, "--steps", 4) == 130
     for out in ("out", "whole"):
         assert train(tmp_path / out, *OPTIONS, "--steps", 4) == 0
@@ -369,7 +335,7 @@ def test_an_adapted_run_is_repeated_and_resumed_bit_for_bit(adapted, train, tmp_
     assert train(tmp_path / "again", "--baseline", "--config", adapted / "config.json") == 0
     assert all_bytes(tmp_path / "again") == all_bytes(adapted)
     options = (*OPTIONS, "--steps", 4, "--baseline", "--eval-every", 2)
-    with interrupted_in_step_3(monkeypatch):
+    with interrupted_in_step(3, monkeypatch):
         assert train(tmp_path / "out", *options) == 130
     assert train(tmp_path / "out", *options) == 0
     assert all_bytes(tmp_path / "out") == all_bytes(adapted)

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from memory_runs import OPTIONS, build, run_here, write_decoder
+from memory_runs import OPTIONS, build, interrupted_in_step, run_here, write_decoder
 from safetensors.numpy import load_file
 from support import all_bytes
 
@@ -19,7 +19,6 @@ from retro_np.parameters import is_retrieval
 from retro_np.pretrained.models import load_model
 from retro_np.report import inspection
 from retro_np.retrieval.tokenizer import token_byte_lengths
-from retro_np.training import loop
 from retro_np.training.config import TrainingConfig
 from retro_np.training.memory import MEMORY_SETTINGS
 
@@ -28,13 +27,7 @@ FORMS = pytest.mark.parametrize("form", ["run", "untrained", "paper"])
 
 
 @pytest.fixture(scope="module")
-def command():
-    """A function that runs a command and returns its status."""
-    return run_here
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory, command):
+def work(tmp_path_factory):
     """A decoder, a database with its tokenizer, and three runs: trained, untrained, and in the paper's form."""
     work = tmp_path_factory.mktemp("memory commands")
     build(work / "db", write_decoder(work / "model") / "tokenizer.json")
@@ -42,27 +35,8 @@ def work(tmp_path_factory, command):
         ("run", (*WATCHED, "--steps", 5)), ("untrained", (*OPTIONS, "--steps", 0)),
         ("paper", (*OPTIONS, "--steps", 3, "--paper-form", "--encoder-layers", 1)),
     ):  # fmt: skip
-        assert command("train", work / "db", "--retrofit", work / "model", "-o", work / name, *options) == 0
+        assert run_here("train", work / "db", "--retrofit", work / "model", "-o", work / name, *options) == 0
     return work
-
-
-@pytest.fixture
-def train(work, command):
-    """A function that trains on the decoder, and returns the status."""
-    return lambda out, *options: command("train", work / "db", "--retrofit", work / "model", "-o", out, *options)
-
-
-@pytest.fixture
-def refused(command, capsys):
-    """A function that runs a command with a mistake, and returns the one line that it must print."""
-
-    def run(*arguments):
-        status = command(*arguments)
-        err = capsys.readouterr().err
-        assert (status, err.count("\n"), err.startswith("retro-np: ")) == (2, 1, True), err
-        return err
-
-    return run
 
 
 def stored_model(run):
@@ -73,10 +47,10 @@ def stored_model(run):
 
 
 @FORMS
-def test_a_run_is_evaluated_by_its_name(work, command, tmp_path, form):
+def test_a_run_is_evaluated_by_its_name(work, tmp_path, form):
     window = {"sequence_length": 32, "stride": 16}
     options = ("--sequence-length", 32, "--stride", 16, "--limit", 3)
-    assert command("evaluate", work / form, work / "db", "-o", tmp_path / "out", *options) == 0
+    assert run_here("evaluate", work / form, work / "db", "-o", tmp_path / "out", *options) == 0
     models = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
     database = Database.open(work / "db")
     params, config = load_model(work / form, database)
@@ -87,55 +61,55 @@ def test_a_run_is_evaluated_by_its_name(work, command, tmp_path, form):
 
 
 @FORMS
-def test_without_retrieval_a_run_samples_what_its_base_samples(work, command, capsys, form):
+def test_without_retrieval_a_run_samples_what_its_base_samples(work, capsys, form):
     printed = []
     for model, off in ((form, ("--no-retrieval",)), ("model", ())):
-        assert command("sample", work / model, *off, "--length", 20, "--prompt", "def f") == 0
+        assert run_here("sample", work / model, *off, "--length", 20, "--prompt", "def f") == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
     assert len(printed[0]) > 20
 
 
 @FORMS
-def test_a_run_samples_with_a_database_and_shows_what_it_retrieved(work, command, capsys, form):
-    assert command("sample", work / form, work / "db", "--length", 20, "--prompt", "def f") == 0
+def test_a_run_samples_with_a_database_and_shows_what_it_retrieved(work, capsys, form):
+    assert run_here("sample", work / form, work / "db", "--length", 20, "--prompt", "def f") == 0
     assert "(squared distance" in capsys.readouterr().out
 
 
 @FORMS
-def test_a_run_is_inspected_on_a_prompt_and_on_a_text(work, command, tmp_path, form):
+def test_a_run_is_inspected_on_a_prompt_and_on_a_text(work, tmp_path, form):
     texts = (("--prompt", "def f", "--length", 20), ("for value in index: token = not self and chunk",))
     for number, text in enumerate(texts):
         page = tmp_path / f"{number}.html"
-        assert command("inspect", work / form, work / "db", *text, "-o", page) == 0
+        assert run_here("inspect", work / form, work / "db", *text, "-o", page) == 0
         assert "module_" in page.read_text()
 
 
-def test_the_best_parameters_of_a_run_are_a_model_too(work, command, tmp_path):
+def test_the_best_parameters_of_a_run_are_a_model_too(work, tmp_path):
     best = work / "run" / "best.safetensors"
-    assert command("inspect", best, work / "db", "def f(x): return", "-o", tmp_path / "page.html") == 0
+    assert run_here("inspect", best, work / "db", "def f(x): return", "-o", tmp_path / "page.html") == 0
 
 
-def test_a_sample_with_a_database_stops_where_the_base_stops(work, command, monkeypatch, tmp_path):
+def test_a_sample_with_a_database_stops_where_the_base_stops(work, monkeypatch, tmp_path):
     stops, real = [], generation.generate
     monkeypatch.setattr(generation, "generate", lambda *a, **o: (stops.append(o["stop_token"]), real(*a, **o))[1])
     ends = [7, 9]
     model = shutil.copytree(work / "model", tmp_path / "model")
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    assert command("train", work / "db", "--retrofit", model, "-o", tmp_path / "run", *OPTIONS, "--steps", 0) == 0
+    assert run_here("train", work / "db", "--retrofit", model, "-o", tmp_path / "run", *OPTIONS, "--steps", 0) == 0
     for options in ((work / "db",), (work / "db", "--no-retrieval"), ("--no-retrieval",)):
-        assert command("sample", tmp_path / "run", *options, "--length", 2, "--prompt", "def f") == 0
+        assert run_here("sample", tmp_path / "run", *options, "--length", 2, "--prompt", "def f") == 0
     page = tmp_path / "page.html"
-    assert command("inspect", tmp_path / "run", work / "db", "--prompt", "def f", "--length", 2, "-o", page) == 0
+    assert run_here("inspect", tmp_path / "run", work / "db", "--prompt", "def f", "--length", 2, "-o", page) == 0
     assert len(stops) == 5  # The first is sampled with retrieval on and off.
     assert all(set(ends) <= set(stop) for stop in stops)
 
 
-def test_a_run_finds_a_base_that_was_named_by_a_relative_path(work, command, monkeypatch, tmp_path):
+def test_a_run_finds_a_base_that_was_named_by_a_relative_path(work, monkeypatch, tmp_path):
     monkeypatch.chdir(work)
-    assert command("train", "db", "--retrofit", "model", "-o", tmp_path / "run", *OPTIONS, "--steps", 0) == 0
+    assert run_here("train", "db", "--retrofit", "model", "-o", tmp_path / "run", *OPTIONS, "--steps", 0) == 0
     monkeypatch.chdir(tmp_path)
-    assert command("sample", "run", work / "db", "--length", 2, "--prompt", "def f") == 0
+    assert run_here("sample", "run", work / "db", "--length", 2, "--prompt", "def f") == 0
 
 
 def test_a_sample_with_tokens_that_no_text_has_is_inspected(work):
@@ -202,16 +176,8 @@ def test_a_run_is_repeated_by_its_settings_file_bit_for_bit(work, train, tmp_pat
 
 
 def test_an_interrupted_command_resumes_to_the_bytes_of_one_in_one_piece(work, train, tmp_path, monkeypatch):
-    step = loop.train_step
-
-    def interrupted(*arguments):
-        if arguments[5] == 3:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", interrupted)
-    assert train(tmp_path / "out", *WATCHED, "--steps", 5) == 130
-    monkeypatch.setattr(loop, "train_step", step)
+    with interrupted_in_step(3, monkeypatch):
+        assert train(tmp_path / "out", *WATCHED, "--steps", 5) == 130
     assert train(tmp_path / "out", *WATCHED, "--steps", 5) == 0
     assert all_bytes(tmp_path / "out") == all_bytes(work / "run")
 
@@ -279,9 +245,9 @@ def test_a_database_of_another_chunk_size_is_refused(work, refused, tmp_path):
         (("--steps", "-1"), "steps"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_and_nothing_is_written(work, command, capsys, tmp_path, options, fault):
+def test_options_that_do_not_fit_are_refused_and_nothing_is_written(work, capsys, tmp_path, options, fault):
     arguments = ("--retrofit", work / "model", "-o", tmp_path / "out", "--steps", 1, *OPTIONS, *options)
-    assert command("train", work / "db", *arguments) == 2
+    assert run_here("train", work / "db", *arguments) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 1
     assert fault in lines[0]
@@ -317,9 +283,9 @@ def test_a_runs_settings_need_its_base(work, refused, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["weights", "gone"])
-def test_a_run_whose_base_changed_or_is_gone_is_refused_by_each_command(work, command, refused, tmp_path, change):
+def test_a_run_whose_base_changed_or_is_gone_is_refused_by_each_command(work, refused, tmp_path, change):
     model, run = shutil.copytree(work / "model", tmp_path / "model"), tmp_path / "run"
-    assert command("train", work / "db", "--retrofit", model, "-o", run, *OPTIONS, "--steps", 0) == 0
+    assert run_here("train", work / "db", "--retrofit", model, "-o", run, *OPTIONS, "--steps", 0) == 0
     if change == "gone":
         shutil.rmtree(model)
     else:
