@@ -140,7 +140,10 @@ def train(
                 shared = sizes.get("d_model") in (None, model.d_model)
                 model = replace(model, share_embeddings=known.get("share_embeddings", shared))
             if other is not None and "cca_layers" not in given:
-                layers = memory.default_layers(known, model, paper_form)
+                layers = memory.stored_layers(known) or memory.default_layers(model, paper_form)
+                if not (paper_form or baseline or memory.stored_layers(known) or memory.is_base_of_bundled(other)):
+                    layers = memory.scanned_layers(other, database, model, training)
+                    say(f"an untrained memory gains most in the layers {', '.join(map(str, layers))}")
         elif preset is not None:
             model = replace(RetroConfig.preset(preset), **of_database)
         else:

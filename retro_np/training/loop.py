@@ -81,8 +81,7 @@ def loss_and_gradients(
 
     Each part is weighted by its share of the batch's targets. cache: of neighbours that a frozen decoder has encoded.
     Arguments otherwise as in `retro_loss`."""
-    tokens, targets, neighbours = batch
-    tokens, targets = model_tokens(config, tokens), np.where(targets < config.vocabulary_size, targets, NO_TARGET)
+    tokens, targets, neighbours = _seen_by(config, batch)
     counted = present(targets, config.padding_id)
     n_targets = max(int(np.count_nonzero(counted)), 1)
     loss, grads = 0.0, None
@@ -101,6 +100,17 @@ def loss_and_gradients(
                 if total is not None:
                     total += addend
     return loss, grads
+
+
+def batch_loss(params: Tree, config: RetroConfig, batch: Batch) -> float:
+    """The loss of a batch alone. Its neighbours may be encoded."""
+    return float(retro_loss(params, config, *_seen_by(config, batch), trainable=lambda _: False)[0])
+
+
+def _seen_by(config: RetroConfig, batch: Batch) -> Batch:
+    """A batch as a model takes it: ids that a database adds to the vocabulary of others are padding, or no targets."""
+    tokens, targets, neighbours = batch
+    return model_tokens(config, tokens), np.where(targets < config.vocabulary_size, targets, NO_TARGET), neighbours
 
 
 def train(

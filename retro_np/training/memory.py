@@ -2,21 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from retro_np.checkpoint import base_of, read_meta
 from retro_np.config import EncoderConfig, RetroConfig
 from retro_np.errors import UserError
 from retro_np.files import sha256_of
 from retro_np.files.untrusted import read_json
 from retro_np.nn.decoders import DecoderConfig
-from retro_np.nn.memory import is_added
+from retro_np.nn.memory import StateCache, is_added, model_neighbours
 from retro_np.parameters import init_params
 from retro_np.pretrained.bundled import MEMORY, begun_as_bundled, trained_on
 from retro_np.pretrained.models import load_model
-from retro_np.training.loop import retrofit
+from retro_np.progress import progress_bar
+from retro_np.training.batches import training_batch
+from retro_np.training.config import TrainingConfig
+from retro_np.training.loop import batch_loss, retrofit
 from retro_np.tree import Tree, named_leaves
 
 UNTRAINED, SHIPPED, ADAPTED, PAPER_FORM = "untrained", "shipped", "adapted", "paper-form"  # what `begin` adds
@@ -37,16 +42,42 @@ def settings_in(out: Path) -> dict[str, dict[str, Any]]:
     return {name: section for name, section in stored.items() if isinstance(section, dict)}
 
 
-def default_layers(stored: dict[str, Any], config: RetroConfig, paper_form: bool) -> tuple[int, ...]:
-    """The layers that read, or are adapted, if none are named: those of a run's stored model, or of the recipe.
-
-    In the paper's form these are every third layer from the sixth on (§4.1)."""
+def stored_layers(stored: dict[str, Any]) -> tuple[int, ...]:
+    """The layers of a run's stored model that read, or are adapted; none if it names none."""
     layers = stored.get("cca_layers") or stored.get("adapted_layers")
-    if isinstance(layers, list | tuple) and layers and all(type(p) is int for p in layers):
-        return tuple(layers)
+    return tuple(layers) if isinstance(layers, list | tuple) and all(type(p) is int for p in layers) else ()
+
+
+def default_layers(config: RetroConfig, paper_form: bool = False) -> tuple[int, ...]:
+    """The layers of the recipe. In the paper's form these are every third layer from the sixth on (§4.1)."""
     if paper_form:
         return tuple(range(min(6, config.n_layers), config.n_layers + 1, 3))
     return tuple(sorted({max(1, round(share * config.n_layers)) for share in LAYER_SHARES}))
+
+
+def is_base_of_bundled(base: Any) -> bool:
+    """Whether a Pretrained is the model for which the package has a memory."""
+    known = base_of(read_meta(MEMORY), MEMORY)
+    return known is not None and known["sha256"] == base.sha256
+
+
+def scanned_layers(base: Any, database: Any, config: RetroConfig, training: TrainingConfig) -> tuple[int, ...]:
+    """The layers in which an untrained memory needs the fewest bits, each by itself, on a training's first batch.
+
+    They are as many as `default_layers` names. base, config: as in `begin`."""
+    sizes = {"sequence_length": training.sequence_length, "batch_size": training.batch_size, "seed": training.seed}
+    batch = training_batch(database, database.split("train"), training.neighbours, step=0, **sizes)
+    parts, rng = partial(begin, base, database, UNTRAINED, config=config), np.random.default_rng(training.seed)
+    losses, layers = {}, range(1, config.n_layers + 1)
+    whole, start = parts(rng=rng, layers=layers)
+    encoded = model_neighbours(start["begin_from"][0], whole, batch[2], StateCache())  # for all layers at once
+    with progress_bar("finding the layers that gain most", config.n_layers, unit="layers") as advance:
+        for p in layers:
+            one, start = parts(rng=rng, layers=(p,))
+            losses[p] = batch_loss(start["begin_from"][0], one, (*batch[:2], encoded))
+            advance()
+    count = len(default_layers(config))
+    return tuple(sorted(sorted(losses, key=losses.__getitem__)[:count]))
 
 
 def begin(
@@ -60,7 +91,7 @@ def begin(
     new parameters. config: of base for the database; None: as it is. layers: none for `default_layers`. encoder: of the
     paper's form; None for one as wide as the decoder. Raises the UserErrors of what it calls."""
     config = cast(DecoderConfig, load_model(base, database)[1] if config is None else config)
-    layers = layers or default_layers({}, config, form == PAPER_FORM)
+    layers = layers or default_layers(config, form == PAPER_FORM)
     start: dict[str, Any] = {"base": {"name": base.name, "sha256": base.sha256}, "trainable": is_added}
     begun, begins_as = None, base.sha256
     if form == PAPER_FORM:

@@ -85,7 +85,7 @@ def test_the_memory_in_the_package_is_smollm2s_in_the_layers_of_the_recipe_and_s
     config, shapes = read_pretrained(bundled.MEMORY).config, {}
     map_tree(lambda name, shape: shapes.update({name: shape} if is_added(name) else {}), parameter_shapes(config))
     assert {name: array.shape for name, array in load_file(bundled.MEMORY).items()} == shapes
-    assert config.cca_layers == default_layers({}, config, False)
+    assert config.cca_layers == default_layers(config)
     assert (config.rank, config.chunk_size) == (16, 64)
     assert bundled.MEMORY.stat().st_size < 2_000_000
     assert trained_on(bundled.MEMORY) == set(meta["trained_on"])

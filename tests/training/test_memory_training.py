@@ -6,20 +6,29 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from memory_runs import TRAINING, M, begin, build, train_memory, write_decoder
+from memory_runs import TRAINING, M, begin, build, fitted_config, train_memory, write_decoder
 from safetensors.numpy import load_file
 from support import all_bytes
 
-from retro_np import Database, UserError, retro
+from retro_np import Database, UserError, retro, retro_loss
 from retro_np.checkpoint import load_checkpoint, load_params, read_meta, read_tensors, write_tensors
 from retro_np.optim import adamw_init
 from retro_np.parameters import is_retrieval
+from retro_np.pretrained.models import read_pretrained
 from retro_np.sequences import sequence_chunks, sequence_neighbour_ids, sequence_neighbours
-from retro_np.training import loop
+from retro_np.training import loop, memory
 from retro_np.training.batches import irrelevant, mixture_rows, training_batch
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import RATE_OF_GATES, read_log, train, train_step
-from retro_np.training.memory import GATE, MEMORY_SETTINGS, add_memory, default_layers, settings_in
+from retro_np.training.memory import (
+    GATE,
+    MEMORY_SETTINGS,
+    add_memory,
+    default_layers,
+    scanned_layers,
+    settings_in,
+    stored_layers,
+)
 from retro_np.tree import map_tree, named_leaves
 
 SAMPLED = {"sequence_length": 32, "batch_size": 8, "seed": 3}
@@ -219,25 +228,39 @@ def test_a_run_on_another_base_is_not_resumed(database, model, finished, tmp_pat
 def test_layers_are_those_of_the_recipe_of_the_run_or_of_the_paper(model, database):
     _, config, _ = begin(model, database)
     thirty = replace(config, n_layers=30, cca_layers=())
-    assert default_layers({}, thirty, False) == (18, 19, 21, 22, 23, 24, 25)  # counted from 1
-    assert default_layers({}, thirty, True) == (6, 9, 12, 15, 18, 21, 24, 27, 30)
-    assert default_layers({}, replace(thirty, n_layers=1), False) == (1,)
-    assert default_layers({}, replace(thirty, n_layers=4), True) == (4,)
-    assert default_layers({"cca_layers": [3, 7]}, thirty, False) == (3, 7)
-    assert default_layers({"cca_layers": [], "adapted_layers": [3, 7]}, thirty, False) == (3, 7)
+    assert default_layers(thirty) == (18, 19, 21, 22, 23, 24, 25)  # counted from 1
+    assert default_layers(thirty, True) == (6, 9, 12, 15, 18, 21, 24, 27, 30)
+    assert default_layers(replace(thirty, n_layers=1)) == (1,)
+    assert default_layers(replace(thirty, n_layers=4), True) == (4,)
+    assert stored_layers({"cca_layers": [3, 7]}) == (3, 7)
+    assert stored_layers({"cca_layers": [], "adapted_layers": [3, 7]}) == (3, 7)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_scan_finds_the_layer_in_which_an_untrained_memory_needs_the_fewest_bits(
+    database, tmp_path, monkeypatch, seed
+):
+    monkeypatch.setattr(memory, "LAYER_SHARES", (0.5,))  # names one of two layers
+    base = read_pretrained(write_decoder(tmp_path / "model", seed=seed))
+    training = replace(TRAINING, seed=seed)
+    tokens, targets, neighbours = batch(database, batch_size=TRAINING.batch_size, seed=seed)
+    config, losses = fitted_config(base, database), {}
+    for p in (1, 2):
+        params, one = add_memory(base.params, config, (p,), np.random.default_rng(9), begin_id=259)
+        losses[p] = float(retro_loss(params, one, tokens, targets, neighbours)[0])
+    assert abs(losses[1] - losses[2]) > 1e-5
+    assert scanned_layers(base, database, config, training) == (min(losses, key=losses.__getitem__),)
 
 
 @pytest.mark.parametrize("stored", ["{}", '{"model": 5}', '{"model": {"cca_layers": ["a"]}}', "[]", '{"model": null}'])
-def test_damaged_layers_of_a_run_are_not_taken(tmp_path, model, database, stored):
+def test_damaged_layers_of_a_run_are_not_taken(tmp_path, stored):
     assert settings_in(tmp_path) == {}
     (tmp_path / "config.json").write_text(stored)
     if stored == "[]":
         with pytest.raises(UserError, match=r"config\.json"):
             settings_in(tmp_path)
         return
-    _, config, _ = begin(model, database)
-    model = settings_in(tmp_path).get("model", {})
-    assert default_layers(model, replace(config, n_layers=30, cca_layers=()), True)[0] == 6
+    assert stored_layers(settings_in(tmp_path).get("model", {})) == ()
 
 
 def test_the_settings_of_a_memory_are_settings_of_a_training():
