@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,7 +14,6 @@ from retro_np.evaluation.own_text import HASH_DIGITS, OwnText
 from retro_np.experiments.demo import describe_slice, stored_plan, stored_results
 from retro_np.files import locked, outputs, remove_partial, write_json
 from retro_np.generation import generate
-from retro_np.nn.decoders import DecoderConfig
 from retro_np.pretrained.bundled import MEMORY, trained_on
 from retro_np.pretrained.models import load_model, read_pretrained
 from retro_np.progress import counted, progress_bar
@@ -64,7 +63,7 @@ def run_memory_demo(
         database = build_database(folder, out / "db", build, HASHED, tokenizer=model.tokenizer)
         describe_slice(database, corpus, f"documents in {folder}", console)
         params, config = load_model(model, database)
-        positions = cast(DecoderConfig, config).max_positions
+        positions = getattr(config, "max_positions", CONTEXT)
         beginnings = _beginnings(database, trained_on(memory))
         console.rule("2 · evaluation on the beginnings of held-out documents", align="left")
         if (results := stored_results(out, outputs.has_keys("documents", "comparisons"))) is None:
@@ -103,7 +102,7 @@ def _share_of_hashes(folder: Path, corpus: Corpus, least: int) -> float:
     hashes, sizes, order = order_of_hashes(corpus)
     long = order[np.asarray(sizes)[order] >= least]
     if len(long) < 3:
-        fault = f"{folder} has {counted(len(long), 'text')} of {least:,} bytes or more, which are longer than a chunk"
+        fault = f"{folder} has {counted(len(long), 'text')} of {least:,} bytes or more"
         raise UserError(f"{fault}: give at least 3, of which one is held out and the others are retrieved")
     held = min(HELD_OUT_DOCUMENTS, max(1, round(HELD_OUT_SHARE * len(long))))
     return float(hashes[long[held]])  # Hashes below this one are held out: that many of the long documents.
@@ -112,15 +111,14 @@ def _share_of_hashes(folder: Path, corpus: Corpus, least: int) -> float:
 def _beginnings(database: Database, known: frozenset[str]) -> OwnText:
     """The first chunks of each held-out document that has several, and on which the memory was not trained."""
     split = database.split("valid")
-    long = (run for run in document_runs(split.documents[:]) if run[1] - run[0] > 1)  # The first chunk reads nothing.
-    runs = [(start, min(end, start + SCORED_CHUNKS)) for start, end in long]
+    runs = [run for run in document_runs(split.documents[:]) if run[1] - run[0] > 1]  # The first chunk reads nothing.
     records = [database.documents[int(split.documents[start])] for start, _ in runs]
     fresh = [i for i, record in enumerate(records) if record["sha256"][:HASH_DIGITS] not in known]
     if not fresh:
         fault = "are shorter than a chunk, or the memory was trained on them"
         raise UserError(f"the held-out documents of {database.path} {fault}: give another folder")
-    rows = np.concatenate([np.arange(*runs[i]) for i in fresh])
-    numbers = np.repeat(np.arange(len(fresh)), [runs[i][1] - runs[i][0] for i in fresh])
+    parts = [np.arange(*runs[i])[:SCORED_CHUNKS] for i in fresh]
+    rows, numbers = np.concatenate(parts), np.repeat(np.arange(len(parts)), list(map(len, parts)))
     arrays: Any = split.tokens[rows], numbers, split.neighbours[rows], split.distances[rows]
     part = Split("valid", *arrays, **database.special._asdict())
     return OwnText(part, database, [records[i] for i in fresh], {"trained_on": len(records) - len(fresh)})

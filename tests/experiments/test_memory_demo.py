@@ -167,7 +167,7 @@ def test_documents_of_a_single_chunk_are_not_scored_because_they_read_nothing(de
 @pytest.mark.parametrize("notes", [{"n": 2}, {"n": 10, "words": 3}])
 def test_a_folder_with_too_little_text_is_refused_and_nothing_is_written(demo, tmp_path, notes):
     folder = write_notes(tmp_path / "notes", **notes)
-    with pytest.raises(UserError, match=r"has \d texts? of 48 bytes or more, which are longer than a chunk: give at"):
+    with pytest.raises(UserError, match=r"has \d texts? of 48 bytes or more: give at least 3"):
         demo(tmp_path / "demo", folder)
     assert not (tmp_path / "demo").exists()
 
