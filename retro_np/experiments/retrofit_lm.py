@@ -37,6 +37,7 @@ from retro_np.pretrained.decoder import Pretrained
 from retro_np.pretrained.models import SMOLLM2, load_model, read_pretrained
 from retro_np.progress import counted, say
 from retro_np.report.plots import COLOURS, new_plot
+from retro_np.retrieval.config import D_KEY_OF_OTHERS
 from retro_np.retrieval.corpus import STDLIB
 from retro_np.retrieval.database import Database, Split
 from retro_np.retrieval.documents import document_runs
@@ -259,7 +260,7 @@ def _compared(bench: Bench, tokens: dict[str, list[ScoredTokens]], name: str) ->
 def _benches(lab: Lab, base: Pretrained, size: Size) -> dict[str, Bench]:
     """The corpora by name: two with training, one read by the other's database, and this machine's manual pages."""
     folder = lab.folder / "corpora"
-    common = {"chunk_size": size.chunk_size, "tokenizer": str(folder / TOKENIZER)}
+    common = {"chunk_size": size.chunk_size, "tokenizer": str(folder / TOKENIZER), "d_key": D_KEY_OF_OTHERS}
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(base.tokenizer, folder / TOKENIZER)
     if lab.scale.name == "tiny":
