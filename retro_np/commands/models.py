@@ -42,14 +42,10 @@ SIZE_OPTIONS = {"d_model", "d_ffw", "n_heads", "d_head", "n_layers", "tie_readou
 CCA_FIELDS = {"cca_layers", "cca_positions", "share_embeddings", "retrieved_part", "copying_start"}
 CCA_OPTIONS = CCA_FIELDS | {"conditioning"} | {option.name for option in ENCODER_OPTIONS.values()}
 OF_PAPER_FORM = CCA_OPTIONS - {"cca_layers", "retrieved_part"}
-EXCLUDED = {
-    "preset": SIZE_OPTIONS | CCA_OPTIONS | {"dropout"},
-    "retrofit": SIZE_OPTIONS,
-    "baseline": CCA_OPTIONS
-    | {"neighbours", "retrieval_off", "oracle_share", "oracle_steps", "random_share", "paper_form"},
-}
+OF_RETRIEVAL = {"neighbours", "retrieval_off", "oracle_share", "oracle_steps", "random_share", "paper_form"}
+EXCLUDED = {"preset": SIZE_OPTIONS | CCA_OPTIONS | {"dropout"}, "retrofit": SIZE_OPTIONS}
+EXCLUDED["baseline"] = CCA_OPTIONS | OF_RETRIEVAL
 OF_OTHERS = ("paper_form", "rank", "from_scratch")  # options for --retrofit of a model of others
-FROM_SCRATCH_HELP = "Begin with an untrained memory."
 PAPER_FORM_HELP = "For --retrofit of a model of others: the paper's CCA and encoder."
 BUNDLED_HELP = "Use the bundled model. Without DB, a DB of part of the standard library is built in runs/pretrained."
 PRETRAINED_DATABASE, PRETRAINED_BYTES = Path("runs/pretrained/db"), 3_000_000  # builds in half a minute
@@ -65,7 +61,7 @@ def train(
     retrofit: Annotated[Path | None, Option(help="Give this trained model a memory, and train only that.")] = None,
     paper_form: Annotated[bool, Option("--paper-form", help=PAPER_FORM_HELP)] = False,
     rank: Annotated[int | None, Option(hidden=True, help="Of the memory's changes of low rank.")] = None,
-    from_scratch: Annotated[bool, Option("--from-scratch", hidden=True, help=FROM_SCRATCH_HELP)] = False,
+    from_scratch: Annotated[bool, Option("--from-scratch", hidden=True, help="Begin untrained.")] = False,
     preset: Annotated[str | None, Option(help="Instead of sizes, one of the paper's table 2: retro-172m, ….")] = None,
     log: Annotated[list[str] | None, Option(help="Also log for tensorboard, csv or wandb; repeatable.")] = None,
     conditioning: Annotated[bool, Option(hidden=True, help="Let the encoder attend to the retrieving chunk.")] = True,
@@ -90,6 +86,7 @@ def train(
     from retro_np.parameters import count_parameters, is_retrieval
     from retro_np.pretrained.bundled import trained_on
     from retro_np.pretrained.models import is_whole_model_of_ours, load_model, own_file, read_pretrained
+    from retro_np.sequences import check_fit
     from retro_np.training import loggers, loop, memory
     from retro_np.tree import named_leaves
 
@@ -142,8 +139,9 @@ def train(
             if other is not None and "cca_layers" not in given:
                 layers = memory.stored_layers(known) or memory.default_layers(model, paper_form)
                 if not (paper_form or baseline or memory.stored_layers(known) or memory.is_base_of_bundled(other)):
+                    check_fit(model, database, training.sequence_length)
                     layers = memory.scanned_layers(other, database, model, training)
-                    say(f"an untrained memory gains most in the layers {', '.join(map(str, layers))}")
+                    console.print(f"An untrained memory gains most in the layers {', '.join(map(str, layers))}.")
         elif preset is not None:
             model = replace(RetroConfig.preset(preset), **of_database)
         else:
@@ -185,11 +183,10 @@ def train(
     if model.retrieves and training.neighbours > stored > 0:
         fault = f"-k is {training.neighbours:,}, but {db} stores {stored} neighbours per training chunk"
         raise UserError(f"{fault}: choose fewer")
+    leaves = named_leaves(start["begin_from"][0]) if start else []
+    trained = f"; {sum(leaf.size for name, leaf in leaves if start['trainable'](name)):,} are trained" if start else ""
     counts = f"{count_parameters(model):,} parameters, {count_parameters(model, True):,} with embeddings"
-    if start:
-        leaves = named_leaves(start["begin_from"][0])
-        counts += f"; {sum(leaf.size for name, leaf in leaves if start['trainable'](name)):,} are trained"
-    console.print(counts)
+    console.print(counts + trained)
     start["callbacks"] = [loggers.logger(kind, out) for kind in dict.fromkeys(log or ())]
     for kind in (kind for kind, files in loggers.LOG_FILES.items() if kind not in (log or ()) and any(out.glob(files))):
         say(f"{out} has a log for {kind}, which only --log {kind} continues")

@@ -21,6 +21,7 @@ from retro_np.parameters import parameter_shapes
 from retro_np.pretrained import bundled
 from retro_np.pretrained.bundled import trained_on, write_memory
 from retro_np.pretrained.models import SMOLLM2_SHA256, read_pretrained
+from retro_np.training import memory
 from retro_np.training.memory import default_layers
 from retro_np.tree import map_tree
 
@@ -41,7 +42,8 @@ def work(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _bundled(work, monkeypatch):
-    monkeypatch.setattr(bundled, "MEMORY", work / "memory.safetensors")
+    for module in (bundled, memory):
+        monkeypatch.setattr(module, "MEMORY", work / "memory.safetensors")
 
 
 def parameters(run):
