@@ -109,8 +109,7 @@ def build(
         build_config = BuildConfig(**settings)
         sources = _sources(**{name: value for name, value in parts.items() if name not in replaced and value})
     database_embedder = template.embedder if template else load_embedder(embedder)
-    tokenizer = _tokenizer(build_config.tokenizer)
-    _describe(build_database(sources, out, build_config, database_embedder, dask, tokenizer))
+    _describe(build_database(sources, out, build_config, database_embedder, dask, _tokenizer(build_config.tokenizer)))
 
 
 def search(

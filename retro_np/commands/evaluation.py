@@ -95,8 +95,7 @@ def evaluate(
     hashes = frozenset[str]().union(*(trained_on(file) for file in own.values() if file))
     configs = [config for _, config in (*models.values(), *rivals.values())]
     if "in-context" not in also and not any(config.retrieves for config in configs):
-        unused = "k", "retrieve_from", "fraction", "fraction_seed"
-        options.refuse_typed(context, unused, "no model here retrieves")
+        options.refuse_typed(context, ("k", "retrieve_from", "fraction", "fraction_seed"), "no model here retrieves")
     if fraction == 1:
         options.refuse_typed(context, ["fraction_seed"], "--fraction is not given")
     positions = [config.max_positions for config in configs if isinstance(config, DecoderConfig)]

@@ -32,8 +32,7 @@ def chat_tokens(model: Pretrained, text: str) -> list[int]:
     unused = (c for c in map(chr, range(PRIVATE, LAST)) if c not in f"{text}{model.chat_template}")
     # While the template is rendered, one character stands for each special token that the user spells.
     plain = {content: next(unused) for content in set(spelled.findall(text))}
-    turn = {"role": "user", "content": spelled.sub(lambda match: plain[match[0]], text)}
-    rendered = render(model, [turn])
+    rendered = render(model, [{"role": "user", "content": spelled.sub(lambda match: plain[match[0]], text)}])
     # For the tokenizer, one stands for each of the template's special tokens, as an added token that is not special.
     own = {content: next(unused) for content in set(spelled.findall(rendered))}
     marked = spelled.sub(lambda match: own[match[0]], rendered)

@@ -25,8 +25,7 @@ class Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         """The block's body, whose variables are its own."""
         line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def render(template: str, context: dict[str, Any]) -> str:

@@ -89,15 +89,14 @@ def inspect(
     x, targets = tokens[None], np.append(tokens[1:], -1)[None]
     # Rolled by one, the losses stand at the tokens that they are of. The first token is not predicted.
     contexts = {"bits_on": neighbours, "bits_off": None} if config.retrieves else {"bits_off": None}
+    nats = {}
     with progress_bar("inspecting", len(contexts) + 1) as advance:
-        nats = {}
         for name, read in contexts.items():
             nats[name] = np.roll(token_nats(params, config, x, targets, read)[0][0], 1)
+            if not np.isfinite(nats[name]).all():
+                raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
             advance()
-        if not np.isfinite([*nats.values()]).all():
-            raise UserError("the model's losses are not finite: its weights are damaged; use another checkpoint")
-        read = model_neighbours(params, config, neighbours) if config.retrieves else None
-        reads = _reads(params, config, tokens, read)
+        reads = _reads(params, config, tokens, model_neighbours(params, config, contexts.get("bits_on")))
     lengths = token_byte_lengths(database.tokenizer)
     # A sample may have tokens that another's model has, but its tokenizer has not: they have no bytes.
     n_bytes = np.where(tokens < len(lengths), lengths[np.minimum(tokens, len(lengths) - 1)], 0)

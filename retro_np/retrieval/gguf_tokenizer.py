@@ -71,8 +71,7 @@ def _sentencepiece(fields: dict[str, Any], ids: dict[str, int]) -> Tokenizer:
     unknown, prefixed = fields.get("unknown_token_id", 0), fields.get("add_space_prefix", True)
     if type(unknown) is not int or not 0 <= unknown < len(ids) or type(prefixed) is not bool:
         raise ValueError(f"{GGML}unknown_token_id or add_space_prefix has a wrong value")
-    name = list(ids)[unknown]
-    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=name, fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=list(ids)[unknown], fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces] if prefixed else [spaces])
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

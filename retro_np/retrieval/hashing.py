@@ -69,8 +69,7 @@ class HashingEmbedder:
         """Each bucket's weight, (BUCKETS,) int32: √idf in units of 1/64, with idf = log(1 + chunks / (1 + count)) > 0.
 
         The square root was measured to be best: the projection's noise hides a similarity of few rare features."""
-        idf = np.log1p(self.chunks / (1.0 + self.counts))
-        return np.maximum(1, np.rint(64 * np.sqrt(idf))).astype(np.int32)
+        return np.maximum(1, np.rint(64 * np.sqrt(np.log1p(self.chunks / (1.0 + self.counts))))).astype(np.int32)
 
     def embed(self, texts: list[str], show_progress: bool = True) -> np.ndarray:
         """The keys of N texts, (N, d_key) float32: those of their tokens. Raises UserError if one is not a string."""

@@ -172,8 +172,7 @@ def _named(records: Iterable[dict], features: dict[str, Any]) -> Iterator[dict]:
     """Records with the names of class labels in place of their numbers. features: of the package datasets, as dicts."""
     labels = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
     for record in records:
-        known = {c: names[record[c]] for c, names in labels.items() if record.get(c) in range(len(names))}
-        yield record | known
+        yield record | {c: names[record[c]] for c, names in labels.items() if record.get(c) in range(len(names))}
 
 
 def hub_dataset(location: str, fields: Fields) -> Any:

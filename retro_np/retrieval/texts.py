@@ -130,8 +130,7 @@ class Lines:
         if path.stat().st_size:
             with path.open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        ends = (match.end() for match in re.finditer(b"\n", self._bytes))
-        self._ends = np.fromiter(ends, np.int64)
+        self._ends = np.fromiter((match.end() for match in re.finditer(b"\n", self._bytes)), np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
