@@ -20,7 +20,7 @@ def drawn(seed, n_documents, gain=0.03, spread=0.05):
     return Losses(against * (1 - gain + noise), n_bytes, documents), Losses(against, n_bytes, documents)
 
 
-@given(seed=st.integers(0, 2**31), n_documents=st.integers(6, 40), samples=st.integers(1, 300))
+@given(seed=st.integers(0, 2**31), n_documents=st.integers(6, 30), samples=st.integers(1, 150))
 def test_the_interval_is_that_of_a_plain_bootstrap_with_the_same_draws(seed, n_documents, samples):
     of, against = drawn(seed, n_documents)
     difference = paired_bootstrap(of, against, samples=samples, seed=seed)
