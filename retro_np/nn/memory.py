@@ -43,7 +43,7 @@ from retro_np.tree import Array, Pullback, Tree
 TOKENS_PER_PART = 4096  # of neighbours that are encoded together
 # Neighbours that are encoded together for the same bits, and of what their tokens are then a multiple. BLAS has other
 # kernels for the rest of a matrix than for its blocks, and other threads for other sizes.
-SAME_SIZE, ROWS = 16, 48
+SAME_SIZE, SAME_ROWS = 16, 48
 FROZEN = Scope(trainable=lambda name: False)
 
 
@@ -148,7 +148,7 @@ def _encode(
         tokens = np.insert(tokens, 0, config.begin_id, axis=1)
     n = tokens.shape[1]
     if size:  # What is behind a token does not change its state.
-        rows = min(-n % ROWS, config.max_positions - n)
+        rows = min(-n % SAME_ROWS, config.max_positions - n)
         tokens = np.pad(tokens, ((0, size - len(tokens)), (0, rows)), mode="edge")
     embed, attention, feed_forward, _ = decoder_blocks(config)
     h, _ = embed(params, tokens, FROZEN)
