@@ -61,8 +61,6 @@ def test_each_experiment_has_a_title_and_says_what_the_paper_shows(name):
     assert len(paper) > 40
 
 
-
-
 def test_each_experiment_has_a_record():
     assert {path.stem for path in RECORDS.glob("*.json")} == set(NAMES)
 
