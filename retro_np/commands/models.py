@@ -137,8 +137,10 @@ def train(
                 shared = sizes.get("d_model") in (None, model.d_model)
                 model = replace(model, share_embeddings=known.get("share_embeddings", shared))
             if other is not None and "cca_layers" not in given:
-                layers = memory.stored_layers(known) or memory.default_layers(model, paper_form)
-                if not (paper_form or baseline or memory.stored_layers(known) or memory.is_base_of_bundled(other)):
+                layers = memory.stored_layers(known)
+                if not layers and (paper_form or baseline or memory.is_base_of_bundled(other)):
+                    layers = memory.default_layers(model, paper_form)
+                elif not layers:
                     check_fit(model, database, training.sequence_length)
                     layers = memory.scanned_layers(other, database, model, training)
                     console.print(f"An untrained memory gains most in the layers {', '.join(map(str, layers))}.")

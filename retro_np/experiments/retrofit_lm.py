@@ -208,8 +208,8 @@ def measure(lab: Lab) -> Figures:
         if on and is_trained:
             tokens |= bench.added(tokens["on"], [model.name for model in on])
             adapted = bench.trained(ADAPTED, random_share=0.0)
-            tokens[ADAPTED] = bench.stored("adapted", adapted)
-            if "seconds_per_token" not in figures:  # The paper's form takes long, so it is trained on one corpus.
+            tokens[ADAPTED] = bench.stored(ADAPTED, adapted)
+            if "seconds_per_token" not in figures:  # The paper's form is trained on one corpus.
                 paper_form = bench.trained(PAPER_FORM, **LIKE_OURS)
                 tokens |= bench.reading(PAPER_FORM, paper_form)
                 forms = {"on": on[0], ADAPTED: adapted, PAPER_FORM: paper_form}

@@ -148,7 +148,7 @@ def _encode(
         tokens = np.insert(tokens, 0, config.begin_id, axis=1)
     n = tokens.shape[1]
     if size:  # What is behind a token does not change its state.
-        rows = min(-n % SAME_ROWS, config.max_positions - n)
+        rows = max(0, min(-n % SAME_ROWS, config.max_positions - n))
         tokens = np.pad(tokens, ((0, size - len(tokens)), (0, rows)), mode="edge")
     embed, attention, feed_forward, _ = decoder_blocks(config)
     h, _ = embed(params, tokens, FROZEN)

@@ -555,6 +555,14 @@ def test_a_neighbours_states_have_the_same_bits_whatever_is_encoded_beside_it(ke
     assert fresh_python(SAME_BITS.replace("SAME", "True"), **variables)[0] == "0"
 
 
+@pytest.mark.parametrize("same_bits", [False, True])
+def test_neighbours_that_are_longer_than_the_models_positions_are_refused_in_one_line(same_bits):
+    case = reading_case()
+    config = replace(case.config, max_positions=3)
+    with pytest.raises(UserError, match="the model has 3 positions"):
+        encode_neighbours(case.params, config, np.ones((1, 1, 1, 4), int), StateCache(same_bits=same_bits))
+
+
 def kept(cache, *numbers):
     return [number for number in numbers if cache.get(np.array([number])) is not None]
 
