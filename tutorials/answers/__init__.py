@@ -1,0 +1,1 @@
+"""Our answers to the exercises, a module per tutorial. Try yours first."""
