@@ -95,7 +95,7 @@ def sinusoids(distances, d):
 
 def cross(params, queries, context, key_mask, n_heads):
     b, m, d = queries.shape
-    k, r = context.shape[1:3]
+    r = context.shape[2]
     q, q_vjp = linear(queries, params["w_q"])
     keys, keys_vjp = linear(context, params["w_k"])
     values, values_vjp = linear(context, params["w_v"])

@@ -1,13 +1,13 @@
 """Checks of tutorial 5's exercises. Ground truth: the library, the reference by loops and finite differences."""
 
 import numpy as np
-from retro_np.tutorials.checks.judge import compare, exercise, pullback
 
 from retro_np import EncoderConfig, RetroConfig, reference
 from retro_np.kernels.attention import attention_weights
 from retro_np.nn.attention import attend, relative_attention
 from retro_np.nn.cca import attended_sequence, attending_chunks, cca
 from retro_np.nn.checks import perturbed_params
+from retro_np.tutorials.checks.judge import compare, exercise, pullback
 
 GRADIENTS = ("q", "keys", "values", "table", "b_c", "b_p")
 
