@@ -32,9 +32,9 @@
 # - say what padding, a missing neighbour and another order of the neighbours do;
 # - write the whole of CCA, forward and backward, in NumPy alone.
 #
-# Previous: [tutorial 4, relative positions](04_relative_positions.ipynb). Next: [tutorial 6, the neighbour encoder and
-# the whole of algorithm 1](06_the_neighbour_encoder_and_algorithm_1.ipynb). The operator is that of [Borgeaud et al.
-# 2022](https://arxiv.org/abs/2112.04426), section 2.4.
+# Previous: [4 · Chunked cross-attention, and why it needs positions](04_relative_positions.ipynb) · Next: [6 · The
+# neighbour encoder and the whole of algorithm 1](06_the_neighbour_encoder_and_algorithm_1.ipynb) · All letters:
+# [symbols](../docs/symbols.md) · The paper: [Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), section 2.4
 
 # %%
 # This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel.
@@ -48,13 +48,12 @@ import numpy as np
 
 from retro_np import EncoderConfig, RetroConfig, adamw_init, adamw_update, gradcheck, init_params, reference, retro
 from retro_np.nn.attention import attend, relative_attention, self_attention
-from retro_np.nn.attention_maps import attention_maps
 from retro_np.nn.cca import cca
 from retro_np.nn.checks import perturbed_params
 from retro_np.nn.encoder import encode
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import cross_entropy, embedding, linear, log_softmax, rms_norm
-from retro_np.nn.scope import ROOT
+from retro_np.nn.scope import ROOT, Scope
 from retro_np.tutorials.checks.tutorial_05 import check_5_1, check_5_2, check_5_3, check_5_4, check_5_5, check_5_6
 
 BLUE, ORANGE, GREY, PALE, DARK = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0", "#1b4f7a"
@@ -62,13 +61,14 @@ BLUE, ORANGE, GREY, PALE, DARK = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0", "#1
 # %% [markdown]
 # ## Where we stand
 #
-# Tutorial 4 opened with the question who may read what. Here is the answer again, in short.
+# [Tutorial 4](04_relative_positions.ipynb) wrote the forward pass of CCA in fifteen lines, for one head and one
+# sequence. Here is what we take from it.
 #
 # A sequence of $n$ tokens is cut into $\ell$ chunks $C_1, \dots, C_\ell$ of $m$ tokens each. A chunk is looked up as
 # soon as its last token is there. A frozen BERT turns it into a key, and the database returns the $k$ entries with the
 # nearest keys. Each entry is a pair $[N, F]$: a chunk $N$ that resembles $C_u$, and its continuation $F$ in the
 # document that it came from. So a neighbour has $r = 2m$ tokens. All neighbours of $C_u$ together are called
-# $\mathrm{RET}(C_u)$. An encoder turns them into vectors $E_u$, one for each token.
+# $\mathrm{RET}(C_u)$. An encoder turns them into vectors $E_u$ of width $d'$, one for each token.
 #
 # The text and the figures count tokens and chunks from 1, as the paper does. Code counts from 0.
 
@@ -127,20 +127,15 @@ plt.show()
 # *Figure 5.1.* The same twelve tokens twice: above as they are looked up, below coloured by the $E_u$ that they read.
 # What $C_u$ has found is read from the last token of $C_u$ on.
 #
-# The paper's equation 1 says what a prediction may depend on. A token of chunk $C_u$ is predicted from all tokens
-# before it and from the neighbours of all chunks *before its own*:
-#
-# $$\log p(X) = \sum_{u=1}^{\ell} \sum_{t \in C_u} \log p\bigl(x_t \mid x_1, \dots, x_{t-1},\;
-# \mathrm{RET}(C_1), \dots, \mathrm{RET}(C_{u-1})\bigr)$$
-#
-# The last token of $C_u$ is token $um$. The output at token $um$ predicts token $um + 1$, which is the first of
-# $C_{u+1}$. So token $um$ is the first that may read $E_u$. It is also the first that *can* read it, because $C_u$ is
-# complete only then. The reading goes on for $m$ tokens, until $E_{u+1}$ takes over. These $m$ tokens are the
-# **attending chunk**. The paper's equation 3 defines it, and CCA with it. For every chunk $u = 1, \dots, \ell$ and
-# every place $i = 1, \dots, m$ in its attending chunk:
+# The paper's equation 1 allows a token of chunk $C_u$ to depend on all tokens before it and on
+# $\mathrm{RET}(C_1), \dots, \mathrm{RET}(C_{u-1})$, the neighbours of the chunks before its own. Now, the output at
+# token $t$ predicts token $t + 1$. The last token of $C_u$ is token $um$, and its output predicts the first token of
+# $C_{u+1}$. So token $um$ is the first that may read $E_u$. The reading goes on for $m$ tokens, until $E_{u+1}$ takes
+# over. These $m$ tokens are the **attending chunk** $H_u^+$. The paper's equation 3 says what happens to them. For
+# every chunk $u = 1, \dots, \ell$ and every place $i = 1, \dots, m$ in its attending chunk,
 #
 # $$H_u^{+} = (h_{um},\, h_{um+1},\, \dots,\, h_{um+m-1}), \qquad
-# \mathrm{CCA}(H, E)_{um+i-1} = \mathrm{CA}(h_{um+i-1}, E_u)$$
+# \mathrm{CCA}(H, E)_{um+i-1} = \mathrm{CA}(h_{um+i-1},\, E_u).$$
 #
 # $h_t$ is the row of the activations $H$ that belongs to token $t$. CA is ordinary cross-attention: one query, and one
 # softmax over all $k\,r$ vectors of $E_u$. Tokens $1, \dots, m-1$ stand in no attending chunk. For them CCA changes
@@ -206,8 +201,8 @@ plt.show()
 #
 # $$Z_{ij} = \frac{(Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{\delta}}{\sqrt{c}}, \qquad T_\delta = R_\delta W_R$$
 #
-# Here $c$ is the width of a head. The two biases $b_c$ and $b_p$ belong to content and to position. In code they are
-# `params["u"]` and `params["v"]`.
+# Here $c$ is the width of a head. The content bias $b_c$ and the position bias $b_p$ are `params["u"]` and
+# `params["v"]` in code.
 #
 # ## The whole forward pass
 #
@@ -222,10 +217,10 @@ plt.show()
 # self-attention. The queries have shape `(rows, groups, m, d)`, where one attending chunk is one group. The context has
 # shape `(rows, k, r, d')`. `offset` is the constant in the distance. In the exercises you write all of this yourself.
 #
-# The function below is CCA on half a page. One thing is more general than in the library: the shift is an argument. The
-# distance goes with it. Query $i$ stands on token $i + \mathrm{shift}$ of $C_u$, counted from 0, so it is at distance
-# $i + \mathrm{shift} - j$ from the key beside token $j$. The lower half, `vjp`, is the pullback. Skip it for now. We
-# come back to it when the forward pass is understood.
+# The function below is CCA for any batch, with all heads. One thing is more general than in the library: the shift is
+# an argument. The distance goes with it. Query $i$ stands on token $i + \mathrm{shift}$ of $C_u$, counted from 0, so it
+# is at distance $i + \mathrm{shift} - j$ from the key beside token $j$. The lower half, `vjp`, is the pullback. Skip it
+# for now. We come back to it when the forward pass is understood.
 
 
 # %%
@@ -635,42 +630,44 @@ print(f"as the library; finite differences agree within {report.error:.0e}")
 print("gradients:", ", ".join(f"{name} {grad.shape}" for name, grad in sorted(grads.items())))
 
 # %% [markdown]
-# Which retrieved vectors get a gradient from the output at one token? Those that the token reads. `attention_maps`
-# gives the weights of every attention in a model. Lay those of CCA out by the token that reads and the token that is
-# read, and put the gradients beside them.
+# Which retrieved vectors get a gradient from the output at one token? Those that the token reads. Let us draw both: the
+# weight with which each token reads each retrieved vector, and the gradient that its output sends back there. The
+# library hands the weights of every attention to a function `watch`, if it is given one.
 
 # %%
-maps = attention_maps(params, config, tokens, retrieve(tokens))
-weights = maps["layers.0.cca"][0, :, 0].reshape(n_chunks * m, k * r)  # the first head; a row for each attending token
+watched = {}
+cca(layer["cca"], h, encoded, key_mask, 2, m, Scope(watch=watched.__setitem__))
+(weights,) = watched.values()  # (chunks, n_heads, 1, m, k, r)
+weights = weights[:, :, 0].max(axis=1).reshape(n_chunks * m, k * r)  # of the head that reads it more
 read, gradient = np.zeros((2, n, n_chunks, k * r))
-for t in range(m - 1, n):
-    u = (t + 1) // m - 1
-    read[t, u] = weights[t - (m - 1)]
 for t in range(n):
+    u = (t + 1) // m - 1
+    if u >= 0:
+        read[t, u] = weights[t - (m - 1)]
     dy_t = np.zeros_like(h)
     dy_t[0, t] = rng.standard_normal(8)
     gradient[t] = np.linalg.norm(library_vjp(dy_t)[2][0], axis=-1).reshape(n_chunks, k * r)
-assert np.allclose(read[m - 1 :].sum(axis=(1, 2)), 1)
 assert np.array_equal(gradient > 0, read > 0)
 
 figure, panels = plt.subplots(2, 1, figsize=(7, 4.6), sharex=True)
 forward = (read, "Blues", "weight", "forward: what a token reads")
-backward = (gradient, "Oranges", "norm", "backward: which retrieved vectors its output sends gradient to")
+backward = (gradient, "Oranges", "norm", "backward: where its output sends gradient")
 for axes, (grid, colours, label, title) in zip(panels, (forward, backward), strict=True):
-    image = axes.imshow(grid.reshape(n, -1), cmap=colours, vmin=0, vmax=np.quantile(grid, 0.99), aspect="auto")
+    grid = np.where(grid > 0, np.log10(np.maximum(grid, 1e-9)), np.nan).reshape(n, -1)
+    image = axes.imshow(grid, cmap=colours, vmin=-3, vmax=0.3, aspect="auto")
     for edge in range(r, n_chunks * k * r, r):
         axes.axvline(edge - 0.5, color="black", linewidth=1.2 if edge % (k * r) == 0 else 0.4)
     axes.set(yticks=range(0, n, 2), ylabel="token", title=title, xticks=[7.5, 23.5, 39.5])
     axes.set_yticklabels(range(1, n + 1, 2))
     axes.set_xticklabels([f"$E_{u + 1}$: {k} neighbours of {r} tokens" for u in range(n_chunks)], fontsize=8)
     axes.title.set_fontsize(9)
-    figure.colorbar(image, ax=axes, label=label, extend="max")
+    figure.colorbar(image, ax=axes, label=f"log10 of the {label}", extend="min")
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
 # *Figure 5.5.* Weight and gradient form the same staircase: the output at a token sends gradient back to exactly those
-# retrieved vectors that the token reads.
+# retrieved vectors that the token reads. White is zero.
 #
 # ## Three wrong pullbacks
 #
@@ -753,8 +750,9 @@ check_5_2(cut, lay_back)
 # The first row of the table belongs to the largest distance that occurs, and each next row to a distance smaller by 1.
 #
 # Return the output `(b, m, n_heads, c)` and the weights $A$ as `(b, n_heads, m, k, r)`. Which row of the table belongs
-# to query $i$ and key $j$? Figure 5.2 helps. One softmax runs over all $k\,r$ keys, and a chunk may have no key at all.
-# `np.einsum` saves you from counting axes: `np.einsum("bihc,bkjhc->bhikj", q, keys)` is every query times every key.
+# to query $i$ and key $j$? Figure 5.2 helps, and so does exercise 4.4, which was the same for one head and one chunk.
+# One softmax runs over all $k\,r$ keys, and a chunk may have no key at all. `np.einsum` saves you from counting axes:
+# `np.einsum("bihc,bkjhc->bhikj", q, keys)` is every query times every key.
 
 
 # %% tags=["exercise"]
@@ -783,7 +781,7 @@ check_5_4(attention)
 # `w_r`, `w_o` and the biases `u` and `v`, which are $b_c$ and $b_p$. `queries` is `(b, m, d)`, normalised already, and
 # `context` is `(b, k, r, d')`. Heads are cut from the last axis: `x.reshape(*x.shape[:-1], n_heads, -1)`.
 #
-# $T_\delta$ is made of sinusoids as wide as the queries, with $\omega_i = 10000^{-2i/d}$:
+# $T_\delta$ is made of sinusoids as wide as the queries, with frequencies $\omega_f = 10000^{-2f/d}$:
 #
 # $$R_\delta = \bigl[\sin \omega_0 \delta, \dots, \sin \omega_{d/2-1} \delta,\;
 # \cos \omega_0 \delta, \dots, \cos \omega_{d/2-1} \delta\bigr], \qquad T_\delta = R_\delta W_R$$
