@@ -163,8 +163,10 @@ print("laid back:", (S.T @ (S @ numbers)).astype(int))
 # token $m$ to token $\ell m + m - 1$. A sequence with $\ell$ whole chunks is never longer than that, so a rest at the
 # end, too short for a chunk, finds its place in the last attending chunk. It reads, though it looks nothing up.
 #
-# A matrix is more than a notation here. The pullback of $Y = S X$ is $dX = S^\top dY$, as for every linear map
-# ([tutorial 3](03_backward_passes_by_hand.ipynb)). So half of CCA's backward pass is already written.
+# A matrix is more than a notation here. As before, $dx$ stands for $\partial \mathcal{L} / \partial x$, the gradient of
+# the loss with respect to $x$, and a pullback computes $dx$ from $dy$. The pullback of $Y = S X$ is $dX = S^\top dY$,
+# as for every linear map ([tutorial 3](03_backward_passes_by_hand.ipynb)). So half of CCA's backward pass is already
+# written.
 #
 # ## Where does a neighbour stand?
 #
@@ -276,8 +278,8 @@ assert np.allclose(value, by_loops)
 # ## The off-by-one
 #
 # Why $m - 1$, and not $m$ or $m - 2$? The difference is one token, every shape stays the same, and no error is raised.
-# The loss alone does not tell, or rather, it tells the opposite of the truth, as we shall see. So we need a test that
-# does not trust the loss.
+# Nor does the loss complain. It even likes one of the wrong ones best, as we shall see. So we need a test that does not
+# trust the loss.
 #
 # For the test we put CCA into a model. It is the paper's algorithm 1 with a single layer, written out so that we can
 # exchange the shift. The neighbour encoder belongs to the next tutorial. Here it only makes vectors of the retrieved
@@ -474,7 +476,7 @@ for axes, (continued, rows) in zip(panels, results.items(), strict=True):
     title = "$[C_u, C_{u+1}]$: the continuation too" if continued else "$[C_u$, padding]: what was asked"
     axes.set_title(title, fontsize=9)
 panels[0].set_ylabel("nats per token")
-panels[1].legend(fontsize=8, loc="upper right")
+panels[1].legend(fontsize=8, loc="center right")
 plt.show()
 (wasteful, right, leak, worse), (wasteful_f, right_f, _, _) = results.values()
 assert min(right.min(), wasteful.min()) > 2.6  # nothing to be had honestly
@@ -572,9 +574,8 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # %% [markdown]
 # ## The pullback
 #
-# Now the lower half of `cca_with`. As before, $dx$ stands for $\partial \mathcal{L} / \partial x$, the gradient of the
-# loss with respect to $x$, and a pullback computes $dx$ from $dy$. Go through the forward pass from the outside
-# inwards. Write $X^+ = S X$ for the attending chunks, normalised, and $Y^+$ for what they read.
+# Now the lower half of `cca_with`. Go through the forward pass from the outside inwards. Write $X^+ = S X$ for the
+# attending chunks, normalised, and $Y^+$ for what they read.
 #
 # | forward | pullback | why |
 # | --- | --- | --- |
@@ -709,8 +710,8 @@ for how in ("nothing", "no residual", "laid back one late", "last neighbour only
 # no function of the library in them. Each cell with dots is yours to fill. The cell below it checks what you wrote and
 # says what is wrong and where.
 #
-# **Exercise 5.1: who reads what.** Write the chunk whose neighbours token $t$ reads, or −1 if it reads none. Token and
-# chunk are counted from 0. One line is enough. It should take an array of tokens, too.
+# **Exercise 5.1: who reads what.** Write the chunk whose neighbours token $t$ reads, or $-1$ if it reads none. Token
+# and chunk are counted from 0. One line is enough. It should take an array of tokens, too.
 
 
 # %% tags=["exercise"]
@@ -779,7 +780,8 @@ check_5_4(attention)
 # %% [markdown]
 # **Exercise 5.5: the projections.** Put the five matrices around your attention. `params` has `w_q`, `w_k`, `w_v`,
 # `w_r`, `w_o` and the biases `u` and `v`, which are $b_c$ and $b_p$. `queries` is `(b, m, d)`, normalised already, and
-# `context` is `(b, k, r, d')`. Heads are cut from the last axis: `x.reshape(*x.shape[:-1], n_heads, -1)`.
+# `context` is `(b, k, r, d')`. Heads are cut from the last axis: `x.reshape(*x.shape[:-1], n_heads, -1)`. Exercise 3.4
+# had the same projections, without positions.
 #
 # $T_\delta$ is made of sinusoids as wide as the queries, with frequencies $\omega_f = 10000^{-2f/d}$:
 #
@@ -821,9 +823,10 @@ check_5_6(my_cca)
 #   see which outputs move.
 # - The price of a leak. The loss rewards it, so the loss is no judge of it.
 # - A backward pass that is the forward pass in reverse, with $S$ and $S^\top$ exchanged.
-# - If you did the exercises, you have written sections 4 and 5 of [`mini_retro.py`](mini_retro.py), the whole of RETRO
-#   in one file of plain NumPy. There your `cut` is called `attending_chunks`, `lay_back` is `in_sequence`, 5.3 to 5.5
-#   are one function `attention`, and 5.6 is `cca`.
+# - If you did the exercises, you have written the heart of [`mini_retro.py`](mini_retro.py), the whole of RETRO in one
+#   file of plain NumPy. There, exercises 5.3 to 5.5 are the function `attention`, your `cut` is called
+#   `attending_chunks`, `lay_back` is `in_sequence`, and `my_cca` is `cca`.
 #
 # Next: [tutorial 6, the neighbour encoder and the whole of algorithm
-# 1](06_the_neighbour_encoder_and_algorithm_1.ipynb). There $E$ is made, and the rest of that file with it.
+# 1](06_the_neighbour_encoder_and_algorithm_1.ipynb). There the vectors $E_u$ are made, and the whole model is put
+# together.
