@@ -1,8 +1,8 @@
 """Build the book: python docs/site/build.py [OUT]
 
-Needs `pip install -e ".[book]"`. Copies the pages and notebooks into a temporary folder, adds the contents and the reference of
-the package, and calls Sphinx with warnings as errors. Then it adds the landing page and checks every link. MathJax comes
-from npm the first time, and from ~/.cache/retro_np later.
+Needs `pip install -e ".[book]"`. Copies the pages and notebooks into a temporary folder, adds the contents and the
+reference of the package, and calls Sphinx with warnings as errors. Then it adds the landing page and checks every link.
+MathJax comes from npm the first time, and from ~/.cache/retro_np later.
 """
 
 import argparse
@@ -122,8 +122,8 @@ def reference(work):
         kinds = [(name, "class" if isinstance(getattr(retro_np, name), type) else "function") for name in names.split()]
         blocks = [f".. auto{kind}:: retro_np.{name}\n" + "   :members:\n" * (kind == "class") for name, kind in kinds]
         (api / f"{group.lower()}.rst").write_text(f"{group}\n{'=' * len(group)}\n\n" + "\n".join(blocks))
-    core = sorted(path.stem for path in Path(retro_np.__file__).parent.glob("nn/[a-z]*.py"))
-    for name in ["retro_np.reference", *(f"retro_np.nn.{module}" for module in core)]:
+    nn = sorted(path.stem for path in Path(retro_np.__file__).parent.glob("nn/[a-z]*.py"))
+    for name in ["retro_np.reference", *(f"retro_np.nn.{module}" for module in nn)]:
         title = name.removeprefix("retro_np.")
         text = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {name}\n   :members:\n"
         (api / f"{title}.rst").write_text(text)
@@ -139,8 +139,10 @@ def reference(work):
     )
     text = (HERE / "api.md").read_text("utf-8").replace("<!-- names -->", tables)
     groups = "\n".join(group.lower() for group in API)
-    modules = "\n".join(f"nn.{module}" for module in core)
-    (api / "index.md").write_text(text.replace("<!-- groups -->", groups).replace("<!-- modules -->", modules), "utf-8")
+    modules = "\n".join(f"nn.{module}" for module in nn)
+    (api / "index.md").write_text(text.replace("<!-- groups -->", groups), "utf-8")
+    core = (HERE / "core.md").read_text("utf-8").replace("<!-- modules -->", modules)
+    (api / "core.md").write_text(core, "utf-8")
 
 
 def mathjax(static):

@@ -38,6 +38,13 @@ add_module_names = False
 
 # The theme
 html_theme = "furo"
+templates_path = ["templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html", "sidebar/search.html", "sidebar/scroll-start.html", "start.html",
+        "sidebar/navigation.html", "sidebar/scroll-end.html",
+    ]
+}  # fmt: skip
 html_css_files = ["book.css"]
 html_show_sphinx = False
 html_show_copyright = False

@@ -1,8 +1,8 @@
 """Pages with the source of the package's files, and links to them.
 
 A page may link a file, `[cca](../retro_np/nn/cca.py)`, as GitHub understands it, or name one in backticks,
-`retro_np/nn/cca.py`. This Sphinx extension makes a page of each such file, with highlighted lines that have anchors, and
-points both kinds of link there."""
+`retro_np/nn/cca.py`. This Sphinx extension makes a page of each such file, with highlighted lines that
+have anchors, and points both kinds of link there."""
 
 import html
 import inspect
@@ -21,6 +21,7 @@ from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("retro_np", "csrc", "tests", "benchmarks", "tutorials", "docs", ".ci", ".github")
+FILES = ("pyproject.toml", "setup.py", "MANIFEST.in")
 TEXT = {".py", ".c", ".h", ".toml", ".yml", ".html", ".js", ".cff", ".in", ".md", ""}
 PAGES_OF_THEIR_OWN = {"tutorials/mini_retro.py": "tutorials/mini_retro.html"}
 STATIC = ("index.html",)  # the landing page, which Sphinx does not make
@@ -47,24 +48,24 @@ class LinkFiles(SphinxTransform):
     def apply(self):
         for node in list(self.document.findall(nodes.literal)):
             path = node.astext().rstrip("/")
-            named = path.split("/")[0] in FOLDERS and "/" in node.astext() or path in ("pyproject.toml", "setup.py")
-            if named and not isinstance(node.parent.parent, nodes.Inline) and not isinstance(node.parent, nodes.Inline):
-                doc = posixpath.splitext(path)[0]
-                if path.endswith((".md", ".ipynb")) and doc in self.env.found_docs:
-                    link = addnodes.pending_xref(
-                        "", refdomain="doc", reftarget=doc, reftargetid=None, refdoc=self.env.docname, reftype="myst",
-                        refexplicit=True,
-                    )  # fmt: skip
-                    node.replace_self(link)
-                    link += node
-                else:
-                    self.link(node, path, [node.deepcopy()])
-        for node in list(self.document.findall(addnodes.pending_xref)) + list(
-            self.document.findall(addnodes.download_reference)
-        ):
-            if node.get("reftype") == "myst" and not node.get("refdomain"):
-                target = node["reftarget"].split("#")[0]
-                self.link(node, posixpath.normpath(posixpath.join(self.folder, target)), node.children)
+            inside_a_link = isinstance(
+                node.parent, (nodes.reference, addnodes.pending_xref, addnodes.download_reference)
+            )
+            if inside_a_link or not (("/" in node.astext() and path.split("/")[0] in FOLDERS) or path in FILES):
+                continue
+            doc = posixpath.splitext(path)[0]
+            if path.endswith((".md", ".ipynb")) and doc in self.env.found_docs:
+                kind = {"refdomain": "doc", "reftype": "myst", "refexplicit": True, "reftargetid": None}
+                link = addnodes.pending_xref("", reftarget=doc, refdoc=self.env.docname, **kind)
+                node.replace_self(link)
+                link += node
+            else:
+                self.link(node, path, [breakable(node)])
+        for kind in (addnodes.pending_xref, addnodes.download_reference):
+            for node in list(self.document.findall(kind)):
+                if node.get("reftype") == "myst" and not node.get("refdomain"):
+                    target = node["reftarget"].split("#")[0]
+                    self.link(node, posixpath.normpath(posixpath.join(self.folder, target)), node.children)
 
     @property
     def folder(self):
@@ -79,6 +80,13 @@ class LinkFiles(SphinxTransform):
                     "", "", *children, refuri=posixpath.relpath(page, self.folder or "."), internal=True
                 )
             )  # fmt: skip
+
+
+def breakable(literal):
+    """A path in backticks that a narrow page may break after each slash."""
+    parts = re.split(r"(?<=/)(?=.)", literal.astext())
+    broken = [node for part in parts for node in (nodes.Text(part), nodes.raw("", "<wbr>", format="html"))]
+    return nodes.literal("", "", *broken[:-1])
 
 
 def first_line(file):
