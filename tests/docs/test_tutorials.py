@@ -1,102 +1,342 @@
-"""Ground truth: what a run of a tutorial's source printed, and mistakes that its exercises' checks must notice.
+"""The tutorials. Ground truth: what a run of a source printed; our answers, and mistakes that checks must notice.
 
 RETRO_NP_NOTEBOOKS names a folder of freshly executed notebooks, which are tested in addition to the committed ones.
 """
 
+import ast
+import importlib
+import inspect
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from figures import facts_of, figures_in, has, numbers_in
 
-jupytext = pytest.importorskip("jupytext") if not os.environ.get("CI") else __import__("jupytext")
+from retro_np.tutorials.checks import judge
 
 TUTORIALS = Path(__file__).parents[2] / "tutorials"
-SOURCES = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
-FIGURE = re.compile(r"\*\*([^*\n]*\d[^*\n]*)\*\*")
-EXERCISE = re.compile(r"\d+\.")  # a bold number that begins an exercise
+sys.path.append(str(TUTORIALS))
+jupytext = pytest.importorskip("jupytext") if not os.environ.get("CI") else __import__("jupytext")
+execute = pytest.importorskip("execute") if not os.environ.get("CI") else __import__("execute")
+
+SOURCES = execute.sources()
 FRESH = os.environ.get("RETRO_NP_NOTEBOOKS")
-FOLDERS = [TUTORIALS, Path(FRESH)] if FRESH else [TUTORIALS]
+FOLDERS = {"committed": TUTORIALS, **({"fresh": Path(FRESH)} if FRESH else {})}
+FIRST_CODE = """# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+import os
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread."""
+each_tutorial = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 
 
-def cells_of(path):
-    return [cell for cell in jupytext.read(path).cells if cell.source.strip()]
+def cells_of(source):
+    return execute.notebook(source).cells
 
 
 def printed(cell):
-    """What a cell of an executed notebook printed, with each run of white space replaced by one space."""
+    """What a cell of an executed notebook printed."""
     outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]  # progress, which is not committed
-    text = "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs)
-    return re.sub(r"\s+", " ", text)
+    return "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs)
 
 
 def printed_near(cells, index):
     """What was printed near a cell: by the last two printing cells before it, and by the next printing cell."""
     earlier, later = ([text for text in map(printed, part) if text] for part in (cells[:index], cells[index:]))
-    return " … ".join(earlier[-2:] + later[:1])
+    return " \n ".join(earlier[-2:] + later[:1])
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def code_of(cells):
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@each_tutorial
 def test_a_notebook_has_the_cells_of_its_source(source):
-    notebook = jupytext.read(source.with_suffix(".ipynb"))
-    assert [c.source for c in notebook.cells] == [c.source for c in jupytext.read(source).cells]
-    assert [c.cell_type for c in notebook.cells] == [c.cell_type for c in jupytext.read(source).cells]
+    cells, made = jupytext.read(source.with_suffix(".ipynb")).cells, cells_of(source)
+    assert [cell.source for cell in cells] == [cell.source for cell in made]
+    assert [cell.cell_type for cell in cells] == [cell.cell_type for cell in made]
 
 
-@pytest.mark.parametrize(
-    "folder", [TUTORIALS] + ([Path(FRESH)] if FRESH else []), ids=["committed", "fresh"][: 1 + bool(FRESH)]
-)
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_each_figure_in_a_text_was_printed_by_a_nearby_cell(source, folder):
-    cells = json.loads((folder / f"{source.stem}.ipynb").read_text())["cells"]
-    missing = []
+@pytest.mark.parametrize("folder", FOLDERS.values(), ids=FOLDERS)
+@each_tutorial
+def test_each_figure_in_a_text_was_printed_nearby_or_is_in_the_code_or_among_the_facts(source, folder):
+    cells = json.loads((folder / f"{source.stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    known, missing = numbers_in(code_of(cells)) | facts_of(source.stem[:2]), []
     for index, cell in enumerate(cells):
         if cell["cell_type"] == "markdown":
-            stated = [f for f in FIGURE.findall("".join(cell["source"])) if not EXERCISE.fullmatch(f)]
-            output = printed_near(cells, index)
-            missing += [figure for figure in stated if not has_figure(output, re.sub(r"\s+", " ", figure))]
+            numbers = numbers_in(printed_near(cells, index)) | known
+            missing += [(index, x.text) for x in figures_in("".join(cell["source"])) if not has(numbers, x)]
     assert missing == []
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@each_tutorial
 def test_no_line_of_prose_is_rendered_as_a_list_item_by_mistake(source):
     prose = [cell.source for cell in cells_of(source) if cell.cell_type == "markdown"]
     assert [line for text in prose for line in text.splitlines() if re.match(r"[+*] ", line)] == []
 
 
-def has_figure(text, figure):
-    """Whether a text contains a figure by itself, not as a part of another number."""
-    return re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d|[.,]\d)", text) is not None
+@each_tutorial
+def test_each_tutorial_says_what_it_takes_settles_the_threads_first_and_ends_with_what_was_gained(source):
+    cells = cells_of(source)
+    first_code = next(cell.source for cell in cells if cell.cell_type == "code")
+    assert re.search(r"^\*Reading: about \d+ minutes · runs in .+\*$", cells[0].source, re.MULTILINE)
+    assert first_code.replace(": pip", ":\n# pip", 1).startswith(FIRST_CODE)
+    assert "What you have gained" in "".join(cell.source for cell in cells[-3:])
 
 
-def test_a_figure_is_not_found_inside_another_number():
-    assert has_figure("it is 3.0, or 14", "3.0")
-    assert not has_figure("13.0 3.05 3.0,5 1,3.0", "3.0")
+@each_tutorial
+def test_every_relative_link_of_a_notebook_leads_to_a_file(source):
+    text = "\n".join(cell.source for cell in cells_of(source) if cell.cell_type == "markdown")
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in target]
+    assert [target for target in targets if not (TUTORIALS / target).exists()] == []
+
+
+# Exercises
+
+
+def tags_of(cell):
+    return cell.metadata.get("tags", [])
+
+
+def calls_of(source):
+    """(check, texts of its arguments, number of its cell) of each check cell of a tutorial."""
+    checks = importlib.import_module(f"retro_np.tutorials.checks.tutorial_{source.stem[:2]}")
+    found = []
+    for number, cell in enumerate(cells_of(source)):
+        if "check" in tags_of(cell):
+            (statement,) = ast.parse(cell.source).body
+            call = statement.value
+            found.append((getattr(checks, call.func.id), list(map(ast.unparse, call.args)), number))
+    return found
+
+
+def has_checks(source):
+    return (TUTORIALS / "checks" / f"tutorial_{source.stem[:2]}.py").exists()
+
+
+CALLS = [(check, arguments) for source in filter(has_checks, SOURCES) for check, arguments, _ in calls_of(source)]
+ALONE = [check for check, arguments in CALLS if arguments == list(check.names)]  # they need nothing of the notebook
+each_check = pytest.mark.parametrize("check", ALONE, ids=lambda check: check.number)
+HOSTILE = [None, ..., 1.5, "text", (None, None), {"a": 1}, [], lambda *_: None, float("nan"), [[1], [2, 3]]]
+
+
+def stub(*_): ...
+
+
+def breaks(*_):
+    raise ZeroDivisionError("of the reader")
+
+
+def assert_accepts_our_answer(check, context, capsys):
+    assert check(*judge.answers_of(check), *context) is True, capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"{check.number} is right: ")
+
+
+def assert_says_that_a_stub_is_no_answer(check, context, capsys):
+    assert check(*[stub] * len(check.names), *context) is False
+    assert capsys.readouterr().out.startswith(f"{check.number} is not answered yet: ")
+
+
+def assert_refuses_each_known_mistake_with_its_hint(check, context, capsys):
+    mistakes = judge.mistakes_of(check)
+    assert mistakes, f"no known mistake of {check.number}"
+    for mistake in mistakes:
+        assert check(*judge.mistaken(check, mistake), *context) is False, mistake
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert first.startswith(f"{check.number} is not right yet: ")
+        assert "\n".join(rest).startswith("Hint: "), f"{mistake}: {first}"
+        assert mistake["hint"] in rest[0], f"{mistake['new']} gives the results of another mistake: {rest[0]}"
+
+
+def assert_never_raises(check, context, capsys):
+    for returned in HOSTILE:
+        assert check(*[lambda *_, returned=returned: returned] * len(check.names), *context) is False, returned
+        assert check(*[returned] * len(check.names), *context) is False, returned
+    assert check(*[breaks] * len(check.names), *context) is False
+    assert "ZeroDivisionError: of the reader" in capsys.readouterr().out
+
+
+ASSERTIONS = (
+    assert_accepts_our_answer, assert_says_that_a_stub_is_no_answer,
+    assert_refuses_each_known_mistake_with_its_hint, assert_never_raises,
+)  # fmt: skip
+
+
+@each_check
+def test_a_check_accepts_our_answer(check, capsys):
+    assert_accepts_our_answer(check, (), capsys)
+
+
+@each_check
+def test_a_check_says_of_a_stub_that_it_is_not_answered_yet(check, capsys):
+    assert_says_that_a_stub_is_no_answer(check, (), capsys)
+
+
+@each_check
+def test_a_check_refuses_each_known_mistake_with_its_hint(check, capsys):
+    assert_refuses_each_known_mistake_with_its_hint(check, (), capsys)
+
+
+@each_check
+def test_a_check_never_raises(check, capsys):
+    assert_never_raises(check, (), capsys)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_the_check_of_each_exercise_accepts_the_answer_and_fails_for_a_mistake(source, monkeypatch):
+@each_tutorial
+def test_a_check_that_needs_its_notebook_accepts_our_answer_and_refuses_the_rest(source, monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(TUTORIALS)
-    mistakes = iter(json.loads((TUTORIALS / "mistakes" / f"{source.stem[:2]}.json").read_text()))
-    namespace, answer, checked = {"__name__": "__main__"}, None, 0
-    for cell in cells_of(source):
-        if cell.cell_type != "code":
-            continue
-        code = compile(cell.source, f"{source.name}: {cell.source[:40]!r}", "exec")
-        exec(code, namespace)
-        tags = cell.metadata.get("tags", [])
-        if "answer" in tags:
-            answer = cell.source
-        if "check" in tags:
-            entry, checked = next(mistakes), checked + 1
-            for mistake in entry if isinstance(entry, list) else [entry]:
-                assert answer.count(mistake["old"]) == 1, mistake
-                exec(answer.replace(mistake["old"], mistake["new"]), namespace)
-                with pytest.raises((AssertionError, ValueError, IndexError, TypeError)):
-                    exec(code, namespace)
-                exec(answer, namespace)
-    assert checked >= 2
-    assert next(mistakes, None) is None
+    calls = {number: (check, arguments[len(check.names) :]) for check, arguments, number in calls_of(source)}
+    last = max((number for number, (_, context) in calls.items() if context), default=-1)
+    namespace = {"__name__": "__main__"}
+    for number, cell in enumerate(cells_of(source)[: last + 1]):
+        if number in calls and calls[number][1]:
+            check, context = calls[number][0], [eval(text, namespace) for text in calls[number][1]]
+            capsys.readouterr()
+            for assertion in ASSERTIONS:
+                assertion(check, context, capsys)
+        elif cell.cell_type == "code":
+            exec(compile(cell.source, f"{source.name}: {cell.source[:40]!r}", "exec"), namespace)
+
+
+@each_tutorial
+def test_each_exercise_is_a_stub_with_its_check_behind_it_and_every_check_has_its_cell(source):
+    cells = cells_of(source)
+    assert all(not ({"answer", "solution"} & {*tags_of(cell)}) and "jupyter" not in cell.metadata for cell in cells)
+    exercises = [number for number, cell in enumerate(cells) if "exercise" in tags_of(cell)]
+    calls = calls_of(source)
+    assert [number for *_, number in calls] == [number + 1 for number in exercises]
+    module = importlib.import_module(f"retro_np.tutorials.checks.tutorial_{source.stem[:2]}")
+    checks = [value for name, value in vars(module).items() if name.startswith("check_")]
+    assert len(checks) >= 2
+    assert [check.number for check in checks] == [check.number for check, *_ in calls]
+    for check, arguments, number in calls:
+        assert arguments[: len(check.names)] == list(check.names)
+        stubs = {node.name: node for node in ast.parse(cells[number - 1].source).body}
+        assert list(stubs) == list(check.names)
+        for (name, node), answer in zip(stubs.items(), judge.answers_of(check), strict=True):
+            assert ast.unparse(node.args) == str(inspect.signature(answer))[1:-1], name
+            assert ast.unparse(node.body[-1]) == "...", f"{name} is no stub"
+
+
+@each_tutorial
+def test_no_answer_stands_in_a_notebook(source):
+    def bodies(text):
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        return {node.name: "\n".join(ast.unparse(part) for part in node.body) for node in functions}
+
+    path = TUTORIALS / "answers" / f"tutorial_{source.stem[:2]}.py"
+    names = {name for check, *_ in calls_of(source) for name in check.names}
+    answers = {body for name, body in bodies(path.read_text(encoding="utf-8")).items() if name in names}
+    made = bodies(code_of(cells_of(source)))
+    assert [name for name, body in made.items() if body in answers] == []
+
+
+# The judge and the reader of figures themselves
+
+
+def test_each_other_form_of_a_right_answer_passes(capsys):
+    from retro_np.tutorials.answers import tutorial_05 as answers
+    from retro_np.tutorials.checks import tutorial_05 as checks
+
+    assert checks.check_5_1(lambda t, m: answers.reads(t, m).tolist())
+    assert checks.check_5_1(lambda t, m: answers.reads(t, m).astype(float))
+    assert checks.check_5_2(lambda *x: answers.cut(*x).tolist(), lambda *x: answers.lay_back(*x).copy("F"))
+    assert checks.check_5_3(lambda *x: [part.astype("float32") for part in answers.attention_value(*x)])
+
+    def in_lists_and_the_other_way_round(q, keys, values, table, b_c, b_p, key_mask):
+        out, vjp = answers.attention(q, keys, values, table, b_c, b_p, key_mask)
+        return [lambda dout: list(vjp(dout)), out.tolist()]
+
+    assert checks.check_5_4(in_lists_and_the_other_way_round)
+    assert "not" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "message"),
+    [
+        ([1, 2, 3], (1, 2), "wrong form: it is an array of shape (3,); asked for is a tuple of 2 (a, b)"),
+        ("yes", 1.0, "wrong form: it is the text 'yes'; asked for is the number 1.0"),
+        ([[1.0, 2.0]], [1.0, 2.0], "the shape of it is (1, 2), not (2,)"),
+        ([0.0, 1.2], [0.0, 1.5], "it is off by up to 0.3; first at [1]: 1.2, not 1.5"),
+        ([1, 2, 4], [1, 2, 3], "it is wrong in 1 of 3 entries; first at [2]: 4, not 3"),
+        (3, 4, "it is 3, not 4"),
+        ([0.5, float("nan")], [0.5, 1.0], "it is not finite in 1 entries; first wrong at [1]: nan, not 1"),
+        ("abcd", "abcx", "it differs at character 3: 'abcd', not 'abcx'"),
+        ({"a": 1}, {"b": 1}, "it has the parts a; asked for are b"),
+        ({"a": 1.0}, {"a": 2.0}, "a is 1, not 2"),
+        ({1, 2}, {1, 3}, "it lacks 3"),
+        (([1.0], [2.0]), ([1.0], [2.5]), "b is off by up to 0.5; first at [0]: 2, not 2.5"),
+        (None, 1.0, "wrong form: it is None; asked for is the number 1.0"),
+    ],
+)
+def test_a_message_says_what_is_wrong_where_and_by_how_much(got, expected, message):
+    assert judge.compare(got, expected, "it", ("a", "b")) == message
+
+
+def test_a_message_names_the_function_and_the_line_that_failed(capsys):
+    @judge.exercise("0.0", "f", right="")
+    def check(f):
+        yield judge.compare(f(1), 1)
+
+    assert check(breaks) is False
+    said = capsys.readouterr().out
+    assert said.startswith("0.0 is not right yet: f stops with ZeroDivisionError: of the reader, at line ")
+    assert 'raise ZeroDivisionError("of the reader")' in said
+
+
+def test_an_answer_that_overwrites_its_argument_is_refused(capsys):
+    @judge.exercise("0.0", "f", right="")
+    def check(f):
+        x = [[1.0, 2.0]]
+        yield judge.compare(f(__import__("numpy").array(x)), 2)
+
+    def doubles(x):
+        x *= 2
+        return 2
+
+    assert check(doubles) is False
+    assert "overwrites an argument" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It falls from 2.71 to 1.5 nats, by 12 %.", ["2.71", "1.5", "12 %"]),
+        (
+            "Of 34,967 chunks **8.3 %** are copies; $10{,}000$ and $2\\,048$ too.",
+            ["34,967", "8.3 %", "10,000", "2,048"],
+        ),
+        ("Figure 5.2 and table 10, §2.4, eq. 3, sections 2.4 and 2.5, exercise 5.1, [x](a/1.25) in 2022", []),
+        ("**5.1** Write `reads(t, 128)`, with `0.31` in three places; SmolLM2-135M", ["0.31"]),
+        (
+            "1.75 trillion tokens, $3.2 \\cdot 10^{-9}$, 4.5e-7, 20 chunks, 10⁻⁹",
+            ["1.75 trillion", "3.2 \\cdot 10^{-9}", "4.5e-7"],
+        ),
+        ("```\n0.123\n```\n# 5 · Title\n\n## 1.5 bits", ["1.5"]),
+    ],
+)
+def test_the_figures_of_a_text_are_found(text, found):
+    assert [figure.text for figure in figures_in(text)] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "output", "stands"),
+    [
+        ("3.0 nats", "it is 3.0, or 14", True),
+        ("3.0 nats", "13.0 3.05 3.0,5 1,3.0", False),
+        ("1,500 steps", "1500 steps", True),
+        ("12.5 %", "0.125", True),
+        ("12.5 %", "12.5 %", True),
+        ("1.75 trillion", "1750000000000", True),
+        ("2.7 nats", "2.71", False),
+        ("$3.2 \\cdot 10^{-9}$", "3.2e-09", True),
+    ],
+)
+def test_a_figure_is_found_in_an_output_and_not_inside_another_number(text, output, stands):
+    (figure,) = figures_in(text)
+    assert has(numbers_in(output), figure) is stands
