@@ -39,7 +39,8 @@
 # cross-attention](05_chunked_cross_attention.ipynb) · All letters: [symbols](../docs/symbols.md)
 
 # %%
-# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
@@ -228,10 +229,10 @@ for place, (above, below) in enumerate(zip(read_words, found_words, strict=True)
         axes.add_patch(plt.Rectangle((place + 0.04, y), 0.92, 0.6, facecolor=shade, edgecolor="black", linewidth=0.6))
         axes.text(place + 0.5, y + 0.3, word, ha="center", va="center", fontsize=9)
     axes.text(place + 0.5, -0.3, place, ha="center", va="center", fontsize=8, color=GREY)
-for i, colour in ((0, GREY), (1, ORANGE)):
+for i, colour, x in ((0, GREY, m - 0.85), (1, ORANGE, m + 1.15)):
     arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.5}
     axes.annotate("", (m + i + 0.5, 0.65), (m - 1 + i + 0.5, 1.45), arrowprops=arrow)
-    axes.text(m + i + 0.15, 1.05, r"$\delta = -1$", color=colour, fontsize=9)
+    axes.text(x, 1.0, r"$\delta = -1$", color=colour, fontsize=9)
 axes.text(-0.15, 1.8, "the text", ha="right", va="center", fontsize=9)
 axes.text(-0.15, 0.3, "a neighbour", ha="right", va="center", fontsize=9)
 for x, above, below in ((m / 2, "$C_u$", "$N$"), (m + m / 2, "$C_{u+1}$", "$F$")):
@@ -565,27 +566,31 @@ plt.show()
 #
 # Let us derive the gradients of relative attention. As in tutorial 3, `dx` is $\partial\mathcal L/\partial x$ for
 # every array $x$, and a dot marks a small change. Softmax and product with the values are known from there, and give
-# $dZ$, the gradient of the scores. What is left is one line,
+# $\mathrm{d}Z$, the gradient of the scores. What is left is one line,
 # $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{i-j}\bigr) / \sqrt c$. Change all five arrays a little:
 #
 # $$\dot Z_{ij} = \tfrac{1}{\sqrt c}\bigl[(\dot Q_i + \dot b_c) \cdot K_j + (Q_i + b_c) \cdot \dot K_j
 # + (\dot Q_i + \dot b_p) \cdot T_{i-j} + (Q_i + b_p) \cdot \dot T_{i-j}\bigr] \quad\text{(product rule)}$$
 #
-# The loss changes by $\sum_{ij} dZ_{ij} \dot Z_{ij}$. Collect what stands beside each change:
+# The loss changes by $\sum_{ij} \mathrm{d}Z_{ij} \dot Z_{ij}$. Collect what stands beside each change:
 #
 # $$\begin{aligned}
-# dQ_i &= \tfrac{1}{\sqrt c} \textstyle\sum_j dZ_{ij}\,(K_j + T_{i-j}) && \text{$\dot Q_i$ stands in two terms}\\
-# dK_j &= \tfrac{1}{\sqrt c} \textstyle\sum_i dZ_{ij}\,(Q_i + b_c) && \text{$\dot K_j$ stands in one}\\
-# db_c &= \tfrac{1}{\sqrt c} \textstyle\sum_{ij} dZ_{ij}\, K_j && \text{all queries share $b_c$}\\
-# db_p &= \tfrac{1}{\sqrt c} \textstyle\sum_{ij} dZ_{ij}\, T_{i-j} && \text{all queries share $b_p$}\\
-# dT_\delta &= \tfrac{1}{\sqrt c} \textstyle\sum_{i - j = \delta} dZ_{ij}\,(Q_i + b_p)
+# \mathrm{d}Q_i &= \tfrac{1}{\sqrt c} \textstyle\sum_j \mathrm{d}Z_{ij}\,(K_j + T_{i-j})
+# && \text{$\dot Q_i$ stands in two terms}\\
+# \mathrm{d}K_j &= \tfrac{1}{\sqrt c} \textstyle\sum_i \mathrm{d}Z_{ij}\,(Q_i + b_c)
+# && \text{$\dot K_j$ stands in one}\\
+# \mathrm{d}b_c &= \tfrac{1}{\sqrt c} \textstyle\sum_{ij} \mathrm{d}Z_{ij}\, K_j
+# && \text{all queries share $b_c$}\\
+# \mathrm{d}b_p &= \tfrac{1}{\sqrt c} \textstyle\sum_{ij} \mathrm{d}Z_{ij}\, T_{i-j}
+# && \text{all queries share $b_p$}\\
+# \mathrm{d}T_\delta &= \tfrac{1}{\sqrt c} \textstyle\sum_{i - j = \delta} \mathrm{d}Z_{ij}\,(Q_i + b_p)
 # && \text{all pairs at distance $\delta$ share $T_\delta$}
 # \end{aligned}$$
 #
-# And since $T = R W_R$, the last matrix gets $dW_R = R^\top dT$. The sinusoids $R$ are constants.
+# And since $T = R W_R$, the last matrix gets $\mathrm{d}W_R = R^\top \mathrm{d}T$. The sinusoids $R$ are constants.
 #
-# The sum for $dT_\delta$ runs along a diagonal of $dZ$. Groups of keys share the table too, so it also runs over
-# neighbours. Here it is by a loop over diagonals, beside the kernel:
+# The sum for $\mathrm{d}T_\delta$ runs along a diagonal of $\mathrm{d}Z$. Groups of keys share the table too, so it
+# also runs over neighbours. Here it is by a loop over diagonals, beside the kernel:
 
 # %%
 n, r = 4, 5
@@ -642,11 +647,11 @@ assert np.isclose(np.sum(b * skewed(a, r)), np.sum(back * a))
 # The printed identity, $\langle b, \mathrm{skew}\,a\rangle = \langle \mathrm{skew}^\top b, a\rangle$, is what it
 # means to be the transpose.
 #
-# Call $D = (Q + b_p)\,T^\top$ the scores by distance, and $dD$ the right table divided by $\sqrt c$. The rest is the
-# pullback of a product:
+# Call $D = (Q + b_p)\,T^\top$ the scores by distance, and $\mathrm{d}D$ the right table divided by $\sqrt c$. The
+# rest is the pullback of a product:
 #
-# - $d(Q + b_p) = dD\; T$. It goes to $Q$, and summed over the queries to $b_p$.
-# - $dT = dD^\top (Q + b_p)$. Each row sums one diagonal.
+# - $\mathrm{d}(Q + b_p) = \mathrm{d}D\; T$. It goes to $Q$, and summed over the queries to $b_p$.
+# - $\mathrm{d}T = \mathrm{d}D^\top (Q + b_p)$. Each row sums one diagonal.
 
 # %%
 dD = np.zeros((n, n + r - 1))
@@ -794,8 +799,9 @@ print(f"ten places later, scores change by up to {np.abs(here[0] @ here[1].T - l
 #   the $g$ groups of the table of shapes.
 # - **SwiGLU** ([Shazeer 2020](https://arxiv.org/abs/2002.05202)) in place of GELU: $y = x\,\sigma(x) \odot x'$, where
 #   $x$ and $x'$ are two projections of the same vector, and $\sigma(x) = 1 / (1 + e^{-x})$. Because
-#   $\sigma' = \sigma (1 - \sigma)$, its pullback is $dx = dy \odot x' \odot \sigma (1 + x (1 - \sigma))$ and
-#   $dx' = dy \odot x\,\sigma$.
+#   $\sigma' = \sigma (1 - \sigma)$, its pullback is
+#   $\mathrm{d}x = \mathrm{d}y \odot x' \odot \sigma (1 + x (1 - \sigma))$ and
+#   $\mathrm{d}x' = \mathrm{d}y \odot x\,\sigma$.
 #
 # Value and pullback stand side by side once more. Read down and then up.
 
@@ -945,8 +951,8 @@ check_4_4(attention_over_neighbours)
 # - You have chunked cross-attention's forward pass in fifteen lines, and in nineteen with positions.
 # - You know why it needs positions. A sum over keys has no order, and only the distance between reader and neighbour
 #   says which word is the next one.
-# - You can write the relative score, its skew and its pullback. Sums along diagonals of $dZ$ are the gradient of the
-#   table.
+# - You can write the relative score, its skew and its pullback. Sums along diagonals of $\mathrm{d}Z$ are the
+#   gradient of the table.
 # - You have seen a mistake that every gradient check passes, and what finds it: a slow loop that follows the
 #   equation.
 #
