@@ -74,9 +74,9 @@ def figure_of(match):
     if after == "%":
         if digits in ("0", "100"):
             return None
-    elif (digits.isdigit() and not after and (len(digits) < 3 or 1950 <= value <= 2029)) or (
-        "e-" in digits and "." not in digits
-    ):
+    elif digits.isdigit() and not after and (len(digits) < 3 or 1950 <= value <= 2029):
+        return None
+    if "e-" in digits and "." not in digits:  # an order of magnitude, as 1e-7
         return None
     unit = 0.01 if after == "%" else SCALES.get(after, 1.0)
     values = (value, value * unit)

@@ -68,8 +68,8 @@ def test_each_figure_in_a_text_was_printed_nearby_or_is_in_the_code_or_among_the
     for index, cell in enumerate(cells):
         if cell["cell_type"] == "markdown":
             numbers = numbers_in(printed_near(cells, index)) | known
-            missing += [(index, x.text) for x in figures_in("".join(cell["source"])) if not has(numbers, x)]
-    assert missing == []
+            missing += [f"cell {index}: {x.text}" for x in figures_in("".join(cell["source"])) if not has(numbers, x)]
+    assert not missing, ", ".join(missing)
 
 
 @each_tutorial
