@@ -30,9 +30,9 @@
 # - say what each part of a decoder block is for, and what each line of AdamW does;
 # - write a training loop and a sampling loop.
 #
-# Next: [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) gives a language model a database to read. The backward
-# passes that are only used here are derived in [tutorial 3](03_backward_passes_by_hand.ipynb). The transformer is due
-# to [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762).
+# Next: [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) gives a language model a database to read. The
+# backward passes that are only used here are derived in [tutorial 3](03_backward_passes_by_hand.ipynb). The
+# transformer is due to [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762).
 
 # %%
 # This notebook runs anywhere once retro_np is installed:
@@ -59,8 +59,8 @@ BLUE, ORANGE, GREY, NAVY, SAND = "#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f
 # ## A text, and its tokens
 #
 # We need a text that is on every machine that runs Python. Python's own standard library is one. We train on some of
-# its modules and keep five others aside. A model is judged by the modules that it has never seen, because a model that
-# learned its text by heart would look perfect on that text.
+# its modules and keep five others aside. A model is judged by the modules that it has never seen, because a model
+# that learned its text by heart would look perfect on that text.
 #
 # A model does not read letters. It reads *tokens*: integers, each of which stands for a piece of text. The set of all
 # tokens is the *vocabulary* $\mathcal{V}$. The simplest choice is used here: a token is one byte, so that
@@ -68,9 +68,12 @@ BLUE, ORANGE, GREY, NAVY, SAND = "#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f
 
 # %%
 LIBRARY = Path(os.__file__).parent
-TRAIN = """argparse ast bdb calendar cmd codecs configparser contextlib copy csv dataclasses difflib doctest enum
-fractions ftplib functools gettext heapq inspect locale mailbox optparse pdb pickle pstats queue sched selectors shutil
-smtplib socket ssl statistics string subprocess tarfile tempfile threading tokenize trace typing uuid weakref""".split()
+NAMES = """
+argparse ast bdb calendar cmd codecs configparser contextlib copy csv dataclasses difflib doctest enum fractions
+ftplib functools gettext heapq inspect locale mailbox optparse pdb pickle pstats queue sched selectors shutil
+smtplib socket ssl statistics string subprocess tarfile tempfile threading tokenize trace typing uuid weakref
+"""
+TRAIN = NAMES.split()
 HELD_OUT = ["textwrap", "shelve", "timeit", "shlex", "fileinput"]
 VOCABULARY = 256  # tokens
 
@@ -86,19 +89,19 @@ def text_of(tokens):
 
 train, held_out = tokens_of(TRAIN), tokens_of(HELD_OUT)
 print(f"{len(TRAIN)} modules to train on, {len(HELD_OUT)} held out")
-print(list("for i in".encode()), "is", repr(text_of([102, 111, 114, 32, 105, 32, 105, 110])))
+print(list(b"for i in"), "is", repr(text_of([102, 111, 114, 32, 105, 32, 105, 110])))
 print(text_of(held_out[1300:1560]))
 
 # %% [markdown]
-# *The figures in this tutorial come from Python 3.11. Another version has slightly other modules, and the last digit of
-# a figure may differ.*
+# *The figures in this tutorial come from Python 3.11. Another version has slightly other modules, and the last digit
+# of a figure may differ.*
 #
 # ## The first model: a table of counts
 #
 # Let $x_1, x_2, \ldots$ be the tokens of a text. A model gives $p(x_{t+1} \mid x_1, \ldots, x_t)$, the probability of
 # the next token given all tokens up to $t$. The simplest model that looks at anything looks at the last token alone.
-# It needs no learning. We count how often each byte follows each byte, and divide each row of counts by its sum. This is
-# a *bigram* model.
+# It needs no learning. We count how often each byte follows each byte, and divide each row of counts by its sum. This
+# is a *bigram* model.
 #
 # Each count starts at one instead of zero. The reason comes in a moment.
 
@@ -114,15 +117,15 @@ image = axes.imshow(bigram[np.ix_(shown, shown)], cmap="Blues", vmax=0.6)
 axes.set_xticks(range(len(shown)), names, fontsize=7)
 axes.set_yticks(range(len(shown)), names, fontsize=7)
 axes.set(xlabel="next byte", ylabel="last byte", title="probability of the next byte, given the last one")
-figure.colorbar(image, shrink=0.8, label="probability")
+figure.colorbar(image, shrink=0.8, label="probability", extend="max")
 plt.show()
 
 # %% [markdown]
 # *Figure 0.1.* A table of counts knows some English and some Python: after `q` comes `u`, after `:` comes the end of
 # the line, and after `(` hardly ever a blank.
 #
-# A model that gives probabilities can also write. Draw a token from the probabilities, add it to the text, and repeat.
-# This is *sampling*, and every language model does it in the same way.
+# A model that gives probabilities can also write. Draw a token from the probabilities, add it to the text, and
+# repeat. This is *sampling*, and every language model does it in the same way.
 
 
 # %%
@@ -148,14 +151,14 @@ print(text_of(written))
 # $$p(x_1, \ldots, x_n) = \prod_{t=0}^{n-1} p(x_{t+1} \mid x_1, \ldots, x_t).$$
 #
 # A product of thousands of small numbers underflows, so we take its logarithm, which turns the product into a sum. We
-# also change the sign, so that the numbers are positive. What each token contributes is its *surprise*
-# $-\ln p(x_{t+1} \mid x_1, \ldots, x_t)$. A token that was certain has surprise 0. A token that had probability one half
+# also change the sign, so that the numbers are positive. What each token contributes is its *surprise* $-\ln
+# p(x_{t+1} \mid x_1, \ldots, x_t)$. A token that was certain has surprise 0. A token that had probability one half
 # has surprise $\ln 2$. The mean surprise over a text is the **cross-entropy**:
 #
 # $$\mathcal{L} = -\frac{1}{n} \sum_{t=0}^{n-1} \ln p(x_{t+1} \mid x_1, \ldots, x_t).$$
 #
-# This is the number that training makes smaller, so it is also called the *loss*. With the natural logarithm its unit is
-# the *nat*. With the logarithm to base 2 its unit is the *bit*, and one nat is $1 / \ln 2$ bits.
+# This is the number that training makes smaller, so it is also called the *loss*. With the natural logarithm its unit
+# is the *nat*. With the logarithm to base 2 its unit is the *bit*, and one nat is $1 / \ln 2$ bits.
 
 # %%
 for p in (1.0, 0.5, 0.25, 0.01, 1 / 256):
@@ -163,8 +166,8 @@ for p in (1.0, 0.5, 0.25, 0.01, 1 / 256):
 
 # %% [markdown]
 # The last row is a model that knows nothing. It gives each of 256 bytes the same probability and pays 8.000 bits for
-# each, which is what the byte takes on a disk. That is no accident. A model with a mean surprise of 2 bits can compress
-# a text to 2 bits a byte, up to a few bits in all. Better prediction is better compression.
+# each, which is what the byte takes on a disk. That is no accident. A model with a mean surprise of 2 bits can
+# compress a text to 2 bits a byte, up to a few bits in all. Better prediction is better compression.
 #
 # Now three models on the held-out modules: the one that knows nothing, one that knows how often each byte occurs, and
 # the bigram table.
@@ -184,9 +187,9 @@ line = slice(1414, 1468)  # a line of textwrap.py
 figure, axes = plt.subplots(figsize=(9, 2.4))
 axes.bar(range(54), surprise["bigrams"][line] / math.log(2), color=BLUE)
 axes.set_xticks(range(54), text_of(held_out[1:][line]).replace(" ", "␣").replace("\n", "⏎"), fontsize=8)
-axes.set(ylabel="surprise in bits", title="where the bigram table is surprised")
+axes.set(ylabel="surprise in bits", title="where the table of bigrams is surprised", xlim=(-1, 54))
 axes.axhline(8, color=GREY, linestyle=":")
-axes.text(53.6, 8.1, "every byte alike", ha="right", va="bottom", color=GREY, fontsize=8)
+axes.text(0, 8.1, "every byte alike", va="bottom", color=GREY, fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -194,8 +197,8 @@ plt.show()
 #
 # ### Break it: a count of zero
 #
-# Why did the counts start at one? Without that, a pair that never occurs in the training text has probability 0. If it
-# occurs once in the held-out text, its surprise is infinite, and so is the mean.
+# Why did the counts start at one? Without that, a pair that never occurs in the training text has probability 0. If
+# it occurs once in the held-out text, its surprise is infinite, and so is the mean.
 
 # %%
 unsmoothed = (counts - 1) / np.maximum((counts - 1).sum(axis=1, keepdims=True), 1)
@@ -229,25 +232,26 @@ for name, nats, n_bytes in (
 #
 # $$\text{bits per byte} = \frac{\text{nats of the whole text}}{\ln 2 \cdot \text{bytes of the whole text}},$$
 #
-# in which the number of tokens no longer occurs. The bytes of a text are the same for every model. RETRO's paper reports
-# bits per byte for this reason, and so does this book from [tutorial 6](06_the_neighbour_encoder_and_algorithm_1.ipynb)
-# on. In this tutorial a token is a byte, so bits per token and bits per byte are the same number.
+# in which the number of tokens no longer occurs. The bytes of a text are the same for every model. RETRO's paper
+# reports bits per byte for this reason, and so does this book from [tutorial
+# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) on. In this tutorial a token is a byte, so bits per token and
+# bits per byte are the same number.
 #
 # ## From a table to a function
 #
 # The obvious next step is to look at two bytes instead of one, then at three. It ends soon. A table for a context of
-# $n$ bytes has $256^n$ rows, and nearly every row would be empty: nearly every text of 20 bytes occurs only once
-# in the world. Two contexts that differ in one blank have nothing to do with each other in a table.
+# $n$ bytes has $256^n$ rows, and nearly every row would be empty: nearly every text of 20 bytes occurs only once in
+# the world. Two contexts that differ in one blank have nothing to do with each other in a table.
 #
 # So we replace the table by a *function* with parameters. It maps a context to $|\mathcal{V}|$ numbers $z_1, z_2,
-# \ldots$, one for each token of the vocabulary. They are called *logits* and may be any real numbers. The **softmax** makes
-# probabilities of them:
+# \ldots$, one for each token of the vocabulary. They are called *logits* and may be any real numbers. The **softmax**
+# makes probabilities of them:
 #
 # $$p_a = \frac{e^{z_a}}{\sum_b e^{z_b}}.$$
 #
 # All $p_a$ are positive, so the model never says "impossible". They sum to 1. Adding the same number to all logits
-# changes nothing, because it cancels. The code uses this: it subtracts the largest logit first, so that no exponential
-# overflows.
+# changes nothing, because it cancels. The code uses this: it subtracts the largest logit first, so that no
+# exponential overflows.
 #
 # ### The gradient $p - y$
 #
@@ -255,19 +259,18 @@ for name, nats, n_bytes in (
 #
 # $$\mathcal{L} = -\ln p_\text{true} = -z_\text{true} + \ln \sum_b e^{z_b}.$$
 #
-# Differentiate both terms. The first gives $-1$ for the true token and 0 for the others. The second gives
-# $e^{z_a} / \sum_b e^{z_b}$, which is $p_a$ again. Write $y$ for the vector that is 1 at the true token and 0 elsewhere.
-# Then
+# Differentiate both terms. The first gives $-1$ for the true token and 0 for the others. The second gives $e^{z_a} /
+# \sum_b e^{z_b}$, which is $p_a$ again. Write $y$ for the vector that is 1 at the true token and 0 elsewhere. Then
 #
 # $$\frac{\partial \mathcal{L}}{\partial z_a} = p_a - y_a.$$
 #
-# This is the most useful line of the tutorial. The gradient is what the model said, minus what was true. It pushes the
-# true token's logit up and all others down, each in proportion to the probability that it wrongly got.
+# This is the most useful line of the tutorial. The gradient is what the model said, minus what was true. It pushes
+# the true token's logit up and all others down, each in proportion to the probability that it wrongly got.
 #
-# In this book, a differentiable function returns two things: its value and its **pullback**. The pullback is a function
-# that takes the gradient of the loss with respect to the *value*, and returns the gradients with respect to the
-# *inputs*. We write $\mathrm{d}x$, in code `dx`, for $\partial \mathcal{L} / \partial x$. Here is cross-entropy in that
-# form.
+# In this book, a differentiable function returns two things: its value and its **pullback**. The pullback is a
+# function that takes the gradient of the loss with respect to the *value*, and returns the gradients with respect to
+# the *inputs*. We write $\mathrm{d}x$, in code `dx`, for $\partial \mathcal{L} / \partial x$. Here is cross-entropy
+# in that form.
 
 
 # %%
@@ -299,27 +302,29 @@ print("measured", np.round(measured, 4))
 assert np.allclose(dz, measured, atol=1e-8)
 
 figure, grid = plt.subplots(1, 3, figsize=(8, 2.2), sharey=True)
-for axes, bars, title in zip(grid, (p, np.eye(4)[true], dz), ("$p$: what the model said", "$y$: what was true", "$p - y$"), strict=True):
+for axes, bars, title in zip(
+    grid, (p, np.eye(4)[true], dz), ("$p$: what the model said", "$y$: what was true", "$p - y$"), strict=True
+):
     axes.bar(range(4), bars, color=[ORANGE if i == true else BLUE for i in range(4)])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(title=title, xticks=range(4), xlabel="token")
 plt.show()
 
 # %% [markdown]
-# *Figure 0.3.* The gradient of the loss: negative at the true token (orange), whose logit should grow, and positive at
-# the others. Its entries sum to 0.
+# *Figure 0.3.* The gradient of the loss: negative at the true token (orange), whose logit should grow, and positive
+# at the others. Its entries sum to 0.
 #
-# The cell also measured the gradient: it moved each logit by a millionth in both directions and looked at the loss. Such
-# a *finite difference* is how every pullback in this book is checked.
+# The cell also measured the gradient: it moved each logit by a millionth in both directions and looked at the loss.
+# Such a *finite difference* is how every pullback in this book is checked.
 #
 # ## Embedding: a table that learns
 #
 # How does an integer enter a function of real numbers? By a table lookup. An **embedding** is a matrix with one row
 # for each token. The value for token $x_t$ is row $x_t$ of the matrix.
 #
-# Its pullback follows from one remark: a row of the table gets a gradient from each place where it was used. If byte 32
-# occurs at three places, the gradients of the three places add up in row 32. This is a *scatter-add*. There is a famous
-# mistake in it, so look closely.
+# Its pullback follows from one remark: a row of the table gets a gradient from each place where it was used. If byte
+# 32 occurs at three places, the gradients of the three places add up in row 32. This is a *scatter-add*. There is a
+# famous mistake in it, so look closely.
 
 # %%
 table, looked_up = np.zeros((4, 2)), np.array([3, 1, 3, 3])
@@ -333,9 +338,9 @@ print("with +=        row 3 gets", wrong[3], " row 1 gets", wrong[1])
 print("with np.add.at row 3 gets", right[3], " row 1 gets", right[1])
 
 # %% [markdown]
-# `wrong[looked_up] += dy` is executed as `wrong[looked_up] = wrong[looked_up] + dy`. The right side is computed for all
-# places first. Then row 3 is assigned three times, and only the last assignment remains. NumPy raises no error, and with
-# tokens that occur only once the result is even right. `np.add.at` adds once for each place.
+# `wrong[looked_up] += dy` is executed as `wrong[looked_up] = wrong[looked_up] + dy`. The right side is computed for
+# all places first. Then row 3 is assigned three times, and only the last assignment remains. NumPy raises no error,
+# and with tokens that occur only once the result is even right. `np.add.at` adds once for each place.
 
 
 # %%
@@ -351,26 +356,26 @@ def embed(table, tokens):
 
 
 # %% [markdown]
-# Two functions are enough for a first model that *learns*. Let the table have $|\mathcal{V}|$ columns, and take its rows
-# as logits. Then each byte has its own logits for the next byte: this is the bigram model again. Its parameters are found
-# by *gradient descent* this time. We go through the text in random batches and move the table a little against
-# the gradient.
+# Two functions are enough for a first model that *learns*. Let the table have $|\mathcal{V}|$ columns, and take its
+# rows as logits. Then each byte has its own logits for the next byte: this is the bigram model again. Its parameters
+# are found by *gradient descent* this time. We go through the text in random batches and move the table a little
+# against the gradient.
 
 # %%
 rng, table = np.random.default_rng(1), np.zeros((VOCABULARY, VOCABULARY))
-for step in range(1, 401):
-    at = rng.integers(len(train) - 1, size=4096)
+for step in range(1, 601):
+    at = rng.integers(len(train) - 1, size=1024)
     logits, embed_vjp = embed(table, train[at])
     loss, loss_vjp = cross_entropy(logits, train[at + 1])
     table -= 40 * embed_vjp(loss_vjp(1.0))
-    if step in (1, 10, 100, 400):
+    if step in (1, 10, 100, 600):
         held_loss, _ = cross_entropy(table[held_out[:-1]], held_out[1:])
         print(f"step {step:3}: {held_loss / math.log(2):.2f} bits a byte on the held-out modules")
 print(f"counted:  {surprise['bigrams'].mean() / math.log(2):.2f}")
 
 # %% [markdown]
-# Gradient descent finds nearly what counting found. For this model that is no gain. But gradient descent also works where
-# nothing can be counted, and all that is missing now is a better function.
+# Gradient descent finds nearly what counting found. For this model that is no gain. But gradient descent also works
+# where nothing can be counted, and all that is missing now is a better function.
 #
 # ## Attention: reading what came before
 #
@@ -378,18 +383,18 @@ print(f"counted:  {surprise['bigrams'].mean() / math.log(2):.2f}")
 # something from another place in the text, and which place that is depends on what stands there. **Attention** is the
 # part of a transformer that does this. It is a Python dictionary made soft.
 #
-# A dictionary stores pairs of a key and a value. Asked with a query, it returns the value whose key *equals* the query:
-# all or nothing. Attention makes three vectors from each token:
+# A dictionary stores pairs of a key and a value. Asked with a query, it returns the value whose key *equals* the
+# query: all or nothing. Attention makes three vectors from each token:
 #
 # - a **query**: what this token is looking for;
 # - a **key**: what this token offers to be found by;
 # - a **value**: what this token hands over if it is found.
 #
-# The query is compared with every key. The comparison is an inner product, which is large if the two vectors point the
-# same way. These *scores* go through a softmax, which makes *weights* that are positive and sum to 1. The result is the
-# mean of all values under these weights. If one key fits far better than all others, its weight is nearly 1, and
-# attention returns its value, as a dictionary does. If several fit, it returns a mixture. Every step has a derivative,
-# so the queries, keys and values can be learned.
+# The query is compared with every key. The comparison is an inner product, which is large if the two vectors point
+# the same way. These *scores* go through a softmax, which makes *weights* that are positive and sum to 1. The result
+# is the mean of all values under these weights. If one key fits far better than all others, its weight is nearly 1,
+# and attention returns its value, as a dictionary does. If several fit, it returns a mixture. Every step has a
+# derivative, so the queries, keys and values can be learned.
 
 # %%
 K = np.array([[1.9, 0.3], [0.4, 1.8], [-1.6, 0.7], [1.3, 1.3]])  # four keys of two columns
@@ -408,7 +413,7 @@ for j in range(4):
     left.annotate("", K[j], (0, 0), arrowprops={"arrowstyle": "->", "color": colours[j], "lw": 2})
     left.text(*(1.12 * K[j]), f"$K_{j + 1}$", color=colours[j], ha="center", va="center")
     right.scatter(*values[j], s=900 * weights[j] + 20, color=colours[j])
-    right.text(values[j, 0] + 0.35 * (1 - values[j, 0] / 2), values[j, 1], f"$V_{j + 1}$", va="center", ha="center")
+    right.text(values[j, 0] + 0.65 * (1 - values[j, 0] / 2), values[j, 1], f"$V_{j + 1}$", va="center", ha="center")
 left.annotate("", query, (0, 0), arrowprops={"arrowstyle": "->", "color": "black", "lw": 2.5})
 left.text(query[0] + 0.1, query[1] + 0.15, "query")
 left.set(xlim=(-2.3, 2.8), ylim=(-0.4, 2.4), title="1. compare the query with each key", xticks=[], yticks=[])
@@ -424,33 +429,35 @@ plt.show()
 # *Figure 0.4.* Attention is a soft lookup: the keys that point the way of the query get most of the weight, and the
 # result lies between their values.
 #
-# Now for a whole text of $n$ tokens. Let $H$ be the matrix of *activations*, with one row $h_t$ of $d$ columns for each
-# token. Three learned matrices make all queries, keys and values at once:
+# Now for a whole text of $n$ tokens. Let $H$ be the matrix of *activations*, with one row $h_t$ of $d$ columns for
+# each token. Three learned matrices make all queries, keys and values at once:
 #
 # $$Q = H W_Q, \qquad K = H W_K, \qquad V = H W_V, \qquad
 # Z = \frac{Q K^\top}{\sqrt{c}}, \qquad A = \operatorname{softmax}(Z), \qquad O = A V.$$
 #
-# $Z_{ij}$ is the score of query $i$ with key $j$. The softmax goes along each row, so that row $i$ of $A$ says how much
-# token $i$ reads from each token. Row $i$ of $O$ is what it gets. $c$ is the number of columns of a query.
+# $Z_{ij}$ is the score of query $i$ with key $j$. The softmax goes along each row, so that row $i$ of $A$ says how
+# much token $i$ reads from each token. Row $i$ of $O$ is what it gets. $c$ is the number of columns of a query.
 #
-# **Why divide by $\sqrt{c}$?** An inner product of two vectors of $c$ random entries with variance 1 has variance $c$.
-# For a large $c$ the scores would be so far apart that the softmax gives everything to one key, and then its derivative
-# is nearly zero and nothing is learned. The division keeps the variance of the scores at 1.
+# **Why divide by $\sqrt{c}$?** An inner product of two vectors of $c$ random entries with variance 1 has variance
+# $c$. For a large $c$ the scores would be so far apart that the softmax gives everything to one key, and then its
+# derivative is nearly zero and nothing is learned. The division keeps the variance of the scores at 1.
 
 # %%
 rng = np.random.default_rng(2)
 for c in (4, 64, 1024):
     raw = np.einsum("bc,bjc->bj", rng.standard_normal((200, c)), rng.standard_normal((200, 16, c)))
     top = [softmax(scores).max(axis=-1).mean() for scores in (raw, raw / math.sqrt(c))]
-    print(f"c = {c:4}: variance of the scores {raw.var():6.1f}; largest of 16 weights {top[0]:.2f}, divided {top[1]:.2f}")
+    print(
+        f"c = {c:4}: variance of the scores {raw.var():6.1f}; largest of 16 weights {top[0]:.2f}, divided {top[1]:.2f}"
+    )
 
 # %% [markdown]
 # ### The causal mask
 #
 # A language model predicts token $t + 1$ from the tokens up to $t$. In training, the whole text is there, and all its
-# predictions are made at once: row $t$ of the result predicts token $t + 1$. So row $t$ must not read any later row. If
-# it could, it would read the answer. The **causal mask** sets the scores of all later keys to $-\infty$. Their weights
-# are then exactly 0.
+# predictions are made at once: row $t$ of the result predicts token $t + 1$. So row $t$ must not read any later row.
+# If it could, it would read the answer. The **causal mask** sets the scores of all later keys to $-\infty$. Their
+# weights are then exactly 0.
 
 
 # %%
@@ -473,7 +480,9 @@ masked = np.where(np.arange(n) > np.arange(n)[:, None], np.nan, Z)
 figure, grid = plt.subplots(1, 3, figsize=(10, 3.3))
 titles = ("scores $Z$", "$Z$ with the causal mask", "weights $A$: each row sums to 1")
 for axes, matrix, title in zip(grid, (Z, masked, np.where(np.isnan(masked), np.nan, A)), titles, strict=True):
-    image = axes.imshow(matrix, cmap="Blues" if "A" in title else "PuOr", vmin=0 if "A" in title else -3, vmax=1 if "A" in title else 3)
+    image = axes.imshow(
+        matrix, cmap="Blues" if "A" in title else "PuOr", vmin=0 if "A" in title else -3, vmax=1 if "A" in title else 3
+    )
     axes.set_xticks(range(n), word.replace(" ", "␣"))
     axes.set_yticks(range(n), word.replace(" ", "␣"))
     axes.set(title=title, xlabel="key: is read")
@@ -483,19 +492,19 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure 0.5.* From scores to weights, with random queries and keys. White cells are masked: no token reads a later one.
-# The first row has only itself to read, so its weight there is 1.
+# *Figure 0.5.* From scores to weights, with random queries and keys. White cells are masked: no token reads a later
+# one. The first row has only itself to read, so its weight there is 1.
 #
 # ### Heads
 #
 # One softmax gives a token one thing to look for. But a token may want several things at a time: the byte before, the
-# last opening bracket, the beginning of the line. So the $d$ columns of $Q$, $K$ and $V$ are cut into *heads* of
-# $c = d / \texttt{n\_heads}$ columns. Each head has its own scores, its own softmax and its own result. The results are
+# last opening bracket, the beginning of the line. So the $d$ columns of $Q$, $K$ and $V$ are cut into *heads* of $c =
+# d / \texttt{n\_heads}$ columns. Each head has its own scores, its own softmax and its own result. The results are
 # put side by side, $d$ columns again, and a last matrix $W_O$ mixes them.
 #
 # The library's `relative_attention` does this for a batch of texts and all heads, and it returns the pullback, which
-# [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes, two of which are not needed
-# yet and have length 1. Its result is that of the ten lines above, head by head:
+# [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes, two of which are not needed yet
+# and have length 1. Its result is that of the ten lines above, head by head:
 
 # %%
 n_heads = 2
@@ -509,8 +518,8 @@ print(f"{n_heads} heads of {c // n_heads} columns: equal to the library's")
 # %% [markdown]
 # ### Attention does not see order
 #
-# One thing is missing. A score depends on *what* a token is, not on *where* it stands. Exchange two earlier tokens, and
-# the last one gets the same result:
+# One thing is missing. A score depends on *what* a token is, not on *where* it stands. Exchange two earlier tokens,
+# and the last one gets the same result:
 
 # %%
 order = [1, 0, *range(2, n)]  # exchange the first two tokens
@@ -519,8 +528,8 @@ print(f"largest change of the last token's result: {np.abs(there - exchanged).ma
 assert np.allclose(there, exchanged)
 
 # %% [markdown]
-# So the position must be put in by hand. The oldest way adds a fixed vector to each token's embedding, another one for
-# each position: sines and cosines of the position, from fast waves to slow ones. The model below does so.
+# So the position must be put in by hand. The oldest way adds a fixed vector to each token's embedding, another one
+# for each position: sines and cosines of the position, from fast waves to slow ones. The model below does so.
 # [Tutorial 4](04_relative_positions.ipynb) shows a better way, which RETRO uses.
 
 
@@ -544,26 +553,27 @@ plt.show()
 # %% [markdown]
 # ## A decoder block
 #
-# A transformer is a stack of equal *blocks*. Picture one row of $d$ numbers for each token, which flows through all of
-# them: $h_t$, the token's *activations*. No block replaces them. Each block reads them, computes an update and adds it.
-# This is called a *residual* connection. It has two effects. What an early block has found is still there for a late one.
-# And on the way back the gradient of the sum reaches the first block undiminished, however many blocks lie between.
+# A transformer is a stack of equal *blocks*. Picture one row of $d$ numbers for each token, which flows through all
+# of them: $h_t$, the token's *activations*. No block replaces them. Each block reads them, computes an update and
+# adds it. This is called a *residual* connection. It has two effects. What an early block has found is still there
+# for a late one. And on the way back the gradient of the sum reaches the first block undiminished, however many
+# blocks lie between.
 #
 # A block makes two updates.
 #
 # **Attention** moves information *between* tokens. It is the only place where a token learns of another.
 #
-# **The feed-forward network**, FFW, works on each token *alone*. It decides what to make of what attention brought. It is
-# two matrices with a curved function between them, because two matrices in a row would be only one matrix:
+# **The feed-forward network**, FFW, works on each token *alone*. It decides what to make of what attention brought.
+# It is two matrices with a curved function between them, because two matrices in a row would be only one matrix:
 #
 # $$\operatorname{FFW}(x) = \operatorname{gelu}(x\, W_\text{in})\, W_\text{out}.$$
 #
-# $W_\text{in}$ has $4d$ columns here. Each column is a question that is asked of the token's row. `gelu` passes on what
-# is positive and stops nearly all that is negative. The rows of $W_\text{out}$ are what is added for each question
-# that was answered with yes.
+# $W_\text{in}$ has $4d$ columns here. Each column is a question that is asked of the token's row. `gelu` passes on
+# what is positive and stops nearly all that is negative. The rows of $W_\text{out}$ are what is added for each
+# question that was answered with yes.
 #
-# **The norm** stands before each of the two. The activations grow from block to block, since every block adds to them.
-# RMSNorm divides a row by its root mean square, and multiplies each column by a learned gain $g$:
+# **The norm** stands before each of the two. The activations grow from block to block, since every block adds to
+# them. RMSNorm divides a row by its root mean square, and multiplies each column by a learned gain $g$:
 #
 # $$\operatorname{norm}(x) = g \cdot \frac{x}{\sqrt{\frac{1}{d} \sum_a x_a^2 + \epsilon}}.$$
 #
@@ -602,7 +612,7 @@ box(axes, 11.4, 0, 1.2, "readout", SAND)
 box(axes, 12.95, 0, 1.3, "softmax: $p$", "white")
 arrow(axes, (10.55, 0), (10.8, 0))
 arrow(axes, (12.0, 0), (12.3, 0))
-axes.text(6.7, -0.5, "the activations $h_t$ flow along this line; each $\\oplus$ adds an update", ha="center", fontsize=9)
+axes.text(6, -0.5, "the activations $h_t$ flow along this line; each $\\oplus$ adds an update", ha="center", fontsize=9)
 axes.set(xlim=(-0.7, 13.7), ylim=(-0.9, 2.6))
 axes.axis("off")
 plt.show()
@@ -610,10 +620,10 @@ plt.show()
 # %% [markdown]
 # *Figure 0.7.* A decoder: attention and FFW read the activations through a norm, and add their updates to them.
 #
-# Here are both halves of the block in code. Read each function downwards for its value. Then read its pullback: it names
-# the same steps in reverse order. `linear`, `rms_norm` and `gelu` come from the library, each with its pullback, and
-# [tutorial 3](03_backward_passes_by_hand.ipynb) derives them all. At the end of each pullback stands `dy + …`: the
-# residual connection, which hands the gradient through.
+# Here are both halves of the block in code. Read each function downwards for its value. Then read its pullback: it
+# names the same steps in reverse order. `linear`, `rms_norm` and `gelu` come from the library, each with its
+# pullback, and [tutorial 3](03_backward_passes_by_hand.ipynb) derives them all. At the end of each pullback stands
+# `dy + …`: the residual connection, which hands the gradient through.
 
 
 # %%
@@ -721,9 +731,10 @@ for name, p in named_leaves(params):
 print(f"in all {sum(p.size for _, p in named_leaves(params)):,} parameters")
 
 # %% [markdown]
-# Two checks before any training. A fresh model knows nothing, so its loss must be near $\ln 256$. And a finite difference
-# must agree with the pullback. For that we take a small model in double precision, go a small step $\varepsilon r$ in a
-# random direction $r$ of *all* parameters, and compare the measured slope with what the gradients say.
+# Two checks before any training. A fresh model knows nothing, so its loss must be near $\ln 256$. And a finite
+# difference must agree with the pullback. For that we take a small model in double precision, go a small step
+# $\varepsilon r$ in a random direction $r$ of *all* parameters, and compare the measured slope with what the
+# gradients say.
 
 # %%
 texts = held_out[:640].reshape(10, 64)
@@ -748,29 +759,30 @@ assert abs(slope - said) < 1e-6 * abs(said) + 1e-8
 # %% [markdown]
 # ## AdamW: how a gradient becomes a step
 #
-# Plain gradient descent subtracts $\eta\, g$ from a parameter $\theta$, where $g$ is its gradient and $\eta$ the *learning
-# rate*. It worked for the table. It works badly here, for two reasons. Each gradient comes from one small batch and is
-# noisy. And some parameters have gradients a thousand times as large as others, so that no one rate fits all.
+# Plain gradient descent subtracts $\eta\, g$ from a parameter $\theta$, where $g$ is its gradient and $\eta$ the
+# *learning rate*. It worked for the table. It works badly here, for two reasons. Each gradient comes from one small
+# batch and is noisy. And some parameters have gradients a thousand times as large as others, so that no one rate fits
+# all.
 #
-# **AdamW** ([Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)) keeps two running means for each
-# parameter: $\mu$ of the gradient and $\nu$ of its square. At step $\tau$,
+# **AdamW** ([Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)) keeps two running means for each parameter:
+# $\mu$ of the gradient and $\nu$ of its square. At step $\tau$,
 #
 # $$\mu \leftarrow \beta_1\, \mu + (1 - \beta_1)\, g, \qquad \nu \leftarrow \beta_2\, \nu + (1 - \beta_2)\, g^2,$$
 #
 # $$\theta \leftarrow \theta - \eta \left( \frac{\hat\mu}{\sqrt{\hat\nu} + \epsilon} + \lambda\, \theta \right), \qquad
 # \hat\mu = \frac{\mu}{1 - \beta_1^\tau}, \quad \hat\nu = \frac{\nu}{1 - \beta_2^\tau}.$$
 #
-# - $\mu$, the **first moment**, is *momentum*. What points the same way in many batches adds up, and what changes its sign
-#   from batch to batch cancels.
-# - $\sqrt{\nu}$, from the **second moment**, is the usual size of the parameter's gradient. Divided by it, each parameter
-#   takes steps of about $\eta$, whether its gradients are large or small.
+# - $\mu$, the **first moment**, is *momentum*. What points the same way in many batches adds up, and what changes its
+#   sign from batch to batch cancels.
+# - $\sqrt{\nu}$, from the **second moment**, is the usual size of the parameter's gradient. Divided by it, each
+#   parameter takes steps of about $\eta$, whether its gradients are large or small.
 # - Both means start at zero and are too small in the first steps. The hats correct for that.
 # - $\lambda\, \theta$ is **weight decay**: it pulls each weight towards zero, so that only what the data keep asking
-#   for stays large. It is *decoupled*: it stands outside the fraction. If it were added to $g$ instead, it would be divided
-#   by $\sqrt{\nu}$ as well, and the parameters with large gradients would hardly decay.
+#   for stays large. It is *decoupled*: it stands outside the fraction. If it were added to $g$ instead, it would be
+#   divided by $\sqrt{\nu}$ as well, and the parameters with large gradients would hardly decay.
 #
-# The figure shows both. On the left is a long valley, in which one direction is 50 times as steep as the other. On the
-# right are two weights with nothing but noise for a gradient, one with 100 times as much noise as the other.
+# The figure shows both. On the left is a long valley, in which one direction is 50 times as steep as the other. On
+# the right are two weights with nothing but noise for a gradient, one with ten times as much noise as the other.
 
 
 # %%
@@ -790,8 +802,13 @@ def zeros_like(params):
 
 
 steepness, paths = np.array([50.0, 1.0]), {}
-for name, rate in (("gradient descent", 0.038), ("with momentum", 0.038), ("AdamW", 0.15)):
-    p, path, mean, moments = np.array([1.0, -4.0]), [], np.zeros(2), (zeros_like({"p": 0 * steepness}) for _ in range(2))
+for name, rate in (("gradient descent", 0.038), ("with momentum", 0.038), ("AdamW", 0.13)):
+    p, path, mean, moments = (
+        np.array([1.0, -4.0]),
+        [],
+        np.zeros(2),
+        (zeros_like({"p": 0 * steepness}) for _ in range(2)),
+    )
     means, squares = moments
     for step in range(1, 41):
         path.append(p.copy())
@@ -803,7 +820,7 @@ for name, rate in (("gradient descent", 0.038), ("with momentum", 0.038), ("Adam
             p -= rate * (mean if "momentum" in name else g)
     paths[name] = np.array(path)
 
-rng, noise, decayed = np.random.default_rng(4), np.array([1.0, 0.01]), {}
+rng, noise, decayed = np.random.default_rng(4), np.array([5.0, 0.5]), {}
 for decoupled in (False, True):
     weights, sizes = np.ones((500, 2)), []
     means, squares = (zeros_like({"w": weights}) for _ in range(2))
@@ -823,10 +840,18 @@ left.set(title="40 steps in a narrow valley", xlabel="the flat direction", ylabe
 left.legend(fontsize=8)
 for decoupled, style in ((True, "-"), (False, "--")):
     for column, (colour, name) in enumerate(((ORANGE, "much noise"), (BLUE, "little noise"))):
-        kind = "decoupled decay" if decoupled else "decay inside the gradient"
-        right.plot(decayed[decoupled][:, column], style, color=colour, label=f"{kind}, {name}")
-right.set(title="what weight decay does to two weights", xlabel="step", ylabel="mean of the weights", ylim=(-0.1, 1.1))
-right.legend(fontsize=8)
+        kind = "decoupled" if decoupled else "inside the gradient"
+        right.plot(decayed[decoupled][:, column], style, color=colour)
+        if not decoupled:
+            right.text(305, decayed[decoupled][-1, column], f"{kind},\n{name}", color=colour, va="center", fontsize=8)
+right.text(305, decayed[True][-1].mean(), "decoupled,\nmuch or little noise", va="center", fontsize=8)
+right.set(
+    title="what weight decay does to two weights",
+    xlabel="step",
+    ylabel="mean weight",
+    xlim=(0, 440),
+    ylim=(-0.05, 1.05),
+)
 plt.tight_layout()
 plt.show()
 for name, path in paths.items():
@@ -834,8 +859,8 @@ for name, path in paths.items():
 
 # %% [markdown]
 # *Figure 0.8.* Left: gradient descent zigzags across the steep direction and creeps along the flat one, momentum
-# takes the zigzag out, and AdamW moves at the same speed in both. Right: decoupled decay shrinks both weights alike (the
-# solid lines lie on one another), while decay inside the gradient depends on the noise.
+# takes the zigzag out, and AdamW moves at the same speed in both. Right: decoupled decay shrinks both weights alike,
+# and decay inside the gradient depends on the noise.
 #
 # ## The training loop
 #
@@ -882,15 +907,15 @@ assert curve[-1, 2] < table_bits - 0.8
 # %% [markdown]
 # *Figure 0.9.* The model passes the table of bigrams after some 200 steps, and goes on learning.
 #
-# At first it learns the frequencies of the bytes, then the bigrams, and then whatever reaches further back. It is a tiny
-# model that has seen a text of a megabyte for a few seconds. The largest of today differ from it in size, in text and in
+# It first learns the frequencies of the bytes, then the bigrams, and then what reaches further back. It is a tiny
+# model that has read a million bytes in a few seconds. The largest of today differ from it in size, in text and in
 # many details, but not in what you have just read.
 #
 # ## The sampling loop
 #
-# To write, the model reads the last $n$ tokens and gives the probabilities of the next. Logits may be divided
-# by a *temperature* before the softmax. Below 1 it makes the likely tokens more likely still. As it goes to 0, only
-# the likeliest remains.
+# To write, the model reads the last $n$ tokens and gives the probabilities of the next. Logits may be divided by a
+# *temperature* before the softmax. Below 1 it makes the likely tokens more likely still. As it goes to 0, only the
+# likeliest remains.
 
 
 # %%
@@ -903,12 +928,14 @@ def sample(params, prompt, length, rng, temperature=0.8):
 
 
 prompt = b"    def __init__(self"
-print("before training:\n", text_of(sample(fresh_params(np.random.default_rng(0)), prompt, 60, np.random.default_rng(7))))
+print(
+    "before training:\n", text_of(sample(fresh_params(np.random.default_rng(0)), prompt, 60, np.random.default_rng(7)))
+)
 print("\nafter:\n", text_of(sample(params, prompt, 400, np.random.default_rng(7))), sep="")
 
 # %% [markdown]
-# It means nothing, and yet it is unmistakably Python: lines are indented, brackets are closed, and `self` is followed by a
-# point and a name. All of this was learned by predicting one byte at a time.
+# It means nothing, and yet it is unmistakably Python: lines are indented, brackets are closed, and `self` is followed
+# by a point and a name. All of this was learned by predicting one byte at a time.
 #
 # Where did the gain over the table come from? Here is the line of figure 0.2 again, with both models.
 
@@ -920,41 +947,57 @@ figure, axes = plt.subplots(figsize=(9, 2.4))
 axes.bar(np.arange(54) - 0.2, surprise["bigrams"][line] / math.log(2), 0.4, color=SAND, label="table of bigrams")
 axes.bar(np.arange(54) + 0.2, bits, 0.4, color=BLUE, label="transformer")
 axes.set_xticks(range(54), text_of(held_out[1:][line]).replace(" ", "␣").replace("\n", "⏎"), fontsize=8)
-axes.set(ylabel="surprise in bits", title="the same line, two models")
+axes.set(ylabel="surprise in bits", title="the same line, two models", xlim=(-1, 54))
 axes.legend(fontsize=8)
 plt.show()
+table_line = surprise["bigrams"][line].mean() / math.log(2)
+print(f"on this line: table {table_line:.1f}, transformer {bits.mean():.1f} bits a byte")
 
 # %% [markdown]
-# *Figure 0.10.* The transformer gains inside words, where several letters together say more than the last one alone. At
-# the beginnings of words it is still surprised.
+# *Figure 0.10.* The transformer gains inside words, where several letters together say more than the last one alone.
+#
+# It does not gain everywhere. At a few letters it is more surprised than the table: what it expected there was
+# another word. A model that is surer of itself wins more when it is right, and pays more when it is wrong.
 #
 # ### What the heads look for
 #
-# The weights of attention can be looked at. Here are those of the first block's four heads on one line.
+# The weights of attention can be looked at. Here are those of four of the eight heads on one line: two of the first
+# block and two of the second.
 
 # %%
-line_text = b"        self.width = width"
-h = params["embedding"][list(line_text)] + sinusoids(len(line_text), 64).astype(np.float32)
-block = params["layers"][0]["attention"]
-normed, _ = rms_norm(h, block["norm"])
-figure, grid = plt.subplots(1, 4, figsize=(14, 3.9), sharey=True)
-ticks = line_text.decode().replace(" ", "␣")
-for head, axes in enumerate(grid):
-    columns = slice(16 * head, 16 * head + 16)
-    _, A = attention(normed @ block["w_q"][:, columns], normed @ block["w_k"][:, columns], normed)
-    image = axes.imshow(A, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
-    axes.set_yticks(range(len(ticks)), ticks, fontsize=7)
-    back = [np.diagonal(A, -distance).mean() for distance in range(8)]
-    axes.set(title=f"head {head}", xlabel="is read")
-    print(f"head {head}: mean weight of the byte 0, 1, 2, 3 … back:", " ".join(f"{w:.1f}" for w in back))
-grid[0].set_ylabel("reads")
-figure.colorbar(image, ax=grid, shrink=0.8, label="weight")
+code = b"if self.width > width:"
+h = params["embedding"][list(code)][None] + sinusoids(len(code), 64).astype(np.float32)
+maps = []
+for layer in params["layers"]:
+    normed, _ = rms_norm(h[0], layer["attention"]["norm"])
+    for head in range(4):
+        columns = slice(16 * head, 16 * head + 16)
+        q, keys = (normed @ layer["attention"][name][:, columns] for name in ("w_q", "w_k"))
+        maps.append(attention(q, keys, normed)[1])
+    h, _ = ffw(layer["ffw"], attend(layer["attention"], h, 4)[0])
+figure, grid = plt.subplots(2, 4, figsize=(14, 7.4), sharey=True, layout="constrained")
+ticks = code.decode().replace(" ", "␣")
+for number, axes in enumerate(grid.flat):
+    image = axes.imshow(maps[number], cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    axes.set_yticks(range(len(ticks)), ticks, fontsize=8)
+    axes.set_title(f"block {number // 4 + 1}, head {number % 4 + 1}")
+    back = [np.diagonal(maps[number], -distance).mean() for distance in range(8)]
+    print(
+        f"block {number // 4 + 1}, head {number % 4 + 1}: mean weight of the byte 0, 1, 2, 3 … back:",
+        " ".join(f"{w:.1f}" for w in back),
+    )
+figure.supxlabel("is read")
+figure.supylabel("reads")
+figure.colorbar(image, ax=grid, shrink=0.6, label="weight")
 plt.show()
 
 # %% [markdown]
-# *Figure 0.11.* Each head has found something of its own to read, and most of it lies a few bytes back. Nobody told the
-# heads what to look for.
+# *Figure 0.11.* In our run the heads of the first block read the last few bytes, and those of the second reach
+# further back: head 1 finds the blank before the current word, wherever it stands.
+#
+# Nobody told the heads what to look for. The distance to the last blank changes from byte to byte, so head 1 of the
+# second block must have found the blank by what it is and not by where it is.
 #
 # ## Break it: without the mask
 #
@@ -974,16 +1017,17 @@ bits = -np.log2(p_true)
 print(f"without the mask: {bits[:, :-1].mean():.1f} bits a byte at all places but the last")
 print(f"                  {bits[:, -1].mean():.1f} bits a byte at the last place; the table has {table_bits:.1f}")
 print(repr(text_of(sample(cheat, prompt, 60, np.random.default_rng(7)))))
-assert bits[:, :-1].mean() < 1 and bits[:, -1].mean() > table_bits
+assert bits[:, :-1].mean() < 1
+assert bits[:, -1].mean() > table_bits
 
 # %% [markdown]
-# The loss is far better than the real model's, after a quarter of the training. It is worthless. The model has learned to
-# look one place to the right, where the answer stands. At the last place of a window there is nothing to the right, and
-# there it is worse than a table.
+# The loss is far better than the real model's, after a quarter of the training. It is worthless. The model has
+# learned to look one place to the right, where the answer stands. At the last place of a window there is nothing to
+# the right, and there it is worse than a table.
 #
 # Keep this in mind for the rest of the book. *A loss that is too good is a leak until shown otherwise.* RETRO fetches
-# text from a database, and text can leak in from there in several ways. [Tutorial 5](05_chunked_cross_attention.ipynb) and
-# [tutorial 8](08_is_it_leakage.ipynb) look for such leaks.
+# text from a database, and text can leak in from there in several ways. [Tutorial
+# 5](05_chunked_cross_attention.ipynb) and [tutorial 8](08_is_it_leakage.ipynb) look for such leaks.
 #
 # ## What this model cannot know
 #
@@ -995,31 +1039,40 @@ windows = held_out[places[:, None] + np.arange(n + 1)]
 logits, _ = language_model(params, windows[:, :-1])
 bits = -np.log2(np.take_along_axis(softmax(logits), windows[:, 1:, None], axis=-1))[..., 0]
 mean, error = bits.mean(axis=0), bits.std(axis=0) / math.sqrt(len(bits))
-figure, axes = plt.subplots(figsize=(6.5, 2.8))
+figure, axes = plt.subplots(figsize=(6.5, 3))
 axes.fill_between(range(1, n + 1), mean - 2 * error, mean + 2 * error, color=BLUE, alpha=0.25, linewidth=0)
 axes.plot(range(1, n + 1), mean, color=BLUE)
 axes.axhline(table_bits, color=ORANGE, linestyle="--")
 axes.text(n, table_bits + 0.03, "table of bigrams", color=ORANGE, ha="right", va="bottom", fontsize=8)
-axes.set(xlabel="bytes that the model has read", ylabel="bits a byte", title="more context, less surprise", ylim=(0, None))
+axes.set(
+    xlabel="bytes that the model has read in its window",
+    ylabel="bits a byte",
+    title="more context, less surprise",
+    xscale="log",
+    ylim=(0, 4.2),
+)
+axes.set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
 plt.show()
-print(f"{mean[0]:.1f} bits after one byte, {mean[4:8].mean():.1f} after 5 to 8, {mean[32:].mean():.1f} after more than 32")
+print(
+    f"{mean[0]:.1f} bits after one byte, {mean[4:8].mean():.1f} after 5 to 8, {mean[32:].mean():.1f} after more than 32"
+)
 
 # %% [markdown]
-# *Figure 0.12.* The first bytes of context help most, and after about ten there is little more to gain for this model.
+# *Figure 0.12.* The first few bytes of context help most. After that, this small model gains only a little from more.
 # The band is two standard errors wide on each side.
 #
 # What a language model knows comes from two places: its weights, and the $n$ tokens in front of it. Weights hold what
 # was seen often in training. The context holds what was said just now. What was said once, in another text, is in
-# neither. To know more, one makes the model larger, or the context longer. RETRO takes a third way: it looks things up.
-# How one looks up text in the middle of predicting it is the subject of the next tutorial.
+# neither. To know more, one makes the model larger, or the context longer. RETRO takes a third way: it looks things
+# up. How one looks up text in the middle of predicting it is the subject of the next tutorial.
 #
 # ## Exercises
 #
 # Write each answer into the cell with the dots. The cell below it judges what you wrote and gives a hint for the
 # mistakes that we know.
 #
-# **0.1** A model was scored on several documents. `nats` holds the summed surprise of each document, and `n_bytes` its
-# bytes. Return the bits per byte of all of them together.
+# **0.1** A model was scored on several documents. `nats` holds the summed surprise of each document, and `n_bytes`
+# its bytes. Return the bits per byte of all of them together.
 
 
 # %% tags=["exercise"]
@@ -1030,9 +1083,9 @@ def bits_per_byte(nats, n_bytes): ...
 check_0_1(bits_per_byte)
 
 # %% [markdown]
-# **0.2** Positions can be learned, too. Then a second table holds a row for each position, and its row $t$ is added to the
-# embedding of token $t$ in *every* text of the batch. Write this with its pullback. `table` has shape (|𝒱|, d),
-# `positions` (n, d) and `tokens` (B, n). Return the value (B, n, d), and a function of its gradient that returns
+# **0.2** Positions can be learned, too. Then a second table holds a row for each position, and its row $t$ is added
+# to the embedding of token $t$ in *every* text of the batch. Write this with its pullback. `table` has shape (|𝒱|,
+# d), `positions` (n, d) and `tokens` (B, n). Return the value (B, n, d), and a function of its gradient that returns
 # `dtable, dpositions`.
 
 
@@ -1044,8 +1097,8 @@ def embed_with_positions(table, positions, tokens): ...
 check_0_2(embed_with_positions)
 
 # %% [markdown]
-# **0.3** Causal attention with heads. `q`, `keys` and `values` have shape (n, d). Cut their columns into `n_heads` heads,
-# let each attend by itself under the causal mask, and put the results side by side: (n, d).
+# **0.3** Causal attention with heads. `q`, `keys` and `values` have shape (n, d). Cut their columns into `n_heads`
+# heads, let each attend by itself under the causal mask, and put the results side by side: (n, d).
 
 
 # %% tags=["exercise"]
@@ -1071,7 +1124,8 @@ check_0_4(likeliest)
 # %% [markdown]
 # ## What you have gained
 #
-# - You can say how good a language model is, in nats and in bits per byte, and compare two models with different tokens.
+# - You can say how good a language model is, in nats and in bits per byte, and compare two models with different
+#   tokens.
 # - You have the gradient $p - y$, and you know why an embedding's pullback adds.
 # - You know attention as a soft lookup, what the mask prevents, and what norm, residual connection and FFW are for.
 # - You have written a transformer with its gradients, AdamW, a training loop and a sampling loop: all that training a
