@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-# 1 · Text: facts that nobody can guess. A document has two chunks, of which the second begins with the code.
+# 1 · Text: facts that nobody can guess. Documents have two chunks, and the code stands in the second.
 
 CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz0123456789.,:?"  # one token each; 0 is padding
 M, HEADS, D_KEY, DIGITS = 16, 4, 512, 4  # tokens of a chunk (m), heads, columns of a key, digits of a code
@@ -30,12 +30,13 @@ def invent(count, rng):
     return [(name, f"{rng.integers(10**DIGITS):0{DIGITS}}") for name in names]
 
 
-def documents(facts, wordings, rng):
-    """A document of two chunks for each fact, in a random one of the wordings: (N, 2m) tokens."""
+def documents(facts, wordings, rng, times=1):
+    """Documents of two chunks: each fact in as many wordings, at random. (times · N, 2m) tokens, a fact's in a row."""
     texts = []
     for name, code in facts:
-        parts = [part.format(name=name, code=code) for part in wordings[rng.integers(len(wordings))]]
-        texts.append("".join(f"{part:{M}.{M}}" for part in parts))
+        for number in rng.permutation(len(wordings))[:times]:
+            parts = [part.format(name=name, code=code) for part in wordings[number]]
+            texts.append("".join(f"{part:{M}.{M}}" for part in parts))
     return np.array([[CHARACTERS.index(character) for character in text] for text in texts])
 
 
@@ -378,13 +379,13 @@ def sample(params, tokens, length, read=None, temperature=0.0, rng=None):
 
 def main():
     parser = argparse.ArgumentParser(description="Train a RETRO that answers what only its database knows.")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
     rng = np.random.default_rng(settings.seed)
-    facts = invent(8200, rng)
-    told, asked, params = documents(facts, TOLD, rng), documents(facts, ASKED, rng), init_params(rng)
-    train(params, asked[:-200], build_database(told[:-200]), settings.steps, rng)
+    facts = invent(2200, rng)
+    told, asked, params = documents(facts, TOLD, rng, times=2), documents(facts, ASKED, rng), init_params(rng)
+    train(params, asked[:-200], build_database(told[:-400]), settings.steps, rng)
     database = build_database(told)  # now with people who are new to the model
     questions, codes = asked[-200:, :M], asked[-200:, M : M + DIGITS]
     own = lambda tokens: retrieve(database, tokens, k=2)  # noqa: E731

@@ -3,6 +3,7 @@ loops, and finite differences."""
 
 import ast
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,16 @@ def test_names_are_all_different_and_documents_have_two_chunks():
             assert code in text[M:]
 
 
+def test_a_fact_that_is_told_twice_is_told_in_two_wordings():
+    rng = np.random.default_rng(0)
+    facts = mini.invent(50, rng)
+    pairs = mini.documents(facts, mini.TOLD, rng, times=2).reshape(50, 2, 2 * M)
+    for (name, code), pair in zip(facts, pairs, strict=True):
+        one, other = ("".join(mini.CHARACTERS[token] for token in document) for document in pair)
+        assert one != other
+        assert all(name in text[:M] and code in text[M:] for text in (one, other))
+
+
 def test_a_sample_continues_greedily_or_by_chance():
     rng = np.random.default_rng(0)
     params, tokens = mini.init_params(rng), rng.integers(1, V, (3, M))
@@ -185,3 +196,15 @@ def test_a_sample_continues_greedily_or_by_chance():
     drawn = mini.sample(params, np.repeat(tokens[:1], 4000, axis=0), 1, None, temperature=2.0, rng=rng)
     shares = np.bincount(drawn[:, 0], minlength=V) / 4000
     assert np.abs(shares - p / p.sum()).max() < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_learns_to_answer_what_only_its_database_knows(seed, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mini_retro.py", "--seed", str(seed)])
+    mini.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("retrieval")]
+    shares = [float(line.partition(": ")[2].partition("%")[0]) for line in lines]
+    assert [line.partition(":")[0] for line in lines] == ["retrieval on", "retrieval off", "retrieval of others"]
+    assert shares[0] >= 90
+    assert max(shares[1:]) <= 15
