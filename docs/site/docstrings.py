@@ -9,7 +9,7 @@ AXIS = r"(?:…|\.\.\.|[≤≥]?\w[\w'′]{0,12}(?: [·×+−-] \w+)*|floor\(n /
 SHAPE = rf"\({AXIS}(?:, {AXIS})+,?\)|\({AXIS},\)|\[\w, \w\]"
 CALL = r"\b[A-Za-z_][\w.]*\((?:[\w, =*.\[\]]|\([\w, ]*\))*\)"
 NAME = r"\b(?:\w+/)*\w+\.py\b|\b[A-Za-z]{2,}(?:[._]\w+)+\b|\b__\w+__\b"
-SYMBOL = r"\b(?P<letter>[A-Za-z])_(?P<index>\w\b|\{[^}]*\})(?P<plus>\^[+⁺]|⁺)?"  # C_u and H_u^+ become formulas
+SYMBOL = r"\b(?P<letter>[ac-vx-zA-Z])_(?P<index>\w\b|\{[^}]*\})(?P<plus>\^[+⁺]|⁺)?"  # C_u and H_u^+ become formulas
 CODE = re.compile("|".join(["`[^`]+`", SYMBOL, CALL, SHAPE, NAME]))
 HEAD = re.compile(r"(`[^`]+`|[\w, ]+)(?= \([^()]*\): |: )")  # "h: (B, n, d)", "k, stride: as in …"
 
