@@ -18,7 +18,7 @@ def measure(lab: Lab) -> Figures:
 
 
 def draw(figures: Figures, path: Picture) -> None:
-    """Bars of bits per byte, with a dot for every seed. The axis does not start at 0."""
+    """Bits per byte: a dot for every seed, a stroke for their mean. The axis does not start at 0."""
     lines = {name: line["bpb"] for name, line in figures["lines"].items()}
     lowest, highest = min(line["from"] for line in lines.values()), max(line["to"] for line in lines.values())
     margin = max(highest - lowest, 1e-3)

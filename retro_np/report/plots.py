@@ -50,7 +50,8 @@ def plot_bars(
     values: dict[str, Any], path: Path | str, label: str, *, scale: float = 1, notes: dict[str, str] | None = None,
     dots: dict[str, float | None] | None = None, limits: tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
-    """Plot horizontal bars from top to bottom, each in the colour of its model or condition.
+    """Plot horizontal bars from top to bottom, each in the colour of its model or condition. If `limits` leave out 0, a
+    stroke marks each value instead, because bars that do not begin at 0 exaggerate their differences.
 
     values: name → a number or a `mean_and_spread`, whose seeds are drawn as dots. label, limits: of the axis. scale: a
     factor for all values. dots: name → another number, drawn as a dot. notes: name → text after the bar."""
@@ -59,7 +60,10 @@ def plot_bars(
             mean, marks = (bar["mean"], bar["seeds"]) if isinstance(bar, dict) else (bar, [(dots or {}).get(name)])
             marks = scale * np.array(marks, float)  # A missing dot becomes NaN, which is not drawn.
             colour = COLOURS.get(name, COLOURS[ON])
-            axes.barh(row, scale * mean, color=colour, alpha=0.5)
+            if limits and limits[0] > 0:
+                axes.plot([scale * mean] * 2, [row - 0.25, row + 0.25], color=colour)
+            else:
+                axes.barh(row, scale * mean, color=colour, alpha=0.5)
             axes.plot(marks, [row] * len(marks), "o", color=colour)
             if notes:
                 end = max(0, scale * mean), row
