@@ -31,14 +31,16 @@ LABELS = re.compile(
 NO_TEXT = [
     re.compile(pattern, re.DOTALL | re.MULTILINE)
     for pattern in (
-        r"^```.*?^```|^~~~.*?^~~~",  # fenced code
-        r"<!-- ([\w -]+): python .*?<!-- end of \1 -->",  # generated, and checked where it is generated
+        r"^```.*?^```|^~~~.*?^~~~|^ {4}(?:retro-np|pip|python|jupyter) [^\n]*",  # code
         r"<!--.*?-->|<[a-zA-Z/][^<>]*>",
         r"\]\([^)]*\)|https?://\S+|\bdoi:\S+|arXiv:\S+",
     )
 ]
 NAME = re.compile(r"\b[A-Za-z]\w*(?:[-‑][\w.]+)+")  # SmolLM2-135M, all-MiniLM-L6-v2
 NUMBERED = re.compile(r"^#+ [\d.]+ ·|^\s*(?:[-*]\s+)?\*\*(?:Exercise )?\d+(?:\.\d+)*\.?\*\*", re.MULTILINE)
+
+
+GENERATED = re.compile(r"<!-- ([\w -]+): python .*?<!-- end of \1 -->", re.DOTALL)
 
 
 class Figure(NamedTuple):
@@ -52,7 +54,7 @@ class Figure(NamedTuple):
 
 def figures_in(markdown):
     """The figures of a Markdown text, in order."""
-    text = markdown
+    text = without_generated(markdown)
     for pattern in NO_TEXT:
         text = pattern.sub(" ", text)
     text = re.sub(r"`[^`\n]*[A-Za-z_/][^`\n]*`", " ", text)  # names and code; a number in backticks is a figure
@@ -60,6 +62,11 @@ def figures_in(markdown):
     for pattern in (NUMBERED, NAME, LABELS):
         text = pattern.sub(" ", text)
     return [figure for match in NUMBER.finditer(powers(text)) if (figure := figure_of(match))]
+
+
+def without_generated(markdown):
+    """A page without what a program writes between its markers, and checks there."""
+    return GENERATED.sub(" ", markdown)
 
 
 def powers(text):
@@ -76,7 +83,7 @@ def figure_of(match):
             return None
     elif digits.isdigit() and not after and (len(digits) < 3 or 1950 <= value <= 2029):
         return None
-    if "e-" in digits and "." not in digits:  # an order of magnitude, as 1e-7
+    if "e" in digits and "." not in digits:  # an order of magnitude, as 1e-7
         return None
     unit = 0.01 if after == "%" else SCALES.get(after, 1.0)
     values = (value, value * unit)
@@ -111,8 +118,8 @@ def has_rounded(numbers, figure):
     return any(abs(abs(number) - value) <= 0.5001 * step for number in numbers) or has(numbers, figure)
 
 
-def numbers_of_json(*folders):
-    """All numbers in the JSON files of folders, those within their texts, too."""
+def numbers_of_json(path):
+    """All numbers in a JSON file, those within its texts, too."""
     found = set()
 
     def walk(part):
@@ -127,9 +134,7 @@ def numbers_of_json(*folders):
         elif isinstance(part, int | float) and not isinstance(part, bool):
             found.add(float(part))
 
-    for folder in folders:
-        for path in sorted((ROOT / folder).glob("*.json")):
-            walk(json.loads(path.read_text(encoding="utf-8")))
+    walk(json.loads(path.read_text(encoding="utf-8")))
     return found
 
 
