@@ -3,7 +3,7 @@
 It also writes retro-1.svg, retro-5.svg and retro-6.svg. In these, a frame with "you are here" stands around the part
 that tutorial 1, 5 or 6 explains. The colours follow the reader's light or dark theme. Within a page, they follow the
 page's own switch: data-theme="dark" or "light", or the class dark or light, on any element around the drawing. A part
-of the model is a group whose opacity is the CSS variable --PART, so that a page can dim the other parts."""
+of the model is a group whose opacity is the CSS variable --p-PART, so that a page can dim the other parts."""
 
 import argparse
 from pathlib import Path
@@ -13,8 +13,9 @@ SIZE = 16  # of a token's square
 COLOURS = {  # name: (light, dark)
     "paper": ("#ffffff", "#14181d"), "ink": ("#1f2933", "#e4e8ec"), "soft": ("#52606d", "#a3b0bd"),
     "decoder": ("#dbe9fb", "#1d3554"), "encoder": ("#e2f2df", "#1f4328"), "stored": ("#fdeccb", "#4b3a14"),
-    "asks": ("#3b7dd8", "#6aa9f0"), "found": ("#f0b93a", "#c8922a"), "edge": ("#8593a1", "#65727f"),
-    "back": ("#b42318", "#ff8a7a"), "here": ("#7a3db8", "#c79bff"), "leak": ("#d9480f", "#ff9248"),
+    "asks": ("#2f6fc4", "#6aa9f0"), "found": ("#f0b93a", "#c8922a"), "edge": ("#8593a1", "#65727f"),
+    "back": ("#b42318", "#ff8a7a"), "here": ("#7a3db8", "#c79bff"), "leak": ("#b93c09", "#ff9248"),
+    "on": ("#ffffff", "#10151a"), "on-found": ("#1f2933", "#10151a"),
 }  # fmt: skip
 PLACES = {  # of "you are here": x, y, width and height of each frame
     "1": [(8, 34, 704, 100)], "5": [(16, 424, 262, 66), (398, 501, 314, 131)], "6": [(394, 271, 318, 222)],
@@ -31,25 +32,30 @@ DESCRIPTION = (
 )
 
 
-def rules(theme: int, scope: str) -> str:
-    """The colours of one theme, 0 for light or 1 for dark. A class fills; with the prefix s- it strokes."""
-    pairs = ((name, pair[theme]) for name, pair in COLOURS.items())
-    return "".join(f"{scope} .{name}{{fill:{colour}}}{scope} .s-{name}{{stroke:{colour}}}" for name, colour in pairs)
+def colours(theme: int, scope: str) -> str:
+    """The variables of one theme's colours, 0 for light or 1 for dark."""
+    values = ";".join(f"--c-{name}:{pair[theme]}" for name, pair in COLOURS.items())
+    return f"{scope}{{{values}}}"
 
 
 def style() -> str:
-    """The rules for the fonts and for both themes."""
+    """The rules for both themes and for the fonts. Of a colour, NAME fills and s-NAME strokes.
 
-    def switched(theme: int, name: str) -> str:
-        return rules(theme, f":is([data-theme={name}],.{name}) .retro")
-
+    The colours are inherited variables, because a copy made by <use> matches no selector outside the copied group."""
+    themes = [
+        colours(0, ".retro"), f"@media (prefers-color-scheme:dark){{{colours(1, '.retro')}}}",
+        colours(0, ":is([data-theme=light],.light) .retro"), colours(1, ":is([data-theme=dark],.dark) .retro"),
+    ]  # fmt: skip
+    paints = [
+        f".drawn .{prefix}{name}{{{paint}:{pair[0]};{paint}:var(--c-{name})}}"
+        for name, pair in COLOURS.items() for prefix, paint in (("", "fill"), ("s-", "stroke"))
+    ]  # fmt: skip
     fonts = (
-        ".retro text{font-family:system-ui,sans-serif;font-size:13.5px}.retro .t{font-weight:600}"
-        ".retro .n{font-size:12.5px}.retro .x{font-size:11.5px}"
-        ".retro .m{font-family:serif;font-style:italic;font-size:15px}"
+        ".drawn text{font-family:system-ui,sans-serif;font-size:13.5px}.drawn .t{font-weight:600}"
+        ".drawn .n{font-size:12.5px}.drawn .x{font-size:11.5px}"
+        ".drawn .m{font-family:serif;font-style:italic;font-size:15px}"
     )
-    dark = f"@media (prefers-color-scheme:dark){{{rules(1, '.retro')}}}"
-    return f"<style>{fonts}{rules(0, '.retro')}{dark}{switched(0, 'light')}{switched(1, 'dark')}</style>"
+    return f"<style>{''.join([*themes, *paints, fonts])}</style>"
 
 
 def symbol(words: str) -> tuple[str, int]:
@@ -193,7 +199,7 @@ def drawing(place: str = "") -> str:
     """The SVG. place: a tutorial of PLACES, or nothing. One group, named as the file is, holds all that is drawn."""
     name = f"retro{'-' + place if place else ''}"
     parts = {**once(), **each_sequence()}
-    drawn = [f'<g style="opacity:var(--{part},1)">{"".join(lines)}</g>' for part, lines in parts.items()]
+    drawn = [f'<g style="opacity:var(--p-{part},1)">{"".join(lines)}</g>' for part, lines in parts.items()]
     for number, (x, y, width, height) in enumerate(PLACES.get(place, ())):
         frame = f'x="{x}" y="{y}" width="{width}" height="{height}" rx="10" fill="none" stroke-width="3"'
         drawn.append(f'<rect {frame} class="s-here"/>')
@@ -205,8 +211,8 @@ def drawing(place: str = "") -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" class="retro" role="img"'
         f' aria-labelledby="{name}-title {name}-desc">',
         f'<title id="{name}-title">{TITLE}</title>', f'<desc id="{name}-desc">{DESCRIPTION}{where}</desc>',
-        style(), heads(name), f'<g id="{name}">', f'<rect width="{WIDTH}" height="{HEIGHT}" class="paper"/>',
-        body, "</g>", "</svg>\n",
+        style(), f'<g id="{name}" class="drawn">', heads(name),
+        f'<rect width="{WIDTH}" height="{HEIGHT}" class="paper"/>', body, "</g>", "</svg>\n",
     ])  # fmt: skip
 
 

@@ -1,0 +1,171 @@
+"""Write the essay "RETRO in ten minutes": `python docs/landing/make.py OUT` writes OUT/index.html and OUT/landing/.
+
+essay.html has the text. Its figures come from the records: docs/experiments/*.json, and learning_curve.json beside this
+file. The pages of `retro-np inspect` and the drawings are committed here and are copied."""
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from drawing import HEIGHT, WIDTH, drawing
+from figures import M, gains, learning_curve, staircase
+from markupsafe import Markup, escape
+
+HERE = Path(__file__).resolve().parent
+RECORDS = HERE.parent / "experiments"
+ASSETS = ("essay.css", "essay.js", "inspect.html", "inspect-code.html", "retro.svg")
+PARTS = ("text", "key", "database", "sequence", "search", "decoder", "encoder", "cca", "shift", "back")
+SYMBOL = re.compile(r"\*([A-Za-z]+)(?:_(\w+?))?(\+?)\*")
+# The steps of the drawing: the parts that a step adds, and what a phone shows of the drawing (x, y, width, height)
+STEPS = (
+    (("text",), (8, 34, 384, 98)),
+    (("key", "database"), (208, 34, 504, 98)),
+    (("sequence",), (8, 150, 300, 100)),
+    (("search",), (296, 138, 416, 120)),
+    (("decoder",), (8, 272, 330, 356)),
+    (("encoder",), (196, 270, 516, 222)),
+    (("cca",), (16, 424, 440, 70)),
+    (PARTS, None),
+)  # fmt: skip
+
+
+def symbols(words: str) -> str:
+    """What stands between asterisks, as *C_1*, set as a symbol."""
+
+    def one(match: re.Match[str]) -> str:
+        name, index, plus = match.groups()
+        low = f"<sub>{index}</sub>" if index else ""
+        raised = '<sup class="over">+</sup>' if plus else ""
+        return f'<span class="sym"><i>{name}</i>{low}{raised}</span>'
+
+    return SYMBOL.sub(one, words)
+
+
+def record(name: str) -> dict[str, Any]:
+    """A recorded experiment."""
+    return json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def comparison(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    """The one comparison with these keys and values, over all chunks."""
+    (row,) = (row for row in rows if all(row.get(key) == value for key, value in ({"alpha": None} | wanted).items()))
+    return row
+
+
+def percent(row: dict[str, Any], digits: int = 2) -> str:
+    return f"{row['difference_percent']:+.{digits}f} %".replace("-", "−")
+
+
+def saved(row: dict[str, Any], digits: int = 2) -> str:
+    """A negative difference in words that already say which way."""
+    return f"{-row['difference_percent']:.{digits}f} %"
+
+
+def interval(row: dict[str, Any], digits: int = 2) -> str:
+    """The interval of what is saved."""
+    lower, upper = row["interval_percent"]
+    return f"{-upper:.{digits}f} to {-lower:.{digits}f} %"
+
+
+def step_figure(number: int, narrow: bool) -> str:
+    """The drawing in one of its STEPS: what came before is pale, and what comes later is nearly invisible."""
+    added, crop = STEPS[number]
+    before = {part for parts, _ in STEPS[:number] for part in parts}
+    opacity = {part: "1" if part in added else ".4" if part in before else ".07" for part in PARTS}
+    box = crop if narrow and crop else (0, 0, WIDTH, HEIGHT)
+    return figure(opacity, box, ("narrow" if crop else "narrow whole") if narrow else "wide")
+
+
+def back_figure(narrow: bool) -> str:
+    """The drawing with the gradients lit."""
+    dim = {part: ".4" for part in PARTS} | {"back": "1", "decoder": ".75", "encoder": ".75", "cca": ".75"}
+    crop = (8, 256, 704, 372)
+    return figure(dim | {"shift": ".07"}, crop, "narrow" if narrow else "wide")
+
+
+def figure(opacity: dict[str, str], box: tuple[float, ...], kind: str) -> str:
+    style = ";".join(f"--p-{part}:{value}" for part, value in opacity.items())
+    x, y, width, height = box
+    return (
+        f'<svg viewBox="{x} {y} {width} {height}" class="retro {kind}" style="{style}" aria-hidden="true">'
+        '<use href="#retro"/></svg>'
+    )
+
+
+def learned(curve: dict[str, Any]) -> dict[str, Any]:
+    """What the essay says about the learning curve."""
+    runs = [run["curve"] for run in curve["runs"]]
+    asked = curve["asked"]
+    finals = [round(asked * run[-1]["on"]["right"]) for run in runs]
+    begun = [next(row["step"] for row in run if row["on"]["right"] >= 0.1) for run in runs]
+    flat = max(round(asked * row[name]["right"]) for run in runs for row in run for name in ("off", "others"))
+    words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+    return {"finals": finals, "begun": (min(begun), max(begun)), "flat": flat, "runs": words.get(len(runs), len(runs))}
+
+
+def listed(items: list[Any]) -> str:
+    """1, 2 and 3."""
+    return ", ".join(map(str, items[:-1])) + f" and {items[-1]}"
+
+
+def context() -> dict[str, Any]:
+    """Everything that essay.html refers to."""
+    curve = json.loads((HERE / "learning_curve.json").read_text(encoding="utf-8"))
+    stdlib, memory, knowledge = record("pretrained"), record("retrofit-lm"), record("knowledge")
+    parts = stdlib["figures"]["parts"]
+    apart = stdlib["figures"]["without_near_copies"]
+    copies = parts["similarity"][-1]
+    on = {"of": "on", "against": "baseline"}
+    whole, new = comparison(stdlib["comparisons"], **on), comparison(apart["comparisons"], **on)
+    translations = {"corpus": "translations", "against": "base"}
+    seconds = memory["figures"]["seconds_per_token"]
+    person = curve["example"]
+    words = ["the", "code", "of", person["name"], person["code"], "opens", "the", "gate", "at", "night"]
+    return {
+        "drawing": Markup(drawing()), "curve": curve, "learned": learned(curve), "person": person,
+        "step": lambda number: Markup(step_figure(number, False) + step_figure(number, True)),
+        "back": Markup(back_figure(False) + back_figure(True)),
+        "shifts": [(shift, Markup(staircase(shift, words))) for shift in (M, M - 1, M - 2)],
+        "learning_curve": Markup(learning_curve(curve)), "listed": listed,
+        "gains": Markup(gains([
+            ("all modules", f"{whole['documents']} held out", whole),
+            ("near-copies", f"{copies['documents']} modules", copies),
+            ("the others", f"{new['documents']} modules", new),
+        ])),
+        "stdlib": stdlib, "whole": whole, "new": new, "copies": copies,
+        "others": comparison(stdlib["comparisons"], of="others", against="baseline"),
+        "match": {row["token"]: row for row in parts["match"]},
+        "swapped": knowledge["figures"]["lines"]["other codes in the database"]["right"]["mean"],
+        "known": knowledge["figures"],
+        "memory": {name: comparison(memory["comparisons"], of=name, **translations)
+                   for name in ("on", "others", "in-context")},
+        "apart": comparison(memory["comparisons"], corpus="no shared content", of="on", against="base"),
+        "trained": memory["figures"]["trained_parameters"]["on"], "slower": seconds["on"] / seconds["base"],
+        "percent": percent, "saved": saved, "interval": interval,
+        "chunk": lambda words, kind: Markup(f'<code class="chunk {kind}">{escape(words)}</code>'),
+    }  # fmt: skip
+
+
+def page() -> str:
+    """The essay's HTML."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(symbols((HERE / "essay.html").read_text(encoding="utf-8")))
+    return template.render(context())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the essay RETRO in ten minutes.")
+    parser.add_argument("out", type=Path, help="folder of index.html")
+    out = parser.parse_args().out
+    (out / "landing").mkdir(parents=True, exist_ok=True)
+    (out / "index.html").write_text(page(), encoding="utf-8")
+    for name in ASSETS:
+        shutil.copyfile(HERE / name, out / "landing" / name)
+
+
+if __name__ == "__main__":
+    main()
