@@ -21,8 +21,7 @@
 # you take it too early, you read what you are supposed to guess. Your guesses become wonderful and mean nothing. RETRO
 # answers this question in one operator, chunked cross-attention or CCA, and the answer hangs on a single index.
 #
-# *Reading: about 60 minutes · runs in 10 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb) and
-# [tutorial 4](04_relative_positions.ipynb).*
+# *Reading: about 60 minutes · runs in 10 s on one core · needs tutorials 3 and 4.*
 #
 # Afterwards you can
 #
@@ -37,7 +36,7 @@
 # [symbols](../docs/symbols.md) · The paper: [Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), section 2.4
 
 # %%
-# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel.
+# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
