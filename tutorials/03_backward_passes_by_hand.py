@@ -22,8 +22,8 @@
 # each in a few lines. Then you turn to a question that is harder than it looks: how do you know that a pullback is
 # right?
 #
-# *Reading: about 75 minutes · runs in 12 s on one core · needs NumPy and the chain rule. [Tutorial
-# 0](00_a_language_model.ipynb) shows where these functions stand in a language model.*
+# *Reading: about 75 minutes · runs in 12 s on one core · needs NumPy and the chain rule.* [Tutorial
+# 0](00_a_language_model.ipynb) shows where these functions stand in a language model.
 #
 # Afterwards you can
 #
@@ -98,8 +98,8 @@ print(f"x has {n * d / 1e6:.1f} million entries, the Jacobian of x ↦ x W {(n *
 # Second, write down how the loss changes, and move everything but the change to the left side of the inner product:
 #
 # $$\begin{aligned}
-# \langle \mathrm{d}y, \dot y\rangle &= \langle \mathrm{d}y,\ \dot x\, W\rangle
-# + \langle \mathrm{d}y,\ x\, \dot W\rangle && \text{put in } \dot y\\
+# \langle \mathrm{d}y, \dot y\rangle &= \langle \mathrm{d}y,\ \dot x\, W\rangle +
+# \langle \mathrm{d}y,\ x\, \dot W\rangle && \text{put in } \dot y\\
 # &= \langle \mathrm{d}y\, W^\top,\ \dot x\rangle + \langle x^\top \mathrm{d}y,\ \dot W\rangle
 # && \text{a factor that changes sides is transposed}
 # \end{aligned}$$
@@ -139,9 +139,9 @@ print(f"⟨dy, ẏ⟩ = {left:.6f}, ⟨dx, ẋ⟩ + ⟨dW, Ẇ⟩ = {right:.6f}"
 assert np.isclose(left, right)
 
 # %% [markdown]
-# This test uses our own $\dot y$. If we got $\dot y$ wrong, it would be wrong too. The library's `gradcheck` needs
-# none. It draws a random $\mathrm{d}y$ and moves each entry of each argument by a small step $\pm\varepsilon$. From
-# the two values it takes the **finite difference**
+# This test uses our own $\dot y$. If we got $\dot y$ wrong, the test would be wrong too. The library's `gradcheck`
+# needs no $\dot y$. It draws a random $\mathrm{d}y$ and moves each entry of each argument by a small step
+# $\pm\varepsilon$. From the two values it takes the **finite difference**
 # $\langle \mathrm{d}y,\ f(x + \varepsilon) - f(x - \varepsilon)\rangle / 2\varepsilon$ and compares it with the entry
 # that the pullback returns. Each entry is judged by itself. Its error is the difference of the two numbers, divided
 # by the larger one.
@@ -186,8 +186,8 @@ tried("without the transpose", linear_untransposed, rng.standard_normal((2, 3)),
 #
 # Its derivative follows from the product rule and $\tanh' = 1 - \tanh^2$:
 #
-# $$\mathrm{gelu}'(x) = \tfrac12 (1 + \tanh a)
-# + \tfrac12\, x\,(1 - \tanh^2 a)\,\sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\, x^2).$$
+# $$\mathrm{gelu}'(x) = \tfrac12 (1 + \tanh a) +
+# \tfrac12\, x\,(1 - \tanh^2 a)\,\sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\, x^2).$$
 
 
 # %%
@@ -264,20 +264,22 @@ tried("one way lost", block_without_the_residual, *arguments)
 #
 # $$s = \Bigl(\frac1d \sum_i x_i^2 + \mathrm{eps}\Bigr)^{-1/2}, \qquad \hat x = s\,x, \qquad y = \gamma \odot \hat x.$$
 #
-# The constant eps is tiny. It keeps a row of zeros from being divided by zero. Call $\hat x$ the unit row.
+# The constant eps is tiny. It keeps a row of zeros from being divided by zero. Call $\hat x$ the unit row: its root
+# mean square is 1.
 #
 # The last product is easy. It gives $\mathrm{d}\hat x = \gamma \odot \mathrm{d}y$, and $\mathrm{d}\gamma = \mathrm{d}y
 # \odot \hat x$, summed over all rows because they share $\gamma$. For the way from $\hat x$ to $x$, change $x$ a
 # little:
 #
 # $$\begin{aligned}
-# \dot s &= -\tfrac12\, s^3 \cdot \tfrac2d\, \langle x, \dot x\rangle = -\tfrac{s^3}{d} \langle x, \dot x\rangle
-# && \text{derivative of } (\cdot)^{-1/2}\text{, then of the mean of squares}\\
+# \dot s &= -\tfrac12\, s^3 \cdot \tfrac2d\, \langle x, \dot x\rangle
+# && \text{chain rule, with } (a^{-1/2})' = -\tfrac12\, a^{-3/2} = -\tfrac12\, s^3\\
+# &= -\tfrac{s^3}{d}\, \langle x, \dot x\rangle && \text{simplify}\\
 # \dot{\hat x} &= s\,\dot x + \dot s\, x && \text{product rule}\\
 # &= s\,\dot x - \tfrac{s^3}{d}\, x\, \langle x, \dot x\rangle && \text{put in } \dot s\\
 # &= s\,\dot x - \tfrac{s}{d}\, \hat x\, \langle \hat x, \dot x\rangle && \text{since } s\,x = \hat x\text{, twice}\\
-# \langle \mathrm{d}\hat x, \dot{\hat x}\rangle &= s \langle \mathrm{d}\hat x, \dot x\rangle
-# - \tfrac{s}{d} \langle \mathrm{d}\hat x, \hat x\rangle \langle \hat x, \dot x\rangle
+# \langle \mathrm{d}\hat x, \dot{\hat x}\rangle &= s \langle \mathrm{d}\hat x, \dot x\rangle -
+# \tfrac{s}{d} \langle \mathrm{d}\hat x, \hat x\rangle \langle \hat x, \dot x\rangle
 # && \text{take the inner product}\\
 # &= \bigl\langle s\,\bigl(\mathrm{d}\hat x - \hat x\, \tfrac1d \langle \mathrm{d}\hat x, \hat x\rangle\bigr),\
 # \dot x\bigr\rangle && \text{collect what stands beside } \dot x
@@ -287,7 +289,7 @@ tried("one way lost", block_without_the_residual, *arguments)
 #
 # $$\mathrm{d}x = s\,\bigl(\mathrm{d}\hat x - \hat x \cdot \mathrm{mean}(\mathrm{d}\hat x \odot \hat x)\bigr).$$
 #
-# What is subtracted has a meaning. A longer $x$ gives the same $y$, so the gradient must have no part along $x$. The
+# The second term has a meaning. A longer $x$ gives the same $y$, so the gradient must have no part along $x$. The
 # second term takes away just that part. Up to eps, $\mathrm{d}x$ is orthogonal to $x$:
 
 
@@ -369,8 +371,8 @@ tried("FFW", ffw, ffw_params, h)
 # \mathrm{d}W_a = \sum_{t\,:\,x_t = a} \mathrm{d}y_t.$$
 #
 # A row of the table collects the gradients of all places at which its token occurs. A token that does not occur gets
-# zero. Nobody multiplies with a matrix of zeros; one adds each $\mathrm{d}y_t$ to its row. But take care how. NumPy's
-# `dw[tokens] += dy` adds only *once* to a row that occurs twice, and keeps the last:
+# zero. Nobody multiplies with a matrix of zeros. One adds each $\mathrm{d}y_t$ to its row. But take care how. If a
+# token occurs twice, NumPy's `dw[tokens] += dy` keeps only the last of its gradients:
 
 
 # %%
@@ -408,7 +410,7 @@ tried("repeats lost", embedding_loses_repeats, w, tokens)
 # $$\begin{aligned}
 # \dot p_i &= \frac{e^{z_i} \dot z_i}{s} - \frac{e^{z_i}}{s^2}\, \dot s && \text{quotient rule}\\
 # &= p_i\, \dot z_i - p_i\, \frac{\dot s}{s} && \text{since } e^{z_i} / s = p_i\\
-# &= p_i\, \dot z_i - p_i \textstyle\sum_j p_j\, \dot z_j && \text{since } \dot s = \textstyle\sum_j e^{z_j} \dot z_j\\
+# &= p_i\, \dot z_i - p_i \textstyle\sum_j p_j\, \dot z_j && \text{since } \dot s / s = \textstyle\sum_j e^{z_j} \dot z_j / s\\
 # \langle \mathrm{d}p, \dot p\rangle &= \textstyle\sum_j \mathrm{d}p_j\, p_j\, \dot z_j - \bigl(\sum_i \mathrm{d}p_i\,
 # p_i\bigr) \sum_j p_j\, \dot z_j && \text{take the inner product}
 # \end{aligned}$$
@@ -468,8 +470,8 @@ plt.show()
 # \end{aligned}$$
 #
 # Predicted minus true: the whole chain collapses to one subtraction. For a text, the loss is the mean over $n$
-# tokens, so each row is divided by $n$. Whoever calls the pullback passes the gradient of the loss itself, which is
-# 1.
+# tokens, so each row is divided by $n$. The pullback gets the gradient of the loss itself, which is 1. The library's
+# version also leaves out padding.
 #
 # Why not call the two pullbacks one after the other? Because the first line divides by $p_i$. If the model was so
 # sure of another token that $p_i$ rounds to 0, the division fails. The one subtraction never does:
@@ -509,18 +511,25 @@ print("p − y:                 ", vjp(1.0)[0][0], f" loss {loss:.0f} nats")
 #
 # $$Z = \frac{Q K^\top}{\sqrt c}, \qquad A = \operatorname{softmax}(Z) \text{ in each row}, \qquad O = A V.$$
 #
-# $Z$ are the scores, $A$ the weights and $O$ the output. Two products with a softmax between them; both pullbacks are
-# known. On the way back the last product comes first:
+# $Z$ are the scores, $A$ the weights and $O$ the output. Attention is two products with a softmax between them, and
+# their pullbacks are known. On the way back the last product comes first:
 #
 # $$\begin{aligned}
 # \dot O &= \dot A\, V + A\, \dot V && \text{product rule}\\
-# \mathrm{d}A &= \mathrm{d}O\, V^\top, \quad \mathrm{d}V = A^\top \mathrm{d}O && \text{factors change sides}\\
+# \langle \mathrm{d}O, \dot O\rangle &= \langle \mathrm{d}O\, V^\top, \dot A\rangle + \langle A^\top \mathrm{d}O, \dot
+# V\rangle && \text{factors change sides}\\
+# \mathrm{d}A &= \mathrm{d}O\, V^\top, \qquad \mathrm{d}V = A^\top \mathrm{d}O && \text{collect}\\[4pt]
 # \mathrm{d}Z_{ij} &= A_{ij} \bigl(\mathrm{d}A_{ij} - \textstyle\sum_{a} A_{ia}\, \mathrm{d}A_{ia}\bigr)
-# && \text{softmax, row by row}\\
+# && \text{softmax, row by row}\\[4pt]
 # \dot Z &= (\dot Q K^\top + Q \dot K^\top) / \sqrt c && \text{product rule}\\
-# \mathrm{d}Q &= \mathrm{d}Z\, K / \sqrt c, \quad \mathrm{d}K = \mathrm{d}Z^\top Q / \sqrt c
-# && \text{factors change sides}
+# \langle \mathrm{d}Z, \dot Z\rangle &= \langle \mathrm{d}Z\, K / \sqrt c, \dot Q\rangle +
+# \langle \mathrm{d}Z^\top Q / \sqrt c, \dot K\rangle && \text{factors change sides}\\
+# \mathrm{d}Q &= \mathrm{d}Z\, K / \sqrt c, \qquad \mathrm{d}K = \mathrm{d}Z^\top Q / \sqrt c && \text{collect}
 # \end{aligned}$$
+#
+# One step is hidden in the last term, because $\dot K$ is transposed. An inner product stays the same if both its sides
+# are transposed. So $\langle \mathrm{d}Z, Q \dot K^\top\rangle = \langle \mathrm{d}Z^\top, \dot K Q^\top\rangle =
+# \langle \mathrm{d}Z^\top Q, \dot K\rangle$.
 
 # %%
 nodes = {"Q": (0, 2), "K": (0, 1), "V": (0, 0), "Z": (2.2, 1.5), "A": (4.4, 1.5), "O": (6.6, 0.75)}
@@ -588,9 +597,10 @@ tried("attention", attention, *parts)
 #
 # ## A model, down and up
 #
-# Put the pieces together: embedding, self-attention with one head, FFW, readout, loss. To predict the next token, a
-# query may not see later keys. A mask of $-\infty$ sets their weights to 0. The pullback of the softmax needs no
-# change, because a weight of 0 passes no gradient.
+# Put the pieces together: embedding, self-attention with one head, FFW, readout, loss. The readout is one more
+# `linear`, from a token's vector to its logits. To predict the next token, a query may not see later keys. A mask
+# adds $-\infty$ to their scores, so that their weights are 0. The pullback of the softmax needs no change, because a
+# weight of 0 passes no gradient.
 
 
 # %%
@@ -637,8 +647,8 @@ params = {name: rng.standard_normal(shape) for name, shape in shapes.items()} | 
 tried("the loss of a transformer of one layer", model_loss, params, rng.integers(0, 7, 9))
 
 # %% [markdown]
-# The pullback of a whole language model, and every line of it was derived above. What says that it is right are
-# finite differences. How far can we trust them? They lie in four ways.
+# This is the backward pass of a whole language model, and you have derived every line of it. Finite differences say
+# that it is right. How far can we trust them? They lie in four ways.
 #
 # ## First lie: the step
 #
@@ -723,7 +733,7 @@ assert least["float32, central"] > 1e-6
 # If the result does not agree with the pullback, `gradcheck` tries longer and shorter steps. As long as neither the
 # formula nor the arithmetic spoils them, neighbouring steps give the same slope. What they still differ by is called
 # the *resolution*. A gradient is called wrong only if its error is well above the resolution. The report has a row
-# for each argument. Here is one for entries of very different sizes:
+# for each argument. Here is one for a function whose first argument is a billion times larger than its second:
 
 # %%
 x, gain = 1e9 * rng.standard_normal((4, 6)), rng.standard_normal(6)
@@ -879,9 +889,9 @@ for size in (4, 16, 64, 256):
 # %% [markdown]
 # By hand, a tolerance chosen by taste, say $10^{-4}$, would let the last one pass. A right pullback agrees with the
 # extrapolated slope to many digits. So `gradcheck` takes even a small disagreement for a mistake. It then halves the
-# direction again and again, until it has found the entry. With more than 512 entries in all it uses such directions,
-# and moves only a few entries one by one. Still, a small case is checked more closely and more quickly. Choose odd
-# sizes that all differ.
+# direction again and again, until it has found the entry. If there are many entries, it uses such directions and
+# moves only a few entries one by one. Still, a small case is checked more closely and more quickly. Choose odd sizes
+# that all differ.
 #
 # ## What no difference sees
 #
