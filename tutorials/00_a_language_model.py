@@ -35,12 +35,12 @@
 # transformer is due to [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762).
 
 # %%
-# This notebook runs anywhere once retro_np is installed:
-# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
 
+# %%
 import math
 import time
 from pathlib import Path
@@ -357,18 +357,18 @@ def embed(table, tokens):
 
 # %% [markdown]
 # Two functions are enough for a first model that *learns*. Let the table have $|\mathcal{V}|$ columns, and take its
-# rows as logits. Then each byte has its own logits for the next byte: this is the bigram model again. Its parameters
-# are found by *gradient descent* this time. We go through the text in random batches and move the table a little
-# against the gradient.
+# rows as logits. Then each byte has its own logits for the next byte: this is the bigram model again. This time its
+# parameters are found by *gradient descent*. We take random batches of the text and move the table a little against
+# the gradient. The steps become smaller towards the end, so that the noise of the batches averages out.
 
 # %%
 rng, table = np.random.default_rng(1), np.zeros((VOCABULARY, VOCABULARY))
-for step in range(1, 601):
-    at = rng.integers(len(train) - 1, size=1024)
+for step in range(1, 1501):
+    at = rng.integers(len(train) - 1, size=512)
     logits, embed_vjp = embed(table, train[at])
     loss, loss_vjp = cross_entropy(logits, train[at + 1])
-    table -= 40 * embed_vjp(loss_vjp(1.0))
-    if step in (1, 10, 100, 600):
+    table -= 80 * (1 - step / 1500) * embed_vjp(loss_vjp(1.0))
+    if step in (1, 10, 100, 1500):
         held_loss, _ = cross_entropy(table[held_out[:-1]], held_out[1:])
         print(f"step {step:3}: {held_loss / math.log(2):.2f} bits a byte on the held-out modules")
 print(f"counted:  {surprise['bigrams'].mean() / math.log(2):.2f}")

@@ -17,7 +17,9 @@ def check_0_1(bits_per_byte):
         yield compare(bits_per_byte(nats, n_bytes), total, "bits_per_byte", where=f"{len(n_bytes)} documents")
 
 
-@exercise("0.2", "embed_with_positions", right="value and both gradients equal those of plain loops and finite differences")
+@exercise(
+    "0.2", "embed_with_positions", right="value and both gradients equal those of plain loops and finite differences"
+)
 def check_0_2(embed_with_positions):
     rng = np.random.default_rng(2)
     for batch, n, d, size in ((1, 3, 2, 9), (3, 4, 2, 5), (4, 5, 3, 3)):
@@ -39,7 +41,9 @@ def check_0_2(embed_with_positions):
         yield pullback(embed_with_positions, *arguments, expected=(value, looped), parts=parts, where=where)
 
 
-@exercise("0.3", "many_heads", right="equal to plain loops over heads, queries and keys, and no token reads a later one")
+@exercise(
+    "0.3", "many_heads", right="equal to plain loops over heads, queries and keys, and no token reads a later one"
+)
 def check_0_3(many_heads):
     rng = np.random.default_rng(3)
     for n, n_heads, c in ((5, 1, 4), (4, 2, 3), (6, 4, 2)):
@@ -58,9 +62,15 @@ def check_0_3(many_heads):
 @exercise("0.4", "likeliest", right="the other tokens have probability 0, and large logits do not overflow")
 def check_0_4(likeliest):
     rng = np.random.default_rng(4)
-    for size, temperature, top, scale in ((4, 1.0, 4, 1), (8, 1.0, 3, 1), (6, 0.5, 2, 2), (10, 2.0, 5, 1), (5, 0.1, 3, 400)):
+    for size, temperature, top, scale in (
+        (4, 1.0, 4, 1),
+        (8, 1.0, 3, 1),
+        (6, 0.5, 2, 2),
+        (10, 2.0, 5, 1),
+        (5, 0.1, 3, 400),
+    ):
         logits = scale * rng.permutation(size) / 2 + rng.uniform(0, 0.1, size)
-        chosen = sorted(range(size), key=lambda token: -logits[token])[:top]  # noqa: B023
+        chosen = sorted(range(size), key=lambda token: -logits[token])[:top]
         peak = max(logits)
         sizes = {token: math.exp((logits[token] - peak) / temperature) for token in chosen}
         expected = np.array([sizes.get(token, 0.0) / sum(sizes.values()) for token in range(size)])
