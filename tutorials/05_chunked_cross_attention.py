@@ -36,7 +36,8 @@
 # [symbols](../docs/symbols.md) · The paper: [Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), section 2.4
 
 # %%
-# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
@@ -162,10 +163,10 @@ print("laid back:", (S.T @ (S @ numbers)).astype(int))
 # token $m$ to token $\ell m + m - 1$. A sequence with $\ell$ whole chunks is never longer than that, so a rest at the
 # end, too short for a chunk, finds its place in the last attending chunk. It reads, though it looks nothing up.
 #
-# A matrix is more than a notation here. As before, $dx$ stands for $\partial \mathcal{L} / \partial x$, the gradient of
-# the loss with respect to $x$, and a pullback computes $dx$ from $dy$. The pullback of $Y = S X$ is $dX = S^\top dY$,
-# as for every linear map ([tutorial 3](03_backward_passes_by_hand.ipynb)). So half of CCA's backward pass is already
-# written.
+# A matrix is more than a notation here. As before, $\mathrm{d}x$ stands for $\partial \mathcal{L} / \partial x$, the
+# gradient of the loss with respect to $x$, and a pullback computes $\mathrm{d}x$ from $\mathrm{d}y$. The pullback of
+# $Y = S X$ is $\mathrm{d}X = S^\top \mathrm{d}Y$, as for every linear map ([tutorial
+# 3](03_backward_passes_by_hand.ipynb)). So half of CCA's backward pass is already written.
 #
 # ## Where does a neighbour stand?
 #
@@ -524,7 +525,8 @@ assert np.array_equal(dh[0, 7:11], dy[0, 7:11])
 
 # %% [markdown]
 # Tokens 1 to 3 read nothing yet. Tokens 8 to 11 are the attending chunk of $C_2$, and $C_2$ found nothing. There the
-# update is zero, the activations pass through, and the gradient passes through as well: $dh_t = dy_t$.
+# update is zero, the activations pass through, and the gradient passes through as well:
+# $\mathrm{d}h_t = \mathrm{d}y_t$.
 #
 # A softmax over no key at all needs a case of its own. Break it: give the textbook's formula a row of $-\infty$.
 
@@ -578,10 +580,11 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 #
 # | forward | pullback | why |
 # | --- | --- | --- |
-# | $Y = H + S^\top Y^+$ | $dH = dY$ and $dY^+ = S\, dY$ | a sum hands its gradient to both; $(S^\top)^\top = S$ |
-# | $Y^+ = \mathrm{CA}(X^+, E)$ | $dX^+$, $dE$ and the gradients of the parameters | the second table |
-# | $X^+ = S X$ | $dX = S^\top dX^+$ | transpose of the cut: lay it back |
-# | $X = \mathrm{norm}(H)$ | add norm's pullback of $dX$ to $dH$ | $H$ was used twice: in the sum, and here |
+# | $Y = H + S^\top Y^+$ | $\mathrm{d}H = \mathrm{d}Y$ | a sum hands its gradient to both terms |
+# | | $\mathrm{d}Y^+ = S\, \mathrm{d}Y$ | the transpose of $S^\top$ is $S$ |
+# | $Y^+ = \mathrm{CA}(X^+, E)$ | $\mathrm{d}X^+$, $\mathrm{d}E$, gradients of the parameters | the second table |
+# | $X^+ = S X$ | $\mathrm{d}X = S^\top \mathrm{d}X^+$ | transpose of the cut: lay it back |
+# | $X = \mathrm{norm}(H)$ | add norm's pullback of $\mathrm{d}X$ to $\mathrm{d}H$ | $H$ was used twice |
 #
 # Compare it with `vjp` above, line by line. `S` and `S.T` have changed places, and the lines run in reverse.
 #
@@ -590,30 +593,31 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 #
 # | forward | pullback |
 # | --- | --- |
-# | $Y^+ = O W_O$ | $dO = dY^+ W_O^\top$ and $dW_O = O^\top dY^+$ |
-# | $O_i = \sum_j A_{ij} V_j$ | $dA_{ij} = dO_i \cdot V_j$ and $dV_j = \sum_i A_{ij}\, dO_i$ |
-# | $A_{ij} = \operatorname{softmax}_j Z_{ij}$ | $dZ_{ij} = A_{ij} \bigl(dA_{ij} - \sum_{j'} A_{ij'}\, dA_{ij'}\bigr)$ |
+# | $Y^+ = O W_O$ | $\mathrm{d}O = \mathrm{d}Y^+ W_O^\top$ and $\mathrm{d}W_O = O^\top \mathrm{d}Y^+$ |
+# | $O_i = \sum_j A_{ij} V_j$ | $\mathrm{d}A_{ij} = \mathrm{d}O_i \cdot V_j$ |
+# | | $\mathrm{d}V_j = \sum_i A_{ij}\, \mathrm{d}O_i$ |
+# | $A_i = \mathrm{softmax}(Z_i)$ | $\mathrm{d}Z_{ij} = A_{ij} (\mathrm{d}A_{ij} - \sum_{j'} A_{ij'}\, \mathrm{d}A_{ij'})$ |
 # | $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_\delta\bigr) / \sqrt c$ | the third table |
-# | $Q = X^+ W_Q$ | $dX^+ = dQ\, W_Q^\top$ and $dW_Q = (X^+)^\top dQ$ |
-# | $K = E W_K$ | $dE = dK\, W_K^\top$ and $dW_K = E^\top dK$ |
-# | $V = E W_V$ | add $dV\, W_V^\top$ to $dE$; $dW_V = E^\top dV$ |
-# | $T = R W_R$ | $dW_R = R^\top dT$; the sinusoids $R$ are constants |
+# | $Q = X^+ W_Q$ | $\mathrm{d}X^+ = \mathrm{d}Q\, W_Q^\top$ and $\mathrm{d}W_Q = (X^+)^\top \mathrm{d}Q$ |
+# | $K = E W_K$ | $\mathrm{d}E = \mathrm{d}K\, W_K^\top$ and $\mathrm{d}W_K = E^\top \mathrm{d}K$ |
+# | $V = E W_V$ | add $\mathrm{d}V\, W_V^\top$ to $\mathrm{d}E$; $\mathrm{d}W_V = E^\top \mathrm{d}V$ |
+# | $T = R W_R$ | $\mathrm{d}W_R = R^\top \mathrm{d}T$; the sinusoids $R$ are constants |
 #
-# The score is a sum of products, so each factor's gradient is $dZ_{ij} / \sqrt c$ times the other factor, summed over
-# the index that the factor does not have:
+# The score is a sum of products, so each factor's gradient is $\mathrm{d}Z_{ij} / \sqrt c$ times the other factor,
+# summed over the index that the factor does not have:
 #
 # | gradient | sum | over |
 # | --- | --- | --- |
-# | $dQ_i$ | $\frac{1}{\sqrt c} \sum dZ_{ij}\, (K_j + T_\delta)$ | all keys |
-# | $dK_j$ | $\frac{1}{\sqrt c} \sum dZ_{ij}\, (Q_i + b_c)$ | the queries of its attending chunk |
-# | $dT_\delta$ | $\frac{1}{\sqrt c} \sum dZ_{ij}\, (Q_i + b_p)$ | all pairs at the distance $\delta$ |
-# | $db_c$ | $\frac{1}{\sqrt c} \sum dZ_{ij}\, K_j$ | all pairs |
-# | $db_p$ | $\frac{1}{\sqrt c} \sum dZ_{ij}\, T_\delta$ | all pairs |
+# | $\mathrm{d}Q_i$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, (K_j + T_\delta)$ | all keys |
+# | $\mathrm{d}K_j$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, (Q_i + b_c)$ | the queries of its attending chunk |
+# | $\mathrm{d}T_\delta$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, (Q_i + b_p)$ | all pairs at distance $\delta$ |
+# | $\mathrm{d}b_c$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, K_j$ | all pairs |
+# | $\mathrm{d}b_p$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, T_\delta$ | all pairs |
 #
-# Three of these sums are easily lost. $E$ is used twice, as keys and as values, so $dE$ has two terms. All neighbours
-# of a chunk share their places, so $dT_\delta$ sums over the neighbours. And all chunks share the matrices and the
-# biases, whose gradients therefore sum over the chunks. In code the last one takes care of itself, because chunks are
-# rows of a batch.
+# Three of these sums are easily lost. $E$ is used twice, as keys and as values, so $\mathrm{d}E$ has two terms. All
+# neighbours of a chunk share their places, so $\mathrm{d}T_\delta$ sums over the neighbours. And all chunks share the
+# matrices and the biases, whose gradients therefore sum over the chunks. In code the last one takes care of itself,
+# because chunks are rows of a batch.
 #
 # Is the `vjp` above right? The library and finite differences both say so:
 
@@ -765,8 +769,8 @@ check_5_3(attention_value)
 # %% [markdown]
 # **Exercise 5.4: the attention, backward.** Return the output of 5.3, and `vjp(dout)`, which returns the gradients of
 # `q`, `keys`, `values`, `table`, `b_c` and `b_p` in this order. The rows of the second table from $O$ to $Z$ and the
-# whole third table are what you need. For $dT_\delta$, put each $dZ_{ij}$, summed over the neighbours, into the place
-# that you took the score from, and multiply.
+# whole third table are what you need. For $\mathrm{d}T_\delta$, put each $\mathrm{d}Z_{ij}$, summed over the
+# neighbours, into the place that you took the score from, and multiply.
 
 
 # %% tags=["exercise"]

@@ -16,10 +16,10 @@
 #
 # ![RETRO as a whole; you are here: the neighbour encoder](../docs/landing/retro-6.svg)
 #
-# A detective and a tailor find the same photograph. One of them looks at the clock on the wall, the other at the coat.
-# Now let two chunks of different texts retrieve the same passage. Should the model see the same vectors in both cases?
-# RETRO says no. The encoder that reads a neighbour looks at the chunk that asked for it. This small idea has large
-# consequences. It gives a leak a second way in, and it gives the gradient a second way back. Both are easily
+# A detective and a tailor find the same photograph. The detective looks at the clock on the wall, the tailor at the
+# coat. Now let two chunks of different texts retrieve the same passage. Should the model see the same vectors in both
+# cases? RETRO says no. The encoder that reads a neighbour looks at the chunk that asked for it. This small idea has
+# large consequences. It gives a leak a second way in, and it gives the gradient a second way back. Both are easily
 # overlooked. When they are understood, nothing is missing any more, and we can write RETRO down whole, forward and
 # backward.
 #
@@ -38,7 +38,8 @@
 # 2022](https://arxiv.org/abs/2112.04426), section 2.4 and algorithm 1
 
 # %%
-# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
@@ -100,10 +101,11 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # \end{array}
 # $$
 #
-# Each line but the first and the last is a residual block: it normalises its input and adds its result to it. Most of
-# the lines are old acquaintances. EMB and READ, the norm, self-attention and the cross-entropy on top have their
-# pullbacks in [tutorial 3](03_backward_passes_by_hand.ipynb). CCA is [tutorial 5](05_chunked_cross_attention.ipynb).
-# Three things are new:
+# EMB looks vectors up in a table, and READ is a norm and one matrix. All the rest are residual blocks: they normalise
+# their input, and add what they make of it to it. Most of them are old acquaintances. [Tutorial
+# 3](03_backward_passes_by_hand.ipynb) derives the pullbacks of EMB, READ, the norm, FFW, attention and the
+# cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to attention, and [tutorial
+# 5](05_chunked_cross_attention.ipynb) is CCA. Three things are new:
 #
 # - $\mathrm{ATTN_{enc}}$ is self-attention that is **not** causal. Nothing is predicted from a neighbour's tokens, so
 #   each of them may look ahead, and $N$ can be read in the light of $F$.
@@ -133,8 +135,7 @@ neighbours[0, 2, 1] = 0  # a neighbour that was not found
 
 # %% [markdown]
 # Does the library run it in the order above? `attention_maps` meets the attentions as they run. So its names, one after
-# the other, are algorithm 1 as it happens. The names count layers from 0, while the paper and `cca_layers` count from
-# 1.
+# the other, are algorithm 1 as it happens. The names count layers from 0. The paper and `cca_layers` count them from 1.
 
 # %%
 decoder = {"attention": "H ← ATTN(H)", "cca": "H ← CCA(H, E)"}
@@ -170,7 +171,7 @@ def sum_of(axes, x, y):
 
 
 figure, axes = plt.subplots(figsize=(8, 8))
-left, right = 1.1, 7.6  # the middles of decoder and encoder
+left, right = 1.1, 8.3  # the middles of decoder and encoder
 heights = {"EMB": 0, "ATTN 1": 1, "FFW 1": 2, "ATTN 2": 3.3, "CCA 2": 5.6, "FFW 2": 6.6}
 heights |= {"ATTN 3": 7.8, "CCA 3": 9.2, "FFW 3": 10.2, "norm, READ": 11.4}
 block(axes, left, -1.4, "tokens $X$", colour="white")
@@ -202,15 +203,16 @@ way(axes, (left + 1.1, 5.75), (5.1, 5.75), (5.1, 9.3), **back)
 way(axes, (right - 1.1, 4.35), (left + 0.2, 4.35), **back)
 sum_of(axes, 5.1, 9.3)
 sum_of(axes, left, 4.35)
-for x, y, text, colour in (
-    (3.6, 4.8, "$H_u$", BLUE), (3.6, 3.95, "$dH_u$", ORANGE), (3.2, 9.8, "$E$", BLUE), (3.2, 6.2, "$E$", BLUE),
-    (3.2, 8.85, "$dE$", ORANGE), (3.2, 5.3, "$dE$", ORANGE), (6.2, 8.75, "$dE$, summed\nover $P$", ORANGE),
-):  # fmt: skip
-    axes.text(x, y, text, fontsize=10, color=colour, ha="center")
+forward_labels = [(3.6, 4.8, "$H_u$"), (3.2, 9.8, "$E$"), (3.2, 6.2, "$E$")]
+backward_labels = [(3.6, 3.95, "$dH_u$"), (3.2, 8.85, "$dE$"), (3.2, 5.3, "$dE$"), (6.1, 8.5, "$dE$, summed\nover $P$")]
+for x, y, text in forward_labels:
+    axes.text(x, y, text, fontsize=10, color=BLUE, ha="center")
+for x, y, text in backward_labels:
+    axes.text(x, y, text.replace("$d", "$\\mathrm{d}"), fontsize=10, color=ORANGE, ha="center")
 for p, (low, high) in enumerate(((1, 2.6), (3.3, 7.2), (7.8, 10.8)), start=1):
     axes.plot([-0.3, -0.3], [low, high], color=GREY, linewidth=1)
     axes.text(-0.45, (low + high) / 2, f"layer {p}", ha="right", va="center", fontsize=9, color="#444444")
-axes.set(xlim=(-2, 9.2), ylim=(-1.6, 13.2))
+axes.set(xlim=(-2, 9.8), ylim=(-1.6, 13.2))
 axes.axis("off")
 plt.show()
 
@@ -224,9 +226,9 @@ plt.show()
 # that self-attention stays within it. For $\mathrm{CA_{enc}}$ the $k$ neighbours of a chunk are put side by side, since
 # they look at the same $H_u$. Whether a layer looks at the chunk is seen from its parameters. Padding is no key.
 #
-# As in the tutorials before, $dx$ stands for $\partial \mathcal{L} / \partial x$. The pullback goes through the layers
-# in reverse. It returns the gradients of the encoder's parameters, and that of $H$. The rows of $H$ behind the last
-# whole chunk get none.
+# As in the tutorials before, $\mathrm{d}x$ stands for $\partial \mathcal{L} / \partial x$. The pullback goes through
+# the layers in reverse. It returns the gradients of the encoder's parameters, and that of $H$. The rows of $H$ behind
+# the last whole chunk get none.
 
 
 # %%
@@ -381,10 +383,9 @@ assert not np.tril(reach, -1).any()
 
 # %%
 same = np.broadcast_to(neighbours[:, :1, :1], (1, n_chunks, 1, r))
-alone = params["encoder"] | {
-    "layers": [{name: part for name, part in layer.items() if name != "cross_attention"}
-               for layer in params["encoder"]["layers"]]
-}  # fmt: skip
+without = [dict(layer) for layer in params["encoder"]["layers"]]
+del without[0]["cross_attention"]
+alone = params["encoder"] | {"layers": without}
 for name, weights in (("conditioned on H_u", params["encoder"]), ("without CA_enc", alone)):
     e, e_vjp = encode_all(weights, h, same)
     apart = [np.linalg.norm(e[0, u] - e[0, w]) / np.linalg.norm(e[0, u]) for u, w in ((0, 1), (0, 2), (1, 2))]
@@ -473,13 +474,13 @@ for how in ("after ATTN, once", "before ATTN", "anew in each layer"):
 # In the first layer of $P$, the activations $H$ are used three times: in CCA's residual sum, as CCA's queries, and as
 # what the encoder is conditioned on. So their gradient has three terms:
 #
-# $$dH = dY \;+\; (\text{through the queries}) \;+\; (\text{through } E)$$
+# $$\mathrm{d}H = \mathrm{d}Y \;+\; (\text{through the queries}) \;+\; (\text{through } E)$$
 #
 # The pullback of `cca` returns the first two terms as `dh`. The third comes from the pullback of the encoder, and that
-# one has to wait. $E$ is read by *every* layer of $P$, so $dE$ is a sum over these layers, and the encoder needs the
-# whole sum. On the way back the last layer comes first. Its CCA gives a first $dE$, the CCA below adds its own, and so
-# on down to the first layer of $P$. There the sum is complete. The encoder's pullback is called, once. What it says of
-# $H$ is added between this layer's CCA and its ATTN, because that is where $H_u$ was taken.
+# one has to wait. $E$ is read by *every* layer of $P$, so $\mathrm{d}E$ is a sum over these layers, and the encoder
+# needs the whole sum. On the way back the last layer comes first. Its CCA gives a first $\mathrm{d}E$, the CCA below
+# adds its own, and so on down to the first layer of $P$. There the sum is complete. The encoder's pullback is called,
+# once. What it says of $H$ is added between this layer's CCA and its ATTN, because that is where $H_u$ was taken.
 #
 # Which rows of $H$ get a gradient from the output at token $t$, and by which way?
 
@@ -701,15 +702,16 @@ check_6_4(by_hand)
 # %% [markdown]
 # ## What you have gained
 #
-# - The whole of algorithm 1: every line of it, forward and backward, is on these pages or in the exercises of tutorials
-#   3 to 6.
+# - The whole of algorithm 1. Every line of it, forward and backward, is on the pages of tutorials 3 to 6 or in their
+#   exercises.
 # - What a retrieved vector knows: its own neighbour and the chunk that asked, with its last token. This is why the test
 #   for leaks needs both ways, with neighbours looked up again and with neighbours held fixed.
-# - The gradient's second way back: $dE$ is summed over all layers that read, goes once through the encoder, and is
-#   added to $dH$ where $H_u$ was taken.
+# - The gradient's second way back: $\mathrm{d}E$ is summed over all layers that read, goes once through the encoder,
+#   and is added to $\mathrm{d}H$ where $H_u$ was taken.
 # - A count of parameters that agrees with the paper, and once knows better.
-# - Sections 5 and 6 of [`mini_retro.py`](mini_retro.py), which put the model together: `encoder_cross_attention` is
-#   your `conditioned`, `encode` is `encode_all`, and `retro` is `forward` with your `backward` as its pullback. What is
-#   left of that file is its database, AdamW, and the loops that train and sample.
+# - The rest of the model in [`mini_retro.py`](mini_retro.py), RETRO in one file of plain NumPy. Its
+#   `encoder_cross_attention` is your `conditioned`, its `encode` is `encode_all`, and its `retro` is `forward` with
+#   your `backward` as the pullback. What is left of that file is the text, the database, AdamW, and the loops that
+#   train and sample.
 #
 # Next: [tutorial 7, Train one](07_train_one.ipynb). There a model learns to answer what only its database knows.
