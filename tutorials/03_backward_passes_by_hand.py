@@ -410,7 +410,8 @@ tried("repeats lost", embedding_loses_repeats, w, tokens)
 # $$\begin{aligned}
 # \dot p_i &= \frac{e^{z_i} \dot z_i}{s} - \frac{e^{z_i}}{s^2}\, \dot s && \text{quotient rule}\\
 # &= p_i\, \dot z_i - p_i\, \frac{\dot s}{s} && \text{since } e^{z_i} / s = p_i\\
-# &= p_i\, \dot z_i - p_i \textstyle\sum_j p_j\, \dot z_j && \text{since } \dot s / s = \textstyle\sum_j e^{z_j} \dot z_j / s\\
+# &= p_i\, \dot z_i - p_i \textstyle\sum_j p_j\, \dot z_j
+# && \text{since } \dot s / s = \textstyle\sum_j e^{z_j} \dot z_j / s\\
 # \langle \mathrm{d}p, \dot p\rangle &= \textstyle\sum_j \mathrm{d}p_j\, p_j\, \dot z_j - \bigl(\sum_i \mathrm{d}p_i\,
 # p_i\bigr) \sum_j p_j\, \dot z_j && \text{take the inner product}
 # \end{aligned}$$

@@ -23,8 +23,8 @@
 # al. 2019](https://arxiv.org/abs/1901.02860)). RETRO does the same ([Borgeaud et al.
 # 2022](https://arxiv.org/abs/2112.04426), appendix B.1.2).
 #
-# *Reading: about 60 minutes · runs in 10 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb). The
-# last section reads the weights of SmolLM2 if they are installed.*
+# *Reading: about 60 minutes · runs in 12 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).* The
+# last section reads the weights of SmolLM2 if they are installed.
 #
 # Afterwards you can
 #
@@ -35,8 +35,8 @@
 # - say which distances occur in self-attention, in chunked cross-attention and in the encoder's cross-attention;
 # - turn queries and keys instead, as Llama does, and write a block of Llama, forward and backward.
 #
-# Previous: [3 · Backward passes by hand](03_backward_passes_by_hand.ipynb) · Next: [5 · Chunked
-# cross-attention](05_chunked_cross_attention.ipynb) · All letters: [symbols](../docs/symbols.md)
+# Previous: [3 · Backward passes by hand](03_backward_passes_by_hand.ipynb) · Next: [5 · Chunked cross-attention,
+# whole](05_chunked_cross_attention.ipynb) · All letters: [symbols](../docs/symbols.md)
 
 # %%
 # This notebook runs anywhere once retro_np is installed:
@@ -89,8 +89,8 @@ rng = np.random.default_rng(0)
 #
 # One more step is needed, and it is easily missed. The output of a language model at token $t$ predicts token
 # $t + 1$. So the output at the *last* token of $C_u$ predicts the first token of $C_{u+1}$, and may already use
-# $E_u$. It is the earliest place that may. The next $m - 1$ tokens use $E_u$ too. After them $E_{u+1}$ takes over.
-# These $m$ tokens, the last of $C_u$ and the first $m - 1$ of $C_{u+1}$, are called the **attending chunk** $H_u^+$.
+# $E_u$. No earlier place may. The next $m - 1$ tokens use $E_u$ too. After them $E_{u+1}$ takes over. These $m$
+# tokens, the last of $C_u$ and the first $m - 1$ of $C_{u+1}$, are called the **attending chunk** $H_u^+$.
 #
 # The drawing below has $n = 12$ tokens in $\ell = 3$ chunks of $m = 4$. Text and figures count tokens and chunks from
 # 1, as the paper does. Code counts from 0.
@@ -100,22 +100,20 @@ n, m, k = 12, 4, 2
 n_chunks, r = n // m, 2 * m  # ℓ; tokens of a neighbour [N, F]
 
 
-def draw_reading(axes, shift):
-    """Chunks above, what each retrieved below; a line from each token to what it reads if the first `shift` do not."""
+def draw_reading(axes):
+    """Chunks above, attending chunks as brackets under them, what each chunk retrieved below, and who reads it."""
     shades = [PALE, BLUE, NAVY]
     for t in range(n):
-        u = (t - shift) // m  # the chunk whose neighbours token t reads
         axes.add_patch(plt.Rectangle((t + 0.06, 2), 0.88, 0.7, facecolor=shades[t // m], edgecolor="black", lw=0.6))
         axes.text(t + 0.5, 2.35, t + 1, ha="center", va="center", color="black" if t < m else "white")
+        u = (t - (m - 1)) // m  # the chunk whose neighbours token t reads, or −1
         if u >= 0:
-            too_early = t < (u + 1) * m - 1  # C_u has tokens after this one
-            style = {"color": ORANGE, "linewidth": 2} if too_early else {"color": GREY, "linewidth": 1}
-            axes.plot([t + 0.5, u * m + shift + 2], [1.75, 0.65], **style)
+            axes.plot([t + 0.5, u * m + m + 1], [1.75, 0.65], color=GREY, linewidth=1)
     for u in range(n_chunks):
-        colour = "black" if u == 0 else "white"
-        left, right = u * m + shift, min((u + 1) * m + shift, n)
+        left, right, colour = u * m + m - 1, min(u * m + 2 * m - 1, n), "black" if u == 0 else "white"
         axes.text(u * m + m / 2, 2.85, f"$C_{u + 1}$", ha="center")
         axes.plot([left + 0.06, right - 0.06], [1.85, 1.85], color=shades[u], linewidth=3, solid_capstyle="butt")
+        axes.text(left + 0.05, 1.45, f"$H_{u + 1}^+$", ha="left", fontsize=9)
         axes.add_patch(plt.Rectangle((left + 1, 0), 2, 0.6, facecolor=shades[u], edgecolor="black", lw=0.6))
         axes.text(left + 2, 0.3, f"$E_{u + 1}$", ha="center", va="center", color=colour)
     axes.set(xlim=(-0.1, n + m), ylim=(-0.1, 3.3))
@@ -123,15 +121,13 @@ def draw_reading(axes, shift):
 
 
 figure, axes = plt.subplots(figsize=(8, 2.6))
-draw_reading(axes, m - 1)
-for u in range(n_chunks):
-    axes.text(u * m + m - 0.95, 1.45, f"$H_{u + 1}^+$", ha="left", fontsize=9)
+draw_reading(axes)
 plt.show()
 
 # %% [markdown]
-# *Figure 4.1.* Each token reads the neighbours of the last chunk that was complete when the token was read. Tokens 1
-# to 3 read nothing, because no chunk is complete yet. The third attending chunk has one token here; the rest of it
-# would stand beyond the end.
+# *Figure 4.1.* Each token reads the neighbours of the last chunk that is complete once the token itself is there.
+# Tokens 1 to 3 read nothing, because no chunk is complete yet. The third attending chunk has one token here; the rest
+# of it would stand beyond the end.
 #
 # Look at the brackets under the tokens. Attending chunks are chunks again, moved to the right by $m - 1$ tokens. This
 # number is called the **shift**. Cutting a sequence into attending chunks therefore takes three moves: leave out the
@@ -169,7 +165,8 @@ def cca_forward(params, h, encoded, m):
     Z = Q @ K.swapaxes(1, 2) / np.sqrt(Q.shape[-1])  # scores: (ℓ, m, k·r)
     A = np.exp(Z - Z.max(axis=-1, keepdims=True))
     A /= A.sum(axis=-1, keepdims=True)  # weights: those of a query sum to 1
-    update = (A @ V @ params["w_o"]).reshape(n_chunks * m, d)
+    out = A @ V
+    update = (out @ params["w_o"]).reshape(n_chunks * m, d)
     update = np.concatenate([np.zeros((m - 1, d)), update])[:n]  # Sᵀ: back to where the tokens stand
     return h + update
 
@@ -212,10 +209,10 @@ for name, other in orders.items():
 # $\sum_j A_{ij} V_j$, and the weight $A_{ij}$ depends on what key $j$ says, not on where it stands. A sum has no
 # order. The model reads its neighbours as a bag of vectors.
 #
-# It would be unfair to stop here. In RETRO the vectors of $E_u$ come from an encoder that has positions of its own,
-# so that each vector knows a little of its surroundings. What no encoder of the passage alone can know is where the
-# *reader* stands. For the sentence about Australia this is what counts. Lay the neighbour beside the text that found
-# it, $N$ beside $C_u$ and $F$ beside $C_{u+1}$:
+# To be fair, the vectors of $E_u$ come from an encoder that has positions of its own. So each vector may know
+# something of its surroundings. But it does not know which token is reading it, and where that token stands. For the
+# sentence about Australia this is what counts. Lay the neighbour beside the text that found it, $N$ beside $C_u$ and
+# $F$ beside $C_{u+1}$:
 
 # %%
 read_words = ["The", "capital", "of", "Australia", "is", "?", "", ""]
@@ -253,12 +250,12 @@ plt.show()
 # ## Four terms
 #
 # The obvious way is to give each *place* a vector. BERT does so ([tutorial 2](02_a_frozen_bert.ipynb)): a vector
-# $z_i$ is added to the token's vector $x_i$ before the projections. Let us see what comes of it. The score of query
+# $\pi_i$ is added to the token's vector $x_i$ before the projections. Let us see what comes of it. The score of query
 # $i$ and key $j$, before the division by $\sqrt c$, is then a product of two sums. Multiplied out, it has four terms:
 #
-# $$(x_i + z_i) W_Q \cdot (x_j + z_j) W_K = \underbrace{x_i W_Q \cdot x_j W_K}_{(a)}
-# + \underbrace{x_i W_Q \cdot z_j W_K}_{(b)} + \underbrace{z_i W_Q \cdot x_j W_K}_{(c)}
-# + \underbrace{z_i W_Q \cdot z_j W_K}_{(d)}.$$
+# $$(x_i + \pi_i) W_Q \cdot (x_j + \pi_j) W_K = \underbrace{x_i W_Q \cdot x_j W_K}_{(a)} +
+# \underbrace{x_i W_Q \cdot \pi_j W_K}_{(b)} + \underbrace{\pi_i W_Q \cdot x_j W_K}_{(c)} +
+# \underbrace{\pi_i W_Q \cdot \pi_j W_K}_{(d)}.$$
 #
 # | | asks |
 # | --- | --- |
@@ -272,10 +269,10 @@ n, d, c = 16, 16, 6
 x, w_q, w_k = rng.standard_normal((n, d)), rng.standard_normal((d, c)) / 4, rng.standard_normal((d, c)) / 4
 
 
-def absolute_terms(x, z):
-    """The four terms, (n, n) each, of content x and places z."""
-    q_x, q_z, k_x, k_z = x @ w_q, z @ w_q, x @ w_k, z @ w_k
-    return q_x @ k_x.T, q_x @ k_z.T, q_z @ k_x.T, q_z @ k_z.T
+def absolute_terms(x, places):
+    """The four terms, (n, n) each, of content x and the places' vectors."""
+    q_x, q_p, k_x, k_p = x @ w_q, places @ w_q, x @ w_k, places @ w_k
+    return q_x @ k_x.T, q_x @ k_p.T, q_p @ k_x.T, q_p @ k_p.T
 
 
 places = sinusoids(n - 1, n, d)[::-1]  # vectors of the places 0, 1, …, n − 1; a section below says what is in them
@@ -298,12 +295,12 @@ assert moved.max() > 0.5
 #
 # Transformer-XL therefore replaces everything that depends on a place by itself. There are two replacements.
 #
-# 1. The key's place $z_j W_K$ becomes a vector $T_\delta = R_\delta W_R$ of the *distance* $\delta = i - j$.
+# 1. The key's place $\pi_j W_K$ becomes a vector $T_\delta = R_\delta W_R$ of the *distance* $\delta = i - j$.
 #    $R_\delta$ is a fixed vector that encodes the distance. $W_R$ is a matrix of its own, because "what stands
 #    there?" and "how far away is it?" are different questions.
-# 2. The query's place $z_i W_Q$ becomes a learned vector, the same for every $i$. With places gone, there is nothing
-#    left by which it could differ. Term (c) gets the **content bias** $b_c$, and term (d) the **position bias**
-#    $b_p$. In the library's code they are `params["u"]` and `params["v"]`.
+# 2. The query's place $\pi_i W_Q$ becomes a learned vector, the same for every $i$. With places gone, there is
+#    nothing left by which it could differ. Term (c) gets the **content bias** $b_c$, and term (d) the **position
+#    bias** $b_p$. In the library's code they are `params["u"]` and `params["v"]`.
 #
 # From here on $Q_i = x_i W_Q$ and $K_j = x_j W_K$ are what the content is projected to.
 #
@@ -569,8 +566,8 @@ plt.show()
 # $\mathrm{d}Z$, the gradient of the scores. What is left is one line,
 # $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{i-j}\bigr) / \sqrt c$. Change all five arrays a little:
 #
-# $$\dot Z_{ij} = \tfrac{1}{\sqrt c}\bigl[(\dot Q_i + \dot b_c) \cdot K_j + (Q_i + b_c) \cdot \dot K_j
-# + (\dot Q_i + \dot b_p) \cdot T_{i-j} + (Q_i + b_p) \cdot \dot T_{i-j}\bigr] \quad\text{(product rule)}$$
+# $$\dot Z_{ij} = \tfrac{1}{\sqrt c}\bigl[(\dot Q_i + \dot b_c) \cdot K_j + (Q_i + b_c) \cdot \dot K_j +
+# (\dot Q_i + \dot b_p) \cdot T_{i-j} + (Q_i + b_p) \cdot \dot T_{i-j}\bigr] \quad\text{(product rule)}$$
 #
 # The loss changes by $\sum_{ij} \mathrm{d}Z_{ij} \dot Z_{ij}$. Collect what stands beside each change:
 #
@@ -730,7 +727,8 @@ def cca_forward_with_positions(params, h, encoded, m):
     Z = Z / np.sqrt(Q.shape[-1])
     A = np.exp(Z - Z.max(axis=-1, keepdims=True))
     A /= A.sum(axis=-1, keepdims=True)
-    update = (A @ V @ params["w_o"]).reshape(n_chunks * m, d)
+    out = A @ V
+    update = (out @ params["w_o"]).reshape(n_chunks * m, d)
     update = np.concatenate([np.zeros((m - 1, d)), update])[:n]
     return h + update
 
@@ -749,10 +747,10 @@ for name, other in orders.items():
 # The order of the tokens within a neighbour counts now. The order of the neighbours still does not, and should not.
 # They all have the same positions, so that none of them is the first.
 #
-# How much is this worth? Little, in one measurement: on C4 the paper's smallest RETRO needs 0.822 bits per byte, and
-# 0.826 without positions in CCA ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), table 13). The encoder's
-# own positions make up for most of it, and neighbours that continue a text word for word are rare on C4. We keep the
-# positions because they are part of the model, and because copying is what a small model learns first.
+# How much is this worth? In one measurement, little. On the data set C4 the paper's RETRO needs 0.822 bits per byte,
+# and 0.826 without positions in CCA ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), table 13). A likely
+# reason is the encoder: its own positions have told each vector of $E_u$ something about its surroundings. The
+# distance $-1$ counts most where a model has to copy. [Tutorial 7](07_train_one.ipynb) trains such a model.
 #
 # ## Another answer: turn queries and keys
 #
@@ -956,6 +954,6 @@ check_4_4(attention_over_neighbours)
 # - You have seen a mistake that every gradient check passes, and what finds it: a slow loop that follows the
 #   equation.
 #
-# Next: [tutorial 5 · Chunked cross-attention](05_chunked_cross_attention.ipynb) takes the forward pass of this
+# Next: [tutorial 5 · Chunked cross-attention, whole](05_chunked_cross_attention.ipynb) takes the forward pass of this
 # tutorial and does the rest: what happens with another shift, what padding and missing neighbours do, and the way
 # back.
