@@ -1,10 +1,14 @@
 """Make the notebooks from their sources: python tutorials/execute.py [NAME …] runs them and writes the outputs.
 
 A tutorial is edited in its .py (jupytext's percent format); the .ipynb beside it, which is what GitHub shows, is made
-here. `--to FOLDER` writes them there, not executed, for nbmake.
+here. `--to FOLDER` writes them there, not executed, for nbmake. Once pyproject.toml names the repository, each notebook
+has badges that open it in Colab and Binder.
 """
 
 import argparse
+import os
+import re
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -13,6 +17,10 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 LIMIT = 240  # seconds a cell, on a machine that has other work too
+BRANCH = "main"
+BADGES = """[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{name}/blob/{branch}/tutorials/{file})
+[![Open in Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{name}/{branch}?labpath=tutorials%2F{file})
+In Colab, first run `%pip install "retro-np[tutorials] @ git+{repository}"`."""
 
 
 def sources(names=()) -> list[Path]:
@@ -21,20 +29,41 @@ def sources(names=()) -> list[Path]:
     return [path for path in found if not names or path.name.startswith(tuple(names))]
 
 
-def notebook(source: Path):
-    """A notebook of a source, without outputs. Its cells are numbered, so that the same source gives the same file."""
+def repository() -> str:
+    """The repository's address in pyproject.toml; empty until it is filled in."""
+    settings = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    return settings["tool"]["retro_np"]["repository"].rstrip("/").removesuffix(".git")
+
+
+def badges(address: str, file: str) -> str:
+    """The lines that open a notebook in Colab and Binder. Raises ValueError if the address is not one of GitHub."""
+    name = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", address)
+    if not name:
+        raise ValueError(f'repository = "{address}" in pyproject.toml: write "https://github.com/OWNER/NAME", or ""')
+    return BADGES.format(name=name[1], branch=BRANCH, file=file, repository=address)
+
+
+def notebook(source: Path, address: str | None = None):
+    """A notebook of a source, without outputs. Its cells are numbered, so that the same source gives the same file.
+
+    address: of the repository, that of pyproject.toml by default; with one, badges stand under the title."""
     made = jupytext.read(source)
+    if address := repository() if address is None else address:
+        title, _, rest = made.cells[0].source.partition("\n")
+        made.cells[0]["source"] = f"{title}\n\n{badges(address, f'{source.stem}.ipynb')}\n{rest}"
     for number, cell in enumerate(made.cells):
         cell["id"] = f"cell-{number}"
     return made
 
 
 def executed(made):
-    """The same notebook with outputs; what went to standard error, progress, is left out, and when cells ran."""
+    """The same notebook with outputs, without standard error (progress), the times of cells, and what checks return."""
+    os.environ.pop("MPLBACKEND", None)  # Another backend than the notebook's would show no figures.
     NotebookClient(made, timeout=LIMIT, resources={"metadata": {"path": HERE}}, record_timing=False).execute()
     for cell in made.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            kinds = {"execute_result"} if "check" in cell.metadata.get("tags", []) else set()
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and o.output_type not in kinds]
     made.metadata.pop("language_info", None)  # names the interpreter's version
     return made
 

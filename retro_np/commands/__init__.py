@@ -6,7 +6,7 @@ import typer
 from typer import Option
 
 from retro_np import __version__
-from retro_np.commands import databases, evaluation, experiments, gradcheck, models, options
+from retro_np.commands import databases, evaluation, experiments, gradcheck, models, options, tutorials
 
 app = typer.Typer(
     name="retro-np", pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -15,7 +15,7 @@ app = typer.Typer(
 for command in (
     databases.build, databases.search, databases.add, databases.remove, databases.compact, databases.verify,
     models.train, evaluation.evaluate, models.sample, evaluation.inspect, experiments.experiment, experiments.pretrain,
-    gradcheck.gradcheck, experiments.info, experiments.demo,
+    gradcheck.gradcheck, experiments.info, experiments.demo, tutorials.tutorials,
 ):  # fmt: skip
     app.command()(options.with_checked_paths(command))
 

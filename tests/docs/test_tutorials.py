@@ -340,3 +340,24 @@ def test_the_figures_of_a_text_are_found(text, found):
 def test_a_figure_is_found_in_an_output_and_not_inside_another_number(text, output, stands):
     (figure,) = figures_in(text)
     assert has(numbers_in(output), figure) is stands
+
+
+# Badges
+
+
+@each_tutorial
+def test_with_the_repositorys_address_a_notebook_has_badges_under_its_title(source):
+    plain, made = (execute.notebook(source, address).cells for address in ("", "https://github.com/ada/retro"))
+    title, colab, binder, install = (line for line in made[0].source.splitlines()[:6] if line)
+    file = f"tutorials/{source.stem}.ipynb"
+    assert title == plain[0].source.splitlines()[0]
+    assert f"](https://colab.research.google.com/github/ada/retro/blob/main/{file})" in colab
+    assert f"](https://mybinder.org/v2/gh/ada/retro/main?labpath={file.replace('/', '%2F')})" in binder
+    assert "git+https://github.com/ada/retro" in install
+    assert made[0].source.endswith(plain[0].source.partition("\n")[2])
+    assert [cell.source for cell in made[1:]] == [cell.source for cell in plain[1:]]
+
+
+def test_an_address_that_is_none_of_github_is_refused():
+    with pytest.raises(ValueError, match=r'write "https://github\.com/OWNER/NAME"'):
+        execute.badges("https://example.org/retro", "05.ipynb")
