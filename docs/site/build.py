@@ -9,6 +9,7 @@ import argparse
 import base64
 import hashlib
 import io
+import itertools
 import os
 import re
 import shutil
@@ -34,9 +35,14 @@ MATHJAX = "3.2.2"
 INTEGRITY = (
     "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="  # SHA-512, from npm
 )
-READING = re.compile(r"^\*Reading: about (\d+) minutes · runs in (.+?) · needs (.+?)\.?\*$", re.MULTILINE)
-CAPTION = re.compile(r"\A\*Figure [^*]+\*.*", re.DOTALL)
-PATHS = {"understand": ("00", "01", "04", "05", "07", "08"), "build": ("00", "03", "04", "05", "06", "07")}
+READING = re.compile(r"\*Reading: about (\d+) minutes · runs in ([^·*]+) · needs ([^*]+)\*")
+CAPTION = re.compile(r"\A\*Figure \d+\.\d+\.\*.*?(?=\n\n|\Z)", re.DOTALL)
+REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?:[^)]*\)")  # a badge, which becomes its words
+EXERCISE = 10  # minutes
+
+# The tutorials of each path. One that is read in part says which, and how many minutes this takes.
+UNDERSTAND = {"00": None, "01": None, "04": None, "05": None, "07": None, "08": None}
+BUILD = {"00": None, "03": None, "04": None, "05": None, "06": None, "07": None}
 
 # The public names, grouped by subject. `reference` is a module.
 API = {
@@ -63,55 +69,63 @@ def copy_pages(work):
 def copy_notebooks(work):
     """Copy the notebooks. A figure takes its alternative text from its caption, the cell that follows.
 
-    Returns a dict from each tutorial's number to its file, title, minutes, running time and needs."""
-    tutorials = {}
+    Returns what the contents say of each tutorial, by its number, and sentences about what is missing."""
+    tutorials, missing = {}, []
     for path in sorted(ROOT.glob(NOTEBOOKS)):
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}
-        for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
-            caption = CAPTION.match(after.source) if after and after.cell_type == "markdown" else None
-            if caption and cell.cell_type == "code":
-                cell.metadata["mystnb"] = {"image": {"alt": plain(caption[0].split("\n\n")[0])}}
-            elif cell.cell_type == "code":
-                cell.metadata["mystnb"] = {"image": {"alt": "A figure that the cell above draws"}}
-        for cell in notebook.cells:
-            if cell.cell_type == "markdown" and CAPTION.match(cell.source):
-                cell.source = "{.caption}\n" + cell.source
+        for number, (cell, after) in enumerate(itertools.pairwise([*notebook.cells, None])):
+            if cell.cell_type == "markdown":
+                cell.source = REMOTE_IMAGE.sub(r"\1", cell.source)
+            elif any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+                caption = CAPTION.match(after.source) if after and after.cell_type == "markdown" else None
+                if caption:
+                    cell.metadata["mystnb"] = {"image": {"alt": plain(caption[0])}}
+                    after.source = "{.figure-caption}\n" + after.source
+                else:
+                    missing.append(f"{path.name}: no caption '*Figure N.N.* …' follows the figure of cell {number}")
         nbformat.write(notebook, work / "tutorials" / path.name)
         first = notebook.cells[0].source
         reading = READING.search(first)
         if not reading:
-            print(f"{path.name}: the first cell has no line '*Reading: about … minutes · runs in … · needs ….*'")
-        title = re.search(r"^# (.*)", first, re.MULTILINE)[1]
-        tutorials[path.name[:2]] = (path.name, title, *(reading.groups() if reading else ("0", "", "")))
-    return tutorials
+            missing.append(
+                f"{path.name}: no line '*Reading: about … minutes · runs in … · needs ….*' in the first cell"
+            )
+        minutes, runs, needs = reading.groups() if reading else ("0", "", "")
+        tutorials[path.name[:2]] = {
+            "title": f"[{re.search('^# (.*)', first, re.MULTILINE)[1]}](tutorials/{path.name})",
+            "minutes": int(minutes),
+            "runs": runs.removesuffix(" on one core"),
+            "needs": re.sub(r"\s+", " ", needs).replace("](", "](tutorials/").split(". ")[0].rstrip("."),
+            "exercises": sum("exercise" in cell.metadata.get("tags", []) for cell in notebook.cells),
+        }
+    return tutorials, missing
 
 
 def plain(markdown):
     """The words of a caption, without what marks emphasis, code, formulas and links."""
-    return re.sub(
-        r"\s+", " ", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown).translate(str.maketrans("", "", "*`$"))
-    ).strip()
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    return re.sub(r"\s+", " ", re.sub(r"[*`$]|\\(?=[a-zA-Z])", "", words)).strip()
 
 
 def contents(tutorials):
-    """The page of contents: book.md with its tables filled in from the notebooks' first cells."""
+    """The page of contents: book.md with its lists and its table filled in from the notebooks."""
     text = (HERE / "book.md").read_text("utf-8")
-    for name, numbers in PATHS.items():
-        steps = [tutorials[number] for number in numbers if number in tutorials]
-        hours = sum(int(step[2]) for step in steps) / 60
-        lines = [
-            f"{i}. [{title}](tutorials/{file}), {minutes} minutes"
-            for i, (file, title, minutes, *_) in enumerate(steps, 1)
-        ]
-        text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(f"<!-- {name}: hours -->", f"{hours:.0f}")
-    rows = [
-        f"| [{title}](tutorials/{file}) | {minutes} minutes | {runs.removesuffix(' on one core')} | {needs} |"
-        for file, title, minutes, runs, needs in tutorials.values()
-    ]
-    text = text.replace("<!-- tutorials -->", "\n".join(rows))
-    toc = [f"tutorials/{file.removesuffix('.ipynb')}" for file, *_ in tutorials.values()]
-    return text.replace("<!-- toctree -->", "\n".join(toc))
+    minutes = exercises = 0
+    for name, path in {"understand": UNDERSTAND, "build": BUILD}.items():
+        lines, minutes, exercises = [], 0, 0
+        for number, part in path.items():
+            words, length = part or ("", tutorials[number]["minutes"])
+            lines.append(f"1. {tutorials[number]['title']}{words}, {length} minutes")
+            minutes, exercises = minutes + length, exercises + tutorials[number]["exercises"]
+        text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(
+            f"<!-- {name}: hours -->", f"{minutes / 60:.0f}"
+        )
+    hours = f"{(minutes + EXERCISE * exercises) / 60:.0f}"
+    text = text.replace("<!-- build: exercises -->", f"{exercises}").replace("<!-- build: all hours -->", hours)
+    rows = [f"| {t['title']} | {t['minutes']} minutes | {t['runs']} | {t['needs']} |" for t in tutorials.values()]
+    toc = [re.search(r"\((.*)\.ipynb\)", t["title"])[1] for t in tutorials.values()]
+    return text.replace("<!-- tutorials -->", "\n".join(rows)).replace("<!-- toctree -->", "\n".join(toc))
 
 
 def reference(work):
@@ -181,7 +195,7 @@ def build(out):
     with tempfile.TemporaryDirectory() as temporary:
         work, static = Path(temporary, "book"), Path(temporary, "static")
         copy_pages(work)
-        tutorials = copy_notebooks(work)
+        tutorials, missing = copy_notebooks(work)
         (work / "book.md").write_text(contents(tutorials), "utf-8")
         (work / "tutorials" / "mini_retro.md").write_text((HERE / "mini_retro.md").read_text("utf-8"), "utf-8")
         shutil.copy(ROOT / "tutorials" / "mini_retro.py", work / "tutorials")
@@ -192,7 +206,7 @@ def build(out):
         failed = build_main([*map(str, options)])
     if (landing := HERE.parent / "landing" / "make.py").is_file():
         subprocess.run([sys.executable, landing, out], check=True)
-    return ["Sphinx found the errors above"] * bool(failed) + problems(out)
+    return missing + ["Sphinx found the errors above"] * bool(failed) + problems(out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Sphinx's settings of the book. build.py makes the folder that Sphinx reads, and calls it."""
 
 import sys
+import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -52,5 +53,9 @@ html_show_sourcelink = False
 html_copy_source = False
 html_domain_indices = False
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
+settings = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text("utf-8"))["tool"].get("retro_np", {})
+if settings.get("repository"):
+    footer = {"name": "Repository", "url": settings["repository"], "html": "repository", "class": ""}
+    html_theme_options["footer_icons"] = [footer]
 pygments_style = "default"
 copybutton_selector = ".cell_input pre, :not(.output) > .highlight-python pre, :not(.output) > .highlight-none pre"
