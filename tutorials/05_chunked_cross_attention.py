@@ -596,7 +596,7 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # | $Y^+ = O W_O$ | $\mathrm{d}O = \mathrm{d}Y^+ W_O^\top$ and $\mathrm{d}W_O = O^\top \mathrm{d}Y^+$ |
 # | $O_i = \sum_j A_{ij} V_j$ | $\mathrm{d}A_{ij} = \mathrm{d}O_i \cdot V_j$ |
 # | | $\mathrm{d}V_j = \sum_i A_{ij}\, \mathrm{d}O_i$ |
-# | $A_i = \mathrm{softmax}(Z_i)$ | $\mathrm{d}Z_{ij} = A_{ij} (\mathrm{d}A_{ij} - \sum_{j'} A_{ij'}\, \mathrm{d}A_{ij'})$ |
+# | $A_i = \mathrm{softmax}(Z_i)$ | $\mathrm{d}Z_{ij} = A_{ij} (\mathrm{d}A_{ij} - A_i \cdot \mathrm{d}A_i)$ |
 # | $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_\delta\bigr) / \sqrt c$ | the third table |
 # | $Q = X^+ W_Q$ | $\mathrm{d}X^+ = \mathrm{d}Q\, W_Q^\top$ and $\mathrm{d}W_Q = (X^+)^\top \mathrm{d}Q$ |
 # | $K = E W_K$ | $\mathrm{d}E = \mathrm{d}K\, W_K^\top$ and $\mathrm{d}W_K = E^\top \mathrm{d}K$ |
