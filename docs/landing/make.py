@@ -12,25 +12,26 @@ from typing import Any
 
 import jinja2
 from drawing import HEIGHT, WIDTH, drawing
-from figures import M, gains, learning_curve, staircase
 from markupsafe import Markup, escape
+from pictures import M, gains, learning_curve, staircase
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE.parent / "experiments"
 ASSETS = ("essay.css", "essay.js", "inspect.html", "inspect-code.html", "retro.svg")
 PARTS = ("text", "key", "database", "sequence", "search", "decoder", "encoder", "cca", "shift", "back")
 SYMBOL = re.compile(r"\*([A-Za-z]+)(?:_(\w+?))?(\+?)\*")
-# The steps of the drawing: the parts that a step adds, and what a phone shows of the drawing (x, y, width, height)
+# The steps of the drawing: the parts that a step adds, and what a phone shows of it: rectangles (x, y, width, height)
 STEPS = (
-    (("text",), (8, 34, 384, 98)),
-    (("key", "database"), (208, 34, 504, 98)),
-    (("sequence",), (8, 150, 300, 100)),
-    (("search",), (296, 138, 416, 120)),
-    (("decoder",), (8, 272, 330, 356)),
-    (("encoder",), (196, 270, 516, 222)),
-    (("cca",), (16, 424, 440, 70)),
-    (PARTS, None),
-)  # fmt: skip
+    (("text",), [(8, 34, 384, 98)]),
+    (("key", "database"), [(140, 34, 340, 98), (386, 34, 330, 98)]),
+    (("sequence",), [(8, 150, 340, 100)]),
+    (("search",), [(8, 120, 450, 128), (450, 122, 262, 136)]),
+    (("decoder",), [(8, 272, 340, 356)]),
+    (("encoder",), [(120, 356, 336, 52), (396, 250, 316, 242)]),
+    (("cca",), [(16, 424, 350, 66)]),
+    (PARTS, []),
+)
+BACK = [(8, 254, 372, 374), (372, 290, 340, 200)]
 
 
 def symbols(words: str) -> str:
@@ -56,13 +57,14 @@ def comparison(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
     return row
 
 
-def percent(row: dict[str, Any], digits: int = 2) -> str:
-    return f"{row['difference_percent']:+.{digits}f} %".replace("-", "−")
-
-
 def saved(row: dict[str, Any], digits: int = 2) -> str:
-    """A negative difference in words that already say which way."""
+    """How many bits are saved."""
     return f"{-row['difference_percent']:.{digits}f} %"
+
+
+def cost(row: dict[str, Any], digits: int = 2) -> str:
+    """How many bits more are needed."""
+    return f"{row['difference_percent']:.{digits}f} %"
 
 
 def interval(row: dict[str, Any], digits: int = 2) -> str:
@@ -71,28 +73,28 @@ def interval(row: dict[str, Any], digits: int = 2) -> str:
     return f"{-upper:.{digits}f} to {-lower:.{digits}f} %"
 
 
-def step_figure(number: int, narrow: bool) -> str:
+def step_figure(number: int) -> str:
     """The drawing in one of its STEPS: what came before is pale, and what comes later is nearly invisible."""
-    added, crop = STEPS[number]
+    added, crops = STEPS[number]
     before = {part for parts, _ in STEPS[:number] for part in parts}
     opacity = {part: "1" if part in added else ".4" if part in before else ".07" for part in PARTS}
-    box = crop if narrow and crop else (0, 0, WIDTH, HEIGHT)
-    return figure(opacity, box, ("narrow" if crop else "narrow whole") if narrow else "wide")
+    return copies(opacity, (0, 0, WIDTH, HEIGHT), crops)
 
 
-def back_figure(narrow: bool) -> str:
+def back_figure() -> str:
     """The drawing with the gradients lit."""
-    dim = {part: ".4" for part in PARTS} | {"back": "1", "decoder": ".75", "encoder": ".75", "cca": ".75"}
-    crop = (8, 256, 704, 372)
-    return figure(dim | {"shift": ".07"}, crop, "narrow" if narrow else "wide")
+    opacity = {part: ".4" for part in PARTS} | dict.fromkeys(("decoder", "encoder", "cca"), ".75")
+    return copies(opacity | {"back": "1", "shift": ".07"}, (8, 256, 704, 372), BACK)
 
 
-def figure(opacity: dict[str, str], box: tuple[float, ...], kind: str) -> str:
+def copies(opacity: dict[str, str], whole: tuple[int, ...], crops: list[tuple[int, ...]]) -> str:
+    """A copy of the drawing for wide screens and, if there are crops, copies for phones. opacity: of each part."""
     style = ";".join(f"--p-{part}:{value}" for part, value in opacity.items())
-    x, y, width, height = box
-    return (
-        f'<svg viewBox="{x} {y} {width} {height}" class="retro {kind}" style="{style}" aria-hidden="true">'
+    boxes = [("wide" if crops else "whole", whole), *(("narrow", crop) for crop in crops)]
+    return "".join(
+        f'<svg viewBox="{" ".join(map(str, box))}" class="retro {kind}" style="{style}" aria-hidden="true">'
         '<use href="#retro"/></svg>'
+        for kind, box in boxes
     )
 
 
@@ -127,8 +129,7 @@ def context() -> dict[str, Any]:
     words = ["the", "code", "of", person["name"], person["code"], "opens", "the", "gate", "at", "night"]
     return {
         "drawing": Markup(drawing()), "curve": curve, "learned": learned(curve), "person": person,
-        "step": lambda number: Markup(step_figure(number, False) + step_figure(number, True)),
-        "back": Markup(back_figure(False) + back_figure(True)),
+        "step": lambda number: Markup(step_figure(number)), "back": Markup(back_figure()),
         "shifts": [(shift, Markup(staircase(shift, words))) for shift in (M, M - 1, M - 2)],
         "learning_curve": Markup(learning_curve(curve)), "listed": listed,
         "gains": Markup(gains([
@@ -145,7 +146,7 @@ def context() -> dict[str, Any]:
                    for name in ("on", "others", "in-context")},
         "apart": comparison(memory["comparisons"], corpus="no shared content", of="on", against="base"),
         "trained": memory["figures"]["trained_parameters"]["on"], "slower": seconds["on"] / seconds["base"],
-        "percent": percent, "saved": saved, "interval": interval,
+        "saved": saved, "cost": cost, "interval": interval,
         "chunk": lambda words, kind: Markup(f'<code class="chunk {kind}">{escape(words)}</code>'),
     }  # fmt: skip
 
