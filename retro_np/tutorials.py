@@ -9,8 +9,8 @@ from retro_np.errors import UserError
 from retro_np.files import check_folder, write_atomically
 
 _CLONE = Path(__file__).parents[1] / "tutorials"
-FOLDER = _CLONE if (_CLONE / "mini_retro.py").exists() else Path(__file__).parent / "_tutorials"
-__path__ = [str(FOLDER)]  # `import retro_np.tutorials.checks` looks for its modules there.
+TUTORIALS = _CLONE if (_CLONE / "mini_retro.py").exists() else Path(__file__).parent / "_tutorials"
+__path__ = [str(TUTORIALS)]  # `import retro_np.tutorials.checks` looks for its modules there.
 PICTURE = re.compile(r"\]\(\.\./docs/landing/([\w.-]+\.(?:svg|png))\)")
 OUTSIDE = re.compile(r"\[([^\][]*)\]\(\.\./[^)]*\)")  # a link to another file of a clone
 
@@ -19,12 +19,12 @@ def contents() -> dict[str, bytes]:
     """The notebooks with what they need beside them, by relative path: pictures, mini_retro.py.
 
     The pictures are found in a folder of their own, and links to other files of a clone become plain text."""
-    made = {"mini_retro.py": (FOLDER / "mini_retro.py").read_bytes()}
-    for path in sorted(FOLDER.glob("[0-9]*.ipynb")):
+    made = {"mini_retro.py": (TUTORIALS / "mini_retro.py").read_bytes()}
+    for path in sorted(TUTORIALS.glob("[0-9]*.ipynb")):
         text = path.read_text(encoding="utf-8")
         for name in PICTURE.findall(text):
-            packed = FOLDER / "pictures" / name
-            source = packed if packed.exists() else FOLDER.parent / "docs" / "landing" / name
+            packed = TUTORIALS / "pictures" / name
+            source = packed if packed.exists() else TUTORIALS.parent / "docs" / "landing" / name
             made[f"pictures/{name}"] = source.read_bytes()
         made[path.name] = OUTSIDE.sub(r"\1", PICTURE.sub(r"](pictures/\1)", text)).encode()
     return made
