@@ -12,7 +12,7 @@ _CLONE = Path(__file__).parents[1] / "tutorials"
 TUTORIALS = _CLONE if (_CLONE / "mini_retro.py").exists() else Path(__file__).parent / "_tutorials"
 __path__ = [str(TUTORIALS)]  # `import retro_np.tutorials.checks` looks for its modules there.
 PICTURE = re.compile(r"\]\(\.\./docs/landing/([\w.-]+\.(?:svg|png))\)")
-OUTSIDE = re.compile(r"\[([^\][]*)\]\(\.\./[^)]*\)")  # a link to another file of a clone
+OUTSIDE = re.compile(r"\[([^\][]*)\]\((?:\.\./|README)[^)]*\)")  # a link to a file that is only in a clone
 
 
 def contents() -> dict[str, bytes]:
