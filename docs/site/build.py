@@ -38,11 +38,9 @@ INTEGRITY = (
 READING = re.compile(r"\*Reading: about (\d+) minutes · runs in ([^·*]+) · needs ([^*]+)\*")
 CAPTION = re.compile(r"\A\*Figure \d+\.\d+\.\*.*?(?=\n\n|\Z)", re.DOTALL)
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?:[^)]*\)")  # a badge, which becomes its words
-EXERCISE = 10  # minutes
-
-# The tutorials of each path. One that is read in part says which, and how many minutes this takes.
-UNDERSTAND = {"00": None, "01": None, "04": None, "05": None, "07": None, "08": None}
-BUILD = {"00": None, "03": None, "04": None, "05": None, "06": None, "07": None}
+# The tutorials of each path. One that is read in part has the heading before which the reader stops.
+UNDERSTAND = {"00": "", "01": "", "04": "Four terms", "05": "What a leak is worth", "07": "Three losses", "08": ""}
+BUILD = {"00": "", "03": "", "04": "", "05": "", "06": "", "07": ""}
 
 # The public names, grouped by subject. `reference` is a module.
 API = {
@@ -98,6 +96,7 @@ def copy_notebooks(work):
             "runs": runs.removesuffix(" on one core"),
             "needs": re.sub(r"\s+", " ", needs).replace("](", "](tutorials/").split(". ")[0].rstrip("."),
             "exercises": sum("exercise" in cell.metadata.get("tags", []) for cell in notebook.cells),
+            "text": "\n\n".join(cell.source for cell in notebook.cells),
         }
     return tutorials, missing
 
@@ -114,16 +113,19 @@ def contents(tutorials):
     minutes = exercises = 0
     for name, path in {"understand": UNDERSTAND, "build": BUILD}.items():
         lines, minutes, exercises = [], 0, 0
-        for number, part in path.items():
-            words, length = part or ("", tutorials[number]["minutes"])
-            lines.append(f"1. {tutorials[number]['title']}{words}, {length} minutes")
-            minutes, exercises = minutes + length, exercises + tutorials[number]["exercises"]
+        for number, heading in path.items():
+            tutorial, part, length = tutorials[number], "", tutorials[number]["minutes"]
+            if heading:
+                share = tutorial["text"].index(f"\n## {heading}\n") / len(tutorial["text"])
+                part, length = f", up to “{heading}”", 5 * round(length * share / 5)
+            lines.append(f"1. {tutorial['title']}{part}, {length} minutes")
+            minutes, exercises = minutes + length, exercises + tutorial["exercises"]
         text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(
             f"<!-- {name}: hours -->", f"{minutes / 60:.0f}"
         )
-    hours = f"{(minutes + EXERCISE * exercises) / 60:.0f}"
+    hours = f"{minutes / 60 + 2:.0f}"  # The contents promise two hours for exercises.
     text = text.replace("<!-- build: exercises -->", f"{exercises}").replace("<!-- build: all hours -->", hours)
-    rows = [f"| {t['title']} | {t['minutes']} minutes | {t['runs']} | {t['needs']} |" for t in tutorials.values()]
+    rows = [f"| {t['title']} | {t['minutes']} min | {t['runs']} | {t['needs']} |" for t in tutorials.values()]
     toc = [re.search(r"\((.*)\.ipynb\)", t["title"])[1] for t in tutorials.values()]
     return text.replace("<!-- tutorials -->", "\n".join(rows)).replace("<!-- toctree -->", "\n".join(toc))
 

@@ -46,6 +46,7 @@ html_sidebars = {
         "sidebar/navigation.html", "sidebar/scroll-end.html",
     ]
 }  # fmt: skip
+html_favicon = "static/favicon.svg"
 html_css_files = ["book.css"]
 html_show_sphinx = False
 html_show_copyright = False
