@@ -23,7 +23,7 @@
 # overlooked. When they are understood, nothing is missing any more, and we can write RETRO down whole, forward and
 # backward.
 #
-# *Reading: about 50 minutes · runs in 10 s on one core · needs tutorials 3, 4 and 5.*
+# *Reading: about 50 minutes · runs in 5 s on one core · needs tutorials 3, 4 and 5.*
 #
 # Afterwards you can
 #
@@ -59,7 +59,6 @@ from retro_np.nn.checks import perturbed_params
 from retro_np.nn.encoder import encoder_cross_attention
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import cross_entropy, embedding, linear, rms_norm
-from retro_np.nn.scope import ROOT
 from retro_np.parameters import is_retrieval, parameter_shapes
 from retro_np.tree import named_leaves
 from retro_np.tutorials.checks.tutorial_06 import check_6_1, check_6_2, check_6_3, check_6_4
@@ -101,8 +100,8 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # \end{array}
 # $$
 #
-# EMB looks vectors up in a table, and READ is a norm and one matrix. All the rest are residual blocks: they normalise
-# their input, and add what they make of it to it. Most of them are old acquaintances. [Tutorial
+# EMB looks vectors up in a table, and READ is a norm and one matrix. All the rest are residual blocks: each normalises
+# its input, computes an update from it, and adds the update to the input. Most of them are old acquaintances. [Tutorial
 # 3](03_backward_passes_by_hand.ipynb) derives the pullbacks of EMB, READ, the norm, FFW, attention and the
 # cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to attention, and [tutorial
 # 5](05_chunked_cross_attention.ipynb) is CCA. Three things are new:
@@ -148,7 +147,7 @@ assert ran.index("encoder.layers.0.attention") == ran.index("layers.1.attention"
 assert ran.index("encoder.layers.1.attention") + 1 == ran.index("layers.1.cca")
 
 
-# %%
+# %% tags=["hide-input"]
 def block(axes, x, y, name, width=2.2, colour=PALE):
     """A block with its name; x is its middle, y its lower edge."""
     axes.add_patch(plt.Rectangle((x - width / 2, y), width, 0.6, facecolor=colour, edgecolor="black", linewidth=0.6))
@@ -303,6 +302,7 @@ moves &= real  # what stands at padding is read by nobody
 assert moves[2 * r : 2 * r + m, real].all()
 assert not moves[2 * r + m :].any()
 
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6, 5))
 axes.imshow(moves, cmap="Blues", vmax=1.4, aspect="auto")
 for edge in (r, 2 * r, 2 * r + m):
@@ -340,7 +340,7 @@ def cca_with(shift, params, h, encoded, key_mask):
     S = np.eye(n_chunks * m, n, k=shift)
     normed, _ = rms_norm(h, params["norm"])
     queries = (S @ normed).reshape(n_chunks, 1, m, -1)
-    update, _ = attend(params, queries, encoded[0], 2, offset=shift, key_mask=key_mask[0], scope=ROOT)
+    update, _ = attend(params, queries, encoded[0], 2, offset=shift, key_mask=key_mask[0])
     return h + S.T @ update.reshape(n_chunks * m, -1)
 
 
@@ -498,6 +498,7 @@ for t in range(n):
     direct[t], through[t] = np.linalg.norm(dh[0], axis=-1), np.linalg.norm(dcondition[0], axis=-1)
 assert not np.triu(through, 1).any()
 
+# %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)
 names = ("residual and queries: cca's dh", "through E: the encoder's dh")
 for axes, gradient, name in zip(panels, (direct, through), names, strict=True):
@@ -592,6 +593,8 @@ added = sums[:, 1:].sum(axis=1) / sums[:, 0]
 print("decoder, CCA, encoder, in millions:")
 for name, row, share in zip(order[1::2], sums / 1e6, added, strict=True):
     print(f"  {name:11} {row[0]:7.1f} {row[1]:6.1f} {row[2]:5.1f}   added: {100 * share:.1f} %")
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6, 2.2))
 start, places = np.zeros(4), np.arange(4)
 for part, (name, colour) in enumerate((("decoder", PALE), ("CCA", BLUE), ("encoder", ORANGE))):
@@ -611,8 +614,8 @@ plt.show()
 #
 # ## Exercises
 #
-# Four steps, at whose end the encoder's new block, the sum of the two gradients, the backward pass of the whole model
-# and its size are yours. Here you may use the library's blocks, or your own of tutorial 5 where they fit.
+# Four steps: the encoder's new block, the gradient's two ways back, the backward pass of the whole model, and its size.
+# You may use the library's blocks here, or your own of tutorial 5 where they fit.
 #
 # **Exercise 6.1: the encoder looks at the chunk.** Write $\mathrm{CA_{enc}}$ and its pullback, out of `rms_norm` and
 # `attend`.
@@ -620,8 +623,8 @@ plt.show()
 # | argument | shape | |
 # | --- | --- | --- |
 # | `params` | | what `attend` needs, the gain `norm` for `e` and the gain `norm_context` for the chunks |
-# | `e` | `(C, k, r, d')` | the neighbours of $C$ chunks: the queries, each neighbour a group |
-# | `chunks` | `(C, m, d)` | $H_u$ of each of them: one group of keys and values, `(C, 1, m, d)` |
+# | `e` | `(b, k, r, d')` | the neighbours of `b` chunks: the queries, each neighbour a group |
+# | `chunks` | `(b, m, d)` | $H_u$ of each of them: one group of keys and values, `(b, 1, m, d)` |
 #
 # `attend(params, queries, context, n_heads)` takes both normalised. It returns the update, and a pullback that returns
 # the gradients of its parameters, `dqueries` and `dcontext`. The distance of token $i$ of a neighbour from token $j$ of

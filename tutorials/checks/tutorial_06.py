@@ -66,10 +66,10 @@ def forward(config, params, tokens, neighbours):
 def check_6_1(conditioned):
     _, params = model(2, (2,))
     weights = params["encoder"]["layers"][0]["cross_attention"]
-    for C, k in ((3, 2), (2, 1)):
-        rng = np.random.default_rng(C)
-        e, chunks = rng.standard_normal((C, k, 8, 6)), rng.standard_normal((C, 4, 8))
-        expected, where = encoder_cross_attention(weights, e, chunks, 2), f"C = {C}, k = {k}"
+    for b, k in ((3, 2), (2, 1)):
+        rng = np.random.default_rng(b)
+        e, chunks = rng.standard_normal((b, k, 8, 6)), rng.standard_normal((b, 4, 8))
+        expected, where = encoder_cross_attention(weights, e, chunks, 2), f"b = {b}, k = {k}"
         parts = ("params", "e", "chunks")
         yield pullback(conditioned, weights, e, chunks, 2, expected=expected, parts=parts, where=where)
 
