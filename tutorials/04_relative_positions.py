@@ -23,7 +23,7 @@
 # al. 2019](https://arxiv.org/abs/1901.02860)). RETRO does the same ([Borgeaud et al.
 # 2022](https://arxiv.org/abs/2112.04426), appendix B.1.2).
 #
-# *Reading: about 60 minutes · runs in 12 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).* The
+# *Reading: about 60 minutes · runs in 8 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).* The
 # last section reads the weights of SmolLM2 if they are installed.
 #
 # Afterwards you can
@@ -100,6 +100,7 @@ n, m, k = 12, 4, 2
 n_chunks, r = n // m, 2 * m  # ℓ; tokens of a neighbour [N, F]
 
 
+# %% tags=["hide-input"]
 def draw_reading(axes):
     """Chunks above, attending chunks as brackets under them, what each chunk retrieved below, and who reads it."""
     shades = [PALE, BLUE, NAVY]
@@ -155,19 +156,19 @@ plt.show()
 
 # %%
 def cca_forward(params, h, encoded, m):
-    """Chunked cross-attention without positions. h: (n, d); encoded: (ℓ, k, r, d′). Returns (n, d)."""
+    """CCA without positions. h: (n, d); encoded: (ℓ, k, r, d′). Returns (n, d)."""
     (n, d), (n_chunks, k, r, _) = h.shape, encoded.shape
     x = params["norm"] * h / np.sqrt(np.mean(h**2, axis=-1, keepdims=True) + 1e-6)
-    x = np.concatenate([x[m - 1 :], np.zeros((m - 1, d))])  # S: leave out the first m − 1 tokens, fill up with zeros,
+    x = np.concatenate([x[m - 1 :], np.zeros((m - 1, d))])  # S: leave out, fill up,
     attending = x[: n_chunks * m].reshape(n_chunks, m, d)  # and cut every m tokens
-    context = encoded.reshape(n_chunks, k * r, -1)  # the vectors of all k neighbours, side by side
+    context = encoded.reshape(n_chunks, k * r, -1)  # all k neighbours, side by side
     Q, K, V = attending @ params["w_q"], context @ params["w_k"], context @ params["w_v"]
     Z = Q @ K.swapaxes(1, 2) / np.sqrt(Q.shape[-1])  # scores: (ℓ, m, k·r)
     A = np.exp(Z - Z.max(axis=-1, keepdims=True))
     A /= A.sum(axis=-1, keepdims=True)  # weights: those of a query sum to 1
     out = A @ V
     update = (out @ params["w_o"]).reshape(n_chunks * m, d)
-    update = np.concatenate([np.zeros((m - 1, d)), update])[:n]  # Sᵀ: back to where the tokens stand
+    update = np.concatenate([np.zeros((m - 1, d)), update])[:n]  # Sᵀ: put back
     return h + update
 
 
@@ -214,7 +215,7 @@ for name, other in orders.items():
 # sentence about Australia this is what counts. Lay the neighbour beside the text that found it, $N$ beside $C_u$ and
 # $F$ beside $C_{u+1}$:
 
-# %%
+# %% tags=["hide-input"]
 read_words = ["The", "capital", "of", "Australia", "is", "?", "", ""]
 found_words = ["the", "capital", "of", "Australia", "is", "Canberra", ",", "a"]
 figure, axes = plt.subplots(figsize=(8.5, 2.3))
@@ -562,8 +563,8 @@ plt.show()
 # ## The pullback
 #
 # Let us derive the gradients of relative attention. As in tutorial 3, `dx` is $\partial\mathcal L/\partial x$ for
-# every array $x$, and a dot marks a small change. Softmax and product with the values are known from there, and give
-# $\mathrm{d}Z$, the gradient of the scores. What is left is one line,
+# every array $x$, and a dot marks a small change. The pullbacks of the product with the values and of the softmax are
+# known from there. They give $\mathrm{d}Z$, the gradient of the scores. One line is left,
 # $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{i-j}\bigr) / \sqrt c$. Change all five arrays a little:
 #
 # $$\dot Z_{ij} = \tfrac{1}{\sqrt c}\bigl[(\dot Q_i + \dot b_c) \cdot K_j + (Q_i + b_c) \cdot \dot K_j +
@@ -665,7 +666,8 @@ print("dT, dQ and db_p, as products of matrices, equal the kernel's")
 #
 # RETRO has three kinds of attention, and all of them use this score. ATTN is the decoder's self-attention. CCA you
 # know. CA_enc belongs to the encoder, which you will meet in tutorial 6: there each token of a neighbour reads the
-# chunk $C_u$ that found it. All that differs is the distance. Counted from 0:
+# chunk $C_u$ that found it. All that differs is the distance $\delta$, which stands where $i - j$ stands in the
+# score. Counted from 0:
 #
 # | | query $i$ | key $j$ | distance $\delta$ |
 # | --- | --- | --- | --- |
@@ -701,8 +703,9 @@ for i in range(m):
 #
 # ## The fifteen lines, with positions
 #
-# Now the forward pass is complete. Four lines are new, marked `new`. Instead of the skew they use an index: row $i$
-# looks up column $2m - 2 - \delta$ for each of its keys. The result is the same, and it is easier to remember.
+# Now the forward pass is complete. Four lines are new, and the line of $Z$ uses them. Instead of the skew there is an
+# index: row $i$ looks up column $2m - 2 - \delta$ for each of its keys. The result is the same, and it is easier to
+# remember. `np.tile` repeats the scores of positions for each of the $k$ neighbours.
 
 
 # %%
@@ -713,18 +716,18 @@ def sines(distances, d):
 
 
 def cca_forward_with_positions(params, h, encoded, m):
-    """Chunked cross-attention, one head. h: (n, d); encoded: (ℓ, k, r, d′). Returns (n, d)."""
+    """CCA, one head. h: (n, d); encoded: (ℓ, k, r, d′). Returns (n, d)."""
     (n, d), (n_chunks, k, r, _) = h.shape, encoded.shape
     x = params["norm"] * h / np.sqrt(np.mean(h**2, axis=-1, keepdims=True) + 1e-6)
     x = np.concatenate([x[m - 1 :], np.zeros((m - 1, d))])
     attending = x[: n_chunks * m].reshape(n_chunks, m, d)
     context = encoded.reshape(n_chunks, k * r, -1)
     Q, K, V = attending @ params["w_q"], context @ params["w_k"], context @ params["w_v"]
-    T = sines(np.arange(2 * m - 2, m - 2 - r, -1), d) @ params["w_r"]  # new: one vector for each distance
-    delta = np.arange(m)[:, None] - np.arange(r) + m - 1  # new: distance of query i and key j: (m, r)
-    by_position = ((Q + params["v"]) @ T.T)[:, np.arange(m)[:, None], 2 * m - 2 - delta]  # new: (ℓ, m, r)
-    Z = (Q + params["u"]) @ K.swapaxes(1, 2) + np.tile(by_position, k)  # new: the same positions for all k neighbours
-    Z = Z / np.sqrt(Q.shape[-1])
+    T = sines(np.arange(2 * m - 2, m - 2 - r, -1), d) @ params["w_r"]  # new: T_δ
+    delta = np.arange(m)[:, None] - np.arange(r) + m - 1  # new: distances, (m, r)
+    by_distance = (Q + params["v"]) @ T.T  # new: (ℓ, m, m + r − 1)
+    by_key = by_distance[:, np.arange(m)[:, None], 2 * m - 2 - delta]  # new: (ℓ, m, r)
+    Z = ((Q + params["u"]) @ K.swapaxes(1, 2) + np.tile(by_key, k)) / np.sqrt(Q.shape[-1])
     A = np.exp(Z - Z.max(axis=-1, keepdims=True))
     A /= A.sum(axis=-1, keepdims=True)
     out = A @ V
