@@ -1,7 +1,7 @@
 """`retro-np tutorials`."""
 
 import importlib.util
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,5 @@ def tutorials(
         return
     if importlib.util.find_spec("jupyterlab") is None:
         raise UserError('Jupyter is not installed, so the copies were not opened: pip install "retro-np[tutorials]"')
-    status = subprocess.run([sys.executable, "-m", "jupyterlab", str(folder)]).returncode
-    if status:
-        raise UserError(f"Jupyter ended with status {status}; to try again: jupyter lab {folder}")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(folder)])  # It handles Ctrl-C by itself.

@@ -55,14 +55,9 @@ def test_the_command_says_where_the_notebooks_are_and_refuses_a_file_in_their_pl
 def test_the_command_opens_jupyter_on_the_copies(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(
-        command.subprocess, "run", lambda line: called.append(line) or subprocess.CompletedProcess(line, 0)
-    )
+    monkeypatch.setattr(command.os, "execv", lambda *line: called.append(line))
     command.tutorials(tmp_path)
-    assert called == [[sys.executable, "-m", "jupyterlab", str(tmp_path)]]
-    monkeypatch.setattr(command.subprocess, "run", lambda line: subprocess.CompletedProcess(line, 3))
-    with pytest.raises(UserError, match="status 3"):
-        command.tutorials(tmp_path)
+    assert called == [(sys.executable, [sys.executable, "-m", "jupyterlab", str(tmp_path)])]
 
 
 def test_without_jupyter_the_command_copies_and_says_in_one_line_what_to_install(tmp_path, monkeypatch):
