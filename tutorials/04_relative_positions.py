@@ -242,7 +242,7 @@ plt.show()
 
 # %% [markdown]
 # *Figure 4.2.* The word that a token has to predict stands in the neighbour one place to the right of it. This holds
-# for every token of the attending chunk.
+# for every token of the attending chunk. The grey numbers count the neighbour's places, from 0.
 #
 # Call the place of the reader minus the place of what it reads the **distance** $\delta$. To copy from a neighbour, a
 # head need only prefer $\delta = -1$. So we want the score of a query and a key to depend on two things: on what they
