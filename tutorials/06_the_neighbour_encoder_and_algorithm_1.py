@@ -679,7 +679,8 @@ check_6_3(backward)
 
 # %% [markdown]
 # With `dlogits` from above, your `backward(dlogits, kept, config.cca_layers)` is the gradient of the loss with respect
-# to every parameter of a RETRO. It is what `retro_loss` of the library returns, and what AdamW needs to train one.
+# to every parameter of a RETRO. The pullback of the library's `retro_loss` returns the same, and it is all that AdamW
+# needs to train the model.
 #
 # **Exercise 6.4: table 2 by hand.** How many parameters has a RETRO, embeddings and readout left out? `d`, `d_ffw`,
 # `n_heads`, `c`, `n_layers` and `P` are the decoder's; `c` is the width of a head. `e` is the encoder's configuration,
