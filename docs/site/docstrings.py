@@ -8,7 +8,7 @@ import re
 AXIS = r"(?:…|\.\.\.|[≤≥]?\w[\w'′]{0,12}(?: [·×+−-] \w+)*|floor\(n / m\))"
 SHAPE = rf"\({AXIS}(?:, {AXIS})+,?\)|\({AXIS},\)|\[\w, \w\]"
 CALL = r"\b[A-Za-z_][\w.]*\((?:[\w, =*.\[\]]|\([\w, ]*\))*\)"
-NAME = r"\b(?:\w+/)*\w+\.py\b|\b[A-Za-z]{2,}(?:[._]\w+)+\b|\b__\w+__\b"
+NAME = r"\b(?:\w+/)*\w+\.(?:py|md|json)\b|\b[A-Za-z]{2,}(?:[._]\w+)+\b|\b__\w+__\b"
 SYMBOL = r"\b(?P<letter>[ac-vx-zA-Z])_(?P<index>\w\b|\{[^}]*\})(?P<plus>\^[+⁺]|⁺)?"  # C_u and H_u^+ become formulas
 CODE = re.compile("|".join(["`[^`]+`", SYMBOL, CALL, SHAPE, NAME]))
 HEAD = re.compile(r"(`[^`]+`|[\w, ]+)(?= \([^()]*\): |: )")  # "h: (B, n, d)", "k, stride: as in …"
@@ -80,6 +80,11 @@ def process(app, what, name, thing, options, lines):
     lines[:] = as_rest(lines, parameters_of(thing))
 
 
+def foreign(app, what, name, thing, skip, options):
+    """Whether a member is left out: its docstring is not ours, as that of operator.attrgetter."""
+    return skip or (isinstance(thing, property) and not inspect.isfunction(thing.fget)) or None
+
+
 def readable(app, what, name, thing, options, signature, returns):
     """Aliases of types by their names."""
 
@@ -92,4 +97,5 @@ def readable(app, what, name, thing, options, signature, returns):
 def setup(app):
     app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-process-signature", readable)
+    app.connect("autodoc-skip-member", foreign)
     return {"parallel_read_safe": True}
