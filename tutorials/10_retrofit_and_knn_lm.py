@@ -203,10 +203,10 @@ print(f"{leaky['norm'].size} more numbers, ten steps: more than 90 % of the loss
 # $$p_\text{kNN}(w) \;\propto\! \sum_{j \,:\, w_j = w}\! e^{-\beta\, \lVert h_t - K_j \rVert^2},
 # \qquad p = \lambda\, p_\text{kNN} + (1 - \lambda)\, p_\text{LM}.$$
 #
-# The paper writes $\alpha$ for our $\beta$, and so does the code; in this book $\alpha$ is the threshold of the leakage
-# filter ([tutorial 8](08_is_it_leakage.ipynb)). Both $\beta$ and the share $\lambda$ must be tuned, but not on the text
-# that they are scored on. The function `knn_lm` therefore tunes them on every second held-out document and scores the
-# other documents. Then it exchanges the two halves.
+# The RETRO paper and our code call $\beta$ alpha. In this book $\alpha$ is the threshold of the leakage filter
+# ([tutorial 8](08_is_it_leakage.ipynb)). Both $\beta$ and the share $\lambda$ must be tuned, but not on the text that
+# they are scored on. The function `knn_lm` therefore tunes them on every second held-out document and scores the other
+# documents. Then it exchanges the two halves.
 
 # %%
 keys, values = knn_lm.datastore(baseline, baseline_config, database, None, sequence_length=window)
@@ -341,7 +341,7 @@ assert of_neighbour[1] < by_reading[1] - 0.1
 # only method here that was trained for its task, for two hundred steps. The continuous cache is missing from the
 # picture, since a document of thirty bytes has nothing to look back to.
 #
-# kNN-LM over all tokens helps from the first token on, since names go on as they do elsewhere in the corpus. At the
+# kNN-LM over all tokens helps from the first token on, since sentences go on as they do elsewhere in the corpus. At the
 # code it saves almost nothing. Look at what it finds there. The token to predict is the first digit of a code, and
 # these are the tokens that followed the ten nearest hidden states:
 
@@ -405,9 +405,9 @@ print(f"{'ours':11} {small:.2f} times its baseline's products, with one neighbou
 # %% [markdown]
 # At the paper's largest size, retrieval costs a tenth more: **1.10** times the products. The encoder has the same size
 # for all models, and the decoder outgrows it. At our size it is the other way round: a step of this RETRO costs
-# **2.28** times a step of its baseline. So at our size, equal tokens flatter RETRO. (RETROfit computes fewer gradients
-# than this count assumes, so the count is generous to the baseline.) Let us give the baseline both: as many tokens as
-# RETROfit had, and as much compute.
+# **2.28** times a step of its baseline. So at our size, equal tokens flatter RETRO. Let us give the baseline both: as
+# many tokens as RETROfit had, and as much compute. This is generous to the baseline, since RETROfit computes fewer
+# gradients than a whole training step.
 
 # %%
 longer = {}
@@ -449,8 +449,8 @@ for name, share in shares.items():
 #
 # - The winner is the cache. It saves **20.67 %** where RETRO saves **5.75 %**, because a Python module repeats its own
 #   names all the time. RETRO never retrieves from the document that it is reading.
-# - RETROfit trained for a quarter of the baseline's steps and saves **2.77 %**. In the paper it comes close to a RETRO
-#   that was trained from scratch. Here it does not: a goal that was missed.
+# - RETROfit trained for a quarter of the baseline's steps and saves **2.77 %**. In the paper RETROfit comes close to a
+#   RETRO that was trained from scratch. Here it does not. That goal was missed.
 # - This is a comparison at equal tokens, with models of two million parameters that have seen three quarters of their
 #   corpus once. Such a baseline still improves quickly, so a few hundred more steps may be worth more than retrieval.
 #   The project has recorded no comparison at equal compute on this corpus, and claims none.

@@ -16,8 +16,8 @@
 #
 # Chunked cross-attention is a handful of matrix products with a softmax between them. The library contains this kernel
 # three times. NumPy computes it one array operation after the other. Numba and C compute it one *tile* of queries after
-# the other. All three do the same arithmetic, and one of them is faster. Why, if the arithmetic is the same? The answer
-# is about memory, and you can find it with a clock, a count and one picture, the roofline.
+# the other. All three do the same arithmetic, and yet one of them is much faster than the others. Why? The answer is
+# about memory, and you can find it with a clock, a count and one picture, the roofline.
 #
 # *Reading: about 35 minutes · runs in 10 s on one core · needs tutorials 4 and 5; a C compiler for the third way.*
 #
@@ -85,7 +85,7 @@ print(f"vectors of the C kernel: {kernels.c_extension().vector_unit()}" if "c" i
 # %%
 B, n_heads, m, k, r, c = 32, 4, 64, 2, 128, 64
 normal = np.random.default_rng(0).standard_normal
-q = normal((B, 1, m, n_heads, c), dtype=np.float32)
+q = normal((B, 1, m, n_heads, c), dtype=np.float32)  # 1: in CCA, the queries of a chunk are a single group
 keys, values = normal((2, B, k, r, n_heads, c), dtype=np.float32)
 table = normal((m + r - 1, n_heads, c), dtype=np.float32)  # a row for each distance, the largest distance first
 b_c, b_p = normal((2, n_heads, c), dtype=np.float32)
@@ -159,9 +159,9 @@ print(f"by turns, median of quotients:            {np.median(turns_b / turns_a):
 
 # %% [markdown]
 # The first two answers say that $b$ takes **0.67** of $a$'s time. The third says **2.00**, and is right. A round of two
-# calls is short, so whatever disturbs the machine disturbs both of them alike. The few rounds in which something
-# changed are outvoted by the median. `benchmarks/turns.py` measures this way. A turn there consists of two calls, of
-# which only the second counts: so each implementation starts with what it left in the caches itself.
+# calls is short, so whatever disturbs the machine disturbs both of them alike. The few rounds in which the machine
+# changed its speed are outvoted by the median. `benchmarks/turns.py` measures this way. A turn there consists of two
+# calls, of which only the second counts: so each implementation starts with what it left in the caches itself.
 #
 # Here we can take a second precaution, because one core does all the work. `time.process_time` counts only the time
 # that the process was running, and not the time that it waited for others.
@@ -248,8 +248,8 @@ print(f"weights of {B} chunks: {B * n_heads * m * k * r * 4:,} bytes; their lse:
 print(f"stored: {k * r} times less")
 
 # %% [markdown]
-# That is **256 times less** to store, at the price of one product that is computed twice. Soon you will see why the
-# product is the cheaper of the two.
+# That is **256 times less** to store. It counts, because every layer of a model must store it until the backward pass
+# comes. The price is one product that is computed twice.
 #
 # ## Where NumPy's time goes
 #
@@ -291,15 +291,15 @@ for kind in KINDS:
     print(f"{'the whole kernel, ' + kind:34} {1e3 * seconds[kind].min():5.1f} ms")
 
 # %% [markdown]
-# *Figure 11.2.* About half of NumPy's time is not arithmetic: it is passes over arrays, and copies.
+# *Figure 11.2.* More than half of NumPy's time is not spent on products, but on passes over arrays and on copies.
 #
 # The three products are what the formula asks for. In our runs the whole C kernel takes about as long as NumPy's
 # products alone. Everything else is the cost of making each array whole.
 #
 # Would NumPy be faster if it were given only a few chunks at a time, so that its arrays fit into a cache? It is a
-# natural idea, and exercise 1 lets you try it. On our machines it saves memory and no time. The passes get cheaper, but
-# each of them now comes with the overhead of a Python call, many times. A compiled loop has no such overhead, and can
-# make its tile as small as it likes.
+# natural idea, and exercise 11.1 lets you try it. On our machines it saves memory and no time. The passes get cheaper,
+# but each of them now comes with the overhead of a Python call, many times. A compiled loop has no such overhead, and
+# can make its tile as small as it likes.
 #
 # ## The roofline
 #
@@ -373,7 +373,7 @@ for kind in KINDS:
     print(f"{kind:6} reaches {100 * flops / seconds[kind].min() / roof:3.0f} % of its roof")
 
 # %% [markdown]
-# *Figure 11.3.* Memory limits NumPy's kernel; it limits neither of the tiled ones.
+# *Figure 11.3.* Only NumPy's kernel stands under the slope, where memory is the limit.
 #
 # Read the picture from left to right.
 #
@@ -387,9 +387,9 @@ for kind in KINDS:
 #
 # ## Between memory and peak: registers
 #
-# What stops Numba? Its inner loop adds four rows times a number to four rows of sums. For each column of vectors it
-# moves twelve vectors between the first cache and the registers: four rows in, four sums in, four sums out. C keeps a
-# block of sixteen sums in *registers* until they are finished. Compute the arithmetic intensity once more, this time
+# What stops Numba? Its inner loop adds four rows, each times a number, to four rows of sums. For each column of vectors
+# it moves twelve vectors between the first cache and the registers: four rows in, four sums in, four sums out. C keeps
+# a block of sixteen sums in *registers* until they are finished. Compute the arithmetic intensity once more, this time
 # for the traffic between registers and first cache.
 
 # %%
@@ -400,8 +400,8 @@ print(f"numba {numba_step:.2f} FLOP for each byte moved between cache and regist
 print(f"c     {c_step:.2f} FLOP for each byte moved between cache and registers")
 
 # %% [markdown]
-# It is **0.67** against **1.88**. Numba's loop does not wait for memory; it waits for the first cache. The same
-# roofline idea explains both levels.
+# It is **0.67 FLOP** for each byte against **1.88 FLOP**. Numba's loop does not wait for memory; it waits for the first
+# cache. The same idea, a quotient of operations and bytes, explains both levels.
 #
 # How much do registers matter? `benchmarks/product_steps.c` measured the product of one tile in six ways. The numbers
 # are those of the table in [csrc/README.md](../csrc/README.md), for one core of an AMD EPYC:
@@ -427,7 +427,8 @@ for name, number in STEPS.items():
     print(f"{name:38} {number:6.1f} GFLOP/s")
 
 # %% [markdown]
-# *Figure 11.4.* With the same 64-byte vectors, keeping the sums in registers doubles the speed.
+# *Figure 11.4.* With the same 64-byte vectors, sums in registers and fused operations double the speed. *Fused* means
+# that a multiplication and an addition are one instruction.
 #
 # From the plain loop to the last step the factor is 28, and no step changes what is computed. And in the library as a
 # whole? `benchmarks/kernels.py` measured all four forms of attention at the sizes of a training step, on two cores. The

@@ -241,12 +241,13 @@ for size in SIZES:
 # From here we extrapolate, with two functions of two constants each: $a + b \cdot \text{keys}$ for exact search, and
 # $a + b \cdot \log(\text{keys})$ for the graph. We measured one factor of nine and extrapolate over six factors of ten.
 # So the figure shows what is known and what is not. Its grey part is extrapolation. Its diamonds are other
-# measurements, with real keys of 384 columns, up to a million of them. They come from [docs/scale.md](../docs/scale.md)
-# and [docs/performance.md](../docs/performance.md), and no line was fitted to them.
+# measurements, with real keys of 384 columns, up to a million of them. Those of the graph come from
+# [docs/scale.md](../docs/scale.md), those of exact search, on two cores, from
+# [docs/performance.md](../docs/performance.md). No line was fitted to them.
 
 # %%
-GRAPH_OF_DOCS = {1e4: 0.16e-3, 1e5: 0.27e-3, 1e6: 0.36e-3}  # seconds a query, 384 columns; source: docs/scale.md
-EXACT_OF_DOCS = {1e4: 0.94e-3, 1e5: 5.51e-3, 1e6: 33e-3}  # the same for exact search; source: docs/performance.md
+GRAPH_OF_DOCS = {1e4: 0.16e-3, 1e5: 0.27e-3, 1e6: 0.36e-3}  # seconds a query, one core; source: docs/scale.md
+EXACT_OF_DOCS = {1e4: 0.94e-3, 1e5: 5.51e-3, 1e6: 33e-3}  # exact search, two cores; source: docs/performance.md
 x = np.array(sorted(measured["exact"]))
 exact_line = np.polyfit(x, [measured["exact"][size] for size in x], 1)
 graph_line = np.polyfit(np.log(x), [measured["graph"][size] for size in x], 1)
@@ -278,8 +279,9 @@ print(f"exact search of 1.75e12 tokens, extrapolated: some {10 ** round(math.log
 # *Figure 12.2.* Exact search grows with the database, a graph with its logarithm, and shards make it linear again.
 # Trust the slopes, not the digits.
 #
-# The diamonds lie above our lines, because wider keys cost more, but they rise about as our lines do: the graph's
-# hardly, those of exact search steeply. More cannot be asked of an extrapolation from nine thousand keys.
+# The diamonds lie above our lines, because wider keys cost more. But they rise about as our lines do: those of the
+# graph hardly rise, and those of exact search rise steeply. More cannot be asked of an extrapolation from nine thousand
+# keys.
 #
 # The blue line hides something. With a fixed number of candidates, recall falls as the keys get more crowded; the
 # column without a margin showed it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
@@ -309,7 +311,8 @@ print(f"{len(cuts) - 1} shards of {np.diff(cuts).tolist()} keys give what one se
 # %% [markdown]
 # But now each query pays for each shard. And training needs the neighbours of *every* chunk in advance. They can be
 # computed in advance because BERT is frozen: keys never change, and so neighbours never change. Every chunk asks every
-# shard. Both numbers are proportional to the tokens, so the work is proportional to their square.
+# shard. The number of chunks and the number of shards are both proportional to the tokens, so the work is proportional
+# to their square.
 #
 # To turn the count into time, we need the time of one question from one chunk to one shard. Our measurement above was
 # friendly: two neighbours, narrow keys. What does a real build ask? It asks for 32 neighbours, ten and the spares, with
@@ -362,7 +365,7 @@ print(f"a list from each shard, if all are kept until the end: {pairs * a_list:.
 # What helps? Larger shards, as large as memory allows, move the bend to the right. Merging the lists as they come keeps
 # their bytes linear; otherwise they would fill more than the database itself. Machines side by side divide the time.
 # But the square goes away only if a chunk asks *few* shards. Put like keys together, and ask only where the query is
-# near. You will write this in exercise 3. It is the idea of inverted files ([Jégou et al.
+# near. You will write this in exercise 12.3. It is the idea of inverted files ([Jégou et al.
 # 2011](https://doi.org/10.1109/TPAMI.2010.57)) and of ScaNN's tree.
 #
 # ## The time to make the keys
@@ -431,8 +434,8 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 12.3.* A poor key is good enough to propose candidates, if a better key decides among them. (Recall was
-# measured with our made-up keys of 64 columns; the bytes are those of 384 columns with as many bits each.)
+# *Figure 12.3.* A poor key is good enough to propose candidates, if a better key decides among them. Recall was
+# measured with our made-up keys of 64 columns. The bytes are those of 384 columns with as many bits each.
 #
 # Half precision costs next to nothing. A single bit per column costs a great deal of recall, but nearly all of it comes
 # back when the exact keys decide. And keys of 48 bytes fill 16 GB of memory only at **21.3 billion** tokens.
