@@ -30,8 +30,10 @@
 # - say what each part of a decoder block is for, and what each line of AdamW does;
 # - write a training loop and a sampling loop.
 #
-# Next: [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) gives a language model a database to read. The
-# backward passes that are only used here are derived in [tutorial 3](03_backward_passes_by_hand.ipynb). The
+# Next: [1 · Chunks, neighbours, and a database](01_chunks_neighbours_and_a_database.ipynb), which gives a language
+# model something to read. · All letters: [symbols](../docs/symbols.md)
+#
+# The backward passes that are only used here are derived in [tutorial 3](03_backward_passes_by_hand.ipynb). The
 # transformer is due to [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762).
 
 # %%
@@ -110,6 +112,7 @@ counts = np.ones((VOCABULARY, VOCABULARY))
 np.add.at(counts, (train[:-1], train[1:]), 1)
 bigram = counts / counts.sum(axis=1, keepdims=True)  # row: the last byte; column: the next one
 
+# %% tags=["hide-input"]
 shown = [ord(character) for character in "abcdefghijklmnopqrstuvwxyz_ .,:=()\n"]
 names = [{" ": "␣", "\n": "⏎"}.get(chr(i), chr(i)) for i in shown]
 figure, axes = plt.subplots(figsize=(6.4, 5.4))
@@ -183,6 +186,7 @@ surprise = {  # of each held-out byte but the first, in nats
 for name, nats in surprise.items():
     print(f"{name:23} {nats.mean():.2f} nats = {nats.mean() / math.log(2):.2f} bits a byte")
 
+# %% tags=["hide-input"]
 line = slice(1414, 1468)  # a line of textwrap.py
 figure, axes = plt.subplots(figsize=(9, 2.4))
 axes.bar(range(54), surprise["bigrams"][line] / math.log(2), color=BLUE)
@@ -304,6 +308,7 @@ print("p − y   ", np.round(dz, 4))
 print("measured", np.round(measured, 4))
 assert np.allclose(dz, measured, atol=1e-8)
 
+# %% tags=["hide-input"]
 figure, grid = plt.subplots(1, 3, figsize=(8, 2.2), sharey=True)
 for axes, bars, title in zip(
     grid, (p, np.eye(4)[true], dz), ("$p$: what the model said", "$y$: what was true", "$p - y$"), strict=True
@@ -317,8 +322,8 @@ plt.show()
 # *Figure 0.3.* The gradient of the loss: negative at the true token (orange), whose logit should grow, and positive
 # at the others. Its entries sum to 0.
 #
-# The cell also measured the gradient: it moved each logit by a millionth in both directions and looked at the loss.
-# Such a *finite difference* is how every pullback in this book is checked.
+# The cell above the figure also measured the gradient: it moved each logit by a millionth in both directions and
+# looked at the loss. Such a *finite difference* is how every pullback in this book is checked.
 #
 # ## Embedding: a table that learns
 #
@@ -410,6 +415,7 @@ print("scores ", np.round(scores, 2))
 print("weights", np.round(weights, 2))
 print("result ", np.round(result, 2))
 
+# %% tags=["hide-input"]
 colours = [BLUE, SAND, GREY, ORANGE]
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.1))
 for j in range(4):
@@ -477,6 +483,7 @@ def attention(q, keys, values, causal=True):
     return weights @ values, weights
 
 
+# %% tags=["hide-input"]
 rng, word = np.random.default_rng(5), "for i in x"
 n, c = len(word), 8
 Q, K, values = (rng.standard_normal((n, c)) for _ in range(3))
@@ -546,6 +553,7 @@ def sinusoids(n, d):
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(7, 2.6))
 image = axes.imshow(sinusoids(64, 64).T, cmap="PuOr", aspect="auto")
 axes.set(xlabel="position", ylabel="column", title="one vector for each position")
@@ -587,7 +595,7 @@ plt.show()
 # So attention and FFW see rows of the same size in each block and at each time of training.
 
 
-# %%
+# %% tags=["hide-input"]
 def box(axes, x, y, width, text, colour):
     axes.add_patch(plt.Rectangle((x - width / 2, y - 0.3), width, 0.6, facecolor=colour, edgecolor=NAVY))
     axes.text(x, y, text, ha="center", va="center", fontsize=9)
@@ -810,6 +818,7 @@ def zeros_like(params):
     return {name: np.zeros_like(p) for name, p in named_leaves(params)}
 
 
+# %% tags=["hide-input"]
 steepness, paths = np.array([50.0, 1.0]), {}
 for name, rate in (("gradient descent", 0.038), ("with momentum", 0.038), ("AdamW", 0.13)):
     p, path, mean, moments = (
@@ -899,7 +908,7 @@ for step in range(1, steps + 1):
         print(f"step {step:4}: {curve[-1][1]:.1f} bits a byte on the batch, {curve[-1][2]:.1f} on the held-out modules")
 assert time.perf_counter() - begin < 200
 
-# %%
+# %% tags=["hide-input"]
 curve = np.array(curve)
 table_bits = surprise["bigrams"].mean() / math.log(2)
 figure, axes = plt.subplots(figsize=(6.5, 3.2))
@@ -948,7 +957,7 @@ print("\nafter:\n", text_of(sample(params, prompt, 400, np.random.default_rng(7)
 #
 # Where did the gain over the table come from? Here is the line of figure 0.2 again, with both models.
 
-# %%
+# %% tags=["hide-input"]
 window = held_out[line.start - 10 : line.stop + 1]  # ten bytes more, so that the first letter has a context
 logits, _ = language_model(params, window[None, :-1])
 bits = -np.log2(np.take_along_axis(softmax(logits.astype(float)), window[None, 1:, None], axis=-1))[0, 10:, 0]
@@ -973,7 +982,7 @@ print(f"on this line: table {table_line:.1f}, transformer {bits.mean():.1f} bits
 # The weights of attention can be looked at. Here are those of all eight heads on one line of code, four heads in each
 # of the two blocks.
 
-# %%
+# %% tags=["hide-input"]
 code = b"if self.width > width:"
 h = params["embedding"][list(code)][None] + sinusoids(len(code), 64).astype(np.float32)
 maps = []
@@ -1042,7 +1051,7 @@ assert bits[:, -1].mean() > table_bits
 #
 # The model predicts better, the more it has read. Here is the loss by place in the window.
 
-# %%
+# %% tags=["hide-input"]
 places = np.random.default_rng(2).integers(len(held_out) - n, size=1200)
 windows = held_out[places[:, None] + np.arange(n + 1)]
 logits, _ = language_model(params, windows[:, :-1])
@@ -1140,5 +1149,8 @@ check_0_4(likeliest)
 # - You have written a transformer with its gradients, AdamW, a training loop and a sampling loop: all that training a
 #   language model is.
 # - You have seen a leak: a loss that was too good.
+#
+# The functions `embed`, `cross_entropy` and `ffw` and the two loops return in [`mini_retro.py`](mini_retro.py), which
+# is all of RETRO in one file of plain NumPy.
 #
 # Next: [tutorial 1 · Chunks, neighbours, and a database](01_chunks_neighbours_and_a_database.ipynb)

@@ -66,7 +66,7 @@ BLUE, ORANGE, GREY, PALE, SAND = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0", "#f
 # it predicts the next chunk.
 
 
-# %%
+# %% tags=["hide-input"]
 def card(axes, x, y, width, text, colour, edge="black", **style):
     axes.add_patch(plt.Rectangle((x, y), width, 1, facecolor=colour, edgecolor=edge, **style))
     axes.text(x + width / 2, y + 0.5, text, ha="center", va="center", fontsize=9)
@@ -195,7 +195,7 @@ for row in rows:
     print(f"chunk {row:3}  {tokens.tolist()!s:42} {database.text(tokens)!r}")
 
 
-# %%
+# %% tags=["hide-input"]
 def word(token):
     special = {0: "", 1: "end"}
     return special[token] if token in special else database.tokenizer.decode([token]).strip(" ").replace("\n", "⏎")
@@ -231,7 +231,7 @@ print(f"{np.sum(scones != muffins)} of {np.sum(scones != 0)} tokens differ")
 # A value has $2m$ tokens. That does not mean that each token is stored twice. The database stores the chunks one
 # after the other, each of them once, and with each chunk the number of its document. When a value is read, it is put
 # together from two rows that stand one below the other: row $N$, and the row after it if it belongs to the same
-# document. [Tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb) counts what that saves.
+# document. [Tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb) counts the bytes.
 
 # %%
 ids = rows[[0, 1, -1]]
@@ -306,13 +306,15 @@ shares = {
 }
 for name, share in shares.items():
     print(f"{name.replace('$', ''):26} {share:5.1f} %")
+assert shares["$F$ of the neighbours"] > 3 * shares["$N$ of the neighbours"]
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(7, 2.5))
 bars = axes.barh(list(shares), list(shares.values()), color=[GREY, SAND, ORANGE, BLUE])
 axes.bar_label(bars, fmt="%.1f %%", padding=4)
 axes.invert_yaxis()
 axes.set(xlim=(0, 100), xlabel="% of the next chunk's tokens", title="where the tokens to be predicted stand")
 plt.show()
-assert shares["$F$ of the neighbours"] > 3 * shares["$N$ of the neighbours"]
 
 # %% [markdown]
 # *Figure 1.3.* What comes next stands in the continuation $F$ of the neighbours and not in $N$: no run of three
@@ -323,7 +325,7 @@ assert shares["$F$ of the neighbours"] > 3 * shares["$N$ of the neighbours"]
 #
 # Is $N$ useless, then? A count of shared tokens cannot say. The paper asked trained models (table 13, bits per byte
 # on C4): 0.987 without retrieval, 0.950 with $N$ alone, 0.895 with $F$ alone, and 0.822 with both. So $N$ helps as
-# well. It tells the model what the continuation continues, and how far to trust it.
+# well. It tells the model what the continuation continues.
 #
 # ## Break it
 #

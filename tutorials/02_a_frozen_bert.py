@@ -68,10 +68,10 @@ print(f"{bert.name}: {n_layers} layers of {n_heads} heads, d = {d}, {config['voc
 # Here is the whole way. The rest of this page walks it from left to right.
 
 
-# %%
+# %% tags=["hide-input"]
 def box(axes, x, width, text, colour):
     axes.add_patch(plt.Rectangle((x, 0), width, 1.2, facecolor=colour, edgecolor=NAVY))
-    axes.text(x + width / 2, 0.6, text, ha="center", va="center", fontsize=9)
+    axes.text(x + width / 2, 0.6, text, ha="center", va="center", fontsize=8)
     axes.annotate("", (x + width + 0.5, 0.6), (x + width, 0.6), arrowprops={"arrowstyle": "-|>", "color": NAVY})
 
 
@@ -241,6 +241,8 @@ cosines = np.einsum("ald,bld->lab", traces, traces)  # (layers + 1, 4, 4)
 same, other = (cosines[:, 0, 1] + cosines[:, 2, 3]) / 2, cosines[:, :2, 2:].mean(axis=(1, 2))
 print(f"on entry: same sense {same[0]:.2f}, other sense {other[0]:.2f}")
 print(f"at the end: same sense {same[-1]:.2f}, other sense {other[-1]:.2f}")
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(5, 2.8))
 axes.plot(same, "o-", color=BLUE, label="two of one sense")
 axes.plot(other, "s--", color=ORANGE, label="a river and money")
@@ -255,9 +257,9 @@ plt.show()
 # ## Attention maps
 #
 # The weights of a head can be drawn as a map. A row is a piece that reads, a column is a piece that is read, and each
-# row sums to 1. This BERT has 72 heads. We look for four of them by what they do: the head that reads the piece
-# before most, the one that reads the piece after most, the one that reads [CLS] most, and the one in which the second
-# *bank* reads the first most.
+# row sums to 1. This BERT has 72 heads. We pick four of them by what they do. Three are the heads that give the most
+# weight to the piece before, to the piece after, and to [CLS]. In the fourth, the second *bank* gives the most weight
+# to the first.
 
 # %%
 pieces, maps = bert.attention_maps("The bank by the river was closed, so she went to another bank.")
@@ -302,9 +304,9 @@ assert maps[1:, ..., 0].mean() > 5 / len(pieces)
 # beginning of the text. The usual explanation: a softmax must spend all of its weight, and a head that finds nothing
 # to read needs a place to put it.
 #
-# One more thing about the weights needs no picture. The keys of attention have a bias $b$. It adds $Q_i \cdot b$ to
-# *every* score of row $i$, and a softmax does not change when the same number is added to all its scores. So the key
-# biases in the published file do nothing, and the library leaves them out. Here they are set to zero:
+# One more thing about the weights needs no picture. The keys of attention have a bias $b_K$. It adds $Q_i \cdot b_K$
+# to *every* score of row $i$, and a softmax does not change when the same number is added to all its scores. So the
+# key biases in the published file do nothing, and the library leaves them out. Here they are set to zero:
 
 # %%
 tensors.update({name: 0 * tensor for name, tensor in tensors.items() if name.endswith("key.bias")})
@@ -386,11 +388,11 @@ keys = bert.embed(texts, show_progress=False)
 print("keys:", keys.shape)
 
 # %% [markdown]
-# Nobody can see 384 dimensions. The picture shows the two directions along which these twenty keys differ most, their
-# first two principal components. They are the first singular vectors of the keys, after their mean has been
-# subtracted.
+# A key has 384 numbers, which no picture can show. This one shows the two directions along which these twenty keys
+# differ most, their first two principal components. They are the first singular vectors of the keys, after their mean
+# has been subtracted.
 
-# %%
+# %% tags=["hide-input"]
 centred = keys - keys.mean(axis=0)
 _, singular, directions = np.linalg.svd(centred, full_matrices=False)
 points = centred @ directions[:2].T
@@ -483,7 +485,7 @@ for question in ("Python", "What is the score?"):
 # $\lVert a \rVert \cos\theta$ has the least distance. So at a wide angle, a short vector is preferred, whatever it
 # says.
 
-# %%
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(5.4, 3.3))
 query, along, across = np.array([2.0, 0.6]), np.array([4.0, 1.2]), np.array([1.6, 1.5])
 for vector, colour in ((along, BLUE), (across, ORANGE), (query, "black")):
