@@ -36,7 +36,7 @@ from retro_np.training.loop import train_step
 
 COMMAND = "python docs/landing/learning_curve.py"
 CONDITIONS = {"on": {}, "off": {"k": 0}, "others": {"shift": 1}}
-EVERY, TRAINED_ON, ASKED = 50, 600, 100  # steps, people, people
+EVERY, TRAINED_ON, ASKED = 50, 1000, 100  # steps, people, people
 
 
 def worlds(folder):
@@ -52,31 +52,44 @@ def worlds(folder):
     return unseen, database, build_database(corpus, folder / "told", replace(build, held_out=0.0), "hashing")
 
 
-def said(model, unseen, told, number):
-    """What the model says, digit by digit, when it is asked for a person's code, in each condition."""
+def said(model, unseen, told):
+    """What the model says, digit by digit, when it is asked for each person's code: a list for each condition."""
     tokens, places = world.questions(told.tokenizer, unseen)
+    rows = np.arange(len(unseen))
     ids, _ = told.search_keys(told.embed_chunks(tokens[:, : world.CHUNK]), 1)
-    values = told.value(ids)
     spoken = {}
-    for condition, which in {"on": number, "off": None, "others": number - 1}.items():
-        text, neighbours = tokens[number : number + 1].copy(), None
-        if which is not None:
-            neighbours = np.zeros((1, 2, 1, 2 * world.CHUNK), np.int64)
-            neighbours[0, 0] = values[which]
-        for place in places[number]:
-            text[0, place:] = 0  # The answer stands in `tokens`, so each digit is removed before it is predicted.
-            text[0, place] = retro(model.params, model.config, text, neighbours)[0][0, place - 1].argmax()
-        spoken[condition] = told.text(text[0, places[number]])
+    for condition, how in CONDITIONS.items():
+        text, neighbours = tokens.copy(), None
+        if how.get("k") != 0:
+            neighbours = np.zeros((len(unseen), 2, 1, 2 * world.CHUNK), np.int64)
+            neighbours[:, 0] = np.roll(told.value(ids), how.get("shift", 0), axis=0)
+        for row, first in enumerate(places[:, 0]):
+            text[row, first:] = 0  # The answer stands in `tokens`, so it is removed before it is predicted.
+        for place in places.T:
+            logits = retro(model.params, model.config, text, neighbours)[0]
+            text[rows, place] = logits[rows, place - 1].argmax(axis=-1)
+        spoken[condition] = [told.text(row[where]) for row, where in zip(text, places, strict=True)]
     return spoken
 
 
-def example(model, unseen, told, number=0):
-    """One person as the essay shows them: the document that tells, the one that asks, and the answers."""
+def example(model, unseen, told):
+    """What the model says about everybody, and one person as the essay shows them.
+
+    "believed" is the share of questions whose answer is the code in another person's document if it reads that one.
+    The person is the first one whose three answers are typical: right, a guess, and the code of the other person."""
+    codes = [person.code for person in unseen]
+    others = codes[-1:] + codes[:-1]  # as `shift` hands neighbours on
+    spoken = said(model, unseen, told)
+    right, believed = np.array(spoken["on"]) == codes, np.array(spoken["others"]) == others
+    number = int(np.argmax(right & believed))
     person, other = unseen[number], unseen[number - 1]
     documents = {"told": world.document(person, person.told), "asked": world.document(person, person.asked)}
-    halves = {role: [text[: world.CHUNK], text[world.CHUNK :]] for role, text in documents.items()}
-    whose = {"name": person.name, "code": person.code, "other_name": other.name, "other_code": other.code}
-    return {**whose, **halves, "said": said(model, unseen, told, number)}
+    return {
+        "number": number, "name": person.name, "code": person.code, "other_name": other.name, "other_code": other.code,
+        **{role: [text[: world.CHUNK], text[world.CHUNK :]] for role, text in documents.items()},
+        "said": {condition: answers[number] for condition, answers in spoken.items()},
+        "right": float(right.mean()), "believed": float(believed.mean()),
+    }  # fmt: skip
 
 
 def learn(steps, seed, people):
@@ -111,11 +124,11 @@ def learn(steps, seed, people):
     return model, {"seed": seed, "seconds": round(seconds, 1), "curve": curve}
 
 
-def write_page(path, model, unseen, told, number=0):
+def write_page(path, model, unseen, told, number):
     """Write the page of `retro-np inspect` about the document that asks for a person's code."""
     tokens = np.array(encode_batch(told.tokenizer, [world.document(unseen[number], unseen[number].asked)])[0])
     facts = {
-        "trained on": f"{TRAINED_ON} other people",
+        "trained on": f"{TRAINED_ON:,} other people",
         "database": f"the codes of {ASKED} people, this one among them",
     }
     page = inspect(model.params, model.config, told, tokens, k=1)
@@ -127,12 +140,13 @@ def record(steps, seeds, folder, page):
     people = unseen, _, told = worlds(folder)
     learned = [learn(steps, seed, people) for seed in range(seeds)]
     model = learned[0][0]
-    write_page(page, model, unseen, told)
+    shown = example(model, unseen, told)
+    write_page(page, model, unseen, told, shown["number"])
     return {
         "command": COMMAND, "steps": steps, "threads": 1, "trained_on": TRAINED_ON, "asked": len(unseen),
         "parameters": count_parameters(model.config, embeddings=True), "codes": round(1 / world.CHANCE),
         "guess_bits": round(float(-np.log2(world.CHANCE)), 4), "found": found_share(unseen, told),
-        "example": example(model, unseen, told), "runs": [run for _, run in learned],
+        "example": shown, "runs": [run for _, run in learned],
     }  # fmt: skip
 
 

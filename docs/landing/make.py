@@ -106,7 +106,14 @@ def learned(curve: dict[str, Any]) -> dict[str, Any]:
     begun = [next(row["step"] for row in run if row["on"]["right"] >= 0.1) for run in runs]
     flat = max(round(asked * row[name]["right"]) for run in runs for row in run for name in ("off", "others"))
     words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
-    return {"finals": finals, "begun": (min(begun), max(begun)), "flat": flat, "runs": words.get(len(runs), len(runs))}
+    believed = round(asked * curve["example"]["believed"])
+    return {
+        "believed": believed,
+        "finals": finals,
+        "begun": (min(begun), max(begun)),
+        "flat": flat,
+        "runs": words.get(len(runs), len(runs)),
+    }
 
 
 def listed(items: list[Any]) -> str:
