@@ -664,10 +664,10 @@ print("dT, dQ and db_p, as products of matrices, equal the kernel's")
 # %% [markdown]
 # ## Three kinds of distance
 #
-# RETRO has three kinds of attention, and all of them use this score. ATTN is the decoder's self-attention. CCA you
-# know. CA_enc belongs to the encoder, which you will meet in tutorial 6: there each token of a neighbour reads the
-# chunk $C_u$ that found it. All that differs is the distance $\delta$, which stands where $i - j$ stands in the
-# score. Counted from 0:
+# RETRO has three kinds of attention, and all of them use this score. ATTN is self-attention, in the decoder and in
+# the encoder. CCA you know. CA_enc belongs to the encoder, which you will meet in tutorial 6: there each token of a
+# neighbour reads the chunk $C_u$ that found it. All that differs is the distance $\delta$, which stands where $i - j$
+# stands in the score. Counted from 0:
 #
 # | | query $i$ | key $j$ | distance $\delta$ |
 # | --- | --- | --- | --- |
@@ -680,8 +680,8 @@ print("dT, dQ and db_p, as products of matrices, equal the kernel's")
 # $H_u^+$, which begins with the *last* token of $C_u$. Query $i$ therefore stands at place $m - 1 + i$, and key $j$
 # at place $j$.
 #
-# The kernel need not know. The largest distance that occurs is that of query $m - 1$ and key 0, which is $2m - 2$. So
-# CCA makes its table from $2m - 2$ downwards, instead of from $m - 1$, and the skew does the rest.
+# The kernel need not know any of this. The largest distance that occurs is that of query $m - 1$ and key 0, which is
+# $2m - 2$. So CCA makes its table from $2m - 2$ downwards, instead of from $m - 1$, and the skew does the rest.
 
 # %%
 by_distance = np.tile(np.arange(2 * m - 2, -m - 1, -1), (m, 1))  # 3m − 1 distances, from 2m − 2 down to −m
