@@ -71,9 +71,11 @@ BLUE, ORANGE, GREY, NAVY, SAND = "#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f
 # %%
 LIBRARY = Path(os.__file__).parent
 NAMES = """
-argparse ast bdb calendar cmd codecs configparser contextlib copy csv dataclasses difflib doctest enum fractions
-ftplib functools gettext heapq inspect locale mailbox optparse pdb pickle pstats queue sched selectors shutil
-smtplib socket ssl statistics string subprocess tarfile tempfile threading tokenize trace typing uuid weakref
+argparse ast bdb calendar cmd codecs configparser contextlib copy csv dataclasses
+difflib doctest enum fractions ftplib functools gettext heapq inspect locale mailbox
+optparse pdb pickle pstats queue sched selectors shutil smtplib socket ssl
+statistics string subprocess tarfile tempfile threading tokenize trace typing uuid
+weakref
 """
 TRAIN = NAMES.split()
 HELD_OUT = ["textwrap", "shelve", "timeit", "shlex", "fileinput"]
@@ -82,17 +84,20 @@ VOCABULARY = 256  # tokens
 
 def tokens_of(modules):
     """The bytes of some modules, one after the other, as a row of integers."""
-    return np.frombuffer(b"".join((LIBRARY / f"{name}.py").read_bytes() for name in modules), np.uint8).astype(int)
+    texts = [(LIBRARY / f"{name}.py").read_bytes() for name in modules]
+    return np.frombuffer(b"".join(texts), np.uint8).astype(int)
 
 
 def text_of(tokens):
-    return bytes(np.asarray(tokens, np.uint8).tolist()).decode("utf-8", errors="replace")
+    """The text of a row of bytes, with � for what cannot be shown."""
+    text = bytes(list(tokens)).decode("utf-8", errors="replace")
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 train, held_out = tokens_of(TRAIN), tokens_of(HELD_OUT)
 print(f"{len(TRAIN)} modules to train on, {len(HELD_OUT)} held out")
 print(list(b"for i in"), "is", repr(text_of([102, 111, 114, 32, 105, 32, 105, 110])))
-print(text_of(held_out[1300:1560]))
+print("\n".join(text_of(held_out).splitlines()[30:36]))
 
 # %% [markdown]
 # *The figures in this tutorial come from Python 3.11. Another version has slightly other modules, and the last digit
@@ -110,7 +115,7 @@ print(text_of(held_out[1300:1560]))
 # %%
 counts = np.ones((VOCABULARY, VOCABULARY))
 np.add.at(counts, (train[:-1], train[1:]), 1)
-bigram = counts / counts.sum(axis=1, keepdims=True)  # row: the last byte; column: the next one
+bigram = counts / counts.sum(axis=1, keepdims=True)  # row: last byte; column: next byte
 
 # %% tags=["hide-input"]
 shown = [ord(character) for character in "abcdefghijklmnopqrstuvwxyz_ .,:=()\n"]
@@ -144,7 +149,8 @@ for _ in range(160):
 print(text_of(written))
 
 # %% [markdown]
-# The pairs of letters are right and nothing else is. To do better we first need to say what "better" means.
+# The pairs of letters are right and nothing else is. What cannot be shown as a character is printed as �. To do
+# better we first need to say what "better" means.
 #
 # ## How good is a model? Cross-entropy
 #
@@ -165,7 +171,8 @@ print(text_of(written))
 
 # %%
 for p in (1.0, 0.5, 0.25, 0.01, 1 / 256):
-    print(f"probability {p:.4f}: surprise {-math.log(p) + 0:.3f} nats = {-math.log2(p) + 0:.3f} bits")
+    nats = math.log(1 / p)
+    print(f"probability {p:.4f}: surprise {nats:.3f} nats = {nats / math.log(2):.3f} bits")
 
 # %% [markdown]
 # The last row is a model that knows nothing. It gives each of 256 bytes the same probability and pays 8.000 bits for
@@ -184,10 +191,12 @@ surprise = {  # of each held-out byte but the first, in nats
     "bigrams": -np.log(bigram[held_out[:-1], held_out[1:]]),
 }
 for name, nats in surprise.items():
-    print(f"{name:23} {nats.mean():.2f} nats = {nats.mean() / math.log(2):.2f} bits a byte")
+    bits = nats.mean() / math.log(2)
+    print(f"{name:23} {nats.mean():.2f} nats = {bits:.2f} bits a byte")
 
 # %% tags=["hide-input"]
-line = slice(1414, 1468)  # a line of textwrap.py
+begin = text_of(held_out).index("text to spaces before")  # a line of textwrap.py
+line = slice(begin - 1, begin + 53)  # The surprise of byte t stands at place t − 1.
 figure, axes = plt.subplots(figsize=(9, 2.4))
 axes.bar(range(54), surprise["bigrams"][line] / math.log(2), color=BLUE)
 axes.set_xticks(range(54), text_of(held_out[1:][line]).replace(" ", "␣").replace("\n", "⏎"), fontsize=8)
@@ -208,7 +217,8 @@ plt.show()
 unsmoothed = (counts - 1) / np.maximum((counts - 1).sum(axis=1, keepdims=True), 1)
 with np.errstate(divide="ignore"):
     nats = -np.log(unsmoothed[held_out[:-1], held_out[1:]])
-print(f"cross-entropy {nats.mean()}, because {np.isinf(nats).sum()} of {len(nats):,} pairs are new")
+new = np.isinf(nats).sum()
+print(f"cross-entropy {nats.mean()}, because {new} of {len(nats):,} pairs are new")
 
 # %% [markdown]
 # A language model must never say "impossible". The models below cannot, as we shall see.
@@ -219,17 +229,20 @@ print(f"cross-entropy {nats.mean()}, because {np.isinf(nats).sum()} of {len(nats
 # occurs. It has half as many tokens to predict, and each of them is harder. Nats per token cannot compare the two
 # models fairly.
 
+
 # %%
-halves = [row[: len(row) // 2 * 2].reshape(-1, 2) @ [VOCABULARY, 1] for row in (train, held_out)]  # two bytes a token
-pair_counts = np.bincount(halves[0], minlength=VOCABULARY**2) + 0.01
-pair_nats = -np.log((pair_counts / pair_counts.sum())[halves[1]])
+def in_pairs(tokens):
+    """Two bytes become one token."""
+    pairs = tokens[: len(tokens) // 2 * 2].reshape(-1, 2)
+    return pairs[:, 0] * VOCABULARY + pairs[:, 1]
+
+
+pair_counts = np.bincount(in_pairs(train), minlength=VOCABULARY**2) + 0.01
+pair_nats = -np.log((pair_counts / pair_counts.sum())[in_pairs(held_out)])
 byte_nats = surprise["frequency of each byte"]
-for name, nats, n_bytes in (
-    ("one byte a token", byte_nats, len(byte_nats)),
-    ("two bytes a token", pair_nats, 2 * len(pair_nats)),
-):
-    per_byte = nats.sum() / math.log(2) / n_bytes
-    print(f"{name:18} {nats.mean():.2f} nats a token, {per_byte:.2f} bits a byte")
+for size, nats in ((1, byte_nats), (2, pair_nats)):
+    per_byte = nats.sum() / math.log(2) / (size * len(nats))
+    print(f"tokens of {size}: {nats.mean():.2f} nats a token, {per_byte:.2f} bits a byte")
 
 # %% [markdown]
 # Per token the second model looks far worse. It is the better one: it needs fewer bits for the same text. So the
@@ -287,7 +300,9 @@ def softmax(z):
 
 
 def cross_entropy(logits, targets):
-    """The mean of −ln p(target), in nats, and its pullback. logits: (..., |𝒱|); targets: (...)."""
+    """The mean of −ln p(target), in nats, and its pullback.
+
+    logits: (..., |𝒱|); targets: (...), integers."""
     p = softmax(logits)
     p_true = np.take_along_axis(p, targets[..., None], axis=-1)
 
@@ -302,8 +317,10 @@ def cross_entropy(logits, targets):
 z, true = np.array([2.0, 1.0, 0.0, -1.0]), np.array(1)
 loss, loss_vjp = cross_entropy(z, true)
 p, dz = softmax(z), loss_vjp(1.0)
-nudge = 1e-6 * np.eye(4)
-measured = [(cross_entropy(z + e, true)[0] - cross_entropy(z - e, true)[0]) / 2e-6 for e in nudge]
+measured = []
+for nudge in 1e-6 * np.eye(4):  # one logit after the other
+    more, less = cross_entropy(z + nudge, true)[0], cross_entropy(z - nudge, true)[0]
+    measured.append((more - less) / 2e-6)
 print("p − y   ", np.round(dz, 4))
 print("measured", np.round(measured, 4))
 assert np.allclose(dz, measured, atol=1e-8)
@@ -336,7 +353,7 @@ plt.show()
 
 # %%
 table, looked_up = np.zeros((4, 2)), np.array([3, 1, 3, 3])
-dy = np.array([[1.0, 1.0], [10.0, 10.0], [100.0, 100.0], [1000.0, 1000.0]])  # a gradient for each place
+dy = np.array([[1.0], [10.0], [100.0], [1000.0]]) * np.ones(2)  # a gradient for each place
 
 wrong = np.zeros_like(table)
 wrong[looked_up] += dy
@@ -353,7 +370,7 @@ print("with np.add.at row 3 gets", right[3], " row 1 gets", right[1])
 
 # %%
 def embed(table, tokens):
-    """table[tokens], and its pullback. table: (|𝒱|, d); tokens: integers of any shape."""
+    """table[tokens] and its pullback. table: (|𝒱|, d); tokens: integers of any shape."""
 
     def vjp(dy):
         dtable = np.zeros_like(table)
@@ -378,8 +395,8 @@ for step in range(1, 1501):
     table -= 80 * (1 - step / 1500) * embed_vjp(loss_vjp(1.0))
     if step in (1, 10, 100, 1500):
         held_loss, _ = cross_entropy(table[held_out[:-1]], held_out[1:])
-        print(f"step {step:3}: {held_loss / math.log(2):.2f} bits a byte on the held-out modules")
-print(f"counted:  {surprise['bigrams'].mean() / math.log(2):.2f}")
+        print(f"step {step:4}: {held_loss / math.log(2):.2f} bits a byte, held out")
+print(f"counted:   {surprise['bigrams'].mean() / math.log(2):.2f}")
 
 # %% [markdown]
 # Gradient descent finds nearly what counting found. For this model that is no gain. But gradient descent also works
@@ -405,8 +422,8 @@ print(f"counted:  {surprise['bigrams'].mean() / math.log(2):.2f}")
 # derivative, so the queries, keys and values can be learned.
 
 # %%
-K = np.array([[1.9, 0.3], [0.4, 1.8], [-1.6, 0.7], [1.3, 1.3]])  # four keys of two columns
-values = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 3.0], [0.0, 3.0]])  # and their four values
+K = np.array([[1.9, 0.3], [0.4, 1.8], [-1.6, 0.7], [1.3, 1.3]])  # four keys, c = 2
+values = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 3.0], [0.0, 3.0]])  # and their values
 query = np.array([2.0, 0.8])
 scores = K @ query / math.sqrt(2)
 weights = softmax(scores)
@@ -442,8 +459,8 @@ plt.show()
 # first these are its embedding. The rows together are the matrix $H$. Three learned matrices make all queries, keys
 # and values at once, and the rest is what we have just done:
 #
-# $$Q = H W_Q, \qquad K = H W_K, \qquad V = H W_V, \qquad
-# Z = \frac{Q K^\top}{\sqrt{c}}, \qquad A = \operatorname{softmax}(Z), \qquad O = A V.$$
+# $$\begin{gathered} Q = H W_Q, \qquad K = H W_K, \qquad V = H W_V, \\
+# Z = \frac{Q K^\top}{\sqrt{c}}, \qquad A = \operatorname{softmax}(Z), \qquad O = A V. \end{gathered}$$
 #
 # Row $i$ of $Q$ is the query $Q_i$ of token $i$, and row $j$ of $K$ is the key $K_j$ of token $j$. So
 # $Z_{ij} = Q_i \cdot K_j / \sqrt{c}$ is the score that query $i$ gives to key $j$, where $c$ is the number of columns
@@ -457,11 +474,11 @@ plt.show()
 # %%
 rng = np.random.default_rng(2)
 for c in (4, 64, 1024):
-    raw = np.einsum("bc,bjc->bj", rng.standard_normal((200, c)), rng.standard_normal((200, 16, c)))
-    top = [softmax(scores).max(axis=-1).mean() for scores in (raw, raw / math.sqrt(c))]
-    print(
-        f"c = {c:4}: variance of the scores {raw.var():6.1f}; largest of 16 weights {top[0]:.2f}, divided {top[1]:.2f}"
-    )
+    q, keys = rng.standard_normal((200, 1, c)), rng.standard_normal((200, 16, c))
+    raw = (q @ keys.swapaxes(1, 2))[:, 0]  # the scores of 200 queries, 16 keys each
+    top, top_divided = softmax(raw).max(axis=1), softmax(raw / math.sqrt(c)).max(axis=1)
+    print(f"c = {c:4}: variance of the scores {raw.var():6.1f}, ", end="")
+    print(f"largest weight {top.mean():.2f}; with the division {top_divided.mean():.2f}")
 
 # %% [markdown]
 # ### The causal mask
@@ -474,7 +491,7 @@ for c in (4, 64, 1024):
 
 # %%
 def attention(q, keys, values, causal=True):
-    """One head of attention. q, keys: (n, c); values: (n, c). Returns the result (n, c) and the weights (n, n)."""
+    """One head of attention. q, keys, values: (n, c). Returns O, (n, c), and A, (n, n)."""
     scores = q @ keys.T / math.sqrt(q.shape[1])
     if causal:
         later = np.arange(len(keys)) > np.arange(len(q))[:, None]  # key j after query i
@@ -511,9 +528,9 @@ plt.show()
 # ### Heads
 #
 # One softmax gives a token one thing to look for. But a token may want several things at a time: the byte before, the
-# last opening bracket, the beginning of the line. So the $d$ columns of $Q$, $K$ and $V$ are cut into *heads* of
-# $c = d / \texttt{n\_heads}$ columns. Each head has its own scores, its own softmax and its own result. The results
-# are put side by side, $d$ columns again, and a last matrix $W_O$ mixes them.
+# last opening bracket, the beginning of the line. So the $d$ columns of $Q$, $K$ and $V$ are cut into *heads*. With
+# `n_heads` heads, each has $c$ columns, which is $d$ divided by `n_heads`. Each head has its own scores, its own
+# softmax and its own result. The results are put side by side, $d$ columns again, and a last matrix $W_O$ mixes them.
 #
 # The library's `relative_attention` does this for a batch of texts and all heads, and it returns the pullback, which
 # [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes, two of which are not needed yet
@@ -521,7 +538,8 @@ plt.show()
 
 # %%
 n_heads = 2
-q, keys, vals = (z.reshape(1, 1, n, n_heads, c // n_heads) for z in (Q, K, values))  # (batch, 1, n, heads, c)
+shape = (1, 1, n, n_heads, c // n_heads)  # batch, one, tokens, heads, columns of a head
+q, keys, vals = (z.reshape(shape) for z in (Q, K, values))
 theirs, _ = relative_attention(q, keys, vals, causal_offset=0)
 for head in range(n_heads):
     ours, _ = attention(q[0, 0, :, head], keys[0, 0, :, head], vals[0, 0, :, head])
@@ -536,9 +554,10 @@ print(f"{n_heads} heads of {c // n_heads} columns: equal to the library's")
 
 # %%
 order = [1, 0, *range(2, n)]  # exchange the first two tokens
-there, exchanged = (attention(Q[o], K[o], values[o])[0][-1] for o in (list(range(n)), order))
-print(f"largest change of the last token's result: {np.abs(there - exchanged).max():.1g}")
-assert np.allclose(there, exchanged)
+before, _ = attention(Q, K, values)
+after, _ = attention(Q[order], K[order], values[order])
+print(f"largest change of the last row: {np.abs(before[-1] - after[-1]).max():.0e}")
+assert np.allclose(before[-1], after[-1])
 
 # %% [markdown]
 # So the position must be put in by hand. The oldest way adds a fixed vector to each token's embedding, another one
@@ -548,7 +567,7 @@ assert np.allclose(there, exchanged)
 
 # %%
 def sinusoids(n, d):
-    """Position t's vector: sin and cos of t / 10000^(2a/d), a = 0 … d/2 − 1. (n, d)"""
+    """A row for each position t: sin and cos of t / 10000^(2a/d), a < d/2. (n, d)"""
     angles = np.arange(n)[:, None] * 10000.0 ** (-2 * np.arange(d // 2) / d)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
@@ -650,7 +669,8 @@ def attend(params, h, n_heads, causal=True):
     keys, keys_vjp = linear(normed, params["w_k"])
     values, values_vjp = linear(normed, params["w_v"])
     heads = (z.reshape(cut) for z in (q, keys, values))
-    result, attention_vjp = relative_attention(*heads, causal_offset=0 if causal else None)
+    masked = {"causal_offset": 0} if causal else {}
+    result, attention_vjp = relative_attention(*heads, **masked)
     update, out_vjp = linear(result.reshape(h.shape), params["w_o"])
 
     def vjp(dy):
@@ -660,7 +680,8 @@ def attend(params, h, n_heads, causal=True):
         through_keys, dw_k = keys_vjp(dkeys.reshape(h.shape))
         through_values, dw_v = values_vjp(dvalues.reshape(h.shape))
         dh, dgain = norm_vjp(through_q + through_keys + through_values)
-        return {"norm": dgain, "w_q": dw_q, "w_k": dw_k, "w_v": dw_v, "w_o": dw_o}, dy + dh
+        grads = {"norm": dgain, "w_q": dw_q, "w_k": dw_k, "w_v": dw_v, "w_o": dw_o}
+        return grads, dy + dh
 
     return h + update, vjp
 
@@ -693,7 +714,9 @@ def ffw(params, h):
 
 # %%
 def language_model(params, tokens, n_heads=4, causal=True):
-    """The logits of each next token, (B, n) → (B, n, |𝒱|), and vjp(dlogits) → gradients, a tree like params."""
+    """Logits of each next token, and vjp(dlogits) → gradients, a tree like params.
+
+    tokens: (B, n). Returns logits (B, n, |𝒱|)."""
     h, embed_vjp = embed(params["embedding"], tokens)
     h = h + sinusoids(*h.shape[1:]).astype(h.dtype)
     vjps = []
@@ -712,29 +735,34 @@ def language_model(params, tokens, n_heads=4, causal=True):
             dffw, dh = ffw_vjp(dh)
             dattention, dh = attend_vjp(dh)
             layers.insert(0, {"attention": dattention, "ffw": dffw})
-        return {"embedding": embed_vjp(dh), "layers": layers, "norm": dgain, "readout": dreadout}
+        grads = {"embedding": embed_vjp(dh), "layers": layers}
+        return grads | {"norm": dgain, "readout": dreadout}
 
     return logits, vjp
 
 
 def fresh_params(rng, d=64, n_layers=2, dtype=np.float32):
-    """Random matrices, so scaled that a row keeps its size; gains of one; a readout near zero."""
+    """Matrices that keep the size of a row, gains of one, and a readout near zero."""
 
     def matrix(rows, columns, scale=1.0):
-        return (rng.standard_normal((rows, columns)) * scale / math.sqrt(rows)).astype(dtype)
+        entries = rng.standard_normal((rows, columns)) * scale / math.sqrt(rows)
+        return entries.astype(dtype)
 
     def layer():
-        attention = {"norm": np.ones(d, dtype)} | {name: matrix(d, d) for name in ("w_q", "w_k", "w_v")}
-        dense = {"norm": np.ones(d, dtype), "w_in": matrix(d, 4 * d), "w_out": matrix(4 * d, d, 0.5)}
-        return {"attention": attention | {"w_o": matrix(d, d, 0.5)}, "ffw": dense}
+        attention = {name: matrix(d, d) for name in ("w_q", "w_k", "w_v")}
+        attention |= {"w_o": matrix(d, d, 0.5), "norm": np.ones(d, dtype)}
+        dense = {"w_in": matrix(d, 4 * d), "w_out": matrix(4 * d, d, 0.5)}
+        return {"attention": attention, "ffw": dense | {"norm": np.ones(d, dtype)}}
 
-    embedding = (0.5 * rng.standard_normal((VOCABULARY, d))).astype(dtype)
-    layers = [layer() for _ in range(n_layers)]
-    return {"embedding": embedding, "layers": layers, "norm": np.ones(d, dtype), "readout": matrix(d, VOCABULARY, 0.1)}
+    params = {"embedding": (0.5 * rng.standard_normal((VOCABULARY, d))).astype(dtype)}
+    params |= {"layers": [layer() for _ in range(n_layers)], "norm": np.ones(d, dtype)}
+    return params | {"readout": matrix(d, VOCABULARY, 0.1)}
 
 
 def loss_and_gradients(params, texts, **options):
-    """The loss of predicting each token of each text from those before it. texts: (B, n + 1)."""
+    """The loss of predicting each token from those before it. texts: (B, n + 1).
+
+    The gradients come as a function, for they are not always needed."""
     logits, model_vjp = language_model(params, texts[:, :-1], **options)
     loss, loss_vjp = cross_entropy(logits, texts[:, 1:])
     return loss, lambda: model_vjp(loss_vjp(1.0))
@@ -763,7 +791,8 @@ direction = {name: rng.standard_normal(p.shape) for name, p in named_leaves(smal
 
 
 def loss_along(step):
-    return loss_and_gradients(map_tree(lambda name, p: p + step * direction[name], small), texts)[0]
+    moved = map_tree(lambda name, p: p + step * direction[name], small)
+    return loss_and_gradients(moved, texts)[0]
 
 
 slope = (loss_along(1e-6) - loss_along(-1e-6)) / 2e-6
@@ -803,15 +832,19 @@ assert abs(slope - said) < 1e-6 * abs(said) + 1e-8
 
 
 # %%
-def adamw(params, gradients, means, squares, step, rate, decay=0.1, beta1=0.9, beta2=0.95):
-    """One step, in place. params: a tree; means and squares: a dict of arrays by the parameters' names."""
+def adamw(params, gradients, means, squares, step, rate, decay=0.1, betas=(0.9, 0.95)):
+    """One step, in place. params: a tree; means, squares: arrays by parameters' names."""
+    (beta1, beta2), epsilon = betas, 1e-8
     gradients = dict(named_leaves(gradients))
     for name, p in named_leaves(params):
         g = gradients[name]
         means[name] += (1 - beta1) * (g - means[name])
         squares[name] += (1 - beta2) * (g * g - squares[name])
-        update = means[name] / (1 - beta1**step) / (np.sqrt(squares[name] / (1 - beta2**step)) + 1e-8)
-        p -= rate * (update + (decay * p if p.ndim > 1 else 0))  # Gains do not decay.
+        mean = means[name] / (1 - beta1**step)  # the hats of the equations
+        square = squares[name] / (1 - beta2**step)
+        if p.ndim > 1:  # Gains do not decay.
+            p -= rate * decay * p
+        p -= rate * mean / (np.sqrt(square) + epsilon)
 
 
 def zeros_like(params):
@@ -905,7 +938,7 @@ for step in range(1, steps + 1):
         held_loss, _ = loss_and_gradients(params, held_texts)
         curve.append((step, loss / math.log(2), held_loss / math.log(2)))
     if step == 1 or step % 200 == 0:
-        print(f"step {step:4}: {curve[-1][1]:.1f} bits a byte on the batch, {curve[-1][2]:.1f} on the held-out modules")
+        print("step {:4}: {:.1f} bits a byte on the batch, {:.1f} held out".format(*curve[-1]))
 assert time.perf_counter() - begin < 200
 
 # %% tags=["hide-input"]
@@ -946,10 +979,9 @@ def sample(params, prompt, length, rng, temperature=0.8):
 
 
 prompt = b"    def __init__(self"
-print(
-    "before training:\n", text_of(sample(fresh_params(np.random.default_rng(0)), prompt, 60, np.random.default_rng(7)))
-)
-print("\nafter:\n", text_of(sample(params, prompt, 400, np.random.default_rng(7))), sep="")
+fresh = fresh_params(np.random.default_rng(0))
+for when, model, length in (("before training", fresh, 60), ("after", params, 400)):
+    print(f"{when}:\n{text_of(sample(model, prompt, length, np.random.default_rng(7)))}\n")
 
 # %% [markdown]
 # It means nothing, and yet it is unmistakably Python: lines are indented, most brackets are closed, and `self` is
@@ -1027,13 +1059,14 @@ cheat, cheat_steps = fresh_params(rng), 300
 means, squares = zeros_like(cheat), zeros_like(cheat)
 for step in range(1, cheat_steps + 1):
     starts = rng.integers(len(train) - n, size=batch)
-    loss, pullback = loss_and_gradients(cheat, train[starts[:, None] + np.arange(n + 1)], causal=False)
+    texts = train[starts[:, None] + np.arange(n + 1)]
+    loss, pullback = loss_and_gradients(cheat, texts, causal=False)
     adamw(cheat, pullback(), means, squares, step, 1e-2 * min(1, step / 50))
 logits, _ = language_model(cheat, held_texts[:, :-1], causal=False)
-p_true = np.take_along_axis(softmax(logits.astype(float)), held_texts[:, 1:, None], axis=-1)[..., 0]
-bits = -np.log2(p_true)
+p = softmax(logits.astype(float))
+bits = -np.log2(np.take_along_axis(p, held_texts[:, 1:, None], axis=-1)[..., 0])
 print(f"without the mask: {bits[:, :-1].mean():.1f} bits a byte at all places but the last")
-print(f"                  {bits[:, -1].mean():.1f} bits a byte at the last place; the table has {table_bits:.1f}")
+print(f"at the last place: {bits[:, -1].mean():.1f}; the table has {table_bits:.1f}")
 print(repr(text_of(sample(cheat, prompt, 60, np.random.default_rng(7)))))
 assert bits[:, :-1].mean() < 1
 assert bits[:, -1].mean() > table_bits

@@ -253,7 +253,8 @@ query = "To make pies, take a bowl"
 found, distances = database.search(query, k=3)
 for chunk, distance in zip(found, distances, strict=True):
     neighbour, continuation = np.split(database.value(chunk), 2)
-    print(f"{distance:.3f}  {database.text(neighbour)!r}\n       and then {database.text(continuation)!r}")
+    print(f"{distance:.3f}  {database.text(neighbour)!r}")
+    print(f"       and then {database.text(continuation)!r}")
 
 # %% [markdown]
 # If you ask for more chunks than there are, the rest of the answer is −1, at distance infinity. The value of −1 is
@@ -282,7 +283,7 @@ print(database.value(found[-1]))
 
 # %%
 def shared_runs(part, retrieved=True):
-    """The share of tokens to be predicted that end a run of ≥ 3 which stands in a part of a neighbour."""
+    """The percentage of tokens to be predicted that end a run of ≥ 3 found in `part`."""
     rng, hits, total = np.random.default_rng(0), 0, 0
     for name in documents:
         rows = rows_of(name)
@@ -340,7 +341,8 @@ for text in (original, "Wash your hands.\n" + original):
     ids, distances = database.search_keys(database.embed_chunks(chunk[None]), 1)
     near, continuation = np.split(database.value(ids[0, 0]), 2)
     print(f"read      {database.text(chunk)!r}\n  goes on {database.text(following)!r}")
-    print(f"nearest   {database.text(near)!r}, at {distances[0, 0]:.3f}\n  goes on {database.text(continuation)!r}\n")
+    print(f"nearest   {database.text(near)!r}, at {distances[0, 0]:.3f}")
+    print(f"  goes on {database.text(continuation)!r}\n")
 
 # %% [markdown]
 # The first chunk is in the database, is found at distance 0, and its continuation is exactly what comes next. The

@@ -141,10 +141,10 @@ def softmax(scores):
 #
 # $$A = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt{c}}\right), \qquad O = A V.$$
 #
-# This happens in each head by itself, on $c = d / \texttt{n\_heads}$ of the columns. There are two differences from
-# the decoder there. There is **no causal mask**: BERT does not predict what comes next, so each piece may read the
-# whole text. And the norm stands *behind* the sum, not before the block. This is the older order, called post-norm.
-# RETRO's own blocks have the norm in front.
+# This happens in each head by itself, on $c$ of the columns, $d$ divided by the number of heads. There are two
+# differences from the decoder there. There is **no causal mask**: BERT does not predict what comes next, so each
+# piece may read the whole text. And the norm stands *behind* the sum, not before the block. This is the older order,
+# called post-norm. RETRO's own blocks have the norm in front.
 #
 # Do not mix up two pairs of names. The *query* and the *keys* of attention are inside BERT, one for each piece and
 # each head. The *query* and the *keys* of the database are vectors of whole texts. They have the same names because
@@ -178,7 +178,9 @@ def layer(x, at):
 
 # %%
 def by_hand(ids):
-    """The states before the first layer and after each, (t, d), and each layer's weights, (n_heads, t, t)."""
+    """The states before the first layer and after each, (t, d), and each layer's weights.
+
+    ids: (t,), the numbers of word pieces. Weights are (n_heads, t, t)."""
     x = tensors["embeddings.word_embeddings.weight"][ids]
     x = x + tensors["embeddings.position_embeddings.weight"][: len(ids)]
     x = x + tensors["embeddings.token_type_embeddings.weight"][0]
@@ -212,7 +214,8 @@ print(f"last states {last.shape}, equal within 1e-4")
 
 # %%
 positions = "embeddings.position_embeddings.weight"
-for name, table in (("without positions", 0 * tensors[positions]), ("with positions", bert.files.tensors[positions])):
+with_positions = bert.files.tensors[positions]
+for name, table in (("without positions", 0 * with_positions), ("with positions", with_positions)):
     tensors[positions] = table
     there, back = (by_hand(order)[0][-1].mean(axis=0) for order in (ids, ids[::-1]))
     cosine = there @ back / np.linalg.norm(there) / np.linalg.norm(back)
