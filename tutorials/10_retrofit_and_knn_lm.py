@@ -231,9 +231,7 @@ assert bits(with_knn) < bits(plain)
 more_keys, more_values = np.concatenate([keys, hidden]), np.concatenate([values, plain.tokens])
 leaked, _ = knn_lm.knn_lm(plain, hidden, documents, more_keys, more_values)
 assert bits(leaked) < bits(plain) / 2
-print(
-    f"with the held-out documents in the datastore: {bits(leaked):.2f} bits per byte, less than half of the baseline's"
-)
+print(print(f"with the held-out documents in the datastore: {bits(leaked):.2f} bits per byte"))
 
 # %% [markdown]
 # ## Everybody gets the same neighbours
@@ -317,11 +315,9 @@ axis.set_xticks(range(3), list(kinds))
 axis.set(ylabel="bits saved at a token", title="What each method saves, by kind of token", ylim=(-0.9, 3.5))
 axis.legend(frameon=False, fontsize=8, loc="upper left")
 plt.show()
+print(f"{'bits saved at a token of':24}" + "".join(f"{kind:>12}" for kind in ("the name", "words", "the code")))
 for name, of in saved.items():
-    print(
-        f"{name:20}"
-        + "".join(f"{kind}: {round(mean, 1) + 0.0:+.1f}   " for kind, mean in zip(kinds, of[:, 0], strict=True))
-    )
+    print(f"{name:24}" + "".join(f"{round(mean, 1) + 0.0:+12.1f}" for mean in of[:, 0]))
 print(f"a digit that can only be guessed costs {-np.log2(CHANCE) / DIGITS:.2f} bits")
 of_all, of_neighbour, by_reading = (
     saved[name][:, 0] for name in ("kNN-LM, all tokens", "kNN-LM, neighbour", "RETROfit")

@@ -163,7 +163,7 @@ figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
 for name, (bytes_a_token, colour, style) in lines.items():
     axis.plot(sizes, bytes_a_token * sizes, style, color=colour, label=name)
     fills = [f"{said(limit / bytes_a_token):>13}" for limit in (MEMORY, DISK)]
-    print(f"{name:22} fills memory at {fills[0]} tokens, the disk at {fills[1]}")
+    print(f"{name:20}: memory is full at {fills[0]}, the disk at {fills[1]} tokens")
 for name, limit in (("16 GB of memory", MEMORY), ("1 TB of disk", DISK)):
     axis.axhline(limit, color="black", linewidth=0.8, linestyle=":")
     axis.text(1.2e4, limit * 1.4, name, fontsize=8)
@@ -232,10 +232,12 @@ searches = {
 }
 rounds = [{n: {s: seconds_a_query(f, k) for s, f in of.items()} for n, of in searches.items()} for _ in range(5)]
 measured = {name: {size: min(each[name][size] for each in rounds) for size in SIZES} for name in searches}
+print("            ms a query        ms a key           recall@2")
+print("   keys   exact    graph      to build    with a margin, without")
 for size in SIZES:
-    times = ", ".join(f"{name} {1e3 * of[size]:.2f} ms" for name, of in measured.items())
-    print(f"{size:5,} keys: {times} a query; {1e3 * building[size]:.1f} ms a key to build; ", end="")
-    print(f"recall@{k} {recalls[MARGIN, size]:.2f}, with no margin {recalls[0, size]:.2f}")
+    exact, graph = (1e3 * measured[name][size] for name in ("exact", "graph"))
+    print(f"{size:7,} {exact:7.2f} {graph:8.2f} {1e3 * building[size]:13.2f} ", end="")
+    print(f"{recalls[MARGIN, size]:16.2f} {recalls[0, size]:8.2f}")
 
 # %% [markdown]
 # From here we extrapolate, with two functions of two constants each: $a + b \cdot \text{keys}$ for exact search, and
@@ -284,7 +286,7 @@ print(f"exact search of 1.75e12 tokens, extrapolated: some {10 ** round(math.log
 # keys.
 #
 # The blue line hides something. With a fixed number of candidates, recall falls as the keys get more crowded; the
-# column without a margin showed it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
+# last column of the table shows it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
 # reports recall and time together.
 #
 # The paper's answer is the line at 10 ms. It uses an approximate index whose search costs $O(\log T)$ for $T$ tokens,
@@ -333,9 +335,8 @@ print(
 print(f"a build's question: {1e3 * BUILD_SECONDS:.3f} ms, keys of {database.d_key} columns")
 assert 1.5 < factor < 8
 
+
 # %%
-
-
 def lasting(seconds):
     """A time in the unit that suits it, to two digits."""
     units = {"years": 365 * 86400, "days": 86400, "hours": 3600, "minutes": 60, "s": 1}
@@ -381,8 +382,8 @@ for name, embed in (("hashing", database.embedder.embed), ("BERT (MiniLM)", bert
     embed(chunks_of_text, show_progress=False)
     rates[name] = len(chunks_of_text) / (time.process_time() - began)
 for name, rate in rates.items():
-    taken = [f"{said(tokens)} tokens {lasting(tokens / m / rate)}" for tokens in (1e6, 1e9, 1.75e12)]
-    print(f"{name:13} {float(f'{rate:.2g}'):6,.0f} chunks a second: {', '.join(taken)}")
+    print(f"{name}: {float(f'{rate:.2g}'):,.0f} chunks a second")
+    print("  " + ", ".join(f"{said(tokens)} tokens in {lasting(tokens / m / rate)}" for tokens in (1e6, 1e9, 1.75e12)))
 
 # %% [markdown]
 # On one core, BERT needs days for a billion tokens and years for the paper's database, even a BERT as small as MiniLM.
@@ -395,9 +396,8 @@ for name, rate in rates.items():
 # the two nearest keys that are still found. For the last column, the 50 best candidates are measured again with their
 # exact keys, which may lie on a disk.
 
+
 # %%
-
-
 def rounded(x, bits):
     """Each number at the middle of one of 2 ** bits levels between −3 and 3 standard deviations."""
     step = 6 * some_keys.std() / 2**bits

@@ -94,9 +94,8 @@ rng = np.random.default_rng(0)
 # $\partial \mathcal{L} / \partial x$, the gradient of the loss with respect to `x`. Read the forward parts now; the
 # pullbacks are explained further down.
 
+
 # %%
-
-
 def attention(q, keys, values):
     """q: (n, c); keys, values: (r, c) → out (n, c), lse (n,), and vjp(dout, dlse) → (dq, dkeys, dvalues)."""
     scale = q.shape[-1] ** -0.5
@@ -194,9 +193,8 @@ assert abs(shares[0.0][1] - 0.5) < 0.05
 # only another number to subtract. `gradcheck` takes functions with several outputs, and can judge the whole
 # composition:
 
+
 # %%
-
-
 def reading(q, own_keys, own_values, keys, values, gate):
     """The attention of tokens to their own sequence and to what was retrieved."""
     (own, own_lse), own_vjp = attention(q, own_keys, own_values)
@@ -217,7 +215,7 @@ def tried(name, f, *arrays):
     try:
         print(f"{name}: right within {gradcheck(f, *arrays).error:.0e}")
     except GradientError as error:
-        print(f"{name}: {str(error).splitlines()[0]}")
+        print(f"{name}:", *str(error).splitlines()[0].split("; "), sep="\n  ")
 
 
 parts = q, own_keys, own_values, keys, values, np.array(0.3)
@@ -229,9 +227,8 @@ tried("the whole", reading, *parts)
 # Forget the gradient of lse, as if each attention still had one output. This mistake is easy to make and hard to see.
 # The value is right, and the loss goes down for a while. But queries and keys learn from only a part of the truth.
 
+
 # %%
-
-
 def forgetful(q, own_keys, own_values, keys, values, gate):
     """As `reading`, but its pullback treats both lse as constants."""
     joint, _ = reading(q, own_keys, own_values, keys, values, gate)
@@ -317,7 +314,7 @@ tokens, neighbours = rng.integers(1, 40, (1, 3 * m)), rng.integers(1, 40, (1, 3,
 original, off = retro(base, config, tokens, None)[0], retro(with_memory, added, tokens, None)[0]
 on = retro(with_memory, added, tokens, neighbours)[0]
 print(f"off against the original: {np.abs(off - original).max()}")
-print("on, the largest change of a token's logits:", np.abs(on - original).max(axis=-1)[0].round(1))
+print("on, the largest change of each token's logits:", *np.abs(on - original).max(axis=-1)[0].round(1))
 assert np.array_equal(off, original)
 assert np.array_equal(on[:, : m - 1], original[:, : m - 1])
 
@@ -472,7 +469,7 @@ AGAINST = {  # the memory against an opponent; the same source
     "documentation, memory against the prompt": (-3.9, -4.4, -3.4),
     "documentation, memory against the adapted model": (-2.5, -6.6, 1.4),
     "documentation without near-copies, the same": (4.2, 2.4, 6.1),
-    "a database that shares nothing with the text, memory against SmolLM2": (0.7, 0.4, 1.0),
+    "no shared content, memory against SmolLM2": (0.7, 0.4, 1.0),
 }
 TIMES = {"memory": 3.27, "memory, neighbours encoded already": 1.07, "prompt": 5.62}  # a token, relative to SmolLM2
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True, sharex=True)
@@ -496,7 +493,8 @@ for name, of in RECORDED.items():
         print(f"{name + ', ' + condition:43} {middle:+5.1f} % [{low:+.1f}, {high:+.1f}]")
 for name, (middle, low, high) in AGAINST.items():
     print(f"{name}: {middle:+.1f} % [{low:+.1f}, {high:+.1f}]")
-print("time of a token:", ", ".join(f"{name} {factor:.2f}" for name, factor in TIMES.items()))
+for name, factor in TIMES.items():
+    print(f"time of a token, {name}: {factor:.2f}")
 
 # %% [markdown]
 # *Figure 13.4.* On translations the memory beats every opponent. On documentation, adaptation without any retrieval

@@ -73,7 +73,7 @@ AGAINST = {
     "documentation, memory against the prompt": ("documentation", "in-context"),
     "documentation, memory against the adapted model": ("documentation", "adapted"),
     "documentation without near-copies, the same": ("documentation, similarity below 0.1", "adapted"),
-    "a database that shares nothing with the text, memory against SmolLM2": ("no shared content", "base"),
+    "no shared content, memory against SmolLM2": ("no shared content", "base"),
 }
 
 
