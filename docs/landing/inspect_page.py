@@ -14,7 +14,7 @@ from retro_np.experiments.pretrained import pretrained_database
 from retro_np.experiments.recipe import NEIGHBOURS
 from retro_np.report.inspection import inspect, write_inspection
 
-MODULE = "distutils/command/install_headers.py"  # It copies its first lines from its neighbours, but not its own code.
+MODULE = "distutils/command/install_headers.py"  # Similar modules share many of its lines.
 
 
 def write_page(page, database):
