@@ -246,6 +246,9 @@ print(print(f"with the held-out documents in the datastore: {bits(leaked):.2f} b
 # One more method belongs beside them, kNN-LM's elder sister. The **continuous cache** ([Grave et al.
 # 2017](https://arxiv.org/abs/1612.04426)) uses the hidden states of the same document, up to the current token, as its
 # datastore.
+#
+# The first half of the next cell serves kNN-LM on the neighbour. It computes the hidden states of the neighbour's
+# tokens, their distances from $h_t$, and whose value is the true token. Then all methods are scored.
 
 # %%
 values_of_rows = sequence_neighbours(database, valid, np.arange(len(valid.tokens))[None], 1)[0].reshape(-1, 2 * m)

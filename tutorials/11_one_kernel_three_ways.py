@@ -14,10 +14,11 @@
 # %% [markdown]
 # # 11 · One kernel, three ways
 #
-# Chunked cross-attention is a handful of matrix products with a softmax between them. The library contains this kernel
-# three times. NumPy computes it one array operation after the other. Numba and C compute it one *tile* of queries after
-# the other. All three do the same arithmetic, and yet one of them is much faster than the others. Why? The answer is
-# about memory, and you can find it with a clock, a count and one picture, the roofline.
+# Chunked cross-attention is a handful of matrix products with a softmax between them. A piece of code that does such
+# work is called a *kernel*, and the library contains this one three times. NumPy computes it one array operation after
+# the other. C, and Python loops that Numba compiles, compute it one *tile* of queries after the other. All three do the
+# same arithmetic, and yet one of them is much faster than the others. Why? The answer is about memory, and you can find
+# it with a clock, a count and one picture, the roofline.
 #
 # *Reading: about 35 minutes · runs in 10 s on one core · needs tutorials 4 and 5; a C compiler for the third way.*
 #
@@ -110,10 +111,11 @@ for kind in KINDS:
     print(f"{kind:6} is within 1e-4 of float64; its out has the shape {out.shape}")
 
 # %% [markdown]
-# All three agree. Now count the operations. A product of shapes $(a, b)$ and $(b, c)$ takes $2abc$ of them: $abc$
-# multiplications and as many additions. Each head of each chunk needs three such products. A query meets only $r$
-# different distances per neighbour, and the same ones for every neighbour, since all neighbours share their positions.
-# We do not count exponentials, as is usual; there is one for each score.
+# All three agree. Now count the operations. A product of shapes $(x, y)$ and $(y, z)$ takes $2xyz$ of them: $xyz$
+# multiplications and as many additions. A billion operations on floating-point numbers is a GFLOP. Each head of each
+# chunk needs three such products. A query meets only $r$ different distances per neighbour, and the same ones for every
+# neighbour, since all neighbours share their positions. We do not count exponentials, as is usual; there is one for
+# each score.
 
 # %%
 products = {
@@ -189,6 +191,9 @@ for kind in KINDS:
 
 # %% [markdown]
 # ## What stands in memory
+#
+# Between a core and the memory lie *caches*: small, fast memories that keep what was used last. What does not fit must
+# come from the next larger one, and in the end from memory, which is slow.
 #
 # NumPy makes every array of the formula whole: the scores, the products with every position, the exponentials. It
 # writes each of them to memory, and the next operation reads it again. `tracemalloc` sees the arrays that NumPy
@@ -310,8 +315,9 @@ for kind in KINDS:
 # $$\min(\text{peak},\; I \cdot \text{bandwidth})$$
 #
 # operations in a second. This is the roof, and $I$ is the arithmetic intensity. We measure the peak by a large product
-# in BLAS, and the bandwidth by copying arrays that no cache can hold. A byte that is read and a byte that is written
-# count as two. Both are the best of several runs, since a roof is what the machine *can* do.
+# in BLAS, the library with which NumPy multiplies matrices, and the bandwidth by copying arrays that no cache can hold.
+# A byte that is read and a byte that is written count as two. Both are the best of several runs, since a roof is what
+# the machine *can* do.
 
 # %%
 side, long = 1024, 1 << 24
@@ -387,9 +393,10 @@ for kind in KINDS:
 #
 # ## Between memory and peak: registers
 #
-# What stops Numba? Its inner loop adds four rows, each times a number, to four rows of sums. For each column of vectors
+# What stops Numba? A core computes only with numbers in its *registers*, a few dozen places that each hold a vector of
+# 16 numbers. Numba's inner loop adds four rows, each times a number, to four rows of sums. For each column of vectors
 # it moves twelve vectors between the first cache and the registers: four rows in, four sums in, four sums out. C keeps
-# a block of sixteen sums in *registers* until they are finished. Compute the arithmetic intensity once more, this time
+# a block of sixteen sums in registers until they are finished. Compute the arithmetic intensity once more, this time
 # for the traffic between registers and first cache.
 
 # %%
@@ -509,7 +516,7 @@ check_11_1(in_slices)
 # **11.2** A tile can be cut along the keys, too, if the softmax is taken as the keys come ([Milakov & Gimelshein
 # 2018](https://arxiv.org/abs/1805.02867)). Keep a running maximum and a running sum, and shrink what was summed so far
 # whenever the maximum rises. Write the attention of one head without positions: `q` (n, c), `keys` and `values` (N, c),
-# at most `size` keys at a time. Return out (n, c) and lse (n,). Scores may be several hundred, where `np.exp` alone
+# at most `size` keys at a time. Return out (n, c) and lse (n,). Scores may be several thousand, where `np.exp` alone
 # overflows.
 
 

@@ -99,7 +99,7 @@ assert 140 < in_graph - weights["key"] < 170
 # once.
 #
 # The graph makes the search fast. It links each key to some keys nearby, which takes about 150 bytes, and it contains
-# each key a second time, because hnswlib computes distances with its own copy.
+# each key a second time, because hnswlib, the library that makes the graph, computes distances with its own copy.
 #
 # Those were small keys. BERT's are wider; MiniLM's have 384 columns. Then key and graph outweigh everything else:
 
@@ -189,7 +189,9 @@ print(f"This machine's disk has {shutil.disk_usage(database.path).total / 1e12:.
 #
 # We measure both, with made-up keys. They have 64 columns, which depend on fewer causes, as the columns of text's keys
 # do. Each query is asked alone. Only the time of the process counts, the searches take turns ([tutorial
-# 11](11_one_kernel_three_ways.ipynb)), and we keep the best of five rounds.
+# 11](11_one_kernel_three_ways.ipynb)), and we keep the best of five rounds. A graph may miss a neighbour. Its *recall*
+# is the share of the true two nearest keys that it finds. It rises with the *margin*, the number of candidates that a
+# search keeps beyond the two.
 
 # %%
 rng = np.random.default_rng(0)
@@ -285,8 +287,8 @@ print(f"exact search of 1.75e12 tokens, extrapolated: some {10 ** round(math.log
 # graph hardly rise, and those of exact search rise steeply. More cannot be asked of an extrapolation from nine thousand
 # keys.
 #
-# The blue line hides something. With a fixed number of candidates, recall falls as the keys get more crowded; the
-# last column of the table shows it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
+# The blue line hides something. With a fixed number of candidates, recall falls as the keys get more crowded; the last
+# column of the table shows it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
 # reports recall and time together.
 #
 # The paper's answer is the line at 10 ms. It uses an approximate index whose search costs $O(\log T)$ for $T$ tokens,

@@ -445,9 +445,9 @@ print(f"{MEMORY.stat().st_size / 1e6:.1f} MB; chunks of {model['chunk_size']} to
 # %% [markdown]
 # What does it gain? The experiment `retrofit-lm` measured memories that were trained on a corpus, and gave every
 # opponent the same database and the same held-out documents. The trained memory has three seeds, its opponents have
-# one. The corpora are five translations of one book, and the manual of CMake, of which pages are held out that are
-# younger than SmolLM2. The numbers below are those of `docs/experiments/retrofit-lm.json`;
-# [EXPERIMENTS.md](../EXPERIMENTS.md) has them all.
+# one. Intervals are over documents, and for the memory over seeds as well. The corpora are five translations of one
+# book, and the manual of CMake, of which pages are held out that are younger than SmolLM2. The numbers below are those
+# of `docs/experiments/retrofit-lm.json`; [EXPERIMENTS.md](../EXPERIMENTS.md) has them all.
 
 # %%
 RECORDED = {  # bits per byte against SmolLM2, %, with 95 % intervals; source: docs/experiments/retrofit-lm.json
@@ -508,10 +508,10 @@ for name, factor in TIMES.items():
 # **Where it does not.** Four results fall short of what one would like.
 #
 # - On documentation the memory saves **17.7 %**. But a model that was merely adapted to the corpus, without any
-#   retrieval, saves **15.6 %**, and the interval of the difference, **[-6.6, +1.4]**, contains zero. On pages without
-#   near-copies in the database the adapted model is even better: there the memory needs **4.2 %** more bits. With
-#   others' neighbours the memory still saves **5.5 %**, and this part of its gain is adaptation and not reading. kNN-LM
-#   saves **17.4 %**, about as much as the memory.
+#   retrieval, saves **15.6 %**, and the interval of the difference, **[-6.6, +1.4]**, contains zero. On pages without a
+#   near-copy in the database ([tutorial 8](08_is_it_leakage.ipynb)) the adapted model is even better: there the memory
+#   needs **4.2 %** more bits. With others' neighbours the memory still saves **5.5 %**, and this part of its gain is
+#   adaptation and not reading. kNN-LM saves **17.4 %**, about as much as the memory.
 # - With a database that shares nothing with the text, the memory needs **0.7 %** more bits than SmolLM2 alone. The goal
 #   was at most 0.5 %, and it was missed.
 # - A token that must encode its neighbours takes **3.27** times as long. The goal was 3 times, and it was missed.
