@@ -296,7 +296,7 @@ for kind in KINDS:
     print(f"{'the whole kernel, ' + kind:34} {1e3 * seconds[kind].min():5.1f} ms")
 
 # %% [markdown]
-# *Figure 11.2.* More than half of NumPy's time is not spent on products, but on passes over arrays and on copies.
+# *Figure 11.2.* About half of NumPy's time is not spent on products, but on passes over arrays and on copies.
 #
 # The three products are what the formula asks for. In our runs the whole C kernel takes about as long as NumPy's
 # products alone. Everything else is the cost of making each array whole.
