@@ -22,6 +22,7 @@ source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtex
 # Pages and notebooks
 nb_execution_mode = "off"  # The committed outputs are shown.
 nb_merge_streams = True
+nb_code_prompt_show = nb_code_prompt_hide = "The code of this figure"
 nb_render_text_lexer = "none"
 myst_enable_extensions = ["dollarmath", "amsmath", "attrs_block"]
 myst_heading_anchors = 4  # GitHub's anchors, so that links with # work in both places

@@ -82,6 +82,26 @@ class LinkFiles(SphinxTransform):
             )  # fmt: skip
 
 
+class KeepPunctuation(SphinxTransform):
+    """Keep a formula and the full stop or comma after it on one line."""
+
+    default_priority = 510
+
+    def apply(self):
+        for formula in list(self.document.findall(nodes.math)):
+            text = formula.next_node(nodes.Text, descend=False, siblings=True)
+            mark = (
+                re.match(r"[.,;:!?)’”]+", text)
+                if text and formula.parent.index(text) == formula.parent.index(formula) + 1
+                else None
+            )
+            if mark:
+                text.parent.replace(text, nodes.Text(text[mark.end() :]))
+                formula.replace_self(
+                    nodes.inline("", "", formula.deepcopy(), nodes.Text(mark[0]), classes=["unbroken"])
+                )
+
+
 def breakable(literal):
     """A path in backticks that a narrow page may break after each slash."""
     parts = re.split(r"(?<=/)(?=.)", literal.astext())
@@ -155,6 +175,7 @@ def linkcode_resolve(domain, info):
 
 def setup(app):
     app.add_transform(LinkFiles)
+    app.add_transform(KeepPunctuation)
     app.connect("html-collect-pages", collect)
     app.config.linkcode_resolve = linkcode_resolve
     return {"parallel_read_safe": False}
