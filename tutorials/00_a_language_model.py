@@ -37,7 +37,8 @@
 # transformer is due to [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762).
 
 # %%
-# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.

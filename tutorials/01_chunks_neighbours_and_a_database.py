@@ -38,7 +38,8 @@
 # paper: [Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), sections 2.2 and 2.3
 
 # %%
-# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
