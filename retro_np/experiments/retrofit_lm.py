@@ -18,7 +18,7 @@ import numpy as np
 
 from retro_np.evaluation.added_memory import CACHE, DATASTORE_KEYS, IN_CONTEXT, KNN_LM, METHODS, added_memory
 from retro_np.evaluation.bits_per_byte import ScoredTokens, score_tokens
-from retro_np.evaluation.breakdown import SIMILARITY_EDGES, breakdown, nearest_similarities
+from retro_np.evaluation.breakdown import NEAR_COPY, SIMILARITY_EDGES, breakdown, nearest_similarities
 from retro_np.evaluation.compare import SHUFFLE_SEED, compared
 from retro_np.evaluation.knn_lm import continuous_cache, frozen_model, nearest_keys
 from retro_np.evaluation.leakage import NO_LEAKAGE, chunk_leakage
@@ -324,7 +324,10 @@ def verdict(figures: Figures) -> Verdict:
     names = [name for name in figures["corpora"] if name not in (MAN, UNRELATED)]
     trained = {name: figures["corpora"][name] | {"base": differences(figures, name)} for name in names}
     for name in names:
-        trained[name]["on"] = {each["against"]: each for each in _whole(figures, name) if each["of"] == "on"}
+        trained[name]["on"], trained[name]["without_copies"] = (
+            {each["against"]: each for each in _whole(figures, corpus) if each["of"] == "on"}
+            for corpus in (name, f"{name}, similarity below {NEAR_COPY:g}")
+        )
     pairs = [trained[name]["on"][other]["interval_percent"] for name in names for other in ("base", "others")]
     same = all(facts["off_equals_base"] for facts in trained.values())
     values = {"trained": trained, "same": same, "unrelated": differences(figures, UNRELATED)["on"]}
