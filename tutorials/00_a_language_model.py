@@ -561,8 +561,8 @@ print(f"largest change of the last row: {np.abs(before[-1] - after[-1]).max():.0
 assert np.allclose(before[-1], after[-1])
 
 # %% [markdown]
-# So the position must be put in by hand. The oldest way adds a fixed vector to each token's embedding, another one
-# for each position: sines and cosines of the position, from fast waves to slow ones. The model below does so.
+# So the position must be put in by hand. The first transformers added a vector to each token's embedding, a fixed one
+# for each position: sines and cosines of the position, from fast waves to slow ones. The model below does so, too.
 # [Tutorial 4](04_relative_positions.ipynb) shows a better way, which RETRO uses.
 
 

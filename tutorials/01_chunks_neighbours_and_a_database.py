@@ -125,7 +125,8 @@ plt.show()
 # deal about the next.
 
 # %%
-dishes = {"pancakes": "flour", "waffles": "batter", "crumpets": "yeast", "scones": "butter", "muffins": "sugar"}
+dishes = {"pancakes": "flour", "waffles": "batter", "crumpets": "yeast"}
+dishes |= {"scones": "butter", "muffins": "sugar"}
 documents = {
     f"{dish}.txt": (
         f"To make {dish}, take a bowl and some {first}.\n"
@@ -163,13 +164,22 @@ print(documents["scones.txt"])
 
 # %%
 config = BuildConfig(
-    chunk_size=8, vocabulary_size=400, neighbours=2, extra_candidates=4, d_key=64, held_out=0.0, duplicates=None
+    chunk_size=8,
+    vocabulary_size=400,
+    d_key=64,
+    neighbours=2,
+    extra_candidates=4,
+    held_out=0.0,
+    duplicates=None,
 )
 database = build_database(corpus, corpus.parent / "db", config, "hashing")
 m = database.chunk_size
 print(f"{len(database.documents)} documents, {database.n_chunks} chunks of {m} tokens")
-for path in sorted(p for p in database.path.rglob("*") if p.is_file() and not p.name.startswith(".")):
-    print(f"  {path.relative_to(database.path).as_posix():32} {path.stat().st_size:7,} bytes")
+files = [p for p in database.path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+for path in sorted(files):
+    name = path.relative_to(database.path).as_posix()
+    print(f"  {name:36} {path.stat().st_size:9,} bytes")
+
 
 # %% [markdown]
 # A database is a folder of plain files. You can see the tokens, the keys, the neighbours and the index among them.
@@ -239,9 +249,10 @@ ids = rows[[0, 1, -1]]
 keys, values = np.asarray(database.keys("train")[ids]), database.value(ids)
 print("keys  ", keys.shape, " one vector for each chunk")
 print("values", values.shape, " [N, F]: 2m tokens for each chunk")
-print("stored", split.tokens.shape, "tokens, and", split.documents.shape, "numbers of documents")
+print("stored", split.tokens.shape, " tokens, and", split.documents.shape, "document numbers")
 for chunk, value in zip(ids, values, strict=True):
-    print(f"\nchunk {chunk}\n  N {database.text(value[:m])!r}\n  F {database.text(value[m:])!r}")
+    n_text, f_text = database.text(value[:m]), database.text(value[m:])
+    print(f"\nchunk {chunk}\n  N {n_text!r}\n  F {f_text!r}")
 
 # %% [markdown]
 # ## A search
@@ -338,7 +349,8 @@ plt.show()
 # %%
 original = documents["muffins.txt"]
 for text in (original, "Wash your hands.\n" + original):
-    chunk, following = np.array(database.tokenizer.encode(text).ids[3 * m : 5 * m]).reshape(2, m)
+    tokens = np.array(database.tokenizer.encode(text).ids)
+    chunk, following = tokens[3 * m : 4 * m], tokens[4 * m : 5 * m]
     ids, distances = database.search_keys(database.embed_chunks(chunk[None]), 1)
     near, continuation = np.split(database.value(ids[0, 0]), 2)
     print(f"read      {database.text(chunk)!r}\n  goes on {database.text(following)!r}")

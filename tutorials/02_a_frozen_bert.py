@@ -56,12 +56,13 @@ import numpy as np
 from retro_np import load_bert
 from retro_np.tutorials.checks.tutorial_02 import check_2_1, check_2_2, check_2_3
 
-BLUE, ORANGE, GREY, NAVY, SAND, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f2b880", "#c9dff0"
+BLUE, ORANGE, GREY, NAVY, SAND = "#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f2b880"
 
 bert = load_bert()
 tensors, config = dict(bert.files.tensors), bert.files.config
-d, n_layers, n_heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-print(f"{bert.name}: {n_layers} layers of {n_heads} heads, d = {d}, {config['vocab_size']:,} word pieces")
+d, n_layers = config["hidden_size"], config["num_hidden_layers"]
+n_heads, n_pieces = config["num_attention_heads"], config["vocab_size"]
+print(f"{bert.name}: {n_layers} layers of {n_heads} heads, d = {d}, {n_pieces:,} word pieces")
 
 # %% [markdown]
 # ## From a text to its key
@@ -155,10 +156,10 @@ def softmax(scores):
 # %%
 def attention(x, at):
     """(t, d) → (t, d), and the weights (n_heads, t, t)."""
-    q, keys, values = (
-        affine(x, f"{at}.self.{part}").reshape(len(x), n_heads, -1).swapaxes(0, 1)  # (n_heads, t, c)
-        for part in ("query", "key", "value")
-    )
+    split = (len(x), n_heads, d // n_heads)
+    q = affine(x, f"{at}.self.query").reshape(split).swapaxes(0, 1)  # (n_heads, t, c)
+    keys = affine(x, f"{at}.self.key").reshape(split).swapaxes(0, 1)
+    values = affine(x, f"{at}.self.value").reshape(split).swapaxes(0, 1)
     weights = softmax(q @ keys.swapaxes(1, 2) / math.sqrt(d // n_heads))
     heads_side_by_side = (weights @ values).swapaxes(0, 1).reshape(len(x), d)
     return affine(heads_side_by_side, f"{at}.output.dense"), weights
@@ -168,7 +169,8 @@ def layer(x, at):
     update, weights = attention(x, f"{at}.attention")
     x = layer_norm(x + update, f"{at}.attention.output.LayerNorm")
     hidden = gelu(affine(x, f"{at}.intermediate.dense"))
-    return layer_norm(x + affine(hidden, f"{at}.output.dense"), f"{at}.output.LayerNorm"), weights
+    update = affine(hidden, f"{at}.output.dense")
+    return layer_norm(x + update, f"{at}.output.LayerNorm"), weights
 
 
 # %% [markdown]
@@ -215,8 +217,8 @@ print(f"last states {last.shape}, equal within 1e-4")
 
 # %%
 positions = "embeddings.position_embeddings.weight"
-with_positions = bert.files.tensors[positions]
-for name, table in (("without positions", 0 * with_positions), ("with positions", with_positions)):
+original = tensors[positions]
+for name, table in {"without positions": 0 * original, "with positions": original}.items():
     tensors[positions] = table
     there, back = (by_hand(order)[0][-1].mean(axis=0) for order in (ids, ids[::-1]))
     cosine = there @ back / np.linalg.norm(there) / np.linalg.norm(back)
@@ -242,7 +244,8 @@ for pieces in bert.word_pieces(sentences):
     depth_by_depth = np.array([x[pieces.index(bank)] for x in by_hand(pieces)[0]])
     traces.append(depth_by_depth / np.linalg.norm(depth_by_depth, axis=1, keepdims=True))
 cosines = np.einsum("ald,bld->lab", traces, traces)  # (layers + 1, 4, 4)
-same, other = (cosines[:, 0, 1] + cosines[:, 2, 3]) / 2, cosines[:, :2, 2:].mean(axis=(1, 2))
+same = (cosines[:, 0, 1] + cosines[:, 2, 3]) / 2
+other = cosines[:, :2, 2:].mean(axis=(1, 2))
 print(f"on entry: same sense {same[0]:.2f}, other sense {other[0]:.2f}")
 print(f"at the end: same sense {same[-1]:.2f}, other sense {other[-1]:.2f}")
 
@@ -266,10 +269,11 @@ plt.show()
 # to the first.
 
 # %%
-pieces, maps = bert.attention_maps("The bank by the river was closed, so she went to another bank.")
+text_of_maps = "The bank by the river was closed, so she went to another bank."
+pieces, maps = bert.attention_maps(text_of_maps)
 first, second = (i for i, piece in enumerate(pieces) if piece == "bank")
-scores = {
-    "the piece before": np.diagonal(maps, -1, 2, 3).mean(axis=-1),  # of (layers, heads, reads, is read)
+scores = {  # of each layer and head, from maps[layer, head, reads, is read]
+    "the piece before": np.diagonal(maps, -1, 2, 3).mean(axis=-1),
     "the piece after": np.diagonal(maps, 1, 2, 3).mean(axis=-1),
     "[CLS]": maps[..., 0].mean(axis=-1),
     "the first bank": maps[..., second, first],
@@ -300,7 +304,7 @@ plt.show()
 
 # %%
 for number, to_cls in enumerate(maps[..., 0].mean(axis=(1, 2))):
-    print(f"layer {number}: {100 * to_cls:3.0f} % of all weight on [CLS], one of {len(pieces)} pieces")
+    print(f"layer {number}: {100 * to_cls:3.0f} % on [CLS], one of {len(pieces)} pieces")
 assert maps[1:, ..., 0].mean() > 5 / len(pieces)
 
 # %% [markdown]
@@ -313,7 +317,8 @@ assert maps[1:, ..., 0].mean() > 5 / len(pieces)
 # key biases in the published file do nothing, and the library leaves them out. Here they are set to zero:
 
 # %%
-tensors.update({name: 0 * tensor for name, tensor in tensors.items() if name.endswith("key.bias")})
+biases = [name for name in tensors if name.endswith("key.bias")]
+tensors.update({name: 0 * tensors[name] for name in biases})
 assert np.max(np.abs(by_hand(ids)[0][-1] - last)) < 1e-4
 tensors.update(bert.files.tensors)
 print("last states without the key biases: equal within 1e-4")
@@ -328,7 +333,8 @@ print("last states without the key biases: equal within 1e-4")
 mean = states[-1].mean(axis=0)
 key = mean / np.linalg.norm(mean)
 assert np.allclose(key, bert.embed([text], show_progress=False)[0], atol=1e-5)
-print(f"length of the mean {np.linalg.norm(mean):.2f}, of the key {np.linalg.norm(key):.2f}; equal to bert.embed's")
+print(f"length of the mean {np.linalg.norm(mean):.2f}, of the key {np.linalg.norm(key):.2f}")
+print("equal to the key that bert.embed makes")
 
 # %% [markdown]
 # ## Break it: padding
@@ -339,7 +345,8 @@ print(f"length of the mean {np.linalg.norm(mean):.2f}, of the key {np.linalg.nor
 # masks is forgotten?
 
 # %%
-short, long = "The bank lent him money.", " ".join(["Snow fell all morning and the roads were closed."] * 6)
+short = "The bank lent him money."
+long = " ".join(["Snow fell all morning and the roads were closed."] * 6)
 batch = bert.word_pieces([short, long])
 mask = np.arange(len(batch[1])) < np.array([[len(pieces)] for pieces in batch])
 padded = np.zeros(mask.shape, int)
@@ -352,7 +359,8 @@ cases = {
 }
 for name, (on_attention, on_mean) in cases.items():
     made = bert.encode(padded, on_attention)[0][on_mean[0]].mean(axis=0)
-    print(f"{name:18} cosine with the key of the text alone: {right @ made / np.linalg.norm(made):.3f}")
+    cosine = right @ made / np.linalg.norm(made)
+    print(f"{name:18} cosine with the key of the text alone: {cosine:.3f}")
 
 # %% [markdown]
 # With either mistake, a text's key depends on the other texts of its batch. The database embeds a chunk among many
@@ -363,9 +371,10 @@ for name, (on_attention, on_mean) in cases.items():
 
 # %%
 endless = " ".join(["snow"] * 300)
-keys = bert.embed([endless, endless + " and then the bank lent him money"], show_progress=False)
+longer = endless + " and then the bank lent him money"
+keys = bert.embed([endless, longer], show_progress=False)
 assert np.array_equal(keys[0], keys[1])
-print(f"{len(bert.word_pieces([endless])[0])} pieces kept; equal keys: {np.array_equal(keys[0], keys[1])}")
+print(f"{len(bert.word_pieces([endless])[0])} pieces kept; the two keys are equal")
 
 # %% [markdown]
 # ## Keys as points
@@ -374,19 +383,38 @@ print(f"{len(bert.word_pieces([endless])[0])} pieces kept; equal keys: {np.array
 
 # %%
 subjects = {
-    "weather": "Heavy rain and strong wind are expected along the coast tonight. The storm passed, and by noon the sky "
-    "was clear again. Snow fell all morning and the roads were closed. After a week of sun the temperature dropped "
-    "below zero.",
-    "cooking": "Whisk the eggs with sugar until the mixture is pale. Let the dough rest for an hour before you roll it "
-    "out. Add salt to the boiling water, then the pasta. Roast the potatoes in hot oil until they are crisp.",
-    "football": "The striker scored twice in the second half. A late penalty gave the visitors the match. The "
-    "goalkeeper saved three shots before the break. Their captain was sent off after a foul.",
-    "programs": "The function returns a list of integers. Import the module before you call its methods. An exception "
-    "is raised if the file does not exist. The loop runs until the index exceeds the length.",
-    "money": "The bank raised its interest rate by half a percent. Shares fell after the company reported a loss. She "
-    "opened a savings account and deposited the cheque. Inflation has slowed, and prices are stable.",
+    "weather": [
+        "Heavy rain and strong wind are expected along the coast tonight.",
+        "The storm passed, and by noon the sky was clear again.",
+        "Snow fell all morning and the roads were closed.",
+        "After a week of sun the temperature dropped below zero.",
+    ],
+    "cooking": [
+        "Whisk the eggs with sugar until the mixture is pale.",
+        "Let the dough rest for an hour before you roll it out.",
+        "Add salt to the boiling water, then the pasta.",
+        "Roast the potatoes in hot oil until they are crisp.",
+    ],
+    "football": [
+        "The striker scored twice in the second half.",
+        "A late penalty gave the visitors the match.",
+        "The goalkeeper saved three shots before the break.",
+        "Their captain was sent off after a foul.",
+    ],
+    "programs": [
+        "The function returns a list of integers.",
+        "Import the module before you call its methods.",
+        "An exception is raised if the file does not exist.",
+        "The loop runs until the index exceeds the length.",
+    ],
+    "money": [
+        "The bank raised its interest rate by half a percent.",
+        "Shares fell after the company reported a loss.",
+        "She opened a savings account and deposited the cheque.",
+        "Inflation has slowed, and prices are stable.",
+    ],
 }
-texts = [f"{sentence.removesuffix('.')}." for some in subjects.values() for sentence in some.split(". ")]
+texts = [sentence for four in subjects.values() for sentence in four]
 labels = np.repeat(np.arange(len(subjects)), 4)
 keys = bert.embed(texts, show_progress=False)
 print("keys:", keys.shape)
@@ -428,7 +456,8 @@ for i in np.flatnonzero(labels[nearest] != labels):
 # A key hardly hears who did what to whom. Compare "The dog bit the man." with three other sentences:
 
 # %%
-told = ["The dog bit the man.", "The man bit the dog.", "A man was bitten by a dog.", "Prices are stable."]
+told = ["The dog bit the man.", "The man bit the dog.", "A man was bitten by a dog."]
+told += ["Prices are stable."]
 told_keys = bert.embed(told, show_progress=False)
 for other, cosine in zip(told[1:], told_keys[1:] @ told_keys[0], strict=True):
     print(f"{cosine:5.2f}  {other}")
@@ -471,7 +500,8 @@ for i in np.argsort(squared)[:3]:
 def means(texts):
     """The keys before they are made of length one."""
     rows = [np.array([pieces]) for pieces in bert.word_pieces(texts)]
-    return np.array([bert.encode(row, np.ones(row.shape, bool))[0].mean(axis=0) for row in rows], np.float64)
+    states = [bert.encode(row, np.ones(row.shape, bool))[0] for row in rows]
+    return np.array([state.mean(axis=0) for state in states], np.float64)
 
 
 raw = means(texts)
@@ -479,9 +509,12 @@ lengths = np.linalg.norm(raw, axis=1)
 print(f"lengths from {lengths.min():.1f} to {lengths.max():.1f}")
 for question in ("Python", "What is the score?"):
     q = means([question])[0]
-    by_distance, by_cosine = np.sum((raw - q) ** 2, axis=1).argsort(), (-(raw @ q) / lengths).argsort()
-    print(f"\n{question}\n  distance {texts[by_distance[0]]}\n  cosine   {texts[by_cosine[0]]}")
-    print(f"  ranks that hold the same sentence: {np.sum(by_distance == by_cosine)} of {len(texts)}")
+    by_distance = np.sum((raw - q) ** 2, axis=1).argsort()
+    by_cosine = (-(raw @ q) / lengths).argsort()
+    print(f"\n{question}\n  distance {texts[by_distance[0]]}")
+    print(f"  cosine   {texts[by_cosine[0]]}")
+    equal = np.sum(by_distance == by_cosine)
+    print(f"  ranks that hold the same sentence: {equal} of {len(texts)}")
 
 # %% [markdown]
 # The first question gets another answer. The second gets the same one, but most of the ranks below it have changed.
