@@ -14,43 +14,61 @@
 # %% [markdown]
 # # 9 · Sampling with a memory
 #
-# A model that reads its database while it writes knows what stands in there, and nothing has to be trained to change
-# that. This tutorial samples from a small RETRO, adds a document and watches the answer change, corrects one (and
-# fails, the first time), and forgets one, down to the bytes.
+# A fact has changed, and your language model still says the old one. How do you correct it? If the fact is in the
+# weights, you have to train. A RETRO reads its database while it writes, so you edit a document, and the next answer is
+# another one. In this tutorial you sample from a small RETRO. You teach it a fact without any training, correct a fact
+# and fail the first time, and make it forget one, down to the bytes.
+#
+# *Reading: about 40 minutes · runs in 15 s on one core · needs tutorials 1 and 7.*
 #
 # Afterwards you can
 #
+# - write the sampling loop of a RETRO in twenty lines;
 # - say when a sampling RETRO searches, by what, and which of its tokens can know what was found;
-# - read a sample that is coloured by its longest common prefix with what was retrieved;
-# - edit a database with `add_documents`, `remove_documents` and `compact`, and say what each leaves behind;
+# - read a sample that is coloured by what it shares with the retrieved text;
+# - edit a database with `add_documents`, `remove_documents` and `compact`, and say what each of them leaves behind;
 # - name two cases in which the answer stands in the database and is not given.
 #
-# The model is that of tutorial 7, trained here again on all of its documents: names with a code each, of which it can
-# only learn from a retrieved document. That takes some ten seconds of one core.
+# Previous: [tutorial 8](08_is_it_leakage.ipynb) · Next: [tutorial 10](10_retrofit_and_knn_lm.ipynb) · Where the model
+# and its task come from: [tutorial 7](07_train_one.ipynb) · The same loop in one file without the library:
+# [mini_retro.py](mini_retro.py)
+
+# %%
+# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+import os
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
 
 # %%
 import json
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from retro_np import Database, EncoderConfig, RetroConfig, generate
+from retro_np import Database, EncoderConfig, RetroConfig, generate, retro
 from retro_np.experiments import facts as world
-from retro_np.kernels.substring import common_prefix_lengths
 from retro_np.report.samples import BACKGROUNDS, FOREGROUNDS, MAX_SHOWN_RUN_TOKENS, show_chunks
 from retro_np.retrieval.build import BuildConfig, build_database
 from retro_np.retrieval.edit import add_documents, compact, remove_documents
 from retro_np.retrieval.tokenizer import encode
 from retro_np.training.config import TrainingConfig
 from retro_np.training.loop import train
+from retro_np.tutorials.checks.tutorial_09 import check_9_1, check_9_2, check_9_3
+
+# %% [markdown]
+# The model is the aided one of [tutorial 7](07_train_one.ipynb), trained here again within seconds. Its training text
+# has invented names with a code of five digits each. Two documents tell each fact, so a code can be predicted by
+# whoever retrieves the fact's other document.
 
 # %%
 facts = world.invent(700, seed=7)
 known, unseen = facts[:600], facts[600:]
-temporary = tempfile.TemporaryDirectory()  # gone when the notebook ends
+temporary = tempfile.TemporaryDirectory()  # It is removed when the notebook ends.
 m, home = world.CHUNK, Path(temporary.name)
 build = BuildConfig(chunk_size=m, vocabulary_size=258, held_out=0.0, neighbours=4, extra_candidates=8, d_key=512)
 corpus = world.write_facts(home / "known.jsonl", known, ("told", "asked"))
@@ -68,8 +86,8 @@ params = train(training_database, config, training, home / "run")
 # %% [markdown]
 # ## The memory
 #
-# Another database, of names that the model has never seen. It stores text and keys; the model is not asked. Its
-# tokens and chunks must be the model's, so it is built in the same way.
+# The model's memory is another database, of people whom the model has never met. To build it needs no model: it stores
+# texts and keys. It only has to cut its texts into the same tokens and chunks that the model was trained on.
 
 # %%
 path = home / "memory"
@@ -78,8 +96,42 @@ for fact in unseen[:3]:
     print(world.document(fact, fact.told))
 
 # %% [markdown]
-# To ask for a code, give the model a document in *another* wording up to the place where the code begins, and let it
-# go on for five tokens. Temperature 0 takes the likeliest token each time.
+# ## The sampling loop
+#
+# To write with a memory is to repeat three steps. When a chunk has become whole, search for it. Run the model. Choose
+# the next token. Here is the loop:
+
+
+# %%
+def sample(prompt, length, database=None, k=1, temperature=0.0, seed=0):
+    """The `length` tokens that the model writes after a prompt. database: None turns retrieval off."""
+    rng = np.random.default_rng(seed)
+    tokens, retrieved = list(prompt), []  # retrieved: the k values [N, F] of each whole chunk
+    for _ in range(length):
+        while database is not None and len(retrieved) < len(tokens) // m:  # A chunk has become whole: search.
+            start = len(retrieved) * m
+            key = database.embed_chunks(np.array([tokens[start : start + m]]))
+            ids, _distances = database.search_keys(key, k)
+            retrieved.append(database.value(ids[0]))  # (k, 2m)
+        neighbours = np.array([retrieved]) if retrieved else None  # (1, whole chunks, k, 2m)
+        logits, _vjp = retro(params, config, np.array([tokens]), neighbours)
+        scores = logits[0, -1].astype(np.float64)  # of the token after the last one
+        scores[config.padding_id] = -np.inf  # Padding is never written.
+        if temperature == 0:
+            token = scores.argmax()
+        else:
+            p = np.exp((scores - scores.max()) / temperature)
+            token = rng.choice(len(p), p=p / p.sum())
+        tokens.append(int(token))
+    return tokens[len(prompt) :]
+
+
+# %% [markdown]
+# The temperature divides the logits before the softmax. At 1 the model's own distribution is sampled. Towards 0 all
+# weight moves to the likeliest token, and at 0 the loop takes that one without drawing.
+#
+# To ask for a code, give the model a document in the *other* wording, up to the place where the code begins, and let it
+# go on for five tokens.
 
 
 # %%
@@ -88,37 +140,86 @@ def question(fact, before=""):
     return before + world.document(fact, fact.asked).partition(fact.code)[0]
 
 
+for fact in unseen[:3]:
+    prompt = encode(memory.tokenizer, question(fact))
+    answers = [memory.text(np.array(sample(prompt, 5, database))) for database in (memory, None)]
+    print(f"{question(fact)!r:24} {answers[0]} with the memory, {answers[1]} without")
+
+# %% [markdown]
+# With the memory the model gives the codes of strangers. Without it, it gives codes too, and just as fluently. Nothing
+# in the text of an answer tells you which of the two you are reading.
+#
+# Our loop is wasteful. To choose the next token it runs the whole model on all tokens so far. The library's `generate`
+# keeps the keys and values of every attention, so each token passes through the model once. It also keeps the encoded
+# neighbours until the next chunk is whole. It writes the same tokens:
+
+
+# %%
 def ask(fact, database, before="", **settings):
-    """The model's answer, and what it retrieved. database: None: retrieval off."""
+    """The model's answer, and what it retrieved. database: None turns retrieval off."""
     prompt = encode(memory.tokenizer, question(fact, before))
     settings = {"k": 1, "temperature": 0} | settings
     tokens, retrieved = generate(params, config, prompt, world.DIGITS, database=database, **settings)
     return memory.text(tokens), retrieved
 
 
-for fact in unseen[:3]:
-    print(f"{question(fact)!r:24} {ask(fact, memory)[0]} with the memory, {ask(fact, None)[0]} without")
+prompt, length = encode(memory.tokenizer, question(unseen[0])), 40
+generated, _retrieved = generate(params, config, prompt, length, database=memory, k=1, temperature=0)
+assert sample(prompt, length, memory) == list(generated)
+slow, fast = sum(range(len(prompt), len(prompt) + length)), len(prompt) + length - 1
+print(f"to write {length} tokens after {len(prompt)}, our loop runs {slow:,} tokens through the model, generate {fast}")
 right = np.mean([ask(fact, memory)[0] == fact.code for fact in unseen[:20]])
+print(f"{100 * right:.0f} % of 20 answers are right with the memory")
 assert right >= 0.9
 assert not any(ask(fact, None)[0] == fact.code for fact in unseen[:20])
 
 # %% [markdown]
-# Sampled at temperature 1, a model that knows says the same each time, and one that guesses does not.
+# ## How sure is it?
+#
+# Taking the likeliest token hides how sure the model was. So look at the probabilities of the ten digits at each of the
+# five places, with the memory and without. Then let the model draw its answer at temperature 1, fifty times.
 
 # %%
-for database, name in ((memory, "with the memory"), (None, "without")):
-    drawn = [ask(unseen[0], database, temperature=1.0, seed=seed)[0] for seed in range(12)]
-    print(f"{name:16} {' '.join(sorted(set(drawn)))}")
-    share = drawn.count(unseen[0].code) / len(drawn)
-    assert share > 0.5 if database else share < 0.2
+fact = unseen[0]
+whole = np.array([encode(memory.tokenizer, question(fact) + fact.code)])
+places = whole.shape[1] - world.DIGITS + np.arange(world.DIGITS)
+alphabet = [encode(memory.tokenizer, digit)[0] for digit in "0123456789"]
+value = ask(fact, memory)[1][0].values[None, None]  # (1, 1, k, 2m)
+figure, panels = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+for axes, (name, database, neighbours) in zip(
+    panels, (("with the memory", memory, value), ("without", None, None)), strict=True
+):
+    logits = retro(params, config, whole, neighbours)[0][0, places - 1].astype(np.float64)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    of_code = np.prod(p[np.arange(world.DIGITS), whole[0, places]])
+    image = axes.imshow(p[:, alphabet], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(title=name, xlabel="next digit", xticks=range(10))
+    axes.set_yticks(range(world.DIGITS), list(fact.code))
+    drawn = Counter(ask(fact, database, temperature=1.0, seed=seed)[0] for seed in range(50))
+    often = ", ".join(f"{code} ({times})" for code, times in drawn.most_common(3))
+    print(f"{name}: p({fact.code}) = {of_code:.5f}, which is {-np.log2(of_code):.1f} bits")
+    print(f"    50 draws gave {len(drawn)} different answers, most often {often}")
+    assert (drawn[fact.code] > 25) == (database is not None)
+panels[0].set_ylabel("right digit")
+figure.colorbar(image, ax=panels, label="probability")
+plt.show()
 
 # %% [markdown]
+# *Figure 9.1.* A model that has read the answer puts nearly all probability on one digit in each row. One that has not
+# spreads it over the digits, and only avoids those that the code already has.
+#
+# A model that knows does *not* say the same each time. At temperature 1 it says the right code most times, and now and
+# then draws a wrong digit, because even in a dark row a little probability is left for the others. The model without
+# its memory hardly ever says the same code twice. If you want the fact, take temperature 0; if you want to know how
+# sure the model is, draw several times and compare.
+#
 # ## When it searches
 #
-# A chunk's key is made of all its *m* tokens, so that nothing can be searched for before the last of them is there.
-# At that moment `generate` embeds the chunk, searches, and encodes what it finds; the last token of the chunk is the
-# first position of the attending chunk H_u⁺, and the first that can read it. Of what comes before, nothing is
-# computed again.
+# A chunk's key is made of all its $m$ tokens, so nothing can be searched for before the last of them is there. At that
+# moment the chunk is embedded, the database is searched, and what was found is encoded. The last token of the chunk
+# $C_u$ is the first position of the attending chunk $H_u^+$, and so the first that reads it: the first token of
+# $C_{u+1}$ is predicted with the answer at hand. What was computed before stays as it is.
 
 # %%
 prompt = encode(memory.tokenizer, question(unseen[0]))
@@ -131,20 +232,22 @@ for item in retrieved:
     axes.axvline(end, color="black", linewidth=1)
     height = 0.15 + 0.18 * item.chunk
     axes.plot([end, min(end + m, 50)], [height, height], color="#2b7bba", linewidth=4, solid_capstyle="butt")
-    axes.annotate(f"RET(C{item.chunk + 1})", (end + 0.5, height + 0.05), fontsize=9, color="#2b7bba")
+    axes.annotate(rf"$\mathrm{{RET}}(C_{item.chunk + 1})$", (end + 0.5, height + 0.05), fontsize=9, color="#2b7bba")
 axes.set(xlim=(0, 55), ylim=(0, 1), yticks=[], xlabel="token; blue: predicted with what the line before it found")
 plt.show()
 print("searches at the end of chunks", [item.chunk for item in retrieved], "counted from 0")
 
 # %% [markdown]
-# Fifty tokens are three whole chunks and two tokens, and there are three searches. The prompt's whole chunks are
-# searched for as well: this is how a question gets its answer, since the name stands in the prompt.
+# *Figure 9.2.* Each whole chunk is searched for once, at its end, and what was found serves the next $m$ tokens.
+#
+# Fifty tokens are three whole chunks and two tokens more, so there are three searches. The prompt's chunks are searched
+# for, too. This is how a question gets its answer, since the name stands in the prompt.
 #
 # ## Colours
 #
-# The paper's tables 6 and 7 colour each sampled token by the longest run of tokens, ending at it, that also stands in
-# a value that its chunk could read. `show_chunks` cuts prompt and sample into such chunks, each beside what it
-# retrieved at its end, whose tokens are coloured by what the next chunk has of them.
+# Did the model copy its answer, or did it happen to write the same? The paper's tables 6 and 7 colour each sampled
+# token by a number: the length of the longest run of tokens that ends at this token and also stands in a value that its
+# chunk could read. `show_chunks` cuts prompt and sample into chunks and pairs each with what it retrieved at its end.
 
 
 # %%
@@ -181,14 +284,16 @@ runs = [piece.run for piece in chunks[1].tokens if not piece.prompt]
 print(f"{answer}: runs {runs}")
 
 # %% [markdown]
-# The prompt is grey. The code's digits darken from left to right: each is the end of a longer run that the value holds
-# too, the space before the code included. A run of five tokens that agree by chance does not happen here, so the colour
-# is a proof of copying. In ordinary text it is less of one, for short runs agree everywhere.
+# *Figure 9.3.* The code's digits darken from left to right (the prompt is grey): each ends a longer run that also
+# stands in the value.
+#
+# The run includes the space before the code. Five tokens in a row do not agree by chance here, so the colour is a proof
+# of copying. In ordinary text it is a weaker one, because short runs agree everywhere.
 #
 # ## A document more
 #
-# `unseen[50]` is told nowhere. The nearest chunk names somebody else, and the model, which has not learnt to doubt
-# (tutorial 7), gives that one's code. One document is added, and the answer is right: no weight has changed.
+# The code of `unseen[50]` is told nowhere. The nearest chunk names somebody else, and the model gives that person's
+# code, since it has not learned to doubt ([tutorial 7](07_train_one.ipynb)). Then one document is added.
 
 
 # %%
@@ -202,19 +307,20 @@ def tell(fact, database_path, name=None):
 
 fact = unseen[50]
 before, retrieved = ask(fact, memory)
-print(f"asked for {fact.code}: {before}, of {memory.text(retrieved[0].values[0])!r}")
+print(f"the code is {fact.code}; the answer is {before}, read in {memory.text(retrieved[0].values[0])!r}")
 memory = tell(fact, path)
 after, retrieved = ask(fact, memory)
-print(f"and with the document added: {after}, of {memory.text(retrieved[0].values[0])!r}")
+print(f"with the document added it is {after}, read in {memory.text(retrieved[0].values[0])!r}")
 assert before != fact.code == after
 
 # %% [markdown]
-# The new document is a shard of its own, with an index of its own, and a search asks both. Its chunks' ids go on where
-# those of the first shard end, so that none has changed.
+# The answer is right, and no weight has changed. On disk, the new document is a shard of its own with an index of its
+# own, and a search asks all shards. Its chunks are numbered on from the last chunk of the first shard, so no older id
+# has changed.
 #
 # ## Break it: a correction that is not heard
 #
-# The code was wrong; here is another. Add a document that tells the new one, in the same words.
+# It turns out that the code was wrong. Add a document that tells the new code, in the same words.
 
 # %%
 corrected = replace(fact, code=world.invent_code(np.random.default_rng(1)))
@@ -228,9 +334,9 @@ assert heard == fact.code
 assert retrieved[0].distances[0] == retrieved[0].distances[1]
 
 # %% [markdown]
-# The old code is given still. Keys are made of N alone, and both documents name the same in the same words: they are
-# equally near, and of equals the lower id, the older, comes first. A database has no idea of what is true or new. Who
-# corrects must also take back.
+# The model still gives the old code. A key is made of the chunk $N$ alone, and the first chunks of both documents are
+# the same. So both are equally near, and of equals the lower id comes first, which is the older document. A database
+# has no idea of what is true or what is new. To correct a fact, you must also take the old one back.
 
 # %%
 memory = remove_documents(path, [f"{fact.name} told"])
@@ -240,9 +346,9 @@ assert ask(fact, memory)[0] == corrected.code
 # %% [markdown]
 # ## Break it: a question that lies across the grid
 #
-# Put eight characters before questions that begin with "about" or "enter". All that is asked is the same, but chunks
-# are cut elsewhere: the first ends after two letters of the name, and the second within the code. When the code is to
-# be given, the search that would find it has not been made yet.
+# Put eight characters in front of questions that begin with "about" or "enter". The question is the same, but the
+# chunks are cut elsewhere. The first one ends after two letters of the name, and the second one within the code. When
+# the code is to be written, the search that would find it has not been made yet.
 
 # %%
 before = "listen, "
@@ -256,13 +362,15 @@ assert shares[1] < 0.3
 assert shares[0] >= 0.9
 
 # %% [markdown]
-# This is the price of searching once in *m* tokens, which makes the search cheap (kNN-LM searches at each token). The
-# paper's answer in question answering (C.4) is to pad the question on the left, so that it ends with a chunk.
+# This is the price of searching only once in $m$ tokens. The gain is that search is cheap: kNN-LM, in
+# [tutorial 10](10_retrofit_and_knn_lm.ipynb), searches at each token. For question answering, the paper pads each
+# question on the left, so that its end is the end of a chunk (appendix C.4).
 #
 # ## Forget
 #
-# `remove_documents` lists the document's chunks in tombstones. From then on no search finds them and their values are
-# padding. The bytes stay: files are not rewritten for one document. `compact` writes new ones.
+# Somebody asks to be forgotten. `remove_documents` enters the document's chunks in a list of *tombstones*. From then on
+# no search finds them, and their values are padding. But the bytes stay, since files are not rewritten for the sake of
+# one document. `compact` writes new files. The function below looks for a fact's name and code in every file.
 
 
 # %%
@@ -292,85 +400,72 @@ assert not traces(path, forgotten)
 assert ask(forgotten, memory)[0] != forgotten.code
 
 # %% [markdown]
-# After `compact` neither its text nor its chunks' keys are left, and ids are given anew. What stays are sums over the
-# whole corpus, the tokenizer and how often each pair of tokens occurred (`hashing.npy`). What cannot be taken back like
-# this is what *weights* have learnt: had the document been in the training text, they might know it still. That a
-# memory can be edited is an argument for keeping facts there (the paper makes the point for privacy), not a promise
-# about the model.
+# The three lines say: told and found; no longer found, but still on disk; gone. After `compact` neither the document's
+# text nor its chunks' keys are left, and the chunks are numbered anew. What stays are sums over the whole corpus: the
+# tokenizer, and how often each pair of tokens occurred (`hashing.npy`).
+#
+# What *weights* have learned cannot be taken back like this. Had the document been in the training text, they might
+# still know it. That a memory can be edited is an argument for keeping facts there, and the paper makes it for privacy.
+# It is no promise about the model.
+#
+# ## A language model with a memory
+#
+# Our model can say five digits. Does the same work with a model that can speak? [Tutorial
+# 13](13_a_memory_for_a_language_model.ipynb) gives a memory to SmolLM2, a language model of 135 million parameters that
+# others trained. The command `retro-np demo --memory FOLDER` lets it read a folder of yours. On the source of this
+# package, of which twelve files were held out, the [README](../README.md) records 1.3002 bits per byte without the
+# memory and 1.1857 with it: −8.81 % [−11.96, −6.04]. With the neighbours of others it needs 1.2534, so part of that
+# gain is a better feeling for Python, and the rest is reading. On translations of a book, where other translations tell
+# nearly the same in other words, the memory saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md),
+# `retrofit-lm`). The loop that samples from it is the one above.
 #
 # ## Exercises
 #
-# **1.** At the end of which chunks, counted from 0, does `generate` search, for a prompt of `n_prompt` tokens and
-# `length` new ones? The last token drawn is not read by the model any more.
+# **9.1** At the end of which chunks, counted from 0, does the loop search, for a prompt of `n_prompt` tokens and
+# `length` new ones? Return a list of numbers. Mind that the last new token is written, but no longer read.
 
 
 # %% tags=["exercise"]
 def searches(n_prompt, length, m): ...
 
 
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def searches(n_prompt, length, m):
-    read = n_prompt + length - 1
-    return list(range(read // m))
-
-
 # %% tags=["check"]
-for n_prompt, length in ((3, 5), (15, 1), (16, 1), (16, 16), (17, 16), (1, 48), (20, 29)):
-    _, retrieved = generate(params, config, [65] * n_prompt, length, database=memory, k=1)
-    assert list(searches(n_prompt, length, m)) == [item.chunk for item in retrieved], (n_prompt, length)
-print("right: as generate does")
+check_9_1(searches)
 
 # %% [markdown]
-# **2.** The colours: for each of the tokens (n,), the length of the longest run that ends at it and stands in one of
-# the values (k, r). Token 0 is padding and matches nothing.
+# **9.2** The colours. For each of the tokens `(n,)`, return the length of the longest run of tokens that ends at it and
+# also stands in one of the values `(k, r)`. Token 0 is padding and matches nothing. Plain loops are fine.
 
 
 # %% tags=["exercise"]
 def run_lengths(tokens, values): ...
 
 
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def run_lengths(tokens, values):
-    out = np.zeros(len(tokens), int)
-    for i in range(len(tokens)):
-        for value in values:
-            for j in range(len(value)):
-                run = 0
-                while run <= min(i, j) and tokens[i - run] == value[j - run] != 0:
-                    run += 1
-                out[i] = max(out[i], run)
-    return out
-
-
 # %% tags=["check"]
-rng = np.random.default_rng(0)
-for _ in range(50):
-    tokens, values = rng.integers(0, 3, 10), rng.integers(0, 3, (2, 12))
-    assert np.array_equal(run_lengths(tokens, values), common_prefix_lengths(tokens, values)), (tokens, values)
-print("right: as the report colours them")
+check_9_2(run_lengths)
 
 # %% [markdown]
-# **3.** Forget a fact: take the document `f"{fact.name} told"` out of the database at `path` so that no file holds a
-# trace of it, and return the database.
+# **9.3** Forget a fact. Take the document `name` out of the database in the folder `path`, so that no file holds a
+# trace of it. Return the names of the documents that are left: `database.documents` has a record for each of them, with
+# its `"name"`.
 
 
 # %% tags=["exercise"]
-def forget(path, fact): ...
-
-
-# %% jupyter={"source_hidden": true} tags=["answer"]
-def forget(path, fact):
-    remove_documents(path, [f"{fact.name} told"])
-    return compact(path)
+def forget(path, name): ...
 
 
 # %% tags=["check"]
-another = tempfile.TemporaryDirectory()
-trial = Path(another.name) / "memory"
-build_database(home / "told.jsonl", trial, replace(build, neighbours=2), "hashing")
-left = forget(trial, unseen[7])
-assert traces(trial, unseen[7]) == [], f"it still stands in {traces(trial, unseen[7])}"
-assert ask(unseen[7], left)[0] != unseen[7].code, "it is still answered"
-assert traces(trial, unseen[8]), "another document has gone, too"
-assert len(left.documents) == 39, f"{len(left.documents)} documents are left, of 40"
-print("right: gone, and nothing else with it")
+check_9_3(forget)
+
+# %% [markdown]
+# ## What you have gained
+#
+# - Sampling with a memory is a loop of three steps: search whenever a chunk has become whole, run the model, choose a
+#   token. `generate` does the same and computes nothing twice.
+# - What the database holds changes what the model says, with no training at all. Adding is easy, correcting means also
+#   taking back, and forgetting means rewriting files.
+# - The answer may stand in the database and not be given: if an older document is as near, or if the question lies
+#   across the grid of chunks.
+# - An answer that was read and one that was made up look alike. Their probabilities do not, and neither do the colours.
+#
+# Next: [tutorial 10 · RETROfit and kNN-LM](10_retrofit_and_knn_lm.ipynb)
