@@ -19,9 +19,7 @@
 # RETRO by now, forward and backward. In this tutorial you train one, and you watch it find out, after some hundreds of
 # steps, that its neighbours are worth reading.
 #
-# *Reading: about 50 minutes · runs in 50 s on one core · needs tutorials [0](00_a_language_model.ipynb),
-# [1](01_chunks_neighbours_and_a_database.ipynb), [5](05_chunked_cross_attention.ipynb) and
-# [6](06_the_neighbour_encoder_and_algorithm_1.ipynb).*
+# *Reading: about 50 minutes · runs in 45 s on one core · needs tutorials 0, 1, 5 and 6.*
 #
 # Afterwards you can
 #
@@ -37,7 +35,8 @@
 # of this library: [mini_retro.py](mini_retro.py)
 
 # %%
-# This notebook runs anywhere once retro_np is installed: pip install ".[tutorials]" in a clone, or pip install a wheel of it.
+# This notebook runs anywhere once retro_np is installed:
+# pip install ".[tutorials]" in a clone, or pip install a wheel of it.
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Set before NumPy is imported: the times below are those of one thread.
@@ -51,7 +50,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from retro_np import EncoderConfig, RetroConfig, retro_loss
+from retro_np import EncoderConfig, RetroConfig, retro, retro_loss
 from retro_np.evaluation.bits_per_byte import score
 from retro_np.experiments import facts as world
 from retro_np.experiments.knowledge import answers, found_share
@@ -98,8 +97,8 @@ for fact in known[:3]:
 
 # %%
 codes = math.perm(10, world.DIGITS)
-guess, name = math.log2(codes), world.NAME_SYLLABLES * math.log2(len(world.SYLLABLES))
-print(f"{codes:,} codes: a guess costs {guess:.1f} bits; a name costs {name:.1f} bits")
+guess, name_bits = math.log2(codes), world.NAME_SYLLABLES * math.log2(len(world.SYLLABLES))
+print(f"{codes:,} codes: a guess costs {guess:.1f} bits; a name costs {name_bits:.1f} bits")
 assert 1 / codes == world.CHANCE
 
 # %% [markdown]
@@ -175,10 +174,10 @@ print("reads:   ", repr(database.text(tokens[0, :20])))
 print("predicts:", repr(database.text(targets[0, :20])))
 
 # %% [markdown]
-# Two things are hidden in the two calls. A target is $-1$, which means that nothing is to be predicted, where a
-# document ends. And `sequence_neighbours` leaves out neighbours that come from a document of the sequence itself,
-# because such a neighbour would contain the very text that is to be predicted.
-# [Tutorial 8](08_is_it_leakage.ipynb) shows what happens without that rule.
+# Two details are hidden in the calls. Where a document ends there is nothing to predict, and the target is $-1$. And
+# `sequence_neighbours` leaves out neighbours that come from a document of the sequence itself, because such a neighbour
+# would contain the very text that is to be predicted. [Tutorial 8](08_is_it_leakage.ipynb) shows what happens without
+# that rule.
 #
 # ## The training loop
 #
@@ -325,9 +324,10 @@ SCORED = {"on": {"k": 1}, "off": {"k": 0}, "others": {"k": 1, "shuffle_seed": 0}
 bits = {name: bits_of_chunks(params, config, **condition) for name, condition in SCORED.items()}
 for name, (naming, coding) in bits.items():
     print(f"{name:6} {naming:5.1f} bits per chunk with a name, {coding:5.1f} per chunk with a code")
+print(f"by chance, a name costs {name_bits:.1f} bits and a code {guess:.1f}")
 names, coding = np.array(list(bits.values())).T
 assert np.allclose(names, names[0], rtol=1e-4)
-assert coding[0] < guess / 2 < 0.95 * guess < coding[1] < coding[2]
+assert coding[0] < guess / 2 < 0.9 * guess < coding[1] < coding[2]
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 2))
@@ -341,18 +341,19 @@ plt.show()
 # %% [markdown]
 # *Figure 7.2.* Own neighbours save almost the whole price of a code; the neighbours of others cost more than none.
 #
-# Each row of the table tells something else.
+# Three comparisons are in these numbers.
 #
-# - **on against off** is the gain. It is nearly the price of a code. What remains of the price with retrieval on are
-#   mostly the documents whose search went wrong above.
-# - **Chunks with a name** cost the same in all three rows. They are the first chunks of their documents, and the paper
-#   lets the tokens of $C_1$ use no retrieval (§2.2). If these numbers differed, the plumbing would be wrong.
-# - They cost less than the **33.2** bits that five random syllables are worth. Is that a bug? No: a held-out document's
-#   person stands in the training text with the other document, the model has gone through that text about a dozen
-#   times, and it begins to know the names by heart. The same may make a code cheaper without retrieval. This is why the
-#   exam is about strangers.
-# - **others against off** is the test for reading. A gain over a baseline may come from additional parameters, or from
+# - **On against off** is the gain. It is nearly the price of a code. With retrieval on, what is still paid goes mostly to
+#   the few documents whose search went wrong above.
+# - **Others against off** is the test for reading. A gain over a baseline may come from additional parameters, or from
 #   a luckier run. A *loss* when somebody else's neighbours are handed over can only come from reading them.
+# - **Chunks with a name** cost the same in all three rows. They are the first chunks of their documents, and the paper
+#   lets the tokens of $C_1$ use no retrieval (§2.2). If these numbers differed, something would be wired wrongly.
+#
+# There is a surprise in the last ones. A name costs less than the **33.2** bits that its random syllables are worth. How
+# can that be? The held-out documents are new, but their people are not: the fact's other document is in the training
+# text. The model has gone through that text about a dozen times, and begins to know the names by heart. The same may
+# make a code cheaper without retrieval. This is why the exam is about strangers.
 #
 # ## Break it: stop too early
 #
@@ -466,12 +467,14 @@ plt.show()
 # *Figure 7.4.* Both models read along the code as they write it. The aided one looks at the digit *at hand*; the one
 # that learned by itself looks one token further, at the digit *to come*.
 #
-# Two dark diagonals, one column apart. Take the right one first. To predict the digit after the 8, the model looks
-# at the digit that follows the 8 in what was retrieved. How can it find a digit that it does not know yet? The
-# digit's key must say what stands before it. Now the left one. The query looks for the *8* itself, and finds it. How
-# can that help to predict the next digit? The 8's value must say what stands after it. In both cases another attention
-# has been there before and has written the one token's trace into the other: the encoder's self-attention, within the
-# neighbour. Here is what both attentions do with the digits of all hundred codes, each by its most attentive head:
+# Two dark diagonals, one column apart. Take the right one first. Having read an 8, the model looks at the digit that
+# follows the 8 in what was retrieved. How can it find a digit that it does not know yet? The digit's key must say what
+# stands before it. Now the left one. The query looks for the 8 itself, and finds it. How can that help to predict the
+# next digit? The 8's value must say what stands after it.
+#
+# In both cases another attention has been at work before, and has left in one token a trace of the token beside it. This
+# is the encoder's self-attention within the neighbour. Here is what the two attentions do with the digits of all hundred
+# codes. Of each we take the head that does it most.
 
 # %%
 each = np.arange(len(unseen))[:, None]
@@ -497,7 +500,26 @@ assert seen["aided"]["encoder: a digit reads the one after it"] > 0.6
 assert seen["by itself"]["CCA reads the digit to come"] > seen["aided"]["CCA reads the digit to come"]
 
 # %% [markdown]
-# So there are two ways to make a copy out of two attentions, and they are mirror images of each other.
+# Do they really go by the digit at hand? They might as well count: "the third digit of the code". Here is a test.
+# Replace the digits in the question by digits that the code does not have, and see whether the model still finds its
+# way.
+
+# %%
+digits, rng = tokens[each, places], np.random.default_rng(0)
+misled = tokens.copy()
+for row, code in enumerate(digits):
+    misled[row, places[row]] = rng.permutation(np.setdiff1d(np.unique(digits), code))
+for name, (weights, its_config) in {"aided": (aided, aided_config), "by itself": (params, config)}.items():
+    shares = []
+    for question in (tokens, misled):
+        logits = retro(weights, its_config, question, retrieved)[0][each, places - 1]
+        shares.append(100 * (logits.argmax(axis=-1) == digits)[:, 1:].mean())  # of the second digit and those after it
+    print(f"{name:9} {shares[0]:3.0f} % of the digits are right after true digits, {shares[1]:3.0f} % after wrong ones")
+    assert shares[1] < 0.6 * shares[0]
+
+# %% [markdown]
+# They do not count. So there are two ways to make a copy out of two attentions, and they are mirror images of each
+# other.
 #
 # - The aided model was given one of them. A retrieved token reads the token *after* it, and its value carries it. The
 #   query looks for its own token.
@@ -505,8 +527,8 @@ assert seen["by itself"]["CCA reads the digit to come"] > seen["aided"]["CCA rea
 #   key carries it. The query looks for a token whose predecessor is its own.
 #
 # The second way is the one that [Olsson et al. 2022](https://arxiv.org/abs/2209.11895) found in ordinary transformers
-# and named an *induction head*. Nobody put it here. Three hundred steps of gradient descent on a task that rewards
-# copying did, and they spread it over two networks: the first half in the encoder, the second in the decoder.
+# and named an *induction head*. Nobody put it here. Gradient descent did, on a task that rewards copying, and it spread
+# the two steps over two networks: the first one lies in the encoder, the second one in the decoder.
 #
 # ## Exercises
 #
