@@ -139,7 +139,7 @@ def source(file):
         lexer = guess_lexer_for_filename(file.name, text)
     except ClassNotFound:
         lexer = guess_lexer_for_filename("x.sh" if text.startswith("#!") else "x.txt", text)
-    formatter = HtmlFormatter(lineanchors="L", linenos="inline", anchorlinenos=True, wrapcode=True)
+    formatter = HtmlFormatter(linespans="L", linenos="inline", wrapcode=True)
     return f'<div class="source-file">{highlight(text, lexer, formatter)}</div>'
 
 
