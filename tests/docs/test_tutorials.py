@@ -113,13 +113,8 @@ def calls_of(source):
     return found
 
 
-def has_checks(source):
-    return (TUTORIALS / "checks" / f"tutorial_{source.stem[:2]}.py").exists()
-
-
-CALLS = [(check, arguments) for source in filter(has_checks, SOURCES) for check, arguments, _ in calls_of(source)]
-ALONE = [check for check, arguments in CALLS if arguments == list(check.names)]  # they need nothing of the notebook
-each_check = pytest.mark.parametrize("check", ALONE, ids=lambda check: check.number)
+CHECKS = [check for source in SOURCES for check, *_ in calls_of(source)]
+each_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.number)
 HOSTILE = [None, ..., 1.5, "text", (None, None), {"a": 1}, [], lambda *_: None, float("nan"), [[1], [2, 3]]]
 
 
@@ -130,77 +125,38 @@ def breaks(*_):
     raise ZeroDivisionError("of the reader")
 
 
-def assert_accepts_our_answer(check, context, capsys):
-    assert check(*judge.answers_of(check), *context) is True, capsys.readouterr().out
+@each_check
+def test_a_check_accepts_our_answer(check, capsys):
+    assert check(*judge.answers_of(check)) is True, capsys.readouterr().out
     assert capsys.readouterr().out.startswith(f"{check.number} is right: ")
 
 
-def assert_says_that_a_stub_is_no_answer(check, context, capsys):
-    assert check(*[stub] * len(check.names), *context) is False
+@each_check
+def test_a_check_says_of_a_stub_that_it_is_not_answered_yet(check, capsys):
+    assert check(*[stub] * len(check.names)) is False
     assert capsys.readouterr().out.startswith(f"{check.number} is not answered yet: ")
 
 
-def assert_refuses_each_known_mistake_with_its_hint(check, context, capsys):
+@each_check
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from the mistakes
+def test_a_check_refuses_each_known_mistake_with_its_hint(check, capsys):
     mistakes = judge.mistakes_of(check)
     assert mistakes, f"no known mistake of {check.number}"
     for mistake in mistakes:
-        assert check(*judge.mistaken(check, mistake), *context) is False, mistake
+        assert check(*judge.mistaken(check, mistake)) is False, mistake
         first, *rest = capsys.readouterr().out.splitlines()
         assert first.startswith(f"{check.number} is not right yet: ")
         assert "\n".join(rest).startswith("Hint: "), f"{mistake}: {first}"
         assert mistake["hint"] in rest[0], f"{mistake['new']} gives the results of another mistake: {rest[0]}"
 
 
-def assert_never_raises(check, context, capsys):
-    for returned in HOSTILE:
-        assert check(*[lambda *_, returned=returned: returned] * len(check.names), *context) is False, returned
-        assert check(*[returned] * len(check.names), *context) is False, returned
-    assert check(*[breaks] * len(check.names), *context) is False
-    assert "ZeroDivisionError: of the reader" in capsys.readouterr().out
-
-
-ASSERTIONS = (
-    assert_accepts_our_answer, assert_says_that_a_stub_is_no_answer,
-    assert_refuses_each_known_mistake_with_its_hint, assert_never_raises,
-)  # fmt: skip
-
-
-@each_check
-def test_a_check_accepts_our_answer(check, capsys):
-    assert_accepts_our_answer(check, (), capsys)
-
-
-@each_check
-def test_a_check_says_of_a_stub_that_it_is_not_answered_yet(check, capsys):
-    assert_says_that_a_stub_is_no_answer(check, (), capsys)
-
-
-@each_check
-def test_a_check_refuses_each_known_mistake_with_its_hint(check, capsys):
-    assert_refuses_each_known_mistake_with_its_hint(check, (), capsys)
-
-
 @each_check
 def test_a_check_never_raises(check, capsys):
-    assert_never_raises(check, (), capsys)
-
-
-@pytest.mark.slow
-@each_tutorial
-def test_a_check_that_needs_its_notebook_accepts_our_answer_and_refuses_the_rest(source, monkeypatch, capsys):
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.chdir(TUTORIALS)
-    calls = {number: (check, arguments[len(check.names) :]) for check, arguments, number in calls_of(source)}
-    last = max((number for number, (_, context) in calls.items() if context), default=-1)
-    namespace = {"__name__": "__main__"}
-    for number, cell in enumerate(cells_of(source)[: last + 1]):
-        if number in calls and calls[number][1]:
-            check, context = calls[number][0], [eval(text, namespace) for text in calls[number][1]]
-            capsys.readouterr()
-            for assertion in ASSERTIONS:
-                assertion(check, context, capsys)
-        elif cell.cell_type == "code":
-            exec(compile(cell.source, f"{source.name}: {cell.source[:40]!r}", "exec"), namespace)
+    for returned in HOSTILE:
+        assert check(*[lambda *_, returned=returned: returned] * len(check.names)) is False, returned
+        assert check(*[returned] * len(check.names)) is False, returned
+    assert check(*[breaks] * len(check.names)) is False
+    assert "ZeroDivisionError: of the reader" in capsys.readouterr().out
 
 
 @each_tutorial
@@ -215,7 +171,7 @@ def test_each_exercise_is_a_stub_with_its_check_behind_it_and_every_check_has_it
     assert len(checks) >= 2
     assert [check.number for check in checks] == [check.number for check, *_ in calls]
     for check, arguments, number in calls:
-        assert arguments[: len(check.names)] == list(check.names)
+        assert arguments == list(check.names)
         stubs = {node.name: node for node in ast.parse(cells[number - 1].source).body}
         assert list(stubs) == list(check.names)
         for (name, node), answer in zip(stubs.items(), judge.answers_of(check), strict=True):

@@ -30,18 +30,17 @@ CLOSE, CLOSE_32 = 1e-6, 1e-4  # relative to the largest expected entry; the seco
 def exercise(number, *names, right):
     """Make a check of a generator over cases.
 
-    number: of the exercise, as "5.1". names: of the functions that the reader writes, the check's first arguments; what
-    follows them comes from the notebook. right: what was compared with what, the message when all cases are right."""
+    number: of the exercise, as "5.1". names: of the functions that the reader writes, the check's arguments.
+    right: what was compared with what, the message when all cases are right."""
 
     def decorate(cases):
         @functools.wraps(cases)
-        def check(*given):
-            functions, rest = given[: len(names)], given[len(names) :]
-            run = Run(cases, names, functions, rest)
+        def check(*functions):
+            run = Run(cases, names, functions)
             if run.unanswered:
                 print(f"{number} is not answered yet: {run.unanswered}")
             elif run.message:
-                hint = hint_for(check, run, rest)
+                hint = hint_for(check, run)
                 print(f"{number} is not right yet: {run.message}." + (f"\nHint: {hint}" if hint else ""))
             else:
                 print(f"{number} is right: {right}.")
@@ -64,11 +63,11 @@ class Run:
     results: everything that the functions returned, in order. Two answers with the same results make the same mistake.
     """
 
-    def __init__(self, cases, names, functions, given):
+    def __init__(self, cases, names, functions):
         self.message, self.unanswered, self.results, self.returned = "", "", [], {name: [] for name in names}
         watched = [self.watch(name, f) for name, f in zip(names, functions, strict=False)]
         try:
-            for message in cases(*watched, *given):
+            for message in cases(*watched):
                 self.message = self.message or message  # The cases go on, so that `results` tells mistakes apart.
         except Stopped as stop:
             self.message = self.message or str(stop)
@@ -106,12 +105,12 @@ class Run:
         return watched
 
 
-def hint_for(check, run, given):
+def hint_for(check, run):
     """The hint of the known mistake that gives the same results, or an empty text."""
     for mistake in mistakes_of(check):
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            other = Run(check.cases, check.names, mistaken(check, mistake), given)
+            other = Run(check.cases, check.names, mistaken(check, mistake))
         if same(run.results, other.results):
             return mistake["hint"]
     return ""
