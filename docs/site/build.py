@@ -9,7 +9,6 @@ import argparse
 import base64
 import hashlib
 import io
-import itertools
 import os
 import re
 import shutil
@@ -39,7 +38,14 @@ READING = re.compile(r"\*Reading: about (\d+) minutes · runs in ([^·*]+) · ne
 CAPTION = re.compile(r"\A\*Figure \d+\.\d+\.\*.*?(?=\n\n|\Z)", re.DOTALL)
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?:[^)]*\)")  # a badge, which becomes its words
 # The tutorials of each path. One that is read in part has the heading before which the reader stops.
-UNDERSTAND = {"00": "", "01": "", "04": "Four terms", "05": "What a leak is worth", "07": "Three losses", "08": ""}
+UNDERSTAND = {
+    "00": "AdamW: how a gradient becomes a step",
+    "01": "",
+    "04": "Four terms",
+    "05": "What a leak is worth",
+    "07": "Three losses",
+    "08": "",
+}
 BUILD = {"00": "", "03": "", "04": "", "05": "", "06": "", "07": ""}
 
 # The public names, grouped by subject. `reference` is a module.
@@ -72,16 +78,16 @@ def copy_notebooks(work):
     for path in sorted(ROOT.glob(NOTEBOOKS)):
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}
-        for number, (cell, after) in enumerate(itertools.pairwise([*notebook.cells, None])):
+        caption = None  # the text below a cell, if it is a caption; figures one below the other share theirs
+        for number, cell in reversed(list(enumerate(notebook.cells))):
             if cell.cell_type == "markdown":
                 cell.source = REMOTE_IMAGE.sub(r"\1", cell.source)
+                caption = CAPTION.match(cell.source)
+                cell.source = "{.figure-caption}\n" * bool(caption) + cell.source
             elif any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
-                caption = CAPTION.match(after.source) if after and after.cell_type == "markdown" else None
-                if caption:
-                    cell.metadata["mystnb"] = {"image": {"alt": plain(caption[0])}}
-                    after.source = "{.figure-caption}\n" + after.source
-                else:
+                if not caption:
                     missing.append(f"{path.name}: no caption '*Figure N.N.* …' follows the figure of cell {number}")
+                cell.metadata["mystnb"] = {"image": {"alt": plain(caption[0] if caption else "a figure")}}
         nbformat.write(notebook, work / "tutorials" / path.name)
         first = notebook.cells[0].source
         reading = READING.search(first)
@@ -216,4 +222,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "out", nargs="?", type=Path, default=ROOT / "build" / "book", help="the site's folder (build/book)"
     )
-    sys.exit("\n".join(build(parser.parse_args().out.resolve())))
+    sys.exit("\n".join(build(parser.parse_args().out.resolve())) or 0)

@@ -53,4 +53,4 @@ def problems(site):
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(problems(sys.argv[1])))
+    sys.exit("\n".join(problems(sys.argv[1])) or 0)
