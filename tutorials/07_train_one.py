@@ -343,17 +343,17 @@ plt.show()
 #
 # Three comparisons are in these numbers.
 #
-# - **On against off** is the gain. It is nearly the price of a code. With retrieval on, what is still paid goes mostly to
-#   the few documents whose search went wrong above.
+# - **On against off** is the gain. It is nearly the price of a code. With retrieval on, what is still paid goes mostly
+#   to the few documents whose search went wrong above.
 # - **Others against off** is the test for reading. A gain over a baseline may come from additional parameters, or from
 #   a luckier run. A *loss* when somebody else's neighbours are handed over can only come from reading them.
 # - **Chunks with a name** cost the same in all three rows. They are the first chunks of their documents, and the paper
 #   lets the tokens of $C_1$ use no retrieval (§2.2). If these numbers differed, something would be wired wrongly.
 #
-# There is a surprise in the last ones. A name costs less than the **33.2** bits that its random syllables are worth. How
-# can that be? The held-out documents are new, but their people are not: the fact's other document is in the training
-# text. The model has gone through that text about a dozen times, and begins to know the names by heart. The same may
-# make a code cheaper without retrieval. This is why the exam is about strangers.
+# There is a surprise in the last ones. A name costs less than the **33.2** bits that its random syllables are worth.
+# How can that be? The held-out documents are new, but their people are not: the fact's other document is in the
+# training text. The model has gone through that text about a dozen times, and begins to know the names by heart. The
+# same may make a code cheaper without retrieval. This is why the exam is about strangers.
 #
 # ## Break it: stop too early
 #
@@ -472,9 +472,9 @@ plt.show()
 # stands before it. Now the left one. The query looks for the 8 itself, and finds it. How can that help to predict the
 # next digit? The 8's value must say what stands after it.
 #
-# In both cases another attention has been at work before, and has left in one token a trace of the token beside it. This
-# is the encoder's self-attention within the neighbour. Here is what the two attentions do with the digits of all hundred
-# codes. Of each we take the head that does it most.
+# In both cases another attention has been at work before, and has left in one token a trace of the token beside it.
+# This is the encoder's self-attention within the neighbour. Here is what the two attentions do with the digits of all
+# hundred codes. Of each we take the head that does it most.
 
 # %%
 each = np.arange(len(unseen))[:, None]

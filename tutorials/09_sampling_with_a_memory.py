@@ -86,8 +86,8 @@ params = train(training_database, config, training, home / "run")
 # %% [markdown]
 # ## The memory
 #
-# The model's memory is another database, of people whom the model has never met. To build it needs no model: it stores
-# texts and keys. It only has to cut its texts into the same tokens and chunks that the model was trained on.
+# The model's memory is another database, of people whom the model has never met. Building it needs no model, since it
+# stores only texts and keys. But its texts have to be cut into the same tokens and chunks as those of the training.
 
 # %%
 path = home / "memory"
@@ -104,7 +104,7 @@ for fact in unseen[:3]:
 
 # %%
 def sample(prompt, length, database=None, k=1, temperature=0.0, seed=0):
-    """The `length` tokens that the model writes after a prompt. database: None turns retrieval off."""
+    """The `length` tokens that our model writes after a prompt. database: None turns retrieval off."""
     rng = np.random.default_rng(seed)
     tokens, retrieved = list(prompt), []  # retrieved: the k values [N, F] of each whole chunk
     for _ in range(length):
@@ -248,6 +248,7 @@ print("searches at the end of chunks", [item.chunk for item in retrieved], "coun
 # Did the model copy its answer, or did it happen to write the same? The paper's tables 6 and 7 colour each sampled
 # token by a number: the length of the longest run of tokens that ends at this token and also stands in a value that its
 # chunk could read. `show_chunks` cuts prompt and sample into chunks and pairs each with what it retrieved at its end.
+# In the retrieved text the colours mark what the next chunk has in common with it.
 
 
 # %%
@@ -405,8 +406,7 @@ assert ask(forgotten, memory)[0] != forgotten.code
 # tokenizer, and how often each pair of tokens occurred (`hashing.npy`).
 #
 # What *weights* have learned cannot be taken back like this. Had the document been in the training text, they might
-# still know it. That a memory can be edited is an argument for keeping facts there, and the paper makes it for privacy.
-# It is no promise about the model.
+# still know it. That a memory can be edited is an argument for keeping facts there. It is no promise about the model.
 #
 # ## A language model with a memory
 #
@@ -414,10 +414,11 @@ assert ask(forgotten, memory)[0] != forgotten.code
 # 13](13_a_memory_for_a_language_model.ipynb) gives a memory to SmolLM2, a language model of 135 million parameters that
 # others trained. The command `retro-np demo --memory FOLDER` lets it read a folder of yours. On the source of this
 # package, of which twelve files were held out, the [README](../README.md) records 1.3002 bits per byte without the
-# memory and 1.1857 with it: −8.81 % [−11.96, −6.04]. With the neighbours of others it needs 1.2534, so part of that
-# gain is a better feeling for Python, and the rest is reading. On translations of a book, where other translations tell
-# nearly the same in other words, the memory saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md),
-# `retrofit-lm`). The loop that samples from it is the one above.
+# memory and 1.1857 with it: −8.81 % [−11.96, −6.04]. With the neighbours of others it needs 1.2534. So a part of the
+# gain does not come from what was read: the memory's few weights were trained on other Python, which helps by itself.
+# On translations of a book, where the database has other translations, a memory that was trained for it saves 28.5 % of
+# the bits ([EXPERIMENTS.md](../EXPERIMENTS.md), `retrofit-lm`). The loop that samples from such a model is the one
+# above.
 #
 # ## Exercises
 #
