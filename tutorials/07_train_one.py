@@ -19,7 +19,7 @@
 # RETRO by now, forward and backward. In this tutorial you train one, and you watch it find out, after some hundreds of
 # steps, that its neighbours are worth reading.
 #
-# *Reading: about 50 minutes · runs in 45 s on one core · needs tutorials 0, 1, 5 and 6.*
+# *Reading: about 50 minutes · runs in 35 s on one core · needs tutorials 0, 1, 5 and 6.*
 #
 # Afterwards you can
 #

@@ -20,7 +20,7 @@
 # ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), §2.6). We shall first make the mistake, with a splendid
 # result, and then take the result apart. At the end we do the same with this project's own headline.
 #
-# *Reading: about 60 minutes · runs in 50 s on one core · needs tutorials 1 and 7.*
+# *Reading: about 60 minutes · runs in 25 s on one core · needs tutorials 1 and 7.*
 #
 # Afterwards you can
 #

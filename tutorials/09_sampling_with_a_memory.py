@@ -19,7 +19,7 @@
 # another one. In this tutorial you sample from a small RETRO. You teach it a fact without any training, correct a fact
 # and fail the first time, and make it forget one, down to the bytes.
 #
-# *Reading: about 40 minutes · runs in 15 s on one core · needs tutorials 1 and 7.*
+# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorials 1 and 7.*
 #
 # Afterwards you can
 #
