@@ -29,7 +29,7 @@ def searched(n_prompt, length, m):
 def check_9_1(searches):
     cases = (3, 5, 16), (15, 1, 16), (16, 1, 16), (16, 16, 16), (17, 16, 16), (1, 48, 16), (8, 9, 4)
     for n_prompt, length, m in cases:
-        chunks = list(searches(n_prompt, length, m))
+        chunks = searches(n_prompt, length, m)
         where = f"n_prompt = {n_prompt}, length = {length}, m = {m}"
         yield compare(chunks, searched(n_prompt, length, m), "the list of chunks", where=where)
 
