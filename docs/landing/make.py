@@ -74,10 +74,10 @@ def interval(row: dict[str, Any], digits: int = 2) -> str:
 
 
 def step_figure(number: int) -> str:
-    """The drawing in one of its STEPS: what came before is pale, and what comes later is nearly invisible."""
+    """The drawing in one of its STEPS: what came before is pale, and what comes later is paler."""
     added, crops = STEPS[number]
     before = {part for parts, _ in STEPS[:number] for part in parts}
-    opacity = {part: "1" if part in added else ".4" if part in before else ".07" for part in PARTS}
+    opacity = {part: "1" if part in added else ".6" if part in before else ".3" for part in PARTS}
     return copies(opacity, (0, 0, WIDTH, HEIGHT), crops)
 
 
@@ -104,6 +104,8 @@ def learned(curve: dict[str, Any]) -> dict[str, Any]:
     asked = curve["asked"]
     finals = [round(asked * run[-1]["on"]["right"]) for run in runs]
     begun = [next(row["step"] for row in run if row["on"]["right"] >= 0.1) for run in runs]
+    dark = max(row["step"] for run in runs for row in run if row["step"] < min(begun))
+    lucky = max(round(asked * row["on"]["right"]) for run in runs for row in run if row["step"] <= dark)
     flat = max(round(asked * row[name]["right"]) for run in runs for row in run for name in ("off", "others"))
     words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
     believed = round(asked * curve["example"]["believed"])
@@ -111,6 +113,8 @@ def learned(curve: dict[str, Any]) -> dict[str, Any]:
         "believed": believed,
         "finals": finals,
         "begun": (min(begun), max(begun)),
+        "dark": dark,
+        "lucky": words.get(lucky, lucky),
         "flat": flat,
         "runs": words.get(len(runs), len(runs)),
     }
@@ -125,12 +129,13 @@ def context() -> dict[str, Any]:
     """Everything that essay.html refers to."""
     curve = json.loads((HERE / "learning_curve.json").read_text(encoding="utf-8"))
     stdlib, memory, knowledge = record("pretrained"), record("retrofit-lm"), record("knowledge")
+    runs, rivals = record("random-neighbours")["figures"], record("wikitext-style")["figures"]["lines"]
     parts = stdlib["figures"]["parts"]
     apart = stdlib["figures"]["without_near_copies"]
     copies = parts["similarity"][-1]
     on = {"of": "on", "against": "baseline"}
     whole, new = comparison(stdlib["comparisons"], **on), comparison(apart["comparisons"], **on)
-    translations = {"corpus": "translations", "against": "base"}
+    translations, manual = {"corpus": "translations", "against": "base"}, {"corpus": "documentation", "against": "base"}
     seconds = memory["figures"]["seconds_per_token"]
     person = curve["example"]
     words = ["the", "code", "of", person["name"], person["code"], "opens", "the", "gate", "at", "night"]
@@ -146,13 +151,21 @@ def context() -> dict[str, Any]:
         ])),
         "stdlib": stdlib, "whole": whole, "new": new, "copies": copies,
         "others": comparison(stdlib["comparisons"], of="others", against="baseline"),
+        "off": comparison(stdlib["comparisons"], of="off", against="baseline"),
+        "sizes": stdlib["figures"]["parameters"], "millions": lambda count: f"{count / 1e6:.1f}",
+        "three": f"{100 * runs['gain']['from']:.2f} to {100 * runs['gain']['to']:.2f} %",
+        "copied": runs["copy_bound"]["gain"],
+        "cached": 1 - rivals["continuous cache"]["bpb"] / rivals["baseline"]["bpb"],
         "match": {row["token"]: row for row in parts["match"]},
         "swapped": knowledge["figures"]["lines"]["other codes in the database"]["right"]["mean"],
         "known": knowledge["figures"],
         "memory": {name: comparison(memory["comparisons"], of=name, **translations)
-                   for name in ("on", "others", "in-context")},
+                   for name in ("on", "others", "in-context", "paper-form", "paper-form, others")},
+        "manual": comparison(memory["comparisons"], of="on", **manual),
+        "adapted": comparison(memory["comparisons"], of="adapted", **manual),
         "apart": comparison(memory["comparisons"], corpus="no shared content", of="on", against="base"),
         "trained": memory["figures"]["trained_parameters"]["on"], "slower": seconds["on"] / seconds["base"],
+        "prompted": seconds["in-context"] / seconds["base"],
         "saved": saved, "cost": cost, "interval": interval,
         "chunk": lambda words, kind: Markup(f'<code class="chunk {kind}">{escape(words)}</code>'),
     }  # fmt: skip
