@@ -5,13 +5,65 @@ python benchmarks/experiments.py --check  exit with 1 if the section differs fro
 """
 
 import json
+import re
 
-from report import ROOT, main
+from report import ROOT, main, table
 
 from retro_np.commands.experiments import AGREEMENT
 from retro_np.experiments.experiment import experiments
 
 RECORDS = ROOT / "docs" / "experiments"
+
+
+WORDS = {"agrees": "yes", "disagrees": "no", "cannot be told": "nothing to compare with"}
+FEW = 12  # comparisons with the model without a memory that fit into a sentence
+
+
+def recorded():
+    """The results of the experiments of which a full run was recorded, by name, in the order of the list."""
+    files = {name: RECORDS / f"{name}.json" for name in experiments()}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+
+
+def overview():
+    """How many results agree with the paper, and which."""
+    results = recorded()
+    counts = {word: sum(result["verdict"] == word for result in results.values()) for word in WORDS}
+    rows = [
+        [f"[{result['title']}](#{anchor(result['title'], name)})", WORDS[result["verdict"]]]
+        for name, result in results.items()
+    ]
+    compared = counts["agrees"] + counts["disagrees"]
+    return (
+        f"Of the {compared} results that the paper has something to say about, **{counts['agrees']} agree with it and "
+        f"{counts['disagrees']} do not**.\n\n{table(['experiment', 'agrees with the paper'], rows)}"
+    )
+
+
+def anchor(title, name):
+    """The anchor that GitHub and the book give to a result's heading."""
+    return re.sub(r"[^\w\- ]", "", f"{title} ({name})".lower()).replace(" ", "-")
+
+
+def differences(result):
+    """A table of the differences to the model without a memory on whole corpora, in per cent with their intervals."""
+    corpora = result["figures"].get("corpora", {})
+    whole = [each for each in result["comparisons"] if each["against"] == "base" and each["corpus"] in corpora]
+    if len(whole) <= FEW:
+        return []
+    # The memory of the package was trained on some documents of a corpus. There its figure says nothing.
+    known = {name for name, facts in corpora.items() if facts["shipped_trained_on"]}
+    whole = [each for each in whole if not (each["of"].startswith("shipped") and each["corpus"] in known)]
+    cells = {(each["of"], each["corpus"]): shown(each) for each in whole}
+    names = dict.fromkeys(each["of"] for each in whole)
+    rows = [[name, *(cells.get((name, corpus), "") for corpus in corpora)] for name in names]
+    return [table(["bits per byte against base, %", *corpora], rows)]
+
+
+def shown(comparison):
+    """A difference in per cent and its interval."""
+    ends = comparison["interval_percent"]
+    return f"{comparison['difference_percent']:+.1f}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
 
 
 def record(name):
@@ -27,6 +79,7 @@ def record(name):
         f"### {result['title']} (`{name}`)",
         f"*The paper.* {result['paper']}",
         f"*Here.* {result['sentence']} **{AGREEMENT[result['verdict']]}**",
+        *differences(result),
         f"![{result['title']}](docs/experiments/{name}.png)",
         f"`{result['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), {time}, not counting "
         f"what was already in the lab. All figures: [docs/experiments/{name}.json](docs/experiments/{name}.json).",
@@ -39,4 +92,4 @@ def section():
 
 
 if __name__ == "__main__":
-    main(ROOT / "EXPERIMENTS.md", "experiments.py", {"results": section()}, __doc__)
+    main(ROOT / "EXPERIMENTS.md", "experiments.py", {"overview": overview(), "results": section()}, __doc__)
