@@ -26,6 +26,9 @@
 # *Reading: about 60 minutes · runs in 8 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).* The
 # last section reads the weights of SmolLM2 if they are installed.
 #
+# *On the path “Understand it” of the book's contents, read as far as the end of “Four terms”, and pass over what is
+# said of backward passes. No other tutorial is needed for that but 0 and 1.*
+#
 # Afterwards you can
 #
 # - say of each token whose neighbours it reads, and draw it;

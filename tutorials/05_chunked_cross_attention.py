@@ -23,6 +23,9 @@
 #
 # *Reading: about 60 minutes · runs in 10 s on one core · needs tutorials 3 and 4.*
 #
+# *On the path “Understand it” of the book's contents, read as far as the end of “What a leak is worth”, and pass over
+# what is said of pullbacks. Of tutorial 4 you need what stands before “A vector for each distance”, and of 3 nothing.*
+#
 # Afterwards you can
 #
 # - say which token reads which neighbours, and write it as an equation and as a matrix;

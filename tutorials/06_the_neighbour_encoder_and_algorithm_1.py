@@ -25,6 +25,9 @@
 #
 # *Reading: about 50 minutes · runs in 5 s on one core · needs tutorials 3, 4 and 5.*
 #
+# *On the path “Understand it” of the book's contents, read the section “Algorithm 1” alone, and pass over what it says
+# of pullbacks.*
+#
 # Afterwards you can
 #
 # - say what $E_u$ depends on, token by token, and why that gives nothing away;

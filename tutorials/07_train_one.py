@@ -21,6 +21,9 @@
 #
 # *Reading: about 50 minutes · runs in 35 s on one core · needs tutorials 0, 1, 5 and 6.*
 #
+# *On the path “Understand it” of the book's contents, read as far as the end of “Break it: stop too early”, and take
+# all gradients as given.*
+#
 # Afterwards you can
 #
 # - set a task that only retrieval can solve, and say in bits what a guess costs;

@@ -37,16 +37,18 @@ INTEGRITY = (
 READING = re.compile(r"\*Reading: about (\d+) minutes · runs in ([^·*]+) · needs ([^*]+)\*")
 CAPTION = re.compile(r"\A\*Figure \d+\.\d+\.\*.*?(?=\n\n|\Z)", re.DOTALL)
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?:[^)]*\)")  # a badge, which becomes its words
-# The tutorials of each path. One that is read in part has the heading before which the reader stops.
-UNDERSTAND = {
-    "00": "AdamW: how a gradient becomes a step",
-    "01": "",
-    "04": "Four terms",
-    "05": "What a leak is worth",
-    "07": "Three losses",
-    "08": "",
+# The tutorials of each path. One that is read in part has the first and the last section of each part, and "" is the
+# page's beginning or end. Each of these pages says the same below its line of reading time.
+UNDERSTAND: dict[str, list[tuple[str, str]]] = {
+    "00": [("", "A decoder block"), ("Break it: without the mask", "What this model cannot know")],
+    "01": [],
+    "04": [("", "Four terms")],
+    "05": [("", "What a leak is worth")],
+    "06": [("", "Algorithm 1")],
+    "07": [("", "Break it: stop too early")],
+    "08": [],
 }
-BUILD = {"00": "", "03": "", "04": "", "05": "", "06": "", "07": ""}
+BUILD: dict[str, list[tuple[str, str]]] = {number: [] for number in ("00", "01", "03", "04", "05", "06", "07")}
 
 # The public names, grouped by subject. `reference` is a module.
 API = {
@@ -102,7 +104,7 @@ def copy_notebooks(work):
             "runs": runs.removesuffix(" on one core"),
             "needs": re.sub(r"\s+", " ", needs).replace("](", "](tutorials/").split(". ")[0].rstrip("."),
             "exercises": sum("exercise" in cell.metadata.get("tags", []) for cell in notebook.cells),
-            "text": "\n\n".join(cell.source for cell in notebook.cells),
+            "text": "\n\n".join(c.source for c in notebook.cells if "hide-input" not in c.metadata.get("tags", [])),
         }
     return tutorials, missing
 
@@ -113,18 +115,32 @@ def plain(markdown):
     return re.sub(r"\s+", " ", re.sub(r"[*`$]|\\(?=[a-zA-Z])", "", words)).strip()
 
 
+def passage(tutorial, first, last):
+    """A part of a tutorial: words that name it, with links to its first and last section, and its share of the text."""
+    text, page = tutorial["text"], re.search(r"\((.*)\)", tutorial["title"])[1]
+    begin, heading = (text.index(f"## {name}\n") if name else 0 for name in (first, last))
+    following = re.search(r"^## ", text[heading + 3 :], re.MULTILINE)
+    share = (heading + 3 + following.start() - begin) / len(text)
+
+    def link(name):
+        return f"[{name}]({page}#{re.sub(r'[^a-z0-9 -]', '', name.lower()).replace(' ', '-')})"
+
+    return f"{'from ' + link(first) + ' ' if first else ''}to the end of {link(last)}", share
+
+
 def contents(tutorials):
     """The page of contents: book.md with its lists and its table filled in from the notebooks."""
     text = (HERE / "book.md").read_text("utf-8")
     minutes = exercises = 0
     for name, path in {"understand": UNDERSTAND, "build": BUILD}.items():
         lines, minutes, exercises = [], 0, 0
-        for number, heading in path.items():
-            tutorial, part, length = tutorials[number], "", tutorials[number]["minutes"]
-            if heading:
-                share = tutorial["text"].index(f"\n## {heading}\n") / len(tutorial["text"])
-                part, length = f", up to “{heading}”", 5 * round(length * share / 5)
-            lines.append(f"1. {tutorial['title']}{part}, {length} minutes")
+        for number, parts in path.items():
+            tutorial, read, length = tutorials[number], "", tutorials[number]["minutes"]
+            if parts:
+                passages = [passage(tutorial, *part) for part in parts]
+                read = ": " + ", and ".join(words for words, _ in passages)
+                length = max(5, 5 * round(length * sum(share for _, share in passages) / 5))
+            lines.append(f"1. {tutorial['title']}, {length} minutes{read}")
             minutes, exercises = minutes + length, exercises + tutorial["exercises"]
         text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(
             f"<!-- {name}: hours -->", f"{minutes / 60:.0f}"
