@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from figures import facts_of, figures_in, has, numbers_in
 
@@ -223,10 +224,11 @@ def test_each_other_form_of_a_right_answer_passes(capsys):
         (3, 4, "it is 3, not 4"),
         ([0.5, float("nan")], [0.5, 1.0], "it is not finite in 1 entries; first wrong at [1]: nan, not 1"),
         ("abcd", "abcx", "it differs at character 3: 'abcd', not 'abcx'"),
-        ({"a": 1}, {"b": 1}, "it has the parts a; asked for are b"),
+        ({"a": 1}, {"b": 1}, "it lacks b and has a, not asked for"),
         ({"a": 1.0}, {"a": 2.0}, "a is 1, not 2"),
         ({1, 2}, {1, 3}, "it lacks 3"),
         (([1.0], [2.0]), ([1.0], [2.5]), "b is off by up to 0.5; first at [0]: 2, not 2.5"),
+        (([1.0], [2.0]), ([2.0], [1.0]), "it has the right parts in a wrong order: b stands where a is asked for"),
         (None, 1.0, "wrong form: it is None; asked for is the number 1.0"),
     ],
 )
@@ -245,11 +247,45 @@ def test_a_message_names_the_function_and_the_line_that_failed(capsys):
     assert 'raise ZeroDivisionError("of the reader")' in said
 
 
+def test_a_message_about_a_failure_says_for_which_arguments_also_of_a_pullback(capsys):
+    @judge.exercise("0.0", "f", right="")
+    def check(f):
+        yield judge.pullback(f, np.ones((2, 3)), 4, expected=(np.ones((2, 3)), lambda dy: dy))
+
+    def f(x, m):
+        return x, lambda dx: breaks()
+
+    assert check(f) is False
+    assert capsys.readouterr().out.endswith(" (x of shape (2, 3), m = 4, dx of shape (2, 3)).\n")
+
+
+def test_a_hint_is_found_whatever_the_order_of_a_dict_and_for_equal_messages(capsys, monkeypatch):
+    @judge.exercise("0.0", "f", right="")
+    def check(f):
+        yield judge.holds(f() == {"a": 1}, "not so")
+
+    for known, given in (({"a": 2, "b": 1}, {"b": 1, "a": 2}), ({"a": 3}, {"a": 2})):
+        monkeypatch.setattr(judge, "mistakes_of", lambda check: [{"hint": "well known"}])
+        monkeypatch.setattr(judge, "mistaken", lambda check, mistake, known=known: [lambda: known])
+        assert check(lambda given=given: given) is False
+        assert capsys.readouterr().out.endswith("Hint: well known\n")
+
+
+def test_of_two_stubs_the_first_is_named(capsys):
+    @judge.exercise("0.0", "f", "g", right="")
+    def check(f, g):
+        yield judge.compare(f(), 1)
+        yield judge.compare(g(), 1)
+
+    assert check(stub, stub) is False
+    assert capsys.readouterr().out.startswith("0.0 is not answered yet: f")
+
+
 def test_an_answer_that_overwrites_its_argument_is_refused(capsys):
     @judge.exercise("0.0", "f", right="")
     def check(f):
         x = [[1.0, 2.0]]
-        yield judge.compare(f(__import__("numpy").array(x)), 2)
+        yield judge.compare(f(np.array(x)), 2)
 
     def doubles(x):
         x *= 2

@@ -21,7 +21,8 @@ def layer_norm(x, gain, bias, eps=1e-12):
         dunit = dy * gain
         along = unit * np.mean(dunit * unit, axis=-1, keepdims=True)
         dx = scale * (dunit - dunit.mean(axis=-1, keepdims=True) - along)  # no part along (1, …, 1), none along unit
-        return dx, np.sum(dy * unit, axis=0), dy.sum(axis=0)
+        rows = tuple(range(x.ndim - 1))  # all axes but the last
+        return dx, np.sum(dy * unit, axis=rows), dy.sum(axis=rows)
 
     return gain * unit + bias, vjp
 

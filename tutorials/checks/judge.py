@@ -60,44 +60,47 @@ class Run:
     """One run of a check's cases.
 
     message: of the first case that is not right, or empty. unanswered: which function was not written yet, or empty.
-    results: everything that the functions returned, in order. Two answers with the same results make the same mistake.
-    """
+    results: everything that the functions returned, in order. messages: of all cases that are not right. Two answers
+    with the same results, or with the same messages, make the same mistake."""
 
     def __init__(self, cases, names, functions):
-        self.message, self.unanswered, self.results, self.returned = "", "", [], {name: [] for name in names}
+        self.results, self.messages, self.unanswered, self.returned = [], [], "", {name: [] for name in names}
         watched = [self.watch(name, f) for name, f in zip(names, functions, strict=False)]
         try:
-            for message in cases(*watched):
-                self.message = self.message or message  # The cases go on, so that `results` tells mistakes apart.
+            self.messages += filter(None, cases(*watched))  # All cases are run, so that they tell mistakes apart.
         except Stopped as stop:
-            self.message = self.message or str(stop)
+            self.messages.append(str(stop))
         except Exception as error:  # The check's own line fails because what came has an unexpected form.
-            self.message = self.message or f"what came cannot be compared ({type(error).__name__}: {error})"
+            self.messages.append(f"what came cannot be compared ({type(error).__name__}: {error})")
+        self.message = self.messages[0] if self.messages else ""
         for name, f in zip(names, functions, strict=False):
             calls = self.returned[name]
-            if self.message and (not callable(f) or (calls and all(result in (None, ...) for result in calls))):
+            if self.message and (not callable(f) or (calls and not any(calls))):
                 self.unanswered = f"{called(name, f)} returns None" if callable(f) else f"{name} is no function"
+                break
 
-    def watch(self, name, f, of=""):
-        """The function f, recorded: what it returns, whether it fails, and whether it overwrites an argument."""
+    def watch(self, name, f, of=None):
+        """The function f, recorded: what it returns, whether it fails, and whether it overwrites an argument.
+
+        of: if f is a pullback, the arguments of the function that returned it, in words."""
 
         @functools.wraps(f if callable(f) else compare)
         def watched(*arguments, **options):
-            given = copied(arguments)
+            given, case = copied(arguments), [*(of or []), *in_words(f, arguments)]
             try:
                 result = f(*given, **options)
             except NotImplementedError:
                 result = None
             except Exception as error:
                 self.results.append(f"{type(error).__name__}: {error}")
-                raise Stopped(failure(name, error)) from error
+                raise Stopped(failure(name, error) + place(", ".join(case))) from error
             if not same(given, arguments):
                 raise Stopped(f"{name} overwrites an argument, which its caller may need: work on a copy")
-            if callable(f) and not of:
-                self.returned[name].append(None if result is None or result is ... else True)
+            if of is None:
+                self.returned[name].append(result is not None and result is not ...)
             self.results.append(copied(result))
             if isinstance(result, tuple | list):  # A pullback among the results is watched, too.
-                parts = [self.watch(f"the pullback of {name}", x, of=name) if callable(x) else x for x in result]
+                parts = [self.watch(f"the pullback of {name}", x, of=case) if callable(x) else x for x in result]
                 result = type(result)(parts) if type(result) in (tuple, list) else result
             return result
 
@@ -106,14 +109,18 @@ class Run:
 
 
 def hint_for(check, run):
-    """The hint of the known mistake that gives the same results, or an empty text."""
+    """The hint of the known mistake that gives the same results, or else the same messages, or an empty text."""
+    alike = ""
     for mistake in mistakes_of(check):
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             other = Run(check.cases, check.names, mistaken(check, mistake))
         if same(run.results, other.results):
             return mistake["hint"]
-    return ""
+        close = run.message == other.message and "off by up to" in run.message  # No two mistakes agree so by chance.
+        if close or run.messages == other.messages:
+            alike = alike or mistake["hint"]
+    return alike
 
 
 # What tests use as well
@@ -161,15 +168,16 @@ def holds(condition, message, where=""):
     return "" if condition else f"{message} ({where})" if where else message
 
 
-def pullback(f, *arguments, expected=None, parts=(), where="", close=None):
+def pullback(f, *arguments, expected=None, parts=(), where="", close=None, **options):
     """What is wrong with a function of the reader's that returns its value and its pullback, or an empty text.
 
     expected: value and pullback of the library, of a reference or of our answer at the same arguments. Then value and
     gradients are compared with them, part by part. In any case finite differences are: see `gradcheck`.
-    parts: what to call the arguments that have a gradient; if none are given, all that are not integers."""
-    result = value_and_pullback(f(*arguments))
+    parts: what to call the arguments that have a gradient; if none are given, all that are not integers.
+    options: arguments of f by name, which have no gradient."""
+    result = value_and_pullback(f(*arguments, **options))
     if result is None:
-        came = description(f.__wrapped__(*copied(arguments)))
+        came = description(f.__wrapped__(*copied(arguments), **options))
         return f"wrong form: what came is {came}; asked for are the value and its pullback, y, vjp{place(where)}"
     value, vjp = result
     parts = parts or differentiated(f, arguments)
@@ -186,9 +194,9 @@ def pullback(f, *arguments, expected=None, parts=(), where="", close=None):
             return f"the value is right, but {message}"
     single = any(np.asarray(y).dtype == np.float32 for y in (value if isinstance(value, tuple | list) else [value]))
     for seed in range(3):  # A wrong pullback fails with each; a right one whose gradient nearly cancels, with one.
-        options = {"raise_exception": False, "tolerance": 1e-3 if single else None, "seed": seed}
+        settings = {"raise_exception": False, "tolerance": 1e-3 if single else None, "seed": seed}
         try:
-            report = gradcheck(plain(f.original), *arguments, **options)
+            report = gradcheck(plain(functools.partial(f.original, **options)), *arguments, **settings)
         except Exception as error:
             return failure(f.__name__, error) + place(where)
         if report or (expected is not None and not any(row.verdict == "wrong" for row in report.rows)):
@@ -224,7 +232,8 @@ def difference(got, expected, what, parts=(), close=None):
             return form(got, expected, what)
         lost, more = [x for x in expected if x not in got], [x for x in got if x not in expected]
         if lost or more:
-            return f"{what} has the parts {some(got)}; asked for are {some(expected)}"
+            wrong = (f"lacks {some(lost)}" if lost else ""), (f"has {some(more)}, not asked for" if more else "")
+            return f"{what} {' and '.join(filter(None, wrong))}"
         gradient = what.startswith("the gradient of")
         for key in expected:
             message = difference(got[key], expected[key], f"the gradient of {key}" if gradient else f"{key}", (), close)
@@ -238,8 +247,18 @@ def difference(got, expected, what, parts=(), close=None):
             return form(got, expected, what, parts)
         names = parts or [f"part {number} of {what}" for number in range(len(expected))]
         messages = (difference(*three, (), close) for three in zip(got, expected, names, strict=True))
-        return next(filter(None, messages), "")
+        message = next(filter(None, messages), "")
+        return (message and another_order(got, expected, what, names, close)) or message
     return array_difference(got, np.asarray(expected), what, close)
+
+
+def another_order(got, expected, what, names, close):
+    """That a tuple has the right parts in a wrong order, or an empty text."""
+    equal = [[number for number, x in enumerate(expected) if not difference(part, x, "", (), close)] for part in got]
+    if sorted(equal) != [[number] for number in range(len(expected))]:
+        return ""
+    place, number = next((place, number) for place, (number,) in enumerate(equal) if number != place)
+    return f"{what} has the right parts in a wrong order: {names[number]} stands where {names[place]} is asked for"
 
 
 def array_difference(got, expected, what, close):
@@ -247,10 +266,10 @@ def array_difference(got, expected, what, close):
     if isinstance(got, str | dict | set) or not is_array(got):
         return form(got, expected, what)
     got = np.asarray(got)
+    if not (got.size or expected.size):
+        return ""  # An empty list does not have all axes.
     if got.shape != expected.shape:
         return f"the shape of {what} is {got.shape}, not {expected.shape}"
-    if not got.size:
-        return ""
     mine, theirs = got.astype(np.float64), expected.astype(np.float64)
     if expected.dtype.kind == "f":
         single = (got.dtype.itemsize < 8 and got.dtype.kind == "f") or expected.dtype.itemsize < 8
@@ -399,11 +418,12 @@ def same(x, y):
     if callable(x) or callable(y):
         return callable(x) and callable(y)
     if isinstance(x, dict) and isinstance(y, dict):
-        return list(x) == list(y) and all(same(x[key], y[key]) for key in x)
+        return x.keys() == y.keys() and all(same(x[key], y[key]) for key in x)  # in whatever order
     if is_array(x) and is_array(y):
         x, y = np.asarray(x), np.asarray(y)
-        largest = np.max(np.abs(y[np.isfinite(y)]), initial=0) if y.dtype.kind == "f" else 0
-        return x.shape == y.shape and np.allclose(x, y, rtol=1e-5, atol=1e-6 * largest, equal_nan=True)
+        if y.dtype.kind != "f" or x.shape != y.shape:
+            return np.array_equal(x, y)
+        return np.allclose(x, y, rtol=1e-5, atol=1e-6 * np.max(np.abs(y[np.isfinite(y)]), initial=0), equal_nan=True)
     if isinstance(x, tuple | list) and isinstance(y, tuple | list):
         return len(x) == len(y) and all(map(same, x, y))
     try:
@@ -419,11 +439,21 @@ def called(name, f):
     return name
 
 
+def in_words(f, arguments):
+    """The arguments of a call that can be said in few words: ["h of shape (2, 12, 3)", "m = 4"]."""
+    names = []
+    with contextlib.suppress(TypeError, ValueError):
+        names = inspect.signature(f).parameters
+    pairs = [(name, x) for name, x in zip(names, arguments, strict=False) if is_array(x)]
+    return [f"{name} of shape {np.shape(x)}" if np.ndim(x) else f"{name} = {x}" for name, x in pairs]
+
+
 def failure(name, error):
     """An exception in the reader's code, with its last line there."""
     ours = str(Path(__file__).parent), str(Path(inspect.getfile(gradcheck)).parent)
     frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(ours)]
     frames = [x for x in frames if "site-packages" not in x.filename and not x.filename.startswith("<__array")]
-    line = f', at line {frames[-1].lineno}, "{frames[-1].line}"' if frames and frames[-1].line else ""
+    code = f', "{frames[-1].line}"' if frames and frames[-1].line else ""
+    line = f", at line {frames[-1].lineno}{code}" if frames else ""
     text = " ".join(str(error).split()).rstrip(".")
-    return f"{name} stops with {type(error).__name__}: {text}{line}"
+    return f"{name} stops with {type(error).__name__}{': ' if text else ''}{text}{line}"

@@ -22,17 +22,17 @@ def check_3_1(swish):
 
 @exercise("3.2", "layer_norm", right="value and gradients are the library's, and finite differences agree")
 def check_3_2(layer_norm):
-    for shape in ((3, 5), (4, 3)):
+    for shape, options in (((3, 5), {}), ((4, 3), {"eps": 0.5}), ((2, 4, 3), {})):
         rng = np.random.default_rng(shape[0])
-        x, gain, bias = rng.standard_normal(shape), rng.standard_normal(shape[1]), rng.standard_normal(shape[1])
-        value, library_vjp = decoders.norm({"norm": gain, "norm_bias": bias}, x, 1e-12)
+        x, gain, bias = rng.standard_normal(shape), rng.standard_normal(shape[-1]), rng.standard_normal(shape[-1])
+        value, library_vjp = decoders.norm({"norm": gain, "norm_bias": bias}, x, options.get("eps", 1e-12))
 
         def vjp(dy, library_vjp=library_vjp):
             grads, dx = library_vjp(dy)
             return dx, grads["norm"], grads["norm_bias"]
 
-        parts, where = ("x", "gain", "bias"), f"x of shape {shape}"
-        yield pullback(layer_norm, x, gain, bias, expected=(value, vjp), parts=parts, where=where)
+        parts, where = ("x", "gain", "bias"), f"x of shape {shape}" + ", eps = 0.5" * bool(options)
+        yield pullback(layer_norm, x, gain, bias, expected=(value, vjp), parts=parts, where=where, **options)
 
 
 @exercise(
@@ -86,3 +86,6 @@ def check_3_4(cross_attention):
 
         given, where = (params, x, y, n_heads), f"n_heads = {n_heads}, c = {c}"
         yield pullback(cross_attention, *given, expected=(value[0, 0], vjp), parts=("params", "x", "y"), where=where)
+    value = attend(params, 1000 * x[None, None], y[None, None], n_heads)[0]
+    got = cross_attention(params, 1000 * x, y, n_heads)[0]
+    yield compare(got, value[0, 0], "the value", where="scores of several thousand")

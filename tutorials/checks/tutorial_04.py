@@ -41,15 +41,16 @@ def check_4_3(copying_table):
     for m in (2, 4, 16):
         table, where = copying_table(m), f"m = {m}"
         fits = np.shape(table) == (3 * m - 1, 1, 1)
-        wrong = holds(fits, f"the shape of the table is {np.shape(table)}, not {(3 * m - 1, 1, 1)}", where)
-        yield wrong
-        if not wrong:
-            contents = np.random.default_rng(m).standard_normal((1, 1, 2 * m, 1, 1))
+        yield holds(fits, f"the shape of the table is {np.shape(table)}, not {(3 * m - 1, 1, 1)}", where)
+        if fits:
             falling, ones = np.asarray(table, np.float64), np.ones((1, 1))
+            yield holds(np.isfinite(falling).all(), "inf is no score: a large number is enough", where)
+            falling, contents = np.nan_to_num(falling), np.random.default_rng(m).standard_normal((1, 1, 2 * m, 1, 1))
             weights = attention_weights(np.zeros((1, 1, m, 1, 1)), contents, falling, 0 * ones, ones)[0, 0, 0, :, 0]
             read, most = weights.argmax(axis=1), weights.max(axis=1)
             yield compare(read, m + np.arange(m), "the key that each query reads most", where=where)
-            yield holds(most.min() > 0.99, f"a query gives the key only {most.min():.2f} of its weight", where)
+            little = f"a query gives the key only {most.min():.4f} of its weight, and more than 0.99 are asked for"
+            yield holds(most.min() > 0.99, f"{little}: make the entry larger", where)
 
 
 @exercise(
@@ -81,3 +82,6 @@ def check_4_4(attention_over_neighbours):
         given, where = (q, keys, values, table, b_c, b_p), f"n = {n}, r = {r}, k = {k}"
         parts = ("q", "keys", "values", "table", "b_c", "b_p")
         yield pullback(attention_over_neighbours, *given, expected=(out[0, 0, :, 0], vjp), parts=parts, where=where)
+    out = relative_attention(1000 * arrays[0], *arrays[1:])[0]
+    got = attention_over_neighbours(1000 * q, *given[1:])[0]
+    yield compare(got, out[0, 0, :, 0], "the value", where="scores of several thousand")

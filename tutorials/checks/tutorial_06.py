@@ -10,20 +10,21 @@ from retro_np.nn.checks import perturbed_params
 from retro_np.nn.encoder import encode, encoder_cross_attention
 from retro_np.nn.ffw import ffw
 from retro_np.nn.operators import embedding, linear, rms_norm
+from retro_np.tree import named_leaves
 from retro_np.tutorials.checks.judge import compare, exercise, pullback
 
 
-def model(n_layers, cca_layers):
-    """A small RETRO with an encoder of two layers, of which the first looks at the chunk; m = 4."""
+def model(n_layers, cca_layers, m=4):
+    """A small RETRO with an encoder of two layers, of which the first looks at the chunk."""
     encoder = EncoderConfig(d_model=6, d_ffw=8, n_heads=2, d_head=3, n_layers=2, ca_layers=(1,))
-    sizes = {"n_heads": 2, "d_head": 4, "n_layers": n_layers, "cca_layers": cca_layers, "chunk_size": 4}
+    sizes = {"n_heads": 2, "d_head": 4, "n_layers": n_layers, "cca_layers": cca_layers, "chunk_size": m}
     config = RetroConfig(20, 8, 12, **sizes, encoder=encoder)
     return config, perturbed_params(config)
 
 
-def texts(rng, n, k):
-    """Tokens (2, n) and neighbours (2, ℓ, k, 8) with padding: one ends early, one was not found."""
-    tokens, neighbours = rng.integers(1, 20, (2, n)), rng.integers(1, 20, (2, n // 4, k, 8))
+def texts(rng, n, k, m=4):
+    """Tokens (2, n) and neighbours (2, ℓ, k, 2m) with padding: one ends early, one was not found."""
+    tokens, neighbours = rng.integers(1, 20, (2, n)), rng.integers(1, 20, (2, n // m, k, 2 * m))
     neighbours[0, 0, -1, 5:] = neighbours[1, -1, 0] = 0
     return tokens, neighbours
 
@@ -66,23 +67,24 @@ def forward(config, params, tokens, neighbours):
 def check_6_1(conditioned):
     _, params = model(2, (2,))
     weights = params["encoder"]["layers"][0]["cross_attention"]
-    for b, k in ((3, 2), (2, 1)):
+    for b, k, n_heads in ((3, 2, 2), (2, 1, 3)):
         rng = np.random.default_rng(b)
+        weights = weights | {name: weights[name].reshape(n_heads, -1) for name in ("u", "v")}
         e, chunks = rng.standard_normal((b, k, 8, 6)), rng.standard_normal((b, 4, 8))
-        expected, where = encoder_cross_attention(weights, e, chunks, 2), f"b = {b}, k = {k}"
+        expected, where = encoder_cross_attention(weights, e, chunks, n_heads), f"b = {b}, k = {k}, n_heads = {n_heads}"
         parts = ("params", "e", "chunks")
-        yield pullback(conditioned, weights, e, chunks, 2, expected=expected, parts=parts, where=where)
+        yield pullback(conditioned, weights, e, chunks, n_heads, expected=expected, parts=parts, where=where)
 
 
 @exercise("6.2", "read", right="H gets its gradient by both ways, as finite differences say")
 def check_6_2(read):
-    config, params = model(2, (2,))
-    for n, k in ((14, 2), (8, 1)):
+    for n, k, m in ((14, 2, 4), (8, 1, 3)):
+        config, params = model(2, (2,), m)
         rng = np.random.default_rng(n)
-        _, neighbours = texts(rng, n, k)
+        _, neighbours = texts(rng, n, k, m)
         h = rng.standard_normal((2, n, 8))
         e, encoder_vjp = encoded(config, params["encoder"], h, neighbours)
-        y, cca_vjp = cca(params["layers"][1]["cca"], h, e, neighbours != 0, 2, 4)
+        y, cca_vjp = cca(params["layers"][1]["cca"], h, e, neighbours != 0, 2, m)
 
         def both_ways(dy, cca_vjp=cca_vjp, encoder_vjp=encoder_vjp):
             cca_grads, dh, de = cca_vjp(dy)
@@ -90,7 +92,7 @@ def check_6_2(read):
             return encoder_grads, cca_grads, dh + dcondition
 
         given = params["encoder"], params["layers"][1]["cca"], h, neighbours
-        parts, where = ("encoder_params", "cca_params", "h"), f"n = {n}, k = {k}"
+        parts, where = ("encoder_params", "cca_params", "h"), f"n = {n}, m = {m}, k = {k}"
         yield pullback(read, *given, expected=(y, both_ways), parts=parts, where=where)
 
 
@@ -103,7 +105,21 @@ def check_6_3(backward):
         logits, kept = forward(config, params, tokens, neighbours)
         dlogits = rng.standard_normal(logits.shape)
         expected = retro(params, config, tokens, neighbours)[1](dlogits)
-        yield compare(backward(dlogits, kept, P), expected, "the tree", where=f"P = {set(P)}")
+        got, where = backward(dlogits, kept, P), f"P = {set(P)}"
+        leaves, expected_leaves = (dict(named_leaves(tree)) for tree in (got, expected))
+        if leaves.keys() == expected_leaves.keys():
+            order = as_they_come(expected_leaves, P)
+            got, expected = ({name: tree[name] for name in order} for tree in (leaves, expected_leaves))
+        yield compare(got, expected, "the tree", where=where)
+
+
+def as_they_come(names, P):
+    """The names of all parameters, in the order in which the pass backward makes their gradients."""
+    places = ["readout", "norm"]
+    for p in range(3, 0, -1):
+        ffw, read, attention = (f"layers.{p - 1}.{block}" for block in ("ffw", "cca", "attention"))
+        places += [ffw, read, "encoder.", attention] if p == min(P) else [ffw, read, attention]
+    return [name for place in [*places, "embedding"] for name in names if name.startswith(place)]
 
 
 @exercise("6.4", "by_hand", right="all eight sizes of table 2, to the last parameter")
