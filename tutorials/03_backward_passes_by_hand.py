@@ -142,11 +142,12 @@ assert np.isclose(left, right)
 
 # %% [markdown]
 # This test uses our own $\dot y$. If we got $\dot y$ wrong, the test would be wrong too. The library's `gradcheck`
-# needs no $\dot y$. It draws a random $\mathrm{d}y$ and moves each entry of each argument by a small step
-# $\pm\varepsilon$. From the two values it takes the **finite difference**
-# $\langle \mathrm{d}y,\ f(x + \varepsilon) - f(x - \varepsilon)\rangle / 2\varepsilon$ and compares it with the entry
-# that the pullback returns. Each entry is judged by itself. Its error is the difference of the two numbers, divided
-# by the larger one.
+# needs no $\dot y$. It draws a random $\mathrm{d}y$. The $\mathrm{d}y$ that a pullback is given is also called its
+# **cotangent**, and some messages below use this word. Then `gradcheck` moves each entry of each argument by a small
+# step $\pm\varepsilon$. From the two values it takes the **finite difference** $\langle \mathrm{d}y,\ f(x +
+# \varepsilon) - f(x - \varepsilon)\rangle / 2\varepsilon$ and compares it with the entry that the pullback returns.
+# Each entry is judged by itself. Its error is the difference of the two numbers, divided by the larger one. An error up
+# to a **tolerance**, `3e-09` unless you set another, is right.
 #
 # Here `gradcheck` judges `linear`, and then a version that forgets to transpose. Mostly the shapes would not fit
 # then. With a square matrix both $W$ and $W^\top$ fit.
@@ -260,9 +261,10 @@ tried("one way lost", block_without_the_residual, *arguments)
 # %% [markdown]
 # ## RMSNorm
 #
-# Every block of RETRO begins by bringing each token's vector to the same length, so that no block has to cope with
-# numbers that grow from layer to layer. RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)) divides a
-# row $x$ of $d$ numbers by its root mean square. Then it multiplies with a learned gain $\gamma$, entry by entry:
+# Every block of RETRO begins by bringing the numbers of each token's vector to the same size, so that no block has to
+# cope with numbers that grow from layer to layer. RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467))
+# divides a row $x$ of $d$ numbers by its root mean square. Then it multiplies with a learned gain $\gamma$, entry by
+# entry:
 #
 # $$s = \Bigl(\frac1d \sum_i x_i^2 + \mathrm{eps}\Bigr)^{-1/2}, \qquad \hat x = s\,x, \qquad y = \gamma \odot \hat x.$$
 #
@@ -364,11 +366,11 @@ tried("FFW", ffw, ffw_params, h)
 # The first function of a language model looks up a row of a table for each token ([tutorial
 # 0](00_a_language_model.ipynb)). How does a gradient go back through a lookup?
 #
-# Write the tokens as **one-hot** rows: an array $X$ with one row per token of the text and one column per token of
-# the vocabulary $\mathcal V$, 1 where the token is and 0 elsewhere. Then the lookup is the product $Y = X\,W$ with
-# the table $W$, and the recipe has been through it already:
+# Write the tokens as **one-hot** rows: an array $U$ with one row per token of the text and one column per token of the
+# vocabulary $\mathcal V$, 1 where the token is and 0 elsewhere. Then the lookup is the product $Y = U\,W$ with the
+# table $W$, and the recipe has been through it already:
 #
-# $$\mathrm{d}W = X^\top\, \mathrm{d}Y, \qquad\text{row by row:}\qquad
+# $$\mathrm{d}W = U^\top\, \mathrm{d}Y, \qquad\text{row by row:}\qquad
 # \mathrm{d}W_a = \sum_{t\,:\,x_t = a} \mathrm{d}y_t.$$
 #
 # A row of the table collects the gradients of all places at which its token occurs. A token that does not occur gets
@@ -406,13 +408,14 @@ tried("repeats lost", embedding_loses_repeats, w, tokens)
 # %% [markdown]
 # ## Softmax
 #
-# The softmax turns a row of numbers $z$ into probabilities, $p_i = e^{z_i} / \sum_j e^{z_j}$. Call the sum $s$. Then
+# The softmax turns a row of numbers $z$ into probabilities, $p_i = e^{z_i} / \sum_j e^{z_j}$. The logarithm of this sum
+# is called **log-sum-exp**, $\mathrm{lse} = \ln \sum_j e^{z_j}$. With it, $p_i = e^{z_i - \mathrm{lse}}$. Then
 #
 # $$\begin{aligned}
-# \dot p_i &= \frac{e^{z_i} \dot z_i}{s} - \frac{e^{z_i}}{s^2}\, \dot s && \text{quotient rule}\\
-# &= p_i\, \dot z_i - p_i\, \frac{\dot s}{s} && \text{since } e^{z_i} / s = p_i\\
-# &= p_i\, \dot z_i - p_i \textstyle\sum_j p_j\, \dot z_j
-# && \text{since } \dot s / s = \textstyle\sum_j e^{z_j} \dot z_j / s\\
+# \dot p_i &= p_i\, (\dot z_i - \dot{\mathrm{lse}}) && \text{chain rule}\\
+# \dot{\mathrm{lse}} &= \textstyle\sum_j e^{z_j}\, \dot z_j \big/ \sum_j e^{z_j} = \textstyle\sum_j p_j\, \dot z_j
+# && \text{derivative of the logarithm}\\
+# \dot p_i &= p_i\, \dot z_i - p_i \textstyle\sum_j p_j\, \dot z_j && \text{put in } \dot{\mathrm{lse}}\\
 # \langle \mathrm{d}p, \dot p\rangle &= \textstyle\sum_j \mathrm{d}p_j\, p_j\, \dot z_j - \bigl(\sum_i \mathrm{d}p_i\,
 # p_i\bigr) \sum_j p_j\, \dot z_j && \text{take the inner product}
 # \end{aligned}$$
@@ -471,9 +474,9 @@ plt.show()
 # &= p_j - y_j && \text{since } \textstyle\sum_i y_i = 1
 # \end{aligned}$$
 #
-# Predicted minus true: the whole chain collapses to one subtraction. For a text, the loss is the mean over $n$
-# tokens, so each row is divided by $n$. The pullback gets the gradient of the loss itself, which is 1. The library's
-# version also leaves out padding.
+# Predicted minus true: the whole chain collapses to one subtraction. For a text, the loss is the mean over $n$ tokens,
+# so each row is divided by $n$. The pullback gets the gradient of the loss itself, which is 1. The library's version
+# also leaves out padding, the filler with which a text that is too short is brought to length.
 #
 # Why not call the two pullbacks one after the other? Because the first line divides by $p_i$. If the model was so
 # sure of another token that $p_i$ rounds to 0, the division fails. The one subtraction never does:
@@ -566,8 +569,8 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 3.3.* Attention forwards (blue) and backwards (orange). Each array on the way down has its gradient on the
-# way up.
+# *Figure 3.3.* Attention forwards (blue) and backwards (orange). Each array on the way to the right has its gradient on
+# the way back.
 #
 # In code the last two axes are those of the formulas. Axes in front of them, say one for heads, are carried along.
 
@@ -652,6 +655,10 @@ tried("the loss of a transformer of one layer", model_loss, params, rng.integers
 # This is the backward pass of a whole language model, and you have derived every line of it. Finite differences say
 # that it is right. How far can we trust them? They lie in four ways.
 #
+# If you want to see RETRO first, go on to the exercises now, and to [tutorial 4](04_relative_positions.ipynb). What
+# stands between here and the exercises is about checking gradients. Nothing later needs it. It is for the day on which
+# a check of yours fails, or passes and should not.
+#
 # ## First lie: the step
 #
 # A Taylor series says how far a difference is off. The one-sided difference
@@ -734,8 +741,10 @@ assert least["float32, central"] > 1e-6
 #
 # If the result does not agree with the pullback, `gradcheck` tries longer and shorter steps. As long as neither the
 # formula nor the arithmetic spoils them, neighbouring steps give the same slope. What they still differ by is called
-# the *resolution*. A gradient is called wrong only if its error is well above the resolution. The report has a row
-# for each argument. Here is one for a function whose first argument is a billion times larger than its second:
+# the *resolution*. A gradient is called wrong only if two things hold: its error is above the tolerance of `3e-09`, and
+# it is also well above the resolution. The report has a row for each argument. Here is one for a function whose first
+# argument is a billion times larger than its second. An error may stand well above the resolution here and still be
+# right, because it is below the tolerance:
 
 # %%
 x, gain = 1e9 * rng.standard_normal((4, 6)), rng.standard_normal(6)
@@ -860,10 +869,10 @@ tried("random gain", rms_norm_forgets_gain, x, rng.standard_normal(3))
 
 # %% [markdown]
 # **Size.** Moving the entries of a large array one by one takes long. Moving all of them at once, along a random
-# direction, is quick. But then one wrong entry among $N$ shows only as about $1/\sqrt N$ of its error. Below, one
-# entry of $\mathrm{d}W$ is 1 % too large. The cell prints its error along random directions, computed by hand, and
-# then what `gradcheck` says. The entries of `x` and `dy` are 1 and −1, so that all entries of $\mathrm{d}W$ have the
-# same size.
+# direction, is quick. But then one wrong entry among a hundred shows only as about a tenth of its error, and one among
+# a million as about a thousandth. Below, one entry of $\mathrm{d}W$ is 1 % too large. The cell prints its error along
+# random directions, computed by hand, and then what `gradcheck` says. The entries of `x` and `dy` are 1 and −1, so that
+# all entries of $\mathrm{d}W$ have the same size.
 
 
 # %%
@@ -949,13 +958,13 @@ def swish(x): ...
 check_3_1(swish)
 
 # %% [markdown]
-# **3.2** LayerNorm, which BERT has where RETRO has RMSNorm. Let $\mu$ be the mean of a row $x$, and let its variance
-# be the mean of the squares of $x_i - \mu$. Then
+# **3.2** LayerNorm, which BERT has where RETRO has RMSNorm. Let $\mu$ be the mean of a row $x$, and let its variance be
+# the mean of the squares of $x_i - \mu$. As in `rms_norm`, `x` may have axes in front: `(..., d)`. Then
 #
 # $$y = \gamma \odot \frac{x - \mu}{\sqrt{\mathrm{variance} + \mathrm{eps}}} + b.$$
 #
-# `gain` is $\gamma$ and `bias` is $b$. The pullback returns `dx`, `dgain` and `dbias`. Along which two directions has
-# $\mathrm{d}x$ no part this time?
+# `gain` is $\gamma$ and `bias` is $b$, both `(d,)`. The pullback returns `dx`, `dgain` and `dbias`. Along which two
+# directions has $\mathrm{d}x$ no part this time?
 
 
 # %% tags=["exercise"]
@@ -966,10 +975,9 @@ def layer_norm(x, gain, bias, eps=1e-12): ...
 check_3_2(layer_norm)
 
 # %% [markdown]
-# **3.3** The pullback of attention, a block of keys at a time. A fast kernel never stores the weights $A$, and it
-# goes through the keys in blocks ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)). The forward pass leaves two
-# things for the way back. One is the output $O$. The other is one number for each query, the **log-sum-exp** of its
-# scores:
+# **3.3** The pullback of attention, a block of keys at a time. A fast kernel never stores the weights $A$, and it goes
+# through the keys in blocks ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)). The forward pass leaves two things
+# for the way back. One is the output $O$. The other is one number for each query, the log-sum-exp of its scores:
 #
 # $$\mathrm{lse}_i = \ln \sum_j e^{Z_{ij}}, \qquad\text{so that}\qquad A_{ij} = e^{Z_{ij} - \mathrm{lse}_i}.$$
 #

@@ -23,8 +23,7 @@
 # al. 2019](https://arxiv.org/abs/1901.02860)). RETRO does the same ([Borgeaud et al.
 # 2022](https://arxiv.org/abs/2112.04426), appendix B.1.2).
 #
-# *Reading: about 60 minutes · runs in 8 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).* The
-# last section reads the weights of SmolLM2 if they are installed.
+# *Reading: about 60 minutes · runs in 8 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).*
 #
 # *On the path “Understand it” of the book's contents, read as far as the end of “Four terms”, and pass over what is
 # said of backward passes. No other tutorial is needed for that but 0 and 1.*
@@ -36,7 +35,7 @@
 # - derive Transformer-XL's score from absolute positions, term by term;
 # - draw the skew trick cell by cell, and write its transpose;
 # - say which distances occur in self-attention, in chunked cross-attention and in the encoder's cross-attention;
-# - turn queries and keys instead, as Llama does, and write a block of Llama, forward and backward.
+# - if you like, read about another answer, that of Llama. It stands behind the exercises and is not part of RETRO.
 #
 # Previous: [3 · Backward passes by hand](03_backward_passes_by_hand.ipynb) · Next: [5 · Chunked cross-attention,
 # whole](05_chunked_cross_attention.ipynb) · All letters: [symbols](../docs/symbols.md)
@@ -81,14 +80,14 @@ rng = np.random.default_rng(0)
 # decoder reads $E_u$ by **chunked cross-attention**, CCA for short. Queries come from the sequence, keys and values
 # from $E_u$.
 #
-# Which tokens may read $E_u$? The paper's equation 1 decides. It writes the probability of a text as
+# Which tokens may read $E_u$? Equation 1 of the paper, which [tutorial 1](01_chunks_neighbours_and_a_database.ipynb)
+# writes out, decides. It predicts a token $x_t$ of chunk $C_u$ by
 #
-# $$\log p(x_1, \dots, x_n) = \sum_{u=1}^{\ell} \sum_{i=1}^{m} \log p\bigl(x_{(u-1)m+i} \bigm| x_1, \dots,
-# x_{(u-1)m+i-1},\ \mathrm{RET}(C_1), \dots, \mathrm{RET}(C_{u-1})\bigr),$$
+# $$p\bigl(x_t \mid x_1, \ldots, x_{t-1}, \;\mathrm{RET}(C_1), \ldots, \mathrm{RET}(C_{u-1})\bigr),$$
 #
-# where $\mathrm{RET}(C_u)$ are the neighbours of $C_u$. A token of chunk $u$ is predicted from all tokens before it,
-# and from the neighbours of the chunks *before its own*. The neighbours of its own chunk are forbidden. They were
-# found with the whole chunk, so they may tell what has yet to be predicted.
+# where $\mathrm{RET}(C_u)$ are the neighbours of $C_u$. So a token is predicted from all tokens before it, and from the
+# neighbours of the chunks *before its own*. The neighbours of its own chunk are forbidden. They were found with the
+# whole chunk, so they may tell what has yet to be predicted.
 #
 # One more step is needed, and it is easily missed. The output of a language model at token $t$ predicts token
 # $t + 1$. So the output at the *last* token of $C_u$ predicts the first token of $C_{u+1}$, and may already use
@@ -107,12 +106,12 @@ n_chunks, r = n // m, 2 * m  # ℓ; tokens of a neighbour [N, F]
 def draw_reading(axes):
     """Chunks above, attending chunks as brackets under them, what each chunk retrieved below, and who reads it."""
     shades = [PALE, BLUE, NAVY]
+    chunk_read = [None] * (m - 1) + [u for u in range(n_chunks) for _ in range(m)]
     for t in range(n):
         axes.add_patch(plt.Rectangle((t + 0.06, 2), 0.88, 0.7, facecolor=shades[t // m], edgecolor="black", lw=0.6))
         axes.text(t + 0.5, 2.35, t + 1, ha="center", va="center", color="black" if t < m else "white")
-        u = (t - (m - 1)) // m  # the chunk whose neighbours token t reads, or −1
-        if u >= 0:
-            axes.plot([t + 0.5, u * m + m + 1], [1.75, 0.65], color=GREY, linewidth=1)
+        if chunk_read[t] is not None:
+            axes.plot([t + 0.5, chunk_read[t] * m + m + 1], [1.75, 0.65], color=GREY, linewidth=1)
     for u in range(n_chunks):
         left, right, colour = u * m + m - 1, min(u * m + 2 * m - 1, n), "black" if u == 0 else "white"
         axes.text(u * m + m / 2, 2.85, f"$C_{u + 1}$", ha="center")
@@ -141,13 +140,16 @@ plt.show()
 #
 # ## Fifteen lines
 #
-# The paper's equation 3 says what a token $i$ of attending chunk $u$ does, for $i = 1, \dots, m$:
+# The paper's equation 3 says what the $i$-th token of attending chunk $H_u^+$ does, for $i = 1, \dots, m$. That is
+# token $t = um + i - 1$ of the sequence:
 #
-# $$\mathrm{CCA}(H, E)_{um + i - 1} = \mathrm{CA}(h_{um + i - 1}, E_u).$$
+# $$\mathrm{CCA}(H, E)_t = h_t + \mathrm{CA}\bigl(\mathrm{norm}(h_t),\, E_u\bigr), \qquad t = um + i - 1.$$
 #
-# Here $h_t$ is row $t$ of the sequence's activations $H$, and CA is ordinary cross-attention: the query comes from
-# $h_t$, the keys and values from all $k r$ vectors of $E_u$ under one softmax. Like every block of RETRO it begins
-# with a norm and ends with a residual. With $X = \mathrm{norm}(H)$ the whole of it is
+# Here $h_t$ is row $t$ of the sequence's activations $H$, and CA is ordinary cross-attention. The query comes from
+# $\mathrm{norm}(h_t)$, the keys and values from all $k r$ vectors of $E_u$ under one softmax. Around CA stand, as
+# around everything in RETRO, a norm and a residual. The paper counts both as part of its CA and writes
+# $\mathrm{CA}(h_t, E_u)$; this book writes them out. Tokens 1 to $m - 1$ stand in no attending chunk. For them
+# $\mathrm{CCA}(H, E)_t = h_t$. With $X = \mathrm{norm}(H)$, the whole of CCA is
 #
 # $$Q = S X\, W_Q, \qquad K = E\, W_K, \qquad V = E\, W_V,$$
 # $$A = \operatorname{softmax}\bigl(Q K^\top / \sqrt c\bigr),$$
@@ -254,8 +256,9 @@ plt.show()
 # ## Four terms
 #
 # The obvious way is to give each *place* a vector. BERT does so ([tutorial 2](02_a_frozen_bert.ipynb)): a vector
-# $\pi_i$ is added to the token's vector $x_i$ before the projections. Let us see what comes of it. The score of query
-# $i$ and key $j$, before the division by $\sqrt c$, is then a product of two sums. Multiplied out, it has four terms:
+# $\pi_i$ is added to the token's vector, here called $x_i$, before the projections. Let us see what comes of it. The
+# score of query $i$ and key $j$, before the division by $\sqrt c$, is then a product of two sums. Multiplied out, it
+# has four terms:
 #
 # $$(x_i + \pi_i) W_Q \cdot (x_j + \pi_j) W_K = \underbrace{x_i W_Q \cdot x_j W_K}_{(a)} +
 # \underbrace{x_i W_Q \cdot \pi_j W_K}_{(b)} + \underbrace{\pi_i W_Q \cdot x_j W_K}_{(c)} +
@@ -267,6 +270,11 @@ plt.show()
 # | (b) | does this content want that place? |
 # | (c) | does this place want that content? |
 # | (d) | does this place want that place? |
+#
+# In code, the places get vectors of sines and cosines, as in [tutorial 0](00_a_language_model.ipynb). A section below
+# says what is in them. The library's `sinusoids(first, count, d)` returns `count` rows of width `d`, one each for the
+# numbers `first`, `first - 1`, `first - 2` and so on. It counts downwards, for a reason that comes with the skew trick.
+# (The `sinusoids(n, d)` of tutorial 0 counts upwards from 0.) So `[::-1]` puts place 0 first:
 
 # %%
 n, d, c = 16, 16, 6
@@ -279,7 +287,7 @@ def absolute_terms(x, places):
     return q_x @ k_x.T, q_x @ k_p.T, q_p @ k_x.T, q_p @ k_p.T
 
 
-places = sinusoids(n - 1, n, d)[::-1]  # vectors of the places 0, 1, …, n − 1; a section below says what is in them
+places = sinusoids(n - 1, n, d)[::-1]  # a row for each of the places 0, 1, …, n − 1
 assert np.allclose(sum(absolute_terms(x, places)), (x + places) @ w_q @ ((x + places) @ w_k).T)
 print("four terms sum to the scores")
 
@@ -288,7 +296,7 @@ print("four terms sum to the scores")
 # score is another one:
 
 # %%
-later = sinusoids(n - 1 + 10, n, d)[::-1]
+later = sinusoids(n - 1 + 10, n, d)[::-1]  # places 10, 11, …, n + 9
 moved = np.abs(sum(absolute_terms(x, later)) - sum(absolute_terms(x, places)))
 print(f"ten places later, scores change by up to {moved.max():.1f}")
 assert moved.max() > 0.5
@@ -297,14 +305,16 @@ assert moved.max() > 0.5
 # A neighbour makes it worse. It comes from the middle of another document, so it has no place in our text at all. It
 # only has a distance from the chunk that found it.
 #
-# Transformer-XL therefore replaces everything that depends on a place by itself. There are two replacements.
+# Transformer-XL therefore replaces everything that depends on a single place rather than on a distance. There are two
+# replacements.
 #
 # 1. The key's place $\pi_j W_K$ becomes a vector $T_\delta = R_\delta W_R$ of the *distance* $\delta = i - j$.
 #    $R_\delta$ is a fixed vector that encodes the distance. $W_R$ is a matrix of its own, because "what stands
 #    there?" and "how far away is it?" are different questions.
 # 2. The query's place $\pi_i W_Q$ becomes a learned vector, the same for every $i$. With places gone, there is
 #    nothing left by which it could differ. Term (c) gets the **content bias** $b_c$, and term (d) the **position
-#    bias** $b_p$. In the library's code they are `params["u"]` and `params["v"]`.
+#    bias** $b_p$. These letters stand for content and position, and not for term (c) or the width $c$. In the
+#    library's code the biases are `params["u"]` and `params["v"]`.
 #
 # From here on $Q_i = x_i W_Q$ and $K_j = x_j W_K$ are what the content is projected to.
 #
@@ -319,7 +329,8 @@ assert moved.max() > 0.5
 #
 # $$Z_{ij} = \frac{(Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{i-j}}{\sqrt c}, \qquad T_\delta = R_\delta W_R.$$
 #
-# Nothing in it knows where the sequence begins.
+# Nothing in it knows where the sequence begins. The cell below computes the four terms pair by pair. For one distance,
+# `reference.position(distance, d)` gives the vector $R_\delta$:
 
 # %%
 w_r, b_c, b_p = rng.standard_normal((d, c)) / 2, rng.standard_normal(c), rng.standard_normal(c)
@@ -371,18 +382,19 @@ assert np.allclose(rows[::-1], rows * ([-1] * 16 + [1] * 16))
 # *Figure 4.4.* Fast columns tell near distances apart, slow columns far ones.
 #
 # Why sines? Because a step is a rotation. $R_{\delta+\tau}$ is $R_\delta$ times a matrix that depends on the step
-# $\tau$ alone. Whatever one $W_R$ reads at some distance, another $W_R$ can read at any other. And
-# $R_\delta \cdot R_{\delta'}$ depends on $\delta - \delta'$ alone. If $W_R$ makes the score of distance $\delta$
-# large in proportion to $R_\delta \cdot R_{5}$, the head looks five tokens back:
+# $\tau$ alone. So if some $W_R$ gives a pattern of scores around one distance, another $W_R$ gives the same pattern
+# around any other distance. And $R_\delta \cdot R_{\delta'}$ depends on $\delta - \delta'$ alone. If $W_R$ makes the
+# score of distance $\delta$ large in proportion to $R_\delta \cdot R_{5}$, the head looks five tokens back:
 
 # %%
-sine, cosine = np.split(sinusoids(3, 1, 32)[0], 2)  # of τ = 3; three rows further up, δ is greater by 3
+sine, cosine = np.split(sinusoids(3, 1, 32)[0], 2)  # one row, that of τ = 3
+# Three rows further up in `rows`, δ is greater by 3.
 assert np.allclose(rows[:-3, :16], rows[3:, :16] * cosine + rows[3:, 16:] * sine)
 assert np.allclose(rows[:-3, 16:], rows[3:, 16:] * cosine - rows[3:, :16] * sine)
 likeness = rows @ rows.T
 assert np.allclose(likeness[1:, 1:], likeness[:-1, :-1])
 for back in (1, 5):
-    wanted = sinusoids(back, 1, 32)[0]
+    wanted = sinusoids(back, 1, 32)[0]  # R of this one distance
     scores = 6 * rows @ wanted
     weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     print(f"looking for distance {back}: most weight at {24 - weights.argmax()}, {100 * weights.max():.0f} % of it")
@@ -453,7 +465,8 @@ print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB"
 
 # %% [markdown]
 # **1.07 GB** against **0.001 GB**, for each head of each layer. In causal self-attention no query sees a negative
-# distance. Then even the second half of the table can be left out, and the library's kernel accepts such a table.
+# distance. Then even the second half of the table can be left out. The library's **kernel**, the function in compiled C
+# that does the work of its attention, accepts such a table.
 #
 # ## The library's arrays, and what a group is
 #
@@ -471,8 +484,8 @@ print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB"
 # beside the chunk from the same place. So their $kr$ tokens do not stand in one long row. They stand in $k$ rows of
 # $r$, one on top of the other, and token $j$ of every neighbour is at the same distance from a query. Each of these
 # rows is a group of keys. The axis says where keys stand, and nothing else: a query still attends to the keys of all
-# groups at once. Self-attention has one group of queries and one of keys. You will meet several groups of queries
-# below, in Llama's block.
+# groups at once. Self-attention has one group of queries and one of keys. Several groups of queries occur in the
+# encoder, where each neighbour of a chunk is one (tutorial 6).
 #
 # A single head with one group has an axis of length 1 in each of these places. `as_one_head` puts them there. Two
 # plain loops, which know nothing of tables, are the judge of the result:
@@ -557,11 +570,15 @@ plt.show()
 # a little, because what it wants is hidden. A pale row has no key at the distance that is asked for. Query 0 under
 # the causal mask sees only itself, and gives itself all the weight.
 #
-# Without a mask the mistake is plain. Under the causal mask it hides. Shapes are right, nothing is seen too early,
-# and the gradients are right as well. `gradcheck` knows whether the pullback belongs to the function. It does not
-# know whether the function is the one that was meant. Training would even learn to live with it, since
-# $n - r - \delta$ names a distance just as well as $\delta$ does. That ends when $n - r$ changes, as in sampling,
-# where one query meets ever more keys. Only the loops tell.
+# Without a mask the mistake is plain. Under the causal mask it hides. Shapes are right, nothing is seen too early, and
+# the gradients are right as well. `gradcheck` knows whether the pullback belongs to the function. It does not know
+# whether the function is the one that was meant. Training would even learn to live with it, since $n - r - \delta$
+# names a distance just as well as $\delta$ does. But a model trained this way is right only for one value of $n - r$.
+# In sampling there is one query and ever more keys. Then $n - r$ changes at each token, and so does what each row of
+# the table means. Only the loops tell.
+#
+# A rising table is no mistake in itself. [`mini_retro.py`](mini_retro.py) has one, and reads it with an index that
+# rises, too. The mistake is a table and a reader that do not agree.
 #
 # ## The pullback
 #
@@ -758,13 +775,80 @@ for name, other in orders.items():
 # reason is the encoder: its own positions have told each vector of $E_u$ something about its surroundings. The
 # distance $-1$ counts most where a model has to copy. [Tutorial 7](07_train_one.ipynb) trains such a model.
 #
-# ## Another answer: turn queries and keys
+# ## Exercises
+#
+# Four steps, at whose end you have written relative attention in NumPy alone. Write into the cell with the dots. The
+# cell below it tells you whether your answer is right, and if not, where it goes wrong first.
+#
+# **4.1** Dai et al. skew without strides, by reshaping alone. Do so. `by_distance` is `(n, n + r - 1)` with
+# $n \ge 2$; return `(n, r)`. Two questions help. How far apart in the flat array do two successive rows of the result
+# begin? And where does the first one begin?
+
+
+# %% tags=["exercise"]
+def skewed_by_reshaping(by_distance, r): ...
+
+
+# %% tags=["check"]
+check_4_1(skewed_by_reshaping)
+
+# %% [markdown]
+# **4.2** Terms (b) and (d) as an operator: `q` is `(n, c)`, `b_p` is `(c,)`, `table` is `(n + r - 1, c)` and falls from
+# distance $n - 1$. The value is the array of $(Q_i + b_p) \cdot T_{i-j}$, `(n, r)`, not yet divided by $\sqrt c$. The
+# pullback takes the gradient of that array and returns `dq`, `db_p` and `dtable`. Use an index, the skew, or anything
+# else. The pieces stand above, in the fifteen lines with positions and in the transpose of the skew. So try it from the
+# formula, without looking back.
+
+
+# %% tags=["exercise"]
+def position_scores(q, b_p, table, r): ...
+
+
+# %% tags=["check"]
+check_4_2(position_scores)
+
+# %% [markdown]
+# **4.3** A head that copies. Make a table `(3 m - 1, 1, 1)` for chunked cross-attention, with queries $i = 0, \dots,
+# m - 1$ of the attending chunk and keys $j = 0, \dots, 2m - 1$ of a neighbour. Each query $i$ is to put all but a
+# hundredth of its weight on key $m + i$, for chunks of up to 16 tokens and whatever the contents. All queries are 0 and
+# $b_p$ is 1, so that the score is the table's entry. Which distance has the table's first row, and which its last? How
+# large must an entry be? The 8 of "Break it" does not quite suffice for 16 tokens.
+
+
+# %% tags=["exercise"]
+def copying_table(m): ...
+
+
+# %% tags=["check"]
+check_4_3(copying_table)
+
+# %% [markdown]
+# **4.4** Relative attention for one head, forward and backward, in NumPy alone. `q` is `(n, c)`. `keys` and `values`
+# are `(k, r, c)`: $k$ neighbours of $r$ tokens. `table` is `(n + r - 1, c)` and belongs to all neighbours alike. Its
+# row 0 has the largest distance, that of query $n - 1$ and key 0. `b_c` and `b_p` are `(c,)`. All $kr$ keys stand
+# under one softmax. Return the output `(n, c)` and the pullback, which returns `dq`, `dkeys`, `dvalues`, `dtable`,
+# `db_c` and `db_p`.
+
+
+# %% tags=["exercise"]
+def attention_over_neighbours(q, keys, values, table, b_c, b_p): ...
+
+
+# %% tags=["check"]
+check_4_4(attention_over_neighbours)
+
+# %% [markdown]
+# ## Not RETRO: turn queries and keys, as Llama does
+#
+# RETRO's positions are complete, and you may skip this section. Its subject is another family of models. [Tutorial
+# 13](13_a_memory_for_a_language_model.ipynb) needs it, where a memory is given to a model of this family. Tutorials 5
+# to 12 do not. Three ideas are new here: rotary positions, grouped heads and SwiGLU.
 #
 # Llama ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971)) and most models since have no table. Their positions
 # are **rotary** ([Su et al. 2021](https://arxiv.org/abs/2104.09864)). The $c$ numbers of a query or a key are $c/2$
 # pairs, and at place $i$ pair $f$ is turned by the angle $i\,\omega_f$, where $\omega_f = \theta^{-2f/c}$ for some
 # large number $\theta$. Write $\Theta_i$ for the turn of all pairs. It is a rotation, so its transpose is the turn
-# back, $\Theta_i^\top = \Theta_{-i}$. And two turns add up:
+# back, $\Theta_i^\top = \Theta_{-i}$. And two turns add up. With $Q_i$ and $K_j$ as columns, for once,
 #
 # $$(\Theta_i\, Q_i) \cdot (\Theta_j\, K_j) = Q_i \cdot (\Theta_i^\top \Theta_j\, K_j)
 # = Q_i \cdot (\Theta_{j-i}\, K_j).$$
@@ -793,14 +877,14 @@ assert np.allclose(here[0] @ here[1].T, later[0] @ later[1].T)
 print(f"ten places later, scores change by up to {np.abs(here[0] @ here[1].T - later[0] @ later[1].T).max():.0e}")
 
 # %% [markdown]
-# ## Llama's block in thirty lines
+# ### Llama's block in thirty lines
 #
 # With rotary positions, the functions of this library suffice for a block of Llama. Two more things differ from
 # RETRO's block.
 #
 # - **Grouped heads** ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)): several query heads read one head of
-#   keys and values, which saves memory when sampling. To the kernel these query heads are groups of queries. Here are
-#   the $g$ groups of the table of shapes.
+#   keys and values, which saves memory when sampling. To the kernel these query heads are groups of queries, the $g$
+#   groups of the table of shapes.
 # - **SwiGLU** ([Shazeer 2020](https://arxiv.org/abs/2002.05202)) in place of GELU: $y = x\,\sigma(x) \odot x'$, where
 #   $x$ and $x'$ are two projections of the same vector, and $\sigma(x) = 1 / (1 + e^{-x})$. Because
 #   $\sigma' = \sigma (1 - \sigma)$, its pullback is
@@ -887,67 +971,6 @@ print(f"value: equal within {np.abs(result - expected).max():.0e}; all {len(thei
 # the order with which they were trained. A `.gguf` file stores Llama's queries and keys in the other order than the
 # files of the library transformers do, so a loader must permute them.
 #
-# ## Exercises
-#
-# Four steps lead to relative attention in NumPy alone. Write into the cell with the dots. The cell below it tells you
-# whether your answer is right, and if not, where it goes wrong first.
-#
-# **4.1** Dai et al. skew without strides, by reshaping alone. Do so. `by_distance` is `(n, n + r - 1)` with
-# $n \ge 2$; return `(n, r)`. Two questions help. How far apart in the flat array do two successive rows of the result
-# begin? And where does the first one begin?
-
-
-# %% tags=["exercise"]
-def skewed_by_reshaping(by_distance, r): ...
-
-
-# %% tags=["check"]
-check_4_1(skewed_by_reshaping)
-
-# %% [markdown]
-# **4.2** Terms (b) and (d) as an operator: `q` is `(n, c)`, `b_p` is `(c,)`, `table` is `(n + r - 1, c)` and falls
-# from distance $n - 1$. The value is the array of $(Q_i + b_p) \cdot T_{i-j}$, `(n, r)`, not yet divided by
-# $\sqrt c$. The pullback takes the gradient of that array and returns `dq`, `db_p` and `dtable`. Use an index, the
-# skew, or anything else.
-
-
-# %% tags=["exercise"]
-def position_scores(q, b_p, table, r): ...
-
-
-# %% tags=["check"]
-check_4_2(position_scores)
-
-# %% [markdown]
-# **4.3** A head that copies. Make a table `(3 m - 1, 1, 1)` for chunked cross-attention, with queries
-# $i = 0, \dots, m - 1$ of the attending chunk and keys $j = 0, \dots, 2m - 1$ of a neighbour. Each query $i$ is to
-# put nearly all its weight on key $m + i$, whatever the contents. All queries are 0 and $b_p$ is 1, so that the score
-# is the table's entry. Which distance has the table's first row, and which its last?
-
-
-# %% tags=["exercise"]
-def copying_table(m): ...
-
-
-# %% tags=["check"]
-check_4_3(copying_table)
-
-# %% [markdown]
-# **4.4** Relative attention for one head, forward and backward, in NumPy alone. `q` is `(n, c)`. `keys` and `values`
-# are `(k, r, c)`: $k$ neighbours of $r$ tokens. `table` is `(n + r - 1, c)` and belongs to all neighbours alike. Its
-# row 0 has the largest distance, that of query $n - 1$ and key 0. `b_c` and `b_p` are `(c,)`. All $kr$ keys stand
-# under one softmax. Return the output `(n, c)` and the pullback, which returns `dq`, `dkeys`, `dvalues`, `dtable`,
-# `db_c` and `db_p`.
-
-
-# %% tags=["exercise"]
-def attention_over_neighbours(q, keys, values, table, b_c, b_p): ...
-
-
-# %% tags=["check"]
-check_4_4(attention_over_neighbours)
-
-# %% [markdown]
 # ## What you have gained
 #
 # - You can say who reads what in RETRO: the last token of a chunk and the $m - 1$ tokens after it read that chunk's

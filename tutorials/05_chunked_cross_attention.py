@@ -65,15 +65,10 @@ BLUE, ORANGE, GREY, PALE, DARK = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0", "#1
 # ## Where we stand
 #
 # [Tutorial 4](04_relative_positions.ipynb) wrote the forward pass of CCA in fifteen lines, for one head and one
-# sequence. Here is what we take from it.
-#
-# A sequence of $n$ tokens is cut into $\ell$ chunks $C_1, \dots, C_\ell$ of $m$ tokens each. A chunk is looked up as
-# soon as its last token is there. A frozen BERT turns it into a key, and the database returns the $k$ entries with the
-# nearest keys. Each entry is a pair $[N, F]$: a chunk $N$ that resembles $C_u$, and its continuation $F$ in the
-# document that it came from. So a neighbour has $r = 2m$ tokens. All neighbours of $C_u$ together are called
-# $\mathrm{RET}(C_u)$. An encoder turns them into vectors $E_u$ of width $d'$, one for each token.
-#
-# The text and the figures count tokens and chunks from 1, as the paper does. Code counts from 0.
+# sequence. A sequence of $n$ tokens is cut into chunks $C_1, \dots, C_\ell$ of $m$. As soon as its last token is there,
+# $C_u$ is looked up. It finds $\mathrm{RET}(C_u)$, $k$ neighbours $[N, F]$ of $r = 2m$ tokens each. An encoder makes
+# vectors $E_u$ of width $d'$ of them, one for each token. The text and the figures count tokens and chunks from 1, as
+# the paper does. Code counts from 0.
 
 # %%
 n, m, k = 12, 4, 2  # tokens of the sequence, tokens of a chunk, neighbours of a chunk
@@ -98,10 +93,10 @@ def draw_path(axes):
         middle_x, middle_y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         axes.text(middle_x + 0.12, middle_y, label, fontsize=8, color="#444444", va="center")
 
+    read = ["white"] * (m - 1) + [colour for colour in COLOURS for _ in range(m)]
     for t in range(n):
         box(axes, t, 7, 1, 0.6, t + 1, COLOURS[t // m])
-        u = (t + 1) // m - 1  # the last chunk that was complete when token t + 1 was read
-        box(axes, t, 0, 1, 0.6, t + 1, COLOURS[u] if u >= 0 else "white")
+        box(axes, t, 0, 1, 0.6, t + 1, read[t])
     box(axes, 0, 5.2, n, 0.7, "database: a key for each stored chunk $N$; the value is $[N, F]$", "#eeeeee")
     for u in range(n_chunks):
         middle = u * m + m / 2
@@ -132,19 +127,18 @@ plt.show()
 # *Figure 5.1.* The same twelve tokens twice: above as they are looked up, below coloured by the $E_u$ that they read.
 # What $C_u$ has found is read from the last token of $C_u$ on.
 #
-# The paper's equation 1 allows a token of chunk $C_u$ to depend on all tokens before it and on
-# $\mathrm{RET}(C_1), \dots, \mathrm{RET}(C_{u-1})$, the neighbours of the chunks before its own. Now, the output at
-# token $t$ predicts token $t + 1$. The last token of $C_u$ is token $um$, and its output predicts the first token of
-# $C_{u+1}$. So token $um$ is the first that may read $E_u$. The reading goes on for $m$ tokens, until $E_{u+1}$ takes
-# over. These $m$ tokens are the **attending chunk** $H_u^+$. The paper's equation 3 says what happens to them. For
-# every chunk $u = 1, \dots, \ell$ and every place $i = 1, \dots, m$ in its attending chunk,
+# Why may the last token of $C_u$, token $um$, read $E_u$ already? Its output predicts the first token of $C_{u+1}$, and
+# equation 1 allows that token the neighbours of $C_u$. The reading goes on for $m$ tokens, until $E_{u+1}$ takes over.
+# These $m$ tokens are the **attending chunk** $H_u^+$. The paper's equation 3 says what happens to them. For every
+# chunk $u = 1, \dots, \ell$ and every place $i = 1, \dots, m$ in its attending chunk,
 #
 # $$H_u^{+} = (h_{um},\, h_{um+1},\, \dots,\, h_{um+m-1}), \qquad
-# \mathrm{CCA}(H, E)_{um+i-1} = \mathrm{CA}(h_{um+i-1},\, E_u).$$
+# \mathrm{CCA}(H, E)_t = h_t + \mathrm{CA}\bigl(\mathrm{norm}(h_t),\, E_u\bigr) \ \text{ for } t = um + i - 1.$$
 #
 # $h_t$ is the row of the activations $H$ that belongs to token $t$. CA is ordinary cross-attention: one query, and one
-# softmax over all $k\,r$ vectors of $E_u$. Tokens $1, \dots, m-1$ stand in no attending chunk. For them CCA changes
-# nothing, since nothing has been looked up yet. Their number, $m - 1$, is CCA's **shift**.
+# softmax over all $k\,r$ vectors of $E_u$. The norm and the sum are written out here; the paper counts them as part of
+# its CA. Tokens $1, \dots, m-1$ stand in no attending chunk. For them CCA changes nothing, since nothing has been
+# looked up yet. Their number, $m - 1$, is CCA's **shift**.
 #
 # ## The cut is a matrix
 #
@@ -164,9 +158,10 @@ print("laid back:", (S.T @ (S @ numbers)).astype(int))
 
 # %% [markdown]
 # The last line shows the way back. $S^\top$ puts each row of an attending chunk where it came from. It leaves zeros in
-# the first $m - 1$ places, and it drops the rows that stood beyond the end. The attending chunks together reach from
-# token $m$ to token $\ell m + m - 1$. A sequence with $\ell$ whole chunks is never longer than that, so a rest at the
-# end, too short for a chunk, finds its place in the last attending chunk. It reads, though it looks nothing up.
+# the first $m - 1$ places, and it drops the rows that stood beyond the end.
+#
+# If $n$ is not a multiple of $m$, at most $m - 1$ tokens are left over at the end. They stand in the last attending
+# chunk, $H_\ell^+$. So they read $E_\ell$, but they form no whole chunk, and nothing is looked up for them.
 #
 # A matrix is more than a notation here. As before, $\mathrm{d}x$ stands for $\partial \mathcal{L} / \partial x$, the
 # gradient of the loss with respect to $x$, and a pullback computes $\mathrm{d}x$ from $\mathrm{d}y$. The pullback of
@@ -187,7 +182,8 @@ for j in range(r):
     box(axes, j, 5.1, 1, 0.8, f"$j={j}$")
     for i in range(m):
         distance = i - j + m - 1
-        box(axes, j, 3.8 - i, 0.96, 0.9, f"{distance}".replace("-", "−"), ORANGE if distance == 0 else "white")
+        colour = {0: "#dddddd", -1: ORANGE}.get(distance, "white")
+        box(axes, j, 3.8 - i, 0.96, 0.9, f"{distance}".replace("-", "−"), colour)
 for i in range(m):
     axes.text(-0.2, 4.25 - i, f"query $i={i}$", ha="right", va="center", fontsize=9)
     axes.text(m - 0.5 + i, 6.6, f"$i={i}$", ha="center", va="center", fontsize=8, color="black" if i == 0 else "white")
@@ -200,8 +196,10 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 5.2.* The distance $i - j + m - 1$ of each query $i$ and key $j$, both counted from 0. Query 0 stands on the
-# last token of $C_u$, so it has distance 0 to key $m - 1$, and each next query has its 0 one key further right.
+# *Figure 5.2.* The distance $i - j + m - 1$ of each query $i$ and key $j$, both counted from 0. Grey: the key beside
+# the query itself, at distance 0. For query 0, the last token of $C_u$, this is key $m - 1$, and for each next query it
+# is one key further right. Orange: the key at distance $-1$, beside the token that the query has to predict, as in
+# figure 4.8.
 #
 # All $k$ neighbours lie in the same place, one on top of the other. With the distance $\delta = i - j + m - 1$, the
 # score of query $i$ and key $j$ is that of tutorial 4:
@@ -209,7 +207,9 @@ plt.show()
 # $$Z_{ij} = \frac{(Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{\delta}}{\sqrt{c}}, \qquad T_\delta = R_\delta W_R$$
 #
 # Here $c$ is the width of a head. The content bias $b_c$ and the position bias $b_p$ are `params["u"]` and
-# `params["v"]` in code.
+# `params["v"]` in code. In short: $T_\delta$ is a learned vector for the distance $\delta$, made from fixed sines and
+# cosines $R_\delta$ by a matrix $W_R$, and the biases are two learned vectors. So a head can prefer certain words,
+# certain distances, or both.
 #
 # ## The whole forward pass
 #
@@ -225,9 +225,9 @@ plt.show()
 # shape `(rows, k, r, d')`. `offset` is the constant in the distance. In the exercises you write all of this yourself.
 #
 # The function below is CCA for any batch, with all heads. One thing is more general than in the library: the shift is
-# an argument. The distance goes with it. Query $i$ stands on token $i + \mathrm{shift}$ of $C_u$, counted from 0, so it
-# is at distance $i + \mathrm{shift} - j$ from the key beside token $j$. The lower half, `vjp`, is the pullback. Skip it
-# for now. We come back to it when the forward pass is understood.
+# an argument. The distance goes with it. Query $i$ stands $i + \mathrm{shift}$ tokens behind the first token of $C_u$,
+# and key $j$ is laid beside the token that stands $j$ behind it. So their distance is $i + \mathrm{shift} - j$. The
+# lower half, `vjp`, is the pullback. Skip it for now. We come back to it when the forward pass is understood.
 
 
 # %%
@@ -263,6 +263,7 @@ def cca_with(shift, params, h, encoded, key_mask, n_heads=2):
 
 # %%
 encoder = EncoderConfig(d_model=6, d_ffw=12, n_heads=2, d_head=3, n_layers=1, ca_layers=())
+# A vocabulary of 20 tokens, width d = 8, 16 columns inside the FFW.
 config = RetroConfig(20, 8, 16, n_heads=2, d_head=4, n_layers=1, cca_layers=(1,), chunk_size=m, encoder=encoder)
 params = perturbed_params(config)
 layer = params["layers"][0]
@@ -365,10 +366,10 @@ for shift in range(m, -1, -1):
 # %% tags=["hide-input"]
 def draw_reading(axes, shift):
     """Chunks above, what each retrieved below; a line from each token to what it reads if the first `shift` do not."""
-    for t in range(n):
+    chunk_read = [None] * shift + [u for u in range(n_chunks) for _ in range(m)]
+    for t, u in zip(range(n), chunk_read, strict=False):
         box(axes, t + 0.06, 2, 0.88, 0.8, t + 1, COLOURS[t // m])
-        u = (t - shift) // m
-        if u >= 0:
+        if u is not None:
             leak = t < (u + 1) * m - 1  # C_u has tokens after this one
             axes.plot([t + 0.5, u * m + 3], [1.95, 0.65], color=ORANGE if leak else GREY, linewidth=2 if leak else 1)
     for u in range(n_chunks):
@@ -440,7 +441,7 @@ def one_step(params, tokens, targets, neighbours, shift):
 
 
 def learned(shift, continued, steps=150, chunks=6):
-    """Nats by the place of a token in its chunk: chunks 2 … ℓ, the mean of the last 20 steps."""
+    """Nats by the place of the predicted token in its chunk: chunks 2 … ℓ, the mean of the last 20 steps."""
     rng, seen, d = np.random.default_rng(1), [], 32
     narrow = {"d_model": d, "d_ffw": d, "n_heads": 2, "d_head": 16, "n_layers": 1}
     small = RetroConfig(16, **narrow, cca_layers=(1,), chunk_size=m, encoder=EncoderConfig(**narrow))
@@ -465,7 +466,7 @@ results = {continued: [learned(shift, continued) for shift in shifts] for contin
 print(f"an honest model without a copy: ln 15 = {np.log(15):.2f} nats")
 for continued, rows in results.items():
     answer = "[C_u, C_{u+1}]" if continued else "[C_u, padding]"
-    print(f"\nRET(C_u) = {answer}: nats by the token's place in its chunk")
+    print(f"\nRET(C_u) = {answer}: nats by the place of the predicted token in its chunk")
     for shift, row in zip(shifts, rows, strict=True):
         print(f"  shift {shift}:   " + "   ".join(f"{nats:.1f}" for nats in row), f"  mean {np.mean(row):.2f}")
 (wasteful, right, leak, worse), (wasteful_f, right_f, _, _) = results.values()
@@ -544,9 +545,11 @@ q, keys = rng.standard_normal((1, 1, 1, 1, 3)), rng.standard_normal((1, 1, 4, 1,
 print("library: ", relative_attention(q, keys, keys, key_mask=np.zeros((1, 1, 4), bool))[0].ravel())
 
 # %% [markdown]
-# The difference $-\infty - (-\infty)$ is not a number, and from there on nothing else is. The cure has two parts. Where
-# the maximum is $-\infty$, subtract 0 instead, so that all exponentials are 0. Where their sum is 0, divide by 1. The
-# pullback needs no cure, because every term in it has a weight as a factor, and all weights are 0.
+# The difference $-\infty - (-\infty)$ is not a number, and from there on nothing else is. A score of `-1e9` instead of
+# $-\infty$ is a tempting cure, and a wrong one. All scores of a chunk without keys are then equally low, and a softmax
+# sees only differences. So it spreads the weight over the padding, where there should be none. The right cure has two
+# parts. Where the maximum is $-\infty$, subtract 0 instead, so that all exponentials are 0. Where their sum is 0,
+# divide by 1. The pullback needs no cure, because every term in it has a weight as a factor, and all weights are 0.
 #
 # The opposite mistake, to forget the mask, is silent. Padding has an embedding like any other token, so it takes its
 # share of the weight:
@@ -561,8 +564,8 @@ print("tokens whose output is wrong without the mask:", np.flatnonzero(wrong) + 
 #
 # All $k$ neighbours stand under one softmax and in the same place. So CCA cannot tell which of them came first. Within
 # a neighbour, the order of the tokens does count. And what if every neighbour is given twice? Each weight is halved and
-# there are two of each, so the output stays the same. More copies are not louder, unless only one of several neighbours
-# is repeated.
+# there are two of each, so the output stays the same. A copy counts only against the other neighbours. Repeat all of
+# them, and nothing changes. Repeat one, and it gets more weight.
 
 
 # %%
@@ -583,18 +586,22 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # Now the lower half of `cca_with`. Go through the forward pass from the outside inwards. Write $X^+ = S X$ for the
 # attending chunks, normalised, and $Y^+$ for what they read.
 #
+# *Table 5.1.* CCA, around CA.
+#
 # | forward | pullback | why |
 # | --- | --- | --- |
 # | $Y = H + S^\top Y^+$ | $\mathrm{d}H = \mathrm{d}Y$ | a sum hands its gradient to both terms |
 # | | $\mathrm{d}Y^+ = S\, \mathrm{d}Y$ | the transpose of $S^\top$ is $S$ |
-# | $Y^+ = \mathrm{CA}(X^+, E)$ | $\mathrm{d}X^+$, $\mathrm{d}E$, gradients of the parameters | the second table |
+# | $Y^+ = \mathrm{CA}(X^+, E)$ | $\mathrm{d}X^+$, $\mathrm{d}E$, gradients of the parameters | table 5.2 |
 # | $X^+ = S X$ | $\mathrm{d}X = S^\top \mathrm{d}X^+$ | transpose of the cut: lay it back |
 # | $X = \mathrm{norm}(H)$ | add norm's pullback of $\mathrm{d}X$ to $\mathrm{d}H$ | $H$ was used twice |
 #
 # Compare it with `vjp` above, line by line. `S` and `S.T` have changed places, and the lines run in reverse.
 #
-# Inside CA everything is known from tutorials 3 and 4. The second table has it for one head. The sum over $j$ runs over
-# the keys of **all** $k$ neighbours, and $\delta$ is the distance $i - j + m - 1$ within each.
+# Inside CA everything is known from tutorials 3 and 4. Table 5.2 has it for one head. The sum over $j$ runs over the
+# keys of **all** $k$ neighbours, and $\delta$ is the distance $i - j + m - 1$ within each.
+#
+# *Table 5.2.* CA, around the score.
 #
 # | forward | pullback |
 # | --- | --- |
@@ -602,7 +609,7 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # | $O_i = \sum_j A_{ij} V_j$ | $\mathrm{d}A_{ij} = \mathrm{d}O_i \cdot V_j$ |
 # | | $\mathrm{d}V_j = \sum_i A_{ij}\, \mathrm{d}O_i$ |
 # | $A_i = \mathrm{softmax}(Z_i)$ | $\mathrm{d}Z_{ij} = A_{ij} (\mathrm{d}A_{ij} - A_i \cdot \mathrm{d}A_i)$ |
-# | $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_\delta\bigr) / \sqrt c$ | the third table |
+# | $Z_{ij} = \bigl((Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_\delta\bigr) / \sqrt c$ | table 5.3 |
 # | $Q = X^+ W_Q$ | $\mathrm{d}X^+ = \mathrm{d}Q\, W_Q^\top$ and $\mathrm{d}W_Q = (X^+)^\top \mathrm{d}Q$ |
 # | $K = E W_K$ | $\mathrm{d}E = \mathrm{d}K\, W_K^\top$ and $\mathrm{d}W_K = E^\top \mathrm{d}K$ |
 # | $V = E W_V$ | add $\mathrm{d}V\, W_V^\top$ to $\mathrm{d}E$; $\mathrm{d}W_V = E^\top \mathrm{d}V$ |
@@ -610,6 +617,8 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 #
 # The score is a sum of products, so each factor's gradient is $\mathrm{d}Z_{ij} / \sqrt c$ times the other factor,
 # summed over the index that the factor does not have:
+#
+# *Table 5.3.* The five factors of the score.
 #
 # | gradient | sum | over |
 # | --- | --- | --- |
@@ -648,11 +657,12 @@ watched = {}
 cca(layer["cca"], h, encoded, key_mask, 2, m, Scope(watch=watched.__setitem__))
 (weights,) = watched.values()  # (chunks, n_heads, 1, m, k, r)
 weights = weights[:, :, 0].max(axis=1).reshape(n_chunks * m, k * r)  # of the head that reads it more
+laid_back = S.T @ weights  # a row for each token of the sequence, zeros where it reads nothing
 read, gradient = np.zeros((2, n, n_chunks, k * r))
+for u in range(n_chunks):
+    attending = S[u * m : (u + 1) * m].any(axis=0)  # the tokens of H_u^+
+    read[attending, u] = laid_back[attending]
 for t in range(n):
-    u = (t + 1) // m - 1
-    if u >= 0:
-        read[t, u] = weights[t - (m - 1)]
     dy_t = np.zeros_like(h)
     dy_t[0, t] = rng.standard_normal(8)
     gradient[t] = np.linalg.norm(library_vjp(dy_t)[2][0], axis=-1).reshape(n_chunks, k * r)
@@ -774,9 +784,11 @@ check_5_3(attention_value)
 
 # %% [markdown]
 # **Exercise 5.4: the attention, backward.** Return the output of 5.3, and `vjp(dout)`, which returns the gradients of
-# `q`, `keys`, `values`, `table`, `b_c` and `b_p` in this order. The rows of the second table from $O$ to $Z$ and the
-# whole third table are what you need. For $\mathrm{d}T_\delta$, put each $\mathrm{d}Z_{ij}$, summed over the
-# neighbours, into the place that you took the score from, and multiply.
+# `q`, `keys`, `values`, `table`, `b_c` and `b_p` in this order. The rows of table 5.2 from $O$ to $Z$ and the whole of
+# table 5.3 are what you need. How you get $\mathrm{d}T_\delta$ depends on your forward pass. If you multiplied the
+# queries with the whole table, and then picked a score for each pair, put each $\mathrm{d}Z_{ij}$, summed over the
+# neighbours, into the place that you took the score from, and multiply. If you looked up $T_\delta$ for each pair
+# first, add up with `np.add.at` ([tutorial 3](03_backward_passes_by_hand.ipynb), "Embedding").
 
 
 # %% tags=["exercise"]
@@ -789,8 +801,9 @@ check_5_4(attention)
 # %% [markdown]
 # **Exercise 5.5: the projections.** Put the five matrices around your attention. `params` has `w_q`, `w_k`, `w_v`,
 # `w_r`, `w_o` and the biases `u` and `v`, which are $b_c$ and $b_p$. `queries` is `(b, m, d)`, normalised already, and
-# `context` is `(b, k, r, d')`. Heads are cut from the last axis: `x.reshape(*x.shape[:-1], n_heads, -1)`. Exercise 3.4
-# had the same projections, without positions.
+# `context` is `(b, k, r, d')`. `w_q` and `w_r` are `(d, n_heads * c)`, `w_k` and `w_v` are `(d', n_heads * c)`, `w_o`
+# is `(n_heads * c, d)`, and `u` and `v` are `(n_heads, c)`. Heads are cut from the last axis with
+# `x.reshape(*x.shape[:-1], n_heads, -1)`. Exercise 3.4 had the same projections, without positions.
 #
 # $T_\delta$ is made of sinusoids as wide as the queries, with frequencies $\omega_f = 10000^{-2f/d}$:
 #

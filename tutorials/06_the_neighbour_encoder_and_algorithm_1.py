@@ -71,13 +71,13 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # %% [markdown]
 # ## Algorithm 1
 #
-# This is the whole of RETRO, as the paper's algorithm 1 has it. $X$ are the tokens, $H$ is what the decoder makes of
-# them, a row $h_t$ for each token, and $H_u$ are the rows of chunk $C_u$. $P$ is the set of layers that read
-# neighbours.
+# This is the whole of RETRO, as the paper's algorithm 1 has it. $x_1, \dots, x_n$ are the tokens, $H$ is what the
+# decoder makes of them, a row $h_t$ for each token, and $H_u$ are the rows of chunk $C_u$. $p$ is the number of a
+# layer, and $P$ is the set of layers that read neighbours.
 #
 # $$
 # \begin{array}{l}
-# H \leftarrow \mathrm{EMB}(X) \\
+# H \leftarrow \mathrm{EMB}(x_1, \dots, x_n) \\
 # \textbf{for each layer } p = 1, 2, \dots \\
 # \quad H \leftarrow \mathrm{ATTN}(H) \\
 # \quad \textbf{if } p = \min(P): \quad E_u \leftarrow \mathrm{ENCODER}(\mathrm{RET}(C_u),\, H_u)
@@ -89,7 +89,7 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # $$
 #
 # The encoder is a small transformer. It reads every neighbour by itself, with the same weights for all chunks and all
-# neighbours. $P_\mathrm{enc}$ is the set of its layers that look at the chunk.
+# neighbours. $p'$ is the number of one of its layers, and $P_\mathrm{enc}$ is the set of those that look at the chunk.
 #
 # $$
 # \begin{array}{l}
@@ -103,11 +103,12 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # \end{array}
 # $$
 #
-# EMB looks vectors up in a table, and READ is a norm and one matrix. All the rest are residual blocks: each normalises
-# its input, computes an update from it, and adds the update to the input. Most of them are old acquaintances. [Tutorial
-# 3](03_backward_passes_by_hand.ipynb) derives the pullbacks of EMB, READ, the norm, FFW, attention and the
-# cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to attention, and [tutorial
-# 5](05_chunked_cross_attention.ipynb) is CCA. Three things are new:
+# EMB looks vectors up in a table, and READ is a norm and one matrix. The encoder ends in a norm, too, because no block
+# normalises what it hands on. The paper's listing shows neither of these two norms. They are our reading. All the rest
+# are residual blocks: each normalises its input, computes an update from it, and adds the update to the input. Most of
+# them are old acquaintances. [Tutorial 3](03_backward_passes_by_hand.ipynb) derives the pullbacks of EMB, READ, the
+# norm, FFW, attention and the cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to
+# attention, and [tutorial 5](05_chunked_cross_attention.ipynb) is CCA. Three things are new:
 #
 # - $\mathrm{ATTN_{enc}}$ is self-attention that is **not** causal. Nothing is predicted from a neighbour's tokens, so
 #   each of them may look ahead, and $N$ can be read in the light of $F$.
@@ -176,7 +177,7 @@ figure, axes = plt.subplots(figsize=(8, 8))
 left, right = 1.1, 8.3  # the middles of decoder and encoder
 heights = {"EMB": 0, "ATTN 1": 1, "FFW 1": 2, "ATTN 2": 3.3, "CCA 2": 5.6, "FFW 2": 6.6}
 heights |= {"ATTN 3": 7.8, "CCA 3": 9.2, "FFW 3": 10.2, "norm, READ": 11.4}
-block(axes, left, -1.4, "tokens $X$", colour="white")
+block(axes, left, -1.4, "tokens $x_1 … x_n$", colour="white")
 below = -1.4
 for name, y in heights.items():
     way(axes, (left, below + 0.6), (left, y))
@@ -219,8 +220,9 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 6.1.* Blue goes forward, dashed orange goes back. The encoder runs once. Its gradient is the sum over all
-# CCAs, and returns to $H$ at the place where $H_u$ was taken. Through the database, grey, no gradient flows.
+# *Figure 6.1.* Blue goes forward. Dashed orange shows the two ways back that are new; the ways back through the blocks
+# themselves are not drawn. The encoder runs once. Its gradient is the sum over all CCAs, and returns to $H$ at the
+# place where $H_u$ was taken. Through the database, grey, no gradient flows.
 #
 # ## The encoder, written out
 #
@@ -326,7 +328,8 @@ plt.show()
 # The two blocks say that a neighbour is read as a whole and knows nothing of the other. The last three tokens of the
 # second neighbour are padding. They are no keys: let another vector stand for padding, and nothing moves. Below the
 # blocks lies a band. Each row of the chunk, **the last one too**, reaches every vector of $E_1$. The rows of $C_2$
-# reach none.
+# reach none. With $E_u$ it is the same. The rows of $H_u$ have come through causal attention, so by way of them $E_u$
+# also knows the tokens before $C_u$. Those are no secret: whoever reads $E_u$ has read them.
 #
 # ## The shift, once more
 #
@@ -408,15 +411,15 @@ for name, weights in (("conditioned on H_u", params["encoder"]), ("without CA_en
 #
 # ## Algorithm 1, forward
 #
-# Now line by line, with the paper's line beside it. Each block returns its pullback, and we keep it under the block's
-# name. Like the paper, this function counts the layers from 1.
+# Now line by line, with the line of the listing beside it. Each block returns its pullback, and we keep it under the
+# block's name. Like the paper, this function counts the layers from 1.
 
 
 # %%
 def forward(params, config, tokens, neighbours):
     """Logits, and the pullback of every line."""
     P, n_heads, kept = config.cca_layers, config.n_heads, {"layers": []}
-    h, kept["EMB"] = embedding(params["embedding"], tokens)  # H ← EMB(X)
+    h, kept["EMB"] = embedding(params["embedding"], tokens)  # H ← EMB(x)
     for p, layer in enumerate(params["layers"], start=1):  # for p = 1, 2, …
         line = {}
         h, line["ATTN"] = self_attention(layer["attention"], h, n_heads, causal=True)  # H ← ATTN(H)
@@ -437,13 +440,15 @@ print(f"from the library {np.abs(logits - retro(params, config, tokens, neighbou
 print(f"from the loops   {np.abs(logits - by_loops).max():.0e}")
 assert np.allclose(logits, by_loops)
 
-targets = np.append(tokens[:, 1:], [[0]], axis=1)  # each token's successor; padding where there is none
+targets = np.append(tokens[:, 1:], [[0]], axis=1)  # each token's successor; where there is none, 0, which is padding
 loss, loss_vjp = cross_entropy(logits, targets)
 (dlogits,) = loss_vjp(1.0)
 assert np.isclose(loss, retro_loss(params, config, tokens, targets, neighbours)[0])
 print(f"loss {loss:.3f} nats per token, and its gradient at the logits has shape {dlogits.shape}")
 
 # %% [markdown]
+# The loss leaves out a target of 0, and one of −1 as well, which is how tutorial 7 marks what is not to be predicted.
+#
 # `reference.retro` is the same model once more, as plain loops over tokens. It shares no code with the blocks. Would it
 # tell a misreading of the algorithm from the right one? Here are two plausible ones. In the first, the encoder sees $H$
 # as it was *before* the layer's self-attention. In the second, each CCA has $E$ made anew, from $H$ as it is by then.
@@ -551,6 +556,9 @@ part, kept_part = np.linalg.norm(through), np.linalg.norm(direct)
 print(f"\nthe norm of what was forgotten: {100 * part / kept_part:.0f} % of that of what was not")
 
 # %% [markdown]
+# At the entry in the message, what was forgotten is larger than what was not, and turns its sign. Hence the error of 2:
+# it is relative to the larger of the two numbers, so it cannot be greater.
+#
 # In the whole model, this mistake spares almost everything. The gradients of the CCAs, of the encoder and of all layers
 # above would still be right. Only what lies below the place where $H_u$ was taken gets a gradient that lacks a part:
 # the embedding, layer 1 and the self-attention of layer 2. Finite differences find that at once. A loss that falls a
@@ -573,7 +581,8 @@ for name, stated in zip(order, table_2, strict=True):
 
 # %% [markdown]
 # Such a count can even correct the paper. Its table 10 prints a $P$ that begins at layer 9 for the two largest models.
-# If that were so, they would have one CCA less, and the counts would not fit:
+# If that were so, they would have one CCA less, and the counts would be off by far more than the 0.7 million or 0.05 %
+# above:
 
 # %%
 for name, stated in (("retro-1.5b", 1451), ("retro-7.5b", 7532)):
@@ -587,11 +596,13 @@ for name, stated in (("retro-1.5b", 1451), ("retro-7.5b", 7532)):
 # all four. Only the matrices that read $H_u$ depend on the decoder's width.
 
 # %%
-sums = np.zeros((4, 3))
+parts = ["decoder", "CCA", "encoder"]
+sums = np.zeros((4, 3))  # a row for each preset, a column for each part
 for row, name in enumerate(order[1::2]):
     for leaf, shape in named_leaves(parameter_shapes(RetroConfig.preset(name))):
         if leaf not in ("embedding", "readout", "encoder.embedding"):
-            sums[row, is_retrieval(leaf) + leaf.startswith("encoder")] += np.prod(shape)
+            part = "encoder" if leaf.startswith("encoder.") else "CCA" if is_retrieval(leaf) else "decoder"
+            sums[row, parts.index(part)] += np.prod(shape)
 added = sums[:, 1:].sum(axis=1) / sums[:, 0]
 print("decoder, CCA, encoder, in millions:")
 for name, row, share in zip(order[1::2], sums / 1e6, added, strict=True):
@@ -600,8 +611,8 @@ for name, row, share in zip(order[1::2], sums / 1e6, added, strict=True):
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6, 2.2))
 start, places = np.zeros(4), np.arange(4)
-for part, (name, colour) in enumerate((("decoder", PALE), ("CCA", BLUE), ("encoder", ORANGE))):
-    share = 100 * sums[:, part] / sums[:, 0]
+for column, (name, colour) in enumerate(zip(parts, (PALE, BLUE, ORANGE), strict=True)):
+    share = 100 * sums[:, column] / sums[:, 0]
     axes.barh(places, share, left=start, color=colour, label=name)
     start += share
 for place, total in enumerate(start):
@@ -618,21 +629,24 @@ plt.show()
 # ## Exercises
 #
 # Four steps: the encoder's new block, the gradient's two ways back, the backward pass of the whole model, and its size.
-# You may use the library's blocks here, or your own of tutorial 5 where they fit.
+# You may use the library's blocks here, or your own of tutorial 5. Your `attention` fits exercise 6.1, if each
+# neighbour is a row and the chunk is repeated for each of them. Your `cross` does not, since the $m - 1$ of CCA is
+# built into it. Your `my_cca` fits exercise 6.2.
 #
 # **Exercise 6.1: the encoder looks at the chunk.** Write $\mathrm{CA_{enc}}$ and its pullback, out of `rms_norm` and
 # `attend`.
 #
 # | argument | shape | |
 # | --- | --- | --- |
-# | `params` | | what `attend` needs, the gain `norm` for `e` and the gain `norm_context` for the chunks |
+# | `params` | | `w_q`, `w_k`, `w_v`, `w_o`, `w_r`, `u`, `v`, as in `cross`, and the gains `norm` and `norm_context` |
 # | `e` | `(b, k, r, d')` | the neighbours of `b` chunks: the queries, each neighbour a group |
 # | `chunks` | `(b, m, d)` | $H_u$ of each of them: one group of keys and values, `(b, 1, m, d)` |
 #
-# `attend(params, queries, context, n_heads)` takes both normalised. It returns the update, and a pullback that returns
-# the gradients of its parameters, `dqueries` and `dcontext`. The distance of token $i$ of a neighbour from token $j$ of
-# the chunk is $i - j$, so `offset` stays 0. Like CCA, the block adds its update to what came in, here to `e`. Return
-# the value, and `vjp(dy)`, which returns the gradients of `params`, `de` and `dchunks`.
+# `norm` is the gain for `e`, `norm_context` that for the chunks. `attend(params, queries, context, n_heads)` takes both
+# normalised. It returns the update, and a pullback that returns the gradients of its parameters, `dqueries` and
+# `dcontext`. The distance of token $i$ of a neighbour from token $j$ of the chunk is $i - j$, so `offset` stays 0. Like
+# CCA, the block adds its update to what came in, here to `e`. Return the value, and `vjp(dy)`, which returns the
+# gradients of `params`, `de` and `dchunks`.
 
 
 # %% tags=["exercise"]
@@ -644,8 +658,10 @@ check_6_1(conditioned)
 
 # %% [markdown]
 # **Exercise 6.2: both ways back.** Mend the forgetful pullback. `read` encodes the neighbours for `h`, and lets `h`
-# read them by CCA. Use `encode_all` and `cca` with 2 heads each, as `read_and_forget` does. Return the value
-# `(B, n, d)`, and `vjp(dy)`, which returns the gradients of the encoder's parameters, those of the CCA's, and `dh`.
+# read them by CCA. `neighbours` are tokens, `(B, n_chunks, k, r)`. Token 0 is padding, so `neighbours != 0` is CCA's
+# mask. A chunk has `m = r // 2` tokens. Use `encode_all` and `cca` with 2 heads each, as `read_and_forget` does. Return
+# the value `(B, n, d)`, and `vjp(dy)`, which returns the gradients of the encoder's parameters, those of the CCA's, and
+# `dh`.
 
 
 # %% tags=["exercise"]
@@ -686,12 +702,14 @@ check_6_3(backward)
 # needs to train the model.
 #
 # **Exercise 6.4: table 2 by hand.** How many parameters has a RETRO, embeddings and readout left out? `d`, `d_ffw`,
-# `n_heads`, `c`, `n_layers` and `P` are the decoder's; `c` is the width of a head. `e` is the encoder's configuration,
-# with `e.d_model`, `e.d_ffw`, `e.n_heads`, `e.d_head`, `e.n_layers` and `e.ca_layers`. This is what there is:
+# `n_heads`, `c`, `n_layers` and `P` are the decoder's; `c` is the width of a head. `e` is not a vector here but the
+# encoder's configuration, with `e.d_model`, `e.d_ffw`, `e.n_heads`, `e.d_head`, `e.n_layers` and `e.ca_layers`. This is
+# what there is:
 #
 # - No projection has a bias.
-# - Each attention has the gain of a norm, five matrices, and the vectors $b_c$ and $b_p$ of each head. $W_Q$, $W_O$ and
-#   $W_R$ are as wide as what asks, $W_K$ and $W_V$ as what is read. $\mathrm{CA_{enc}}$ has a second norm, for the
+# - Each attention has the gain of a norm, five matrices, and the vectors $b_c$ and $b_p$ of each head. One side of each
+#   matrix is the width of all its heads together, `n_heads * c`. The other side of $W_Q$, $W_O$ and $W_R$ is the width
+#   of what asks, and that of $W_K$ and $W_V$ the width of what is read. $\mathrm{CA_{enc}}$ has a second norm, for the
 #   chunk.
 # - Each FFW has the gain of a norm and two matrices.
 # - Decoder and encoder each end in a norm.
