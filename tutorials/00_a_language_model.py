@@ -22,6 +22,9 @@
 #
 # *Reading: about 55 minutes · runs in 25 s on one core · needs NumPy and the chain rule.*
 #
+# *On the path “Understand it” of the book's contents, read as far as the end of “A decoder block”, and then from
+# “Break it: without the mask” to the end. If you know transformers, these last two sections are enough.*
+#
 # Afterwards you can
 #
 # - measure any language model in nats and in bits per byte, and say why bytes;
@@ -160,6 +163,9 @@ print(text_of(written))
 #
 # $$p(x_1, \ldots, x_n) = \prod_{t=0}^{n-1} p(x_{t+1} \mid x_1, \ldots, x_t).$$
 #
+# In the first factor, $t = 0$, nothing is given yet. The cells below leave this one factor out, since a table of
+# bigrams needs a last byte.
+#
 # A product of thousands of small numbers underflows, so we take its logarithm, which turns the product into a sum. We
 # also change the sign, so that the numbers are positive. What each token contributes is its *surprise*
 # $-\ln p(x_{t+1} \mid x_1, \ldots, x_t)$. A token that was certain has surprise 0. A token that had probability one
@@ -178,7 +184,7 @@ for p in (1.0, 0.5, 0.25, 0.01, 1 / 256):
 # %% [markdown]
 # The last row is a model that knows nothing. It gives each of 256 bytes the same probability and pays 8.000 bits for
 # each, which is what the byte takes on a disk. That is no accident. A model with a mean surprise of 2 bits can
-# compress a text to 2 bits a byte, up to a few bits in all. Better prediction is better compression.
+# compress a text to 2 bits a byte, and a few bits more for the whole text. Better prediction is better compression.
 #
 # Now three models on the held-out modules: the one that knows nothing, one that knows how often each byte occurs, and
 # the bigram table.
@@ -252,9 +258,8 @@ for size, nats in ((1, byte_nats), (2, pair_nats)):
 # $$\text{bits per byte} = \frac{\text{nats of the whole text}}{\ln 2 \cdot \text{bytes of the whole text}},$$
 #
 # in which the number of tokens no longer occurs. The bytes of a text are the same for every model. RETRO's paper
-# reports bits per byte for this reason, and so does this book from
-# [tutorial 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) on. In this tutorial a token is a byte, so bits per
-# token and bits per byte are the same number.
+# reports bits per byte for this reason, and so does this book wherever it scores ordinary text. In this tutorial a
+# token is a byte, so bits per token and bits per byte are the same number.
 #
 # ## From a table to a function
 #
@@ -271,7 +276,8 @@ for size, nats in ((1, byte_nats), (2, pair_nats)):
 #
 # Here $a$ and $b$ are tokens of the vocabulary. All $p_a$ are positive, so the model never says "impossible". They
 # sum to 1. Adding the same number to all logits changes nothing, because it cancels. The code uses this: it subtracts
-# the largest logit first, so that no exponential overflows.
+# the largest logit first, so that no exponential overflows. In floating point, a very small $p_a$ may still be
+# rounded to 0. [Tutorial 3](03_backward_passes_by_hand.ipynb) writes the loss in a form that is safe from that.
 #
 # ### The gradient $p - y$
 #
@@ -290,8 +296,8 @@ for size, nats in ((1, byte_nats), (2, pair_nats)):
 #
 # In this book, a differentiable function returns two things: its value and its **pullback**. The pullback is a
 # function that takes the gradient of the loss with respect to the *value*, and returns the gradients with respect to
-# the *inputs*. We write $\mathrm{d}x$, in code `dx`, for $\partial \mathcal{L} / \partial x$. Here is cross-entropy
-# in that form.
+# the *inputs*. In code the pullback is called `vjp`, for vector–Jacobian product; tutorial 3 says why. We write
+# $\mathrm{d}x$, in code `dx`, for $\partial \mathcal{L} / \partial x$. Here is cross-entropy in that form.
 
 
 # %%
@@ -534,12 +540,14 @@ plt.show()
 # softmax and its own result. The results are put side by side, $d$ columns again, and a last matrix $W_O$ mixes them.
 #
 # The library's `relative_attention` does this for a batch of texts and all heads, and it returns the pullback, which
-# [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes, two of which are not needed yet
-# and have length 1. Its result is that of the ten lines above, head by head:
+# [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes: batch, groups, tokens, heads and
+# columns. Groups are a matter of [tutorial 4](04_relative_positions.ipynb), and until then that axis has length 1.
+# `causal_offset=0` switches the causal mask on, and without it there is no mask. What is relative about it comes in
+# tutorial 4 as well. Its result is that of the ten lines above, head by head:
 
 # %%
 n_heads = 2
-shape = (1, 1, n, n_heads, c // n_heads)  # batch, one, tokens, heads, columns of a head
+shape = (1, 1, n, n_heads, c // n_heads)  # batch, groups, tokens, heads, columns of a head
 q, keys, vals = (z.reshape(shape) for z in (Q, K, values))
 theirs, _ = relative_attention(q, keys, vals, causal_offset=0)
 for head in range(n_heads):
@@ -598,21 +606,26 @@ plt.show()
 # **Attention** moves information *between* tokens. It is the only place where a token learns of another.
 #
 # **The feed-forward network**, FFW, works on each token *alone*. It decides what to make of what attention brought.
-# It is two matrices with a curved function between them, because two matrices in a row would be only one matrix:
+# It is two matrices with a curved function between them, because two matrices in a row would be only one matrix. For
+# a token's row $x$, its update is
 #
-# $$\operatorname{FFW}(x) = \operatorname{gelu}(x\, W_\text{in})\, W_\text{out}.$$
+# $$\operatorname{gelu}(x\, W_\text{in})\, W_\text{out}, \qquad \operatorname{gelu}(z) = \tfrac12\, z\,
+# \Bigl(1 + \tanh\bigl(\sqrt{2/\pi}\,(z + 0.044715\, z^3)\bigr)\Bigr).$$
 #
-# $W_\text{in}$ has $4d$ columns here. Each column is a question that is asked of the token's row. `gelu` passes on
-# what is positive and stops nearly all that is negative. The rows of $W_\text{out}$ are what is added for each
-# question that was answered with yes.
+# $W_\text{in}$ has $4d$ columns here. Each column is a question that is asked of the token's row. $\operatorname{gelu}$
+# works on each number alone. It passes on what is positive and stops nearly all that is negative. The rows of
+# $W_\text{out}$ are what is added for each question that was answered with yes.
 #
 # **The norm** stands before each of the two. The activations grow from block to block, since every block adds to
-# them. RMSNorm divides a row by its root mean square, and multiplies each column by a learned number, the gain $g$. A
-# tiny $\epsilon$ prevents a division by zero:
+# them. RMSNorm divides a row by its root mean square, and multiplies each column by a learned number, its gain. The
+# gains together are the vector $\gamma$. A tiny $\varepsilon$ prevents a division by zero:
 #
-# $$\operatorname{norm}(x) = g \cdot \frac{x}{\sqrt{\frac{1}{d} \sum_a x_a^2 + \epsilon}}.$$
+# $$\operatorname{norm}(x) = \gamma \odot \frac{x}{\sqrt{\frac{1}{d} \sum_a x_a^2 + \varepsilon}}.$$
 #
-# So attention and FFW see rows of the same size in each block and at each time of training.
+# So attention and FFW see rows of about the same size in each block and at each time of training. From here on, ATTN
+# and FFW are the names of the whole halves of a block, with norm and residual connection. For all rows at once,
+#
+# $$\operatorname{FFW}(H) = H + \operatorname{gelu}(\operatorname{norm}(H)\, W_\text{in})\, W_\text{out}.$$
 
 
 # %% tags=["hide-input"]
@@ -663,7 +676,7 @@ plt.show()
 
 # %%
 def attend(params, h, n_heads, causal=True):
-    """h + W_o · attention(norm(h)). h: (B, n, d)."""
+    """h + attention(norm(h)) · W_o. h: (B, n, d)."""
     cut = (len(h), 1, h.shape[1], n_heads, -1)
     normed, norm_vjp = rms_norm(h, params["norm"])
     q, q_vjp = linear(normed, params["w_q"])
@@ -688,7 +701,7 @@ def attend(params, h, n_heads, causal=True):
 
 
 def ffw(params, h):
-    """h + W_out · gelu(W_in · norm(h)). h: (B, n, d)."""
+    """h + gelu(norm(h) · W_in) · W_out. h: (B, n, d)."""
     normed, norm_vjp = rms_norm(h, params["norm"])
     hidden, in_vjp = linear(normed, params["w_in"])
     active, gelu_vjp = gelu(hidden)
@@ -805,18 +818,20 @@ assert abs(slope - said) < 1e-6 * abs(said) + 1e-8
 # %% [markdown]
 # ## AdamW: how a gradient becomes a step
 #
-# Plain gradient descent subtracts $\eta\, g$ from a parameter $\theta$. Here $g$ is the parameter's gradient and
-# $\eta$ the *learning rate*. It worked for the table. It works badly here, for two reasons. Each gradient comes from
-# one small batch and is noisy. And some parameters have much larger gradients than others, so that no one rate fits
-# all.
+# Plain gradient descent subtracts $\eta\, \mathrm{d}\theta$ from a parameter $\theta$. Here $\mathrm{d}\theta$ is the
+# parameter's gradient, `g` in the code below, and $\eta$ is the *learning rate*. It worked for the table. It works
+# badly here, for two reasons. Each gradient comes from one small batch and is noisy. And some parameters have much
+# larger gradients than others, so that no one rate fits all.
 #
 # **AdamW** ([Kingma & Ba 2015](https://arxiv.org/abs/1412.6980),
 # [Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)) keeps two running means for each parameter: $\mu$ of
 # the gradient and $\nu$ of its square. At step $\tau$,
 #
-# $$\mu \leftarrow \beta_1\, \mu + (1 - \beta_1)\, g, \qquad \nu \leftarrow \beta_2\, \nu + (1 - \beta_2)\, g^2,$$
+# $$\mu \leftarrow \beta_1\, \mu + (1 - \beta_1)\, \mathrm{d}\theta, \qquad
+# \nu \leftarrow \beta_2\, \nu + (1 - \beta_2)\, (\mathrm{d}\theta)^2,$$
 #
-# $$\theta \leftarrow \theta - \eta \left( \frac{\hat\mu}{\sqrt{\hat\nu} + \epsilon} + \lambda\, \theta \right), \qquad
+# $$\theta \leftarrow \theta - \eta \left( \frac{\hat\mu}{\sqrt{\hat\nu} + \varepsilon} + \lambda\, \theta \right),
+# \qquad
 # \hat\mu = \frac{\mu}{1 - \beta_1^\tau}, \quad \hat\nu = \frac{\nu}{1 - \beta_2^\tau}.$$
 #
 # - $\mu$, the **first moment**, is *momentum*. What points the same way in many batches adds up, and what changes its
@@ -825,11 +840,12 @@ assert abs(slope - said) < 1e-6 * abs(said) + 1e-8
 #   parameter takes steps of about $\eta$, whether its gradients are large or small.
 # - Both means start at zero and are too small in the first steps. The hats correct for that.
 # - $\lambda\, \theta$ is **weight decay**: it pulls each weight towards zero, so that only what the data keep asking
-#   for stays large. It is *decoupled*: it stands outside the fraction. If it were added to $g$ instead, it would be
-#   divided by $\sqrt{\nu}$ as well, and the parameters with large gradients would hardly decay.
+#   for stays large. It is *decoupled*: it stands outside the fraction. If it were added to $\mathrm{d}\theta$ instead,
+#   it would be divided by $\sqrt{\nu}$ as well, and the parameters with large gradients would hardly decay.
 #
-# The figure shows both. On the left is a long valley, in which one direction is 50 times as steep as the other. On
-# the right are two weights with nothing but noise for a gradient, one with ten times as much noise as the other.
+# The figure shows two of these things: what momentum and the division by $\sqrt{\nu}$ do, and what decoupling does. On
+# the left is a long valley, in which one direction is 50 times as steep as the other. On the right are two weights
+# with nothing but noise for a gradient, one with ten times as much noise as the other.
 
 
 # %%
@@ -945,23 +961,26 @@ assert time.perf_counter() - begin < 200
 # %% tags=["hide-input"]
 curve = np.array(curve)
 table_bits = surprise["bigrams"].mean() / math.log(2)
-figure, axes = plt.subplots(figsize=(6.5, 3.2))
+frequency_bits = surprise["frequency of each byte"].mean() / math.log(2)
+figure, axes = plt.subplots(figsize=(6.5, 3.4))
 axes.plot(curve[:, 0], curve[:, 1], color=SAND, label="the training batch")
 axes.plot(curve[:, 0], curve[:, 2], "o-", color=BLUE, markersize=3, label="held-out modules")
 axes.axhline(table_bits, color=ORANGE, linestyle="--", label="table of bigrams, held-out modules")
+axes.axhline(frequency_bits, color=NAVY, linestyle="-.", label="frequency of each byte, held-out modules")
 axes.axhline(8, color=GREY, linestyle=":", label="every byte alike")
 axes.set(xlabel="step", ylabel="bits a byte", ylim=(0, 8.3), title="a transformer learns to predict Python")
 axes.legend(fontsize=8)
 plt.show()
-print(f"table of bigrams {table_bits:.1f}, transformer {curve[-1, 2]:.1f} bits a byte on the held-out modules")
+print(f"on the held-out modules: frequencies {frequency_bits:.1f}, table of bigrams {table_bits:.1f}, ", end="")
+print(f"transformer {curve[-1, 2]:.1f} bits a byte")
 assert curve[-1, 2] < table_bits - 0.8
 
 # %% [markdown]
 # *Figure 0.9.* The model passes the table of bigrams after some 200 steps, and goes on learning.
 #
-# It first learns the frequencies of the bytes, then the bigrams, and then what reaches further back. It is a tiny
-# model that has read a million bytes in a few seconds. The largest of today differ from it in size, in text and in
-# many details, but not in what you have just read.
+# It passes the frequencies of the bytes first and the bigrams next. What it gains after that, it must have from
+# further back. It is a tiny model that has read a million bytes in a few seconds. The largest of today differ from it
+# in size, in text and in many details, but not in what you have just read.
 #
 # ## The sampling loop
 #

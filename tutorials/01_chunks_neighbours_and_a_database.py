@@ -107,9 +107,9 @@ plt.show()
 # ### The same as an equation
 #
 # A language model gives each token a probability, given all tokens before it
-# ([tutorial 0](00_a_language_model.ipynb)). RETRO adds to what is given. Let the sequence have $n$ tokens in
-# $\ell = n / m$ chunks $C_1, \ldots, C_\ell$, and let $\mathrm{RET}(C_u)$ be what the search for $C_u$ gives back.
-# Then equation 1 of the paper, in our letters, gives the logarithm of the probability of the sequence:
+# ([tutorial 0](00_a_language_model.ipynb)). RETRO adds to what is given. Let the sequence have $n$ tokens, here a
+# multiple of $m$, in $\ell = n / m$ chunks $C_1, \ldots, C_\ell$. Let $\mathrm{RET}(C_u)$ be what the search for $C_u$
+# gives back. Then equation 1 of the paper, in our letters, gives the logarithm of the probability of the sequence:
 #
 # $$\ln p(x_1, \ldots, x_n) = \sum_{u=1}^{\ell} \; \sum_{t=(u-1)m+1}^{um} \ln p\bigl(x_t \mid x_1, \ldots, x_{t-1}, \;
 # \mathrm{RET}(C_1), \ldots, \mathrm{RET}(C_{u-1})\bigr).$$
@@ -145,7 +145,9 @@ print(documents["scones.txt"])
 
 # %% [markdown]
 # `build_database` does everything in section 2.3 of the paper. It trains a tokenizer, cuts the documents into chunks,
-# makes a key of each chunk, builds an index of the keys, and looks up the neighbours of each chunk. The paper's
+# makes a key of each chunk, builds an index of the keys, and looks up the neighbours of each chunk. With an index, a
+# search need not compare the query with every key, and may now and then miss the nearest one
+# ([tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb)). For so few chunks that makes no difference. The paper's
 # chunks have 64 tokens. Ours have 8, so that they fit on a line.
 #
 # The tokens are not bytes as in tutorial 0. The tokenizer begins with bytes and then merges, again and again, the two
@@ -157,10 +159,10 @@ print(documents["scones.txt"])
 # Chunks that share rare words get keys that are near each other. The next tutorial makes keys as the paper does, with
 # BERT.
 #
-# `neighbours=2` is $k$, the number of neighbours that the model reads for each chunk. Four more are kept as
-# `extra_candidates`. They step in when one of the nearest is of no use, because it comes from the very document that
-# is read. The last two settings are for so small a corpus: nothing is held out, and no document is left out for being
-# similar to another.
+# `neighbours=2` is the number of neighbours that the database looks up for each chunk. A model may read so many or
+# fewer, and how many it reads is called $k$. Four more are kept as `extra_candidates`. They step in when one of the
+# nearest is of no use, because it comes from the very document that is read. The last two settings are for so small a
+# corpus: nothing is held out, and no document is left out for being similar to another.
 
 # %%
 config = BuildConfig(
@@ -191,7 +193,7 @@ for path in sorted(files):
 # and chunk $u + 1$ goes on where chunk $u$ stops, as long as both belong to the same document.
 
 # %%
-split = database.split("train")
+split = database.split("train")  # every document, since none is held out
 number_of = {d["name"]: d["id"] for d in database.documents}
 
 
@@ -334,11 +336,11 @@ plt.show()
 # tokens to come is in $N$, and 60.9 % of the tokens end one in $F$.
 #
 # The random chunks reach 26.1 %, because these recipes repeat each other so much. The rest is what the search is
-# worth.
+# worth. Most texts share less than these recipes. [Tutorial 8](08_is_it_leakage.ipynb) looks at Python's library.
 #
 # Is $N$ useless, then? A count of shared tokens cannot say. The paper asked trained models (table 13, bits per byte
-# on C4): 0.987 without retrieval, 0.950 with $N$ alone, 0.895 with $F$ alone, and 0.822 with both. So $N$ helps as
-# well. It tells the model what the continuation continues.
+# on C4, a data set of text from the web): 0.987 without retrieval, 0.950 with $N$ alone, 0.895 with $F$ alone, and
+# 0.822 with both. So $N$ helps as well. It tells the model what the continuation continues.
 #
 # ## Break it
 #
@@ -358,9 +360,10 @@ for text in (original, "Wash your hands.\n" + original):
     print(f"  goes on {database.text(continuation)!r}\n")
 
 # %% [markdown]
-# The first chunk is in the database, is found at distance 0, and its continuation is exactly what comes next. The
-# second chunk is not in the database. What is nearest to it is cut differently, and its continuation begins with
-# three words that have been read already.
+# The first chunk is in the database, is found at distance 0, and its continuation is exactly what comes next. This
+# search did not leave out the recipe's own text, but all five recipes have this line, so any of them could have
+# answered. The second chunk is not in the database. What is nearest to it is cut differently, and its continuation
+# begins with three words that have been read already.
 #
 # Here is a choice that no cutting avoids. A long chunk is searched for less often and matches less exactly. A short
 # one says less about what the text is about, and costs more keys. The paper settles on 64 tokens. This project's
@@ -395,9 +398,9 @@ def value_of(row, tokens, documents): ...
 check_1_2(value_of)
 
 # %% [markdown]
-# **1.3** Exact search. `keys` has shape (chunks, d) and `query` (d,). Return the numbers of the $k$ nearest keys by
-# squared distance, the nearest first. Of two keys at the same distance, the lower number comes first. If there are
-# fewer than $k$ keys, the rest of the answer is −1.
+# **1.3** Exact search, which compares the query with every key. `keys` has shape (chunks, d) and `query` (d,). Return
+# the numbers of the $k$ nearest keys by squared distance, the nearest first. Of two keys at the same distance, the
+# lower number comes first. If there are fewer than $k$ keys, the rest of the answer is −1.
 
 
 # %% tags=["exercise"]
@@ -417,4 +420,5 @@ check_1_3(nearest)
 #
 # Next: [tutorial 2 · A frozen BERT in a page of NumPy](02_a_frozen_bert.ipynb), which makes keys that hear meaning
 # and not only words. If you would rather go straight to the model, go on with
-# [tutorial 3](03_backward_passes_by_hand.ipynb).
+# [tutorial 3](03_backward_passes_by_hand.ipynb), or with [tutorial 4](04_relative_positions.ipynb) if you do not want
+# to write backward passes.

@@ -22,6 +22,10 @@
 # training chunk can be looked up before training begins. How does such a network turn a text into one vector, and
 # what does that vector know?
 #
+# You can go on without this page. The other tutorials and the recipe of the experiments use hashed keys, which need no
+# network and find text that shares words ([EXPERIMENTS](../EXPERIMENTS.md)). BERT is what the paper uses, and what
+# `retro-np build` takes for a database of your own unless you ask for hashed keys.
+#
 # *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0, and the weights named below.*
 #
 # Afterwards you can
