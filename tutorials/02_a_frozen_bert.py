@@ -377,7 +377,7 @@ for name, (on_attention, on_mean) in cases.items():
 endless = " ".join(["snow"] * 300)
 longer = endless + " and then the bank lent him money"
 keys = bert.embed([endless, longer], show_progress=False)
-assert np.array_equal(keys[0], keys[1])
+assert np.allclose(keys[0], keys[1], atol=1e-6)  # Some BLAS kernels round a row as its place in the batch wants it.
 print(f"{len(bert.word_pieces([endless])[0])} pieces kept; the two keys are equal")
 
 # %% [markdown]
