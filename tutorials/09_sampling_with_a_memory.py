@@ -61,9 +61,9 @@ from retro_np.training.loop import train
 from retro_np.tutorials.checks.tutorial_09 import check_9_1, check_9_2, check_9_3
 
 # %% [markdown]
-# The model is the aided one of [tutorial 7](07_train_one.ipynb), trained here again within seconds. Its training text
-# has invented names with a code of five digits each. Two documents tell each fact, so a code can be predicted by
-# whoever retrieves the fact's other document.
+# The model is like the aided one of [tutorial 7](07_train_one.ipynb), trained here within seconds on fewer people. Its
+# training text has invented names with a code of five digits each. Two documents tell each fact, so a code can be
+# predicted by whoever retrieves the fact's other document. A token is a byte, and a chunk has $m = 16$ of them.
 
 # %%
 facts = world.invent(700, seed=7)
@@ -151,7 +151,8 @@ for fact in unseen[:3]:
 #
 # Our loop is wasteful. To choose the next token it runs the whole model on all tokens so far. The library's `generate`
 # keeps the keys and values of every attention, so each token passes through the model once. It also keeps the encoded
-# neighbours until the next chunk is whole. It writes the same tokens:
+# neighbours until the next chunk is whole. It can also draw from only the likeliest tokens, with `top_k` or `top_p`. At
+# temperature 0 it writes the same tokens as our loop:
 
 
 # %%
@@ -185,22 +186,25 @@ whole = np.array([encode(memory.tokenizer, question(fact) + fact.code)])
 places = whole.shape[1] - world.DIGITS + np.arange(world.DIGITS)
 alphabet = [encode(memory.tokenizer, digit)[0] for digit in "0123456789"]
 value = ask(fact, memory)[1][0].values[None, None]  # (1, 1, k, 2m)
-figure, panels = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
-for axes, (name, database, neighbours) in zip(
-    panels, (("with the memory", memory, value), ("without", None, None)), strict=True
-):
+tables = {}  # the probabilities of the ten digits at the five places, (5, 10)
+for name, database, neighbours in (("with the memory", memory, value), ("without", None, None)):
     logits = retro(params, config, whole, neighbours)[0][0, places - 1].astype(np.float64)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     of_code = np.prod(p[np.arange(world.DIGITS), whole[0, places]])
-    image = axes.imshow(p[:, alphabet], cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set(title=name, xlabel="next digit", xticks=range(10))
-    axes.set_yticks(range(world.DIGITS), list(fact.code))
+    tables[name] = p[:, alphabet]
     drawn = Counter(ask(fact, database, temperature=1.0, seed=seed)[0] for seed in range(50))
     often = ", ".join(f"{code} ({times})" for code, times in drawn.most_common(3))
     print(f"{name}: p({fact.code}) = {of_code:.5f}, which is {-np.log2(of_code):.1f} bits")
     print(f"    50 draws gave {len(drawn)} different answers, most often {often}")
     assert (drawn[fact.code] > 25) == (database is not None)
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+for axes, (name, table) in zip(panels, tables.items(), strict=True):
+    image = axes.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(title=name, xlabel="next digit", xticks=range(10))
+    axes.set_yticks(range(world.DIGITS), list(fact.code))
 panels[0].set_ylabel("right digit")
 figure.colorbar(image, ax=panels, label="probability")
 plt.show()
@@ -223,7 +227,10 @@ plt.show()
 
 # %%
 prompt = encode(memory.tokenizer, question(unseen[0]))
-sample, retrieved = generate(params, config, prompt, 50 - len(prompt), database=memory, k=1, seed=1)
+_tokens, retrieved = generate(params, config, prompt, 50 - len(prompt), database=memory, k=1, seed=1)
+print("searches at the end of chunks", [item.chunk for item in retrieved], "counted from 0")
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(7, 1.6))
 axes.axvspan(0, len(prompt), color="#dddddd")
 axes.annotate("prompt", (1, 0.8), fontsize=9)
@@ -233,12 +240,12 @@ for item in retrieved:
     height = 0.15 + 0.18 * item.chunk
     axes.plot([end, min(end + m, 50)], [height, height], color="#2b7bba", linewidth=4, solid_capstyle="butt")
     axes.annotate(rf"$\mathrm{{RET}}(C_{item.chunk + 1})$", (end + 0.5, height + 0.05), fontsize=9, color="#2b7bba")
-axes.set(xlim=(0, 55), ylim=(0, 1), yticks=[], xlabel="token; blue: predicted with what the line before it found")
+axes.set(xlim=(0, 55), ylim=(0, 1), yticks=[], xlabel="token; blue: predicted with what was found at its left end")
 plt.show()
-print("searches at the end of chunks", [item.chunk for item in retrieved], "counted from 0")
 
 # %% [markdown]
-# *Figure 9.2.* Each whole chunk is searched for once, at its end, and what was found serves the next $m$ tokens.
+# *Figure 9.2.* Each whole chunk is searched for once, at its end (black), and what was found serves the next $m$ tokens
+# (blue).
 #
 # Fifty tokens are three whole chunks and two tokens more, so there are three searches. The prompt's chunks are searched
 # for, too. This is how a question gets its answer, since the name stands in the prompt.
@@ -251,7 +258,7 @@ print("searches at the end of chunks", [item.chunk for item in retrieved], "coun
 # In the retrieved text the colours mark what the next chunk has in common with it.
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_row(axes, y, x, pieces, divider=None):
     for i, piece in enumerate(pieces):
         box = {"facecolor": BACKGROUNDS[piece.run] or "white", "edgecolor": "none", "pad": 1.5}
@@ -261,23 +268,25 @@ def draw_row(axes, y, x, pieces, divider=None):
         axes.plot([x + divider - 0.5] * 2, [y - 0.25, y + 0.55], color="#2b7bba", linewidth=1)
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_sample(chunks):
     _figure, axes = plt.subplots(figsize=(9, 0.45 * len(chunks) + 0.6))
     for chunk in chunks:
         draw_row(axes, -chunk.number, 0, chunk.tokens)
         for value in chunk.values[:1]:
-            draw_row(axes, -chunk.number, m + 4, value.neighbour + value.continuation, divider=m)
+            draw_row(axes, -chunk.number, m + 7, value.neighbour + value.continuation, divider=m)
+    axes.text(-0.5, 1.2, "run of", fontsize=8)
     for run in range(MAX_SHOWN_RUN_TOKENS + 1):
         style = {"facecolor": BACKGROUNDS[run] or "white", "edgecolor": "#cccccc", "pad": 2}
         label = f"{run}" if run < MAX_SHOWN_RUN_TOKENS else "≥ 5"
-        axes.text(3 * run, 1.2, label, fontsize=8, bbox=style, color=FOREGROUNDS[run] or "black")
-    axes.text(m + 3.5, 1.2, "retrieved at the chunk's end, N | F", fontsize=9, color="#2b7bba")
-    axes.set(xlim=(-1, 3 * m + 5), ylim=(-len(chunks) + 0.5, 2))
+        axes.text(4 + 3 * run, 1.2, label, fontsize=8, bbox=style, color=FOREGROUNDS[run] or "black")
+    axes.text(m + 7, 1.2, "retrieved at the chunk's end, N | F", fontsize=9, color="#2b7bba")
+    axes.set(xlim=(-1, 3 * m + 8), ylim=(-len(chunks) + 0.5, 2))
     axes.axis("off")
     plt.show()
 
 
+# %%
 answer, retrieved = ask(unseen[0], memory)
 chunks = show_chunks(prompt, encode(memory.tokenizer, answer), retrieved, memory)
 draw_sample(chunks)
@@ -285,11 +294,12 @@ runs = [piece.run for piece in chunks[1].tokens if not piece.prompt]
 print(f"{answer}: runs {runs}")
 
 # %% [markdown]
-# *Figure 9.3.* The code's digits darken from left to right (the prompt is grey): each ends a longer run that also
-# stands in the value.
+# *Figure 9.3.* The code's digits darken from left to right, because each ends a longer run that also stands in the
+# value. Grey letters are the prompt.
 #
-# The run includes the space before the code. Five tokens in a row do not agree by chance here, so the colour is a proof
-# of copying. In ordinary text it is a weaker one, because short runs agree everywhere.
+# The run includes the space before the code, and it is counted only up to five. Five tokens in a row do not agree by
+# chance here, so the colour is a proof of copying. In ordinary text it is a weaker one, because short runs agree
+# everywhere.
 #
 # ## A document more
 #
@@ -414,11 +424,11 @@ assert ask(forgotten, memory)[0] != forgotten.code
 # 13](13_a_memory_for_a_language_model.ipynb) gives a memory to SmolLM2, a language model of 135 million parameters that
 # others trained. The command `retro-np demo --memory FOLDER` lets it read a folder of yours. On the source of this
 # package, of which twelve files were held out, the [README](../README.md) records 1.3002 bits per byte without the
-# memory and 1.1857 with it: −8.81 % [−11.96, −6.04]. With the neighbours of others it needs 1.2534. So a part of the
-# gain does not come from what was read: the memory's few weights were trained on other Python, which helps by itself.
-# On translations of a book, where the database has other translations, a memory that was trained for it saves 28.5 % of
-# the bits ([EXPERIMENTS.md](../EXPERIMENTS.md), `retrofit-lm`). The loop that samples from such a model is the one
-# above.
+# memory and 1.1857 with it: −8.81 % [−11.96, −6.04]. With the neighbours of others it needs 1.2534, which is −3.60 %.
+# So a part of the gain, less than half of it, does not come from what was read: the memory's few weights were trained
+# on other Python, which helps by itself. On translations of a book, where the database has other translations, a memory
+# that was trained for it saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md), `retrofit-lm`). The loop that
+# samples from such a model is the one above.
 #
 # ## Exercises
 #
