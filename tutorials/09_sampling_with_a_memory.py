@@ -265,7 +265,7 @@ def draw_row(axes, y, x, pieces, divider=None):
         colour = "#777777" if piece.prompt else FOREGROUNDS[piece.run] or "black"
         axes.text(x + i, y, piece.text, family="monospace", fontsize=9, color=colour, bbox=box, ha="center")
     if divider:
-        axes.plot([x + divider - 0.5] * 2, [y - 0.25, y + 0.55], color="#2b7bba", linewidth=1)
+        axes.plot([x + divider - 0.5] * 2, [y - 0.25, y + 0.55], color="#2b7bba", linewidth=1, zorder=4)
 
 
 # %% tags=["hide-input"]

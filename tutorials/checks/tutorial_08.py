@@ -17,8 +17,12 @@ def check_8_1(similarity):
         b = [*a[: length // 2], "new", *a[length // 2 :], *a[:20]]  # Some of it comes a second time.
         where = f"{len(a)} and {len(b)} words"
         yield compare(similarity(list(a), list(b)), jaccard(" ".join(a), " ".join(b)), "the similarity", where=where)
+        where = f"{len(b)} and {len(a)} words"
+        yield compare(similarity(list(b), list(a)), jaccard(" ".join(a), " ".join(b)), "the similarity", where=where)
         yield compare(similarity(list(a), list(a)), 1.0, "the similarity", where=f"{len(a)} words and the same again")
     yield compare(similarity(list("abcd"), list("abce"), 2), 0.5, "the similarity", where="abcd and abce, size = 2")
+    where = "the words ab, c and the words a, bc, size = 2"
+    yield compare(similarity(["ab", "c"], ["a", "bc"], 2), 0.0, "the similarity", where=where)
 
 
 @exercise("8.2", "leakage", right="as the kernel computes it, for 100 chunks, and with padding")
@@ -47,3 +51,5 @@ def check_8_3(filtered):
             with np.errstate(invalid="ignore", divide="ignore"):
                 got = filtered(nats, n_bytes, ratios, alpha)
             yield compare(got, expected, "bpb(α)", where=f"α = {alpha}, {np.sum(ratios <= alpha)} of {count} chunks")
+    got = filtered(np.zeros(2), np.zeros(2, int), np.zeros(2), 0.5)
+    yield compare(got, None, "bpb(α)", where="α = 0.5, two chunks without a byte")
