@@ -360,10 +360,15 @@ print(f"a list from each shard, if all are kept until the end: {pairs * a_list:.
 
 # %% [markdown]
 # From the second shard on, at some $10^7$ tokens, ten times the tokens are a hundred times the work. The last two
-# columns count the same questions, and differ in what one question costs. Ours is asked on one core, among made-up keys
-# of 64 columns, and wants two of them. The build's is asked on two cores, among hashed keys of real text with 128
-# columns, and wants 32 of them. The last column is the one that [docs/scale.md](../docs/scale.md) has: about **49,000
-# years** for the paper's database in shards of 32 MB, with one machine.
+# columns count the same questions. They differ in what one question is:
+#
+# | column | keys | keys that it wants | cores |
+# | --- | --- | --- | --- |
+# | our question | made up, 64 columns | 2 | 1 |
+# | as in a build | hashed words of real text, 128 columns | 32 | 2 |
+#
+# The last column is the one that [docs/scale.md](../docs/scale.md) has: about **49,000 years** for the paper's database
+# in shards of 32 MB, with one machine.
 #
 # What helps? Larger shards, as large as memory allows, move the bend to the right. Merging the lists as they come keeps
 # their bytes linear; otherwise they would fill more than the database itself. Machines side by side divide the time.
@@ -453,8 +458,13 @@ plt.show()
 # | $10^7$ to $10^8$ | exact search comes near 10 ms a query | a graph or a tree, $O(\log T)$ |
 # | $10^9$ | keys outgrow memory; days to find all neighbours | shards; neighbours computed in advance, once |
 # | $10^{10}$ | a laptop's disk; every chunk asks every shard | several machines; codes in memory, keys on disk |
-# | $10^{11}$ | lists before merging, open files, hashing of files at opening | merge as they come; ask few shards |
+# | $10^{11}$ | lists before merging; too many files | merge as they come; larger shards; ask few shards |
 # | $10^{12}$ | terabytes of keys, years of BERT on a core | accelerators; a distributed index |
+#
+# Too many files are a new problem, which no measurement above shows. Each shard is a handful of files. Our library
+# keeps all of them open, and an operating system allows a process only so many. When it opens a database, it also reads
+# the whole of it, to compare each file's hash with the one on record. [docs/scale.md](../docs/scale.md) says at which
+# size each of these becomes a limit.
 #
 # The paper trains with a database of $6 \cdot 10^{11}$ tokens and evaluates with $1.75 \cdot 10^{12}$. Its index takes
 # 93 TB. And what does it gain? From 4 billion to 1.7 trillion tokens in the database, its largest model goes from 0.78
