@@ -16,9 +16,11 @@
 #
 # Chunked cross-attention is a handful of matrix products with a softmax between them. A piece of code that does such
 # work is called a *kernel*, and the library contains this one three times. NumPy computes it one array operation after
-# the other. C, and Python loops that Numba compiles, compute it one *tile* of queries after the other. All three do the
-# same arithmetic, and yet one of them is much faster than the others. Why? The answer is about memory, and you can find
-# it with a clock, a count and one picture, the roofline.
+# the other. C, and Python loops that Numba compiles, compute it one *tile* of queries after the other. All three do
+# nearly the same arithmetic, and yet in our runs C is much faster than NumPy, and Numba is the slowest of the three.
+# Why? The answer is about moving numbers, at two places: between memory and the caches, where NumPy loses its time, and
+# between the first cache and the registers, where Numba does. You can find both with a clock, a count and one picture,
+# the roofline.
 #
 # *Reading: about 35 minutes · runs in 10 s on one core · needs tutorials 4 and 5; a C compiler for the third way.*
 #
@@ -55,7 +57,7 @@ from matplotlib.colors import to_rgb
 from retro_np import kernels
 from retro_np.info import kernel_table
 from retro_np.kernels import threads
-from retro_np.kernels.attention import attention_forward
+from retro_np.kernels.attention import attention_forward, skewed
 from retro_np.tutorials.checks.tutorial_11 import check_11_1, check_11_2, check_11_3
 
 threads_before = threads.count()
@@ -127,9 +129,14 @@ flops = B * n_heads * sum(products.values())
 for name, number in products.items():
     print(f"{name:20} {B * n_heads * number / 1e9:.2f} GFLOP")
 print(f"{'in all':20} {flops / 1e9:.2f} GFLOP, and {B * n_heads * m * k * r / 1e6:.1f} million exponentials")
+left_out = B * n_heads * 2 * m * (m - 1) * c  # every query with all m + r − 1 rows of the table, of which it needs r
+print(f"{'NumPy, beside these':20} {left_out / 1e9:.2f} GFLOP")
 
 # %% [markdown]
-# It is **0.67 GFLOP** in each of the three ways. So the arithmetic cannot make the difference.
+# The formula asks for **0.67 GFLOP**. Each way does a little more. NumPy does the most, **0.07 GFLOP**: it multiplies
+# every query with all $m + r - 1$ rows of the table, and the skew of tutorial 4 then leaves out those that the query
+# does not need. A tile of queries leaves out fewer. A tenth more arithmetic cannot make a program twice as slow. Below,
+# a kernel's GFLOP/s are those 0.67 GFLOP divided by its time, the same numerator for all three.
 #
 # ## Measuring it wrong
 #
@@ -258,12 +265,13 @@ print(f"stored: {k * r} times less")
 #
 # ## Where NumPy's time goes
 #
-# Let us take the kernel apart and time some of its operations alone, with arrays of the same shapes.
+# Let us take the kernel apart and time its operations alone, with arrays of the same shapes. *Heads first* means a copy
+# in which the columns of each head lie together, as a product of matrices wants them.
 
 # %%
 shapes = {"q": (m, c), "k": (c, k * r), "p": (c, m + r - 1), "w": (m, k * r), "v": (k * r, c)}
 part = {name: normal((B * n_heads, *shape), dtype=np.float32) for name, shape in shapes.items()}
-room = np.empty_like(part["w"])
+room, at_distances = np.empty_like(part["w"]), part["q"] @ part["p"]
 
 
 def passes_of_softmax(scores):
@@ -272,11 +280,21 @@ def passes_of_softmax(scores):
     np.divide(room, room.sum(axis=-1, keepdims=True), out=room)
 
 
+def add_positions(scores):
+    """The products with positions, copied into zeros, and looked up by both neighbours: a skewed view."""
+    copied = np.zeros_like(at_distances)
+    copied[...] = at_distances
+    looked_up = skewed(copied, r)[:, :, None]
+    np.add(scores.reshape(-1, m, k, r), looked_up, out=room.reshape(-1, m, k, r))
+
+
 pieces = by_turns({
     "queries · keys": lambda: part["q"] @ part["k"],
     "queries · positions": lambda: part["q"] @ part["p"],
     "weights · values": lambda: part["w"] @ part["v"],
-    "heads of the keys brought together": lambda: np.ascontiguousarray(keys.swapaxes(2, 3)),
+    "keys and values, heads first": lambda: [np.ascontiguousarray(x.swapaxes(2, 3)) for x in (keys, values)],
+    "q + b_c and q + b_p, heads first": lambda: [np.ascontiguousarray((q + b).swapaxes(2, 3)) for b in (b_c, b_p)],
+    "positions copied, and added": lambda: add_positions(part["w"]),
     "exponentials of the scores": lambda: np.exp(part["w"], out=room),
     "scores scaled, one pass": lambda: np.multiply(part["w"], 0.125, out=room),
     "softmax: max, subtract, sum, divide": lambda: passes_of_softmax(part["w"]),
@@ -298,8 +316,10 @@ for kind in KINDS:
 # %% [markdown]
 # *Figure 11.2.* About half of NumPy's time is not spent on products, but on passes over arrays and on copies.
 #
-# The three products are what the formula asks for. In our runs the whole C kernel takes about as long as NumPy's
-# products alone. Everything else is the cost of making each array whole.
+# The three products are what the formula asks for. In our runs the whole C kernel takes not much longer than NumPy's
+# products alone. Everything else is the cost of making each array whole. The pieces do not add up to the whole exactly:
+# each of them ran many times alone, with what it left in the caches. The last bar is what remains, if anything does,
+# such as the copy of the result in which heads are put last again.
 #
 # Would NumPy be faster if it were given only a few chunks at a time, so that its arrays fit into a cache? It is a
 # natural idea, and exercise 11.1 lets you try it. On our machines it saves memory and no time. The passes get cheaper,
@@ -385,8 +405,8 @@ for kind in KINDS:
 #
 # - **NumPy** stands left of the ridge, where the roof slopes. A kernel that got every array from memory would lie on
 #   the slope or below it. A point above the slope would say that the caches held much of what we counted.
-# - **Numba** stands right of the ridge and moves a tenth of the bytes. Yet in our runs it is no faster than NumPy. So
-#   neither memory nor the peak limits it. Something between the two must.
+# - **Numba** stands right of the ridge and moves a tenth of the bytes. Yet in our runs it takes longer than NumPy, and
+#   not by a little. So neither memory nor the peak limits it. Something between the two must.
 # - **C** has Numba's traffic and comes nearer to the roof.
 #
 # No kernel reaches its roof, since the exponentials take time and were not counted.
@@ -468,15 +488,18 @@ for name, of in MEASURED.items():
 # *Figure 11.5.* With both passes counted, the C kernel is the fastest in all four forms, and NumPy takes 4 to 7 times
 # as long.
 #
-# At these sizes, and with backward passes, the distance is larger than in our small measurement above. One row of the
-# table behind the figure goes the other way: CCA's forward pass alone takes PyTorch 8.4 ms, and our C kernel 10.3 ms.
+# Here Numba is much *faster* than NumPy, and above it was slower. CCA has the very sizes of our own measurement: its
+# forward pass took NumPy **26.7 ms** there, Numba **10.3 ms** and C **10.3 ms**. But that was another machine, on which
+# Numba and C used two cores, and an earlier version of the library. We did not find out which of these turns the order
+# of the two around. So an order of two programs belongs to the machine that it was measured on. In the same row PyTorch
+# was faster than our C kernel: it took **8.4 ms**.
 #
 # ## Threads
 #
 # Heads and chunks do not depend on each other, so they can be given to several cores. The library uses Python's threads
 # for this. They run at the same time because C and Numba release the interpreter's lock. Each task writes its own part
 # of the result and nothing else, so the bits are the same for any number of threads. A second thread helps if a second
-# core is free. On a busy machine the times below show little gain.
+# core is free. On a busy machine the times below may show no gain, or even a loss.
 
 # %%
 for kind in KINDS[1:]:
@@ -542,8 +565,8 @@ check_11_3(times_as_long)
 # %% [markdown]
 # ## What you have gained
 #
-# - Three kernels with the same arithmetic differ in what they move. Count both, and the quotient tells you which limit
-#   of the machine a kernel can reach.
+# - Three kernels with nearly the same arithmetic differ in what they move. Count both, and the quotient tells you which
+#   limit of the machine a kernel can reach.
 # - A tile keeps scores in the cache, and lse lets the backward pass recompute the weights instead of storing them.
 # - The roofline holds at every level: between memory and cache it explains NumPy, between cache and registers it
 #   explains Numba.

