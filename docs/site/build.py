@@ -161,10 +161,13 @@ def reference(work):
         blocks = [f".. auto{kind}:: retro_np.{name}\n" + "   :members:\n" * (kind == "class") for name, kind in kinds]
         (api / f"{group.lower()}.rst").write_text(f"{group}\n{'=' * len(group)}\n\n" + "\n".join(blocks))
     nn = sorted(path.stem for path in Path(retro_np.__file__).parent.glob("nn/[a-z]*.py"))
-    for name in ["retro_np.reference", *(f"retro_np.nn.{module}" for module in nn)]:
+    names = ["retro_np.reference", *(f"retro_np.nn.{module}" for module in nn), "retro_np.training.memory"]
+    files = {name: name.removeprefix("retro_np.") for name in names}
+    files["retro_np.errors"] = "module.errors"  # errors.rst is that of a group of names
+    for name, file in files.items():
         title = name.removeprefix("retro_np.")
         text = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {name}\n   :members:\n"
-        (api / f"{title}.rst").write_text(text)
+        (api / f"{file}.rst").write_text(text)
 
     def described(name):
         thing = getattr(retro_np, name)
