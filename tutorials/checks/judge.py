@@ -15,8 +15,10 @@ import importlib
 import inspect
 import io
 import json
+import re
 import traceback
 import warnings
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -109,18 +111,21 @@ class Run:
 
 
 def hint_for(check, run):
-    """The hint of the known mistake that gives the same results, or else the same messages, or an empty text."""
-    alike = ""
+    """The hint of the known mistake that is most like a run, or an empty text.
+
+    Like are, from the most to the least: the same results and messages; the same results, and a first message in the
+    same words; the same messages; the same first message about an array, since no two mistakes agree so by chance."""
+    alike = []
     for mistake in mistakes_of(check):
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             other = Run(check.cases, check.names, mistaken(check, mistake))
-        if same(run.results, other.results):
-            return mistake["hint"]
-        close = run.message == other.message and "off by up to" in run.message  # No two mistakes agree so by chance.
-        if close or run.messages == other.messages:
-            alike = alike or mistake["hint"]
-    return alike
+        results, messages = same(run.results, other.results), run.messages == other.messages
+        first = run.message == other.message and "off by up to" in run.message
+        words = without_numbers(run.message) == without_numbers(other.message)
+        ways = results and messages, results and words, messages, first
+        alike += [(ways.index(True), len(alike), mistake["hint"])] if any(ways) else []
+    return min(alike)[-1] if alike else ""
 
 
 # What tests use as well
@@ -222,7 +227,7 @@ def difference(got, expected, what, parts=(), close=None):
     if isinstance(expected, str):
         return "" if isinstance(got, str) and got == expected else text_difference(got, expected, what)
     if isinstance(expected, set | frozenset):
-        if isinstance(got, str | dict) or not np.iterable(got):
+        if isinstance(got, str | dict) or not np.iterable(got) or not all(isinstance(x, Hashable) for x in got):
             return form(got, expected, what)
         lost, more = expected - set(got), set(got) - expected
         lacking = f"{what} lacks {some(lost)}" if lost else ""
@@ -268,6 +273,8 @@ def array_difference(got, expected, what, close):
     got = np.asarray(got)
     if not (got.size or expected.size):
         return ""  # An empty list does not have all axes.
+    if got.shape != expected.shape and got.ndim == expected.ndim == 1 and max(got.size, expected.size) <= 8:
+        return f"{what} is {got.tolist()}, not {expected.tolist()}"
     if got.shape != expected.shape:
         return f"the shape of {what} is {got.shape}, not {expected.shape}"
     mine, theirs = got.astype(np.float64), expected.astype(np.float64)
@@ -333,7 +340,9 @@ def description(x, parts=()):
     if isinstance(x, set | frozenset):
         return f"a set of {len(x)}"
     if isinstance(x, tuple) or (isinstance(x, list) and not is_array(x)):
-        names = ", ".join(part.removeprefix("the ") for part in parts) or ", ".join(description(y) for y in x[:4])
+        listed = [part.removeprefix("the ") for part in parts]
+        listed = listed or [f"a {type(y).__name__}" if isinstance(y, tuple | list) else description(y) for y in x[:4]]
+        names = ", ".join(listed)
         return f"a {type(x).__name__} of {len(x)} ({names}{', …' if len(x) > 4 and not parts else ''})"
     if not is_array(x):
         return f"a {type(x).__name__}"
@@ -430,6 +439,10 @@ def same(x, y):
         return bool(x is y or x == y)
     except ValueError:
         return False
+
+
+def without_numbers(message):
+    return re.sub(r"[-\d.]+", "", message)
 
 
 def called(name, f):

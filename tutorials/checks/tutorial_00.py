@@ -14,7 +14,7 @@ def check_0_1(bits_per_byte):
         n_bytes = np.array(n_bytes)
         nats = n_bytes * rng.uniform(0.5, 3.0, size=len(n_bytes))
         total = sum(nats.tolist()) / (math.log(2) * sum(n_bytes.tolist()))
-        yield compare(bits_per_byte(nats, n_bytes), total, "bits_per_byte", where=f"{len(n_bytes)} documents")
+        yield compare(bits_per_byte(nats, n_bytes), total, "bits_per_byte", where=f"n_bytes = {n_bytes}")
 
 
 @exercise(
@@ -46,16 +46,18 @@ def check_0_2(embed_with_positions):
 )
 def check_0_3(many_heads):
     rng = np.random.default_rng(3)
-    for n, n_heads, c in ((5, 1, 4), (4, 2, 3), (6, 4, 2)):
+    for n, n_heads, c, scale in ((5, 2, 4, 1), (4, 1, 3, 1), (6, 4, 2, 1), (5, 2, 4, 1000)):
         q, keys, values = (rng.standard_normal((n, n_heads * c)) for _ in range(3))
+        q *= scale
         expected = np.zeros_like(values)
         for head in range(n_heads):
             columns = slice(head * c, head * c + c)
             for i in range(n):
                 scores = [q[i, columns] @ keys[j, columns] / math.sqrt(c) for j in range(i + 1)]
-                weights = np.exp(scores) / np.exp(scores).sum()
+                weights = np.exp(np.array(scores) - max(scores))
+                weights /= weights.sum()
                 expected[i, columns] = sum(weights[j] * values[j, columns] for j in range(i + 1))
-        where = f"n = {n}, {n_heads} heads of {c} columns"
+        where = f"n = {n}, n_heads = {n_heads}, c = {c}" + ", scores of several thousand" * (scale > 1)
         yield compare(many_heads(q, keys, values, n_heads), expected, "the result", where=where)
 
 
@@ -76,5 +78,5 @@ def check_0_4(likeliest):
         expected = np.array([sizes.get(token, 0.0) / sum(sizes.values()) for token in range(size)])
         where = f"{size} tokens, temperature {temperature}, top {top}"
         p = likeliest(logits, temperature, top)
-        yield compare(p, expected, "the probabilities", where=where)
+        yield compare(p, expected, "the array of probabilities", where=where)
         yield holds(np.count_nonzero(np.asarray(p)) <= top, f"more than {top} tokens have a probability", where=where)

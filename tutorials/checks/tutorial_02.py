@@ -42,4 +42,4 @@ def check_2_3(folded_bias):
         weights /= weights.sum(axis=1, keepdims=True)
         with_bias = (weights @ (values + b_v)) @ w_o.T + b_o
         expected = (with_bias - (weights @ values) @ w_o.T)[0]
-        yield compare(folded_bias(w_o, b_o, b_v), expected, "folded_bias", where=f"{t} pieces, d = {d}")
+        yield compare(folded_bias(w_o, b_o, b_v), expected, "folded_bias", where=f"t = {t}, d = {d}")

@@ -33,16 +33,17 @@ def check_7_1(graded):
         logits[5, places[5, 1:] - 1, tokens[5, places[5, 1:]]] = 3.5 * size
         logits[5, places[5, 0] - 1, tokens[5, places[5, 0]]] = -4 * size
         where = f"logits of about {size:g}"
-        names = ("the share of right codes", "the bits per code")
+        names = ("the share of right codes", "the number of bits per code")
         yield compare(graded(logits, tokens, places), exam_by_loops(logits, tokens, places), parts=names, where=where)
 
 
 @exercise("7.2", "lenders", right="for 2 to 100 chunks nobody borrows from itself, and seeds tell permutations apart")
 def check_7_2(lenders):
-    for n in (2, 3, 10, 100):
+    for n in (10, 2, 3, 100):
         for seed in range(20):
             lent, where = np.asarray(lenders(n, seed)), f"n = {n}, seed = {seed}"
             yield compare(np.sort(lent), np.arange(n), "the sorted list of lenders", where=where)
+            yield holds(lent.dtype.kind in "iu", f"lenders of type {lent.dtype} are no indices: return integers", where)
             own = np.flatnonzero(lent == np.arange(len(lent)))
             yield holds(not len(own), f"chunk {own[0] if len(own) else 0} keeps its own neighbours", where=where)
     first, again, other = (np.asarray(lenders(100, seed)) for seed in (0, 0, 1))

@@ -78,4 +78,4 @@ def check_9_3(forget):
         yield holds(not left, f"the document still stands in {', '.join(left)}")
         lost = [fact.name for fact in kept if not traces(home / "memory", database, fact)]
         yield holds(not lost, f"other documents have gone, too: {', '.join(lost)}")
-        yield compare(set(names), {f"{fact.name} told" for fact in kept}, "the list of names")
+        yield compare(names, {f"{fact.name} told" for fact in kept}, "the list of names")

@@ -14,7 +14,7 @@ RESULTS = ("out", "lse")
 def check_11_1(in_slices):
     rng = np.random.default_rng(0)
     n_heads, m, k, r, c = 2, 4, 2, 8, 3
-    for chunks, size in ((12, 4), (12, 5), (3, 8)):
+    for chunks, size in ((12, 2), (12, 5), (3, 8)):
         q = rng.standard_normal((chunks, 1, m, n_heads, c))
         keys, values = rng.standard_normal((2, chunks, k, r, n_heads, c))
         table, b = rng.standard_normal((m + r - 1, n_heads, c)), rng.standard_normal((2, n_heads, c))
@@ -26,9 +26,10 @@ def check_11_1(in_slices):
 
         where = f"{chunks} chunks, size {size}"
         expected = attention_forward(*given)
-        yield compare(in_slices(attend, *given, size), expected, parts=RESULTS, where=where)
+        got = in_slices(attend, *given, size)
         most = max(largest, default=0)
         yield holds(most <= size, f"attend was given {most} chunks at once", where)
+        yield compare(got, expected, parts=RESULTS, where=where)
 
 
 @exercise(

@@ -20,9 +20,9 @@ def check_13_1(join_all):
     for sizes in ((3, 6), (3, 1, 6), (7,)):
         sets = [rng.standard_normal((2, size, c)) for size in sizes]
         whole, _ = attention(q, *np.concatenate(sets, axis=1))
-        for shift in (0.0, 1000.0):
-            parts = [attention(q, *pair) for pair in sets]
-            where = f"sets of {', '.join(map(str, sizes))} keys" + (f", scores {shift:+.0f}" if shift else "")
+        for low, high in ((0, 0), (1000, 1000), (-1000, 1000)):  # added to the scores of the first query … of the last
+            shift, parts = np.linspace(low, high, n), [attention(q, *pair) for pair in sets]
+            where = f"sets of {', '.join(map(str, sizes))} keys" + f", scores of {low:+} to {high:+}" * bool(high)
             yield compare(join_all([(out, lse + shift) for out, lse in parts]), whole, "the output", where=where)
 
 
@@ -42,7 +42,7 @@ def check_13_2(logit_gradient):
 
 @exercise("13.3", "products", right="own and read, counted token by token in three cases")
 def check_13_3(products):
-    for n, m, k in ((12, 4, 2), (512, 64, 2), (64, 64, 3)):
+    for n, m, k in ((12, 4, 2), (512, 64, 3), (64, 64, 3)):
         own = sum(t + 1 for t in range(n))
         read = sum(k * 2 * m for t in range(n) if t >= m)
         yield compare(products(n, m, k), (own, read), parts=("own", "read"), where=f"n = {n}, m = {m}, k = {k}")
