@@ -118,7 +118,8 @@ print(f"x has {n * d / 1e6:.1f} million entries, the Jacobian of x ↦ x W {(n *
 # $\mathrm{d}y\, W^\top$. A factor that stood on the right stays on the right, and one that stood on the left stays on
 # the left.
 #
-# Now in code. Leading axes of `x`, such as a batch, are more rows. The identity can be tried at once:
+# Now in code. Leading axes of `x`, such as a batch, are more rows. A pullback returns a tuple, here and in the library:
+# a gradient for each argument. The identity can be tried at once:
 
 
 # %%
@@ -146,8 +147,8 @@ assert np.isclose(left, right)
 # **cotangent**, and some messages below use this word. Then `gradcheck` moves each entry of each argument by a small
 # step $\pm\varepsilon$. From the two values it takes the **finite difference** $\langle \mathrm{d}y,\ f(x +
 # \varepsilon) - f(x - \varepsilon)\rangle / 2\varepsilon$ and compares it with the entry that the pullback returns.
-# Each entry is judged by itself. Its error is the difference of the two numbers, divided by the larger one. An error up
-# to a **tolerance**, `3e-09` unless you set another, is right.
+# Each entry is judged by itself. Its error is the distance of the two numbers, divided by the larger of their absolute
+# values. An error up to a **tolerance**, `3e-09` unless you set another, is right.
 #
 # Here `gradcheck` judges `linear`, and then a version that forgets to transpose. Mostly the shapes would not fit
 # then. With a square matrix both $W$ and $W^\top$ fit.
@@ -191,6 +192,9 @@ tried("without the transpose", linear_untransposed, rng.standard_normal((2, 3)),
 #
 # $$\mathrm{gelu}'(x) = \tfrac12 (1 + \tanh a) +
 # \tfrac12\, x\,(1 - \tanh^2 a)\,\sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\, x^2).$$
+#
+# The pullback of a function of one argument returns a tuple, too, of one entry. Hence the comma in `(dy * slope,)`, and
+# later in `(dhidden,) = gelu_vjp(dactive)`.
 
 
 # %%
@@ -221,8 +225,10 @@ plt.show()
 # it returned.
 #
 # One more rule is needed. If $h$ is used at two places, the small change $\dot h$ goes through both, and the loss
-# changes by the sum of both effects. So **what is used twice gets two gradients, and they add**. A residual block
-# uses its input twice, once in the sum and once inside:
+# changes by the sum of both effects. So **what is used twice gets two gradients, and they add**. A residual connection,
+# $y = h + \text{update of } h$, uses its input twice, once in the sum and once inside. [Tutorial
+# 0](00_a_language_model.ipynb) put two of them into each block of its decoder, attention and FFW. From here on each of
+# the two is a block of its own, and what tutorial 0 called a block is a *layer*. Here is a block:
 
 
 # %%
@@ -323,8 +329,9 @@ print("value and gradients equal the library's")
 # %% [markdown]
 # ## FFW
 #
-# A transformer has two kinds of blocks. Attention moves information from token to token. The other kind, **FFW** for
-# feed-forward, works on each token by itself. It asks many questions of a token's vector at once, and answers them:
+# Each layer of a transformer has two blocks. Attention, to which we come below, moves information from token to token.
+# The other block, **FFW** for feed-forward, works on each token by itself. It asks many questions of a token's vector
+# at once, and answers them:
 #
 # $$Y = H + \mathrm{gelu}\bigl(\mathrm{norm}(H)\, W_{\mathrm{in}}\bigr)\, W_{\mathrm{out}}.$$
 #
@@ -593,12 +600,12 @@ parts = rng.standard_normal((3, 4)), rng.standard_normal((5, 4)), rng.standard_n
 tried("attention", attention, *parts)
 
 # %% [markdown]
-# Two things stand around this in a model. **Projections** make queries, keys and values from the tokens' vectors:
-# $Q = X W_Q$, $K = Y W_K$, $V = Y W_V$. In self-attention $Y = X$. In cross-attention $Y$ is another sequence, which
-# is how RETRO reads its neighbours. And there are several **heads**. The columns of $Q$, $K$ and $V$ are cut into
-# `n_heads` parts of $c$ columns. Each head attends by itself. Their outputs are put side by side again, and a last
-# matrix $W_O$ mixes them. Cutting and putting side by side only moves numbers, so the pullback of the one is the
-# other. In exercise 3.4 you write all of it.
+# Two things stand around this in a model. **Projections** make queries, keys and values from the tokens' vectors: $Q =
+# X W_Q$, $K = E W_K$, $V = E W_V$. In self-attention $E = X$. In cross-attention the rows of $E$ are those of another
+# sequence, which is how RETRO reads its neighbours. And there are several **heads**. The columns of $Q$, $K$ and $V$
+# are cut into `n_heads` parts of $c$ columns. Each head attends by itself. Their outputs are put side by side again,
+# and a last matrix $W_O$ mixes them. Cutting and putting side by side only moves numbers, so the pullback of the one is
+# the other. In exercise 3.4 you write all of it.
 #
 # ## A model, down and up
 #
@@ -975,14 +982,15 @@ def layer_norm(x, gain, bias, eps=1e-12): ...
 check_3_2(layer_norm)
 
 # %% [markdown]
-# **3.3** The pullback of attention, a block of keys at a time. A fast kernel never stores the weights $A$, and it goes
-# through the keys in blocks ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)). The forward pass leaves two things
-# for the way back. One is the output $O$. The other is one number for each query, the log-sum-exp of its scores:
+# **3.3** The pullback of attention, some keys at a time. A fast program for attention, a *kernel*, never stores the
+# weights $A$. It goes through the keys in parts ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)). The forward pass
+# leaves two things for the way back. One is the output $O$. The other is one number for each query, the log-sum-exp of
+# its scores:
 #
 # $$\mathrm{lse}_i = \ln \sum_j e^{Z_{ij}}, \qquad\text{so that}\qquad A_{ij} = e^{Z_{ij} - \mathrm{lse}_i}.$$
 #
-# Both sums, $O_i$ and $\mathrm{lse}_i$, run over *all* keys. Your function sees only a block of them, `keys` and
-# `values` with $r$ rows each. It has to return that block's `dkeys` and `dvalues`, and what that block contributes to
+# Both sums, $O_i$ and $\mathrm{lse}_i$, run over *all* keys. Your function sees only a part of them, `keys` and
+# `values` with $r$ rows each. It has to return that part's `dkeys` and `dvalues`, and what that part contributes to
 # `dq`. One quantity seems to need all keys: the sum $\sum_j A_{ij}\, \mathrm{d}A_{ij}$ that the softmax's pullback
 # subtracts. It is equal to the inner product of two rows that you have been given. Which?
 #

@@ -199,7 +199,7 @@ plt.show()
 # *Figure 5.2.* The distance $i - j + m - 1$ of each query $i$ and key $j$, both counted from 0. Grey: the key beside
 # the query itself, at distance 0. For query 0, the last token of $C_u$, this is key $m - 1$, and for each next query it
 # is one key further right. Orange: the key at distance $-1$, beside the token that the query has to predict, as in
-# figure 4.8.
+# figure 4.2.
 #
 # All $k$ neighbours lie in the same place, one on top of the other. With the distance $\delta = i - j + m - 1$, the
 # score of query $i$ and key $j$ is that of tutorial 4:
@@ -221,8 +221,9 @@ plt.show()
 # and an array of shape `(B, n_chunks, …)` is reshaped to `(B * n_chunks, …)`.
 #
 # The library's `attend` is CA. It has the projections $W_Q, W_K, W_V, W_O$ and $W_R$, and the same function serves
-# self-attention. The queries have shape `(rows, groups, m, d)`, where one attending chunk is one group. The context has
-# shape `(rows, k, r, d')`. `offset` is the constant in the distance. In the exercises you write all of this yourself.
+# self-attention. The queries have shape `(rows, 1, m, d)`, a row for each attending chunk. The axis of length 1 is for
+# groups of queries; CCA has one group, and only the encoder will need more. The context has shape `(rows, k, r, d')`.
+# `offset` is the constant in the distance. In the exercises you write all of this yourself.
 #
 # The function below is CCA for any batch, with all heads. One thing is more general than in the library: the shift is
 # an argument. The distance goes with it. Query $i$ stands $i + \mathrm{shift}$ tokens behind the first token of $C_u$,
@@ -420,13 +421,14 @@ plt.show()
 # - **The continuation too.** $\mathrm{RET}(C_u) = [C_u, C_{u+1}]$, as if the database held a copy of the text. Then
 #   every token from $C_2$ on can be read.
 #
-# The model is as small as possible: an embedding, one CCA and a readout. We train it with each shift for 150 steps. The
-# pullback of CCA, which training needs, is the `vjp` above.
+# The model is as small as possible: an embedding for the tokens, one CCA and a readout. It has no encoder. A second
+# embedding, `values`, makes a vector of each retrieved token, and these vectors serve as $E$. We train the model with
+# each shift for 150 steps. The pullback of CCA, which training needs, is the `vjp` above.
 
 
 # %%
 def one_step(params, tokens, targets, neighbours, shift):
-    """The nats of each target, and the gradients of embedding, CCA and readout."""
+    """The nats of each target, and the gradients of both embeddings, CCA and readout."""
     h, h_vjp = embedding(params["embedding"], tokens)
     e, e_vjp = embedding(params["values"], neighbours)
     y, cca_vjp = cca_with(shift, params["cca"], h, e, neighbours != 0)
@@ -743,7 +745,7 @@ check_5_1(reads)
 # %% [markdown]
 # **Exercise 5.2: cut and lay back.** Write $S$ and $S^\top$ without a matrix, by slices. `cut` takes a sequence
 # `(B, n, d)` to attending chunks `(B, n_chunks, m, d)`. `lay_back` takes attending chunks to a sequence of $n$ tokens.
-# The length $n$ need not be a multiple of $m$.
+# The length $n$ need not be a multiple of $m$. It may even be shorter than a chunk; then `n_chunks` is 0.
 
 
 # %% tags=["exercise"]

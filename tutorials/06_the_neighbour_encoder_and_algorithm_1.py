@@ -103,12 +103,13 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # \end{array}
 # $$
 #
-# EMB looks vectors up in a table, and READ is a norm and one matrix. The encoder ends in a norm, too, because no block
-# normalises what it hands on. The paper's listing shows neither of these two norms. They are our reading. All the rest
-# are residual blocks: each normalises its input, computes an update from it, and adds the update to the input. Most of
-# them are old acquaintances. [Tutorial 3](03_backward_passes_by_hand.ipynb) derives the pullbacks of EMB, READ, the
-# norm, FFW, attention and the cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to
-# attention, and [tutorial 5](05_chunked_cross_attention.ipynb) is CCA. Three things are new:
+# EMB looks vectors up in a table. READ is a norm and one matrix, the *readout*. The encoder ends in a norm, too,
+# because no block normalises what it hands on. The paper's listing shows neither of these two norms. They are our
+# reading. All the rest are residual blocks: each normalises its input, computes an update from it, and adds the update
+# to the input. Most of them are old acquaintances. [Tutorial 3](03_backward_passes_by_hand.ipynb) derives the pullbacks
+# of EMB, of the norm, the readout, FFW, attention and the cross-entropy on top. [Tutorial
+# 4](04_relative_positions.ipynb) adds positions to attention, and [tutorial 5](05_chunked_cross_attention.ipynb) is
+# CCA. Three things are new:
 #
 # - $\mathrm{ATTN_{enc}}$ is self-attention that is **not** causal. Nothing is predicted from a neighbour's tokens, so
 #   each of them may look ahead, and $N$ can be read in the light of $F$.
@@ -176,7 +177,7 @@ def sum_of(axes, x, y):
 figure, axes = plt.subplots(figsize=(8, 8))
 left, right = 1.1, 8.3  # the middles of decoder and encoder
 heights = {"EMB": 0, "ATTN 1": 1, "FFW 1": 2, "ATTN 2": 3.3, "CCA 2": 5.6, "FFW 2": 6.6}
-heights |= {"ATTN 3": 7.8, "CCA 3": 9.2, "FFW 3": 10.2, "norm, READ": 11.4}
+heights |= {"ATTN 3": 7.8, "CCA 3": 9.2, "FFW 3": 10.2, "norm, readout": 11.4}
 block(axes, left, -1.4, "tokens $x_1 … x_n$", colour="white")
 below = -1.4
 for name, y in heights.items():
@@ -429,8 +430,8 @@ def forward(params, config, tokens, neighbours):
             h, line["CCA"] = cca(layer["cca"], h, e, neighbours != 0, n_heads, config.chunk_size)
         h, line["FFW"] = ffw(layer["ffw"], h)  # H ← FFW(H)
         kept["layers"].append(line)
-    h, kept["norm"] = rms_norm(h, params["norm"])
-    logits, kept["READ"] = linear(h, params["readout"])  # logits ← READ(H)
+    h, kept["norm"] = rms_norm(h, params["norm"])  # logits ← READ(H): the norm, then the readout
+    logits, kept["readout"] = linear(h, params["readout"])
     return logits, kept
 
 
@@ -678,7 +679,7 @@ check_6_2(read)
 #
 # | block | its pullback returns |
 # | --- | --- |
-# | READ | `dh, dreadout` |
+# | readout | `dh, dreadout` |
 # | norm | `dh, dgain` |
 # | FFW, ATTN | `gradients, dh` |
 # | CCA | `gradients, dh, dE` |

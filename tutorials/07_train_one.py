@@ -20,7 +20,7 @@
 # In this tutorial you train a RETRO, and you watch it find out, within a few hundred steps, that its neighbours are
 # worth reading.
 #
-# *Reading: about 50 minutes · runs in 35 s on one core · needs tutorials 0, 1, 5 and 6.*
+# *Reading: about 55 minutes · runs in 35 s on one core · needs tutorials 0, 1, 5 and 6.*
 #
 # *On the path “Understand it” of the book's contents, read as far as the end of “Break it: stop too early”, and take
 # all gradients as given.*
@@ -31,6 +31,7 @@
 # - write the training loop of a RETRO in twenty lines;
 # - tell a model that reads its neighbours from one that merely has some, by three losses: with its own neighbours, with
 #   none, and with those of others;
+# - find out what a model has learned by heart, and why the price of a guess is a poor yardstick for it;
 # - see in the weights of chunked cross-attention how a retrieved token is copied;
 # - say which two aids let a small model learn this in a fraction of the steps.
 #
@@ -55,7 +56,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from retro_np import EncoderConfig, RetroConfig, retro, retro_loss
-from retro_np.evaluation.bits_per_byte import score
+from retro_np.evaluation.bits_per_byte import score, score_tokens
 from retro_np.experiments import facts as world
 from retro_np.experiments.knowledge import answers, found_share
 from retro_np.experiments.lab import Model
@@ -96,8 +97,8 @@ for fact in known[:3]:
 # $$\text{bits of a code} = -\sum_{i=1}^{5} \log_2 p(\text{digit } i \mid \text{all that stands before it}).$$
 #
 # A model that knows nothing but that the digits differ pays $\log_2$ of the number of codes, **14.9** bits. A model
-# that knows the code pays almost nothing. A name is made of five random syllables out of a hundred. To somebody who has
-# never heard of it, it costs **33.2** bits, whatever is retrieved.
+# that knows the code pays almost nothing. A name is made of five random syllables out of a hundred. All its letters
+# together cost **33.2** bits to somebody who has never heard of it, whatever is retrieved.
 
 # %%
 codes = math.perm(10, world.DIGITS)
@@ -192,7 +193,8 @@ print("predicts:", repr(database.text(targets[0, :20])))
 #
 # ## The training loop
 #
-# Here is the whole of it. Each line of the loop is something that you have met before.
+# Here is the whole of it. Most of its lines you have met before. Three things are new: some sequences lose their
+# neighbours, the gradients are clipped, and the learning rate changes from step to step.
 
 
 # %%
@@ -232,7 +234,8 @@ def train_by_hand(config, steps, look=None, peak=4e-3, warmup=20, share_off=0.2,
 #    batch cannot throw the model off.
 # 5. **The schedule.** The learning rate rises linearly during the warm-up, and then falls along half a cosine to a
 #    tenth of its peak. Exercise 7.3 is to write it.
-# 6. **AdamW**, as in [tutorial 0](00_a_language_model.ipynb).
+# 6. **AdamW**, as in [tutorial 0](00_a_language_model.ipynb): it turns each gradient into a step of about the size of
+#    the learning rate, against the gradient.
 #
 # ## An exam
 #
@@ -311,11 +314,12 @@ plt.show()
 # nearly every answer is right, about people whom the model has never met.
 #
 # Take the right panel from left to right. At step 0 a code costs much more than a guess, because the model does not
-# even know that digits come: five tokens out of a vocabulary of 258, all equally likely, would cost
-# $5 \log_2 258 \approx 40$ bits. During the first hundred steps the three curves lie almost on each other: the model
-# learns the wordings, and that digits follow, and what was retrieved makes little difference. Then the curves part.
-# With its own neighbours the model pays less and less for a code. Without neighbours it goes on paying for a guess, and
-# even a little more: after a small training text, no model thinks all codes equally likely.
+# even know that digits come. The vocabulary has 258 tokens, the 256 bytes, padding and the end of a text. Five tokens,
+# all equally likely, would cost $5 \log_2 258 \approx 40$ bits. During the first hundred steps the three curves lie
+# almost on each other: the model learns the wordings, and that digits follow, and what was retrieved makes little
+# difference. Then the curves part. With its own neighbours the model pays less and less for a code. Without neighbours
+# it goes on paying for a guess, and even a little more: after a small training text, no model thinks all codes equally
+# likely.
 #
 # The curve of the others is the instructive one. It *rises*, to about twice the price of a guess. The more the model
 # trusts its neighbours, the more it pays where they speak of somebody else. It has not learned to doubt, since in
@@ -340,7 +344,7 @@ of_documents = {name: bits_of_chunks(params, config, **condition) for name, cond
 bits = {name: each.mean(axis=0) for name, each in of_documents.items()}
 for name, (naming, coding) in bits.items():
     print(f"{name:6} {naming:5.1f} bits per chunk with a name, {coding:5.1f} per chunk with a code")
-print(f"by chance, a name costs {name_bits:.1f} bits and a code {guess:.1f}")
+print(f"to guess, a name costs {name_bits:.1f} bits with all its letters, and a code {guess:.1f}")
 codes_on = of_documents["on"][:, 1]
 print(f"on, if the fact's other document was found: {codes_on[found].mean():.1f} bits per chunk with a code", end="; ")
 print(f"if not: {codes_on[~found].mean():.1f}")
@@ -370,10 +374,71 @@ plt.show()
 # - **Chunks with a name** cost the same in all three rows. They are the first chunks of their documents, and the paper
 #   lets the tokens of $C_1$ use no retrieval (§2.2). If these numbers differed, something would be wired wrongly.
 #
-# There is a surprise in the last ones. A name costs less than the **33.2** bits that its random syllables are worth.
-# How can that be? The held-out documents are new, but their people are not: the fact's other document is in the
-# training text. The model has gone through that text about a dozen times, and begins to know the names by heart. The
-# same may make a code cheaper without retrieval. This is why the exam is about strangers.
+# ## Does it know the names by heart?
+#
+# Look at the chunks with a name once more. They cost less than the **33.2** bits of random letters. Has the model
+# learned the names by heart? It could have. The held-out documents are new, but nearly all their people are not: the
+# fact's other document is in the training text, and the model has gone through that text about a dozen times.
+#
+# But the two figures are not about the same tokens. A document's first token is not scored, since nothing stands before
+# it. In two of the four wordings this token is the first letter of the name, one of 20. That letter is given away. On
+# the other hand, these two wordings begin alike, and the character after the name costs 1 bit, because it tells the one
+# from the other. The words "about" and "enter" cost nothing: their first letter, which is not scored, gives away the
+# rest. So let us compute the price of a guess for exactly the tokens that are scored.
+#
+# There is also a second yardstick, which needs no computation: documents of people whom the model has never met, in the
+# same wordings. The hundred of the exam are such strangers. Retrieval is off everywhere. `score_tokens` returns the
+# nats of each scored token, so we can look at single syllables, too. From the second one on, they are scored in every
+# wording.
+
+
+# %%
+first_letter, syllable = (math.log2(len(each)) for each in ({s[0] for s in world.SYLLABLES}, world.SYLLABLES))
+told_and_asked = world.write_facts(home / "strangers.jsonl", unseen, ("told", "asked"))
+strangers = build_database(told_and_asked, home / "strangers", replace(build, held_out=0.0), "hashing")
+groups = {  # database, split, how many of its chunks, and which of its documents count
+    "read in training, word for word": (database, "train", 800, slice(None)),
+    "held out, of known people": (database, "valid", None, ~both_held_out),
+    "of strangers": (strangers, "train", None, slice(None)),  # All documents of this database are in this split.
+}
+print(f"a guess costs {first_letter:.1f} bits for a first letter and {syllable:.1f} for a syllable\n")
+print("documents                           name  a guess    syllables 2 to 5          code  a guess")
+beyond = {}  # a guess: bits of name and code
+for name, (base, part, limit, counted) in groups.items():
+    each = score_tokens(params, config, base, part, k=0, limit=limit, sequence_length=2 * m, stride=2 * m)
+    chunks = np.asarray(base.split(part).tokens)[:limit:2]
+    token_bits = np.zeros((len(chunks), 2 * m))  # 0 for what is not scored
+    token_bits.ravel()[each.positions] = each.nats / np.log(2)
+    name_first = np.array([base.text(chunk)[0] not in "ae" for chunk in chunks])  # neither "about" nor "enter"
+    fair = (name_bits - name_first * (first_letter - 1))[counted].mean()
+    naming, coding = token_bits.reshape(-1, 2, m)[counted].sum(axis=2).mean(axis=0)
+    letters = np.where(name_first, 0, len("about "))[:, None] + np.arange(2 * world.NAME_SYLLABLES)
+    by_syllable = np.take_along_axis(token_bits, letters, axis=1)[counted].mean(axis=0).reshape(-1, 2).sum(axis=1)
+    print(
+        f"{name:31} {naming:8.1f} {fair:8.1f}", *(f"{b:6.1f}" for b in by_syllable[1:]), f"{coding:9.1f} {guess:8.1f}"
+    )
+    beyond[name] = naming - fair, coding - guess
+(read, _), (known_name, known_code), (strange_name, strange_code) = beyond.values()
+assert read < known_name < 1 < 3 < strange_name
+assert known_code < strange_code
+
+# %% [markdown]
+# The first yardstick says no. A name of known people costs about what a guess costs, **31.6** bits, once the letter
+# that was given away is counted. The difference from 33.2 was a mistake in our arithmetic, and no memory.
+#
+# The second yardstick says yes. The names of strangers are made of the same syllables and told in the same wordings,
+# and they cost about **6** bits more. How can both be true? Look at the syllables. After a few letters, the model bets
+# on the names that it has met and that begin like this. If the name is one of them, the last syllables become cheaper.
+# If it is not, they become dearer, and dearer than a guess, since whoever bets on what he remembers has less left for
+# all the rest. A stranger's name always loses such bets. A known one in a new document wins some and loses some, and
+# here this happens to come out near the price of a guess. What the model has read word for word costs clearly less.
+#
+# The codes show the same on a smaller scale: even without retrieval, those of known people are about a bit cheaper than
+# those of strangers.
+#
+# Take two habits from this. Compute the price of a guess for exactly the tokens that are scored. And to find out what a
+# model remembers, compare it with itself, on texts that differ in nothing but whether it has met them. This is why the
+# exam is about strangers.
 #
 # ## Break it: stop too early
 #
@@ -491,13 +556,14 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure 7.4.* Both models read along the code as they write it. The aided one looks at the digit *at hand*; the one
-# that learned by itself looks one token further, at the digit *to come*.
+# *Figure 7.4.* Both models read along the code as they write it. The aided one (left) looks at the digit *at hand*; the
+# one that learned by itself (right) looks one token further, at the digit *to come*.
 #
-# Two dark diagonals, one column apart. Take the right one first. Having read an 8, the model looks at the digit that
-# follows the 8 in what was retrieved. How can it find a digit that it does not know yet? The digit's key must say what
-# stands before it. Now the left one. The query looks for the 8 itself, and finds it. How can that help to predict the
-# next digit? The 8's value must say what stands after it.
+# There is a dark diagonal in each panel. In the right panel it lies one column further to the right. Take the right
+# panel first. Having read an 8, the model looks at the digit that follows the 8 in what was retrieved. How can it find
+# a digit that it does not know yet? The digit's key must say what stands before it. Now the left panel. The query looks
+# for the 8 itself, and finds it. How can that help to predict the next digit? The 8's value must say what stands after
+# it.
 #
 # In both cases another attention has been at work before, and has left in one token a trace of the token beside it.
 # This is the encoder's self-attention within the neighbour. Here is what the two attentions do with the digits of all
@@ -610,8 +676,10 @@ check_7_3(rate)
 #   loss does not show it. Three losses do: with its own neighbours, with none, and with those of others.
 # - A copy takes two attentions. One of them runs in the encoder, the other is chunked cross-attention, and the model
 #   found this by itself.
-# - Weights remember too: after a dozen rounds through a small text, a name that occurred in it costs less than chance
-#   allows. What a model knows and what it looks up must be kept apart, which is the subject of the next tutorial.
+# - Weights remember, too. After a dozen rounds through a small text, a name that occurs in it costs fewer bits than a
+#   stranger's in the same wordings. The price of a guess did not show this, not even when it was computed for exactly
+#   the tokens that are scored. What a model knows and what it looks up must be kept apart, which is the subject of the
+#   next tutorial.
 #
 # [mini_retro.py](mini_retro.py) does such an experiment in one file, without the library.
 # [learning_curve.py](../docs/landing/learning_curve.py) repeats this one for three seeds.

@@ -31,12 +31,15 @@
 #   of others, cannot tell;
 # - ask of any comparison whether it was made at equal tokens or at equal compute.
 #
-# In a hurry? Read "A splendid result", "The curve that tells", "This project's own headline" and the list "When is a
-# gain leakage?".
+# In a hurry? Read "A splendid result", "What the gain is made of", "The curve that tells", "This project's own
+# headline" and the list "When is a gain leakage?". They say in a sentence what they need of the rest.
 #
 # The model is the one that comes with the package. It was trained on Python's standard library, without the modules
-# that are evaluated here. The library is that of your own Python, so the figures differ a little from one version to
-# the next. The text therefore says which way a figure goes, and asserts hold it to that.
+# that are evaluated here. Two aids helped it to learn, which tutorial 7 describes in "Aids for the impatient". Its
+# first weights are a rough copying machine. And for the first third of training, some chunks get better neighbours than
+# any search could find. The evaluation uses no such neighbours. The keys of its database are those of tutorial 1,
+# hashed tokens, which find text that shares words. The library is that of your own Python, so the figures differ a
+# little from one version to the next. The text therefore says which way a figure goes, and asserts hold it to that.
 #
 # Previous: [tutorial 7](07_train_one.ipynb) · Next: [tutorial 9](09_sampling_with_a_memory.ipynb) · The chunks and
 # their neighbours: [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) · The command:
@@ -343,17 +346,21 @@ plt.show()
 # ## The curve that tells
 #
 # The paper's $\mathrm{bpb}(\alpha)$, its equation 5, asks the model only about chunks that share little with what was
-# retrieved. It is the bits per byte of all chunks with $s(C)$ up to a threshold $\alpha$:
+# retrieved. As above, $s(C)$ is the longest run of tokens that $C$ has in common with a retrieved value, as a share of
+# the chunk's length. $\mathrm{bpb}(\alpha)$ is the bits per byte of all chunks with $s(C)$ up to a threshold $\alpha$:
 #
 # $$\mathrm{bpb}(\alpha) = \frac{\sum_{s(C) \le \alpha} -\log_2 p(C)}{\sum_{s(C) \le \alpha} \mathrm{bytes}(C)}.$$
 #
 # $\mathrm{bpb}(1)$ is the plain figure. For $\alpha = 12.5\,\%$ the paper speaks of no local leakage.
 #
-# The models with and without retrieval have to be compared on the *same* chunks. Chunks that stand in no other text are
-# harder for both, so both curves rise to the left, and only the distance between them says something. How much does
-# that distance depend on the six documents that happened to be held out? A *bootstrap* answers: draw six documents out
-# of the six, with replacement, thousands of times, and see how far the saving varies. The range of 95 % of the draws
-# is called the interval. In the figure it is the bars of the right panel, in print it stands in brackets.
+# We draw it for two databases. *mended* is the corpus without the copies. *halves* is the corpus with the lower half of
+# each of the six modules pasted into some other file, which a filter on documents does not notice.
+#
+# The model with retrieval and the one without have to be compared on the *same* chunks. Chunks that stand in no other
+# text are harder for both, so both curves rise to the left, and only the distance between them says something. How much
+# does that distance depend on the six documents that happened to be held out? A *bootstrap* answers: draw six documents
+# out of the six, with replacement, thousands of times, and see how far the saving varies. The range of 95 % of the
+# draws is called the interval. In the figure it is the bars of the right panel, in print it stands in brackets.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
@@ -507,10 +514,13 @@ plt.show()
 #
 # ## This project's own headline
 #
-# Now put the project on the table. It has evaluated the bundled RETRO on held-out modules of the whole library twice,
-# each time against the baseline. The command `retro-np demo`, whose figures stand in the [README](../README.md), scores
-# the first 20,000 chunks. The experiment `pretrained` ([EXPERIMENTS.md](../EXPERIMENTS.md)) scores the first 16,000.
-# Both reach the same 58 modules. In percent of the baseline's bits, with an interval of 95 % over modules:
+# Now put the project on the table. The rival is the *baseline*, the same decoder without encoder and cross-attention,
+# trained on the same text. A module *has a near-copy* if a training document has a similarity of at least 0.1 to it: of
+# the runs of thirteen words that stand in either, at least a tenth stand in both. The project has evaluated the bundled
+# RETRO on held-out modules of the whole library twice, each time against the baseline. The command `retro-np demo`,
+# whose figures stand in the [README](../README.md), scores the first 20,000 chunks. The experiment `pretrained`
+# ([EXPERIMENTS.md](../EXPERIMENTS.md)) scores the first 16,000. Both reach the same 58 modules. In percent of the
+# baseline's bits, with an interval of 95 % over modules:
 #
 # | RETRO | chunks | all 58 modules | the 43 without near-copies |
 # | --- | --- | --- | --- |
@@ -521,7 +531,8 @@ plt.show()
 #
 # You can read this table now. The neighbours of others cost bits, so the model reads. Its own neighbours save bits,
 # over all modules clearly so. And most of that saving goes away with the fifteen modules that have near-copies. It was
-# made of text that a module shares with the database, of families as above.
+# made of text that a module shares with the database, of families such as the tables of characters in `encodings`, of
+# which some are held out and their sisters are not.
 #
 # But does *anything* remain without them? One run says yes: the interval leaves out zero. The other says that it cannot
 # be told. It is the same model on the same modules, so how can that be? Both runs stop within the 58th module,
@@ -538,8 +549,9 @@ plt.show()
 #
 # - `leakage`: over three trainings, RETRO saves 5.62 % of its baseline's bits on all chunks, and *needs* 0.81 % more at
 #   $\alpha = 12.5\,\%$, where 1 % of the chunks remain. The paper's RETRO is below its baseline at every $\alpha$.
-# - `random-neighbours`: copying by rule, the yardstick of the last section, saves 7.98 % of the baseline's bits. That
-#   is more than RETRO's 5.62 %.
+# - `random-neighbours`: copying by rule saves 7.98 % of the baseline's bits. That is more than RETRO's 5.62 %. The rule
+#   lets the baseline bet on the token that comes after the longest match in the neighbours, as in "What copying alone
+#   would gain".
 # - `second-corpus`: on a corpus whose documents share much text, the goal was to save 5 %, and 1 % at
 #   $\alpha = 12.5\,\%$. It saves 22.52 % and costs 1.97 % there. The second goal was missed.
 # - `subsets`: retrieval saves 39.32 % of the bits of `encodings`, more than anywhere else in the library. The savings

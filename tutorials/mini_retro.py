@@ -109,7 +109,7 @@ def cross_entropy(logits, targets):
 
 
 def attention(p, x, y, offset=0, causal=False):
-    """W_o Σ_j a_j W_v y_j, with a = softmax_j(((q + u) · k_j + (q + v) · W_R R_δ) / √c) over all tokens of all values.
+    """Σ_j a_j y_j W_v W_o, with a = softmax_j(((q + u) · k_j + (q + v) · R_δ W_R) / √c) over all tokens of all values.
 
     x: (B, n, d), normalised; y: (B, k, r, d_y), k values with the same positions. Token i of x is at the distance
     δ = i − j + offset from token j of a value. causal: leave out negative distances. vjp(dout) → (dp, dx, dy)."""
@@ -125,7 +125,7 @@ def attention(p, x, y, offset=0, causal=False):
     (q, q_vjp), (keys, k_vjp), (values, v_vjp) = linear(x, p["w_q"]), linear(y, p["w_k"]), linear(y, p["w_v"])
     angles = np.arange(offset - r + 1, offset + n)[:, None] * 10000.0 ** (-2 * np.arange(d // 2) / d)
     table, table_vjp = linear(np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(x.dtype), p["w_r"])
-    table = table.reshape(n + r - 1, HEADS, -1).swapaxes(0, 1)  # W_R R_δ once for each distance, (h, D, c)
+    table = table.reshape(n + r - 1, HEADS, -1).swapaxes(0, 1)  # R_δ W_R once for each distance, (h, D, c)
     q, keys, values = split(q), split(keys), split(values)
     q_u, q_v = q + p["u"][:, None], q + p["v"][:, None]
     rows, columns = np.arange(n)[:, None], distance - (offset - r + 1)

@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pictures import M, gains, learning_curve, staircase
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE.parent / "experiments"
+PROJECT = HERE.parents[1] / "pyproject.toml"
 ASSETS = ("essay.css", "essay.js", "inspect.html", "inspect-code.html", "retro.svg")
 PARTS = ("text", "key", "database", "sequence", "search", "decoder", "encoder", "cca", "shift", "back")
 SYMBOL = re.compile(r"\*([A-Za-z]+)(?:_(\w+?))?(\+?)\*")
@@ -125,6 +127,11 @@ def listed(items: list[Any]) -> str:
     return ", ".join(map(str, items[:-1])) + f" and {items[-1]}"
 
 
+def repository() -> str:
+    """The address of the package's source, empty until pyproject.toml has one."""
+    return tomllib.loads(PROJECT.read_text(encoding="utf-8"))["tool"]["retro_np"]["repository"]
+
+
 def context() -> dict[str, Any]:
     """Everything that essay.html refers to."""
     curve = json.loads((HERE / "learning_curve.json").read_text(encoding="utf-8"))
@@ -166,7 +173,7 @@ def context() -> dict[str, Any]:
         "apart": comparison(memory["comparisons"], corpus="no shared content", of="on", against="base"),
         "trained": memory["figures"]["trained_parameters"]["on"], "slower": seconds["on"] / seconds["base"],
         "prompted": seconds["in-context"] / seconds["base"],
-        "saved": saved, "cost": cost, "interval": interval,
+        "saved": saved, "cost": cost, "interval": interval, "repository": repository(),
         "chunk": lambda words, kind: Markup(f'<code class="chunk {kind}">{escape(words)}</code>'),
     }  # fmt: skip
 

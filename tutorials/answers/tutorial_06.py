@@ -56,7 +56,7 @@ def read(encoder_params, cca_params, h, neighbours):
 
 
 def backward(dlogits, kept, P):
-    dh, dreadout = kept["READ"](dlogits)
+    dh, dreadout = kept["readout"](dlogits)
     dh, dnorm = kept["norm"](dh)
     dencoded, layers = 0, []
     for p in range(len(kept["layers"]), 0, -1):

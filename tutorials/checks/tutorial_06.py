@@ -59,7 +59,7 @@ def forward(config, params, tokens, neighbours):
         h, line["FFW"] = ffw(layer["ffw"], h)
         kept["layers"].append(line)
     h, kept["norm"] = rms_norm(h, params["norm"])
-    logits, kept["READ"] = linear(h, params["readout"])
+    logits, kept["readout"] = linear(h, params["readout"])
     return logits, kept
 
 
