@@ -47,8 +47,8 @@ def overview():
     in_part = sum(results[name]["verdict"] == "agrees" for name in IN_PART if name in results)
     compared = counts["agrees"] + counts["disagrees"]
     return (
-        f"Of the {compared} results that the paper has something to say about, **{counts['disagrees']} do not agree with "
-        f"it, {counts['agrees'] - in_part} agree, and {in_part} agree in part**.\n\n"
+        f"Of the {compared} results that the paper has something to say about, **{counts['disagrees']} do not agree "
+        f"with it, {counts['agrees'] - in_part} agree, and {in_part} agree in part**.\n\n"
         + table(["experiment", "agrees with the paper"], rows)
     )
 
