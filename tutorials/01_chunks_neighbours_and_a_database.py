@@ -114,10 +114,11 @@ plt.show()
 # $$\ln p(x_1, \ldots, x_n) = \sum_{u=1}^{\ell} \; \sum_{t=(u-1)m+1}^{um} \ln p\bigl(x_t \mid x_1, \ldots, x_{t-1}, \;
 # \mathrm{RET}(C_1), \ldots, \mathrm{RET}(C_{u-1})\bigr).$$
 #
-# The outer sum goes over the chunks, and the inner one over the tokens of chunk $u$. Look at the last index. A token
-# of chunk $u$ is predicted with what was found for the chunks *before* $u$. It cannot be otherwise: nobody can search
-# for a chunk that has not been read to its end. The tokens of $C_1$ therefore have nothing to retrieve from.
-# Everything that [tutorial 5](05_chunked_cross_attention.ipynb) does about indices serves this one line.
+# The outer sum goes over the chunks, and the inner one over the tokens of chunk $u$. Look at the last index. A
+# token of chunk $u$ is predicted with what was found for the chunks *before* $u$. It cannot be otherwise: nobody
+# can search for a chunk that has not been read to its end. While the tokens of $C_1$ are predicted, nothing has
+# been retrieved yet. Everything that [tutorial 5](05_chunked_cross_attention.ipynb) does about indices serves this
+# one line.
 #
 # ## Twenty lines of text
 #
@@ -286,10 +287,10 @@ print(database.value(found[-1]))
 # has *already read*. What it needs now is more likely to stand in $F$. How much more? We can count.
 #
 # Each recipe looks up its neighbours among the *other* recipes, as in training. (A sequence must never retrieve its
-# own text, and [tutorial 8](08_is_it_leakage.ipynb) shows what happens if it does.) Then we go through the tokens of
-# $C_{u+1}$. A token counts as found if it ends a run of at least three tokens that stands in a neighbour of $C_u$,
-# too. A single common word is no evidence, and three in a row are. The first two tokens of a run do not count, so
-# that the share cannot reach 100 %.
+# own text, and [tutorial 8](08_is_it_leakage.ipynb) shows what happens if it does.) Then we go through the tokens
+# of $C_{u+1}$. A token counts as found if it is the last of a run of at least three tokens that stands in a
+# neighbour of $C_u$, too. A single common word is no evidence, and three in a row are. The first two tokens of a
+# run do not count, so that the share cannot reach 100 %.
 #
 # One comparison keeps us honest. The recipes have so much in common that any text from another recipe might do. So we
 # also count for two *random* chunks of other recipes with their continuations.
@@ -307,6 +308,7 @@ def shared_runs(part, retrieved=True):
             neighbours = database.value(rng.choice(others, (len(rows), 2)))
         for u in range(len(rows) - 1):
             following = split.tokens[rows[u + 1]]
+            # For each token of `following`, the longest run of tokens that ends with it and stands in a neighbour:
             runs = common_prefix_lengths(following, neighbours[u][:, part])
             hits, total = hits + np.sum(runs >= 3), total + np.sum(following != 0)
     return 100 * hits / total

@@ -26,7 +26,7 @@
 # network and find text that shares words ([EXPERIMENTS](../EXPERIMENTS.md)). BERT is what the paper uses, and what
 # `retro-np build` takes for a database of your own unless you ask for hashed keys.
 #
-# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0, and the weights named below.*
+# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0 and BERT's weights.*
 #
 # Afterwards you can
 #

@@ -15,4 +15,4 @@ def logit_gradient(joint, own, share, dout):
 
 
 def products(n, m, k):
-    return n * (n + 1) // 2, (n // m - 1) * m * k * 2 * m
+    return n * (n + 1) // 2, (n - m + 1) * k * 2 * m
