@@ -31,8 +31,9 @@
 #   of others, cannot tell;
 # - ask of any comparison whether it was made at equal tokens or at equal compute.
 #
-# In a hurry? Read "A splendid result", "What the gain is made of", "The curve that tells", "This project's own
-# headline" and the list "When is a gain leakage?". They say in a sentence what they need of the rest.
+# *On the path "Understand it" of the book's contents, read to the end of "What the gain is made of", then "The curve
+# that tells", "This project's own headline" and "When is a gain leakage?". They say in a sentence what they need of the
+# rest.*
 #
 # The model is the one that comes with the package. It was trained on Python's standard library, without the modules
 # that are evaluated here. Two aids helped it to learn, which tutorial 7 describes in "Aids for the impatient". Its

@@ -46,7 +46,12 @@ UNDERSTAND: dict[str, list[tuple[str, str]]] = {
     "05": [("", "What a leak is worth")],
     "06": [("", "Algorithm 1")],
     "07": [("", "Break it: stop too early")],
-    "08": [],
+    "08": [
+        ("", "What the gain is made of"),
+        ("The curve that tells", "The curve that tells"),
+        ("This project's own headline", "This project's own headline"),
+        ("When is a gain leakage?", "When is a gain leakage?"),
+    ],
 }
 BUILD: dict[str, list[tuple[str, str]]] = {number: [] for number in ("00", "01", "03", "04", "05", "06", "07")}
 
@@ -125,6 +130,8 @@ def passage(tutorial, first, last):
     def link(name):
         return f"[{name}]({page}#{re.sub(r'[^a-z0-9 -]', '', name.lower()).replace(' ', '-')})"
 
+    if first == last:
+        return link(last), share
     return f"{'from ' + link(first) + ' ' if first else ''}to the end of {link(last)}", share
 
 
@@ -143,7 +150,7 @@ def contents(tutorials):
             lines.append(f"1. {tutorial['title']}, {length} minutes{read}")
             minutes, exercises = minutes + length, exercises + tutorial["exercises"]
         text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(
-            f"<!-- {name}: hours -->", f"{minutes / 60:.0f}"
+            f"<!-- {name}: hours -->", f"{round(minutes / 30) / 2:g}"
         )
     hours = f"{minutes / 60 + 2:.0f}"  # The contents promise two hours for exercises.
     text = text.replace("<!-- build: exercises -->", f"{exercises}").replace("<!-- build: all hours -->", hours)
