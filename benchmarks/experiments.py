@@ -24,8 +24,10 @@ WORDS = {"agrees": "yes", "disagrees": "no", "cannot be told": "nothing to compa
 ROWS = (
     "The rows: *off*, the model without its memory; *on*, with the trained one; *others*, with the neighbours of other "
     "chunks; *in-context*, retrieved text in the prompt; *adapted*, the model trained as long without retrieval; "
-    "*untrained* and *shipped*, the memory before any training and that of the package; *paper-form*, a fresh encoder "
-    "and cross-attention; + mixes two predictions."
+    "*untrained*, the memory before any training; *shipped*, the memory of the package, which was trained on the "
+    "translations, Python source and the reference of a command line, and on neither of the two next columns; "
+    "*paper-form*, a fresh encoder and cross-attention; + mixes two predictions. *on* and *adapted* were trained on "
+    "other documents of the same corpus, and for the last column on the translations."
 )
 FEW = 12  # comparisons with the model without a memory that fit into a sentence
 
@@ -80,6 +82,13 @@ def shown(comparison):
     return f"{comparison['difference_percent']:+.1f}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
 
 
+def agreement(name, result):
+    """The verdict as a sentence. The table at the top says the same."""
+    if result["verdict"] == "agrees" and name in IN_PART:
+        return f"This agrees with the paper in part: {IN_PART[name]}."
+    return AGREEMENT[result["verdict"]]
+
+
 def record(name):
     """The result of an experiment as Markdown paragraphs."""
     path = RECORDS / f"{name}.json"
@@ -92,7 +101,7 @@ def record(name):
     return [
         f"### {result['title']} (`{name}`)",
         f"*The paper.* {result['paper']}",
-        f"*Here.* {result['sentence']} **{AGREEMENT[result['verdict']]}**",
+        f"*Here.* {result['sentence']} **{agreement(name, result)}**",
         *differences(result),
         f"![{result['title']}](docs/experiments/{name}.png)",
         f"`{result['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), {time}, not counting "

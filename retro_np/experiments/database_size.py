@@ -47,4 +47,4 @@ def verdict(figures: Figures) -> Verdict:
     rows = [figures["lines"][str(share)]["bpb"]["seeds"] for share in figures["shares"]]
     by_seed = zip(*rows, strict=True)
     falls = all(smaller > larger for values in by_seed for smaller, larger in itertools.pairwise(values))
-    return falls, sentence(__name__, figures)
+    return falls, sentence(__name__, figures, trained_on=TRAINING_SHARE)

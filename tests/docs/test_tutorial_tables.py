@@ -30,7 +30,7 @@ def experiment(name):
 
 def test_tutorial_10_quotes_the_recorded_bits_per_byte():
     lines = experiment("wikitext-style")["figures"]["lines"]
-    assert quoted("10", "RECORDED") == {name: round(line["bpb"], 5) for name, line in lines.items()}
+    assert quoted("10", "RECORDED") == {name: round(line["bpb"], 6) for name, line in lines.items()}
 
 
 def test_tutorial_11_quotes_the_recorded_times_of_kernels():
