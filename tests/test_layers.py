@@ -19,7 +19,7 @@ LAYERS = [
     {"sequences"},
     {"checkpoint", "generation", "training", "evaluation", "pretrained", "report", "info", "torch"},
     {"experiments"},
-    {"commands", "cli", "__main__"},
+    {"commands", "cli", "__main__", "tutorials"},
 ]  # fmt: skip
 
 

@@ -85,11 +85,16 @@ def test_from_a_wheel_a_notebook_imports_what_it_needs_and_a_check_judges(tmp_pa
 
     clone, venv = tmp_path / "clone", tmp_path / "venv"  # Without git's ignored files, as a user has it.
     clone.mkdir()
-    names = python("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            (clone / name).write_bytes((ROOT / name).read_bytes())
+    if (ROOT / ".git").exists():
+        names = python("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
+    else:  # an unpacked archive, in which an installation has left its files
+        made = {"build", "__pycache__", "retro_np.egg-info"}
+        files = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.suffix != ".so")
+        names = [str(path) for path in files if not made & set(path.parts) and path.parts[0][:8] != ".pytest_"]
+    for path in (ROOT / name for name in names if name):
+        if path.is_file():
+            (clone / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            (clone / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     make = "import sys; from setuptools import build_meta as m; print(m.{}(sys.argv[1]))"
     (tmp_path / "dist").mkdir()
     python(sys.executable, "-c", make.format("build_sdist"), tmp_path / "dist", cwd=clone)
