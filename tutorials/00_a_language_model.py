@@ -391,8 +391,9 @@ def embed(table, tokens):
 # %% [markdown]
 # Two functions are enough for a first model that *learns*. Let the table have $|\mathcal{V}|$ columns, and take its
 # rows as logits. Then each byte has its own logits for the next byte: this is the bigram model again. This time its
-# parameters are found by *gradient descent*. We take random batches of the text and move the table a little against
-# the gradient. The steps become smaller towards the end, so that the noise of the batches averages out.
+# parameters are found by *gradient descent*. We do not use the whole text at each step, but 512 places of it, drawn at
+# random: a *batch*. Its gradient moves the table a little. The steps become smaller towards the end, so that the noise
+# of the batches averages out.
 
 # %%
 rng, table = np.random.default_rng(1), np.zeros((VOCABULARY, VOCABULARY))
@@ -675,6 +676,9 @@ plt.show()
 # pullback, and [tutorial 3](03_backward_passes_by_hand.ipynb) derives them all. Their pullbacks return a tuple, one
 # gradient for each input, and a tuple of one entry if there is one input: hence `(dhidden,)`. At the end of each
 # pullback stands `dy + …`: the residual connection, which hands the gradient through.
+#
+# From here on, an array holds a batch of texts, which are computed side by side. In shapes, $B$ is the number of texts
+# and $n$ that of their tokens, so the activations have the shape `(B, n, d)`.
 
 
 # %%
@@ -994,10 +998,10 @@ assert curve[-1, 2] < table_bits - 0.8
 
 
 # %%
-def sample(params, prompt, length, rng, temperature=0.8):
+def sample(params, prompt, length, rng, temperature=0.8, causal=True):
     tokens = list(prompt)
     for _ in range(length):
-        logits, _ = language_model(params, np.array([tokens[-n:]]))
+        logits, _ = language_model(params, np.array([tokens[-n:]]), causal=causal)
         tokens.append(draw(softmax(logits[0, -1].astype(float) / temperature), rng))
     return tokens
 
@@ -1092,14 +1096,15 @@ bits = -np.log2(np.take_along_axis(p, held_texts[:, 1:, None], axis=-1)[..., 0])
 print(f"with the mask: {curve[-1, 2]:.1f} bits a byte; table of bigrams: {table_bits:.1f}")
 print(f"without the mask: {bits[:, :-1].mean():.1f} bits a byte at all places but the last")
 print(f"at the last place: {bits[:, -1].mean():.1f}")
-print(repr(text_of(sample(cheat, prompt, 60, np.random.default_rng(7)))))
+print("it writes", repr(text_of(sample(cheat, prompt, 60, np.random.default_rng(7), causal=False))))
 assert bits[:, :-1].mean() < 1
 assert bits[:, -1].mean() > table_bits
 
 # %% [markdown]
 # The loss is far better than that of the model with the mask, after a quarter of the training. It is worthless. The
 # model has learned to look one place to the right, where the answer stands. At the last place of a window there is
-# nothing to the right, and there it is worse than a table.
+# nothing to the right, and there it is worse than a table. A model that writes is always at the last place, so what it
+# writes is nothing like Python.
 #
 # Keep this in mind for the rest of the book. *A loss that is too good is a leak until shown otherwise.* RETRO fetches
 # text from a database, and text can leak in from there in several ways.

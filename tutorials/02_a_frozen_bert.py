@@ -270,7 +270,7 @@ plt.show()
 # The weights of a head can be drawn as a map. A row is a piece that reads, a column is a piece that is read, and each
 # row sums to 1. This BERT has 72 heads. We pick four of them by what they do. Three are the heads that give the most
 # weight to the piece before, to the piece after, and to [CLS]. In the fourth, the second *bank* gives the most weight
-# to the first.
+# to the first. Layers and heads are counted from 0 here, as the layers are in BERT's file.
 
 # %%
 text_of_maps = "The bank by the river was closed, so she went to another bank."

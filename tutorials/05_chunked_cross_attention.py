@@ -407,8 +407,9 @@ plt.show()
 # $m + 1$, the very first after the chunk, has to be predicted without it. Shift $m - 1$ is the only one that reads
 # $\mathrm{RET}(C_u)$ as soon as equation 1 allows, and no sooner.
 #
-# One more way for a leak exists, through the encoder. It opens when the encoder looks at the chunk, and [tutorial
-# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) tests it.
+# One more way for a leak exists, through the encoder. It opens when the encoder looks at the chunk. [Tutorial
+# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) tests it, and finds what we found here: a leak with shift $m - 2$,
+# and none with shift $m - 1$.
 #
 # ## What a leak is worth
 #
@@ -788,9 +789,11 @@ check_5_3(attention_value)
 # **Exercise 5.4: the attention, backward.** Return the output of 5.3, and `vjp(dout)`, which returns the gradients of
 # `q`, `keys`, `values`, `table`, `b_c` and `b_p` in this order. The rows of table 5.2 from $O$ to $Z$ and the whole of
 # table 5.3 are what you need. How you get $\mathrm{d}T_\delta$ depends on your forward pass. If you multiplied the
-# queries with the whole table, and then picked a score for each pair, put each $\mathrm{d}Z_{ij}$, summed over the
-# neighbours, into the place that you took the score from, and multiply. If you looked up $T_\delta$ for each pair
-# first, add up with `np.add.at` ([tutorial 3](03_backward_passes_by_hand.ipynb), "Embedding").
+# queries with the whole table, and then picked a score for each pair, put each $\mathrm{d}Z_{ij} / \sqrt c$, summed
+# over the neighbours, into the place that you took the score from. This is $\mathrm{d}D$ of
+# [tutorial 4](04_relative_positions.ipynb). Then $\mathrm{d}T = \mathrm{d}D^\top (Q + b_p)$, summed over the chunks. If
+# you looked up $T_\delta$ for each pair first, add up with `np.add.at` ([tutorial
+# 3](03_backward_passes_by_hand.ipynb), "Embedding").
 
 
 # %% tags=["exercise"]

@@ -115,7 +115,8 @@ assert 1 / codes == world.CHANCE
 # A token is a byte, a chunk has 16 tokens, and a tenth of the documents is held out. The keys are hashed bytes and
 # pairs of bytes, as in [tutorial 1](01_chunks_neighbours_and_a_database.ipynb), so chunks that contain the same name
 # have keys close to each other. The database keeps the four nearest neighbours of each chunk. The model reads only the
-# first of them, $k = 1$, because no other chunk has anything to say.
+# first of them, $k = 1$, because no other chunk has anything to say. In the shapes below, $B$ is the number of
+# documents or questions that are handled together; $N$ and $F$ are kept for a neighbour's two halves.
 
 # %%
 temporary = tempfile.TemporaryDirectory()  # It is removed when the notebook ends.
@@ -125,7 +126,7 @@ corpus = world.write_facts(home / "known.jsonl", known, ("told", "asked"))
 database = build_database(corpus, home / "known", build, "hashing")
 held = database.split("valid")
 name_rows = np.arange(0, len(held.tokens), 2)  # Of a document's two chunks, the first has the name.
-neighbours = sequence_neighbours(database, held, name_rows[:, None], k=1)[:, 0]  # (N, k, 2m)
+neighbours = sequence_neighbours(database, held, name_rows[:, None], k=1)[:, 0]  # (B, k, 2m)
 print(f"{len(name_rows)} documents are held out")
 for row, value in list(zip(name_rows, neighbours, strict=True))[:3]:
     print(f"{database.text(held.tokens[row])!r} retrieves {database.text(value[0])!r}")
@@ -334,7 +335,7 @@ plt.show()
 
 # %%
 def bits_of_chunks(params, config, **condition):
-    """For each held-out document, the bits of the chunk with the name and of the chunk with the code, (N, 2)."""
+    """For each held-out document, the bits of the chunk with the name and of the chunk with the code, (B, 2)."""
     losses = score(params, config, database, sequence_length=2 * m, stride=2 * m, **condition)
     return losses.nats.reshape(-1, 2) / np.log(2)
 
@@ -467,8 +468,8 @@ axes.legend(frameon=False, fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *Figure 7.3.* The training loss falls a little all the time. Nothing in it marks the step from which codes come out
-# right.
+# *Figure 7.3.* After a steep beginning, the training loss falls a little all the time. Nothing in it marks the step
+# from which codes come out right.
 #
 # The three losses tell what this model is. It *has begun* to read: its own neighbours make a code cheaper than none,
 # 13.2 bits against 16.2, and those of others make it dearer. But the code stands in its neighbour letter for letter,
@@ -526,9 +527,9 @@ assert aided_exam[1:, 0].max() == 0
 # predicts the first token of $C_2$. So the rows of the picture are the steps that predict the chunk with the code.
 
 # %%
-tokens, places = world.questions(told.tokenizer, unseen)  # (N, 2m), and where each code stands, (N, 5)
+tokens, places = world.questions(told.tokenizer, unseen)  # (B, 2m), and where each code stands, (B, 5)
 ids, _ = told.search_keys(told.embed_chunks(tokens[:, :m]), 1)
-retrieved = np.zeros((len(unseen), 2, 1, 2 * m), np.int64)  # (N, n_chunks, k, r)
+retrieved = np.zeros((len(unseen), 2, 1, 2 * m), np.int64)  # (B, n_chunks, k, r)
 retrieved[:, 0] = told.value(ids)
 maps = {
     "aided": attention_maps(aided, aided_config, tokens, retrieved),
@@ -537,7 +538,7 @@ maps = {
 for name, weights in maps["aided"].items():
     print(f"{name:34} {weights.shape}")
 CCA, INNER = "layers.1.cca", "encoder.layers.0.attention"
-reads = {name: each[CCA][:, 0, :, :, 0].mean(axis=1) for name, each in maps.items()}  # mean over heads: (N, m, r)
+reads = {name: each[CCA][:, 0, :, :, 0].mean(axis=1) for name, each in maps.items()}  # mean over heads: (B, m, r)
 
 # %% tags=["hide-input"]
 predicted, value = token_texts(told.tokenizer, tokens[0, m:]), token_texts(told.tokenizer, retrieved[0, 0, 0])
@@ -573,12 +574,12 @@ plt.show()
 each = np.arange(len(unseen))[:, None]
 pairs = zip(retrieved[:, 0, 0], tokens[each, places], strict=True)
 there = np.array([[np.flatnonzero(value == digit)[-1] for digit in code] for value, code in pairs])  # in the value
-before, after = there[:, :-1], there[:, 1:]  # of two digits in a row, the first and the second: (N, 4)
+before, after = there[:, :-1], there[:, 1:]  # of two digits in a row, the first and the second: (B, 4)
 queries = places[:, 1:] - m  # the rows of H⁺ that have the first of the two at hand
 seen = {}
 for name, weights in maps.items():
-    cca = weights[CCA][:, 0, :, :, 0].swapaxes(0, 1)  # chunk 1, its one neighbour: (n_heads, N, m, r)
-    inner = weights[INNER][:, 0, 0].swapaxes(0, 1)  # (n_heads, N, r, r)
+    cca = weights[CCA][:, 0, :, :, 0].swapaxes(0, 1)  # chunk 1, its one neighbour: (n_heads, B, m, r)
+    inner = weights[INNER][:, 0, 0].swapaxes(0, 1)  # (n_heads, B, r, r)
     seen[name] = {
         "CCA reads the digit at hand": cca[:, each, queries, before],
         "CCA reads the digit to come": cca[:, each, queries, after],
@@ -627,8 +628,8 @@ for name, (weights, its_config) in {"aided": (aided, aided_config), "by itself":
 #
 # Write your answer in place of the dots and run the cell and the one below it.
 #
-# **7.1** Grade an exam. `logits`, of shape `(N, n, V)`, are a model's logits for `tokens`, of shape `(N, n)`. A row has
-# one code, whose digits stand at the positions `places` `(N, 5)`. Return two numbers: the share of rows in which each
+# **7.1** Grade an exam. `logits`, of shape `(B, n, V)`, are a model's logits for `tokens`, of shape `(B, n)`. A row has
+# one code, whose digits stand at the positions `places` `(B, 5)`. Return two numbers: the share of rows in which each
 # digit of the code is the likeliest token at its place, and the mean bits per code. Mind which position predicts which
 # token.
 

@@ -601,8 +601,8 @@ assert 1.3 < ratio < 6
 # less than an epoch, so more steps would still help. Nothing recorded in [EXPERIMENTS.md](../EXPERIMENTS.md) shows
 # RETRO ahead of its baseline at equal compute, and you should not expect it at this scale. The record that comes
 # closest, `model-size`, compares by parameters. A baseline as good as the RETRO of width 128 would need 1.67 times the
-# parameters of the baseline, which is 1.08 times those of RETRO. So a parameter spent on retrieval was worth little
-# more than one spent on the decoder.
+# parameters of the baseline, which is 1.08 times those of RETRO; embeddings are not counted. So a parameter spent on
+# retrieval was worth little more than one spent on the decoder.
 #
 # ## When is a gain leakage?
 #

@@ -409,15 +409,16 @@ for kind in KINDS:
 #   not by a little. So neither memory nor the peak limits it. Something between the two must.
 # - **C** has Numba's traffic and comes nearer to the roof.
 #
-# No kernel reaches its roof, since the exponentials take time and were not counted.
+# No kernel reaches its roof. The exponentials, which were not counted, are a small part of the reason. The next section
+# has a larger one.
 #
 # ## Between memory and peak: registers
 #
 # What stops Numba? A core computes only with numbers in its *registers*, a few dozen places that each hold a vector of
 # 16 numbers. Numba's inner loop adds four rows, each times a number, to four rows of sums. For each column of vectors
 # it moves twelve vectors between the first cache and the registers: four rows in, four sums in, four sums out. C keeps
-# a block of sixteen sums in registers until they are finished. Compute the arithmetic intensity once more, this time
-# for the traffic between registers and first cache.
+# a block of sixteen vectors of sums in registers until they are finished. Compute the arithmetic intensity once more,
+# this time for the traffic between registers and first cache.
 
 # %%
 lanes = 16  # float32 numbers in a vector of 64 bytes
@@ -491,8 +492,8 @@ for name, of in MEASURED.items():
 # Here Numba is much *faster* than NumPy, and above it was slower. CCA has the very sizes of our own measurement: its
 # forward pass took NumPy **26.7 ms** there, Numba **10.3 ms** and C **10.3 ms**. But that was another machine, on which
 # Numba and C used two cores, and an earlier version of the library. We did not find out which of these turns the order
-# of the two around. So an order of two programs belongs to the machine that it was measured on. In the same row PyTorch
-# was faster than our C kernel: it took **8.4 ms**.
+# of the two around. So an order of two programs belongs to the machine that it was measured on. In this forward pass
+# PyTorch was faster than our C kernel, with **8.4 ms**. With the backward pass it was slower.
 #
 # ## Threads
 #

@@ -170,6 +170,7 @@ def context() -> dict[str, Any]:
                    for name in ("on", "others", "in-context", "paper-form", "paper-form, others")},
         "manual": comparison(memory["comparisons"], of="on", **manual),
         "adapted": comparison(memory["comparisons"], of="adapted", **manual),
+        "shipped": comparison(memory["comparisons"], of="shipped", **manual),
         "apart": comparison(memory["comparisons"], corpus="no shared content", of="on", against="base"),
         "trained": memory["figures"]["trained_parameters"]["on"], "slower": seconds["on"] / seconds["base"],
         "prompted": seconds["in-context"] / seconds["base"],

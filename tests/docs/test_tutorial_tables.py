@@ -63,17 +63,19 @@ def test_tutorial_12_quotes_the_recorded_times_of_searches():
 
 
 CONDITIONS = {
-    "memory": "on", "memory, others' neighbours": "others", "memory, untrained": "untrained", "kNN-LM": "knn-lm",
+    "trained memory": "on", "trained memory, others' neighbours": "others", "untrained memory": "untrained",
+    "package's memory": "shipped", "package's memory, others' neighbours": "shipped, others", "kNN-LM": "knn-lm",
     "retrieved text in the prompt": "in-context", "adapted without retrieval": "adapted",
     "the paper's form": "paper-form", "the paper's form, others'": "paper-form, others",
 }  # fmt: skip
 AGAINST = {
-    "translations, memory against the prompt": ("translations", "in-context"),
-    "translations, memory against the adapted model": ("translations", "adapted"),
-    "documentation, memory against the prompt": ("documentation", "in-context"),
-    "documentation, memory against the adapted model": ("documentation", "adapted"),
-    "documentation without near-copies, the same": ("documentation, similarity below 0.1", "adapted"),
-    "no shared content, memory against SmolLM2": ("no shared content", "base"),
+    "translations, trained memory against the prompt": ("translations", "on", "in-context"),
+    "translations, trained memory against the adapted model": ("translations", "on", "adapted"),
+    "documentation, trained memory against the prompt": ("documentation", "on", "in-context"),
+    "documentation, trained memory against the adapted model": ("documentation", "on", "adapted"),
+    "documentation without near-copies, the same": ("documentation, similarity below 0.1", "on", "adapted"),
+    "no shared content, trained memory against SmolLM2": ("no shared content", "on", "base"),
+    "no shared content, package's memory against SmolLM2": ("no shared content", "shipped", "base"),
 }
 
 
@@ -87,7 +89,7 @@ def test_tutorial_13_quotes_the_recorded_gains_of_a_memory():
         for condition, numbers in of.items():
             assert numbers == recorded[corpus, CONDITIONS[condition], "base"]
     against = quoted("13", "AGAINST")
-    assert against == {name: recorded[corpus, "on", other] for name, (corpus, other) in AGAINST.items()}
+    assert against == {name: recorded[compared] for name, compared in AGAINST.items()}
 
 
 def test_tutorial_13_quotes_the_recorded_times_of_a_token():
