@@ -512,9 +512,9 @@ for name, share in shares.items():
 #
 # Write your answer into the cell with the dots and run the cell below it.
 #
-# **10.1** The whole distribution $p_\text{kNN}$, not only the probability of the true token. Given hidden states (N, d)
-# and the datastore's `keys` and `values`, return (N, vocabulary), each row a distribution. `beta` is $\beta$.
-# `knn_lm.nearest_keys(hidden, keys)` returns the ids and the squared distances of the ten nearest keys, (N, 10) each.
+# **10.1** The whole distribution $p_\text{kNN}$, not only the probability of the true token. Given hidden states (n, d)
+# and the datastore's `keys` and `values`, return (n, vocabulary), each row a distribution. `beta` is $\beta$.
+# `knn_lm.nearest_keys(hidden, keys)` returns the ids and the squared distances of the ten nearest keys, (n, 10) each.
 
 
 # %% tags=["exercise"]
@@ -526,7 +526,7 @@ check_10_1(knn_distribution)
 
 # %% [markdown]
 # **10.2** SPALM chooses a share $\lambda$ for each token. How good could such a gate be at best? Given the model's
-# `nats` (N,) and the other prediction's probability `p` (N,) of the true token, return the nats (N,) if at each token
+# `nats` (n,) and the other prediction's probability `p` (n,) of the true token, return the nats (n,) if at each token
 # the better of the two had been chosen in hindsight. `p` may be 0.
 
 

@@ -539,7 +539,7 @@ check_11_1(in_slices)
 # %% [markdown]
 # **11.2** A tile can be cut along the keys, too, if the softmax is taken as the keys come ([Milakov & Gimelshein
 # 2018](https://arxiv.org/abs/1805.02867)). Keep a running maximum and a running sum, and shrink what was summed so far
-# whenever the maximum rises. Write the attention of one head without positions: `q` (n, c), `keys` and `values` (N, c),
+# whenever the maximum rises. Write the attention of one head without positions: `q` (n, c), `keys` and `values` (r, c),
 # at most `size` keys at a time. Return out (n, c) and lse (n,). Scores may be several thousand, where `np.exp` alone
 # overflows.
 

@@ -500,9 +500,9 @@ def bytes_a_chunk(config, vocabulary, d_key): ...
 check_12_2(bytes_a_chunk)
 
 # %% [markdown]
-# **12.3** An inverted file. The keys were divided into lists: `owner` (N,) is the number of the centroid whose list a
-# key belongs to. Look only through the lists of the `probes` centroids nearest to the `query`. Return the ids (k,) of
-# the nearest keys in these lists, nearest first, and the number of keys that the lists contain.
+# **12.3** An inverted file. The keys were divided into lists: `owner` has, for each key, the number of the centroid
+# whose list the key belongs to. Look only through the lists of the `probes` centroids nearest to the `query`. Return
+# the ids (k,) of the nearest keys in these lists, nearest first, and the number of keys that the lists contain.
 
 
 # %% tags=["exercise"]

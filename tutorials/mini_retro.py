@@ -31,7 +31,7 @@ def invent(count, rng):
 
 
 def documents(facts, wordings, rng, times=1):
-    """Documents of two chunks: each fact in as many wordings, at random. (times · N, 2m) tokens, a fact's in a row."""
+    """Documents of two chunks: each fact in as many wordings, at random. Tokens (documents, 2m), a fact's in a row."""
     texts = []
     for name, code in facts:
         for number in rng.permutation(len(wordings))[:times]:
@@ -45,7 +45,7 @@ def documents(facts, wordings, rng, times=1):
 
 
 def build_database(values):
-    """values: (N, 2m), [N, F] each: a chunk N, which is found by its key, and its continuation F."""
+    """values: (documents, 2m), each [N, F]: a chunk N, which is found by its key, and its continuation F."""
     counts = count_triples(values[:, :M])
     rarity = np.log((1 + len(values)) / (1 + (counts > 0).sum(axis=0)))
     keys = counts * rarity
