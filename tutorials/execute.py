@@ -8,12 +8,17 @@ has badges that open it in Colab and Binder.
 import argparse
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 
-import jupytext
-import nbformat
-from nbclient import NotebookClient
+try:
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+except ModuleNotFoundError as error:
+    sys.stderr.write(f'execute.py: {error.name} is missing; pip install -e ".[tutorials]"\n')
+    sys.exit(2)
 
 HERE = Path(__file__).parent
 LIMIT = 240  # seconds a cell, on a machine that has other work too
@@ -32,7 +37,7 @@ def sources(names=()) -> list[Path]:
 def repository() -> str:
     """The repository's address in pyproject.toml; empty until it is filled in."""
     settings = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    return settings["tool"]["retro_np"]["repository"].rstrip("/").removesuffix(".git")
+    return settings["tool"].get("retro_np", {}).get("repository", "").strip().rstrip("/").removesuffix(".git")
 
 
 def badges(address: str, file: str) -> str:
@@ -72,16 +77,27 @@ def main() -> None:
     """Execute tutorials, or write them elsewhere."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="tutorials, by the beginning of their names; none: all")
-    parser.add_argument("--to", type=Path, help="write notebooks there, not executed")
+    parser.add_argument("--to", help="write notebooks there, not executed")
     options = parser.parse_args()
-    unknown = [name for name in options.names if not sources([name])]
+    unknown = [name for name in options.names if not name or not sources([name])]
     if unknown:
-        parser.error(f"there is no tutorial {', '.join(unknown)}: give the beginning of a name, as 05")
-    if options.to:
-        options.to.mkdir(parents=True, exist_ok=True)
-    for source in sources(options.names):
-        made = notebook(source) if options.to else executed(notebook(source))
-        nbformat.write(made, (options.to or HERE) / f"{source.stem}.ipynb")
+        parser.error(f"there is no tutorial {', '.join(map(repr, unknown))}: give the beginning of a name, as 05")
+    folder = HERE if options.to is None else Path(options.to)
+    targets = {source: folder / f"{source.stem}.ipynb" for source in sources(options.names)}
+    if options.to is not None:
+        there = [path for path in (folder, *folder.parents) if path.is_file()] or [
+            *filter(Path.exists, targets.values())
+        ]
+        if not options.to or there:
+            parser.error(f"--to {options.to!r}: give an empty folder{f', since {there[0]} is there' if there else ''}")
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        address = repository()
+        made = {source: notebook(source, address) for source in targets}
+    except ValueError as error:
+        parser.error(str(error))
+    for source, target in targets.items():
+        nbformat.write(executed(made[source]) if options.to is None else made[source], target)
         print(source.stem)
 
 

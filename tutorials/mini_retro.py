@@ -35,8 +35,7 @@ def documents(facts, wordings, rng, times=1):
     texts = []
     for name, code in facts:
         for number in rng.permutation(len(wordings))[:times]:
-            parts = [part.format(name=name, code=code) for part in wordings[number]]
-            texts.append("".join(f"{part:{M}.{M}}" for part in parts))
+            texts.append("".join(f"{part.format(name=name, code=code):{M}.{M}}" for part in wordings[number]))
     return np.array([[CHARACTERS.index(character) for character in text] for text in texts])
 
 
@@ -382,6 +381,8 @@ def main():
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
+    if settings.steps < 1 or settings.seed < 0:
+        parser.error("--steps begins at 1, and --seed at 0")
     rng = np.random.default_rng(settings.seed)
     facts = invent(2200, rng)
     told, asked, params = documents(facts, TOLD, rng, times=2), documents(facts, ASKED, rng), init_params(rng)

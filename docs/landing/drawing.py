@@ -225,6 +225,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the whole of RETRO.")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder of the drawings")
     folder = parser.parse_args().to
+    if not folder.is_dir():
+        parser.error(f"--to {folder}: there is no such folder; make it first")
     for name, content in files().items():
         (folder / name).write_text(content, encoding="utf-8")
 

@@ -190,6 +190,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the essay RETRO in ten minutes.")
     parser.add_argument("out", type=Path, help="folder of index.html")
     out = parser.parse_args().out
+    mine = [out / "index.html", *(out / "landing" / name for name in ASSETS)]
+    if any(path.is_file() for path in (out, *out.parents)) or any(path.exists() for path in mine):
+        parser.error(f"{out} already has a page or is a file; give an empty folder")
     (out / "landing").mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page(), encoding="utf-8")
     for name in ASSETS:

@@ -19,12 +19,19 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-import nbformat
-from links import problems
-from sphinx.cmd.build import build_main
+try:
+    import nbformat
+    from links import problems
+    from sphinx.cmd.build import build_main
 
-import retro_np
+    import retro_np
+except ModuleNotFoundError as error:
+    sys.stderr.write(f'build.py: {error.name} is missing; install what the book needs: pip install -e ".[book]"\n')
+    sys.exit(2)
 
+MARK = (
+    ".retro_np_book"  # in a book's folder: the names of its files, so that the next build removes these and no others
+)
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PAGES = ("*.md", "docs/*.md", "csrc/README.md", "retro_np/pretrained/*/README.md", "tutorials/README.md")
@@ -209,10 +216,10 @@ def mathjax(static):
                 with urllib.request.urlopen(url, timeout=60) as answer:
                     archive.write_bytes(answer.read())
             except OSError as error:
-                sys.exit(f"build.py: MathJax can be had neither by npm nor from {url} ({error}); put it at {archive}")
+                stop(f"MathJax can be had neither by npm nor from {url} ({error}); put it at {archive}")
     data = archive.read_bytes()
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != INTEGRITY:
-        sys.exit(f"build.py: {archive} is not MathJax {MATHJAX} as npm knows it; delete it and build again")
+        stop(f"{archive} is not MathJax {MATHJAX} as npm knows it; delete it and build again")
     folder = static / "mathjax"
     folder.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -220,14 +227,30 @@ def mathjax(static):
             (folder / Path(member).name).write_bytes(tar.extractfile(f"package/{member}").read())
 
 
+def stop(message):
+    """End with a line that says what is wrong and what to do, and exit status 2."""
+    sys.stderr.write(f"build.py: {message}\n")
+    sys.exit(2)
+
+
+def place(site, out):
+    """Put the finished site where it belongs, in place of the files of the book that was there."""
+    mark = out / MARK
+    for name in mark.read_text("utf-8").splitlines() if mark.exists() else ():
+        (out / name).unlink(missing_ok=True)
+    names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file())
+    shutil.copytree(site, out, dirs_exist_ok=True)
+    mark.write_text("\n".join(names) + "\n", "utf-8")
+
+
 def build(out):
     """Build the book in the folder `out`. Returns sentences about what is wrong with it."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / "book.html").exists():
-            sys.exit(f"build.py: {out} is not empty and not a book; give another folder")
-        shutil.rmtree(out)
+    if any(path.is_file() for path in (out, *out.parents)):
+        stop(f"{out} cannot be a folder, since a file stands there; give another name")
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        stop(f"{out} is not empty and not a book; give another folder")
     with tempfile.TemporaryDirectory() as temporary:
-        work, static = Path(temporary, "book"), Path(temporary, "static")
+        work, static, site = (Path(temporary, name) for name in ("book", "static", "site"))
         copy_pages(work)
         tutorials, missing = copy_notebooks(work)
         (work / "book.md").write_text(contents(tutorials), "utf-8")
@@ -236,11 +259,12 @@ def build(out):
         reference(work)
         mathjax(static)
         options = ["-q", "-E", "-W", "--keep-going", "-c", HERE, "-d", Path(temporary, "doctrees")]
-        options += ["-D", f"html_static_path={HERE / 'static'},{static}", work, out]
+        options += ["-D", f"html_static_path={HERE / 'static'},{static}", work, site]
         failed = build_main([*map(str, options)])
-    if (landing := HERE.parent / "landing" / "make.py").is_file():
-        subprocess.run([sys.executable, landing, out], check=True)
-    return missing + ["Sphinx found the errors above"] * bool(failed) + problems(out)
+        subprocess.run([sys.executable, HERE.parent / "landing" / "make.py", site], check=True)
+        wrong = missing + ["Sphinx found the errors above"] * bool(failed) + problems(site)
+        place(site, out)
+    return wrong
 
 
 if __name__ == "__main__":

@@ -208,3 +208,12 @@ def test_it_learns_to_answer_what_only_its_database_knows(seed, capsys, monkeypa
     assert [line.partition(":")[0] for line in lines] == ["retrieval on", "retrieval off", "retrieval of others"]
     assert shares[0] >= 90
     assert max(shares[1:]) <= 15
+
+
+@pytest.mark.parametrize("wrong", [["--steps", "0"], ["--seed", "-1"]], ids=" ".join)
+def test_a_number_below_the_first_is_refused(wrong, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mini_retro.py", *wrong])
+    with pytest.raises(SystemExit) as refusal:
+        mini.main()
+    assert refusal.value.code == 2
+    assert "--steps begins at 1, and --seed at 0" in capsys.readouterr().err

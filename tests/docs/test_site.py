@@ -267,3 +267,36 @@ def test_a_function_of_the_reference_leads_to_its_line(site):
     )
     assert f'href="../source/retro_np/nn/cca.py.html#L-{line}"' in text
     assert f'id="L-{line}"' in (site / "source/retro_np/nn/cca.py.html").read_text(encoding="utf-8")
+
+
+def test_a_new_build_removes_the_files_of_the_old_book_and_no_others(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SITE))
+    import build  # the module of docs/site
+
+    site, out = tmp_path / "site", tmp_path / "out"
+    for name in ("book.html", "old/page.html"):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text("old")
+    build.place(site, out)
+    (out / "notes.txt").write_text("a reader's own")
+    (site / "old/page.html").unlink()
+    (site / "book.html").write_text("new")
+    build.place(site, out)
+    assert (out / "book.html").read_text() == "new"
+    assert (out / "notes.txt").read_text() == "a reader's own"
+    assert not (out / "old/page.html").exists()
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder with a page"])
+def test_a_folder_that_is_no_book_is_refused_and_kept(there, tmp_path):
+    out = tmp_path / "thesis"
+    if there == "a file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "book.html").write_text("mine")
+    refused = subprocess.run([sys.executable, SITE / "build.py", out], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("build.py: ")
+    assert refused.stderr.count("\n") == 1
+    assert (out if there == "a file" else out / "book.html").read_text() == "mine"

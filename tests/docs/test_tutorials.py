@@ -353,3 +353,20 @@ def test_with_the_repositorys_address_a_notebook_has_badges_under_its_title(sour
 def test_an_address_that_is_none_of_github_is_refused():
     with pytest.raises(ValueError, match=r'write "https://github\.com/OWNER/NAME"'):
         execute.badges("https://example.org/retro", "05.ipynb")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--to", ""], ["--to", "file"], ["05", "--to", "edited"], [""], ["99"]], ids=" ".join
+)
+def test_execute_refuses_in_one_line_and_keeps_what_is_there(arguments, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("edited").mkdir()
+    notebook = Path("edited", next(source.stem for source in SOURCES if source.stem[:2] == "05") + ".ipynb")
+    notebook.write_text("mine")
+    monkeypatch.setattr("sys.argv", ["execute.py", *arguments])
+    with pytest.raises(SystemExit) as refusal:
+        execute.main()
+    assert refusal.value.code == 2
+    assert "execute.py: error: " in capsys.readouterr().err
+    assert Path("file").read_text() == notebook.read_text() == "mine"
