@@ -1,9 +1,7 @@
 """The drawing of the whole and the landing essay. Ground truth: a fresh drawing, the records, and headless Chromium."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browsers import chromium
 from figures import facts_of, figures_in
 
 ROOT = Path(__file__).parents[2]
@@ -257,28 +256,9 @@ def test_without_javascript_all_steps_and_staircases_are_in_the_page(essay):
 # The essay, in a browser
 
 
-def chromium(*, scripts=True):
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is missing: apt-get install chromium chromium-driver")
-        pytest.skip("Chromium is missing")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "window-size=1200,1000"):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    if not scripts:
-        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
-    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-
-
 @pytest.fixture(scope="module")
 def browser():
-    driver = chromium()
+    driver = chromium("1200,1000")
     yield driver
     driver.quit()
 

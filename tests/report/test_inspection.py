@@ -1,12 +1,11 @@
 """Ground truth: the model on each sequence; the kernel's sums; shared runs found by their definition; a browser."""
 
-import os
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from browsers import chromium
 from hypothesis import given
 from hypothesis import strategies as st
 from support import SMALL, json_lines, refused, run
@@ -209,20 +208,7 @@ def page(tmp_path_factory, embedder, params):
 
 @pytest.fixture(scope="module")
 def browser():
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is missing: apt-get install chromium chromium-driver")
-        pytest.skip("Chromium is missing")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "window-size=1300,1000"):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver = chromium()
     yield driver
     driver.quit()
 
