@@ -2,6 +2,7 @@
 
 In a clone they are its folder tutorials/. An installed package has the copy that setup.py puts into the wheel."""
 
+import os
 import re
 from pathlib import Path
 
@@ -30,20 +31,23 @@ def contents() -> dict[str, bytes]:
     return made
 
 
-def copy_tutorials(folder: Path) -> int:
-    """Write the tutorials into a folder, and return how many notebooks there are.
+def copy_tutorials(folder: Path) -> tuple[int, list[str]]:
+    """Write the tutorials into a folder. Returns how many notebooks there are, and which files were left as they are.
 
-    A file that has other contents already was changed by a reader. Then nothing is written, and UserError is raised."""
+    An existing file is never overwritten, whatever is in it. Raises UserError, before the first copy, if something else
+    stands where a file or a folder must be."""
     check_folder(folder)
     made = contents()
-    changed = [name for name, data in made.items() if (folder / name).exists() and (folder / name).read_bytes() != data]
-    if changed:
-        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise UserError(
-            f"{folder / changed[0]}{others} was changed, and nothing is overwritten: go on with jupyter lab {folder}, "
-            "or give another folder for fresh copies"
-        )
+    paths = {name: folder / name for name in made}
+    blocked = [path.parent for path in paths.values() if os.path.lexists(path.parent) and not path.parent.is_dir()]
+    blocked += [path for path in paths.values() if os.path.lexists(path) and not path.is_file()]
+    if blocked:
+        raise UserError(f"{blocked[0]} is in the way, so nothing was copied: rename it, or give another folder")
+    for parent in {path.parent for path in paths.values()}:
+        check_folder(parent)
+    kept = [name for name, data in made.items() if paths[name].exists() and paths[name].read_bytes() != data]
     for name, data in made.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, data)
-    return sum(name.endswith(".ipynb") for name in made)
+        if not paths[name].exists():
+            paths[name].parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(paths[name], data)
+    return sum(name.endswith(".ipynb") for name in made), kept

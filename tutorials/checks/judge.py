@@ -26,6 +26,7 @@ import numpy as np
 from retro_np import gradcheck
 
 TUTORIALS = Path(__file__).parents[1]
+STOPS = (Exception, SystemExit)  # what may come from the reader's code; Ctrl-C is not among them
 CLOSE, CLOSE_32 = 1e-6, 1e-4  # relative to the largest expected entry; the second if either side is float32
 
 
@@ -66,16 +67,21 @@ class Run:
     with the same results, or with the same messages, make the same mistake."""
 
     def __init__(self, cases, names, functions):
-        self.results, self.messages, self.unanswered, self.returned = [], [], "", {name: [] for name in names}
-        watched = [self.watch(name, f) for name, f in zip(names, functions, strict=False)]
+        self.results, self.messages, self.message, self.unanswered = [], [], "", ""
+        self.returned = {name: [] for name in names}
+        if len(functions) != len(names):
+            called_as, asked = f"{cases.__name__}({', '.join(names)})", "function" if len(names) == 1 else "functions"
+            self.unanswered = f"the check asks for {len(names)} {asked}, {called_as}, not for {len(functions)}"
+            return
+        watched = [self.watch(name, f) for name, f in zip(names, functions, strict=True)]
         try:
             self.messages += filter(None, cases(*watched))  # All cases are run, so that they tell mistakes apart.
         except Stopped as stop:
             self.messages.append(str(stop))
-        except Exception as error:  # The check's own line fails because what came has an unexpected form.
+        except STOPS as error:  # The check's own line fails because what came has an unexpected form.
             self.messages.append(f"what came cannot be compared ({type(error).__name__}: {error})")
         self.message = self.messages[0] if self.messages else ""
-        for name, f in zip(names, functions, strict=False):
+        for name, f in zip(names, functions, strict=True):
             calls = self.returned[name]
             if self.message and (not callable(f) or (calls and not any(calls))):
                 self.unanswered = f"{called(name, f)} returns None" if callable(f) else f"{name} is no function"
@@ -93,13 +99,15 @@ class Run:
                 result = f(*given, **options)
             except NotImplementedError:
                 result = None
-            except Exception as error:
+            except STOPS as error:
                 self.results.append(f"{type(error).__name__}: {error}")
                 raise Stopped(failure(name, error) + place(", ".join(case))) from error
             if not same(given, arguments):
                 raise Stopped(f"{name} overwrites an argument, which its caller may need: work on a copy")
             if of is None:
                 self.returned[name].append(result is not None and result is not ...)
+            if inspect.isgenerator(result):
+                raise Stopped(f"wrong form: {name} returns a generator: return the values themselves")
             self.results.append(copied(result))
             if isinstance(result, tuple | list):  # A pullback among the results is watched, too.
                 parts = [self.watch(f"the pullback of {name}", x, of=case) if callable(x) else x for x in result]
@@ -202,7 +210,7 @@ def pullback(f, *arguments, expected=None, parts=(), where="", close=None, **opt
         settings = {"raise_exception": False, "tolerance": 1e-3 if single else None, "seed": seed}
         try:
             report = gradcheck(plain(functools.partial(f.original, **options)), *arguments, **settings)
-        except Exception as error:
+        except STOPS as error:
             return failure(f.__name__, error) + place(where)
         if report or (expected is not None and not any(row.verdict == "wrong" for row in report.rows)):
             break  # Where the differences cannot tell, the comparison above has told.
@@ -227,7 +235,7 @@ def difference(got, expected, what, parts=(), close=None):
     if isinstance(expected, str):
         return "" if isinstance(got, str) and got == expected else text_difference(got, expected, what)
     if isinstance(expected, set | frozenset):
-        if isinstance(got, str | dict) or not np.iterable(got) or not all(isinstance(x, Hashable) for x in got):
+        if isinstance(got, str | dict) or not is_sized(got) or not all(isinstance(x, Hashable) for x in got):
             return form(got, expected, what)
         lost, more = expected - set(got), set(got) - expected
         lacking = f"{what} lacks {some(lost)}" if lost else ""
@@ -248,7 +256,7 @@ def difference(got, expected, what, parts=(), close=None):
     if isinstance(expected, tuple) or (isinstance(expected, list) and not is_array(expected)):
         if isinstance(expected, tuple) and len(expected) == 1 and not isinstance(got, tuple | list):
             got = (got,)  # A single part needs no tuple.
-        if isinstance(got, str | dict) or not np.iterable(got) or len(got) != len(expected):
+        if isinstance(got, str | dict) or not is_sized(got) or len(got) != len(expected):
             return form(got, expected, what, parts)
         names = parts or [f"part {number} of {what}" for number in range(len(expected))]
         messages = (difference(*three, (), close) for three in zip(got, expected, names, strict=True))
@@ -341,13 +349,19 @@ def description(x, parts=()):
         return f"a set of {len(x)}"
     if isinstance(x, tuple) or (isinstance(x, list) and not is_array(x)):
         listed = [part.removeprefix("the ") for part in parts]
-        listed = listed or [f"a {type(y).__name__}" if isinstance(y, tuple | list) else description(y) for y in x[:4]]
+        listed = listed or [kind_of(y) if isinstance(y, tuple | list) else description(y) for y in x[:4]]
         names = ", ".join(listed)
-        return f"a {type(x).__name__} of {len(x)} ({names}{', …' if len(x) > 4 and not parts else ''})"
+        return f"{kind_of(x)} of {len(x)} ({names}{', …' if len(x) > 4 and not parts else ''})"
     if not is_array(x):
-        return f"a {type(x).__name__}"
+        return kind_of(x)
     shape = np.shape(x)
     return f"an array of shape {shape}" if shape else f"the number {x}"
+
+
+def kind_of(x):
+    """The type of a result with its article: "a list", "an int"."""
+    name = type(x).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def some(names):
@@ -360,8 +374,13 @@ def is_array(x):
     """Whether a result can be read as an array of real numbers."""
     try:
         return np.asarray(x).dtype.kind in "fiub"
-    except (ValueError, TypeError):  # rows of different lengths
+    except Exception:  # rows of different lengths, or an object of the reader's that cannot be read
         return False
+
+
+def is_sized(x):
+    """Whether a result has parts that can be counted, unlike a generator."""
+    return np.iterable(x) and hasattr(x, "__len__")
 
 
 def place(where):
@@ -437,7 +456,7 @@ def same(x, y):
         return len(x) == len(y) and all(map(same, x, y))
     try:
         return bool(x is y or x == y)
-    except ValueError:
+    except Exception:  # an object of the reader's that cannot be compared
         return False
 
 
