@@ -104,6 +104,7 @@ def test_if_jupyter_ends_with_an_error_one_line_says_how_to_open_the_copies_othe
     assert str(caught.value) == f"Jupyter ended with status 3: open the copies with {by_hand}; --no-open only copies"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there os.kill ends the process")
 def test_an_interrupt_is_left_to_jupyter_which_goes_on_until_it_ends_by_itself(tmp_path, monkeypatch):
     interrupt = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5)"
     in_place_of_jupyter(monkeypatch, f"{interrupt}; raise SystemExit(3)")
