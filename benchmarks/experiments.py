@@ -16,7 +16,7 @@ RECORDS = ROOT / "docs" / "experiments"
 
 
 IN_PART = {  # what a result that agrees does not show
-    "retrofit-lm": "our memory does; the paper's form does not learn to read here",
+    "retrofit-lm": "our memory reads; the paper's form, trained on far less than 3 % of the text, does not",
     "wikitext-style": "in the order of kNN-LM and RETRO alone",
     "knowledge": "with a claim of which the paper gives no figures",
 }
@@ -25,9 +25,9 @@ ROWS = (
     "The rows: *off*, the model without its memory; *on*, with the trained one; *others*, with the neighbours of other "
     "chunks; *in-context*, retrieved text in the prompt; *adapted*, the model trained as long without retrieval; "
     "*untrained*, the memory before any training; *shipped*, the memory of the package, which was trained on the "
-    "translations, Python source and the reference of a command line, and on neither of the two next columns; "
+    "translations, Python source and the reference of a command line, and not on documentation or man pages; "
     "*paper-form*, a fresh encoder and cross-attention; + mixes two predictions. *on* and *adapted* were trained on "
-    "other documents of the same corpus, and for the last column on the translations."
+    "other documents of the same corpus, and for *no shared content* on the translations."
 )
 FEW = 12  # comparisons with the model without a memory that fit into a sentence
 

@@ -222,12 +222,14 @@ CHECKS = [check for module in MODULES for name, check in vars(module).items() if
 each_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.number)
 
 
+@pytest.mark.slow
 @each_check
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from float32's range
 def test_a_check_accepts_our_answer_in_float32(check, capsys):
     assert check(*map(in_float32, judge.answers_of(check))) is True, capsys.readouterr().out
 
 
+@pytest.mark.slow
 @each_check
 def test_a_check_reports_an_answer_that_exits_or_cannot_be_compared(check, capsys):
     for answer, message in ((exits, "SystemExit: 1"), (lambda *_: Raises(), ""), (lambda *_: (Raises(), exits), "")):
@@ -237,6 +239,7 @@ def test_a_check_reports_an_answer_that_exits_or_cannot_be_compared(check, capsy
         assert message in said
 
 
+@pytest.mark.slow
 @each_check
 def test_a_check_says_of_a_generator_what_it_is(check, capsys):
     assert check(*[yields] * len(check.names)) is False

@@ -138,6 +138,7 @@ def test_a_check_says_of_a_stub_that_it_is_not_answered_yet(check, capsys):
     assert capsys.readouterr().out.startswith(f"{check.number} is not answered yet: ")
 
 
+@pytest.mark.slow
 @each_check
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from the mistakes
 def test_a_check_refuses_each_known_mistake_with_its_hint(check, capsys):
@@ -151,6 +152,7 @@ def test_a_check_refuses_each_known_mistake_with_its_hint(check, capsys):
         assert mistake["hint"] in rest[0], f"{mistake['new']} gives the results of another mistake: {rest[0]}"
 
 
+@pytest.mark.slow
 @each_check
 def test_a_check_never_raises(check, capsys):
     for returned in HOSTILE:
