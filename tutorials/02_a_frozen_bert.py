@@ -23,8 +23,9 @@
 # what does that vector know?
 #
 # You can go on without this page. The other tutorials and the recipe of the experiments use hashed keys, which need no
-# network and find text that shares words ([EXPERIMENTS](../EXPERIMENTS.md)). BERT is what the paper uses, and what
-# `retro-np build` takes for a database of your own unless you ask for hashed keys.
+# network and find text that shares words ([EXPERIMENTS](../EXPERIMENTS.md)). Only tutorial 12 needs BERT too, to
+# measure how fast it makes keys. BERT is what the paper uses, and what `retro-np build` takes for a database of your
+# own unless you ask for hashed keys.
 #
 # *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0 and BERT's weights.*
 #

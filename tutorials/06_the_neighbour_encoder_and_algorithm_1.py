@@ -221,9 +221,10 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 6.1.* Blue goes forward. Dashed orange shows the two ways back that are new; the ways back through the blocks
-# themselves are not drawn. The encoder runs once. Its gradient is the sum over all CCAs, and returns to $H$ at the
-# place where $H_u$ was taken. Through the database, grey, no gradient flows.
+# *Figure 6.1.* Blue goes forward. Dashed orange is the gradient's new way back: $\mathrm{d}E$ goes from the CCAs to the
+# encoder, and $\mathrm{d}H_u$ from the encoder to the decoder. The ways back through the blocks are not drawn. The
+# encoder runs once. Its gradient is the sum over all CCAs, and returns to $H$ at the place where $H_u$ was taken.
+# Through the database, grey, no gradient flows.
 #
 # ## The encoder, written out
 #
@@ -485,11 +486,13 @@ for how in ("after ATTN, once", "before ATTN", "anew in each layer"):
 #
 # $$\mathrm{d}H = \mathrm{d}Y \;+\; (\text{through the queries}) \;+\; (\text{through } E)$$
 #
-# The pullback of `cca` returns the first two terms as `dh`. The third comes from the pullback of the encoder, and that
-# one has to wait. $E$ is read by *every* layer of $P$, so $\mathrm{d}E$ is a sum over these layers, and the encoder
-# needs the whole sum. On the way back the last layer comes first. Its CCA gives a first $\mathrm{d}E$, the CCA below
-# adds its own, and so on down to the first layer of $P$. There the sum is complete. The encoder's pullback is called,
-# once. What it says of $H$ is added between this layer's CCA and its ATTN, because that is where $H_u$ was taken.
+# The first two terms are one way back, through CCA itself. The third is the other, through $E$: to the encoder, and
+# from there to the $H_u$ that it looked at. The pullback of `cca` returns the first two terms as `dh`. The third comes
+# from the pullback of the encoder, and that one has to wait. $E$ is read by *every* layer of $P$, so $\mathrm{d}E$ is a
+# sum over these layers, and the encoder needs the whole sum. On the way back the last layer comes first. Its CCA gives
+# a first $\mathrm{d}E$, the CCA below adds its own, and so on down to the first layer of $P$. There the sum is
+# complete. The encoder's pullback is called, once. What it says of $H$ is added between this layer's CCA and its ATTN,
+# because that is where $H_u$ was taken.
 #
 # Which rows of $H$ get a gradient from the output at token $t$, and by which way?
 

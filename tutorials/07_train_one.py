@@ -88,6 +88,9 @@ for fact in known[:3]:
         print(f"{text[:m]!r} | {text[m:]!r}")
 
 # %% [markdown]
+# There are four wordings, and each fact is told in two of them. With X for the name and Y for the code, they are *about X it
+# is Y.*, *X says: Y, of old*, *X, coded as Y.* and *enter X with Y.*
+#
 # A name says nothing about its code. A reader of one document can predict the code only if the other document is at
 # hand. Everybody else has to guess one of **30,240** codes.
 #
@@ -370,8 +373,10 @@ plt.show()
 #
 # - **On against off** is the gain. It is nearly the price of a code. With retrieval on, nearly all that is still paid
 #   is paid for the few documents above that did not find their fact's other document.
-# - **Others against off** is the test for reading. A gain over a baseline may come from additional parameters, or from
-#   a luckier run. A *loss* when somebody else's neighbours are handed over can only come from reading them.
+# - **Others against off** is the test for reading. The gain over *off* does not prove it: a model trained with
+#   neighbours may merely be worse without any. And a gain over another model, one that never retrieves, may come from
+#   additional parameters or from a luckier run. A *loss* when somebody else's neighbours are handed over can only come
+#   from reading them.
 # - **Chunks with a name** cost the same in all three rows. They are the first chunks of their documents, and the paper
 #   lets the tokens of $C_1$ use no retrieval (§2.2). If these numbers differed, something would be wired wrongly.
 #
@@ -382,10 +387,10 @@ plt.show()
 # fact's other document is in the training text, and the model has gone through that text about a dozen times.
 #
 # But the two figures are not about the same tokens. A document's first token is not scored, since nothing stands before
-# it. In two of the four wordings this token is the first letter of the name, one of 20. That letter is given away. On
-# the other hand, these two wordings begin alike, and the character after the name costs 1 bit, because it tells the one
-# from the other. The words "about" and "enter" cost nothing: their first letter, which is not scored, gives away the
-# rest. So let us compute the price of a guess for exactly the tokens that are scored.
+# it. In two of the four wordings, *X says:* and *X, coded as*, this token is the first letter of the name, one of 20.
+# That letter is given away. On the other hand, these two wordings begin alike, and the character after the name costs 1
+# bit, because it tells the one from the other. The words "about" and "enter" cost nothing: their first letter, which is
+# not scored, gives away the rest. So let us compute the price of a guess for exactly the tokens that are scored.
 #
 # There is also a second yardstick, which needs no computation: documents of people whom the model has never met, in the
 # same wordings. The hundred of the exam are such strangers. Retrieval is off everywhere. `score_tokens` returns the
@@ -612,7 +617,8 @@ for name, (weights, its_config) in {"aided": (aided, aided_config), "by itself":
     assert shares[1] < 0.6 * shares[0]
 
 # %% [markdown]
-# They do not count. So there are two ways to make a copy out of two attentions, and they are mirror images of each
+# So they go by the digit at hand, and hardly by its number in the code. A blind guess of a digit would be right in 10 %
+# of the cases. There are two ways, then, to make a copy out of two attentions, and they are mirror images of each
 # other.
 #
 # - The aided model was given one of them. A retrieved token reads the token *after* it, and its value carries it. The

@@ -28,7 +28,7 @@ DESCRIPTION = (
     "attention to H_1, the activations of the chunk that asked, and by a feed-forward layer. Its output is E_1. In "
     "the decoder, H_1^+ reads E_1 by chunked cross-attention. H_1^+ begins with the last token of C_1 and ends one "
     "token before the end of C_2. The decoder predicts the next token. On the way back, the gradient dE goes to the "
-    "encoder, and dH from the encoder to the decoder."
+    "encoder, and dH_1 from the encoder to the decoder."
 )
 
 
@@ -188,7 +188,7 @@ def each_sequence(m: int = 4) -> dict[str, list[str]]:
         ],
         "back": [
             arrow("M274 462H448", "back"), text(336, 480, "*dE*", "back"),
-            arrow("M450 396H153", "back"), text(286, 412, "*dH*", "back"),
+            arrow("M450 396H153", "back"), text(286, 412, "*dH_1*", "back"),
             *(arrow(path, "back") for path in ("M113 582V552", "M113 512V486", "M113 432V360", "M113 312V250")),
             text(336, 536, "dashed:", "back n"), text(336, 552, "gradients", "back n"),
         ],

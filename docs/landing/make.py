@@ -171,6 +171,10 @@ def context() -> dict[str, Any]:
         "manual": comparison(memory["comparisons"], of="on", **manual),
         "adapted": comparison(memory["comparisons"], of="adapted", **manual),
         "shipped": comparison(memory["comparisons"], of="shipped", **manual),
+        "neighbours": comparison(memory["comparisons"], of="knn-lm", **manual),
+        "manual_new": comparison(
+            memory["comparisons"], corpus="documentation, similarity below 0.1", of="on", against="adapted"
+        ),
         "apart": comparison(memory["comparisons"], corpus="no shared content", of="on", against="base"),
         "trained": memory["figures"]["trained_parameters"]["on"], "slower": seconds["on"] / seconds["base"],
         "prompted": seconds["in-context"] / seconds["base"],
