@@ -88,8 +88,8 @@ for fact in known[:3]:
         print(f"{text[:m]!r} | {text[m:]!r}")
 
 # %% [markdown]
-# There are four wordings, and each fact is told in two of them. With X for the name and Y for the code, they are *about X it
-# is Y.*, *X says: Y, of old*, *X, coded as Y.* and *enter X with Y.*
+# There are four wordings, and each fact is told in two of them. With X for the name and Y for the code, they are
+# *about X it is Y.*, *X says: Y, of old*, *X, coded as Y.* and *enter X with Y.*
 #
 # A name says nothing about its code. A reader of one document can predict the code only if the other document is at
 # hand. Everybody else has to guess one of **30,240** codes.
