@@ -1,7 +1,7 @@
 """True, shuffled and no neighbours
 
-RETRO without retrieval performs like its baseline, and retrieval lowers bits per byte (§4.1). Shuffled neighbours are our
-addition: they show whether the model reads its neighbours or only benefits from having an encoder."""
+RETRO without retrieval performs like its baseline, and retrieval lowers bits per byte (§4.1). Shuffled neighbours are
+our addition: they show whether the model reads its neighbours or only benefits from having an encoder."""
 
 from retro_np.evaluation.compare import LINES, OFF, ON, SHUFFLED
 from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence
