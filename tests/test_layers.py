@@ -43,8 +43,10 @@ def imported(path):
     return names & MODULES
 
 
-MODULES = {module_name(path) for path in PACKAGE.rglob("*.py")} - {""}
-IMPORTS = {module_name(path): imported(path) for path in PACKAGE.rglob("*.py") if module_name(path)}
+# A wheel also has the tutorials' checks and mini_retro.py, which are no modules of the package.
+FILES = [path for path in PACKAGE.rglob("*.py") if "_tutorials" not in path.parts]
+MODULES = {module_name(path) for path in FILES} - {""}
+IMPORTS = {module_name(path): imported(path) for path in FILES if module_name(path)}
 
 
 def top(module):

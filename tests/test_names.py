@@ -12,7 +12,7 @@ PACKAGE = Path(retro_np.__file__).parent
 def constants() -> dict[str, dict[str, str]]:
     """{constant: {module: the expression that is assigned to it}}."""
     values: dict[str, dict[str, str]] = defaultdict(dict)
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(path for path in PACKAGE.rglob("*.py") if "_tutorials" not in path.parts):
         module = path.relative_to(PACKAGE).as_posix()
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and len(node.targets) == 1:
