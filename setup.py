@@ -60,7 +60,7 @@ class BuildWithTutorials(build_py):
             copies[target / path.relative_to(source)] = path
             shown = PICTURE.findall(path.read_text(encoding="utf-8")) if path.suffix == ".ipynb" else ()
             copies |= {target / "pictures" / name: source.parent / "docs" / "landing" / name for name in shown}
-        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        shutil.rmtree(target, ignore_errors=True)  # what an earlier build left there
         for copy, path in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

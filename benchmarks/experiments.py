@@ -42,11 +42,12 @@ def overview():
     """How many results agree with the paper, and which."""
     results = recorded()
     counts = {word: sum(result["verdict"] == word for result in results.values()) for word in WORDS}
+    limits = {name: limit_of(name, result) for name, result in results.items()}
     rows = [
-        [f"[{result['title']}](#{anchor(result['title'], name)})", IN_PART.get(name, WORDS[result["verdict"]])]
+        [f"[{result['title']}](#{anchor(result['title'], name)})", limits[name] or WORDS[result["verdict"]]]
         for name, result in results.items()
     ]
-    in_part = sum(results[name]["verdict"] == "agrees" for name in IN_PART if name in results)
+    in_part = sum(map(bool, limits.values()))
     compared = counts["agrees"] + counts["disagrees"]
     return (
         f"Of the {compared} results that the paper has something to say about, **{counts['disagrees']} do not agree "
@@ -82,19 +83,21 @@ def shown(comparison):
     return f"{comparison['difference_percent']:+.1f}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
 
 
+def limit_of(name, result):
+    """In what part a result agrees with the paper; empty if it agrees in full or not at all."""
+    return IN_PART.get(name, "") if result["verdict"] == "agrees" else ""
+
+
 def agreement(name, result):
     """The verdict as a sentence. The table at the top says the same."""
-    if result["verdict"] == "agrees" and name in IN_PART:
-        return f"This agrees with the paper in part: {IN_PART[name]}."
-    return AGREEMENT[result["verdict"]]
+    limit = limit_of(name, result)
+    return f"This agrees with the paper in part: {limit}." if limit else AGREEMENT[result["verdict"]]
 
 
-def record(name):
-    """The result of an experiment as Markdown paragraphs."""
-    path = RECORDS / f"{name}.json"
-    if not path.exists():
+def record(name, result):
+    """The result of an experiment as Markdown paragraphs. result: None if no full run was recorded."""
+    if result is None:
         return [f"### {name}", "No full run of this experiment has been recorded yet."]
-    result = json.loads(path.read_text(encoding="utf-8"))
     machine = result["machine"]
     seeds = f"{result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
     time = f"{result['seconds'] / 60:.0f} minutes" if result["seconds"] >= 90 else f"{result['seconds']:.0f} s"
@@ -111,7 +114,8 @@ def record(name):
 
 def section():
     """All experiments, in the order in which `retro-np experiment` lists them."""
-    return "\n\n".join(part for name in experiments() for part in record(name))
+    results = recorded()
+    return "\n\n".join(part for name in experiments() for part in record(name, results.get(name)))
 
 
 if __name__ == "__main__":
