@@ -193,7 +193,7 @@ for p in (1.0, 0.5, 0.25, 0.01, 1 / 256):
 # %%
 frequencies = np.bincount(train, minlength=VOCABULARY) + 1.0
 unigram = frequencies / frequencies.sum()
-surprise = {  # of each held-out byte but the first, in nats
+surprise = {  # the loss of each held-out byte but the first, in nats
     "every byte alike": np.full(len(held_out) - 1, math.log(VOCABULARY)),
     "frequency of each byte": -np.log(unigram[held_out[1:]]),
     "bigrams": -np.log(bigram[held_out[:-1], held_out[1:]]),

@@ -102,8 +102,8 @@ plt.show()
 # ### Word pieces
 #
 # BERT has a vocabulary of its own. The numbers of RETRO's tokenizer mean nothing to it. So the database hands over
-# the *text* of a chunk, and BERT cuts it anew. A frequent word is one piece. A rare word falls into several, and all
-# but the first of them are marked with ##. The pieces [CLS] and [SEP] are put before and behind the text.
+# the *text* of a chunk, and BERT cuts it anew. A frequent word is one piece. A rare word falls into several pieces.
+# All of these but the first are marked with ##. The pieces [CLS] and [SEP] are put before and behind the text.
 
 # %%
 text = "A pullback is a function, not a knitted cardigan."
@@ -277,7 +277,7 @@ plt.show()
 text_of_maps = "The bank by the river was closed, so she went to another bank."
 pieces, maps = bert.attention_maps(text_of_maps)
 first, second = (i for i, piece in enumerate(pieces) if piece == "bank")
-scores = {  # of each layer and head, from maps[layer, head, reads, is read]
+scores = {  # a number for each layer and head, from maps[layer, head, reads, is read]
     "the piece before": np.diagonal(maps, -1, 2, 3).mean(axis=-1),
     "the piece after": np.diagonal(maps, 1, 2, 3).mean(axis=-1),
     "[CLS]": maps[..., 0].mean(axis=-1),

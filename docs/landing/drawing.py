@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 WIDTH, HEIGHT = 720, 640
-SIZE = 16  # of a token's square
+SIZE = 16  # the side of a token's square, in pixels
 COLOURS = {  # name: (light, dark)
     "paper": ("#ffffff", "#14181d"), "ink": ("#1f2933", "#e4e8ec"), "soft": ("#52606d", "#a3b0bd"),
     "decoder": ("#dbe9fb", "#1d3554"), "encoder": ("#e2f2df", "#1f4328"), "stored": ("#fdeccb", "#4b3a14"),

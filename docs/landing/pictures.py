@@ -9,7 +9,7 @@ from drawing import arrow, text
 
 M, ROW, TOP = 4, 32, 66  # tokens of a chunk in the staircase, height of a row, where the rows begin
 COLUMNS = {1: 254, 2: 328}  # x of E_1 and of E_2
-WIDE = 64  # of a column
+WIDE = 64  # the width of a column, in pixels
 
 
 def svg(name: str, height: float, title: str, description: str, drawn: Sequence[str]) -> str:
