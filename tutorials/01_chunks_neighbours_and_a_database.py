@@ -160,9 +160,9 @@ print(documents["scones.txt"])
 # Chunks that share rare words get keys that are near each other. The next tutorial makes keys as the paper does, with
 # BERT.
 #
-# `neighbours=2` is the number of neighbours that the database looks up for each chunk. A model may read all
-# of them or fewer, and how many it reads is called $k$. Four more are kept as `extra_candidates`. They step in when one
-# of the nearest is of no use, because it comes from the very document that is read. The last two settings are for so small a
+# `neighbours=2` is the number of neighbours that the database looks up for each chunk. A model may read all of them or
+# fewer, and how many it reads is called $k$. Four more are kept as `extra_candidates`. They step in when one of the
+# nearest is of no use, because it comes from the very document that is read. The last two settings are for so small a
 # corpus: nothing is held out, and no document is left out for being similar to another.
 
 # %%
