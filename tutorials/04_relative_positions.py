@@ -25,8 +25,8 @@
 #
 # *Reading: about 60 minutes · runs in 8 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).*
 #
-# *On the path “Understand it” of the book's contents, read as far as the end of “Four terms”, and pass over what is
-# said of backward passes. No other tutorial is needed for that but 0 and 1.*
+# *On the path “Understand it” of the book's contents, read as far as the end of “Four terms”. No other tutorial is
+# needed for that but 0 and 1.*
 #
 # Afterwards you can
 #
@@ -35,7 +35,6 @@
 # - derive Transformer-XL's score from absolute positions, term by term;
 # - draw the skew trick cell by cell, and write its transpose;
 # - say which distances occur in self-attention, in chunked cross-attention and in the encoder's cross-attention;
-# - if you like, read about another answer, that of Llama. It stands behind the exercises and is not part of RETRO.
 #
 # Previous: [3 · Backward passes by hand](03_backward_passes_by_hand.ipynb) · Next: [5 · Chunked cross-attention,
 # whole](05_chunked_cross_attention.ipynb) · All letters: [symbols](../docs/symbols.md)
@@ -104,7 +103,7 @@ n_chunks, r = n // m, 2 * m  # ℓ; tokens of a neighbour [N, F]
 
 # %% tags=["hide-input"]
 def draw_reading(axes):
-    """Chunks above, attending chunks as brackets under them, what each chunk retrieved below, and who reads it."""
+    """Chunks above, attending chunks as bars under them, what each chunk retrieved below, and who reads it."""
     shades = [PALE, BLUE, NAVY]
     chunk_read = [None] * (m - 1) + [u for u in range(n_chunks) for _ in range(m)]
     for t in range(n):
@@ -132,7 +131,7 @@ plt.show()
 # Tokens 1 to 3 read nothing, because no chunk is complete yet. The third attending chunk has one token here; the rest
 # of it would stand beyond the end.
 #
-# Look at the brackets under the tokens. Attending chunks are chunks again, moved to the right by $m - 1$ tokens. This
+# Look at the bars under the tokens. Attending chunks are chunks again, moved to the right by $m - 1$ tokens. This
 # number is called the **shift**. Cutting a sequence into attending chunks therefore takes three moves: leave out the
 # first $m - 1$ tokens, fill up with zeros at the end, and cut every $m$ tokens. Call this cut $S$. The way back,
 # $S^\top$, puts $m - 1$ zeros in front and drops what lies beyond the end. [Tutorial
@@ -145,18 +144,19 @@ plt.show()
 #
 # $$\mathrm{CCA}(H, E)_t = h_t + \mathrm{CA}\bigl(\mathrm{norm}(h_t),\, E_u\bigr), \qquad t = um + i - 1.$$
 #
-# Here $h_t$ is row $t$ of the sequence's activations $H$, and CA is ordinary cross-attention. The query comes from
-# $\mathrm{norm}(h_t)$, the keys and values from all $k r$ vectors of $E_u$ under one softmax. Around CA stand, as
-# around everything in RETRO, a norm and a residual. The paper counts both as part of its CA and writes
-# $\mathrm{CA}(h_t, E_u)$; this book writes them out. Tokens 1 to $m - 1$ stand in no attending chunk. For them
-# $\mathrm{CCA}(H, E)_t = h_t$. With $X = \mathrm{norm}(H)$, the whole of CCA is
+# Here $h_t$ is row $t$ of the sequence's activations $H$, and CA is ordinary attention, except that the query and the
+# keys come from different texts. The query comes from $\mathrm{norm}(h_t)$, the keys and values from all $k r$ vectors
+# of $E_u$. One softmax runs over all $k r$ keys. Around CA stand, as in every block of RETRO, a norm and a residual
+# connection. The paper counts both as part of its CA and writes $\mathrm{CA}(h_t, E_u)$; this book writes them out.
+# Tokens 1 to $m - 1$ stand in no attending chunk. For them $\mathrm{CCA}(H, E)_t = h_t$. With $X = \mathrm{norm}(H)$,
+# and with $E$ for the $E_u$ of all chunks, the whole of CCA is
 #
 # $$Q = S X\, W_Q, \qquad K = E\, W_K, \qquad V = E\, W_V,$$
 # $$A = \operatorname{softmax}\bigl(Q K^\top / \sqrt c\bigr),$$
 # $$Y = H + S^\top\, (A V W_O).$$
 #
-# Chunks do not see one another, so they are rows of a batch. NumPy's `@` multiplies them one by one. There is one
-# head with $c$ columns for now.
+# Attending chunks do not see one another: each has its own queries, keys and values. So they are rows of a batch, and
+# NumPy's `@` multiplies them one by one. There is one head with $c$ columns for now.
 
 
 # %%
@@ -195,8 +195,8 @@ print("tokens that read nothing:", np.flatnonzero(np.all(value == h, axis=1)) + 
 # %% [markdown]
 # ## Blind to order
 #
-# Now shuffle. First exchange the two neighbours of each chunk. Then reverse the tokens of every neighbour, so that
-# each passage is read backwards. Then throw all $k r$ vectors of a chunk together and draw them in a random order.
+# Now shuffle $E$, in three ways. The first exchanges the two neighbours of each chunk. The second reverses the tokens
+# of every neighbour. The third puts all $k r$ vectors of a chunk into a random order.
 
 # %%
 mixed = encoded.reshape(n_chunks, k * r, -1)[:, rng.permutation(k * r)].reshape(encoded.shape)
@@ -247,7 +247,8 @@ plt.show()
 
 # %% [markdown]
 # *Figure 4.2.* The word that a token has to predict stands in the neighbour one place to the right of it. This holds
-# for every token of the attending chunk. The grey numbers count the neighbour's places, from 0.
+# for every token of the attending chunk. The arrows of the first two are drawn; the second has to find *Canberra*. The
+# numbers below count the places from 0.
 #
 # Call the place of the reader minus the place of what it reads the **distance** $\delta$. To copy from a neighbour, a
 # head need only prefer $\delta = -1$. So we want the score of a query and a key to depend on two things: on what they
@@ -273,8 +274,8 @@ plt.show()
 #
 # In code, the places get vectors of sines and cosines, as in [tutorial 0](00_a_language_model.ipynb). A section below
 # says what is in them. The library's `sinusoids(first, count, d)` returns `count` rows of width `d`, one each for the
-# numbers `first`, `first - 1`, `first - 2` and so on. It counts downwards, for a reason that comes with the skew trick.
-# (The `sinusoids(n, d)` of tutorial 0 counts upwards from 0.) So `[::-1]` puts place 0 first:
+# numbers `first`, `first - 1`, `first - 2` and so on. It counts downwards, for a reason that comes with the skew
+# trick, so `[::-1]` puts place 0 first. (The `sinusoids(n, d)` of tutorial 0 counts upwards from 0.)
 
 # %%
 n, d, c = 16, 16, 6
@@ -292,8 +293,8 @@ assert np.allclose(sum(absolute_terms(x, places)), (x + places) @ w_q @ ((x + pl
 print("four terms sum to the scores")
 
 # %% [markdown]
-# What is wrong with that? Write the same tokens ten places later. Nothing between them has changed, and yet every
-# score is another one:
+# What is wrong with that? Write the same tokens ten places later. Nothing between them has changed, and yet the scores
+# change:
 
 # %%
 later = sinusoids(n - 1 + 10, n, d)[::-1]  # places 10, 11, …, n + 9
@@ -311,10 +312,10 @@ assert moved.max() > 0.5
 # 1. The key's place $\pi_j W_K$ becomes a vector $T_\delta = R_\delta W_R$ of the *distance* $\delta = i - j$.
 #    $R_\delta$ is a fixed vector that encodes the distance. $W_R$ is a matrix of its own, because "what stands
 #    there?" and "how far away is it?" are different questions.
-# 2. The query's place $\pi_i W_Q$ becomes a learned vector, the same for every $i$. With places gone, there is
-#    nothing left by which it could differ. Term (c) gets the **content bias** $b_c$, and term (d) the **position
-#    bias** $b_p$. These letters stand for content and position, and not for term (c) or the width $c$. In the
-#    library's code the biases are `params["u"]` and `params["v"]`.
+# 2. The query's place $\pi_i W_Q$ becomes a learned vector, the same for every $i$. With places gone, there is nothing
+#    left by which it could differ. There is one such vector for each of the two terms: (c) gets the **content bias**
+#    $b_c$, and (d) the **position bias** $b_p$. The index $c$ of $b_c$ stands for content, and not for term (c) or the
+#    width $c$. In the library's code the biases are `params["u"]` and `params["v"]`.
 #
 # From here on $Q_i = x_i W_Q$ and $K_j = x_j W_K$ are what the content is projected to.
 #
@@ -362,9 +363,9 @@ plt.show()
 # $$R_\delta = [\sin \omega_0 \delta, \dots, \sin \omega_{d/2-1} \delta,\ \cos \omega_0 \delta, \dots, \cos
 # \omega_{d/2-1} \delta], \qquad \omega_f = 10000^{-2f/d}.$$
 #
-# The frequencies fall from 1 to nearly $1/10000$. Nothing in $R_\delta$ is learned, so a distance that never occurred
-# in training has its vector all the same. A distance and its negative have the same cosines and opposite sines. So
-# $W_R$ can tell before from after.
+# The frequencies fall from 1 towards $1/10000$. Nothing in $R_\delta$ is learned, so a distance that never occurred in
+# training has its vector all the same. A distance and its negative have the same cosines and opposite sines. So $W_R$
+# can tell before from after.
 
 # %%
 rows = sinusoids(24, 49, 32)  # distances 24, 23, …, −24: the library's table falls
@@ -404,11 +405,11 @@ for back in (1, 5):
 # ## The skew trick
 #
 # Terms (b) and (d) need $(Q_i + b_p) \cdot T_{i-j}$ for each pair $(i, j)$. Making a vector $T_{i-j}$ for each pair
-# would fill a square with vectors. But between $n$ queries and $r$ keys only $n + r - 1$ distances occur, so there
-# are only that many different vectors. It is cheaper to multiply all queries with all distances, in one product. The
-# number for $(i, j)$ then stands somewhere in row $i$. Where?
+# would take $n r$ vectors. But between $n$ queries and $r$ keys only $n + r - 1$ distances occur, so there are only
+# that many different vectors. Put them into a table, and multiply all queries with the whole table, in one product.
+# The number for $(i, j)$ then stands somewhere in row $i$ of the product. Where?
 #
-# Let the distances fall: the first row of the table is that of $n - 1$, the last row that of $-(r - 1)$. Distance
+# Let the distances of the table fall: its first row is that of $n - 1$, its last row that of $-(r - 1)$. Distance
 # $\delta$ then has column $n - 1 - \delta$ of the product. With $\delta = i - j$ this is column $(n - 1 - i) + j$. So
 # in row $i$ the $r$ keys stand side by side, in order. One row further down they begin one column further left.
 
@@ -456,8 +457,8 @@ print("by key:      strides of", [stride // element for stride in view.strides],
 assert np.shares_memory(view, distances)
 
 # %% [markdown]
-# What does it save? Take 2,048 tokens, the length with which the paper trains, and one head of 64 columns. Compare a
-# vector for each pair with a vector for each distance:
+# What does the trick save? Take 2,048 tokens, the length with which the paper trains, and one head of 64 columns.
+# Compare a vector for each pair with a vector for each distance:
 
 # %%
 length, width = 2048, 64
@@ -472,7 +473,7 @@ print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB"
 # ## The library's arrays, and what a group is
 #
 # From here on we use the library's own attention, `relative_attention(q, keys, values, table, b_c, b_p)`. It divides
-# by $\sqrt c$ and skews inside. Its arrays have five axes, so let us name them before the first one stands there.
+# by $\sqrt c$ and skews inside. Its queries, keys and values have five axes:
 #
 # | array | shape | |
 # | --- | --- | --- |
@@ -484,12 +485,12 @@ print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB"
 # What is a **group**? In chunked cross-attention a query reads $k$ neighbours under one softmax. All of them are laid
 # beside the chunk from the same place. So their $kr$ tokens do not stand in one long row. They stand in $k$ rows of
 # $r$, one on top of the other, and token $j$ of every neighbour is at the same distance from a query. Each of these
-# rows is a group of keys. The axis says where keys stand, and nothing else: a query still attends to the keys of all
-# groups at once. Self-attention has one group of queries and one of keys. Several groups of queries occur in the
-# encoder, where each neighbour of a chunk is one (tutorial 6).
+# rows is a group of keys. Groups only say where keys stand: a query still attends to the keys of all groups at once.
+# Self-attention has one group of queries and one of keys. Several groups of queries occur in the encoder, where each
+# neighbour of a chunk is one (tutorial 6).
 #
-# A single head with one group has an axis of length 1 in each of these places. `as_one_head` puts them there. Two
-# plain loops, which know nothing of tables, are the judge of the result:
+# One sequence with one group and one head has axes of length 1 for all three. `as_one_head` puts them there. Two plain
+# loops, which know nothing of tables, are the judge of the result:
 
 
 # %%
@@ -540,8 +541,8 @@ print("ATTN equals the reference")
 # distance $-(r-1)$, but it is read as that of $n - 1$. In general, a pair at distance $\delta$ gets the vector of
 # distance $n - r - \delta$. For $n = r$ that is $-\delta$: before and after have changed places.
 #
-# Here a head is told to read one token back. Its table is 8 at distance 1 and 0 elsewhere. All queries are 0 and
-# $b_p$ is 1, so that a score is an entry of the table. We look at the weights with each table, once without a mask
+# Here a head is told to read one token back. Its table is 8 at distance 1 and 0 elsewhere. All queries and keys are 0
+# and $b_p$ is 1, so that a score is an entry of the table. We look at the weights with each table, once without a mask
 # and once with the causal mask, under which query $i$ sees no key after $i$.
 
 # %%
@@ -568,15 +569,15 @@ plt.show()
 
 # %% [markdown]
 # *Figure 4.6.* With a rising table the head looks ahead instead of back. Under the causal mask it looks at everything
-# a little, because what it wants is hidden. A pale row has no key at the distance that is asked for. Query 0 under
-# the causal mask sees only itself, and gives itself all the weight.
+# a little, because what it wants is hidden. A pale row has no visible key at the distance that is asked for. Query 0
+# under the causal mask sees only itself, and gives itself all the weight.
 #
-# Without a mask the mistake is plain. Under the causal mask it hides. Shapes are right, nothing is seen too early, and
-# the gradients are right as well. `gradcheck` knows whether the pullback belongs to the function. It does not know
-# whether the function is the one that was meant. Training would even learn to live with it, since $n - r - \delta$
-# names a distance just as well as $\delta$ does. But a model trained this way is right only for one value of $n - r$.
-# In sampling there is one query and ever more keys. Then $n - r$ changes at each token, and so does what each row of
-# the table means. Only the loops tell.
+# Without a mask the mistake is plain. Under the causal mask it is easily overlooked. Shapes are right, nothing is seen
+# too early, and the gradients are right as well. `gradcheck` knows whether the pullback belongs to the function. It
+# does not know whether the function is the one that was meant. Training would even learn to live with it, since
+# $n - r - \delta$ names a distance just as well as $\delta$ does. But a model trained this way is right only for one
+# value of $n - r$. In sampling there is one query and ever more keys. Then $n - r$ changes at each token, and so does
+# what each row of the table means. A comparison with plain loops finds the mistake.
 #
 # A rising table is no mistake in itself. [`mini_retro.py`](mini_retro.py) has one, and reads it with an index that
 # rises, too. The mistake is a table and a reader that do not agree.
@@ -606,7 +607,7 @@ plt.show()
 # && \text{all pairs at distance $\delta$ share $T_\delta$}
 # \end{aligned}$$
 #
-# And since $T = R W_R$, the last matrix gets $\mathrm{d}W_R = R^\top \mathrm{d}T$. The sinusoids $R$ are constants.
+# And since $T = R W_R$, we have $\mathrm{d}W_R = R^\top \mathrm{d}T$. The sinusoids $R$ are constants.
 #
 # The sum for $\mathrm{d}T_\delta$ runs along a diagonal of $\mathrm{d}Z$. Groups of keys share the table too, so it
 # also runs over neighbours. Here it is by a loop over diagonals, beside the kernel:
@@ -666,8 +667,8 @@ assert np.isclose(np.sum(b * skewed(a, r)), np.sum(back * a))
 # The printed identity, $\langle b, \mathrm{skew}\,a\rangle = \langle \mathrm{skew}^\top b, a\rangle$, is what it
 # means to be the transpose.
 #
-# Call $D = (Q + b_p)\,T^\top$ the scores by distance, and $\mathrm{d}D$ the right table divided by $\sqrt c$. The
-# rest is the pullback of a product:
+# Call $D = (Q + b_p)\,T^\top$ the scores by distance, and $\mathrm{d}D$ its gradient: the right table with the entries
+# of $\mathrm{d}Z$, divided by $\sqrt c$. The rest is the pullback of a product:
 #
 # - $\mathrm{d}(Q + b_p) = \mathrm{d}D\; T$. It goes to $Q$, and summed over the queries to $b_p$.
 # - $\mathrm{d}T = \mathrm{d}D^\top (Q + b_p)$. Each row sums one diagonal.
@@ -725,8 +726,8 @@ for i in range(m):
 # ## The fifteen lines, with positions
 #
 # Now the forward pass is complete. Four lines are new, and the line of $Z$ uses them. Instead of the skew there is an
-# index: row $i$ looks up column $2m - 2 - \delta$ for each of its keys. The result is the same, and it is easier to
-# remember. `np.tile` repeats the scores of positions for each of the $k$ neighbours.
+# index: row $i$ looks up column $2m - 2 - \delta$ for each of its keys. The result is the same. `np.tile` repeats the
+# scores of positions for each of the $k$ neighbours.
 
 
 # %%
@@ -744,8 +745,7 @@ def cca_forward_with_positions(params, h, encoded, m):
     attending = x[: n_chunks * m].reshape(n_chunks, m, d)
     context = encoded.reshape(n_chunks, k * r, -1)
     Q, K, V = attending @ params["w_q"], context @ params["w_k"], context @ params["w_v"]
-    T = sines(np.arange(2 * m - 2, m - 1 - r, -1), d) @ params["w_r"]  # new: T_δ
-    assert len(T) == m + r - 1
+    T = sines(np.arange(2 * m - 2, m - 1 - r, -1), d) @ params["w_r"]  # new: T_δ, (m + r − 1, c)
     delta = np.arange(m)[:, None] - np.arange(r) + m - 1  # new: distances, (m, r)
     by_distance = (Q + params["v"]) @ T.T  # new: (ℓ, m, m + r − 1)
     by_key = by_distance[:, np.arange(m)[:, None], 2 * m - 2 - delta]  # new: (ℓ, m, r)
@@ -812,9 +812,9 @@ check_4_2(position_scores)
 # %% [markdown]
 # **4.3** A head that copies. Make a table `(3 m - 1, 1, 1)` for chunked cross-attention, with queries $i = 0, \dots,
 # m - 1$ of the attending chunk and keys $j = 0, \dots, 2m - 1$ of a neighbour. Each query $i$ is to put all but a
-# hundredth of its weight on key $m + i$, for chunks of up to 16 tokens and whatever the contents. All queries are 0 and
-# $b_p$ is 1, so that the score is the table's entry. To which distance does the table's first row belong, and to which
-# its last? How large must an entry be? The 8 of "Break it" does not quite suffice for 16 tokens.
+# hundredth of its weight on key $m + i$, for chunks of up to 16 tokens and whatever the contents. All queries and
+# $b_c$ are 0 and $b_p$ is 1, so that the score is the table's entry. To which distance does the table's first row
+# belong, and to which its last? How large must an entry be? The 8 of "Break it" does not quite suffice for 16 tokens.
 
 
 # %% tags=["exercise"]
@@ -842,11 +842,11 @@ check_4_4(attention_over_neighbours)
 # %% [markdown]
 # ## Not RETRO: turn queries and keys, as Llama does
 #
-# RETRO's positions are complete, and you may skip this section. Its subject is another family of models. [Tutorial
+# You may skip this section. Its subject is another family of models. [Tutorial
 # 13](13_a_memory_for_a_language_model.ipynb) needs it, where a memory is given to a model of this family. Tutorials 5
 # to 12 do not. Three ideas are new here: rotary positions, grouped heads and SwiGLU.
 #
-# Llama ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971)) and most models since have no table. Their positions
+# Llama ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971)) and many models since have no table. Their positions
 # are **rotary** ([Su et al. 2021](https://arxiv.org/abs/2104.09864)). The $c$ numbers of a query or a key are $c/2$
 # pairs, and at place $i$ pair $f$ is turned by the angle $i\,\omega_f$, where $\omega_f = \theta^{-2f/c}$ for some
 # large number $\theta$. Write $\Theta_i$ for the turn of all pairs. It is a rotation, so its transpose is the turn
@@ -855,8 +855,8 @@ check_4_4(attention_over_neighbours)
 # $$(\Theta_i\, Q_i) \cdot (\Theta_j\, K_j) = Q_i \cdot (\Theta_i^\top \Theta_j\, K_j)
 # = Q_i \cdot (\Theta_{j-i}\, K_j).$$
 #
-# Again the score depends on the distance alone, and this time without biases and without $W_R$. The kernel needs no
-# change: turn `q` and `keys`, and give it no table. The pullback of a turn is the turn back.
+# Again places enter the score only by their distance, and this time without biases and without $W_R$. The kernel needs
+# no change: turn `q` and `keys`, and give it no table. The pullback of a turn is the turn back.
 
 
 # %%
@@ -893,20 +893,19 @@ print(f"ten places later, scores change by up to {np.abs(here[0] @ here[1].T - l
 #   $\mathrm{d}x = \mathrm{d}y \odot x' \odot \sigma (1 + x (1 - \sigma))$ and
 #   $\mathrm{d}x' = \mathrm{d}y \odot x\,\sigma$.
 #
-# Value and pullback stand side by side once more. Read down and then up.
 
 
 # %%
 def llama_block(layer, h, n_kv_heads, c, base, eps):
     """h (B, n, d) → (B, n, d): attention and then SwiGLU, a residual around each."""
     p, f, (B, n, _) = layer["attention"], layer["ffw"], h.shape
-    grouped, angles = (B, n, n_kv_heads, -1, c), angles_of(n, c, base)
+    grouped, flat, angles = (B, n, n_kv_heads, -1, c), (B, n, -1), angles_of(n, c, base)
     normed, norm_vjp = rms_norm(h, p["norm"], eps)
     (q, q_vjp), (keys, k_vjp), (values, v_vjp) = (linear(normed, p[name]) for name in ("w_q", "w_k", "w_v"))
     q = turned(q.reshape(B, n, -1, c), angles).reshape(grouped).transpose(0, 3, 1, 2, 4)  # (B, g, n, n_kv_heads, c)
     keys = turned(keys.reshape(B, n, n_kv_heads, c), angles)[:, None]
     out, attention_vjp = relative_attention(q, keys, values.reshape(B, 1, n, n_kv_heads, c), causal_offset=0)
-    update, o_vjp = linear(out.transpose(0, 2, 3, 1, 4).reshape(B, n, -1), p["w_o"])
+    update, o_vjp = linear(out.transpose(0, 2, 3, 1, 4).reshape(flat), p["w_o"])
     middle = h + update
     normed, ffw_norm_vjp = rms_norm(middle, f["norm"], eps)
     (gate, gate_vjp), (up, up_vjp) = linear(normed, f["w_gate"]), linear(normed, f["w_in"])
@@ -923,9 +922,8 @@ def llama_block(layer, h, n_kv_heads, c, base, eps):
         dout, dp["w_o"] = o_vjp(dmiddle)
         dq, dkeys, dvalues = attention_vjp(dout.reshape(grouped).transpose(0, 3, 1, 2, 4))
         dq, dkeys = turned(dq.transpose(0, 2, 3, 1, 4).reshape(B, n, -1, c), -angles), turned(dkeys[:, 0], -angles)
-        dnormed_q, dp["w_q"] = q_vjp(dq.reshape(B, n, -1))
-        dnormed_k, dp["w_k"] = k_vjp(dkeys.reshape(B, n, -1))
-        dnormed_v, dp["w_v"] = v_vjp(dvalues.reshape(B, n, -1))
+        dnormed_q, dp["w_q"] = q_vjp(dq.reshape(flat))
+        (dnormed_k, dp["w_k"]), (dnormed_v, dp["w_v"]) = k_vjp(dkeys.reshape(flat)), v_vjp(dvalues.reshape(flat))
         dx, dp["norm"] = norm_vjp(dnormed_q + dnormed_k + dnormed_v)
         return {"attention": dp, "ffw": df}, dmiddle + dx
 
@@ -969,9 +967,9 @@ print(f"value: equal within {np.abs(result - expected).max():.0e}; all {len(thei
 
 # %% [markdown]
 # There is a trap here that no check of gradients finds. Many programs turn the pairs $(x_{2f}, x_{2f+1})$ instead of
-# $(x_f, x_{f+c/2})$. Either way only distances count, and either way a model can be trained. But weights know only
-# the order with which they were trained. A `.gguf` file stores Llama's queries and keys in the other order than the
-# files of the library transformers do, so a loader must permute them.
+# $(x_f, x_{f+c/2})$. Either way only distances count, and either way a model can be trained. But weights know only the
+# order with which they were trained. A `.gguf` file stores the columns of Llama's $W_Q$ and $W_K$ in the other order
+# than the files of the library transformers do, so a loader must permute them.
 #
 # ## What you have gained
 #
@@ -980,8 +978,8 @@ print(f"value: equal within {np.abs(result - expected).max():.0e}; all {len(thei
 # - You have chunked cross-attention's forward pass in fifteen lines, and in nineteen with positions.
 # - You know why it needs positions. A sum over keys has no order, and only the distance between reader and neighbour
 #   says which word is the next one.
-# - You can write the relative score, its skew and its pullback. Sums along diagonals of $\mathrm{d}Z$ are the
-#   gradient of the table.
+# - You can write the relative score, its skew and its pullback. The gradient of the table sums along diagonals of
+#   $\mathrm{d}Z$.
 # - You have seen a mistake that every gradient check passes, and what finds it: a slow loop that follows the
 #   equation.
 #

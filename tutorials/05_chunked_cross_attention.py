@@ -65,10 +65,10 @@ BLUE, ORANGE, GREY, PALE, DARK = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0", "#1
 # ## Where we stand
 #
 # [Tutorial 4](04_relative_positions.ipynb) wrote the forward pass of CCA in fifteen lines, for one head and one
-# sequence. A sequence of $n$ tokens is cut into chunks $C_1, \dots, C_\ell$ of $m$. As soon as its last token is there,
-# $C_u$ is looked up. It finds $\mathrm{RET}(C_u)$, $k$ neighbours $[N, F]$ of $r = 2m$ tokens each. An encoder makes
-# vectors $E_u$ of width $d'$ of them, one for each token. The text and the figures count tokens and chunks from 1, as
-# the paper does. Code counts from 0.
+# sequence. A sequence of $n$ tokens is cut into chunks $C_1, \dots, C_\ell$ of $m$. As soon as its last token is
+# there, $C_u$ is looked up. It finds $\mathrm{RET}(C_u)$, $k$ neighbours $[N, F]$ of $r = 2m$ tokens each. An encoder
+# makes a vector of width $d'$ for each of their tokens. These vectors are $E_u$. The text and the figures count tokens
+# and chunks from 1, as the paper does. Code counts from 0.
 
 # %%
 n, m, k = 12, 4, 2  # tokens of the sequence, tokens of a chunk, neighbours of a chunk
@@ -133,7 +133,7 @@ plt.show()
 # chunk $u = 1, \dots, \ell$ and every place $i = 1, \dots, m$ in its attending chunk,
 #
 # $$H_u^{+} = (h_{um},\, h_{um+1},\, \dots,\, h_{um+m-1}), \qquad
-# \mathrm{CCA}(H, E)_t = h_t + \mathrm{CA}\bigl(\mathrm{norm}(h_t),\, E_u\bigr) \ \text{ for } t = um + i - 1.$$
+# \mathrm{CCA}(H, E)_t = h_t + \mathrm{CA}\bigl(\mathrm{norm}(h_t),\, E_u\bigr) \ \text{ for } t = um + i - 1 \le n.$$
 #
 # $h_t$ is the row of the activations $H$ that belongs to token $t$. CA is ordinary cross-attention: one query, and one
 # softmax over all $k\,r$ vectors of $E_u$. The norm and the sum are written out here; the paper counts them as part of
@@ -166,7 +166,7 @@ print("laid back:", (S.T @ (S @ numbers)).astype(int))
 # A matrix is more than a notation here. As before, $\mathrm{d}x$ stands for $\partial \mathcal{L} / \partial x$, the
 # gradient of the loss with respect to $x$, and a pullback computes $\mathrm{d}x$ from $\mathrm{d}y$. The pullback of
 # $Y = S X$ is $\mathrm{d}X = S^\top \mathrm{d}Y$, as for every linear map ([tutorial
-# 3](03_backward_passes_by_hand.ipynb)). So half of CCA's backward pass is already written.
+# 3](03_backward_passes_by_hand.ipynb)). So a part of CCA's backward pass is already written.
 #
 # ## Where does a neighbour stand?
 #
@@ -207,8 +207,8 @@ plt.show()
 # $$Z_{ij} = \frac{(Q_i + b_c) \cdot K_j + (Q_i + b_p) \cdot T_{\delta}}{\sqrt{c}}, \qquad T_\delta = R_\delta W_R$$
 #
 # Here $c$ is the width of a head. The content bias $b_c$ and the position bias $b_p$ are `params["u"]` and
-# `params["v"]` in code. In short: $T_\delta$ is a learned vector for the distance $\delta$, made from fixed sines and
-# cosines $R_\delta$ by a matrix $W_R$, and the biases are two learned vectors. So a head can prefer certain words,
+# `params["v"]` in code. In short: $T_\delta$ is a vector for the distance $\delta$, made from fixed sines and cosines
+# $R_\delta$ by a learned matrix $W_R$, and the biases are two learned vectors. So a head can prefer certain words,
 # certain distances, or both.
 #
 # ## The whole forward pass
@@ -222,8 +222,8 @@ plt.show()
 #
 # The library's `attend` is CA. It has the projections $W_Q, W_K, W_V, W_O$ and $W_R$, and the same function serves
 # self-attention. The queries have shape `(rows, 1, m, d)`, a row for each attending chunk. The axis of length 1 is for
-# groups of queries; CCA has one group, and only the encoder will need more. The context has shape `(rows, k, r, d')`.
-# `offset` is the constant in the distance. In the exercises you write all of this yourself.
+# groups of queries, and CCA has one group. The context has shape `(rows, k, r, d')`. `offset` is the constant in the
+# distance. In the exercises you write all of this yourself.
 #
 # The function below is CCA for any batch, with all heads. One thing is more general than in the library: the shift is
 # an argument. The distance goes with it. Query $i$ stands $i + \mathrm{shift}$ tokens behind the first token of $C_u$,
@@ -285,14 +285,14 @@ assert np.allclose(value, by_loops)
 # ## The off-by-one
 #
 # Why $m - 1$, and not $m$ or $m - 2$? The difference is one token, every shape stays the same, and no error is raised.
-# Nor does the loss complain. It even likes one of the wrong ones best, as we shall see. So we need a test that does not
+# Nor does the loss complain. It can be lowest with a wrong shift, as we shall see. So we need a test that does not
 # trust the loss.
 #
 # For the test we put CCA into a model. It is the paper's algorithm 1 with a single layer, written out so that we can
 # exchange the shift. The neighbour encoder belongs to the next tutorial. Here it only makes vectors of the retrieved
-# tokens, and `ca_layers=()` above keeps it from looking at the chunk. The database is a stand-in, too. All that matters
-# for the test is that its answer depends on every token of the chunk and on nothing else. So the tokens of the chunk
-# seed a generator, and the generator draws the neighbours.
+# tokens, and `ca_layers=()` above keeps it from looking at the chunk. The database is a stand-in. All that matters for
+# the test is that its answer depends on every token of the chunk and on nothing else. So the tokens of the chunk seed
+# a generator, and the generator draws the neighbours.
 
 
 # %%
@@ -332,9 +332,9 @@ assert np.abs(difference).max() < 1e-9
 # An output that moves although it stands before the changed token knows something of what is still to come. That is a
 # leak.
 #
-# The second step is the one that such tests forget. If the neighbours are held fixed, the changed token cannot reach
-# anybody by way of the database, and in our small model every shift passes. A second warning: a real database may well
-# give the same answer to the changed chunk. The retrieval of a test must depend on every token, as ours does.
+# The second step is easily forgotten. If the neighbours are held fixed, the changed token cannot reach anybody by way
+# of the database, and in our small model every shift passes. A second warning: a real database may well give the same
+# answer to the changed chunk. The retrieval of a test must depend on every token, as ours does.
 
 
 # %%
@@ -396,35 +396,36 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure 5.3.* Above: which $E_u$ each token reads. Below: which outputs move when a token is changed; everything below
-# the diagonal is a leak, and is orange. Shift $m - 1$ is the smallest that has none.
+# *Figure 5.3.* Above: which $E_u$ each token reads. Below: which outputs move when a token is changed. An output that
+# moves below the diagonal is a leak, and is orange. By the table above the figure, $m - 1$ is the smallest shift that
+# has none.
 #
-# With shift $m - 2$, token $um - 1$ reads what $C_u$ retrieved. Its output is to predict token $um$, the last of $C_u$,
-# and that token was part of the search. This gives one orange cell in each chunk. With shift $m - 3$ there are three in
-# each chunk: the output at token $um - 2$ knows two tokens too many, and the output at token $um - 1$ knows one.
+# With shift $m - 2$, token $um - 1$ reads what $C_u$ retrieved. Its output is to predict token $um$, the last of
+# $C_u$, and that token was part of the search. This gives one leak for each chunk. With shift $m - 3$ there are three
+# for each chunk: the output at token $um - 2$ knows two tokens too many, and the output at token $um - 1$ knows one.
 #
 # With shift $m$ there is no leak, but there is waste. $\mathrm{RET}(C_1)$ first helps to predict token $m + 2$. Token
 # $m + 1$, the very first after the chunk, has to be predicted without it. Shift $m - 1$ is the only one that reads
 # $\mathrm{RET}(C_u)$ as soon as equation 1 allows, and no sooner.
 #
-# One more way for a leak exists, through the encoder. It opens when the encoder looks at the chunk. [Tutorial
-# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) tests it, and finds what we found here: a leak with shift $m - 2$,
-# and none with shift $m - 1$.
+# There is one more way for a leak: through the encoder, when it looks at the chunk. [Tutorial
+# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) tests this way, and finds what we found here: a leak with shift
+# $m - 2$, and none with shift $m - 1$.
 #
 # ## What a leak is worth
 #
-# A leak is not a blemish in a diagram. A model learns to use it. To see how much it is worth, take a text of which
-# nothing can be known: each token is one of 15, drawn at random. An honest model that has no copy of the text cannot
-# need less than $\ln 15$ nats per token. Now give it a database, in one of two ways:
+# A model learns to use a leak. To see how much it is worth, take a text of which nothing can be known: each token is
+# one of 15, drawn at random. An honest model that has no copy of the text cannot need less than $\ln 15$ nats per
+# token on average. Now give a model a database, in one of two ways:
 #
 # - **What was asked.** $\mathrm{RET}(C_u) = [C_u, \text{padding}]$. The database repeats what the decoder has read
 #   already, and nothing more. No honest model can gain from it.
 # - **The continuation too.** $\mathrm{RET}(C_u) = [C_u, C_{u+1}]$, as if the database held a copy of the text. Then
 #   every token from $C_2$ on can be read.
 #
-# The model is as small as possible: an embedding for the tokens, one CCA and a readout. It has no encoder. A second
-# embedding, `values`, makes a vector of each retrieved token, and these vectors serve as $E$. We train the model with
-# each shift for 150 steps. The pullback of CCA, which training needs, is the `vjp` above.
+# The model is small: an embedding for the tokens, one CCA and a readout. It has no encoder. A second embedding,
+# `values`, makes a vector of each retrieved token, and these vectors serve as $E$. We train the model with each shift
+# for 150 steps. The pullback of CCA, which training needs, is the `vjp` above.
 
 
 # %%
@@ -500,13 +501,12 @@ plt.show()
 #
 # Look at the left panel first. With shift $m - 2$, the last token of each chunk costs next to nothing. It stands in
 # $N$, and $N$ is read before the token is predicted. With shift $m - 3$ the same holds for the last two tokens.
-# Averaged over all tokens, this loss would pass for a fine success of retrieval. With shift $m - 1$ nothing gets below
-# the line. Some bars even stand above it: a model that has seen little text takes chance for a rule, and pays for it in
-# the next batch.
+# Averaged over all tokens, such a loss would pass for a success of retrieval. With shift $m - 1$ nothing gets below
+# the line. Bars stand above it where a model expects some tokens more than others, although all 15 are equally likely.
 #
-# Now the right panel. The leaky shifts look exactly like the honest one. A database that holds the text itself hides
-# the leak of the shift behind a leak of another kind, that of the evaluated text into the database. No shift can help
-# against that one. It is the subject of [tutorial 8](08_is_it_leakage.ipynb).
+# Now the right panel. The leaky shifts look like shift $m - 1$. A database that holds the text itself hides the leak
+# of the shift behind a leak of another kind, that of the evaluated text into the database. No shift can help against
+# that one. It is the subject of [tutorial 8](08_is_it_leakage.ipynb).
 
 # %% [markdown]
 # ## Masks, and neighbours that are missing
@@ -566,9 +566,8 @@ print("tokens whose output is wrong without the mask:", np.flatnonzero(wrong) + 
 # ## The order of the neighbours
 #
 # All $k$ neighbours stand under one softmax and in the same place. So CCA cannot tell which of them came first. Within
-# a neighbour, the order of the tokens does count. And what if every neighbour is given twice? Each weight is halved and
-# there are two of each, so the output stays the same. A copy counts only against the other neighbours. Repeat all of
-# them, and nothing changes. Repeat one, and it gets more weight.
+# a neighbour, the order of the tokens does count. And what if every neighbour is given twice? Each weight is halved
+# and there are two of each, so the output stays the same. Repeat only one, and it gets more weight.
 
 
 # %%
@@ -586,8 +585,8 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # %% [markdown]
 # ## The pullback
 #
-# Now the lower half of `cca_with`. Go through the forward pass from the outside inwards. Write $X^+ = S X$ for the
-# attending chunks, normalised, and $Y^+$ for what they read.
+# Now the lower half of `cca_with`. Go through the forward pass from its end to its beginning. Write $X^+ = S X$ for
+# the attending chunks, normalised, and $Y^+$ for what they read.
 #
 # *Table 5.1.* CCA, around CA.
 #
@@ -619,7 +618,7 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # | $T = R W_R$ | $\mathrm{d}W_R = R^\top \mathrm{d}T$; the sinusoids $R$ are constants |
 #
 # The score is a sum of products, so each factor's gradient is $\mathrm{d}Z_{ij} / \sqrt c$ times the other factor,
-# summed over the index that the factor does not have:
+# summed over all pairs in whose score the factor stands:
 #
 # *Table 5.3.* The five factors of the score.
 #
@@ -631,10 +630,10 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # | $\mathrm{d}b_c$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, K_j$ | all pairs |
 # | $\mathrm{d}b_p$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, T_\delta$ | all pairs |
 #
-# Three of these sums are easily lost. $E$ is used twice, as keys and as values, so $\mathrm{d}E$ has two terms. All
-# neighbours of a chunk share their places, so $\mathrm{d}T_\delta$ sums over the neighbours. And all chunks share the
-# matrices and the biases, whose gradients therefore sum over the chunks. In code the last one takes care of itself,
-# because chunks are rows of a batch.
+# Three sums are easily lost. $E$ is used twice, as keys and as values, so $\mathrm{d}E$ has two terms. All neighbours
+# of a chunk share their places, so $\mathrm{d}T_\delta$ sums over the neighbours. And all chunks share the matrices
+# and the biases, whose gradients therefore sum over the chunks. In code the last one takes care of itself, because
+# chunks are rows of a batch.
 #
 # Is the `vjp` above right? The library and finite differences both say so:
 
@@ -690,12 +689,12 @@ plt.show()
 
 # %% [markdown]
 # *Figure 5.5.* Weight and gradient form the same staircase: the output at a token sends gradient back to exactly those
-# retrieved vectors that the token reads. White is zero.
+# retrieved vectors that the token reads. Outside the staircase all is zero; its palest cells are only small.
 #
 # ## Three wrong pullbacks
 #
-# Each of these runs without complaint and would train. `gradcheck` says which argument's gradient is wrong, at which
-# index, and sometimes why.
+# Each of these runs without complaint. `gradcheck` says which argument's gradient is wrong, at which index, and
+# sometimes why.
 
 
 # %%
@@ -774,8 +773,9 @@ check_5_2(cut, lay_back)
 #
 # Return the output `(b, m, n_heads, c)` and the weights $A$ as `(b, n_heads, m, k, r)`. Which row of the table belongs
 # to query $i$ and key $j$? Figure 5.2 helps, and so does exercise 4.4, which was the same for one head and one chunk.
-# One softmax runs over all $k\,r$ keys, and a chunk may have no key at all. `np.einsum` saves you from counting axes:
-# `np.einsum("bihc,bkjhc->bhikj", q, keys)` is every query times every key.
+# One softmax runs over all $k\,r$ keys. An attending chunk may have no key at all. Then its weights and its output
+# are zero. `np.einsum` saves you from counting axes: `np.einsum("bihc,bkjhc->bhikj", q, keys)` is every query times
+# every key.
 
 
 # %% tags=["exercise"]
@@ -846,8 +846,8 @@ check_5_6(my_cca)
 #
 # - Equation 3, once as a sentence, once as a matrix and once as code. A chunk is complete at its last token, and from
 #   that token on its neighbours are read.
-# - The reason for the shift $m - 1$, and a test that finds a wrong shift in any model: change a token, look up again,
-#   see which outputs move.
+# - The reason for the shift $m - 1$, and a test that finds a leak from outside: change a token, look up again, see
+#   which outputs move.
 # - The price of a leak. The loss rewards it, so the loss is no judge of it.
 # - A backward pass that is the forward pass in reverse, with $S$ and $S^\top$ exchanged.
 # - If you did the exercises, you have written the heart of [`mini_retro.py`](mini_retro.py), the whole of RETRO in one
