@@ -17,7 +17,7 @@ PAPER = {
     "no retrieval": 0.987, "1 neighbour in training": 0.858, "4 neighbours in training": 0.847,
     "CCA in the first layer alone": 0.827, "CCA in the last layer alone": 0.831, "CCA in every layer": 0.860,
 }  # fmt: skip
-PAPER_SHOWS = f"Table 13, C4 bpb: {', '.join(f'{name} {bpb:.3f}' for name, bpb in PAPER.items())}."
+PAPER_SHOWS = f"Bits per byte of C4 in table 13: {', '.join(f'{name} {bpb:.3f}' for name, bpb in PAPER.items())}."
 
 
 def variants(retro: RetroConfig, training: TrainingConfig) -> dict[str, tuple[RetroConfig, TrainingConfig]]:
@@ -77,4 +77,5 @@ def verdict(figures: Figures) -> Verdict:
     compared = [name for name in paper if name != "RETRO"]
     agreeing = [name for name in compared if (change[name] > 0) == (paper[name] > paper["RETRO"])]
     values = {"compared": compared, "agreeing": agreeing, "change": change, "worst": list(change)[-3:][::-1]}
+    values["small"] = sum(abs(change[name]) < 0.003 for name in compared)
     return len(agreeing) > len(compared) / 2, sentence(__name__, figures, **values)
