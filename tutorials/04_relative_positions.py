@@ -34,7 +34,7 @@
 # - write the forward pass of chunked cross-attention in plain NumPy;
 # - derive Transformer-XL's score from absolute positions, term by term;
 # - draw the skew trick cell by cell, and write its transpose;
-# - say which distances occur in self-attention, in chunked cross-attention and in the encoder's cross-attention;
+# - say which distances occur in self-attention, in chunked cross-attention and in the encoder's cross-attention.
 #
 # Previous: [3 · Backward passes by hand](03_backward_passes_by_hand.ipynb) · Next: [5 · Chunked cross-attention,
 # whole](05_chunked_cross_attention.ipynb) · All letters: [symbols](../docs/symbols.md)
@@ -135,7 +135,7 @@ plt.show()
 # number is called the **shift**. Cutting a sequence into attending chunks therefore takes three moves: leave out the
 # first $m - 1$ tokens, fill up with zeros at the end, and cut every $m$ tokens. Call this cut $S$. The way back,
 # $S^\top$, puts $m - 1$ zeros in front and drops what lies beyond the end. [Tutorial
-# 5](05_chunked_cross_attention.ipynb) shows what goes wrong with any other shift, and what a model gains by it.
+# 5](05_chunked_cross_attention.ipynb) shows what goes wrong with any other shift.
 #
 # ## Fifteen lines
 #
@@ -246,9 +246,9 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 4.2.* The word that a token has to predict stands in the neighbour one place to the right of it. This holds
-# for every token of the attending chunk. The arrows of the first two are drawn; the second has to find *Canberra*. The
-# numbers below count the places from 0.
+# *Figure 4.2.* The word that a token has to predict stands in the neighbour, one place to the right of the token. This
+# holds for every token of the attending chunk. The arrows of the first two are drawn; the second has to find
+# *Canberra*. The numbers below count the places from 0.
 #
 # Call the place of the reader minus the place of what it reads the **distance** $\delta$. To copy from a neighbour, a
 # head need only prefer $\delta = -1$. So we want the score of a query and a key to depend on two things: on what they
@@ -892,7 +892,6 @@ print(f"ten places later, scores change by up to {np.abs(here[0] @ here[1].T - l
 #   $\sigma' = \sigma (1 - \sigma)$, its pullback is
 #   $\mathrm{d}x = \mathrm{d}y \odot x' \odot \sigma (1 + x (1 - \sigma))$ and
 #   $\mathrm{d}x' = \mathrm{d}y \odot x\,\sigma$.
-#
 
 
 # %%
