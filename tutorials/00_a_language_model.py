@@ -105,8 +105,8 @@ print(list(b"for i in"), "is", repr(text_of([102, 111, 114, 32, 105, 32, 105, 11
 print("\n".join(text_of(held_out).splitlines()[30:36]))
 
 # %% [markdown]
-# *The figures in this tutorial come from Python 3.11. Another version has slightly other modules, and the last digit
-# of a figure may differ.*
+# *The numbers in this tutorial come from Python 3.11. Another version has slightly other modules, and the last digit
+# of a number may differ.*
 #
 # ## The first model: a table of counts
 #
@@ -154,7 +154,7 @@ for _ in range(160):
 print(text_of(written))
 
 # %% [markdown]
-# The pairs of letters are right and nothing else is. What cannot be shown as a character is printed as �. To do
+# Most pairs of letters look right, and nothing else does. What cannot be shown as a character is printed as �. To do
 # better we first need to say what "better" means.
 #
 # ## How good is a model? Cross-entropy
@@ -214,7 +214,8 @@ axes.text(0, 8.1, "every byte alike", va="bottom", color=GREY, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# *Figure 0.2.* The table pays most at the beginnings of words, where the last byte says little about what follows.
+# *Figure 0.2.* Four of the five highest bars stand at the beginning of a word, where the last byte says little about
+# what follows.
 #
 # ### Break it: a count of zero
 #
@@ -253,8 +254,8 @@ for size, nats in ((1, byte_nats), (2, pair_nats)):
     print(f"tokens of {size}: {nats.mean():.2f} nats a token, {per_byte:.2f} bits a byte")
 
 # %% [markdown]
-# Per token the second model looks far worse. It is the better one: it needs fewer bits for the same text. So the
-# figure that one compares is
+# Per token the second model looks far worse. It is the better one: it needs fewer bits for the same text. So the number
+# that one compares is
 #
 # $$\text{bits per byte} = \frac{\text{nats of the whole text}}{\ln 2 \cdot \text{bytes of the whole text}},$$
 #
@@ -265,9 +266,8 @@ for size, nats in ((1, byte_nats), (2, pair_nats)):
 # ## From a table to a function
 #
 # The obvious next step is to look at two bytes instead of one, then at three. This road ends soon. A table for a
-# context of $n$ bytes has $256^n$ rows, and nearly all of them stay empty, because nearly every text of 20 bytes
-# occurs only once in the world. And a table learns nothing about one context from another, even if the two differ in
-# a single blank.
+# context of $n$ bytes has $256^n$ rows, and nearly all of them stay empty, because no text is long enough to fill
+# them. And a table learns nothing about one context from another, even if the two differ in a single blank.
 #
 # So we replace the table by a *function* with parameters. It maps a context to $|\mathcal{V}|$ numbers
 # $z_1, z_2, \ldots$, one for each token of the vocabulary. They are called *logits* and may be any real numbers. The
@@ -292,8 +292,8 @@ for size, nats in ((1, byte_nats), (2, pair_nats)):
 #
 # $$\frac{\partial \mathcal{L}}{\partial z_a} = p_a - y_a.$$
 #
-# This is the most useful line of the tutorial. The gradient is what the model said, minus what was true. It pushes
-# the true token's logit up and all others down, each in proportion to the probability that it wrongly got.
+# This is the most useful line of the tutorial. The gradient is what the model said, minus what was true. A step
+# against it raises the true token's logit and lowers all others, each of these in proportion to its probability.
 #
 # In this book, a differentiable function returns two things: its value and its **pullback**. The pullback is a
 # function that takes the gradient of the loss with respect to the *value*, and returns the gradients with respect to
@@ -348,7 +348,7 @@ plt.show()
 # at the others. Its entries sum to 0.
 #
 # The cell above the figure also measured the gradient: it moved each logit by a millionth in both directions and
-# looked at the loss. Such a *finite difference* is how every pullback in this book is checked.
+# looked at the loss. Such a measurement is called a *finite difference*, and this book checks pullbacks with it.
 #
 # ## Embedding: a table that learns
 #
@@ -389,11 +389,11 @@ def embed(table, tokens):
 
 
 # %% [markdown]
-# Two functions are enough for a first model that *learns*. Let the table have $|\mathcal{V}|$ columns, and take its
-# rows as logits. Then each byte has its own logits for the next byte: this is the bigram model again. This time its
-# parameters are found by *gradient descent*. We do not use the whole text at each step, but 512 places of it, drawn at
-# random: a *batch*. Its gradient moves the table a little. The steps become smaller towards the end, so that the noise
-# of the batches averages out.
+# `embed` and `cross_entropy` are enough for a first model that *learns*. Let the table have $|\mathcal{V}|$ columns,
+# and take its rows as logits. Then each byte has its own logits for the next byte: this is the bigram model again. This
+# time its parameters are found by *gradient descent*. We do not use the whole text at each step, but 512 places of it,
+# drawn at random: a *batch*. Its gradient moves the table a little. The steps become smaller towards the end, so that
+# the noise of the batches averages out.
 
 # %%
 rng, table = np.random.default_rng(1), np.zeros((VOCABULARY, VOCABULARY))
@@ -431,10 +431,10 @@ print(f"counted:   {surprise['bigrams'].mean() / math.log(2):.2f}")
 # derivative, so the queries, keys and values can be learned.
 
 # %%
-K = np.array([[1.9, 0.3], [0.4, 1.8], [-1.6, 0.7], [1.3, 1.3]])  # four keys, c = 2
+K = np.array([[1.9, 0.3], [0.4, 1.8], [-1.6, 0.7], [1.3, 1.3]])  # four keys of two numbers
 values = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 3.0], [0.0, 3.0]])  # and their values
 query = np.array([2.0, 0.8])
-scores = K @ query / math.sqrt(2)
+scores = K @ query / math.sqrt(2)  # The reason for the division comes below.
 weights = softmax(scores)
 result = weights @ values
 print("scores ", np.round(scores, 2))
@@ -477,9 +477,9 @@ plt.show()
 # $i$ of $O$ is what it gets. ($V$, the values, is not $\mathcal{V}$, the vocabulary.)
 #
 # **Why divide by $\sqrt{c}$?** Take two vectors of $c$ independent random numbers with mean 0 and variance 1. Their
-# inner product has variance $c$. For a large $c$ the scores would lie so far apart that the softmax gives all
-# weight to one key. There its derivative is nearly zero, and nothing is learned. The division keeps the variance of
-# the scores at 1.
+# inner product has variance $c$. For a large $c$ the scores would lie so far apart that the softmax gives nearly all
+# weight to one key. There its derivative is nearly zero, and nothing is learned. The division keeps the variance of the
+# scores at 1.
 
 # %%
 rng = np.random.default_rng(2)
@@ -512,9 +512,9 @@ def attention(q, keys, values, causal=True):
 
 # %% tags=["hide-input"]
 rng, word = np.random.default_rng(5), "for i in x"
-n, c = len(word), 8
-Q, K, values = (rng.standard_normal((n, c)) for _ in range(3))
-Z = Q @ K.T / math.sqrt(c)
+n, d = len(word), 8
+Q, K, values = (rng.standard_normal((n, d)) for _ in range(3))
+Z = Q @ K.T / math.sqrt(d)
 _, A = attention(Q, K, values)
 masked = np.where(np.arange(n) > np.arange(n)[:, None], np.nan, Z)
 figure, grid = plt.subplots(1, 3, figsize=(10, 3.3))
@@ -532,31 +532,31 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure 0.5.* From scores to weights, with random queries and keys. White cells are masked: no token reads a later
-# one. The first row has only itself to read, so its weight there is 1.
+# *Figure 0.5.* From scores to weights, with random queries and keys. The white triangle is masked: no token reads a
+# later one. The first token has only itself to read, so its weight there is 1.
 #
 # ### Heads
 #
 # One softmax gives a token one thing to look for. But a token may want several things at a time: the byte before, the
-# last opening bracket, the beginning of the line. So the $d$ columns of $Q$, $K$ and $V$ are cut into *heads*. With
-# `n_heads` heads, each has $c$ columns, which is $d$ divided by `n_heads`. Each head has its own scores, its own
+# last opening bracket, the beginning of the line. So let $Q$, $K$ and $V$ have $d$ columns, and cut these into *heads*.
+# With `n_heads` heads, each has $c$ columns, which is $d$ divided by `n_heads`. Each head has its own scores, its own
 # softmax and its own result. The results are put side by side, $d$ columns again, and a last matrix $W_O$ mixes them.
 #
 # The library's `relative_attention` does this for a batch of texts and all heads, and it returns the pullback, which
 # [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes: batch, groups, tokens, heads and
 # columns. Groups are a matter of [tutorial 4](04_relative_positions.ipynb), and until then that axis has length 1.
-# `causal_offset=0` switches the causal mask on, and without it there is no mask. What is relative about it comes in
-# tutorial 4 as well. Its result is that of the ten lines above, head by head:
+# `causal_offset=0` switches the causal mask on, and without it there is no mask. Tutorial 4 says what is relative about
+# this attention. Head by head, `relative_attention` gives what `attention` above gives:
 
 # %%
 n_heads = 2
-shape = (1, 1, n, n_heads, c // n_heads)  # batch, groups, tokens, heads, columns of a head
+shape = (1, 1, n, n_heads, d // n_heads)  # batch, groups, tokens, heads, columns of a head
 q, keys, vals = (z.reshape(shape) for z in (Q, K, values))
 theirs, _ = relative_attention(q, keys, vals, causal_offset=0)
 for head in range(n_heads):
     ours, _ = attention(q[0, 0, :, head], keys[0, 0, :, head], vals[0, 0, :, head])
     assert np.allclose(ours, theirs[0, 0, :, head])
-print(f"{n_heads} heads of {c // n_heads} columns: equal to the library's")
+print(f"{n_heads} heads of {d // n_heads} columns: equal to the library's")
 
 # %% [markdown]
 # ### Attention does not see order
@@ -598,10 +598,10 @@ plt.show()
 # %% [markdown]
 # ## A decoder block
 #
-# A transformer is a stack of equal *blocks*. Picture one row of $d$ numbers for each token, which flows through all
-# of them: $h_t$, the token's *activations*. No block replaces them. Each block reads them, computes an update and
-# adds it. This is called a *residual* connection. It has two effects. What an early block has found is still there
-# for a late one. And on the way back the gradient of the sum reaches the first block undiminished, however many
+# A transformer is a stack of *blocks*, all of one form. Picture one row of $d$ numbers for each token, which flows
+# through all of them: $h_t$, the token's *activations*. No block replaces them. Each block reads them, computes updates
+# and adds them. This is called a *residual* connection. It has two effects. What an early block has found is still
+# there for a late one. And on the way back the gradient of the sum reaches the first block undiminished, however many
 # blocks lie between.
 #
 # A block makes two updates.
@@ -646,7 +646,7 @@ axes.add_patch(plt.Rectangle((2.75, -0.75), 6.5, 3.2, facecolor="#f3f3f3", edgec
 axes.text(6, 2.1, "one block; our model has two, one after the other", ha="center", color="#555555", fontsize=9)
 box(axes, 0, 0, 1.1, "tokens", "white")
 box(axes, 1.75, 0, 1.5, "embedding\n+ position", SAND)
-for x, name in ((4, "attention"), (7, "FFW")):
+for x, name in ((4, "attention"), (7, "feed-\nforward")):
     box(axes, x, 1.3, 0.9, "norm", "white")
     box(axes, x + 1.25, 1.3, 1.2, name, "#a8cbe6")
     arrow(axes, (x, 0), (x, 1.0))
@@ -669,7 +669,8 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 0.7.* A decoder: attention and FFW read the activations through a norm, and add their updates to them.
+# *Figure 0.7.* A decoder: attention and the feed-forward network read the activations through a norm, and add their
+# updates to them.
 #
 # Here are both halves of the block in code. Read each function downwards for its value. Then read its pullback: it
 # names the same steps in reverse order. `linear`, `rms_norm` and `gelu` come from the library, each with its
@@ -678,7 +679,7 @@ plt.show()
 # pullback stands `dy + …`: the residual connection, which hands the gradient through.
 #
 # From here on, an array holds a batch of texts, which are computed side by side. In shapes, $B$ is the number of texts
-# and $n$ that of their tokens, so the activations have the shape `(B, n, d)`.
+# and $n$ the number of tokens in each, so the activations have the shape `(B, n, d)`.
 
 
 # %%
@@ -844,16 +845,16 @@ assert abs(slope - said) < 1e-6 * abs(said) + 1e-8
 #
 # - $\mu$, the **first moment**, is *momentum*. What points the same way in many batches adds up, and what changes its
 #   sign from batch to batch cancels.
-# - $\sqrt{\nu}$, from the **second moment**, is the usual size of the parameter's gradient. Divided by it, each
-#   parameter takes steps of about $\eta$, whether its gradients are large or small.
+# - $\sqrt{\nu}$, from the **second moment**, is the usual size of the parameter's gradient. The division by it gives
+#   each parameter steps of about $\eta$, whether its gradients are large or small.
 # - Both means start at zero and are too small in the first steps. The hats correct for that.
 # - $\lambda\, \theta$ is **weight decay**: it pulls each weight towards zero, so that only what the data keep asking
 #   for stays large. It is *decoupled*: it stands outside the fraction. If it were added to $\mathrm{d}\theta$ instead,
 #   it would be divided by $\sqrt{\nu}$ as well, and the parameters with large gradients would hardly decay.
 #
-# The figure shows two of these things: what momentum and the division by $\sqrt{\nu}$ do, and what decoupling does. On
-# the left is a long valley, in which one direction is 50 times as steep as the other. On the right are two weights
-# with nothing but noise for a gradient, one with ten times as much noise as the other.
+# The figure shows on the left what momentum and the division by $\sqrt{\nu}$ do, in a long valley that is 50 times as
+# steep in one direction as in the other. On the right it shows what decoupling does to two kinds of weights, 500 of
+# each. Their gradients are nothing but noise, and one kind has ten times as much of it as the other.
 
 
 # %%
@@ -922,7 +923,7 @@ for decoupled, style in ((True, "-"), (False, "--")):
             right.text(305, decayed[decoupled][-1, column], f"{kind},\n{name}", color=colour, va="center", fontsize=8)
 right.text(305, decayed[True][-1].mean(), "decoupled,\nmuch or little noise", va="center", fontsize=8)
 right.set(
-    title="what weight decay does to two weights",
+    title="what weight decay does to two kinds of weights",
     xlabel="step",
     ylabel="mean weight",
     xlim=(0, 440),
@@ -935,8 +936,8 @@ for name, path in paths.items():
 
 # %% [markdown]
 # *Figure 0.8.* Left: gradient descent zigzags across the steep direction and creeps along the flat one, momentum
-# takes the zigzag out, and AdamW moves at the same speed in both. Right: decoupled decay shrinks both weights alike,
-# and decay inside the gradient depends on the noise.
+# takes most of the zigzag out, and AdamW sets out at the same speed in both. Right: decoupled decay shrinks both kinds
+# of weights alike, and the effect of decay inside the gradient depends on the noise.
 #
 # ## The training loop
 #
@@ -1012,8 +1013,8 @@ for when, model, length in (("before training", fresh, 60), ("after", params, 40
     print(f"{when}:\n{text_of(sample(model, prompt, length, np.random.default_rng(7)))}\n")
 
 # %% [markdown]
-# It means nothing, and yet it is unmistakably Python: lines are indented, names have underscores, `self` is followed
-# by a point, and calls have brackets. All of this was learned by predicting one byte at a time.
+# It means nothing, and yet it is unmistakably Python: lines are indented, names have underscores, `self` is often
+# followed by a point, and calls have brackets. All of this was learned by predicting one byte at a time.
 #
 # Where did the gain over the table come from? Here is the line of figure 0.2 again, with both models.
 
@@ -1034,8 +1035,8 @@ print(f"on this line: table {table_line:.1f}, transformer {bits.mean():.1f} bits
 # %% [markdown]
 # *Figure 0.10.* The transformer gains inside words, where several letters together say more than the last one alone.
 #
-# It does not gain everywhere. At a few letters it is more surprised than the table: what it expected there was
-# another word. A model that is surer of itself wins more when it is right, and pays more when it is wrong.
+# It does not gain everywhere. At some letters it is more surprised than the table. A model that is surer of itself
+# wins more when it is right, and pays more when it is wrong.
 #
 # ### What the heads look for
 #
@@ -1069,11 +1070,11 @@ print(f"weight on bytes more than 3 back: block 1 {far[0]:.1f}, block 2 {far[1]:
 assert far[1] > far[0]
 
 # %% [markdown]
-# *Figure 0.11.* The heads of the first block read the last few bytes. Those of the second reach further back, and
-# some of them pick out one byte and read it from many places.
+# *Figure 0.11.* The heads of the first block mostly read the last few bytes. Those of the second reach further back,
+# and some of them pick out one byte and read it from many places.
 #
-# A diagonal means that a byte is found by *where* it stands: just before the reader. A vertical stripe means that a
-# byte is found by *what* it is, from every distance. Nobody told the heads what to look for.
+# A diagonal means that a head reads at one distance: the byte itself, or one just before it. A vertical stripe means
+# that a head reads one byte from every distance. Nobody told the heads what to look for.
 #
 # ## Break it: without the mask
 #
@@ -1102,9 +1103,9 @@ assert bits[:, -1].mean() > table_bits
 
 # %% [markdown]
 # The loss is far better than that of the model with the mask, after a quarter of the training. It is worthless. The
-# model has learned to look one place to the right, where the answer stands. At the last place of a window there is
-# nothing to the right, and there it is worse than a table. A model that writes is always at the last place, so what it
-# writes is nothing like Python.
+# model has learned to look one place to the right, where the answer stands. At the last place of a text there is
+# nothing to the right, and there the model is worse than a table. A model that writes is always at the last place, so
+# what it writes is nothing like Python.
 #
 # Keep this in mind for the rest of the book. *A loss that is too good is a leak until shown otherwise.* RETRO fetches
 # text from a database, and text can leak in from there in several ways.
@@ -1210,8 +1211,8 @@ check_0_4(likeliest)
 #   tokens.
 # - You have the gradient $p - y$, and you know why an embedding's pullback adds.
 # - You know attention as a soft lookup, what the mask prevents, and what norm, residual connection and FFW are for.
-# - You have written a transformer with its gradients, AdamW, a training loop and a sampling loop: all that training a
-#   language model is.
+# - You have written a transformer with its gradients, AdamW, a training loop and a sampling loop: all that a language
+#   model needs to learn and to write.
 # - You have seen a leak: a loss that was too good.
 #
 # The functions `embed`, `cross_entropy` and `ffw` and the two loops return in [`mini_retro.py`](mini_retro.py), which

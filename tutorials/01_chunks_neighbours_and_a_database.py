@@ -20,7 +20,7 @@
 # tell them. But if they have a cookbook at hand, they look for a page that begins like this one, and read there how
 # it goes on. RETRO is a language model with such a cookbook. Beside its weights it has a database of text, and while
 # it reads, it looks up again and again what other documents said after something similar. How does one build that
-# database, what exactly is looked up, and what comes back? This tutorial answers on twenty lines of text, so few that
+# database, what exactly is looked up, and what comes back? This tutorial answers with twenty lines of text, so few that
 # you can see all of them.
 #
 # *Reading: about 30 minutes · runs in 5 s on one core · needs tutorial 0, or that you know what a language model is.*
@@ -63,8 +63,8 @@ BLUE, ORANGE, GREY, PALE, SAND = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0", "#f
 #
 # RETRO cuts its text into *chunks* of $m$ tokens. It predicts token after token, as every language model does. When a
 # chunk is complete, it stops for a moment. It searches the database for chunks that resemble the one that it has just
-# read. With each of them comes the chunk that followed it in its own document. The model may read all of this while
-# it predicts the next chunk.
+# read, its *neighbours*. With each neighbour comes the chunk that followed it in its own document. The model may read
+# all of this while it predicts the next chunk.
 
 
 # %% tags=["hide-input"]
@@ -145,18 +145,19 @@ for name, text in documents.items():
 print(documents["scones.txt"])
 
 # %% [markdown]
-# `build_database` does everything in section 2.3 of the paper. It trains a tokenizer, cuts the documents into chunks,
-# makes a key of each chunk, builds an index of the keys, and looks up the neighbours of each chunk. With an index, a
-# search need not compare the query with every key, and may now and then miss the nearest one
-# ([tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb)). For so few chunks that makes no difference. The paper's
-# chunks have 64 tokens. Ours have 8, so that they fit on a line.
+# `build_database` trains a tokenizer and then does everything in section 2.3 of the paper. It cuts the documents into
+# chunks, makes a key of each chunk, builds an index of the keys, and looks up the neighbours of each chunk. With an
+# index, a search need not compare the query with every key, and may now and then miss the nearest one ([tutorial
+# 12](12_from_here_to_1_75_trillion_tokens.ipynb)). For so few chunks that makes no difference. The paper's chunks have
+# 64 tokens. Ours have 8, so that they fit on a line.
 #
 # The tokens are not bytes as in tutorial 0. The tokenizer begins with bytes and then merges, again and again, the two
-# neighbouring tokens that occur together most often, until the vocabulary is full
+# adjacent tokens that occur together most often, until the vocabulary is full
 # ([Sennrich et al. 2016](https://aclanthology.org/P16-1162)). Frequent words become one token each.
 #
-# The keys need no trained weights here. Each token of a chunk, and each pair of neighbouring tokens, has a random
-# vector that a hash function determines. A chunk's key is the sum of these vectors, and rare tokens count more.
+# The keys need no trained weights here. Each token of a chunk, and each pair of adjacent tokens, has a random vector
+# that a hash function determines. A chunk's key is the sum of these vectors, scaled to length 1, and rare tokens count
+# more.
 # Chunks that share rare words get keys that are near each other. The next tutorial makes keys as the paper does, with
 # BERT.
 #
@@ -244,8 +245,8 @@ print(f"{np.sum(scones != muffins)} of {np.sum(scones != 0)} tokens differ")
 #
 # A value has $2m$ tokens. That does not mean that each token is stored twice. The database stores the chunks one
 # after the other, each of them once, and with each chunk the number of its document. When a value is read, it is put
-# together from two rows that stand one below the other: row $N$, and the row after it if it belongs to the same
-# document. [Tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb) counts the bytes.
+# together from two rows that stand one below the other: the row of $N$, and the next row if that one belongs to the
+# same document. [Tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb) counts the bytes.
 
 # %%
 ids = rows[[0, 1, -1]]
@@ -260,8 +261,9 @@ for chunk, value in zip(ids, values, strict=True):
 # %% [markdown]
 # ## A search
 #
-# A query is made into a key in the same way as a chunk. The *neighbours* of the query are the chunks whose keys are
-# nearest to it, by squared Euclidean distance. Let us ask for something that is in no recipe.
+# A query is made into a key in the same way as a chunk. The neighbours of the query are the chunks whose keys are
+# nearest to its key, by squared Euclidean distance. The word *neighbour* also stands for the value $[N, F]$ that comes
+# back. Let us ask for something that is in no recipe.
 
 # %%
 query = "To make pies, take a bowl"
@@ -286,14 +288,15 @@ print(database.value(found[-1]))
 # When RETRO predicts chunk $C_{u+1}$, it reads the neighbours of $C_u$. Their $N$ resembles $C_u$, which the model
 # has *already read*. What it needs now is more likely to stand in $F$. How much more? We can count.
 #
-# Each recipe looks up its neighbours among the *other* recipes, as in training. (A sequence must never retrieve its
-# own text, and [tutorial 8](08_is_it_leakage.ipynb) shows what happens if it does.) Then we go through the tokens
-# of $C_{u+1}$. A token counts as found if it is the last of a run of at least three tokens that stands in a
-# neighbour of $C_u$, too. A single common word is no evidence, and three in a row are. The first two tokens of a
-# run do not count, so that the share cannot reach 100 %.
+# Each recipe looks up its neighbours among the *other* recipes, as in training. (A sequence must never retrieve its own
+# text, and [tutorial 8](08_is_it_leakage.ipynb) shows what happens if it does.) Then we go through the tokens of
+# $C_{u+1}$. A token counts as found if it is the last of a run of at least three tokens of $C_{u+1}$ that stands in
+# $[N, F]$ of a neighbour of $C_u$, too. We also count for $N$ alone and for $F$ alone. A single common word is no
+# evidence, and three in a row are. The first two tokens of a run do not count, and therefore the share cannot reach
+# 100 %.
 #
 # One comparison keeps us honest. The recipes have so much in common that any text from another recipe might do. So we
-# also count for two *random* chunks of other recipes with their continuations.
+# count once more for two *random* chunks of other recipes with their continuations.
 
 
 # %%
@@ -347,8 +350,8 @@ plt.show()
 # ## Break it
 #
 # Chunks lie on a grid that begins with the document. Put one more line before a recipe, and every chunk is cut at
-# another place. The search still finds a chunk that shares words with it. But that chunk's continuation begins at
-# another place, too.
+# another place. The search still finds a chunk with many of the same words. But the continuation of that chunk begins
+# at another place, too.
 
 # %%
 original = documents["muffins.txt"]
@@ -362,14 +365,14 @@ for text in (original, "Wash your hands.\n" + original):
     print(f"  goes on {database.text(continuation)!r}\n")
 
 # %% [markdown]
-# The first chunk is in the database, is found at distance 0, and its continuation is exactly what comes next. This
+# The first chunk is in the database. It is found at distance 0, and its continuation is exactly what comes next. This
 # search did not leave out the recipe's own text, but all five recipes have this line, so any of them could have
-# answered. The second chunk is not in the database. What is nearest to it is cut differently, and its continuation
-# begins with three words that have been read already.
+# answered. The second chunk is not in the database. The nearest chunk is cut differently, and its continuation begins
+# with three words that have been read already.
 #
-# Here is a choice that no cutting avoids. A long chunk is searched for less often and matches less exactly. A short
-# one says less about what the text is about, and costs more keys. The paper settles on 64 tokens. This project's
-# experiments, with much smaller models and databases, settle on 16.
+# Here is a choice that no cutting avoids. A long chunk is searched for less often and matches less exactly. A short one
+# says less about what the text is about, and costs more keys. The paper settles on 64 tokens. Most of this project's
+# experiments, with much smaller models and databases, use 16.
 #
 # ## Exercises
 #
@@ -400,9 +403,9 @@ def value_of(row, tokens, documents): ...
 check_1_2(value_of)
 
 # %% [markdown]
-# **1.3** Exact search, which compares the query with every key. `keys` has shape (chunks, d) and `query` (d,). Return
-# the numbers of the $k$ nearest keys by squared distance, the nearest first. Of two keys at the same distance, the
-# lower number comes first. If there are fewer than $k$ keys, the rest of the answer is −1.
+# **1.3** Exact search, which compares the query with every key. `keys` has shape (chunks, d) and `query` (d,), where d
+# is the width of a key. Return the numbers of the $k$ nearest keys by squared distance, the nearest first. Of two keys
+# at the same distance, the lower number comes first. If there are fewer than $k$ keys, the rest of the answer is −1.
 
 
 # %% tags=["exercise"]
