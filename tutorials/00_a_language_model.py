@@ -260,8 +260,8 @@ for size, nats in ((1, byte_nats), (2, pair_nats)):
 # $$\text{bits per byte} = \frac{\text{nats of the whole text}}{\ln 2 \cdot \text{bytes of the whole text}},$$
 #
 # in which the number of tokens no longer occurs. The bytes of a text are the same for every model. RETRO's paper
-# reports bits per byte for this reason, and so does this book wherever it scores ordinary text. In this tutorial a
-# token is a byte, so bits per token and bits per byte are the same number.
+# reports bits per byte for this reason, and so does this book wherever it scores ordinary text. In the rest of this
+# tutorial a token is a byte, so bits per token and bits per byte are the same number.
 #
 # ## From a table to a function
 #
@@ -619,9 +619,10 @@ plt.show()
 # works on each number alone. It passes on what is positive and stops nearly all that is negative. The rows of
 # $W_\text{out}$ are what is added for each question that was answered with yes.
 #
-# **The norm** stands before each of the two. The activations grow from block to block, since every block adds to
-# them. RMSNorm divides a row by its root mean square, and multiplies each column by a learned number, its gain. The
-# gains together are the vector $\gamma$. A tiny $\varepsilon$ prevents a division by zero:
+# **The norm** stands before each of the two. The activations grow from block to block, since every block adds to them.
+# RMSNorm divides a row by its root mean square, and multiplies each column by a learned number, its gain. The gains
+# together are the vector $\gamma$. The sign $\odot$ multiplies entry by entry, and a tiny $\varepsilon$ prevents a
+# division by zero:
 #
 # $$\operatorname{norm}(x) = \gamma \odot \frac{x}{\sqrt{\frac{1}{d} \sum_a x_a^2 + \varepsilon}}.$$
 #

@@ -345,7 +345,7 @@ plt.show()
 #
 # Is $N$ useless, then? A count of shared tokens cannot say. The paper asked trained models (table 13, bits per byte
 # on C4, a data set of text from the web): 0.987 without retrieval, 0.950 with $N$ alone, 0.895 with $F$ alone, and
-# 0.822 with both. So $N$ helps as well. It tells the model what the continuation continues.
+# 0.822 with both. So $N$ helps as well.
 #
 # ## Break it
 #
