@@ -26,19 +26,19 @@
 #
 # - compute the 13-gram Jaccard similarity of two texts, and say which edits bring it below 0.8;
 # - say what $s(C)$ and $\mathrm{bpb}(\alpha)$ are, and read a plot of the latter;
-# - name four ways in which the text to be predicted gets into what is retrieved, and what stops each of them;
+# - name four ways in which the text to be predicted gets into what is retrieved, and what stops or shows each of them;
 # - say when a gain from retrieval is leakage, and why the control of [tutorial 7](07_train_one.ipynb), the neighbours
 #   of others, cannot tell;
 # - ask of any comparison whether it was made at equal tokens or at equal compute.
 #
 # *On the path "Understand it" of the book's contents, read to the end of "What the gain is made of", then "The curve
-# that tells", "This project's own headline" and "When is a gain leakage?". They say in a sentence what they need of the
-# rest.*
+# that tells", "This project's own headline" and "When is a gain leakage?". These sections say in a sentence what they
+# need of the rest.*
 #
 # The model is the one that comes with the package. It was trained on Python's standard library, without the modules
 # that are evaluated here. Two aids helped it to learn, which tutorial 7 describes in "Aids for the impatient". Its
-# first weights are a rough copying machine. And for the first third of training, some chunks get better neighbours than
-# any search could find. The evaluation uses no such neighbours. The keys of its database are those of tutorial 1,
+# first weights were a rough copying machine. And for the first third of training, some chunks got better neighbours
+# than any search could find. The evaluation uses no such neighbours. The keys of its database are those of tutorial 1,
 # hashed tokens, which find text that shares words. The library is that of your own Python, so the figures differ a
 # little from one version to the next. The text therefore says which way a figure goes, and asserts hold it to that.
 #
@@ -148,8 +148,8 @@ assert 1 - others.bits_per_byte() / off.bits_per_byte() < 0.2 * saving["copies"]
 # times the parameters. We saved more, with a database and a model of two million.
 #
 # The control agrees, too. With the neighbours of others the gain is gone, so it is the neighbours that did it. All of
-# this is true. But the control shows only *that* a model reads, which is what it is for. Whether what it reads should
-# have been there, it cannot say.
+# this is true. But the control shows only *that* a model reads, which is what it is for. Whether what the model reads
+# should have been there, the control cannot say.
 #
 # ## What the gain is made of
 #
@@ -179,8 +179,8 @@ print(f"{100 * np.mean(ratios['copies'] == 1):.0f} % of the evaluated chunks sta
 assert np.mean(ratios["copies"] == 1) > 0.9
 
 # %% [markdown]
-# Nearly all of them do. The experiment measured whether the model can copy. About its use for new text, it says
-# nothing.
+# Nearly all of them do. So the experiment has measured whether the model can copy, and not what retrieval is worth on
+# new text.
 #
 # ## Two texts that are nearly one
 #
@@ -209,9 +209,9 @@ for changes in (0, 1, 2, 3, 6, 10):
     print(f"{changes:2} words changed: {jaccard(' '.join(words), edited(changes)):.3f}")
 
 # %% [markdown]
-# One changed word in two hundred leaves a similarity of **0.871**, and two leave **0.757**. The filter no longer
-# considers that text a duplicate. Why so fast? Each text has 188 grams. Each changed word takes thirteen of them out of
-# what both have, and adds thirteen new ones to what at least one of them has:
+# One changed word in two hundred leaves a similarity of **0.871**, and two leave **0.757**. With two, the filter no
+# longer takes the text for a duplicate. Why so fast? Each text has 188 grams. Each changed word takes thirteen of them
+# out of what both have, and adds thirteen new ones to what at least one of them has:
 #
 # $$J = \frac{188 - 13 \cdot \text{words changed}}{188 + 13 \cdot \text{words changed}}.$$
 #
@@ -249,12 +249,12 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure 8.1.* The filter sees copies and nothing else. Two changed words in two hundred pass it (left), although the
-# signatures would have found the pair (right).
+# *Figure 8.1.* The filter sees only texts that are nearly equal. A text with two changed words in two hundred passes
+# (left), although the signatures would have found the pair (right). Dashed: the threshold.
 #
 # ## Mended
 #
-# Build the same corpus again, now with the filter, which is on by default. What it leaves out is listed in
+# Build the same corpus again, now with the filter, which is on by default. Each document that is left out is listed in
 # `duplicates.jsonl`, together with the held-out document that it resembles.
 
 # %%
@@ -272,14 +272,14 @@ print(f"saved: {100 * saving['mended']:.1f} %; with the copies it was {100 * sav
 assert saving["mended"] < 0.5 * saving["copies"]
 
 # %% [markdown]
-# This is the figure without the copies. It is a small one, and even this one is not free of likeness: `lzma.py` is in
-# the database and resembles `bz2.py`, as "Past the filter: families" below will show.
-# Figure 8.3 will show that it is not even certain to be a gain.
+# Without the copies, little of the saving is left. And this little is not free of likeness: `bz2.py` has much in common
+# with `lzma.py`, which is in the database. Figure 8.3 will show that it is not even certain to be a gain.
 #
 # ## Past the filter: halves
 #
-# The second mistake is quieter. Somebody has pasted the lower half of each of the six modules into a larger file of
-# their own. None of these files has a similarity of 0.8 with a held-out module. The filter is on, and sees nothing.
+# The second mistake is quieter. This time nobody has kept whole copies. But the lower half of each of the six modules
+# has been pasted to the end of another file. None of these files has a similarity of 0.8 with a held-out module. The
+# filter is on, and sees nothing.
 
 # %%
 halves = {}
@@ -296,9 +296,9 @@ print(f"saved: {100 * saving['halves']:.1f} %")
 assert saving["halves"] > 1.5 * saving["mended"]
 
 # %% [markdown]
-# Retrieval seems to pay again. A filter on documents cannot tell, but $s(C)$ can, since it looks at what the model in
-# fact got to read. Here is a chunk of which about half stands in a value, and then the distribution of $s(C)$ under
-# each of the three databases.
+# Retrieval seems to pay again. A filter on documents cannot tell why, but $s(C)$ can, since it looks at what each chunk
+# retrieved. Here is a chunk of which half stands in a value, and then the distribution of $s(C)$ under each of the
+# three databases.
 
 
 # %% tags=["hide-input"]
@@ -343,7 +343,7 @@ plt.show()
 
 # %% [markdown]
 # *Figure 8.2.* Above: a chunk and the longest run of tokens (orange) that it shares with a value. Below: with copies
-# all chunks pile up at 1, with halves about half of them do, and with the mended database few.
+# nearly all chunks stand at 1, with halves about half of them do, and with the mended database few.
 #
 # ## The curve that tells
 #
@@ -356,13 +356,14 @@ plt.show()
 # $\mathrm{bpb}(1)$ is the plain figure. For $\alpha = 12.5\,\%$ the paper speaks of no local leakage.
 #
 # We draw it for two databases. *mended* is the corpus without the copies. *halves* is the corpus with the lower half of
-# each of the six modules pasted into some other file, which a filter on documents does not notice.
+# each of the six modules pasted to the end of another file, which a filter on documents does not notice.
 #
 # The model with retrieval and the one without have to be compared on the *same* chunks. Chunks that stand in no other
 # text are harder for both, so both curves rise to the left, and only the distance between them says something. How much
 # does that distance depend on the six documents that happened to be held out? A *bootstrap* answers: draw six documents
-# out of the six, with replacement, thousands of times, and see how far the saving varies. The range of 95 % of the
-# draws is called the interval. In the figure it is the bars of the right panel, in print it stands in brackets.
+# out of the six, with replacement, thousands of times, and see how far the saving varies. The range of the middle 95 %
+# of the draws is called the interval. In the figure, the bars of the right panel show it; in print, it stands in
+# brackets.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
@@ -395,8 +396,8 @@ for alpha in (1.0, 0.5, 0.125):
 assert below["halves"][0.5].difference_percent > 0.5 * below["halves"][1.0].difference_percent
 
 # %% [markdown]
-# *Figure 8.3.* The gain from the halves is made on chunks that stand in the database. For $\alpha$ up to a half hardly
-# anything is left of it, as with the mended database.
+# *Figure 8.3.* Nearly all of the gain from the halves is made on chunks of which more than half stands in a value. For
+# $\alpha$ up to a half hardly anything is left of it, as with the mended database.
 #
 # The gain falls as $\alpha$ does. That is the shape of leakage. A model that had learned something from its neighbours
 # beyond their wording would keep a part of its gain on the left. Filters on documents and $\mathrm{bpb}(\alpha)$ are
@@ -404,19 +405,19 @@ assert below["halves"][0.5].difference_percent > 0.5 * below["halves"][1.0].diff
 #
 # A caution: $\alpha$ is a share. In the paper's chunks of 64 tokens, $\alpha = 12.5\,\%$ allows a run of eight tokens.
 # In ours of 16 it allows two, and two tokens of Python in a row occur nearly everywhere. So few chunks are left there,
-# and odd ones, as the last lines show. Fewer than six documents may be left, too, and then there is no interval. Read
-# the curve, not its left end.
+# as the last two lines show. If fewer than six documents are left, there is no interval. Read the curve, not its left
+# end.
 #
 # ## Past the filter: families
 #
 # The third way is the one that fools honest people. Python's `encodings` are tables of characters. `iso8859_6.py` and
 # `palmos.py` are held out; their sisters `iso8859_1.py`, `iso8859_5.py` and so on are not. Nobody has copied anything,
-# no similarity reaches 0.8, and yet the tables are near-copies of each other. `evaluate`, which is also a command,
-# knows this trap. It finds for each held-out document the most similar training document, and reports all figures
-# twice: over all documents, and over those with a similarity below 0.1.
+# no similarity reaches 0.8, and yet the tables are *near-copies* of each other, which here means a similarity of at
+# least 0.1. `evaluate`, which is also a command, knows this trap. It finds for each held-out document the most similar
+# training document, and reports all figures twice: over all documents, and over those without a near-copy.
 #
-# From here on RETRO is no longer compared with itself. Its rival is a *baseline*, the same decoder without encoder and
-# cross-attention, trained on the same text. It comes with the package, too.
+# Until now RETRO was compared with itself without retrieval. Here its rival is a *baseline*, the same decoder without
+# encoder and cross-attention, trained on the same text. It comes with the package, too.
 
 # %%
 SISTERS = ["iso8859_1", "iso8859_5", "iso8859_8", "iso8859_9", "iso8859_15"]
@@ -446,9 +447,10 @@ clean, whole = results["without_near_copies"]["models"], {n: f["bpb"] for n, f i
 assert whole["RETRO[ON]"] / whole["baseline"] < 0.98 < clean["RETRO[ON]"] / clean["baseline"]
 
 # %% [markdown]
-# The first line is a saving that one would gladly report, if one does not look at its interval. The contributions below
-# add up to it, and they tell where it comes from: all of it from documents that have a near-copy in the database. These
-# are the two tables, and `bz2.py`, which has much in common with `lzma.py`. Without the three, nothing is saved.
+# Over all documents there is a saving that one would gladly report, if one does not look at its interval. The
+# contributions below add up to this saving, and they tell where it comes from: all of it from documents that have a
+# near-copy in the database. These documents are the two tables, and `bz2.py`, which has much in common with `lzma.py`.
+# Without the three, nothing is saved.
 #
 # ## The sequence itself
 #
@@ -478,18 +480,17 @@ assert share_told(found[:, 0]) > 0.9
 assert share_told(first_foreign) < 0.1
 
 # %% [markdown]
-# Without the rule, training would pay a model for copying $F$, and for little else. Its training loss would be
-# splendid, and it would be helpless on the day on which its text is new. `build_database` and `sequence_neighbours`
-# both keep the rule, the second one for all documents of which a sequence holds a piece.
+# Without the rule, training would pay a model for copying $F$, and for little else. The training loss would be
+# splendid, and the model would be helpless on new text. `build_database` and `sequence_neighbours` both keep the rule,
+# the second one for all documents of which a sequence holds a piece.
 #
 # ## What copying alone would gain
 #
-# One more yardstick, which needs no retrieval model at all. Let a model *without* retrieval place a bet at each
-# position. It looks for the longest run of its last tokens that also stands in the neighbours, and bets on the token
-# that comes after that match. For each length of match the weight of the bet is tuned: on one half of the documents for
-# the other half, so that nobody sees the answers. `copy_bound` computes what such
-# a rule saves. What RETRO gains beyond it is more than copying. What RETRO gains less is copying that it has not
-# learned.
+# One more yardstick, which needs no retrieval model at all. Let our model, *without* retrieval, place a bet at each
+# position. It looks for the longest run of its last tokens that also stands in the neighbours, and gives a part of its
+# probability to the token that comes after that match. How large this part is, is tuned for each length of match: on
+# one half of the documents for the other half, so that nobody sees the answers. `copy_bound` computes what such a rule
+# saves. If RETRO saves more, it does more than copy. If RETRO saves less, there is copying that it has not learned.
 
 # %%
 bound = copy_bound(params, config, mended, sequence_length=256)
@@ -511,8 +512,8 @@ plt.show()
 # *Figure 8.4.* The longer the match, the safer the bet. The numbers above the bars say how many of all positions have a
 # match of this length.
 #
-# Even with the mended database, copying by rule saves several times what this small model does. That is a hard figure
-# to look at for somebody who trained the model, and a cheap one to obtain. Compute it before you train.
+# Even with the mended database, copying by rule saves several times what this small model does. This figure is cheap to
+# obtain. Compute it before you train.
 #
 # ## This project's own headline
 #
@@ -533,15 +534,15 @@ plt.show()
 #
 # You can read this table now. The neighbours of others cost bits, so the model reads. Its own neighbours save bits,
 # over all modules clearly so. And most of that saving goes away with the fifteen modules that have near-copies. It was
-# made of text that a module shares with the database, of families such as the tables of characters in `encodings`, of
-# which some are held out and their sisters are not.
+# made of text that a module shares with the database. An example is the family of character tables in `encodings`: some
+# of them are held out, and their sisters are not.
 #
 # But does *anything* remain without them? One run says yes: the interval leaves out zero. The other says that it cannot
 # be told. It is the same model on the same modules, so how can that be? Both runs stop within the 58th module,
-# `pydoc_data/topics.py`. That is 0.76 MB of English prose, Python's help texts, with no near-copy. The demo reads 4,000
-# chunks more of it, and has 774,595 bytes without near-copies where the experiment has 564,981. On what the demo reads
-# of this one file, RETRO needs 1.72 % *more* bits than the baseline; on the other 42 modules, it needs 1.49 % fewer.
-# The two results differ only in how much of the file is mixed in.
+# `pydoc_data/topics.py`. That is 0.76 MB of English prose, Python's help texts, with no near-copy. The demo scores
+# 4,000 chunks more of it, and has 774,595 bytes without near-copies where the experiment has 564,981. On what the demo
+# scores of this one file, RETRO needs 1.72 % *more* bits than the baseline; on the other 42 modules, it needs 1.49 %
+# fewer. The two results differ only in how much of the file is mixed in.
 #
 # So whether this RETRO saves anything on text without near-copies depends on one file, and is not settled. Note how
 # quietly this happens. Bits per byte count bytes, so one long document can outweigh many short ones. Ask of each figure
@@ -554,12 +555,13 @@ plt.show()
 # - `random-neighbours`: copying by rule saves 7.98 % of the baseline's bits. That is more than RETRO's 5.62 %. The rule
 #   lets the baseline bet on the token that comes after the longest match in the neighbours, as in "What copying alone
 #   would gain".
-# - `second-corpus`: on a corpus whose documents share much text, the goal was to save 5 %, and 1 % at
-#   $\alpha = 12.5\,\%$. It saves 22.52 % and costs 1.97 % there. The second goal was missed.
+# - `second-corpus`: on a corpus whose documents share much text, the goal was to save 5 %, and 1 % at $\alpha =
+#   12.5\,\%$. RETRO saves 22.52 % on all chunks, and needs 1.97 % more bits at $\alpha = 12.5\,\%$. So the second goal
+#   was missed.
 # - `subsets`: retrieval saves 39.32 % of the bits of `encodings`, more than anywhere else in the library. The savings
 #   of the library's parts follow their mean $s(C)$, with a rank correlation of 0.82.
 #
-# So the gain of our small models is mostly copying, and simpler machines copy better. The paper's large models do more
+# So the gain of our small models is mostly copying, and a simple rule copies better. The paper's large models do more
 # than copy, by its figures. Whether a language model that can already write gains more from a memory is the question of
 # [tutorial 13](13_a_memory_for_a_language_model.ipynb).
 #
@@ -594,9 +596,9 @@ print(f"encoder and cross-attention add {100 * more:.0f} % to the baseline's par
 assert 1.3 < ratio < 6
 
 # %% [markdown]
-# About twice as long. With $k = 2$ neighbours of $2m$ tokens for each chunk of $m$, the encoder reads four tokens for
-# each one that the decoder reads, and it is not small. In the paper's largest model that matters little: its encoder
-# keeps its size while the decoder grows, and RETRO has only 8 % more parameters than its baseline there.
+# It takes about twice as long. With $k = 2$ neighbours of $2m$ tokens for each chunk of $m$, the encoder reads four
+# tokens for each one that the decoder reads, and it is not small. In the paper's largest model that matters little: its
+# encoder keeps its size while the decoder grows, and RETRO has only 8 % more parameters than its baseline there.
 #
 # So in the time in which our RETRO is trained, its baseline could take about twice as many steps. Both were trained for
 # less than an epoch, so more steps would still help. Nothing recorded in [EXPERIMENTS.md](../EXPERIMENTS.md) shows
@@ -609,9 +611,9 @@ assert 1.3 < ratio < 6
 #
 # - If the gain is gone with the neighbours of others, the model reads. If it stays, it does not come from what was
 #   retrieved.
-# - If the two curves of $\mathrm{bpb}(\alpha)$ meet as $\alpha$ falls, the gain is copying of text that both sides
-#   share. For a search engine that may be just what you want: the code that one writes often stands elsewhere. As a
-#   claim about language modelling it is leakage.
+# - If the two curves of $\mathrm{bpb}(\alpha)$ meet as $\alpha$ falls, the gain is copying of text that the database
+#   shares. That may be just what you want: the code that one writes often stands elsewhere. As a claim about language
+#   modelling it is leakage.
 # - If the gain shrinks to nothing without the documents that have near-copies, it was a family's.
 # - If the gain is no larger than what copying by rule saves, nothing better than copying has been shown.
 #

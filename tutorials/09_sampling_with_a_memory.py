@@ -146,8 +146,8 @@ for fact in unseen[:3]:
     print(f"{question(fact)!r:24} {answers[0]} with the memory, {answers[1]} without")
 
 # %% [markdown]
-# With the memory the model gives the codes of strangers. Without it, it gives codes too, and just as fluently. Nothing
-# in the text of an answer tells you which of the two you are reading.
+# With the memory the model gives the codes of strangers. Without the memory it gives codes too, and just as fluently.
+# Nothing in the text of an answer tells you which of the two you are reading.
 #
 # Our loop is wasteful. To choose the next token it runs the whole model on all tokens so far. The library's `generate`
 # keeps the keys and values of every attention, so each token passes through the model once. It also keeps the encoded
@@ -178,7 +178,8 @@ assert not any(ask(fact, None)[0] == fact.code for fact in unseen[:20])
 # ## How sure is it?
 #
 # Taking the likeliest token hides how sure the model was. So look at the probabilities of the ten digits at each of the
-# five places, with the memory and without. Then let the model draw its answer at temperature 1, fifty times.
+# five places, each time after the right digits before it, with the memory and without. Then let the model draw its
+# answer at temperature 1, fifty times.
 
 # %%
 fact = unseen[0]
@@ -210,20 +211,20 @@ figure.colorbar(image, ax=panels, label="probability")
 plt.show()
 
 # %% [markdown]
-# *Figure 9.1.* A model that has read the answer puts nearly all probability on one digit in each row. One that has not
-# spreads it over the digits, and only avoids those that the code already has.
+# *Figure 9.1.* A model that has read the answer puts nearly all probability on one digit in each row. A model that has
+# not read it spreads the probability over many digits.
 #
 # A model that knows does *not* say the same each time. At temperature 1 it says the right code most times, and now and
-# then draws a wrong digit, because even in a dark row a little probability is left for the others. The model without
-# its memory hardly ever says the same code twice. If you want the fact, take temperature 0; if you want to know how
-# sure the model is, draw several times and compare.
+# then draws a wrong digit, because beside a dark square a little probability is left for the other digits. The model
+# without its memory hardly ever says the same code twice. If you want the fact, take temperature 0; if you want to know
+# how sure the model is, draw several times and compare.
 #
 # ## When it searches
 #
 # A chunk's key is made of all its $m$ tokens, so nothing can be searched for before the last of them is there. At that
 # moment the chunk is embedded, the database is searched, and what was found is encoded. The last token of the chunk
-# $C_u$ is the first position of the attending chunk $H_u^+$, and so the first that reads it: the first token of
-# $C_{u+1}$ is predicted with the answer at hand. What was computed before stays as it is.
+# $C_u$ is the first position of the attending chunk $H_u^+$, and so the first that reads what was found. The first
+# token of $C_{u+1}$ is therefore predicted with the answer at hand. What was computed before stays as it is.
 
 # %%
 prompt = encode(memory.tokenizer, question(unseen[0]))
@@ -297,9 +298,9 @@ print(f"{answer}: runs {runs}")
 # *Figure 9.3.* The code's digits darken from left to right, because each ends a longer run that also stands in the
 # value. Grey letters are the prompt.
 #
-# The run includes the space before the code, and it is counted only up to five. Five tokens in a row do not agree by
-# chance here, so the colour is a proof of copying. In ordinary text it is a weaker one, because short runs agree
-# everywhere.
+# The run includes the space before the code, and it is counted only up to five. Five tokens in a row hardly agree by
+# chance here, so the colour is strong evidence of copying. In ordinary text it is weaker evidence, because short runs
+# agree everywhere.
 #
 # ## A document more
 #
@@ -325,9 +326,9 @@ print(f"with the document added it is {after}, read in {memory.text(retrieved[0]
 assert before != fact.code == after
 
 # %% [markdown]
-# The answer is right, and no weight has changed. On disk, the new document is a shard of its own with an index of its
-# own, and a search asks all shards. Its chunks are numbered on from the last chunk of the first shard, so no older id
-# has changed.
+# The answer is right, and no weight has changed. On disk, the new document is a *shard* of its own, a folder with its
+# own tokens, keys and index, and a search asks all shards. The new chunks are numbered on from the last chunk of the
+# first shard, so no older id has changed.
 #
 # ## Break it: a correction that is not heard
 #
@@ -336,8 +337,8 @@ assert before != fact.code == after
 # %%
 corrected = replace(fact, code=world.invent_code(np.random.default_rng(1)))
 memory = tell(corrected, path, name=f"{fact.name} corrected")
-answer, retrieved = ask(fact, memory, k=2)
-heard, _ = ask(fact, memory)
+_answer, retrieved = ask(fact, memory, k=2)
+heard, _retrieved = ask(fact, memory)
 print(f"old {fact.code}, new {corrected.code}; the answer is {heard}")
 for chunk, distance, value in zip(retrieved[0].ids, retrieved[0].distances, retrieved[0].values, strict=True):
     print(f"  chunk {chunk} at {distance:.3f}: {memory.text(value)!r}")
@@ -347,7 +348,8 @@ assert retrieved[0].distances[0] == retrieved[0].distances[1]
 # %% [markdown]
 # The model still gives the old code. A key is made of the chunk $N$ alone, and the first chunks of both documents are
 # the same. So both are equally near, and of equals the lower id comes first, which is the older document. A database
-# has no idea of what is true or what is new. To correct a fact, you must also take the old one back.
+# has no idea of what is true or what is new. To correct a fact, you must also remove the document that tells the old
+# one.
 
 # %%
 memory = remove_documents(path, [f"{fact.name} told"])
@@ -367,7 +369,7 @@ asking = [f for f in unseen[:40] if not question(f).startswith(f.name)]
 prompt = encode(memory.tokenizer, question(asking[0], before))
 for start in range(0, len(prompt), m):
     print(repr(memory.text(prompt[start : start + m])))
-shares = [np.mean([ask(f, memory, some)[0] == f.code for f in asking]) for some in ("", before)]
+shares = [np.mean([ask(f, memory, start)[0] == f.code for f in asking]) for start in ("", before)]
 print(f"right on the grid: {100 * shares[0]:.0f} %; off it: {100 * shares[1]:.0f} %")
 assert shares[1] < 0.3
 assert shares[0] >= 0.9
@@ -381,7 +383,8 @@ assert shares[0] >= 0.9
 #
 # Somebody asks to be forgotten. `remove_documents` enters the document's chunks in a list of *tombstones*. From then on
 # no search finds them, and their values are padding. But the bytes stay, since files are not rewritten for the sake of
-# one document. `compact` writes new files. The function below looks for a fact's name and code in every file.
+# one document. `compact` writes new files. The function below looks for a fact's code in the files of tokens, and for
+# its name in all other files.
 
 
 # %%
@@ -412,11 +415,11 @@ assert ask(forgotten, memory)[0] != forgotten.code
 
 # %% [markdown]
 # The three lines say: told and found; no longer found, but still on disk; gone. After `compact` neither the document's
-# text nor its chunks' keys are left, and the chunks are numbered anew. What stays are sums over the whole corpus: the
-# tokenizer, and how often each pair of tokens occurred (`hashing.npy`).
+# text nor its chunks' keys are left, and the chunks are numbered anew. What stays was made from the whole corpus: the
+# tokenizer, and the counts behind the hashed keys (`hashing.npy`).
 #
 # What *weights* have learned cannot be taken back like this. Had the document been in the training text, they might
-# still know it. That a memory can be edited is an argument for keeping facts there. It is no promise about the model.
+# still know it. So a memory that can be edited is a good place for facts.
 #
 # ## A language model with a memory
 #
@@ -425,10 +428,10 @@ assert ask(forgotten, memory)[0] != forgotten.code
 # others trained. The command `retro-np demo --memory FOLDER` lets it read a folder of yours. On the source of this
 # package, of which twelve files were held out, the [README](../README.md) records 1.3004 bits per byte without the
 # memory and 1.1776 with it: −9.44 % [−12.68, −6.45]. With the neighbours of others it needs 1.2495, which is −3.92 %.
-# So a part of the gain, less than half of it, does not come from what was read: the memory's few weights were trained
-# on other Python, which helps by itself. On translations of a book, where the database has other translations, a memory
-# that was trained for it saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md), `retrofit-lm`). The loop that
-# samples from such a model is the one above.
+# So a part of the gain, less than half of it, does not come from what was read. The memory's few weights were trained
+# on other Python, among other texts, which helps by itself. On translations of a book, where the database has other
+# translations, a memory that was trained for them saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md),
+# `retrofit-lm`). The loop that samples from such a model is the one above.
 #
 # ## Exercises
 #
@@ -474,7 +477,7 @@ check_9_3(forget)
 # - Sampling with a memory is a loop of three steps: search whenever a chunk has become whole, run the model, choose a
 #   token. `generate` does the same and computes nothing twice.
 # - What the database holds changes what the model says, with no training at all. Adding is easy, correcting means also
-#   taking back, and forgetting means rewriting files.
+#   removing, and forgetting means rewriting files.
 # - The answer may stand in the database and not be given: if an older document is as near, or if the question lies
 #   across the grid of chunks.
 # - An answer that was read and one that was made up look alike. Their probabilities do not, and neither do the colours.

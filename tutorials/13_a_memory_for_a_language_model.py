@@ -16,9 +16,9 @@
 #
 # A language model that others have trained knows a lot, but it does not know your notes. Must it be trained on them? In
 # [tutorial 10](10_retrofit_and_knn_lm.ipynb) you gave a small model a memory: fresh cross-attention and a fresh
-# encoder, both trained from nothing. A real language model needs neither. Its attention can already find what matters
-# in a text, and its layers already make keys and values of any text. So let the model itself read what was retrieved,
-# and let its own attention look there, too. Almost nothing is left to train.
+# encoder. A real language model needs neither. Its attention can already find what matters in a text, and its layers
+# already make keys and values of any text. So let the model itself read what was retrieved, and let its own attention
+# look there, too. Almost nothing is left to train.
 #
 # *Reading: about 45 minutes · runs in 40 s on one core · needs tutorials 3, 4, 5 and 10, and in one cell SmolLM2.*
 #
@@ -108,9 +108,10 @@ rng = np.random.default_rng(0)
 # is called the log-sum-exp, $\text{lse}$. Attention kernels compute it anyway, as [tutorial
 # 11](11_one_kernel_three_ways.ipynb) shows.
 #
-# The code below contains both pieces with their pullbacks. As everywhere in this book, `dx` is
-# $\partial \mathcal{L} / \partial x$, the gradient of the loss with respect to `x`. Read the forward parts now; the
-# pullbacks are explained further down.
+# The code below has an attention that returns its lse, and `join`, both with their pullbacks. The argument `gate` of
+# `join` is explained in the next section; here it is 0. As everywhere in this book, `dx` is $\partial \mathcal{L} /
+# \partial x$, the gradient of the loss with respect to `x`. Read the forward parts now; the pullbacks are explained
+# further down.
 
 
 # %%
@@ -160,8 +161,7 @@ print("joined from two parts, and one softmax over all keys: the same to 14 digi
 #
 # The formula does not ask whether one set of keys deserves more attention than the other. Suppose that a context of ten
 # tokens meets 256 retrieved ones. Then $D_2$ is large just because it has so many terms. So each head gets a **gate**
-# $g$, a number that training may move. (In the shapes of the API, `g` is an axis and counts groups; the gate is called
-# `gate`.) It is added to all scores of the neighbours, which multiplies $D_2$ by $e^g$:
+# $g$, a number that training may move. It is added to all scores of the neighbours, which multiplies $D_2$ by $e^g$:
 #
 # $$\lambda = \sigma(\text{lse}_2 - \text{lse}_1 + g).$$
 #
@@ -189,7 +189,7 @@ assert abs(shares[0.0][1] - 0.5) < 0.05
 # %% [markdown]
 # *Figure 13.1.* Without a gate, many retrieved tokens crowd out the context; a gate moves the balance.
 #
-# Sets of equal size share evenly, at **0.5**. The package begins with gates of $+0.5$, and training moves them.
+# Sets of equal size share about evenly, at **0.5**. The package begins with gates of $+0.5$, and training moves them.
 #
 # ## The backward pass
 #
@@ -244,8 +244,8 @@ tried("the whole", reading, *parts)
 # %% [markdown]
 # ### Break it
 #
-# Forget the gradient of lse, as if each attention still had one output. This mistake is easy to make and hard to see.
-# The value is right, and the loss goes down for a while. But queries and keys learn from only a part of the truth.
+# Forget the gradient of lse, as if each attention still had one output. This mistake is easy to make and hard to see,
+# because the output is right. But queries and keys get only a part of their gradient.
 
 
 # %%
@@ -284,16 +284,15 @@ print(f"the library's join agrees; the neighbours' part has the shape {part.shap
 #
 # 1. The frozen decoder reads each neighbour by itself, as a text of its own that follows a begin-of-text token.
 #    While it does so, its memory is off.
-# 2. Layer $p$ of the memory takes what enters the attention of layer $p$ there, after the norm. This is a row of $d$
-#    numbers for each of the neighbour's $r$ tokens. The row of the begin-of-text token is left out, so nobody reads
-#    that token.
-# 3. The layer multiplies these rows by its own $W_K$ and $W_V$, to which small trained changes are added. The
-#    results are the keys and values that the queries of layer $p$ read.
+# 2. In each layer that has a memory, take what enters the decoder's attention there, after the norm. This is a row of
+#    $d$ numbers for each of the neighbour's $r$ tokens. The row of the begin-of-text token is left out.
+# 3. These rows are multiplied by the layer's own $W_K$ and $W_V$, to which small trained changes are added. The results
+#    are the keys and values that the layer's queries read.
 #
 # Compare this with RETRO's encoder ([tutorial 6](06_the_neighbour_encoder_and_algorithm_1.ipynb)). There, a neighbour
-# looks at the chunk that retrieved it. Here it does not, so the same passage is read in the same way for each question.
-# In exchange, a neighbour can be encoded once and kept for all who retrieve it. And since the decoder is frozen, no
-# gradient goes back through these rows.
+# looks at the chunk that retrieved it. Here it does not, so the same passage is read in the same way, whichever chunk
+# retrieves it. In exchange, a neighbour can be encoded once and kept for all who retrieve it. And since the decoder is
+# frozen, no gradient goes back through these rows.
 #
 # ## Where the neighbours stand
 #
@@ -301,12 +300,12 @@ print(f"the library's join agrees; the neighbours' part has the shape {part.shap
 # by angles that grow with their positions, so that a score depends only on the distance from the query back to the key.
 # A causal decoder has never met a negative distance, because its keys always stand at or before its queries.
 #
-# The paper's chunked cross-attention aligns a chunk with its neighbour. For a query near the beginning of a chunk, half
+# The paper's chunked cross-attention aligns a chunk with its neighbour. For the first query of an attending chunk, half
 # of the neighbour then lies *ahead*, at negative distances. A fresh cross-attention learns what that means. A frozen
 # attention has not learned it, and the small changes of a memory would have to. So the memory puts all keys into the
 # past. The $r$ tokens of a neighbour stand at the positions $1, \dots, r$, where they also stood when the decoder read
-# them. Position 0 was that of the begin-of-text token, whose key is left out. Query $i$ of a chunk stands at
-# $r + 1 + i$.
+# them. Position 0 was that of the begin-of-text token, whose key is left out. Query $i$ of an attending chunk, counted
+# from 0, stands at $r + 1 + i$.
 #
 # GPT-2 has no rotary positions. It adds a vector for each position to the embeddings, so there is nothing to turn: a
 # neighbour's rows contain the positions $1, \dots, r$ from their own reading, and queries contain those of their
@@ -330,9 +329,9 @@ assert alignments["all keys in the past"].min() > 0
 # %% [markdown]
 # *Figure 13.2.* Distances from query to key. Orange ones are negative, and a causal decoder has never seen them.
 #
-# The chunk's own keys keep their own positions. So each query is turned twice: to its place in the sequence, and to its
-# place behind the neighbours. The two kinds of scores meet only in the softmax. All neighbours of a chunk stand at the
-# same positions, since none of them precedes the other. And only distances matter, wherever query and key stand:
+# The keys of the sequence itself keep their positions. So each query is turned twice: to its place in the sequence, and
+# to its place behind the neighbours. The two kinds of scores meet only in the softmax. All neighbours of a chunk stand
+# at the same positions, since none of them precedes another. And only distances matter, wherever query and key stand:
 
 # %%
 query, key = rng.standard_normal((2, 1, 1, 1, 8))
@@ -349,7 +348,7 @@ assert np.allclose(scores, scores[0])
 # case of its own for it, in which the output is 0; the short `attention` above has none. With $O_2 = 0$, `join` gives
 # $O_1 + 0 \cdot (0 - O_1)$, which is $O_1$ to the bit, and `join` itself needs no branch. So a model whose memory
 # retrieves nothing computes what the original computes. With retrieval on, the same holds for the logits of every token
-# before the end of the first chunk.
+# before the last one of the first chunk.
 
 # %%
 config = DecoderConfig(40, 16, 32, n_heads=4, d_head=4, n_layers=3, n_kv_heads=2, chunk_size=m)
@@ -366,17 +365,17 @@ assert np.array_equal(off, original)
 assert np.array_equal(on[:, : m - 1], original[:, : m - 1])
 
 # %% [markdown]
-# Each of the two layers has 16 numbers for each of the 8 tokens of the six neighbours, two for each of three
-# chunks. Off differs from the original by **0.0**. With the memory on, the first three tokens are unchanged, since
-# a chunk of four retrieves only when its last token is there ([tutorial 5](05_chunked_cross_attention.ipynb)).
+# Each of the two layers has 16 numbers for each of the 8 tokens of the six neighbours, two for each of three chunks.
+# Off differs from the original by **0.0**. With the memory on, the logits of the first three tokens are unchanged,
+# since a chunk of four retrieves only when its last token is there ([tutorial 5](05_chunked_cross_attention.ipynb)).
 #
 # ## A small decoder that learns to read
 #
 # Now use the package's own functions, on a decoder that is small enough to be trained here. Its life has two parts.
 # First it becomes a language model, on texts that state an invented fact *twice*, in different words. Such a model has
 # a reason to look back: the second statement repeats the name and the code of the first. Then its own training is over,
-# and it meets the corpus of [tutorial 10](10_retrofit_and_knn_lm.ipynb), where a document states each fact *once*, and
-# the other document about the same name is in the database.
+# and it meets the corpus of [tutorial 10](10_retrofit_and_knn_lm.ipynb), where a document states a fact *once*, and in
+# most cases the other document about the same name is in the database.
 
 # %%
 temporary = tempfile.TemporaryDirectory()  # It is deleted when the notebook ends.
@@ -424,8 +423,8 @@ print(f"base: {bits(base, config, k=0):.2f} bits per byte of the held-out docume
 # `join` returns it for.
 #
 # Training moves nothing else. It gives a quarter of the chunks random neighbours. Otherwise the model would learn that
-# what is retrieved is always useful. We look at the memory twice, after 150 steps and after 600, at all bytes and at
-# the digits of the codes alone.
+# what is retrieved is always useful. We train two memories, one for 150 steps and one for 600, and score all bytes as
+# well as the digits of the codes alone.
 
 # %%
 untrained, config = add_memory(base, config, (1, 2, 3), np.random.default_rng(0), begin_id=1, rank=8)
@@ -502,13 +501,13 @@ plt.show()
 # %% [markdown]
 # *Figure 13.3.* Where a memory looks while it predicts a code: the largest weight of all heads and layers.
 #
-# With its own neighbour it says what the neighbour says. With another's neighbour it says what *that* one says, or
-# nearly so, and is wrong. It cannot do better: the right code stands nowhere in what it reads.
+# With its own neighbour, the model says what the neighbour says. With another's neighbour, the model says what *that*
+# one says, or nearly so, and is wrong. It cannot do better, since the right code stands nowhere in what it reads.
 #
 # ## A real language model
 #
-# The package contains such a memory for SmolLM2, a language model of 135 million parameters. It was trained once, and
-# reads whatever database you give it. This is what the memory's file says:
+# The package contains such a memory for SmolLM2, a language model of 135 million parameters. The memory was trained
+# once, and reads whatever database you give it. This is what the memory's file says:
 
 # %%
 stored = read_meta(MEMORY)
@@ -565,17 +564,19 @@ else:
             print(f"{name}, k = {k}: …The code of the door is{smollm.tokenizer.decode(new)!r}")
 
 # %% [markdown]
-# With retrieval off the model makes something up. With one neighbour it says the code of the note. Change the note, and
-# its answer changes. What you have seen is one example, chosen so that the database knows the answer; the next section
-# has measurements. `retro-np demo --memory FOLDER` does the same for a folder of yours, and compares.
+# With retrieval off the model gives no code. With one neighbour it says the code of the note. Change the note, and its
+# answer changes. What you have seen is one example, chosen so that the database knows the answer; the next section has
+# measurements. `retro-np demo --memory FOLDER` measures what a memory gains on a folder of yours.
 #
 # ## What a memory gains
 #
 # The experiment `retrofit-lm` measured memories of two kinds. *The package's memory* is the one that you have just
 # used. It was trained once, on texts of several kinds. *A trained memory* was trained for a hundred steps on the corpus
-# itself, without its held-out documents. All memories and all their opponents get the same database, and are scored on
-# the same held-out documents. The trained memory has three seeds, everything else has one. Intervals are over
-# documents, and for the trained memory over seeds as well.
+# itself, without its held-out documents. All memories and all their opponents use the same other documents of a corpus,
+# to retrieve from or to train on, and are scored on the same held-out documents. The model *adapted without retrieval*
+# is SmolLM2 with trained changes of low rank in its own attention. Its training takes as many steps as that of the
+# memory. The trained memory has three seeds, everything else has one. Intervals are over documents, and for the trained
+# memory over seeds as well.
 #
 # The corpora are five translations of one book, the Bible, and the manual of CMake, of which pages are held out that
 # are younger than SmolLM2. The training on the manual begins with the package's memory. On the translations the
@@ -639,34 +640,34 @@ for name, factor in TIMES.items():
 
 # %% [markdown]
 # *Figure 13.4.* On translations the trained memory beats every opponent. On documentation, adaptation without any
-# retrieval does about as well.
+# retrieval does about as well. Grey bars are opponents, and orange ones are other memories or other neighbours.
 #
 # **The package's memory.** On the manual, which it has never met, it saves **15.0 %** of the bits. With others'
 # neighbours it saves **1.8 %**, so most of this gain is reading. It saves **1.0 %** even with a database that shares
-# nothing with the manual. Its training has also taught it a little of how such pages are written.
+# nothing with the manual. So its training has also taught it a little of how such pages are written.
 #
 # From here on, *the memory* is the trained one.
 #
 # **Where it works.** On translations the memory saves **28.5 %** of the bits. With others' neighbours it saves next to
-# nothing, so nearly the whole gain is reading. The prompt saves **22.7 %**. Against the prompt, the memory saves
-# another **7.4 %**, and it takes less time. With the memory a token takes **3.27** times as long as with SmolLM2 alone,
-# or **1.07** times if its neighbours were encoded before. With the prompt it takes **5.62** times as long.
+# nothing, so nearly the whole gain is reading. Retrieved text in the prompt saves **22.7 %**. Against this, the memory
+# saves another **7.4 %**, and it takes less time. With the memory a token takes **3.27** times as long as with SmolLM2
+# alone, or **1.07** times if its neighbours were encoded before. With the prompt it takes **5.62** times as long.
 #
 # **Where it does not.** Four results fall short of what one would like.
 #
-# - On documentation the memory saves **17.7 %**. But a model that was merely adapted to the corpus, without any
-#   retrieval, saves **15.6 %**, and the interval of the difference, **[-6.6, +1.4]**, contains zero. On pages without a
-#   near-copy in the database ([tutorial 8](08_is_it_leakage.ipynb)) the adapted model is even better: there the memory
-#   needs **4.2 %** more bits. With others' neighbours the memory still saves **5.5 %**, and this part of its gain is
-#   adaptation and not reading. kNN-LM saves **17.4 %**, about as much as the memory.
+# - On documentation the memory saves **17.7 %**. But the model that was merely adapted saves **15.6 %**, and the
+#   interval of the difference, **[-6.6, +1.4]**, contains zero. On pages without a near-copy in the database ([tutorial
+#   8](08_is_it_leakage.ipynb)) the adapted model is better: there the memory needs **4.2 %** more bits. With others'
+#   neighbours the memory still saves **5.5 %**, and this part of its gain is adaptation and not reading. kNN-LM saves
+#   **17.4 %**, about as much as the memory.
 # - What if the database shares nothing with the text? The memory that was trained on the translations, and reads them
 #   while the text is the manual, needs **0.7 %** more bits than SmolLM2 alone. The goal was at most 0.5 %, and it was
 #   missed.
 # - A token that must encode its neighbours takes **3.27** times as long. The goal was 3 times, and it was missed.
 # - The paper's own form is a fresh encoder and fresh cross-attention. It has **23,468,544** parameters to train, where
 #   the memory has **430,143**, and had the memory's hundred steps of four sequences, without the copying start of
-#   tutorial 10. It saves **4.0 %**, and exactly as much with others' neighbours. In this short training it does not
-#   learn to read at all. The paper trains it for far longer (§4.2).
+#   tutorial 10. It saves **4.0 %**, and as much with others' neighbours. In this short training it does not learn to
+#   read at all. The paper trains it for far longer (§4.2).
 #
 # So a memory pays where the database says what the text will say, in other words. It does not replace adaptation where
 # style is what a model lacks.
@@ -679,7 +680,7 @@ for name, factor in TIMES.items():
 # Write your answer into the cell with the dots and run the cell below it.
 #
 # **13.1** Join any number of sets of keys. `parts` is a list of pairs: the out (n, c) and the lse (n,) of an attention.
-# Return the output (n, c) of one softmax over all sets. The scores may be large: `np.exp(1000)` is no number.
+# Return the output (n, c) of one softmax over all sets. The scores may be large: `np.exp(1000)` overflows.
 
 
 # %% tags=["exercise"]
