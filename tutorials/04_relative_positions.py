@@ -670,7 +670,8 @@ assert np.isclose(np.sum(b * skewed(a, r)), np.sum(back * a))
 # Call $D = (Q + b_p)\,T^\top$ the scores by distance, and $\mathrm{d}D$ its gradient: the right table with the entries
 # of $\mathrm{d}Z$, divided by $\sqrt c$. The rest is the pullback of a product:
 #
-# - $\mathrm{d}(Q + b_p) = \mathrm{d}D\; T$. It goes to $Q$, and summed over the queries to $b_p$.
+# - $\mathrm{d}(Q + b_p) = \mathrm{d}D\; T$. It is added to $\mathrm{d}Q$, and its sum over the queries is
+#   $\mathrm{d}b_p$.
 # - $\mathrm{d}T = \mathrm{d}D^\top (Q + b_p)$. Each row sums one diagonal.
 
 # %%

@@ -135,10 +135,10 @@ plt.show()
 # $$H_u^{+} = (h_{um},\, h_{um+1},\, \dots,\, h_{um+m-1}), \qquad
 # \mathrm{CCA}(H, E)_t = h_t + \mathrm{CA}\bigl(\mathrm{norm}(h_t),\, E_u\bigr) \ \text{ for } t = um + i - 1 \le n.$$
 #
-# $h_t$ is the row of the activations $H$ that belongs to token $t$. CA is ordinary cross-attention: one query, and one
-# softmax over all $k\,r$ vectors of $E_u$. The norm and the sum are written out here; the paper counts them as part of
-# its CA. Tokens $1, \dots, m-1$ stand in no attending chunk. For them CCA changes nothing, since nothing has been
-# looked up yet. Their number, $m - 1$, is CCA's **shift**.
+# $h_t$ is the row of the activations $H$ that belongs to token $t$. CA is the attention of tutorial 4: one query, and
+# one softmax over all $k\,r$ vectors of $E_u$. The norm and the sum are written out here; the paper counts them as
+# part of its CA. Tokens $1, \dots, m-1$ stand in no attending chunk. For them CCA changes nothing, since nothing has
+# been looked up yet. Their number, $m - 1$, is CCA's **shift**.
 #
 # ## The cut is a matrix
 #
@@ -217,8 +217,8 @@ plt.show()
 #
 # $$Y = H + S^\top\, \mathrm{CA}(S X,\, E)$$
 #
-# In words: normalise, cut, attend, lay back, add. Chunks do not see one another. So they become rows of a larger batch,
-# and an array of shape `(B, n_chunks, …)` is reshaped to `(B * n_chunks, …)`.
+# In words: normalise, cut, attend, lay back, add. Attending chunks do not see one another. So they become rows of a
+# larger batch, and an array of shape `(B, n_chunks, …)` is reshaped to `(B * n_chunks, …)`.
 #
 # The library's `attend` is CA. It has the projections $W_Q, W_K, W_V, W_O$ and $W_R$, and the same function serves
 # self-attention. The queries have shape `(rows, 1, m, d)`, a row for each attending chunk. The axis of length 1 is for
@@ -258,7 +258,7 @@ def cca_with(shift, params, h, encoded, key_mask, n_heads=2):
 
 # %% [markdown]
 # Is it right? Two judges can tell. One is the library's `cca`. The other is `reference.chunked_cross_attention`, which
-# goes through equation 3 with plain loops, one token at a time, and shares no code with the rest. For the parameters we
+# goes through equation 3 with plain loops, one token at a time, and shares no code with `cca`. For the parameters we
 # take a small RETRO. `perturbed_params` moves its parameters away from their first values. At first all gains are one
 # and both biases are zero, and a bias that was forgotten would not show.
 
