@@ -30,14 +30,14 @@
 # - show that a model with its memory off equals the original to the bit;
 # - give a decoder a memory with the package, and tell whether it reads.
 #
-# Others have gone parts of this way. Parallel Context Windows ([Ratner et al.
-# 2023](https://arxiv.org/abs/2212.10947)) is the untrained case: texts are encoded apart, and all of them are
-# attended to together. CEPE ([Yen et al. 2024](https://arxiv.org/abs/2402.16617)) trains an encoder for them.
-# Memorizing Transformers ([Wu et al. 2022](https://arxiv.org/abs/2203.08913)) attend to stored keys of earlier
-# text, and a trained gate for each head mixes the result with their own attention. Here both share one softmax, and
-# the gate is added to scores. In-Context RALM ([Ram et al. 2023](https://arxiv.org/abs/2302.00083)) writes what was
-# retrieved into the prompt. RETRO ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426)) contributes
-# the chunks: each chunk of a text retrieves again, and its last token is the first that reads the result.
+# Others have gone parts of this way. Parallel Context Windows ([Ratner et al. 2023](https://arxiv.org/abs/2212.10947))
+# is the untrained case: texts are encoded apart, and all of them are attended to together. CEPE ([Yen et al.
+# 2024](https://arxiv.org/abs/2402.16617)) trains an encoder for them. Memorizing Transformers ([Wu et al.
+# 2022](https://arxiv.org/abs/2203.08913)) attend to stored keys of earlier text, and a trained gate for each head mixes
+# the result with their own attention. Here the retrieved keys and the text's own keys share one softmax, and the gate
+# is added to scores. In-Context RALM ([Ram et al. 2023](https://arxiv.org/abs/2302.00083)) writes what was retrieved
+# into the prompt. RETRO ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426)) contributes the chunks: each chunk
+# of a text retrieves again, and its last token is the first that reads the result.
 #
 # Previous: [tutorial 12, from here to 1.75 trillion tokens](12_from_here_to_1_75_trillion_tokens.ipynb). This is the
 # last tutorial.
