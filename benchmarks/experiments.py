@@ -36,6 +36,10 @@ ROWS = (
     "trained on other documents of the same corpus, and for *no shared content* on the translations. The trained "
     "memory has three seeds, every other row one."
 )
+NOTES = {
+    "pretrained": "What is left without near-copies depends on how much of one long module is scored, and is not settled "
+    "([tutorial 8](tutorials/08_is_it_leakage.ipynb)).",
+}
 FEW = 12  # comparisons with the model without a memory that fit into a sentence
 
 
@@ -117,6 +121,7 @@ def record(name, result):
         f"### {result['title']} (`{name}`)",
         f"*The paper.* {result['paper']}",
         f"*Here.* {result['sentence']} **{agreement(name, result)}**",
+        *filter(None, [NOTES.get(name)]),
         *differences(result),
         f"![{result['title']}](docs/experiments/{name}.png)",
         f"`{result['command']}`: {seeds}, {machine['cores']} cores ({machine['processor']}), {time}, not counting "
