@@ -37,8 +37,8 @@ ROWS = (
     "memory has three seeds, every other row one."
 )
 NOTES = {
-    "pretrained": "What is left without near-copies depends on how much of one long module is scored, and is not settled "
-    "([tutorial 8](tutorials/08_is_it_leakage.ipynb)).",
+    "pretrained": "What is left without near-copies depends on how much of one long module is scored, and is not "
+    "settled ([tutorial 8](tutorials/08_is_it_leakage.ipynb)).",
 }
 FEW = 12  # comparisons with the model without a memory that fit into a sentence
 
