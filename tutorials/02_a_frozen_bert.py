@@ -27,7 +27,7 @@
 # measure how fast it makes keys. BERT is what the paper uses, and what `retro-np build` takes for a database of your
 # own unless you ask for hashed keys.
 #
-# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorial 0 and BERT's weights.*
+# *Reading: about 40 minutes · runs in 8 s on one core · needs tutorials 0 and 1, and BERT's weights.*
 #
 # Afterwards you can
 #
@@ -72,7 +72,7 @@ print(f"{bert.name}: {n_layers} layers of {n_heads} heads, d = {d}, {n_pieces:,}
 # %% [markdown]
 # ## From a text to its key
 #
-# Here is the whole way. The rest of this page walks it from left to right.
+# Here is the whole way, from left to right.
 
 
 # %% tags=["hide-input"]
@@ -96,8 +96,8 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 2.1.* A key is the mean of a text's last states. All parameters are in the two coloured boxes, and none of
-# them ever changes.
+# *Figure 2.1.* A key is the mean of a text's last states, divided by its length. All parameters are in the two
+# coloured boxes, and none of them ever changes.
 #
 # ### Word pieces
 #
@@ -113,10 +113,11 @@ print(" ".join(bert.files.tokenizer.id_to_token(piece) for piece in ids))
 # %% [markdown]
 # ## The forward pass, on a page
 #
-# `bert.files.tensors` holds the weights under the names under which they were published, each matrix as (d_out,
-# d_in). Four small functions are needed. `affine` is a matrix and a bias. `layer_norm` subtracts from each row its
-# mean and divides it by its standard deviation. `gelu` is the curved function between the matrices of the
-# feed-forward network, and `softmax` makes weights of scores.
+# `bert.files.tensors` holds the weights under the names under which they were published, and stores the matrix of a
+# product as (d_out, d_in). Four small functions are needed. `affine` is a matrix and a bias. `layer_norm` subtracts
+# from each row its mean, divides it by its standard deviation, and then applies a learned gain and bias. `gelu` is
+# the curved function between the matrices of the feed-forward network. The tanh of tutorial 0 approximates this form
+# of it. `softmax` makes weights of scores.
 
 # %%
 erf = np.vectorize(math.erf, otypes=[np.float32])
@@ -148,10 +149,10 @@ def softmax(scores):
 #
 # $$A = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt{c}}\right), \qquad O = A V.$$
 #
-# This happens in each head by itself, on $c$ of the columns, $d$ divided by the number of heads. There are two
-# differences from the decoder there. There is **no causal mask**: BERT does not predict what comes next, so each
-# piece may read the whole text. And the norm stands *behind* the sum, not before the block. This is the older order,
-# called post-norm. RETRO's own blocks have the norm in front.
+# This happens in each head by itself, on $c$ of the $d$ columns, where $c$ is $d$ divided by the number of heads. Two
+# differences from the decoder of tutorial 0 matter most. There is **no causal mask**: BERT does not predict what
+# comes next, so each piece may read the whole text. And the norm stands *behind* the residual sum, not in front of
+# attention and FFW. This is the older order, called post-norm. RETRO has the norm in front.
 #
 # Do not mix up two pairs of names. The *query* and the *keys* of attention are inside BERT, one for each piece and
 # each head. The *query* and the *keys* of the database are vectors of whole texts. They have the same names because
@@ -160,7 +161,7 @@ def softmax(scores):
 
 # %%
 def attention(x, at):
-    """(t, d) → (t, d), and the weights (n_heads, t, t)."""
+    """x: (t, d), a row for each of t word pieces. Returns (t, d), and the weights (n_heads, t, t)."""
     split = (len(x), n_heads, d // n_heads)
     q = affine(x, f"{at}.self.query").reshape(split).swapaxes(0, 1)  # (n_heads, t, c)
     keys = affine(x, f"{at}.self.key").reshape(split).swapaxes(0, 1)
@@ -179,9 +180,9 @@ def layer(x, at):
 
 
 # %% [markdown]
-# Three vectors are added to make a row of the first layer's input: one for the piece, one for its position, and one
-# for its *segment*. BERT was trained on pairs of texts, and the segment says which of the two a piece belongs to. We
-# have one text, so it is always the first.
+# Three vectors are added, and their sum is normed, to make a row of the first layer's input: one for the piece, one
+# for its position, and one for its *segment*. BERT was trained on pairs of texts, and the segment says which of the
+# two a piece belongs to. We have one text, so it is always the first.
 
 
 # %%
@@ -202,8 +203,8 @@ def by_hand(ids):
 
 # %% [markdown]
 # That was all of BERT. Is it right? The library does the same for whole batches, with attention in C. Its
-# `attention_maps` gives the weights of every layer, and `encode` gives the last states. Both agree with ours, up to
-# the rounding of float32.
+# `attention_maps` gives the attention weights of every layer, and `encode` gives the last states. Both agree with
+# ours, up to the rounding of float32.
 
 # %%
 states, maps = by_hand(ids)
@@ -217,8 +218,8 @@ assert np.max(np.abs(states[-1] - last)) < 1e-4
 print(f"last states {last.shape}, equal within 1e-4")
 
 # %% [markdown]
-# Only one thing on this page knows which piece stands where: the table of positions. Take it away, and a sentence and
-# its reverse get the same key. With the table, they get different ones.
+# Only one part of BERT knows which piece stands where: the table of positions. Take it away, and a sentence and its
+# reverse get the same key. With the table, they get different ones.
 
 # %%
 positions = "embeddings.position_embeddings.weight"
@@ -234,7 +235,8 @@ for name, table in {"without positions": 0 * original, "with positions": origina
 #
 # A word enters BERT with nearly the same vector wherever it stands. Attention then mixes in what stands around it.
 # Take four sentences with the word *bank*: two about rivers and two about money. How similar are the states of *bank*
-# in them, layer by layer? We measure the cosine of the angle between two states. It is 1 if they point the same way.
+# in them, layer by layer? We measure the cosine of the angle between two states, which is 1 if they point the same
+# way, and take the mean over all pairs of a kind.
 
 # %%
 sentences = [
@@ -263,15 +265,15 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# *Figure 2.2.* One layer is enough to set the banks of rivers apart from those that lend money. The axis begins at
-# 0.75: all states of one word remain similar.
+# *Figure 2.2.* In these sentences, one layer is enough to set the banks of rivers apart from those that lend money.
+# The axis begins at 0.75: all states of one word remain similar.
 #
 # ## Attention maps
 #
 # The weights of a head can be drawn as a map. A row is a piece that reads, a column is a piece that is read, and each
 # row sums to 1. This BERT has 72 heads. We pick four of them by what they do. Three are the heads that give the most
-# weight to the piece before, to the piece after, and to [CLS]. In the fourth, the second *bank* gives the most weight
-# to the first. Layers and heads are counted from 0 here, as the layers are in BERT's file.
+# weight to the piece before, to the piece after, and to [CLS]. The fourth is the head in which the second *bank*
+# gives the first one the most weight. Layers and heads are counted from 0 here, as the layers are in BERT's file.
 
 # %%
 text_of_maps = "The bank by the river was closed, so she went to another bank."
@@ -297,11 +299,11 @@ figure.colorbar(image, ax=grid, shrink=0.7, label="weight")
 plt.show()
 
 # %% [markdown]
-# *Figure 2.3.* Some heads have a task that one can name. The first reads the piece before, wherever it is, with a
+# *Figure 2.3.* Some heads have a task that one can name. The head on the left reads the piece before with a mean
 # weight of 1.00.
 #
 # This is remarkable. No distance occurs in BERT's equations, only a table of absolute positions, from which the head
-# found out what "one back" is. [Tutorial 4](04_relative_positions.ipynb) puts the distance into the scores
+# has learned what "one back" is. [Tutorial 4](04_relative_positions.ipynb) puts the distance into the scores
 # themselves.
 #
 # A map has limits. It says where a head reads. It does not say what the head takes from there, nor whether a later
@@ -313,13 +315,14 @@ for number, to_cls in enumerate(maps[..., 0].mean(axis=(1, 2))):
 assert maps[1:, ..., 0].mean() > 5 / len(pieces)
 
 # %% [markdown]
-# In four of the six layers, half of all weight or more goes to [CLS], from pieces that have nothing to do with the
-# beginning of the text. The usual explanation: a softmax must spend all of its weight, and a head that finds nothing
-# to read needs a place to put it.
+# In four of the six layers, about half of all weight or more goes to [CLS], although it is no part of the text. The
+# usual explanation: a softmax must spend all of its weight, and a head that finds nothing to read needs a place to
+# put it.
 #
-# One more thing about the weights needs no picture. The keys of attention have a bias $b_K$. It adds $Q_i \cdot b_K$
-# to *every* score of row $i$, and a softmax does not change when the same number is added to all its scores. So the
-# key biases in the published file do nothing, and the library leaves them out. Here they are set to zero:
+# One more thing about the weights needs no picture. The keys of attention have a bias $b_K$. It adds $Q_i \cdot b_K /
+# \sqrt{c}$ to *every* score of row $i$, and a softmax does not change when the same number is added to all its
+# scores. So the key biases in the published file do nothing, and the library leaves them out. Here they are set to
+# zero:
 
 # %%
 biases = [name for name in tensors if name.endswith("key.bias")]
@@ -368,17 +371,17 @@ for name, (on_attention, on_mean) in cases.items():
     print(f"{name:18} cosine with the key of the text alone: {cosine:.3f}")
 
 # %% [markdown]
-# With either mistake, a text's key depends on the other texts of its batch. The database embeds a chunk among many
+# With either mistake, a text's key depends on the longest text of its batch. The database embeds a chunk among many
 # others, and a query is embedded alone. So the same text would get two different keys.
 #
-# A text of more than 256 pieces is cut, and the rest leaves no trace in the key. A chunk of 64 tokens is far from
-# that.
+# A text of more than 256 pieces is cut, and the rest leaves no trace in the key. A chunk of 64 tokens is usually far
+# shorter.
 
 # %%
 endless = " ".join(["snow"] * 300)
 longer = endless + " and then the bank lent him money"
 keys = bert.embed([endless, longer], show_progress=False)
-assert np.allclose(keys[0], keys[1], atol=1e-6)  # Some BLAS kernels round a row as its place in the batch wants it.
+assert np.allclose(keys[0], keys[1], atol=1e-6)  # Its place in the batch may change how a row rounds.
 print(f"{len(bert.word_pieces([endless])[0])} pieces kept; the two keys are equal")
 
 # %% [markdown]
@@ -426,8 +429,8 @@ print("keys:", keys.shape)
 
 # %% [markdown]
 # A key has 384 numbers, which no picture can show. This one shows the two directions along which these twenty keys
-# differ most, their first two principal components. They are the first singular vectors of the keys, after their mean
-# has been subtracted.
+# differ most, their first two principal components. They are the first two singular vectors of the keys, after the
+# mean key has been subtracted.
 
 # %% tags=["hide-input"]
 centred = keys - keys.mean(axis=0)
@@ -452,11 +455,12 @@ for i in np.flatnonzero(labels[nearest] != labels):
     print(f"  not so: {texts[i]!r}\n          {texts[nearest[i]]!r}")
 
 # %% [markdown]
-# *Figure 2.4.* Sentences on one subject lie together, even in two of 384 directions.
+# *Figure 2.4.* Even in two of 384 directions, the sentences on weather, on cooking and on football lie together.
+# Those on programs and on money are scattered.
 #
-# The picture is a shadow: it holds 24 % of what there is. In all 384 directions, 18 of 20 sentences have a nearest
-# neighbour of their own subject. The other two show what a key hears beside the subject: that something fell, and
-# that an instruction is given.
+# The picture is a shadow: it holds 24 % of the keys' variance. In all 384 directions, 18 of 20 sentences have a
+# nearest neighbour of their own subject. For the other two, the key seems to have heard something beside the subject:
+# for one, that an instruction is given, and for the other, that something fell.
 #
 # A key hardly hears who did what to whom. Compare "The dog bit the man." with three other sentences:
 
@@ -469,8 +473,8 @@ for other, cosine in zip(told[1:], told_keys[1:] @ told_keys[0], strict=True):
 
 # %% [markdown]
 # The man who bit the dog comes out at 0.98, although the roles are exchanged. The man who was bitten comes out at
-# 0.81, although it is the same event. For retrieval this does little harm. The key only has to *find* text like this
-# one. The decoder then reads that text itself, word by word.
+# 0.81, although it is the same event. In retrieval the key only has to *find* text like this one. The decoder then
+# reads that text itself, token by token.
 #
 # ## Squared distance against cosine
 #
@@ -496,9 +500,9 @@ for i in np.argsort(squared)[:3]:
 #
 # ## Break it: keys of other lengths
 #
-# What if the mean is not divided by its length? Then $\lVert b \rVert^2$ stays in the equation, and long keys are
-# pushed away whatever they say. Here are two questions, asked of the same sentences, with the means as they come out
-# of BERT.
+# What if the mean is not divided by its length? Then $\lVert b \rVert^2$ differs from key to key, and the order
+# depends on the keys' lengths, too. Here are two questions, asked of the same sentences, with the means as they come
+# out of BERT.
 
 
 # %%
@@ -522,10 +526,10 @@ for question in ("Python", "What is the score?"):
     print(f"  ranks that hold the same sentence: {equal} of {len(texts)}")
 
 # %% [markdown]
-# The first question gets another answer. The second gets the same one, but most of the ranks below it have changed.
-# The reason can be seen in two dimensions. Of all vectors at an angle $\theta$ to the query $a$, the one of length
-# $\lVert a \rVert \cos\theta$ has the least distance. So at a wide angle, a short vector is preferred, whatever it
-# says.
+# For the first question, distance and cosine find different sentences. For the second they find the same one, but
+# differ in most of the ranks below it. The reason can be seen in two dimensions. Of all vectors at an angle $\theta$
+# to the query $a$, the one of length $\lVert a \rVert \cos\theta$ has the least distance. So at a wide angle, a short
+# vector is preferred, whatever it says.
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(5.4, 3.3))
@@ -542,19 +546,19 @@ assert np.linalg.norm(across - query) < np.linalg.norm(along - query)
 assert across @ query / np.linalg.norm(across) < along @ query / np.linalg.norm(along)
 
 # %% [markdown]
-# *Figure 2.5.* Distance and cosine disagree as soon as keys differ in length. The dotted circle holds the points that
-# are as far from the query as the orange one.
+# *Figure 2.5.* Distance and cosine may disagree if keys differ in length. The points of the dotted circle are as far
+# from the tip of the query as the tip of the orange arrow is.
 #
-# Neither order is right in itself. What matters is that everyone means the same: the index, the exact search, and
-# whoever reads the distances. Keys of length one settle the matter.
+# Neither order is right in itself. What matters is that the index, the exact search and the reader of the distances
+# mean the same order. Keys of length one settle the matter.
 #
 # ## Exercises
 #
 # Write each answer into the cell with the dots. The cell below it judges what you wrote and gives a hint for the
 # mistakes that we know.
 #
-# **2.1** The keys of a padded batch. `states` has shape (B, t, d), and `mask` (B, t) is False at padding. Return the
-# keys, (B, d), of length one.
+# **2.1** The keys of a padded batch. `states` has shape (B, t, d), for B texts of t pieces each, and `mask` (B, t) is
+# False at padding. Return the keys, (B, d), of length one.
 
 
 # %% tags=["exercise"]
@@ -566,8 +570,8 @@ check_2_1(pooled)
 
 # %% [markdown]
 # **2.2** An index stores the squared length of each key once. Then the order by squared distance needs only one
-# product for each key, and no difference of vectors. Return the numbers of all keys, the nearest first. `query` has
-# shape (d,), `keys` (chunks, d) and `squared_lengths` (chunks,).
+# product for each key, and no difference of vectors. Return the numbers of the keys' rows, the nearest first. `query`
+# has shape (d,), `keys` (chunks, d) and `squared_lengths` (chunks,).
 
 
 # %% tags=["exercise"]
@@ -595,9 +599,9 @@ check_2_3(folded_bias)
 # ## What you have gained
 #
 # - You have written BERT, and it agrees with the library layer by layer.
-# - You know what a key hears: the subject above all, and hardly who did what to whom.
+# - You have seen what a key hears: the subject above all, and hardly who did what to whom.
 # - You have seen that one forgotten mask makes a key depend on its batch.
 # - You know why keys of length one make squared distance and cosine agree.
 #
 # Next: [tutorial 3 · Backward passes by hand](03_backward_passes_by_hand.ipynb). BERT is frozen and needs no
-# gradients. Everything else in RETRO does.
+# gradients. The model that is trained does.

@@ -16,11 +16,11 @@
 #
 # A language model has many million parameters and one loss. Which way should each parameter move so that the loss
 # falls? Trying them one by one would take a run of the model for each. One **backward pass** answers for all of them
-# at once, at the price of about two runs. Frameworks derive this pass for you. This book has no framework. Every
-# function of it returns two things: its value and its **pullback**, which sends gradients back from the value to the
-# arguments. In this tutorial you derive the pullbacks that a transformer needs, from a matrix product to attention,
-# each in a few lines. Then you turn to a question that is harder than it looks: how do you know that a pullback is
-# right?
+# at once, at the price of about two runs. Frameworks derive this pass for you. This book has no framework. Each
+# differentiable function in it returns two things: its value and its **pullback**, which sends gradients back from
+# the value to the arguments. In this tutorial you derive the pullbacks that a transformer needs, from a matrix
+# product to attention, each in a few lines. Then you turn to a question that is harder than it looks: how do you know
+# that a pullback is right?
 #
 # *Reading: about 75 minutes · runs in 6 s on one core · needs NumPy and the chain rule.* [Tutorial
 # 0](00_a_language_model.ipynb) shows where these functions stand in a language model.
@@ -77,11 +77,12 @@ rng = np.random.default_rng(0)
 # Everything below follows from this line.
 #
 # A function $y = f(x)$ stands somewhere in the middle of the computation. Suppose we know $\mathrm{d}y$. We want
-# $\mathrm{d}x$. The map from the one to the other is the **pullback** of $f$ at $x$. In code it is called `vjp`, for
-# vector-Jacobian product, because the chain rule says $\mathrm{d}x = J^\top \mathrm{d}y$ with the Jacobian $J$ of
-# $f$.
+# $\mathrm{d}x$. The map from $\mathrm{d}y$ to $\mathrm{d}x$ is the **pullback** of $f$ at $x$. In code it is called
+# `vjp`, for vector-Jacobian product. If $x$ and $y$ are written as vectors, the chain rule says $\mathrm{d}x = J^\top
+# \mathrm{d}y$, where the Jacobian $J$ is the matrix of all $\partial y_i / \partial x_j$.
 #
-# Nobody wants $J$ itself. Take 2,048 tokens and multiply each with a matrix of the paper's smallest model, $d = 896$:
+# Nobody wants $J$ itself. Let $x$ hold the vectors of 2,048 tokens, and let $W$ be a $d \times d$ matrix of the
+# paper's smallest model, where $d = 896$:
 
 # %%
 n, d = 2048, 896
@@ -118,8 +119,9 @@ print(f"x has {n * d / 1e6:.1f} million entries, the Jacobian of x ↦ x W {(n *
 # $\mathrm{d}y\, W^\top$. A factor that stood on the right stays on the right, and one that stood on the left stays on
 # the left.
 #
-# Now in code. Leading axes of `x`, such as a batch, are more rows. A pullback returns a tuple, here and in the library:
-# a gradient for each argument. The identity can be tried at once:
+# Now in code. Leading axes of `x`, such as a batch, are more rows. A pullback returns a tuple, here and in the
+# library: a gradient for each argument. Is $\langle \mathrm{d}y, \dot y\rangle$ equal to $\langle \mathrm{d}x, \dot
+# x\rangle + \langle \mathrm{d}W, \dot W\rangle$? We can try it at once:
 
 
 # %%
@@ -144,11 +146,11 @@ assert np.isclose(left, right)
 # %% [markdown]
 # This test uses our own $\dot y$. If we got $\dot y$ wrong, the test would be wrong too. The library's `gradcheck`
 # needs no $\dot y$. It draws a random $\mathrm{d}y$. The $\mathrm{d}y$ that a pullback is given is also called its
-# **cotangent**, and some messages below use this word. Then `gradcheck` moves each entry of each argument by a small
-# step $\pm\varepsilon$. From the two values it takes the **finite difference** $\langle \mathrm{d}y,\ f(x +
-# \varepsilon) - f(x - \varepsilon)\rangle / 2\varepsilon$ and compares it with the entry that the pullback returns.
-# Each entry is judged by itself. Its error is the distance of the two numbers, divided by the larger of their absolute
-# values. An error up to a **tolerance**, `3e-09` unless you set another, is right.
+# **cotangent**. Then `gradcheck` moves each entry of each argument by a small step $\pm\varepsilon$. From the two
+# values it takes the **finite difference** $\langle \mathrm{d}y,\ f(x + \varepsilon) - f(x - \varepsilon)\rangle /
+# 2\varepsilon$ and compares it with the entry that the pullback returns. Each entry is judged by itself. Its error is
+# the distance of the two numbers, divided by the larger of their absolute values. The entry is right if its error is
+# at most the **tolerance**, `3e-09` unless you set another.
 #
 # Here `gradcheck` judges `linear`, and then a version that forgets to transpose. Mostly the shapes would not fit
 # then. With a square matrix both $W$ and $W^\top$ fit.
@@ -216,13 +218,14 @@ axes.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# *Figure 3.1.* GELU passes what is large and stops what is negative. Where it stops the value, it stops the gradient.
+# *Figure 3.1.* GELU passes what is large and stops what is far below 0. Where it stops the value, it stops the
+# gradient.
 #
 # ## Down, then up
 #
 # A model is a composition of functions. Its Jacobian is a product of Jacobians, and the transpose of a product is the
-# product of the transposes in *reverse order*. So the pullbacks are called in reverse. Each gets what the one after
-# it returned.
+# product of the transposes in *reverse order*. So the pullbacks are called in reverse. Each gets what the pullback of
+# the next function returned.
 #
 # One more rule is needed. If $h$ is used at two places, the small change $\dot h$ goes through both, and the loss
 # changes by the sum of both effects. So **what is used twice gets two gradients, and they add**. A residual connection,
@@ -267,10 +270,9 @@ tried("one way lost", block_without_the_residual, *arguments)
 # %% [markdown]
 # ## RMSNorm
 #
-# Every block of RETRO begins by bringing the numbers of each token's vector to the same size, so that no block has to
-# cope with numbers that grow from layer to layer. RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467))
-# divides a row $x$ of $d$ numbers by its root mean square. Then it multiplies with a learned gain $\gamma$, entry by
-# entry:
+# Every block of RETRO begins by bringing each token's vector to the same size, so that no block has to cope with
+# vectors that grow from layer to layer. RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)) divides a
+# row $x$ of $d$ numbers by its root mean square. Then it multiplies with a learned gain $\gamma$, entry by entry:
 #
 # $$s = \Bigl(\frac1d \sum_i x_i^2 + \mathrm{eps}\Bigr)^{-1/2}, \qquad \hat x = s\,x, \qquad y = \gamma \odot \hat x.$$
 #
@@ -283,7 +285,7 @@ tried("one way lost", block_without_the_residual, *arguments)
 #
 # $$\begin{aligned}
 # \dot s &= -\tfrac12\, s^3 \cdot \tfrac2d\, \langle x, \dot x\rangle
-# && \text{chain rule, with } (a^{-1/2})' = -\tfrac12\, a^{-3/2} = -\tfrac12\, s^3\\
+# && \text{chain rule: } s = a^{-1/2} \text{ has the derivative } -\tfrac12\, a^{-3/2} = -\tfrac12\, s^3\\
 # &= -\tfrac{s^3}{d}\, \langle x, \dot x\rangle && \text{simplify}\\
 # \dot{\hat x} &= s\,\dot x + \dot s\, x && \text{product rule}\\
 # &= s\,\dot x - \tfrac{s^3}{d}\, x\, \langle x, \dot x\rangle && \text{put in } \dot s\\
@@ -337,7 +339,7 @@ print("value and gradients equal the library's")
 #
 # Each column of $W_{\mathrm{in}}$ is a question, a pattern to look for. GELU keeps the patterns that were found. Each
 # row of $W_{\mathrm{out}}$ is what to add to the token's vector if its pattern was found. The paper asks four times
-# as many questions as a vector has columns. Most parameters of a transformer stand in these two matrices.
+# as many questions as a vector has entries.
 #
 # There is nothing new to derive. FFW is a norm, a product, a GELU, a product and a sum, all of which have pullbacks
 # by now. Down and up:
@@ -380,9 +382,10 @@ tried("FFW", ffw, ffw_params, h)
 # $$\mathrm{d}W = U^\top\, \mathrm{d}Y, \qquad\text{row by row:}\qquad
 # \mathrm{d}W_a = \sum_{t\,:\,x_t = a} \mathrm{d}y_t.$$
 #
-# A row of the table collects the gradients of all places at which its token occurs. A token that does not occur gets
-# zero. Nobody multiplies with a matrix of zeros. One adds each $\mathrm{d}y_t$ to its row. But take care how. If a
-# token occurs twice, NumPy's `dw[tokens] += dy` keeps only the last of its gradients:
+# Here $x_t$ is the token at place $t$. A row of the table collects the gradients of all places at which its token
+# occurs. A token that does not occur gets zero. Nobody multiplies with a matrix of zeros. One adds each
+# $\mathrm{d}y_t$ to its row. But take care how. If a token occurs twice, NumPy's `dw[tokens] += dy` keeps only the
+# last of its gradients:
 
 
 # %%
@@ -431,8 +434,8 @@ tried("repeats lost", embedding_loses_repeats, w, tokens)
 #
 # $$\mathrm{d}z_j = p_j\, \Bigl(\mathrm{d}p_j - \sum_i \mathrm{d}p_i\, p_i\Bigr).$$
 #
-# As in RMSNorm a mean is subtracted, here one weighted by $p$, and for the same reason. A constant added to all $z_i$
-# changes nothing, so the entries of $\mathrm{d}z$ must sum to 0.
+# As in RMSNorm a mean is subtracted, here one weighted by $p$, and for the same kind of reason. A constant added to
+# all $z_i$ changes nothing, so the entries of $\mathrm{d}z$ must sum to 0.
 #
 # The third line of the derivation is the Jacobian: $\partial p_i / \partial z_j$ is $p_i (1 - p_i)$ for $j = i$ and
 # $-p_i\, p_j$ otherwise. For five numbers it is small enough to look at. The pullback of the unit vectors gives its
@@ -463,8 +466,8 @@ figure.colorbar(image, shrink=0.9)
 plt.show()
 
 # %% [markdown]
-# *Figure 3.2.* The Jacobian of a softmax. Raising $z_j$ raises $p_j$ and lowers all others; rows and columns sum to
-# 0.
+# *Figure 3.2.* The Jacobian of a softmax. Raising $z_j$ raises $p_j$ and lowers all other probabilities; rows and
+# columns sum to 0.
 #
 # ## Cross-entropy
 #
@@ -576,8 +579,8 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure 3.3.* Attention forwards (blue) and backwards (orange). Each array on the way to the right has its gradient on
-# the way back.
+# *Figure 3.3.* Attention forwards (blue) and backwards (orange). Each orange label is the gradient of the array
+# beside it.
 #
 # In code the last two axes are those of the formulas. Axes in front of them, say one for heads, are carried along.
 
@@ -600,12 +603,13 @@ parts = rng.standard_normal((3, 4)), rng.standard_normal((5, 4)), rng.standard_n
 tried("attention", attention, *parts)
 
 # %% [markdown]
-# Two things stand around this in a model. **Projections** make queries, keys and values from the tokens' vectors: $Q =
-# X W_Q$, $K = E W_K$, $V = E W_V$. In self-attention $E = X$. In cross-attention the rows of $E$ are those of another
-# sequence, which is how RETRO reads its neighbours. And there are several **heads**. The columns of $Q$, $K$ and $V$
-# are cut into `n_heads` parts of $c$ columns. Each head attends by itself. Their outputs are put side by side again,
-# and a last matrix $W_O$ mixes them. Cutting and putting side by side only moves numbers, so the pullback of the one is
-# the other. In exercise 3.4 you write all of it.
+# Two things stand around this in a model. **Projections** make queries, keys and values from the tokens' vectors. Let
+# the rows of $X$ be the vectors that ask, and those of $E$ the vectors that are read. Then $Q = X W_Q$, $K = E W_K$,
+# $V = E W_V$. In self-attention $E = X$. In cross-attention the rows of $E$ come from another sequence, which is how
+# RETRO reads its neighbours. And there are several **heads**. The columns of $Q$, $K$ and $V$ are cut into `n_heads`
+# parts of $c$ columns. Each head attends by itself. Their outputs are put side by side again, and a last matrix $W_O$
+# mixes them. Cutting and putting side by side only moves numbers, so the pullback of the one is the other. In
+# exercise 3.4 you write all of it.
 #
 # ## A model, down and up
 #
@@ -668,15 +672,14 @@ tried("the loss of a transformer of one layer", model_loss, params, rng.integers
 #
 # ## First lie: the step
 #
-# A Taylor series says how far a difference is off. The one-sided difference
-# $(f(x + \varepsilon) - f(x)) / \varepsilon$ is off by a multiple of $\varepsilon$. The central one,
-# $(f(x + \varepsilon) - f(x - \varepsilon)) / 2\varepsilon$, is off by a multiple of $\varepsilon^2$. So
-# $\varepsilon$ should be small. But both values are rounded, each by a share $\eta$ of itself. Their difference is
-# divided by $\varepsilon$, which leaves an error of about $\eta / \varepsilon$. That one *grows* as $\varepsilon$
-# shrinks.
+# A Taylor series says how far a difference is off. The one-sided difference $(f(x + \varepsilon) - f(x)) /
+# \varepsilon$ is off by a multiple of $\varepsilon$. The central one, $(f(x + \varepsilon) - f(x - \varepsilon)) /
+# 2\varepsilon$, is off by a multiple of $\varepsilon^2$. So $\varepsilon$ should be small. But both values are
+# rounded, each by up to a share $\eta$ of itself. Their difference is divided by $\varepsilon$, which leaves an error
+# of about $\eta / \varepsilon$. That one *grows* as $\varepsilon$ shrinks.
 #
-# The cell below takes the slope of a softmax in 30 random directions, by differences and by the pullback. There is
-# one more line, called extrapolated, to which we come afterwards.
+# The two cells below take the slope of a softmax in 30 random directions, by differences and by the pullback. The
+# line called extrapolated is explained after the figure.
 
 
 # %%
@@ -731,8 +734,9 @@ assert least["float64, central"] < 1e-8 < least["float64, one-sided"] * 10
 assert least["float32, central"] > 1e-6
 
 # %% [markdown]
-# *Figure 3.4.* Right of the lowest point the formula is wrong, left of it the arithmetic. At the far left of the
-# float32 lines, $x + \varepsilon$ rounds to $x$. The difference is 0 there, and the error is the whole slope.
+# *Figure 3.4.* Right of the lowest point of a line, the error is that of the formula. Left of it, the error is that
+# of the arithmetic. At the far left of the float32 lines, $x + \varepsilon$ rounds to $x$. The difference is 0 there,
+# and the error is the whole slope.
 #
 # Where is the lowest point of a central difference? Where both errors are equal,
 # $\varepsilon^2 = \eta / \varepsilon$, so near $\varepsilon = \eta^{1/3}$. The error there is about $\eta^{2/3}$.
@@ -742,17 +746,18 @@ assert least["float32, central"] > 1e-6
 # sixteenth. So $(16\, D(\varepsilon/4) - D(\varepsilon)) / 15$ is free of it. This is Richardson extrapolation, the
 # dotted line. Its lowest point is near $\eta^{1/5}$, and the error there is about $\eta^{4/5}$.
 #
-# `gradcheck` therefore makes float64 of its arguments, whatever they were. It begins with two steps, $2^{-10}$ and
-# $2^{-12}$ times the size of the entry that moves. A fixed step would be lost beside an entry of $10^{12}$ and far too
-# long for one of $10^{-12}$. An entry that is 0, or far smaller than the others, counts as a sixty-fourth of the
-# array's median size.
+# `gradcheck` therefore makes float64 of arguments in float32. It begins with two steps, $2^{-10}$ and $2^{-12}$ times
+# the size of the entry that moves. A fixed step would be lost beside an entry of $10^{12}$ and far too long for one
+# of $10^{-12}$. An entry that is 0, or far smaller than the others, counts as a sixty-fourth of the median size of
+# the entries that are not 0.
 #
-# If the result does not agree with the pullback, `gradcheck` tries longer and shorter steps. As long as neither the
-# formula nor the arithmetic spoils them, neighbouring steps give the same slope. What they still differ by is called
-# the *resolution*. A gradient is called wrong only if two things hold: its error is above the tolerance of `3e-09`, and
-# it is also well above the resolution. The report has a row for each argument. Here is one for a function whose first
-# argument is a billion times larger than its second. In the row of `x` the error may stand well above the resolution.
-# The gradient is accepted all the same, because the error is below the tolerance:
+# If the result does not agree with the pullback, `gradcheck` tries longer and shorter steps. Where the errors of the
+# formula and of the arithmetic are both small, neighbouring steps give nearly the same slope. What these slopes still
+# differ by is called the *resolution*. A gradient is called wrong only if two things hold: its error is above the
+# tolerance of `3e-09`, and it is also well above the resolution. The report has a row for each argument. Here is one
+# for a function whose first argument is a billion times larger than its second. In the row of `x` the error is well
+# above the resolution. The gradient is accepted all the same, because the error is below the tolerance. [Checking a
+# backward pass](../docs/gradcheck.md) explains the other columns.
 
 # %%
 x, gain = 1e9 * rng.standard_normal((4, 6)), rng.standard_normal(6)
@@ -762,7 +767,7 @@ print(gradcheck(lambda x, gain: rms_norm(x, gain, eps=0), x, gain))
 # ## Second lie: float32 on the way
 #
 # `gradcheck` cannot make float64 of what happens inside a function. If the function rounds to float32 on its way, the
-# differences are too coarse to say much about the pullback. Here the pullback is right:
+# differences are too coarse to say much about the pullback. Below, the pullback is right if `slip` is 0:
 
 
 # %%
@@ -825,7 +830,7 @@ plt.show()
 # %% [markdown]
 # *Figure 3.5.* At the kink the central difference is one half for every $\varepsilon$.
 #
-# Neither side is wrong. At a kink there is no gradient, and any slope between the two will do for descent. Random
+# Neither side is wrong. At a kink there is no gradient, and any slope between the two may be taken for one. Random
 # numbers hardly ever tie, but integers, zeros and padding do. Check at a point without ties, and decide for yourself
 # what should happen at ties.
 #
@@ -834,9 +839,9 @@ plt.show()
 # A right pullback that fails is a nuisance. A wrong one that passes is worse. There are three ways to get there.
 #
 # **A gradient of ones.** Whoever checks the gradient of `y.sum()` sets $\mathrm{d}y = 1$ everywhere. The sum of a
-# softmax is 1 whatever $x$ is. Its gradient is 0, and so is that of many a mistake. `gradcheck` draws several random
-# $\mathrm{d}y$. Two of them have no small entries. Others are 0 except at a single output, so that no output can hide
-# behind a larger one.
+# softmax is 1 whatever $x$ is. Its gradient is 0, and many a wrong pullback returns 0 there, too. `gradcheck` draws
+# several random $\mathrm{d}y$. Two of them have no small entries. Others are 0 except at a single output, so that no
+# output can hide behind a larger one.
 
 
 # %%
@@ -877,10 +882,10 @@ tried("random gain", rms_norm_forgets_gain, x, rng.standard_normal(3))
 
 # %% [markdown]
 # **Size.** Moving the entries of a large array one by one takes long. Moving all of them at once, along a random
-# direction, is quick. But then one wrong entry among a hundred shows only as about a tenth of its error, and one among
-# a million as about a thousandth. Below, one entry of $\mathrm{d}W$ is 1 % too large. The cell prints its error along
-# random directions, computed by hand, and then what `gradcheck` says. The entries of `x` and `dy` are 1 and −1, so that
-# all entries of $\mathrm{d}W$ have the same size.
+# direction, is quick. But then one wrong entry among a hundred shows only as about a tenth of its error, and one
+# among a million as about a thousandth. Below, one entry of $\mathrm{d}W$ is 1 % too large. The cell prints the error
+# of $\mathrm{d}W$ along random directions, computed by hand, and then what `gradcheck` says. The entries of `x` and
+# `dy` are 1 and −1, so that all entries of $\mathrm{d}W$ have the same size.
 
 
 # %%
@@ -906,10 +911,10 @@ for size in (4, 16, 64, 256):
     print(f"{size:3} × {size:3}: by hand {by_hand:.0e}; gradcheck {row.error:.3f}, {row.verdict}, {row.where}")
 
 # %% [markdown]
-# By hand, a tolerance chosen by taste, say $10^{-4}$, would let the last one pass. A right pullback agrees with the
-# extrapolated slope to many digits. So `gradcheck` takes even a small disagreement for a mistake. It then halves the
-# direction again and again, until it has found the entry. If there are many entries, it uses such directions and
-# moves only a few entries one by one. Still, a small case is checked more closely and more quickly. Choose odd sizes
+# By hand, a tolerance chosen by taste, say $10^{-4}$, would let the largest matrix pass. A right pullback agrees with
+# the extrapolated slope to many digits. So `gradcheck` takes even a small disagreement for a mistake. It then halves
+# the set of entries that move, again and again, until one is left. If there are many entries, it uses such directions
+# and moves only some entries one by one. So a small case is checked more closely, and more quickly. Choose odd sizes
 # that all differ.
 #
 # ## What no difference sees
@@ -935,13 +940,13 @@ tried("in place", softmax_in_place, logits)
 
 # %% [markdown]
 # `gradcheck` calls function and pullback several times. It compares everything that it handed over or got back with
-# copies. It refuses a pullback that is right only once, that is not linear in $\mathrm{d}y$, or that reads what a
-# later call has left behind. It also refuses gradients that share a buffer.
+# copies made before. It refuses a pullback that is right only once, that is not linear in $\mathrm{d}y$, or that
+# reads what a later call has left behind. It also refuses gradients that share a buffer.
 #
 # ## The library's own
 #
 # The command `retro-np gradcheck` puts every operator of the library through this, up to the whole model with masked
-# and missing neighbours. Here are the small ones:
+# and missing neighbours. Here are seven of them:
 
 # %%
 for check in checks():
@@ -990,7 +995,7 @@ check_3_2(layer_norm)
 #
 # $$\mathrm{lse}_i = \ln \sum_j e^{Z_{ij}}, \qquad\text{so that}\qquad A_{ij} = e^{Z_{ij} - \mathrm{lse}_i}.$$
 #
-# Both sums, $O_i$ and $\mathrm{lse}_i$, run over *all* keys. Your function sees only a part of them, `keys` and
+# The sums in $O_i$ and in $\mathrm{lse}_i$ run over *all* keys. Your function sees only a part of them, `keys` and
 # `values` with $r$ rows each. It has to return that part's `dkeys` and `dvalues`, and what that part contributes to
 # `dq`. One quantity seems to need all keys: the sum $\sum_j A_{ij}\, \mathrm{d}A_{ij}$ that the softmax's pullback
 # subtracts. It is equal to the inner product of two rows that you have been given. Which?
