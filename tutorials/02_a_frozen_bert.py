@@ -116,8 +116,8 @@ print(" ".join(bert.files.tokenizer.id_to_token(piece) for piece in ids))
 # `bert.files.tensors` holds the weights under the names under which they were published, and stores the matrix of a
 # product as (d_out, d_in). Four small functions are needed. `affine` is a matrix and a bias. `layer_norm` subtracts
 # from each row its mean, divides it by its standard deviation, and then applies a learned gain and bias. `gelu` is
-# the curved function between the matrices of the feed-forward network. The tanh of tutorial 0 approximates this form
-# of it. `softmax` makes weights of scores.
+# the curved function between the matrices of the feed-forward network. Tutorial 0's formula with tanh approximates
+# it. `softmax` makes weights of scores.
 
 # %%
 erf = np.vectorize(math.erf, otypes=[np.float32])
