@@ -72,8 +72,9 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # ## Algorithm 1
 #
 # This is the whole of RETRO, as the paper's algorithm 1 has it. $x_1, \dots, x_n$ are the tokens, $H$ is what the
-# decoder makes of them, a row $h_t$ for each token, and $H_u$ are the rows of chunk $C_u$. $p$ is the number of a
-# layer, and $P$ is the set of layers that read neighbours.
+# decoder makes of them, a row $h_t$ for each token, and $H_u$ are the rows of chunk $C_u$. $E_u$ are the encoded
+# neighbours of $C_u$, and $E$ those of all chunks. $p$ is the number of a layer, and $P$ is the set of layers that read
+# neighbours.
 #
 # $$
 # \begin{array}{l}
@@ -89,7 +90,8 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # $$
 #
 # The encoder is a small transformer. It reads every neighbour by itself, with the same weights for all chunks and all
-# neighbours. $p'$ is the number of one of its layers, and $P_\mathrm{enc}$ is the set of those that look at the chunk.
+# neighbours. Inside the encoder, $E$ has a row for each token of one neighbour. $p'$ is the number of a layer of the
+# encoder, and $P_\mathrm{enc}$ is the set of its layers that look at the chunk.
 #
 # $$
 # \begin{array}{l}
@@ -106,10 +108,9 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # EMB looks vectors up in a table. READ is a norm and one matrix, the *readout*. The encoder ends in a norm, too,
 # because no block normalises what it hands on. The paper's listing shows neither of these two norms. They are our
 # reading. All the rest are residual blocks: each normalises its input, computes an update from it, and adds the update
-# to the input. Most of them are old acquaintances. [Tutorial 3](03_backward_passes_by_hand.ipynb) derives the pullbacks
-# of EMB, of the norm, the readout, FFW, attention and the cross-entropy on top. [Tutorial
-# 4](04_relative_positions.ipynb) adds positions to attention, and [tutorial 5](05_chunked_cross_attention.ipynb) is
-# CCA. Three things are new:
+# to the input. [Tutorial 3](03_backward_passes_by_hand.ipynb) derives the pullbacks of EMB, of the norm, the readout,
+# FFW, attention and the cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to attention,
+# and [tutorial 5](05_chunked_cross_attention.ipynb) is CCA. Three things are new:
 #
 # - $\mathrm{ATTN_{enc}}$ is self-attention that is **not** causal. Nothing is predicted from a neighbour's tokens, so
 #   each of them may look ahead, and $N$ can be read in the light of $F$.
@@ -127,6 +128,7 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 
 # %%
 encoder = EncoderConfig(d_model=6, d_ffw=8, n_heads=2, d_head=3, n_layers=2, ca_layers=(1,))
+# The first three numbers: tokens of the vocabulary, width d, width of FFW.
 config = RetroConfig(20, 8, 12, n_heads=2, d_head=4, n_layers=3, cca_layers=(2, 3), chunk_size=4, encoder=encoder)
 params = perturbed_params(config)  # away from their first values, so that nothing is zero or one by chance
 rng = np.random.default_rng(0)
@@ -138,8 +140,9 @@ neighbours[0, 0, 1, 5:] = 0  # a neighbour that ends early
 neighbours[0, 2, 1] = 0  # a neighbour that was not found
 
 # %% [markdown]
-# Does the library run it in the order above? `attention_maps` meets the attentions as they run. So its names, one after
-# the other, are algorithm 1 as it happens. The names count layers from 0. The paper and `cca_layers` count them from 1.
+# Does the library run it in the order above? `attention_maps` returns the weights of every attention, in the order in
+# which the attentions run. Here are its names, each with its line of the listing. EMB, FFW and READ contain no
+# attention and do not appear. The names count layers from 0. The paper and `cca_layers` count them from 1.
 
 # %%
 decoder = {"attention": "H ← ATTN(H)", "cca": "H ← CCA(H, E)"}
@@ -223,8 +226,8 @@ plt.show()
 # %% [markdown]
 # *Figure 6.1.* Blue goes forward. Dashed orange is the gradient's new way back: $\mathrm{d}E$ goes from the CCAs to the
 # encoder, and $\mathrm{d}H_u$ from the encoder to the decoder. The ways back through the blocks are not drawn. The
-# encoder runs once. Its gradient is the sum over all CCAs, and returns to $H$ at the place where $H_u$ was taken.
-# Through the database, grey, no gradient flows.
+# encoder runs once. $\mathrm{d}E$ is summed over all CCAs, and $\mathrm{d}H_u$ is added to the gradient of $H$ at the
+# place where $H_u$ was taken. Through the database, grey, no gradient flows.
 #
 # ## The encoder, written out
 #
@@ -233,8 +236,8 @@ plt.show()
 # they look at the same $H_u$. Whether a layer looks at the chunk is seen from its parameters. Padding is no key.
 #
 # As in the tutorials before, $\mathrm{d}x$ stands for $\partial \mathcal{L} / \partial x$. The pullback goes through
-# the layers in reverse. It returns the gradients of the encoder's parameters, and that of $H$. The rows of $H$ behind
-# the last whole chunk get none.
+# the layers in reverse. It returns the gradients of the encoder's parameters, and that of $H$, which is zero in the
+# rows behind the last whole chunk.
 
 
 # %%
@@ -276,10 +279,11 @@ def encode_all(params, h, neighbours, n_heads=2):
     return encoded.reshape(B, n_chunks, k, r, -1), vjp
 
 
-h = rng.standard_normal((1, n, 8))
+h = rng.standard_normal((1, n, 8))  # drawn at random, in place of the decoder's H
 encoded, _ = encode_all(params["encoder"], h, neighbours)
-by_loops = reference.encode_neighbour(params, config, neighbours[0, 0, 0], h[0, :m])
-assert np.allclose(encoded[0, 0, 0], by_loops)
+for u, j in np.ndindex(n_chunks, k):
+    by_loops = reference.encode_neighbour(params, config, neighbours[0, u, j], h[0, u * m : (u + 1) * m])
+    assert np.allclose(encoded[0, u, j], by_loops)
 right = gradcheck(lambda params, h: encode_all(params, h, neighbours), params["encoder"], h)
 print("E has shape", encoded.shape, "and is that of the loops")
 print(f"finite differences agree with the pullback within {right.error:.0e}")
@@ -287,8 +291,8 @@ print(f"finite differences agree with the pullback within {right.error:.0e}")
 # %% [markdown]
 # ## What E depends on
 #
-# Change what goes in, one thing at a time, and see which vectors of $E_1$ move. First the tokens of $C_1$'s two
-# neighbours, then the rows of $H$ that belong to tokens 1 to 8, which are $H_1$ and $H_2$.
+# Change what goes in, one thing at a time, and see which vectors of $E_1$ move. We change first the tokens of $C_1$'s
+# two neighbours, then the rows of $H$ that belong to tokens 1 to 8, which are $H_1$ and $H_2$.
 
 # %%
 results = []
@@ -324,22 +328,24 @@ axes.set_yticklabels(["first\nneighbour", "second\nneighbour", "$H_1$", "$H_2$"]
 plt.show()
 
 # %% [markdown]
-# *Figure 6.2.* A vector of $E_1$ depends on every token of its own neighbour and on every row of $H_1$, and on nothing
-# else.
+# *Figure 6.2.* A vector of $E_1$ depends on every token of its own neighbour except padding, on every row of $H_1$, and
+# on nothing else that was changed.
 #
 # The two blocks say that a neighbour is read as a whole and knows nothing of the other. The last three tokens of the
-# second neighbour are padding. They are no keys: let another vector stand for padding, and nothing moves. Below the
-# blocks lies a band. Each row of the chunk, **the last one too**, reaches every vector of $E_1$. The rows of $C_2$
-# reach none. With $E_u$ it is the same. The rows of $H_u$ have come through causal attention, so by way of them $E_u$
-# also knows the tokens before $C_u$. Those are no secret: whoever reads $E_u$ has read them.
+# second neighbour are padding. They are no keys: let another vector stand for padding, and nothing moves. The vectors
+# at their places are left white, because nobody reads them. Below the blocks lies a band. Each row of $H_1$, **the last
+# one too**, reaches all the other vectors of $E_1$. The rows of $H_2$ reach none. What holds for $E_1$ holds for every
+# $E_u$. In the decoder, the rows of $H_u$ have come through causal attention, so by way of them $E_u$ also knows the
+# tokens before $C_u$. Those are no secret: whoever reads $E_u$ has read them.
 #
 # ## The shift, once more
 #
 # That band settles the shift of tutorial 5 a second time. There a leak went through the database, and a test had to
-# look up the neighbours again to see it. Now there is a second way. $E_u$ contains the last token of $C_u$, because the
-# encoder has looked at $H_u$. So $E_u$ may be read from token $um$ on, and not one token sooner, even if the neighbours
-# stay what they were. Let us see: hold the neighbours fixed, move one row of $H$, and look which outputs of the second
-# layer's CCA move. `cca_with` is the forward pass of tutorial 5, with a shift of our choice, for one sequence.
+# look up the neighbours again to see it. Now there is a second way. $E_u$ depends on the last token of $C_u$, because
+# the encoder has looked at $H_u$. So $E_u$ may be read from token $um$ on, and not one token sooner, even if the
+# neighbours stay what they were. Let us see: hold the neighbours fixed, move one row of $H$, and look which outputs of
+# the second layer's CCA move. `cca_with` is the forward pass of tutorial 5, with a shift of our choice, for one
+# sequence.
 
 
 # %%
@@ -370,8 +376,7 @@ for shift in (m - 1, m - 2):
 
 # %% [markdown]
 # With shift $m - 2$ the output at token 3 knows token 4, and so on, though nobody has looked anything up again. Now the
-# whole model, with the shift as it should be and the neighbours held fixed. Tutorial 5 tried the other way, through the
-# database.
+# whole model, with shift $m - 1$ and the neighbours held fixed. Tutorial 5 tried the other way, through the database.
 
 # %%
 before = retro(params, config, tokens, neighbours)[0]
@@ -387,7 +392,7 @@ assert not np.tril(reach, -1).any()
 # ## With and without conditioning
 #
 # Let all three chunks retrieve the very same text. What the encoder makes of it should depend on who asks. How far
-# apart are the three encodings, relative to their size? Then break it, and take $\mathrm{CA_{enc}}$ away.
+# apart are the three encodings, pair by pair, relative to their size? Then break it, and take $\mathrm{CA_{enc}}$ away.
 
 # %%
 same = np.broadcast_to(neighbours[:, :1, :1], (1, n_chunks, 1, r))
@@ -402,8 +407,8 @@ for name, weights in (("conditioned on H_u", params["encoder"]), ("without CA_en
     assert np.any(dh) == (weights is not alone)
 
 # %% [markdown]
-# Without it they are **0.000** apart: the encoding is a property of the text, whoever retrieved it. And no gradient
-# comes back to $H$.
+# Without $\mathrm{CA_{enc}}$ they are **0.000** apart: the encoding is a property of the text, whoever retrieved it.
+# And no gradient comes back to $H$.
 #
 # How much is conditioning worth? In the paper's ablation, table 13, it is worth 0.007 bits per byte on C4: 0.822 with
 # it and 0.829 without. That is little, perhaps because CCA's queries know the chunk anyway. What would one gain by
@@ -452,8 +457,9 @@ print(f"loss {loss:.3f} nats per token, and its gradient at the logits has shape
 # The loss leaves out a target of 0, and one of −1 as well, which is how tutorial 7 marks what is not to be predicted.
 #
 # `reference.retro` is the same model once more, as plain loops over tokens. It shares no code with the blocks. Would it
-# tell a misreading of the algorithm from the right one? Here are two plausible ones. In the first, the encoder sees $H$
-# as it was *before* the layer's self-attention. In the second, each CCA has $E$ made anew, from $H$ as it is by then.
+# tell a misreading of the algorithm from the right reading? Here are two plausible misreadings. In the first, the
+# encoder sees $H$ as it was *before* the layer's self-attention. In the second, each CCA has $E$ made anew, from $H$ as
+# it is by then.
 
 
 # %%
@@ -476,8 +482,8 @@ for how in ("after ATTN, once", "before ATTN", "anew in each layer"):
     print(f"{how:20} tokens with other logits: {(np.flatnonzero(differs) + 1).tolist()}")
 
 # %% [markdown]
-# It would. Note that tokens 1 to 3 are right in every case. They stand before the first attending chunk and read
-# nothing, so a test on a text shorter than a chunk finds no mistake at all.
+# It would. The first row is the right reading. Tokens 1 to 3 are right in every row. They stand before the first
+# attending chunk and read nothing, so a test on a text shorter than a chunk finds neither misreading.
 #
 # ## The gradient's two ways back
 #
@@ -486,13 +492,14 @@ for how in ("after ATTN, once", "before ATTN", "anew in each layer"):
 #
 # $$\mathrm{d}H = \mathrm{d}Y \;+\; (\text{through the queries}) \;+\; (\text{through } E)$$
 #
-# The first two terms are one way back, through CCA itself. The third is the other, through $E$: to the encoder, and
-# from there to the $H_u$ that it looked at. The pullback of `cca` returns the first two terms as `dh`. The third comes
-# from the pullback of the encoder, and that one has to wait. $E$ is read by *every* layer of $P$, so $\mathrm{d}E$ is a
-# sum over these layers, and the encoder needs the whole sum. On the way back the last layer comes first. Its CCA gives
-# a first $\mathrm{d}E$, the CCA below adds its own, and so on down to the first layer of $P$. There the sum is
-# complete. The encoder's pullback is called, once. What it says of $H$ is added between this layer's CCA and its ATTN,
-# because that is where $H_u$ was taken.
+# $\mathrm{d}Y$ is the gradient of CCA's output, and comes through the residual sum unchanged. The first two terms are
+# one way back, through CCA itself. The third is the other, through $E$: to the encoder, and from there to the $H_u$
+# that it looked at. The pullback of `cca` returns the first two terms as `dh`. The third comes from the pullback of the
+# encoder, which has to wait. $E$ is read by *every* layer of $P$, so $\mathrm{d}E$ is a sum over these layers, and the
+# encoder needs the whole sum. On the way back the last layer comes first. Its CCA gives a first $\mathrm{d}E$, the CCA
+# below adds its own, and so on down to the first layer of $P$. There the sum is complete, and the encoder's pullback is
+# called, once. The gradient that it returns for $H$ is added between this layer's CCA and its ATTN, because that is
+# where $H_u$ was taken.
 #
 # Which rows of $H$ get a gradient from the output at token $t$, and by which way?
 
@@ -527,12 +534,12 @@ figure.colorbar(image, ax=panels, label="log10 of its norm; white: zero", shrink
 plt.show()
 
 # %% [markdown]
-# *Figure 6.3.* Through $E$, each token of an attending chunk sends gradient back to all $m$ tokens of the chunk that
-# retrieved; CCA by itself sends it to the token alone.
+# *Figure 6.3.* Through $E$, the output at each token of an attending chunk sends gradient back to all $m$ tokens of the
+# chunk that retrieved; CCA by itself sends it to the token alone.
 #
 # On the left there is a diagonal, because CCA moves nothing between tokens of the sequence. On the right there are
-# blocks. So a loss on chunk $C_{u+1}$ teaches chunk $C_u$ how to make its activations such that the encoder brings out
-# what matters. Nothing lies above the diagonal. An entry there would say that an output depends on a later token.
+# blocks. So a loss on chunk $C_{u+1}$ also trains the layers that made the activations of chunk $C_u$. Nothing lies
+# above the diagonal. An entry there would say that an output depends on a later token.
 #
 # ### Forget the third term
 #
@@ -563,15 +570,14 @@ print(f"\nthe norm of what was forgotten: {100 * part / kept_part:.0f} % of that
 # At the entry in the message, what was forgotten is larger than what was not, and turns its sign. Hence the error of 2:
 # it is relative to the larger of the two numbers, so it cannot be greater.
 #
-# In the whole model, this mistake spares almost everything. The gradients of the CCAs, of the encoder and of all layers
-# above would still be right. Only what lies below the place where $H_u$ was taken gets a gradient that lacks a part:
-# the embedding, layer 1 and the self-attention of layer 2. Finite differences find that at once. A loss that falls a
-# little more slowly tells nobody. Exercise 6.2 mends it.
+# In the whole model, this mistake leaves much as it should be. The gradients of the encoder, and of all blocks above
+# the place where $H_u$ was taken, would still be right. Only the blocks below that place get a gradient that lacks a
+# part: the embedding, layer 1 and the self-attention of layer 2. Exercise 6.2 mends the pullback.
 #
 # ## How many parameters?
 #
-# Table 2 of the paper gives the sizes of four baselines and four RETROs, without embeddings. `count_parameters` needs
-# no model for that. It sums up shapes. All eight agree to within 0.7 million or 0.05 %.
+# Table 2 of the paper gives the sizes of four baselines and four RETROs, without embeddings. `count_parameters` makes
+# no model for that. It sums up shapes. All eight counts agree to within 0.7 million or 0.05 %, whichever is larger.
 
 # %%
 table_2 = [132, 172, 368, 425, 1309, 1451, 6982, 7532]  # millions, as printed in the paper
@@ -584,9 +590,8 @@ for name, stated in zip(order, table_2, strict=True):
     assert abs(counted - stated) < max(0.7, 5e-4 * stated)
 
 # %% [markdown]
-# Such a count can even correct the paper. Its table 10 prints a $P$ that begins at layer 9 for the two largest models.
-# If that were so, they would have one CCA less, and the counts would be off by far more than the 0.7 million or 0.05 %
-# above:
+# These counts have $P$ from layer 6 on. Table 10 of the paper prints a $P$ that begins at layer 9 for the two largest
+# models. With that $P$ they would have one CCA less, and the counts would not agree with table 2:
 
 # %%
 for name, stated in (("retro-1.5b", 1451), ("retro-7.5b", 7532)):
@@ -596,8 +601,8 @@ for name, stated in (("retro-1.5b", 1451), ("retro-7.5b", 7532)):
     print(f"{name}: {counts[0]:+.1f} M from the table with P from 6, {counts[1]:+.1f} M with P from 9")
 
 # %% [markdown]
-# What does retrieval add to a decoder? A CCA in every third layer, and the encoder. The encoder is nearly the same for
-# all four. Only the matrices that read $H_u$ depend on the decoder's width.
+# What does retrieval add to a decoder? A CCA in every third layer from layer 6 on, and the encoder. In the encoder,
+# only what reads $H_u$ depends on the decoder's width.
 
 # %%
 parts = ["decoder", "CCA", "encoder"]
@@ -632,8 +637,8 @@ plt.show()
 #
 # ## Exercises
 #
-# Four steps: the encoder's new block, the gradient's two ways back, the backward pass of the whole model, and its size.
-# You may use the library's blocks here, or your own of tutorial 5. Your `attention` fits exercise 6.1, if each
+# Four steps: the encoder's cross-attention, the gradient's two ways back, the backward pass of the whole model, and its
+# size. You may use the library's blocks here, or your own of tutorial 5. Your `attention` fits exercise 6.1, if each
 # neighbour is a row and the chunk is repeated for each of them. Your `cross` does not, since the $m - 1$ of CCA is
 # built into it. Your `my_cca` fits exercise 6.2.
 #
@@ -642,7 +647,7 @@ plt.show()
 #
 # | argument | shape | |
 # | --- | --- | --- |
-# | `params` | | `w_q`, `w_k`, `w_v`, `w_o`, `w_r`, `u`, `v`, as in `cross`, and the gains `norm` and `norm_context` |
+# | `params` | | `w_q`, `w_k`, `w_v`, `w_o`, `w_r`, `u`, `v`, as in exercise 5.5, and the gains `norm`, `norm_context` |
 # | `e` | `(b, k, r, d')` | the neighbours of `b` chunks: the queries, each neighbour a group |
 # | `chunks` | `(b, m, d)` | $H_u$ of each of them: one group of keys and values, `(b, 1, m, d)` |
 #
@@ -737,7 +742,7 @@ check_6_4(by_hand)
 #   for leaks needs both ways, with neighbours looked up again and with neighbours held fixed.
 # - The gradient's second way back: $\mathrm{d}E$ is summed over all layers that read, goes once through the encoder,
 #   and is added to $\mathrm{d}H$ where $H_u$ was taken.
-# - A count of parameters that agrees with the paper, and once knows better.
+# - A count of parameters that agrees with table 2 of the paper, but not with the $P$ of its table 10.
 # - The rest of the model in [`mini_retro.py`](mini_retro.py), RETRO in one file of plain NumPy. Its
 #   `encoder_cross_attention` is your `conditioned`, its `encode` is `encode_all`, and its `retro` is `forward` with
 #   your `backward` as the pullback. What is left of that file is the text, the database, AdamW, and the loops that

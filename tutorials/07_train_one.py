@@ -16,9 +16,8 @@
 #
 # Lay a page with the answer beside a language model. Will it read the page? Nothing forces it to. At first it cannot
 # read, so the page does not help, and a page that does not help teaches nobody to read. Tutorials 3 to 6 have built
-# every part of RETRO, forward and backward. If you come by a shorter path, take the encoder and the gradients as given.
-# In this tutorial you train a RETRO, and you watch it find out, within a few hundred steps, that its neighbours are
-# worth reading.
+# every part of RETRO, forward and backward. In this tutorial you train a RETRO, and you watch it find out, within a few
+# hundred steps, that its neighbours are worth reading.
 #
 # *Reading: about 55 minutes · runs in 35 s on one core · needs tutorials 0, 1, 5 and 6.*
 #
@@ -75,8 +74,8 @@ from retro_np.tutorials.checks.tutorial_07 import check_7_1, check_7_2, check_7_
 #
 # We need texts whose next words cannot be guessed, but can be looked up. `retro_np.experiments.facts` invents them. It
 # makes up names, and gives each name a code of five different digits. A fact, a name with its code, is told in two
-# documents. The two are worded differently. Each document has two chunks of $m = 16$ bytes: the first chunk has the
-# name, the second has the code.
+# documents. The two are worded differently. Each document has two chunks of up to $m = 16$ bytes: the first chunk has
+# the name, the second has the code.
 
 # %%
 facts = world.invent(1100, seed=7)
@@ -99,9 +98,9 @@ for fact in known[:3]:
 #
 # $$\text{bits of a code} = -\sum_{i=1}^{5} \log_2 p(\text{digit } i \mid \text{all that stands before it}).$$
 #
-# A model that knows nothing but that the digits differ pays $\log_2$ of the number of codes, **14.9** bits. A model
+# A model that knows only that the five digits differ pays $\log_2$ of the number of codes, **14.9** bits. A model
 # that knows the code pays almost nothing. A name is made of five random syllables out of a hundred. All its letters
-# together cost **33.2** bits to somebody who has never heard of it, whatever is retrieved.
+# together cost **33.2** bits to somebody who knows how names are made, but not this one.
 
 # %%
 codes = math.perm(10, world.DIGITS)
@@ -110,16 +109,16 @@ print(f"{codes:,} codes: a guess costs {guess:.1f} bits; a name costs {name_bits
 assert 1 / codes == world.CHANCE
 
 # %% [markdown]
-# This is why the task is useful. The price of a guess is known before any training. Whatever a model pays less than
-# that for the code of a stranger, it has looked up.
+# This is why the task is useful. The price of a guess is known before any training. If a model pays less for a code
+# that it has never read in training, it has looked the code up.
 #
 # ## The database
 #
-# A token is a byte, a chunk has 16 tokens, and a tenth of the documents is held out. The keys are hashed bytes and
-# pairs of bytes, as in [tutorial 1](01_chunks_neighbours_and_a_database.ipynb), so chunks that contain the same name
-# have keys close to each other. The database keeps the four nearest neighbours of each chunk. The model reads only the
-# first of them, $k = 1$, because no other chunk has anything to say. In the shapes below, $B$ is the number of
-# documents or questions that are handled together; $N$ and $F$ are kept for a neighbour's two halves.
+# A token is a byte, a chunk has 16 tokens, and about a tenth of the documents is held out. The keys are hashed bytes
+# and pairs of bytes, as in [tutorial 1](01_chunks_neighbours_and_a_database.ipynb), so chunks that contain the same
+# name have keys close to each other. The database keeps the four nearest neighbours of each chunk. The model reads only
+# the first of them, $k = 1$, because no other chunk has anything to say. In the shapes below, $B$ is the number of
+# documents, questions or sequences that are handled together.
 
 # %%
 temporary = tempfile.TemporaryDirectory()  # It is removed when the notebook ends.
@@ -150,12 +149,12 @@ assert not (found & both_held_out).any()
 
 # %% [markdown]
 # Documents are held out at random. For a few facts this has hit both documents, so the answer is not in the database at
-# all. The remaining ones are mistakes of the search.
+# all. The other four of the twelve are mistakes of the search.
 #
 # ## The model
 #
-# The smallest RETRO that can do this has two decoder layers, one encoder layer, and chunked cross-attention in the
-# second decoder layer. All its weights begin at random.
+# A small RETRO will do. It has two decoder layers, one encoder layer, and chunked cross-attention in the second decoder
+# layer. Its weights begin at random.
 
 # %%
 config = RetroConfig(
@@ -197,8 +196,8 @@ print("predicts:", repr(database.text(targets[0, :20])))
 #
 # ## The training loop
 #
-# Here is the whole of it. Most of its lines you have met before. Three things are new: some sequences lose their
-# neighbours, the gradients are clipped, and the learning rate changes from step to step.
+# Here is the whole of it. Most of its lines you have met before. Two things are new: some sequences lose their
+# neighbours, and the gradients are clipped.
 
 
 # %%
@@ -243,15 +242,15 @@ def train_by_hand(config, steps, look=None, peak=4e-3, warmup=20, share_off=0.2,
 #
 # ## An exam
 #
-# How will we know whether the model reads? We ask for the codes of a hundred people that stand in no training text. A
-# new database tells their codes. The model reads a document in the *other* wording up to the code, and then has to
-# give five digits. The exam is held three times:
+# How will we know whether the model reads? We ask for the codes of a hundred strangers: people who stand in no training
+# text. A new database has one of the two documents about each of them. The model reads the *other* document up to the
+# code, and then has to give five digits. The exam is held three times:
 #
 # - **on**: each question reads the neighbour that it retrieved;
 # - **off**: no question has a neighbour;
 # - **others**: each question reads the neighbour that another question retrieved.
 #
-# `answers` returns two figures: the share of codes with all five digits right, when the likeliest digit is taken each
+# `answers` returns two figures: the share of codes with all five digits right, when the likeliest token is taken each
 # time, and the mean bits per code.
 
 # %%
@@ -319,15 +318,14 @@ plt.show()
 #
 # Take the right panel from left to right. At step 0 a code costs much more than a guess, because the model does not
 # even know that digits come. The vocabulary has 258 tokens, the 256 bytes, padding and the end of a text. Five tokens,
-# all equally likely, would cost $5 \log_2 258 \approx 40$ bits. During the first hundred steps the three curves lie
-# almost on each other: the model learns the wordings, and that digits follow, and what was retrieved makes little
-# difference. Then the curves part. With its own neighbours the model pays less and less for a code. Without neighbours
-# it goes on paying for a guess, and even a little more: after a small training text, no model thinks all codes equally
-# likely.
+# all equally likely, would cost $5 \log_2 258 \approx 40$ bits. At step 100 the three curves are still close to each
+# other: the model has learned that digits follow, and what was retrieved makes little difference. Then the curves part.
+# With its own neighbours the model pays less and less for a code. Without neighbours it goes on paying for a guess, and
+# even a little more: after a small training text, it does not think all codes equally likely.
 #
 # The curve of the others is the instructive one. It *rises*, to about twice the price of a guess. The more the model
 # trusts its neighbours, the more it pays where they speak of somebody else. It has not learned to doubt, since in
-# training its neighbour nearly always told the truth.
+# training its neighbour usually told the truth.
 #
 # ## Three losses
 #
@@ -373,27 +371,28 @@ plt.show()
 #
 # - **On against off** is the gain. It is nearly the price of a code. With retrieval on, nearly all that is still paid
 #   is paid for the few documents above that did not find their fact's other document.
-# - **Others against off** is the test for reading. The gain over *off* does not prove it: a model trained with
-#   neighbours may merely be worse without any. And a gain over another model, one that never retrieves, may come from
-#   additional parameters or from a luckier run. A *loss* when somebody else's neighbours are handed over can only come
-#   from reading them.
+# - **Others against off** is the test for reading. The gain over *off* does not prove that a model reads: a model
+#   trained with neighbours may merely be worse without any. And a gain over another model, one that never retrieves,
+#   may come from additional parameters or from a luckier run. A *loss* when somebody else's neighbours are handed over
+#   can only come from reading them.
 # - **Chunks with a name** cost the same in all three rows. They are the first chunks of their documents, and the paper
 #   lets the tokens of $C_1$ use no retrieval (§2.2). If these numbers differed, something would be wired wrongly.
 #
 # ## Does it know the names by heart?
 #
-# Look at the chunks with a name once more. They cost less than the **33.2** bits of random letters. Has the model
+# Look at the chunks with a name once more. They cost less than the **33.2** bits of a random name. Has the model
 # learned the names by heart? It could have. The held-out documents are new, but nearly all their people are not: the
 # fact's other document is in the training text, and the model has gone through that text about a dozen times.
 #
 # But the two figures are not about the same tokens. A document's first token is not scored, since nothing stands before
 # it. In two of the four wordings, *X says:* and *X, coded as*, this token is the first letter of the name, one of 20.
 # That letter is given away. On the other hand, these two wordings begin alike, and the character after the name costs 1
-# bit, because it tells the one from the other. The words "about" and "enter" cost nothing: their first letter, which is
-# not scored, gives away the rest. So let us compute the price of a guess for exactly the tokens that are scored.
+# bit, because it tells one wording from the other. The words "about" and "enter" cost nothing: their first letter,
+# which is not scored, gives away the rest. So let us compute the price of a guess for exactly the tokens that are
+# scored.
 #
-# There is also a second yardstick, which needs no computation: documents of people whom the model has never met, in the
-# same wordings. The hundred of the exam are such strangers. Retrieval is off everywhere. `score_tokens` returns the
+# This price is the first yardstick. There is a second one, which needs no computation: documents about strangers, in
+# the same wordings. We take the hundred of the exam. Retrieval is off in all rows below. `score_tokens` returns the
 # nats of each scored token, so we can look at single syllables, too. From the second one on, they are scored in every
 # wording.
 
@@ -409,7 +408,7 @@ groups = {  # database, split, how many of its chunks, and which of its document
 }
 print(f"a guess costs {first_letter:.1f} bits for a first letter and {syllable:.1f} for a syllable\n")
 print("documents                           name  a guess    syllables 2 to 5          code  a guess")
-beyond = {}  # a guess: bits of name and code
+beyond = {}  # bits of name and code, less those of a guess
 for name, (base, part, limit, counted) in groups.items():
     each = score_tokens(params, config, base, part, k=0, limit=limit, sequence_length=2 * m, stride=2 * m)
     chunks = np.asarray(base.split(part).tokens)[:limit:2]
@@ -433,18 +432,17 @@ assert known_code < strange_code
 # that was given away is counted. What looked like memory was a mistake in our arithmetic.
 #
 # The second yardstick says yes. The names of strangers are made of the same syllables and told in the same wordings,
-# and they cost five or six bits more. How can both be true? Look at the syllables. After a few letters, the model bets
+# and they cost about six bits more. How can both be true? Look at the syllables. After a few letters, the model bets
 # on the names that it has met and that begin like this. If the name is one of them, the last syllables become cheaper.
 # If it is not, they become dearer, and dearer than a guess, since whoever bets on what he remembers has less left for
-# all the rest. A stranger's name always loses such bets. A known one in a new document wins some and loses some, and
-# here this happens to come out near the price of a guess. What the model has read word for word costs clearly less.
+# all the rest. A stranger's name loses such bets. A known one in a new document wins some and loses some, and here this
+# happens to come out near the price of a guess. What the model has read word for word costs clearly less.
 #
 # The codes show the same on a smaller scale: even without retrieval, those of known people are about a bit cheaper than
 # those of strangers.
 #
 # Take two habits from this. Compute the price of a guess for exactly the tokens that are scored. And to find out what a
-# model remembers, compare it with itself, on texts that differ in nothing but whether it has met them. This is why the
-# exam is about strangers.
+# model remembers, compare it with itself, on texts that differ in nothing but whether it has met them.
 #
 # ## Break it: stop too early
 #
@@ -467,22 +465,23 @@ axes.plot(losses, color="#2b7bba", alpha=0.25, linewidth=0.8)
 axes.plot(np.arange(len(smooth)) + 12, smooth, color="#2b7bba", label=f"{STEPS:,} steps (bold: mean of 25)")
 axes.plot(short_losses, color="#e07b1f", linewidth=1, label="200 steps")
 axes.axvline(answers_from, color="black", linewidth=1, linestyle="--")
-axes.annotate("one code in ten is right", (answers_from, 3.4), xytext=(4, 0), textcoords="offset points", fontsize=9)
+note = "first exam with more than one code in ten right"
+axes.annotate(note, (answers_from, 2.4), xytext=(4, 0), textcoords="offset points", fontsize=9)
 axes.set(xlabel="step", ylabel="training loss, nats per token", ylim=(0, 4))
 axes.legend(frameon=False, fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *Figure 7.3.* After a steep beginning, the training loss falls a little all the time. Nothing in it marks the step
-# from which codes come out right.
+# *Figure 7.3.* After a steep beginning, the training loss falls slowly. Nothing in it marks the step from which codes
+# come out right.
 #
-# The three losses tell what this model is. It *has begun* to read: its own neighbours make a code cheaper than none,
-# 13.2 bits against 16.2, and those of others make it dearer. But the code stands in its neighbour letter for letter,
-# and it gives not one of a hundred codes right. The other model, with more steps, gives nearly all.
+# The exam tells what this model is. It *has begun* to read: its own neighbours make a code cheaper than none, 13.2 bits
+# against 16.2, and those of others make it dearer. But each code stands in the neighbour digit for digit, and this
+# model gives not one of the hundred codes right. The other model, with more steps, gives nearly all.
 #
-# The training loss shows neither. Only five of the nearly thirty tokens of a document are a code, and the loss falls
-# as gently for what the model learns about names. Whoever trains a RETRO and looks only at this curve does not know
-# which of the two models came out.
+# The training loss does not tell this. Only five of the nearly thirty tokens of a document are a code, and the loss
+# also falls for what the model learns about names. Whoever looks at such a curve alone does not know whether the model
+# reads.
 #
 # ## Aids for the impatient
 #
@@ -493,12 +492,13 @@ plt.show()
 # turned off: the run above did without both.
 #
 # - `copying_start` sets the first weights so that encoder and chunked cross-attention are a rough copying machine. In
-#   the encoder, each retrieved token receives an impression of the token after it. In chunked cross-attention, queries
-#   and keys begin equal, so that a token finds itself among the retrieved ones. It brings back what came after.
-# - `oracle_share` makes the neighbours better than any search could, for a while. During the first `oracle_steps` some
+#   the encoder, each retrieved token receives an impression of the token after it. In chunked cross-attention, the
+#   matrices of queries and keys begin equal, so that a token finds its like among the retrieved ones, and with it what
+#   came after.
+# - `oracle_share` makes the neighbours better than a search would, for a while. During the first `oracle_steps` some
 #   chunks receive, in place of a neighbour, a noisy copy of themselves with their own continuation. At first half of
-#   the chunks do, and the share falls to none. Copying then pays on every token, not only on codes. This would be
-#   cheating in an evaluation; evaluation never uses it.
+#   the chunks do, and the share falls to none. Copying then pays on every token, not only on codes. In an
+#   evaluation this would be cheating, and none uses it.
 #
 # This time we call the library's `train`. It is the loop above with what a long run needs besides: files, a log, a
 # progress bar, and checkpoints from which an interrupted run resumes and ends with the same bytes.
@@ -520,16 +520,15 @@ assert aided_exam[0, 0] > 0.9
 assert aided_exam[1:, 0].max() == 0
 
 # %% [markdown]
-# With both aids the model answers after two hundred steps what the other has learned after many more. Remember what
-# was traded. The aided model did not find out by itself that its neighbours are worth reading; we told it. On text
-# where copying is not the right idea, the aids would be the wrong ones.
+# With both aids the model answers after two hundred steps what the other has learned after many more. But the aided
+# model did not find out by itself that its neighbours are worth reading; we told it.
 #
 # ## Where it looks
 #
 # `attention_maps` returns the weights $A$ of every attention. Those of chunked cross-attention have the shape
 # `(B, n_chunks, n_heads, m, k, r)`: for chunk $u$ and for each head, what each of the $m$ positions of the attending
-# chunk $H_u^+$ reads in each of the $k$ values of $r = 2m$ tokens. $H_1^+$ begins with the last token of $C_1$, which
-# predicts the first token of $C_2$. So the rows of the picture are the steps that predict the chunk with the code.
+# chunk $H_u^+$ reads in each of the $k$ neighbours of $r = 2m$ tokens. $H_1^+$ begins with the last token of $C_1$,
+# which predicts the first token of $C_2$. So the rows of the figure are the steps that predict the chunk with the code.
 
 # %%
 tokens, places = world.questions(told.tokenizer, unseen)  # (B, 2m), and where each code stands, (B, 5)
@@ -562,8 +561,9 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure 7.4.* Both models read along the code as they write it. The aided one (left) looks at the digit *at hand*; the
-# one that learned by itself (right) looks one token further, at the digit *to come*.
+# *Figure 7.4.* The weights of chunked cross-attention in one question, averaged over the heads. Both models read along
+# the code as they write it. The aided one (left) looks at the digit *at hand*; the one that learned by itself (right)
+# looks one token further, at the digit *to come*.
 #
 # There is a dark diagonal in each panel. In the right panel it lies one column further to the right. Take the right
 # panel first. Having read an 8, the model looks at the digit that follows the 8 in what was retrieved. How can it find
@@ -573,7 +573,7 @@ plt.show()
 #
 # In both cases another attention has been at work before, and has left in one token a trace of the token beside it.
 # This is the encoder's self-attention within the neighbour. Here is what the two attentions do with the digits of all
-# hundred codes. Of each we take the head that does it most.
+# hundred codes. For each row we take the head that does it most.
 
 # %%
 each = np.arange(len(unseen))[:, None]
@@ -599,9 +599,9 @@ assert seen["aided"]["encoder: a digit reads the one after it"] > 0.6
 assert seen["by itself"]["CCA reads the digit to come"] > seen["aided"]["CCA reads the digit to come"]
 
 # %% [markdown]
-# Do they really go by the digit at hand? They might as well count: "the third digit of the code". Here is a test.
-# Replace the digits in the question by digits that the code does not have, and see whether the model still finds its
-# way.
+# Do the models really go by the digit at hand? They might count instead: "the third digit of the code". Here is a test.
+# Replace the code's digits in the text that the models read by digits that the code does not have, and see whether they
+# still give the next digit of the code.
 
 # %%
 digits, rng = tokens[each, places], np.random.default_rng(0)
@@ -617,27 +617,26 @@ for name, (weights, its_config) in {"aided": (aided, aided_config), "by itself":
     assert shares[1] < 0.6 * shares[0]
 
 # %% [markdown]
-# So they go by the digit at hand, and hardly by its number in the code. A blind guess of a digit would be right in 10 %
-# of the cases. There are two ways, then, to make a copy out of two attentions, and they are mirror images of each
-# other.
+# After wrong digits most answers are wrong, so the models go mostly by the digit at hand. There are two ways, then, to
+# make a copy out of two attentions, and they are mirror images of each other.
 #
-# - The aided model was given one of them. A retrieved token reads the token *after* it, and its value carries it. The
-#   query looks for its own token.
-# - The model that learned by itself has found the other one. A retrieved token reads the token *before* it, and its
-#   key carries it. The query looks for a token whose predecessor is its own.
+# - The aided model was given one of them. A retrieved token reads the token *after* it, and its value carries what it
+#   has read. The query looks for its own token.
+# - The model that learned by itself has found the other one. A retrieved token reads the token *before* it, and its key
+#   carries what it has read. The query looks for a token whose predecessor is its own.
 #
 # The second way is the one that [Olsson et al. 2022](https://arxiv.org/abs/2209.11895) found in ordinary transformers
-# and named an *induction head*. Nobody put it here. Gradient descent did, on a task that rewards copying, and it spread
-# the two steps over two networks: the first one lies in the encoder, the second one in the decoder.
+# and named an *induction head*. Nobody put it here. Gradient descent found it, on a task that rewards copying. Its two
+# steps lie in two networks: the first in the encoder, the second in the decoder.
 #
 # ## Exercises
 #
 # Write your answer in place of the dots and run the cell and the one below it.
 #
 # **7.1** Grade an exam. `logits`, of shape `(B, n, V)`, are a model's logits for `tokens`, of shape `(B, n)`. A row has
-# one code, whose digits stand at the positions `places` `(B, 5)`. Return two numbers: the share of rows in which each
-# digit of the code is the likeliest token at its place, and the mean bits per code. Mind which position predicts which
-# token.
+# one code, whose digits stand at the positions `places`, `(B, 5)`, counted from 0. Return two numbers: the share of
+# rows in which each digit of the code is the likeliest token at its place, and the mean bits per code. Mind which
+# position predicts which token.
 
 
 # %% tags=["exercise"]
@@ -648,14 +647,14 @@ def graded(logits, tokens, places): ...
 check_7_1(graded)
 
 # %% [markdown]
-# **7.2** The control. To hand out the neighbours of others we need, for $n$ chunks, a list of lenders: chunk $i$
-# receives the neighbours of chunk `lenders(n, seed)[i]`. Return a random permutation in which no chunk lends to itself.
-# The same seed gives the same permutation, another seed another one. A random permutation alone is not enough: it
-# leaves at least one chunk in its place about two times out of three.
+# **7.2** The control. To hand out the neighbours of others we need a list of lenders, one for each of `n_chunks`
+# chunks: chunk `u` receives the neighbours of chunk `lenders(n_chunks, seed)[u]`. Return a random permutation in which
+# no chunk lends to itself. The same seed gives the same permutation, another seed another one. A random permutation
+# alone is not enough: it leaves at least one chunk in its place about two times out of three.
 
 
 # %% tags=["exercise"]
-def lenders(n, seed): ...
+def lenders(n_chunks, seed): ...
 
 
 # %% tags=["check"]
@@ -688,7 +687,7 @@ check_7_3(rate)
 #   the tokens that are scored. What a model knows and what it looks up must be kept apart, which is the subject of the
 #   next tutorial.
 #
-# [mini_retro.py](mini_retro.py) does such an experiment in one file, without the library.
-# [learning_curve.py](../docs/landing/learning_curve.py) repeats this one for three seeds.
+# [mini_retro.py](mini_retro.py) does a similar experiment in one file, without the library.
+# [learning_curve.py](../docs/landing/learning_curve.py) repeats the experiment of this tutorial for three seeds.
 #
 # Next: [tutorial 8 · Is it leakage?](08_is_it_leakage.ipynb)

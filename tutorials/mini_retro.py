@@ -6,7 +6,7 @@ sections and equations below are the paper's.
 
 A block is a function that returns its value and its pullback (VJP), which takes the gradient of the loss with respect
 to the value, and returns those with respect to the inputs. In shapes: B sequences of n tokens; l chunks of m tokens; k
-neighbours of r = 2m tokens; width d; h heads of c columns."""
+neighbours of r = 2m tokens; width d, in the encoder d′; h heads of c columns; V characters."""
 
 import argparse
 import math
@@ -31,7 +31,7 @@ def invent(count, rng):
 
 
 def documents(facts, wordings, rng, times=1):
-    """Documents of two chunks: each fact in as many wordings, at random. Tokens (documents, 2m), a fact's in a row."""
+    """Each fact in `times` wordings, drawn at random: tokens (documents, 2m), with the documents of a fact in a row."""
     texts = []
     for name, code in facts:
         for number in rng.permutation(len(wordings))[:times]:
@@ -108,10 +108,10 @@ def cross_entropy(logits, targets):
 
 
 def attention(p, x, y, offset=0, causal=False):
-    """Σ_j a_j y_j W_v W_o, with a = softmax_j(((q + u) · k_j + (q + v) · R_δ W_R) / √c) over all tokens of all values.
+    """Σ_j a_j y_j W_v W_o, with a = softmax_j(((q + u) · K_j + (q + v) · R_δ W_R) / √c) over all tokens of all groups.
 
-    x: (B, n, d), normalised; y: (B, k, r, d_y), k values with the same positions. Token i of x is at the distance
-    δ = i − j + offset from token j of a value. causal: leave out negative distances. vjp(dout) → (dp, dx, dy)."""
+    Each call has its own B, n, d, k, r. x: (B, n, d); y: (B, k, r, d_y), k groups with the same positions. Token i of x
+    is at distance δ = i − j + offset from token j of a group. causal: no δ < 0. vjp(dout) → (dp, dx, dy)."""
     (batch, n, d), (k, r) = x.shape, y.shape[1:3]
     distance = np.arange(n)[:, None] - np.arange(r) + offset
 
@@ -124,7 +124,7 @@ def attention(p, x, y, offset=0, causal=False):
     (q, q_vjp), (keys, k_vjp), (values, v_vjp) = linear(x, p["w_q"]), linear(y, p["w_k"]), linear(y, p["w_v"])
     angles = np.arange(offset - r + 1, offset + n)[:, None] * 10000.0 ** (-2 * np.arange(d // 2) / d)
     table, table_vjp = linear(np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(x.dtype), p["w_r"])
-    table = table.reshape(n + r - 1, HEADS, -1).swapaxes(0, 1)  # R_δ W_R once for each distance, (h, D, c)
+    table = table.reshape(n + r - 1, HEADS, -1).swapaxes(0, 1)  # R_δ W_R once for each distance, (h, n + r − 1, c)
     q, keys, values = split(q), split(keys), split(values)
     q_u, q_v = q + p["u"][:, None], q + p["v"][:, None]
     rows, columns = np.arange(n)[:, None], distance - (offset - r + 1)
@@ -145,7 +145,7 @@ def attention(p, x, y, offset=0, causal=False):
         dlooked_up = np.zeros((batch, HEADS, n, n + r - 1), x.dtype)
         dlooked_up[:, :, rows, columns] = dlogits.reshape(batch, HEADS, n, k, r).sum(axis=3)
         dq_v = dlooked_up @ table
-        dtable = (dlooked_up.swapaxes(2, 3) @ q_v).sum(axis=0)  # (h, D, c)
+        dtable = (dlooked_up.swapaxes(2, 3) @ q_v).sum(axis=0)  # (h, n + r − 1, c)
         dx, dw_q = q_vjp(merge(dq_u + dq_v))
         dy_k, dw_k = k_vjp(merge(dkeys).reshape(*y.shape[:3], -1))
         dy_v, dw_v = v_vjp(merge(weights.swapaxes(2, 3) @ dheads).reshape(*y.shape[:3], -1))
@@ -157,7 +157,7 @@ def attention(p, x, y, offset=0, causal=False):
     return out, vjp
 
 
-# 5 · The residual blocks: x + update(norm(x)). Each pullback gives the block's gradients first.
+# 5 · The residual blocks: x + update(norm(x)). Each pullback returns the gradients of p first.
 
 
 def self_attention(p, x, causal):
@@ -189,7 +189,7 @@ def ffw(p, x):
 
 
 def encoder_cross_attention(p, e, chunks):
-    """CA_enc: each token of a neighbour reads the chunk H_u that retrieved it. e: (C, r, d′); chunks: (C, m, d)."""
+    """CA_enc: each token of a neighbour reads H_u, the chunk that asked. e: (B·l·k, r, d′); chunks: (B·l·k, m, d)."""
     normed, norm_vjp = rms_norm(e, p["norm"])
     context, context_vjp = rms_norm(chunks, p["norm_context"])
     update, attend_vjp = attention(p, normed, context[:, None])
@@ -213,13 +213,13 @@ def attending_chunks(h, n_chunks):
 
 
 def in_sequence(chunks, n):
-    """The transpose of `attending_chunks`: (B·l, m, d) → (B, n, d). The first m − 1 tokens read nothing."""
+    """The transpose of `attending_chunks`: (B, l·m, d) → (B, n, d). The first m − 1 tokens read nothing."""
     before = np.zeros((len(chunks), M - 1, chunks.shape[-1]), chunks.dtype)
     return np.concatenate([before, chunks], axis=1)[:, :n]
 
 
 def cca(p, h, encoded):
-    """CCA (eq. 3): H_u⁺ reads E_u, its neighbours. h: (B, n, d); encoded: (B, l, k, r, d′)."""
+    """CCA (eq. 3): H_u⁺ reads E_u, the encoded neighbours of C_u. h: (B, n, d); encoded: (B, l, k, r, d′)."""
     (batch, n, d), n_chunks = h.shape, encoded.shape[1]
     normed, norm_vjp = rms_norm(h, p["norm"])
     flat = encoded.reshape(-1, *encoded.shape[2:])

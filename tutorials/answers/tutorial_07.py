@@ -14,9 +14,9 @@ def graded(logits, tokens, places):
     return right.mean(), nats.sum(axis=1).mean() / np.log(2)
 
 
-def lenders(n, seed):
-    order = np.random.default_rng(seed).permutation(n)
-    lent = np.empty(n, int)
+def lenders(n_chunks, seed):
+    order = np.random.default_rng(seed).permutation(n_chunks)
+    lent = np.empty(n_chunks, int)
     lent[order] = np.roll(order, 1)  # Each borrows from the one before it in a random ring.
     return lent
 

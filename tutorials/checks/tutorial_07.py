@@ -41,16 +41,20 @@ def check_7_1(graded):
 def check_7_2(lenders):
     for n in (10, 2, 3, 100):
         for seed in range(20):
-            lent, where = np.asarray(lenders(n, seed)), f"n = {n}, seed = {seed}"
+            lent, where = np.asarray(lenders(n, seed)), f"n_chunks = {n}, seed = {seed}"
             yield compare(np.sort(lent), np.arange(n), "the sorted list of lenders", where=where)
             yield holds(lent.dtype.kind in "iu", f"lenders of type {lent.dtype} are no indices: return integers", where)
             own = np.flatnonzero(lent == np.arange(len(lent)))
             yield holds(not len(own), f"chunk {own[0] if len(own) else 0} keeps its own neighbours", where=where)
     first, again, other = (np.asarray(lenders(100, seed)) for seed in (0, 0, 1))
-    yield holds(np.array_equal(first, again), "the same seed gives two permutations", where="n = 100, seed = 0")
-    yield holds(not np.array_equal(first, other), "two seeds give the same permutation", where="n = 100, seeds 0 and 1")
+    yield holds(np.array_equal(first, again), "the same seed gives two permutations", where="n_chunks = 100, seed = 0")
+    yield holds(
+        not np.array_equal(first, other), "two seeds give the same permutation", where="n_chunks = 100, seeds 0 and 1"
+    )
     steps = len(np.unique((first - np.arange(100)) % 100))
-    yield holds(steps > 30, "nearly all chunks borrow from the same distance, so it is not random", where="n = 100")
+    yield holds(
+        steps > 30, "nearly all chunks borrow from the same distance, so it is not random", where="n_chunks = 100"
+    )
 
 
 @exercise("7.3", "rate", right="each step of four runs has the rate that the library gives it")
