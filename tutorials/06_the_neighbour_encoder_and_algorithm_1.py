@@ -112,8 +112,8 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # FFW, attention and the cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to attention,
 # and [tutorial 5](05_chunked_cross_attention.ipynb) is CCA. Three things are new:
 #
-# - $\mathrm{ATTN_{enc}}$ is self-attention that is **not** causal. Nothing is predicted from a neighbour's tokens, so
-#   each of them may look ahead, and $N$ can be read in the light of $F$.
+# - $\mathrm{ATTN_{enc}}$ is self-attention that is **not** causal. A neighbour's tokens need not be predicted, so each
+#   of them may look ahead, and $N$ can be read in the light of $F$.
 # - $\mathrm{CA_{enc}}$ is cross-attention with the roles exchanged. The neighbour asks and the chunk answers: queries
 #   are the $r$ vectors of the neighbour, keys and values the $m$ rows of $H_u$.
 # - The order. The encoder runs once, in the first layer of $P$, after this layer's self-attention and before its CCA.
@@ -418,8 +418,8 @@ for name, weights in (("conditioned on H_u", params["encoder"]), ("without CA_en
 #
 # ## Algorithm 1, forward
 #
-# Now line by line, with the line of the listing beside it. Each block returns its pullback, and we keep it under the
-# block's name. Like the paper, this function counts the layers from 1.
+# Now the whole model, with the line of the listing beside each line of code. Each block returns its pullback, and we
+# keep it under the block's name. Like the paper, this function counts the layers from 1.
 
 
 # %%
@@ -567,8 +567,8 @@ part, kept_part = np.linalg.norm(through), np.linalg.norm(direct)
 print(f"\nthe norm of what was forgotten: {100 * part / kept_part:.0f} % of that of what was not")
 
 # %% [markdown]
-# At the entry in the message, what was forgotten is larger than what was not, and turns its sign. Hence the error of 2:
-# it is relative to the larger of the two numbers, so it cannot be greater.
+# At the entry in the message, what was forgotten is larger than what was not, and turns the gradient's sign. Hence the
+# error of 2: it is relative to the larger of the two numbers, so it cannot be greater.
 #
 # In the whole model, this mistake leaves much as it should be. The gradients of the encoder, and of all blocks above
 # the place where $H_u$ was taken, would still be right. Only the blocks below that place get a gradient that lacks a

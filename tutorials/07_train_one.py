@@ -226,8 +226,8 @@ def train_by_hand(config, steps, look=None, peak=4e-3, warmup=20, share_off=0.2,
 # %% [markdown]
 # In the order of the lines:
 #
-# 1. **A batch**, drawn at random. A fifth of the sequences lose their neighbours. The model then also learns to do
-#    without, and its loss without retrieval is a fair figure to compare with.
+# 1. **A batch**, drawn at random. About a fifth of the sequences lose their neighbours, so that the model also learns
+#    to do without.
 # 2. **Forward.** `retro_loss` is algorithm 1 of the paper followed by the cross-entropy of tutorial 0: the mean of
 #    $-\ln p$ over all targets, in nats.
 # 3. **Backward.** The pullback takes the gradient of the loss with respect to itself, which is 1, and returns a tree of
@@ -373,8 +373,8 @@ plt.show()
 #   is paid for the few documents above that did not find their fact's other document.
 # - **Others against off** is the test for reading. The gain over *off* does not prove that a model reads: a model
 #   trained with neighbours may merely be worse without any. And a gain over another model, one that never retrieves,
-#   may come from additional parameters or from a luckier run. A *loss* when somebody else's neighbours are handed over
-#   can only come from reading them.
+#   may come from additional parameters or from a luckier run. If the neighbours of somebody else make a model *worse*
+#   than no neighbours do, this can only come from reading them.
 # - **Chunks with a name** cost the same in all three rows. They are the first chunks of their documents, and the paper
 #   lets the tokens of $C_1$ use no retrieval (§2.2). If these numbers differed, something would be wired wrongly.
 #
@@ -432,11 +432,12 @@ assert known_code < strange_code
 # that was given away is counted. What looked like memory was a mistake in our arithmetic.
 #
 # The second yardstick says yes. The names of strangers are made of the same syllables and told in the same wordings,
-# and they cost about six bits more. How can both be true? Look at the syllables. After a few letters, the model bets
-# on the names that it has met and that begin like this. If the name is one of them, the last syllables become cheaper.
-# If it is not, they become dearer, and dearer than a guess, since whoever bets on what he remembers has less left for
-# all the rest. A stranger's name loses such bets. A known one in a new document wins some and loses some, and here this
-# happens to come out near the price of a guess. What the model has read word for word costs clearly less.
+# and they cost about six bits more than the names of known people. How can both be true? Look at the syllables. After a
+# few letters, the model bets on the names that it has met and that begin like this. If the name is one of them, the
+# last syllables become cheaper. If it is not, they become dearer, and dearer than a guess, since whoever bets on what
+# he remembers has less left for all the rest. A stranger's name loses such bets. A known one in a new document wins
+# some and loses some, and here this happens to come out near the price of a guess. What the model has read word for
+# word costs clearly less.
 #
 # The codes show the same on a smaller scale: even without retrieval, those of known people are about a bit cheaper than
 # those of strangers.
