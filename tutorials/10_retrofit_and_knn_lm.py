@@ -66,10 +66,10 @@ BLUE, ORANGE, SAND, GREY = "#2b7bba", "#e07b1f", "#f2b98a", "#b0b0b0"
 # %% [markdown]
 # ## A corpus whose answers stand elsewhere
 #
-# To see a memory at work, we need text that cannot be predicted without one. `retro_np.experiments.facts` invents such
-# text. It makes up names, and gives each name a code of five different digits. Two documents state each fact, in
-# different words. A document has two chunks of 16 bytes: the first contains the name and the second the code. Nothing
-# in a name hints at its code.
+# To see a memory at work, we need text that a small model cannot predict without one. `retro_np.experiments.facts`
+# invents such text. It makes up names, and gives each name a code of five different digits. Two documents state each
+# fact, in different words. A document has two chunks of 16 bytes: the first contains the name and the second the code.
+# Nothing in a name hints at its code.
 #
 # A tenth of the documents is held out. For most of them, the other document about the same name is in the database.
 
@@ -102,7 +102,7 @@ assert found.mean() > 0.6
 # ## The model that is there already
 #
 # Our trained model is a plain decoder of two layers. A token is a byte here. The model soon learns how names and
-# sentences go on. The digits of a new name it can only guess.
+# sentences go on. At the digits of a held-out document it can only guess, as you will see.
 
 # %%
 baseline_config = RetroConfig(database.vocabulary_size, 64, 256, n_heads=4, d_head=16, n_layers=2, chunk_size=m)
@@ -201,7 +201,7 @@ print(f"{leaky['norm'].size} more numbers, ten steps: more than 90 % of the loss
 # kNN-LM keeps a **datastore** with one entry for each token of the corpus. The *key* $K_j$ is the hidden state from
 # which token $j$ was predicted. The *value* $w_j$ is the token itself. To predict the token after a hidden state $h_t$,
 # the ten nearest keys vote, and near keys have more to say. Ten is the number of the RETRO paper's own comparison, on
-# Wikitext103:
+# Wikitext103. In the sum, $j$ goes over these ten:
 #
 # $$p_\text{kNN}(w) \;\propto\! \sum_{j \,:\, w_j = w}\! e^{-\beta\, \lVert h_t - K_j \rVert^2},
 # \qquad p = \lambda\, p_\text{kNN} + (1 - \lambda)\, p_\text{LM}.$$
@@ -221,9 +221,9 @@ print("chosen for either half:", " and ".join(f"β = {beta:g}, λ = {weight:.1f}
 assert bits(with_knn) < bits(plain)
 
 # %% [markdown]
-# kNN-LM needs fewer bits, with nothing trained at all. Its price is the number of keys: one for each token, where RETRO
-# has one for each chunk. In [tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb) you will see what this factor
-# means at the paper's sizes.
+# kNN-LM needs fewer bits, and no weight was trained for it. Its price is the number of keys: one for each token, where
+# RETRO has one for each chunk. In [tutorial 12](12_from_here_to_1_75_trillion_tokens.ipynb) you will see what this
+# factor means at the paper's sizes.
 #
 # ### Fool yourself
 #
@@ -242,11 +242,11 @@ print(f"with the held-out documents in the datastore: {bits(leaked):.2f} bits pe
 # RETROfit and kNN-LM differ in two ways at once: in what they *find* and in how they *read* it. To take the two apart,
 # give every method exactly what RETRO retrieves, the nearest value $[N, F]$ of the chunk before:
 #
-# - **prepended**: the baseline finds the neighbour's text in front of its context, and nothing else changes;
+# - **prepended**: the neighbour's text is put in front of the baseline's context, and nothing else changes;
 # - **kNN-LM on the neighbour**: the datastore at a token holds only the tokens of its chunk's neighbour;
 # - **RETROfit** reads the neighbour by cross-attention.
 #
-# One more method belongs beside them, kNN-LM's elder sister. The **continuous cache** ([Grave et al.
+# One more method belongs beside them, the forerunner of kNN-LM. The **continuous cache** ([Grave et al.
 # 2017](https://arxiv.org/abs/1612.04426)) uses the hidden states of the same document, up to the current token, as its
 # datastore.
 #
@@ -334,18 +334,18 @@ assert by_reading[2] > of_neighbour[2] > 5 * abs(of_all[2])
 assert of_neighbour[1] < by_reading[1] - 0.1
 
 # %% [markdown]
-# *Figure 10.1.* Only methods that read the right neighbour save bits at the code, and only RETROfit does so without
-# paying for it at the words. Lines on the bars are two standard errors over documents.
+# *Figure 10.1.* Only kNN-LM on the neighbour and RETROfit save much at the code, and only RETROfit loses nothing at the
+# words. Lines on the bars are two standard errors over documents.
 #
 # In the first chunk RETROfit saves **0.0** bits, by construction: the first chunk of a document is predicted without
 # retrieval (equation 1 of the paper). A digit of the code costs **2.98** bits if one can only guess it, and RETROfit
 # saves most of them. At the words the neighbour has nothing to say, and there RETROfit loses nothing. It is also the
 # only method here that was trained for its task, for two hundred steps. The continuous cache is missing from the
-# picture, since a document of thirty bytes has nothing to look back to.
+# picture, since a document of about thirty bytes has little to look back to.
 #
-# kNN-LM over all tokens helps from the first token on, since sentences go on as they do elsewhere in the corpus. At the
-# code it saves almost nothing. Look at what it finds there. The token to predict is the first digit of a code, and
-# these are the tokens that followed the ten nearest hidden states:
+# kNN-LM over all tokens saves a little in the first chunk, and at the code almost nothing. Look at what it finds there.
+# The token to predict is the first digit of the code in our example. The third line of the output lists the tokens that
+# followed the ten nearest hidden states:
 
 # %%
 place = np.flatnonzero(kinds["second chunk: the code"] & (row == example + 1))[0]
@@ -357,17 +357,17 @@ print(f"neighbour: {database.text(values_of_rows[row[place] - 1])!r}")
 
 # %% [markdown]
 # The ten tokens are digits, but they are the digits of ten other names. A hidden state describes what *the model*
-# expects next. This model was never able to predict a code, so it had no reason to keep the name in mind when a code
-# begins. To this model all codes look alike. kNN-LM finds only what the frozen model thought worth remembering. RETRO
-# compares chunks by the text in them, whatever the model makes of that text.
+# expects next. This model was never able to predict a code, so it had little reason to keep the name in mind when a
+# code begins. To this model all codes look alike. kNN-LM finds only what the frozen model thought worth remembering.
+# RETRO compares chunks by the text in them, whatever the model makes of that text.
 #
 # So kNN-LM failed at *finding*. Given RETRO's neighbour as its datastore, it saves a good part of the digits' bits,
 # too. But it pays for them at the words. There the neighbour has other words, and the share $\lambda$ is the same at
 # every token. Cross-attention, in contrast, was trained to tell when the neighbour has something to say.
 #
-# And the baseline with the neighbour in front of its context? It was never taught to look there, and what it has not
-# seen in training confuses it. Large language models have learned to read their context, so for them the prompt is a
-# strong opponent. [Tutorial 13](13_a_memory_for_a_language_model.ipynb) has such a model and measures it.
+# And the baseline with the neighbour in front of its context? It was never trained to use such a text. It saves nothing
+# at the code and loses at the words. Large language models have learned to use their context, so with them prepending
+# is a strong rival of RETRO. [Tutorial 13](13_a_memory_for_a_language_model.ipynb) has such a model and measures it.
 #
 # ## Equal tokens, or equal compute?
 #
@@ -378,7 +378,8 @@ print(f"neighbour: {database.text(values_of_rows[row[place] - 1])!r}")
 # How much more does a step cost? Count the products with weights, which are most of the work. The scores of attention
 # and the search come on top of them, and are not counted here. In the decoder, each weight is used once for each token
 # of the text. The encoder reads $k \cdot r$ tokens for each chunk of $m$, so with $r = 2m$ its weights are used $2k$
-# times for each token of the text. So are the matrices that make keys and values in CCA.
+# times for each token of the text. Only the matrices for keys and values in its cross-attention are used once, since
+# they meet the text and not the neighbours. In CCA, the matrices for keys and values are used $2k$ times, too.
 
 
 # %%
@@ -407,10 +408,10 @@ print(f"{'ours':11} {small:.2f} times its baseline's products, with one neighbou
 
 # %% [markdown]
 # At the paper's largest size, retrieval costs a tenth more: **1.10** times the products with weights. The encoder has
-# the same size for all models, and the decoder outgrows it. At our size it is the other way round: a full training step
-# of this RETRO costs **2.28** times a full training step of its baseline. So at our size, equal tokens flatter RETRO.
-# Let us give the baseline both: as many tokens as RETROfit had, and as much compute. This is generous to the baseline,
-# since RETROfit leaves out the gradients of frozen weights.
+# the same size for all models, and the decoder outgrows it. Our decoder is small, so here retrieval more than doubles
+# the cost: a full training step of this RETRO has **2.28** times the products of a full training step of its baseline.
+# So at our size, equal tokens flatter RETRO. Let us give the baseline both: as many tokens as RETROfit had, and as much
+# compute. This is generous to the baseline, since RETROfit leaves out the gradients of frozen weights.
 
 # %%
 longer = {}
@@ -423,8 +424,9 @@ for name, steps in (("equal tokens", 400 + 200), ("equal compute", 400 + round(2
 print(f"RETROfit:                  200 steps after 400, {bits(on):.1f} bits per byte")
 
 # %% [markdown]
-# On this corpus compute does not help. No number of steps tells a model the code of a name that it has never seen. That
-# is the case *for* retrieval, in its purest form.
+# On this corpus more compute did not help: a digit still costs what a guess costs. The training text has the other
+# document of most names, but in this many steps the baseline did not learn their codes by heart. RETROfit looks them
+# up. That is the case *for* retrieval, in its purest form.
 #
 # Most text is not like this, and there the comparison can turn. Here is what the project's experiment recorded on
 # Python's standard library, at equal tokens ([EXPERIMENTS.md](../EXPERIMENTS.md), `wikitext-style`; the numbers are
@@ -454,11 +456,12 @@ for name, share in shares.items():
 #   names all the time. RETRO never retrieves from the document that it is reading.
 # - kNN-LM ran with 8 % of its datastore. It searched 261,663 of 3,307,071 training tokens, while RETRO searched its
 #   whole database. What kNN-LM saves with all of them has not been measured; it may be more than RETRO does.
-# - RETROfit trained for a quarter of the baseline's steps and saves **2.77 %**. In the paper RETROfit comes close to a
-#   RETRO that was trained from scratch. Here it does not. That goal was missed.
-# - This is a comparison at equal tokens, with models of two million parameters that have seen three quarters of their
-#   corpus once. Such a baseline still improves quickly, so a few hundred more steps may be worth more than retrieval.
-#   The project has recorded no comparison at equal compute on this corpus, and claims none.
+# - RETROfit goes on from the baseline for a quarter of its steps, so it alone has seen more tokens. It still saves only
+#   **2.77 %**. In the paper RETROfit comes close to a RETRO that was trained from scratch. Here it does not. That goal
+#   was missed.
+# - For the other methods this is a comparison at equal tokens, with models of two million parameters that have seen
+#   three quarters of their corpus once. Such a baseline still improves quickly, so a few hundred more steps may be
+#   worth more than retrieval. The project has recorded no comparison at equal compute on this corpus, and claims none.
 #
 # What the **5.75 %** consist of is the subject of [tutorial 8](08_is_it_leakage.ipynb): much of it is copying from
 # near-copies. In the paper, on Wikitext103 (§4.1, table 4), the baseline has a test perplexity of 22.96, kNN-LM 19.54,
@@ -503,9 +506,9 @@ for name, share in shares.items():
 #
 # **A chunk at a time.** RETRO asks again every 64 tokens. So a long text is not stuck with what its beginning asked
 # for. RETRO's retriever is frozen, and that is what allows a *large* database: keys are computed once, and the
-# neighbours for training are looked up once, among $10^{12}$ tokens where the other systems reach $10^9$. The price is
-# a retriever that never learns what helps. The idea to encode each neighbour alone comes from FiD. What RETRO adds is
-# the chunks, and a training that is ordinary language modelling on all text.
+# neighbours for training are looked up once. The paper's database has some $10^{12}$ tokens, where those of the other
+# systems reach $10^9$. The price is a retriever that never learns what helps. The idea to encode each neighbour alone
+# comes from FiD. What RETRO adds is the chunks, and a training that is ordinary language modelling on all text.
 #
 # On questions FiD stays ahead: 51.4 % exact matches on Natural Questions, against 45.5 % for RETRO and 30.4 % for a
 # model without a database (§4.3).
@@ -540,8 +543,8 @@ def hindsight(nats, p): ...
 check_10_2(hindsight)
 
 # %% [markdown]
-# **10.3** Which share of a RETRO's parameters does RETROfit train, embeddings not counted? You get the configurations
-# of a baseline and of the RETRO that has grown out of it. `count_parameters(config)` counts without embeddings.
+# **10.3** What share of a RETRO's parameters does RETROfit train, embeddings not counted? You get the configurations of
+# a baseline and of the RETRO that has grown out of it. `count_parameters(config)` counts without embeddings.
 
 
 # %% tags=["exercise"]
@@ -555,9 +558,9 @@ check_10_3(share_trained)
 # ## What you have gained
 #
 # - RETROfit adds retrieval to a trained model and keeps that model: off is the old model to the bit. You have seen how
-#   one more trained array breaks this promise. It says nothing about retrieval on, which may help or harm.
-# - kNN-LM needs no training, and one key for every token. It finds what the frozen model's hidden states distinguish,
-#   and nothing else.
+#   one more trained array breaks this promise. The promise says nothing about retrieval on, which may help or harm.
+# - kNN-LM trains no weights, and needs one key for every token. It finds what the frozen model's hidden states
+#   distinguish, and nothing else.
 # - A fair comparison gives all methods the same tokens and the same neighbours, and says whether it is made at equal
 #   tokens or at equal compute. For small models the difference is large.
 # - The other systems differ in three answers: how often they retrieve, what retrieves, and how the model reads it.

@@ -18,9 +18,9 @@
 # work is called a *kernel*, and the library contains this one three times. NumPy computes it one array operation after
 # the other. C, and Python loops that Numba compiles, compute it one *tile* of queries after the other. All three do
 # nearly the same arithmetic, and yet in our runs C is much faster than NumPy, and Numba is the slowest of the three.
-# Why? The answer is about moving numbers, at two places: between memory and the caches, where NumPy loses its time, and
-# between the first cache and the registers, where Numba does. You can find both with a clock, a count and one picture,
-# the roofline.
+# Why? The answer is about moving numbers, at two places. NumPy moves too many between memory and the caches, and Numba
+# moves too many between the first cache and the registers. You can find both with a clock, a count and one picture, the
+# roofline.
 #
 # *Reading: about 35 minutes · runs in 10 s on one core · needs tutorials 4 and 5; a C compiler for the third way.*
 #
@@ -28,7 +28,7 @@
 #
 # - count a kernel's operations and the bytes that it must move, and read their quotient, the **arithmetic intensity**;
 # - measure two implementations so that a busy machine does not decide which one wins;
-# - say what a tile is for, and what the backward pass does without;
+# - say what a tile is for, and what the backward pass need not store;
 # - draw the **roofline** of your own machine ([Williams et al. 2009](https://doi.org/10.1145/1498765.1498785)) and
 #   place a kernel under it.
 #
@@ -82,8 +82,8 @@ print(f"vectors of the C kernel: {kernels.c_extension().vector_unit()}" if "c" i
 #
 # Beside the output $O$ the kernel returns $\text{lse}_i = \log \sum_j e^{Z_{ij}}$ for each query. You will see why.
 #
-# The sizes are the paper's: $m = 64$, $k = 2$, and the 32 chunks of a sequence of 2,048 tokens. There are four heads of
-# 64 columns.
+# The sizes are the paper's: $m = 64$, $k = 2$, and the 32 chunks of a sequence of 2,048 tokens. Only the heads are
+# fewer, four of 64 columns.
 
 # %%
 B, n_heads, m, k, r, c = 32, 4, 64, 2, 128, 64
@@ -133,10 +133,10 @@ left_out = B * n_heads * 2 * m * (m - 1) * c  # every query with all m + r − 1
 print(f"{'NumPy, beside these':20} {left_out / 1e9:.2f} GFLOP")
 
 # %% [markdown]
-# The formula asks for **0.67 GFLOP**. Each way does a little more. NumPy does the most, **0.07 GFLOP**: it multiplies
+# The formula asks for **0.67 GFLOP**. Each way does a little more. NumPy adds the most, **0.07 GFLOP**: it multiplies
 # every query with all $m + r - 1$ rows of the table, and the skew of tutorial 4 then leaves out those that the query
-# does not need. A tile of queries leaves out fewer. A tenth more arithmetic cannot make a program twice as slow. Below,
-# a kernel's GFLOP/s are those 0.67 GFLOP divided by its time, the same numerator for all three.
+# does not need. A tile of queries computes fewer that are left out. A tenth more arithmetic cannot make a program twice
+# as slow. Below, a kernel's GFLOP/s are those 0.67 GFLOP divided by its time, the same numerator for all three.
 #
 # ## Measuring it wrong
 #
@@ -155,7 +155,7 @@ for kind in KINDS:
 
 # %% [markdown]
 # The second mistake is quieter. Machines have other work, which comes and goes over seconds. Suppose that $b$ takes
-# exactly twice as long as $a$. The machine is three times slower than usual during the first half of eighteen calls,
+# exactly twice as long as $a$. During the first half of eighteen calls the machine takes three times as long as usual,
 # and we do not know that. We only see eighteen times.
 
 # %%
@@ -219,7 +219,7 @@ assert all(peaks["numpy"] > 3 * peaks[kind] for kind in KINDS[1:])
 # %% [markdown]
 # Numba and C work in another order. A **tile** of 32 queries meets all its keys at once. The scores of the tile are
 # computed, turned into weights and multiplied with the values before the next tile begins. Here are the scores of one
-# head of one chunk. Coloured is what exists at the same time.
+# head of one chunk. Those in light grey are not in memory together with the others.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(8, 1.9), sharey=True, layout="constrained")
@@ -260,8 +260,8 @@ print(f"weights of {B} chunks: {B * n_heads * m * k * r * 4:,} bytes; their lse:
 print(f"stored: {k * r} times less")
 
 # %% [markdown]
-# That is **256 times less** to store. It counts, because every layer of a model must store it until the backward pass
-# comes. The price is one product that is computed twice.
+# That is **256 times less** to store. This matters, because every layer of a model keeps what it stores until the
+# backward pass comes. The price is that the scores are computed twice.
 #
 # ## Where NumPy's time goes
 #
@@ -317,9 +317,9 @@ for kind in KINDS:
 # *Figure 11.2.* About half of NumPy's time is not spent on products, but on passes over arrays and on copies.
 #
 # The three products are what the formula asks for. In our runs the whole C kernel takes not much longer than NumPy's
-# products alone. Everything else is the cost of making each array whole. The pieces do not add up to the whole exactly:
-# each of them ran many times alone, with what it left in the caches. The last bar is what remains, if anything does,
-# such as the copy of the result in which heads are put last again.
+# products alone. Everything else but the exponentials is the cost of making each array whole. The pieces do not add up
+# to the whole exactly: each of them ran many times alone, with what it left in the caches. The last bar is what
+# remains, if anything does, such as the copy of the result in which heads are put last again.
 #
 # Would NumPy be faster if it were given only a few chunks at a time, so that its arrays fit into a cache? It is a
 # natural idea, and exercise 11.1 lets you try it. On our machines it saves memory and no time. The passes get cheaper,
@@ -409,16 +409,15 @@ for kind in KINDS:
 #   not by a little. So neither memory nor the peak limits it. Something between the two must.
 # - **C** has Numba's traffic and comes nearer to the roof.
 #
-# No kernel reaches its roof. The exponentials, which were not counted, are a small part of the reason. The next section
-# has a larger one.
+# No kernel reaches its roof. For Numba, the next section has a reason.
 #
 # ## Between memory and peak: registers
 #
-# What stops Numba? A core computes only with numbers in its *registers*, a few dozen places that each hold a vector of
-# 16 numbers. Numba's inner loop adds four rows, each times a number, to four rows of sums. For each column of vectors
-# it moves twelve vectors between the first cache and the registers: four rows in, four sums in, four sums out. C keeps
-# a block of sixteen vectors of sums in registers until they are finished. Compute the arithmetic intensity once more,
-# this time for the traffic between registers and first cache.
+# What slows Numba down? A core computes only with numbers in its *registers*, on our machines 32 places that each hold
+# a vector of 16 numbers. Numba's inner loop adds four rows, each times a number, to four rows of sums. For each column
+# of vectors it moves twelve vectors between the first cache and the registers: four rows in, four sums in, four sums
+# out. C keeps a block of sixteen vectors of sums in registers until they are finished. Compute the arithmetic intensity
+# once more, this time for the traffic between registers and first cache.
 
 # %%
 lanes = 16  # float32 numbers in a vector of 64 bytes
@@ -428,8 +427,9 @@ print(f"numba {numba_step:.2f} FLOP for each byte moved between cache and regist
 print(f"c     {c_step:.2f} FLOP for each byte moved between cache and registers")
 
 # %% [markdown]
-# It is **0.67 FLOP** for each byte against **1.88 FLOP**. Numba's loop does not wait for memory; it waits for the first
-# cache. The same idea, a quotient of operations and bytes, explains both levels.
+# It is **0.67 FLOP** for each byte against **1.88 FLOP**. For the same products, Numba's loop moves almost three times
+# as many bytes between the first cache and the registers as C's. This is a likely reason for its slowness. We have not
+# measured how fast that cache is, so it is not a proven one.
 #
 # How much do registers matter? `benchmarks/product_steps.c` measured the product of one tile in six ways. The numbers
 # are those of the table in [csrc/README.md](../csrc/README.md), for one core of an AMD EPYC:
@@ -490,10 +490,10 @@ for name, of in MEASURED.items():
 # as long.
 #
 # Here Numba is much *faster* than NumPy, and above it was slower. CCA has the very sizes of our own measurement: its
-# forward pass took NumPy **26.7 ms** there, Numba **10.3 ms** and C **10.3 ms**. But that was another machine, on which
-# Numba and C used two cores, and an earlier version of the library. We did not find out which of these turns the order
-# of the two around. So an order of two programs belongs to the machine that it was measured on. In this forward pass
-# PyTorch was faster than our C kernel, with **8.4 ms**. With the backward pass it was slower.
+# forward pass took NumPy **26.7 ms** there, Numba **10.3 ms** and C **10.3 ms**. But that was another machine, with two
+# cores at work. We did not find out whether the machine or the second core turned the order of NumPy and Numba around.
+# So an order of two programs belongs to the machine that it was measured on. In this forward pass PyTorch was faster
+# than our C kernel, with **8.4 ms**. With both passes it was slower.
 #
 # ## Threads
 #
@@ -569,8 +569,8 @@ check_11_3(times_as_long)
 # - Three kernels with nearly the same arithmetic differ in what they move. Count both, and the quotient tells you which
 #   limit of the machine a kernel can reach.
 # - A tile keeps scores in the cache, and lse lets the backward pass recompute the weights instead of storing them.
-# - The roofline holds at every level: between memory and cache it explains NumPy, between cache and registers it
-#   explains Numba.
+# - Operations for each byte can be counted at every level: between memory and cache, where NumPy moves too much, and
+#   between cache and registers, where Numba does.
 # - A comparison by turns, with the median of the quotients, survives a busy machine.
 #
 # Next: [tutorial 12, from here to 1.75 trillion tokens](12_from_here_to_1_75_trillion_tokens.ipynb).

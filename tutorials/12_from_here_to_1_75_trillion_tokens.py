@@ -16,21 +16,21 @@
 #
 # The database of [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) had a few hundred tokens. The paper's has
 # $1.75 \cdot 10^{12}$. What happens on the way? Nothing changes in the idea. But at almost every factor of ten,
-# something that was free becomes the problem: first the time of a search, then memory, then the time to build, then the
-# disk. You cannot run such a database, and neither can we. But you can measure a small one, count, and extrapolate, and
-# say at each step which of the three you did.
+# something that was free becomes a problem: the time to make keys, the time of a search, memory, the disk. You cannot
+# run such a database, and neither can we. But you can measure a small one, count, and extrapolate, and say at each step
+# which of the three you did.
 #
 # *Reading: about 40 minutes · runs in 10 s on one core · needs tutorial 1 and BERT's weights.*
 #
 # Afterwards you can
 #
 # - say what a chunk weighs, part by part, and check it against files to the byte;
-# - measure a search at three sizes and extrapolate it: as a line for exact search, as $\log T$ for a graph;
+# - measure a search at three sizes and extrapolate it: as a line for exact search, as a logarithm for a graph;
 # - say at which size a laptop ends, and by which of its limits;
 # - explain what shards solve and what they make quadratic, and what compressed keys cost;
 # - say what the paper did at each of these places.
 #
-# The project's own accounting is [docs/scale.md](../docs/scale.md). Its rates were measured with real keys at more
+# The project's own accounting is [docs/scale.md](../docs/scale.md). Its rates were measured with real keys at larger
 # sizes, and its arithmetic is in `benchmarks/scale_costs.py`, a line or two for each figure.
 #
 # Previous: [tutorial 11, one kernel, three ways](11_one_kernel_three_ways.ipynb). Next: [tutorial 13, a memory for a
@@ -91,8 +91,8 @@ assert weights["neighbours: ids"] + weights["neighbours: distances"] == 32 * NEI
 assert 140 < in_graph - weights["key"] < 170
 
 # %% [markdown]
-# Each of these is a count times a width. The **128 bytes** are 64 tokens of two bytes; a vocabulary of more than 65,536
-# words needs four. The **512 bytes** of the key are 128 columns of four bytes.
+# Each of these but the graph is a count times a width. The **128 bytes** are 64 tokens of two bytes; a vocabulary of
+# more than 65,536 words needs four. The **512 bytes** of the key are 128 columns of four bytes.
 #
 # Where is the value $[N, F]$? Nowhere in particular. $N$ is the chunk itself, and $F$ is the next chunk of the same
 # document, which is stored anyway. A value is looked up as two chunks that follow each other, so the tokens are stored
@@ -101,7 +101,8 @@ assert 140 < in_graph - weights["key"] < 170
 # The graph makes the search fast. It links each key to some keys nearby, which takes about 150 bytes, and it contains
 # each key a second time, because hnswlib, the library that makes the graph, computes distances with its own copy.
 #
-# Those were small keys. BERT's are wider; MiniLM's have 384 columns. Then key and graph outweigh everything else:
+# Those were small keys. BERT's are wider. MiniLM, the small BERT of [tutorial 2](02_a_frozen_bert.ipynb), makes keys of
+# 384 columns, and then key and graph outweigh everything else:
 
 # %%
 MINILM, LINKS = 384, 150
@@ -132,9 +133,9 @@ knn_lm = 15e12 / 4e9
 print(f"kNN-LM's, of 4 billion tokens: {knn_lm:,.0f} bytes a token, {knn_lm * 4e9 / 215e9:.1f} times RETRO's")
 
 # %% [markdown]
-# The two figures of RETRO, **3,440 bytes** and **3,401 bytes**, agree within their rounding. So its index grows with
-# the tokens, and with nothing else. A key for each token would make it **69.8 times** as large. It is the chunk that
-# makes trillions of tokens thinkable.
+# The two figures of RETRO, **3,440 bytes** and **3,401 bytes**, agree within their rounding. So the index grows in
+# proportion to the tokens. kNN-LM's, with a key for each token, is **69.8 times** as large. It is the chunk that makes
+# trillions of tokens thinkable.
 #
 # ## Where a laptop ends: bytes
 #
@@ -175,7 +176,7 @@ plt.show()
 print(f"This machine's disk has {shutil.disk_usage(database.path).total / 1e12:.2f} TB.")
 
 # %% [markdown]
-# *Figure 12.1.* It is the keys that end a laptop, not the text. The paper's two points lie on our line.
+# *Figure 12.1.* It is the keys that end a laptop, not the text. The paper's two points lie close to our line.
 #
 # Keys fill the memory at **667 million** tokens. A graph is walked at random, so it must be in memory, and one
 # machine's index ends about there. All files together fill the disk at **17.1 billion** tokens. Of the tokens *alone*,
@@ -187,11 +188,11 @@ print(f"This machine's disk has {shutil.disk_usage(database.path).total / 1e12:.
 # 2018](https://arxiv.org/abs/1603.09320)) is a graph, and its search walks through the graph towards the query. On its
 # way it looks at a few hundred keys, and for each factor of ten in size at some more.
 #
-# We measure both, with made-up keys. They have 64 columns, which depend on fewer causes, as the columns of text's keys
-# do. Each query is asked alone. Only the time of the process counts, the searches take turns ([tutorial
-# 11](11_one_kernel_three_ways.ipynb)), and we keep the best of five rounds. A graph may miss a neighbour. Its *recall*
-# is the share of the true two nearest keys that it finds. It rises with the *margin*, the number of candidates that a
-# search keeps beyond the two.
+# We measure both, with made-up keys. Their 64 columns are mixed from 16 random numbers and some noise, since the
+# columns of a text's key depend on one another, too. Each query is asked alone. Only the time of the process counts,
+# the searches take turns ([tutorial 11](11_one_kernel_three_ways.ipynb)), and we keep the best of five rounds. A graph
+# may miss a neighbour. Its *recall* is the share of the true two nearest keys that it finds. It rises with the
+# *margin*, the number of candidates that a search keeps beyond the two.
 
 # %%
 rng = np.random.default_rng(0)
@@ -244,8 +245,8 @@ for size in SIZES:
 # %% [markdown]
 # From here we extrapolate, with two functions of two constants each: $a + b \cdot \text{keys}$ for exact search, and
 # $a + b \cdot \log(\text{keys})$ for the graph. We measured one factor of nine and extrapolate over six factors of ten.
-# So the figure shows what is known and what is not. Its grey part is extrapolation. Its diamonds are other
-# measurements, with real keys of 384 columns, up to a million of them. Those of the graph come from
+# The figure shows what is known and what is not. Its grey part is extrapolation. Its diamonds are other measurements,
+# with real keys of 384 columns, up to a million of them. Those of the graph come from
 # [docs/scale.md](../docs/scale.md), those of exact search, on two cores, from
 # [docs/performance.md](../docs/performance.md). No line was fitted to them.
 
@@ -280,12 +281,13 @@ minutes = np.polyval(exact_line, 1.75e12 / m) / 60
 print(f"exact search of 1.75e12 tokens, extrapolated: some {10 ** round(math.log10(minutes)):.0f} minutes a query")
 
 # %% [markdown]
-# *Figure 12.2.* Exact search grows with the database, a graph with its logarithm, and shards make it linear again.
-# Trust the slopes, not the digits.
+# *Figure 12.2.* The time of exact search grows with the database, and that of a graph with its logarithm. Many small
+# graphs, one after the other, are linear again. Trust the slopes, not the digits.
 #
-# The diamonds lie above our lines, because wider keys cost more. For a hundred times the keys, those of exact search
-# rise 35 times, steeply like our line. Those of the graph rise 2.3 times: more than our line, which is nearly flat, but
-# far less than exact search. More cannot be asked of an extrapolation from nine thousand keys.
+# The diamonds lie above our lines: their keys are wider, and their machine was another. For a hundred times the keys,
+# those of exact search rise 35 times, steeply like our line. Those of the graph rise 2.3 times: more than our line,
+# which is nearly flat, but far less than exact search. More cannot be asked of an extrapolation from nine thousand
+# keys.
 #
 # The blue line hides something. With a fixed number of candidates, recall falls as the keys get more crowded; the last
 # column of the table shows it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
@@ -293,8 +295,8 @@ print(f"exact search of 1.75e12 tokens, extrapolated: some {10 ** round(math.log
 #
 # The paper's answer is the line at 10 ms. It uses an approximate index whose search costs $O(\log T)$ for $T$ tokens,
 # and asks once for each *chunk*, so that 64 tokens share the time (§2.3). Its library is ScaNN ([Guo et al.
-# 2020](https://arxiv.org/abs/1908.10396)). Ours is hnswlib, and the interface is the same: `search(queries, k)` returns
-# ids and distances.
+# 2020](https://arxiv.org/abs/1908.10396)). Ours is hnswlib, behind a method `search(queries, k)` that returns ids and
+# distances.
 #
 # ## Shards, and what they make quadratic
 #
@@ -319,9 +321,10 @@ print(f"{len(cuts) - 1} shards of {np.diff(cuts).tolist()} keys give what one se
 # to their square.
 #
 # To turn the count into time, we need the time of one question from one chunk to one shard. Our measurement above was
-# friendly: two neighbours, narrow keys. What does a real build ask? It asks for 32 neighbours, ten and the spares, with
-# a margin of 64 candidates. The project measured it: for a shard of its default size, 0.328 ms on a machine with two
-# cores. First see what the larger question does to our own time:
+# friendly: two neighbours, narrow keys. What does a real build ask? It asks for 32 neighbours, ten and the spares. Its
+# margin is 64 candidates for BERT's keys and ten times as many for keys of hashed words. The project measured a
+# build with hashed words on a machine with two cores. In a shard of the default size, this makes 0.328 ms for each
+# chunk. First see what 32 neighbours and the smaller of these margins do to our own time:
 
 # %%
 BUILD_SECONDS = 0.328e-3  # one chunk asks one default shard, two cores; source: benchmarks/scale_costs.py
@@ -393,15 +396,16 @@ for name, rate in rates.items():
     print("  " + ", ".join(f"{said(tokens)} tokens in {lasting(tokens / m / rate)}" for tokens in (1e6, 1e9, 1.75e12)))
 
 # %% [markdown]
-# On one core, BERT needs days for a billion tokens and years for the paper's database, even a BERT as small as MiniLM.
-# This is work for accelerators. Fortunately it must be done only once.
+# On one core, BERT needs a day or two for a billion tokens and years for the paper's database, even a BERT as small as
+# MiniLM. This is work for accelerators. Fortunately it must be done only once. Hashing is faster in a build than here:
+# a build has the tokens already, and here the text had to be cut into tokens first.
 #
 # ## Breaking the keys
 #
 # It is the keys that fill the memory. So make them smaller until the search breaks. Each column is rounded to $2^b$
-# levels, where $b$ is the number of bits. One bit is a sign. The second column of the output is recall, the share of
-# the two nearest keys that are still found. For the last column, the 50 best candidates are measured again with their
-# exact keys, which may lie on a disk.
+# levels, where $b$ is the number of bits. One bit is a sign. At 16 bits we take half-precision numbers instead. The
+# output's recall@2 is the share of the two nearest keys that are still found. For the last number of each line, the 50
+# best candidates are measured again with their exact keys, which may lie on a disk.
 
 
 # %%
@@ -444,8 +448,8 @@ plt.show()
 # *Figure 12.3.* A poor key is good enough to propose candidates, if a better key decides among them. Recall was
 # measured with our made-up keys of 64 columns. The bytes are those of 384 columns with as many bits each.
 #
-# Half precision costs next to nothing. A single bit per column costs a great deal of recall, but nearly all of it comes
-# back when the exact keys decide. And keys of 48 bytes fill 16 GB of memory only at **21.3 billion** tokens.
+# Half precision costs next to nothing. A single bit per column costs a great deal of recall, but most of it comes back
+# when the exact keys decide. And keys of 48 bytes fill 16 GB of memory only at **21.3 billion** tokens.
 # [docs/scale.md](../docs/scale.md) measures better codes of 24 to 96 bytes on real keys (product quantisation, [Jégou
 # et al. 2011](https://doi.org/10.1109/TPAMI.2010.57)), and the result has the same shape.
 #
