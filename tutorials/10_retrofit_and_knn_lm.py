@@ -96,8 +96,8 @@ assert found.mean() > 0.6
 
 # %% [markdown]
 # Read the example once more. The first chunk names `vuficowebi`. Its nearest chunk N in the database names
-# `vuficowebi`, too, and the continuation F of that chunk contains the code. Whoever reads F can write down the second
-# chunk without guessing.
+# `vuficowebi`, too, and the continuation F of that chunk contains the code. Whoever reads F can write down the code
+# without guessing.
 #
 # ## The model that is there already
 #
@@ -243,7 +243,7 @@ print(f"with the held-out documents in the datastore: {bits(leaked):.2f} bits pe
 # give every method exactly what RETRO retrieves, the nearest value $[N, F]$ of the chunk before:
 #
 # - **prepended**: the neighbour's text is put in front of the baseline's context, and nothing else changes;
-# - **kNN-LM on the neighbour**: the datastore at a token holds only the tokens of its chunk's neighbour;
+# - **kNN-LM on the neighbour**: the datastore at a token holds only the tokens of this $[N, F]$;
 # - **RETROfit** reads the neighbour by cross-attention.
 #
 # One more method belongs beside them, the forerunner of kNN-LM. The **continuous cache** ([Grave et al.

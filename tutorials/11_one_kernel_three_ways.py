@@ -135,8 +135,8 @@ print(f"{'NumPy, beside these':20} {left_out / 1e9:.2f} GFLOP")
 # %% [markdown]
 # The formula asks for **0.67 GFLOP**. Each way does a little more. NumPy adds the most, **0.07 GFLOP**: it multiplies
 # every query with all $m + r - 1$ rows of the table, and the skew of tutorial 4 then leaves out those that the query
-# does not need. A tile of queries computes fewer that are left out. A tenth more arithmetic cannot make a program twice
-# as slow. Below, a kernel's GFLOP/s are those 0.67 GFLOP divided by its time, the same numerator for all three.
+# does not need. In a tile, a query meets fewer such rows. A tenth more arithmetic cannot make a program twice as slow.
+# Below, a kernel's GFLOP/s are those 0.67 GFLOP divided by its time, the same numerator for all three.
 #
 # ## Measuring it wrong
 #
@@ -399,7 +399,7 @@ for kind in KINDS:
     print(f"{kind:6} reaches {100 * flops / seconds[kind].min() / roof:3.0f} % of its roof")
 
 # %% [markdown]
-# *Figure 11.3.* Only NumPy's kernel stands under the slope, where memory is the limit.
+# *Figure 11.3.* Only NumPy's kernel stands under the slope, where memory sets the limit.
 #
 # Read the picture from left to right.
 #
