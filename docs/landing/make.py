@@ -170,7 +170,6 @@ def context() -> dict[str, Any]:
                    for name in ("on", "others", "in-context", "paper-form", "paper-form, others")},
         "manual": comparison(memory["comparisons"], of="on", **manual),
         "adapted": comparison(memory["comparisons"], of="adapted", **manual),
-        "shipped": comparison(memory["comparisons"], of="shipped", **manual),
         "neighbours": comparison(memory["comparisons"], of="knn-lm", **manual),
         "manual_new": comparison(
             memory["comparisons"], corpus="documentation, similarity below 0.1", of="on", against="adapted"
