@@ -698,10 +698,9 @@ print("dT, dQ and db_p, as products of matrices, equal the kernel's")
 # | CA_enc | token of a neighbour | token of the chunk | $i - j$ |
 # | CCA | token of the attending chunk | token of a neighbour | $i - j + m - 1$ |
 #
-# Figure 4.2 explains the last two. The neighbour is laid beside $C_u$ from its first token on. For CA_enc that is
-# all: token 0 of the neighbour stands beside token 0 of the chunk. In CCA the query comes from the attending chunk
-# $H_u^+$, which begins with the *last* token of $C_u$. Query $i$ therefore stands at place $m - 1 + i$, and key $j$
-# at place $j$.
+# Figure 4.2 explains the last two. The neighbour is laid beside $C_u$, first token beside first token. For CA_enc that
+# is all. In CCA the query comes from the attending chunk $H_u^+$, which begins with the *last* token of $C_u$. Query
+# $i$ therefore stands at place $m - 1 + i$, and key $j$ at place $j$.
 #
 # The kernel need not know any of this. The largest distance that occurs is that of query $m - 1$ and key 0, which is
 # $2m - 2$. So CCA makes its table from $2m - 2$ downwards, instead of from $m - 1$, and the skew does the rest.
