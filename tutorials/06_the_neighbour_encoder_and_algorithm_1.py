@@ -25,8 +25,8 @@
 #
 # *Reading: about 50 minutes · runs in 5 s on one core · needs tutorials 3, 4 and 5.*
 #
-# *On the path “Understand it” of the book's contents, read as far as the end of the section “Algorithm 1”, and pass over
-# what is said of pullbacks.*
+# *On the path “Understand it” of the book's contents, read as far as the end of the section “Algorithm 1”, and pass
+# over what is said of pullbacks.*
 #
 # Afterwards you can
 #
