@@ -76,6 +76,6 @@ def verdict(figures: Figures) -> Verdict:
     paper, change = figures["paper"], changes(figures)
     compared = [name for name in paper if name != "RETRO"]
     agreeing = [name for name in compared if (change[name] > 0) == (paper[name] > paper["RETRO"])]
+    small = sum(abs(change[name]) < 0.003 for name in compared)
     values = {"compared": compared, "agreeing": agreeing, "change": change, "worst": list(change)[-3:][::-1]}
-    values["small"] = sum(abs(change[name]) < 0.003 for name in compared)
-    return len(agreeing) > len(compared) / 2, sentence(__name__, figures, **values)
+    return len(agreeing) > len(compared) / 2, sentence(__name__, figures, small=small, **values)
