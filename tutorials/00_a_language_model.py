@@ -546,7 +546,8 @@ plt.show()
 # [tutorial 3](03_backward_passes_by_hand.ipynb) derives. Its arrays have five axes: batch, groups, tokens, heads and
 # columns. Groups are a matter of [tutorial 4](04_relative_positions.ipynb), and until then that axis has length 1.
 # `causal_offset=0` switches the causal mask on, and without it there is no mask. Tutorial 4 says what is relative about
-# this attention. Head by head, `relative_attention` gives what `attention` above gives:
+# this attention. We give it the `Q`, `K` and `values` of figure 0.5: ten tokens, eight columns, and now two heads of
+# four. Head by head, `relative_attention` gives what `attention` above gives:
 
 # %%
 n_heads = 2

@@ -334,8 +334,8 @@ assert by_reading[2] > of_neighbour[2] > 5 * abs(of_all[2])
 assert of_neighbour[1] < by_reading[1] - 0.1
 
 # %% [markdown]
-# *Figure 10.1.* Only kNN-LM on the neighbour and RETROfit save much at the code, and only RETROfit loses nothing at the
-# words. Lines on the bars are two standard errors over documents.
+# *Figure 10.1.* Only kNN-LM on the neighbour and RETROfit save much at the code. Of these two, only RETROfit loses
+# nothing at the words. Lines on the bars are two standard errors over documents.
 #
 # In the first chunk RETROfit saves **0.0** bits, by construction: the first chunk of a document is predicted without
 # retrieval (equation 1 of the paper). A digit of the code costs **2.98** bits if one can only guess it, and RETROfit

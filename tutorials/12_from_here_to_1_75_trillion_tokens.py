@@ -269,11 +269,11 @@ for (name, colour), of_docs in zip((("exact", GREY), ("graph", BLUE)), (EXACT_OF
     axis.plot(x * m, [measured[name][size] for size in x], "o", color=colour, markersize=6)
     axis.plot(np.array(list(of_docs)) * m, list(of_docs.values()), "D", color=colour, markersize=5, fillstyle="none")
 axis.plot([], [], "ko", markersize=6, label="measured here, 64 columns")
-axis.plot([], [], "kD", markersize=5, fillstyle="none", label="measured elsewhere, 384 columns")
+axis.plot([], [], "kD", markersize=5, fillstyle="none", label="measured elsewhere, 384 columns; exact search on two cores")
 for name, limit in (("10 ms: the paper's, a chunk", 1e-2), ("a minute", 60)):
     axis.axhline(limit, color="black", linewidth=0.8, linestyle=":")
     axis.text(8e12, limit * 1.3, name, fontsize=8, ha="right")
-axis.set(xscale="log", yscale="log", xlabel="tokens in the database", ylabel="seconds a query, one core")
+axis.set(xscale="log", yscale="log", xlabel="tokens in the database", ylabel="seconds a query")
 axis.set(xlim=(3e4, 1e13), ylim=(1e-5, 1e6), title="The time of one query")
 axis.legend(fontsize=8, loc="upper left", frameon=False)
 plt.show()
