@@ -22,7 +22,6 @@ LIMITS = {
     "neighbours": (IN_PART, "at widths 64 and 128, with one seed; at width 32 the curve is flat"),
     "retrofit-lm": (NOT_SETTLED, "the paper's form was trained on far less than 3 % of the sequences of pretraining"),
     "ablations": (NOT_SETTLED, "after 300 steps of one seed, most changes are too small to tell"),
-    "wikitext-style": (NOT_SETTLED, "one seed, and kNN-LM searches 8 % of the training tokens"),
     "knowledge": (IN_PART, "with a claim of which the paper gives no figures"),
     "samples": (NOT_SETTLED, "the difference in the prompt's document is below two standard errors"),
 }

@@ -1,4 +1,4 @@
-"""AdamW and gradient clipping. Paper §2.5, appendix C."""
+"""AdamW and gradient clipping. Paper, appendix C."""
 
 import math
 from collections.abc import Callable

@@ -1144,7 +1144,8 @@ print(
 
 # %% [markdown]
 # *Figure 0.12.* The first few bytes of context help most. After that, this small model gains only a little from more.
-# The band is two standard errors wide on each side.
+# The band shows how far the mean of these 1,200 windows may be off: on each side two standard errors. A standard error
+# is the standard deviation, divided by the root of the number of windows.
 #
 # What a language model knows comes from two places: its weights, and the $n$ tokens in front of it. Weights hold what
 # was seen often in training. The context holds what was said just now. What was said once, in another text, is in

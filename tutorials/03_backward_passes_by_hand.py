@@ -383,9 +383,9 @@ tried("FFW", ffw, ffw_params, h)
 # \mathrm{d}W_a = \sum_{t\,:\,x_t = a} \mathrm{d}y_t.$$
 #
 # Here $x_t$ is the token at place $t$. A row of the table collects the gradients of all places at which its token
-# occurs. A token that does not occur gets zero. Nobody multiplies with a matrix of zeros. One adds each
-# $\mathrm{d}y_t$ to its row. But take care how. If a token occurs twice, NumPy's `dw[tokens] += dy` keeps only the
-# last of its gradients:
+# occurs. A token that does not occur gets zero. With a large vocabulary, nobody multiplies with a matrix of zeros. One
+# adds each $\mathrm{d}y_t$ to its row. But take care how. If a token occurs twice, NumPy's `dw[tokens] += dy` keeps
+# only the last of its gradients:
 
 
 # %%

@@ -377,7 +377,7 @@ assert shares[0] >= 0.9
 # %% [markdown]
 # This is the price of searching only once in $m$ tokens. The gain is that search is cheap: kNN-LM, in
 # [tutorial 10](10_retrofit_and_knn_lm.ipynb), searches at each token. For question answering, the paper pads each
-# question on the left, so that its end is the end of a chunk (appendix C.4).
+# question on the left, so that its end is the end of a chunk (§4.3).
 #
 # ## Forget
 #

@@ -126,7 +126,7 @@ print(f"{'in all':20} {whole:5,} bytes a chunk, {whole / m:.0f} bytes a token; a
 paper = {
     "4 billion tokens": (215e9, 4e9),
     "1.75 trillion tokens": (93e12, 1.75e12),
-}  # bytes and tokens; the paper, §2.3
+}  # bytes and tokens; the paper, §4.1
 for name, (size, tokens) in paper.items():
     print(f"RETRO's index of {name}: {size / (tokens / 64):,.0f} bytes a chunk")
 knn_lm = 15e12 / 4e9
@@ -269,7 +269,8 @@ for (name, colour), of_docs in zip((("exact", GREY), ("graph", BLUE)), (EXACT_OF
     axis.plot(x * m, [measured[name][size] for size in x], "o", color=colour, markersize=6)
     axis.plot(np.array(list(of_docs)) * m, list(of_docs.values()), "D", color=colour, markersize=5, fillstyle="none")
 axis.plot([], [], "ko", markersize=6, label="measured here, 64 columns")
-axis.plot([], [], "kD", markersize=5, fillstyle="none", label="measured elsewhere, 384 columns; exact search on two cores")
+elsewhere = "measured elsewhere, 384 columns; exact search on two cores"
+axis.plot([], [], "kD", markersize=5, fillstyle="none", label=elsewhere)
 for name, limit in (("10 ms: the paper's, a chunk", 1e-2), ("a minute", 60)):
     axis.axhline(limit, color="black", linewidth=0.8, linestyle=":")
     axis.text(8e12, limit * 1.3, name, fontsize=8, ha="right")
@@ -284,10 +285,9 @@ print(f"exact search of 1.75e12 tokens, extrapolated: some {10 ** round(math.log
 # *Figure 12.2.* The time of exact search grows with the database, and that of a graph with its logarithm. Many small
 # graphs, one after the other, are linear again. Trust the slopes, not the digits.
 #
-# The diamonds lie above our lines: their keys are wider, and their machine was another. For a hundred times the keys,
-# those of exact search rise 35 times, steeply like our line. Those of the graph rise 2.3 times: more than our line,
-# which is nearly flat, but far less than exact search. More cannot be asked of an extrapolation from nine thousand
-# keys.
+# The diamonds lie above our lines: their keys are wider, and their machine was another. Those of exact search
+# rise as steeply as our line. Those of the graph rise more than our line, which is nearly flat, but far less than those
+# of exact search. More cannot be asked of an extrapolation from nine thousand keys.
 #
 # The blue line hides something. With a fixed number of candidates, recall falls as the keys get more crowded; the last
 # column of the table shows it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)

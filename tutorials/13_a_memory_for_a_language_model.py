@@ -104,7 +104,7 @@ rng = np.random.default_rng(0)
 #
 # with the sigmoid $\sigma(x) = 1 / (1 + e^{-x})$. The share $\lambda$ is that of the neighbours in the sum. It has
 # nothing to do with the fixed $\lambda$ of kNN-LM: this one is new for each query. So two attentions that ran apart can
-# be joined exactly. Each of them must only return $\log D$ beside its output. This logarithm of a sum of exponentials
+# be joined exactly, if each also returns its $\log D$. This logarithm of a sum of exponentials
 # is called the log-sum-exp, $\text{lse}$. Attention kernels compute it anyway, as [tutorial
 # 11](11_one_kernel_three_ways.ipynb) shows.
 #
@@ -480,7 +480,7 @@ print(f"text:  {database.text(tokens[0, :CHUNK])!r}, then {database.text(tokens[
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained", sharey=True)
 for axis, (whose, row) in zip(axes, (("its own", first), ("another's", other)), strict=True):
     retrieved = sequence_neighbours(database, valid, np.array([[row, row + 1]]), 1)
-    given = memory.model_neighbours(trained, config, retrieved)  # tokens; what only the database knows becomes padding
+    given = memory.model_neighbours(trained, config, retrieved)  # ids that the model lacks become padding
     maps = attention_maps(trained, config, tokens, given)
     weights = np.max([w[0] for name, w in maps.items() if name.endswith("cca")], axis=(0, 2))[0, :, 0]
     read = [database.text([token]) for token in retrieved[0, 0, 0]]

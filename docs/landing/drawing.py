@@ -129,7 +129,7 @@ def once() -> dict[str, list[str]]:
         ],
         "key": [
             arrow("M182 84H216"),
-            box(218, 44, 172, 80, "stored", "frozen BERT", "turns a chunk *N* into", "its key: 384 numbers"),
+            box(218, 44, 172, 80, "stored", "frozen BERT", "turns a chunk *N* into", "its key: one vector"),
         ],
         "database": [
             arrow("M390 84H424"),

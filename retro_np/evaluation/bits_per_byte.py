@@ -1,4 +1,4 @@
-"""Bits per byte of whole documents under a model, with a sliding window. Paper §2.6 and appendix C."""
+"""Bits per byte of whole documents under a model, with a sliding window. Paper §4.1 and C.2."""
 
 import math
 from collections.abc import Callable

@@ -17,7 +17,7 @@ FROM_ZERO = ("steps", "neighbours", "warmup", "seed", "oracle_steps", "eval_ever
 @accept_old_names
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults suit a model of a few million parameters. Paper §2.5 and appendix C.
+    """How to train. The defaults suit a model of a few million parameters. Paper, appendix C.
 
     Raises UserError (a ValueError) for a value out of range and for values that do not fit together.
 

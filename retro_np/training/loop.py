@@ -260,7 +260,7 @@ def _best_so_far(path: Path, step: int, training: TrainingConfig, evaluate: Call
 def validation(
     database: Database, config: RetroConfig, training: TrainingConfig, cache: StateCache | None = None
 ) -> Callable[[Tree], dict[str, float]]:
-    """A function that evaluates parameters on the held-out documents (split valid) and changes nothing. Paper §2.6.
+    """A function that evaluates parameters on the held-out documents (split valid) and changes nothing. Paper §4.1.
 
     The function returns {"valid_loss": nats per token, "valid_bpb": bits per byte}. Its windows have the training's
     sequence_length and move by half of it, so valid_bpb is what `score` gives with these settings. training: gives also
