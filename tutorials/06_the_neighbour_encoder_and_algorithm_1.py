@@ -745,7 +745,7 @@ check_6_4(by_hand)
 # - A count of parameters that agrees with table 2 of the paper, but not with the $P$ of its table 10.
 # - The rest of the model in [`mini_retro.py`](mini_retro.py), RETRO in one file of plain NumPy. Its
 #   `encoder_cross_attention` is your `conditioned`, its `encode` is `encode_all`, and its `retro` is `forward` with
-#   your `backward` as the pullback. What is left of that file is the text, the database, AdamW, and the loops that
-#   train and sample.
+#   your `backward` as the pullback. What is left of that file is the text, the database, the first weights, AdamW,
+#   and the loops that train and sample.
 #
 # Next: [tutorial 7, Train one](07_train_one.ipynb). There a model learns to answer what only its database knows.

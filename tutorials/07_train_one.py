@@ -365,7 +365,8 @@ axes.set(xlabel="bits per chunk with a code", ylabel="neighbours")
 plt.show()
 
 # %% [markdown]
-# *Figure 7.2.* Own neighbours save almost the whole price of a code; the neighbours of others cost more than none.
+# *Figure 7.2.* Own neighbours save almost the whole price of a code. With the neighbours of others, a code costs more
+# than without neighbours.
 #
 # Three comparisons are in these numbers.
 #
@@ -685,8 +686,8 @@ check_7_3(rate)
 #   found this by itself.
 # - Weights remember, too. After a dozen rounds through a small text, a name that occurs in it costs fewer bits than a
 #   stranger's in the same wordings. The price of a guess did not show this, not even when it was computed for exactly
-#   the tokens that are scored. What a model knows and what it looks up must be kept apart, which is the subject of the
-#   next tutorial.
+#   the tokens that are scored. What a model knows and what it looks up must be kept apart. The next tutorial asks
+#   when a gain from retrieval is leakage.
 #
 # [mini_retro.py](mini_retro.py) does a similar experiment in one file, without the library.
 # [learning_curve.py](../docs/landing/learning_curve.py) repeats the experiment of this tutorial for three seeds.

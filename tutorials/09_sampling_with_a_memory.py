@@ -30,8 +30,8 @@
 # - name two cases in which the answer stands in the database and is not given.
 #
 # Previous: [tutorial 8](08_is_it_leakage.ipynb) · Next: [tutorial 10](10_retrofit_and_knn_lm.ipynb) · Where the model
-# and its task come from: [tutorial 7](07_train_one.ipynb) · The same loop in one file without the library:
-# [mini_retro.py](mini_retro.py)
+# and its task come from: [tutorial 7](07_train_one.ipynb) · A sampling loop in one file without the
+# library: [mini_retro.py](mini_retro.py)
 
 # %%
 # This notebook runs anywhere once retro_np is installed:
@@ -475,7 +475,7 @@ check_9_3(forget)
 # ## What you have gained
 #
 # - Sampling with a memory is a loop of three steps: search whenever a chunk has become whole, run the model, choose a
-#   token. `generate` does the same and computes nothing twice.
+#   token. `generate` does the same, and runs each token through the model once.
 # - What the database holds changes what the model says, with no training at all. Adding is easy, correcting means also
 #   removing, and forgetting means rewriting files.
 # - The answer may stand in the database and not be given: if an older document is as near, or if the question lies

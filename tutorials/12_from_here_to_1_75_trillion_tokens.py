@@ -63,7 +63,7 @@ from retro_np.tutorials.checks.tutorial_12 import check_12_1, check_12_2, check_
 
 NEIGHBOUR = np.dtype([("id", np.int64), ("distance", np.float32)])  # an entry of a list of neighbours
 BLUE, ORANGE, GREY = "#2b7bba", "#e07b1f", "#8c8c8c"
-threads.use_threads(1)  # All times below are those of one core.
+threads.use_threads(1)  # All times that are measured below are those of one core.
 
 # %% [markdown]
 # ## What a chunk weighs
@@ -176,7 +176,8 @@ plt.show()
 print(f"This machine's disk has {shutil.disk_usage(database.path).total / 1e12:.2f} TB.")
 
 # %% [markdown]
-# *Figure 12.1.* It is the keys that end a laptop, not the text. The paper's two points lie close to our line.
+# *Figure 12.1.* It is the keys that end a laptop, not the text. The paper's two points lie close to our line for *all
+# of it*.
 #
 # Keys fill the memory at **667 million** tokens. A graph is walked at random, so it must be in memory, and one
 # machine's index ends about there. All files together fill the disk at **17.1 billion** tokens. Of the tokens *alone*,
@@ -285,12 +286,12 @@ print(f"exact search of 1.75e12 tokens, extrapolated: some {10 ** round(math.log
 # *Figure 12.2.* The time of exact search grows with the database, and that of a graph with its logarithm. Many small
 # graphs, one after the other, are linear again. Trust the slopes, not the digits.
 #
-# The diamonds lie above our lines: their keys are wider, and their machine was another. Those of exact search
-# rise as steeply as our line. Those of the graph rise more than our line, which is nearly flat, but far less than those
-# of exact search. More cannot be asked of an extrapolation from nine thousand keys.
+# The diamonds lie above our lines: their keys are wider, and their machine was another. Those of exact search rise
+# nearly as steeply as our line. Those of the graph rise more than our line, which is nearly flat, but far less than
+# those of exact search. More cannot be asked of an extrapolation from nine thousand keys.
 #
-# The blue line hides something. With a fixed number of candidates, recall falls as the keys get more crowded; the last
-# column of the table shows it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
+# The blue line hides something. With a fixed number of candidates, recall can fall as the keys get more crowded; the
+# last column of the table shows it. More candidates repair that, and take more time. [docs/scale.md](../docs/scale.md)
 # reports recall and time together.
 #
 # The paper's answer is the line at 10 ms. It uses an approximate index whose search costs $O(\log T)$ for $T$ tokens,
