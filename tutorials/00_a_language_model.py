@@ -37,8 +37,9 @@
 # Next: [1 · Chunks, neighbours, and a database](01_chunks_neighbours_and_a_database.ipynb), which gives a language
 # model something to read. · All letters: [symbols](../docs/symbols.md)
 #
-# The backward passes that are only used here are derived in [tutorial 3](03_backward_passes_by_hand.ipynb). The
-# transformer is due to [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762).
+# The backward passes that are used here without a derivation are derived in [tutorial
+# 3](03_backward_passes_by_hand.ipynb). The transformer is due to [Vaswani et al.
+# 2017](https://arxiv.org/abs/1706.03762).
 
 # %%
 # This notebook runs anywhere once retro_np is installed:
@@ -111,7 +112,7 @@ print("\n".join(text_of(held_out).splitlines()[30:36]))
 # ## The first model: a table of counts
 #
 # Let $x_1, x_2, \ldots$ be the tokens of a text. A model gives $p(x_{t+1} \mid x_1, \ldots, x_t)$, the probability of
-# the next token given all tokens up to $t$. The simplest model that looks at anything looks at the last token alone.
+# the next token given all tokens up to $t$. A very simple model looks at the last token alone.
 # It needs no learning. We count how often each byte follows each byte, and divide each row of counts by its sum. This
 # is a *bigram* model.
 #
@@ -414,7 +415,7 @@ print(f"counted:   {surprise['bigrams'].mean() / math.log(2):.2f}")
 # ## Attention: reading what came before
 #
 # After `self.` one wants to know which names followed `self.` earlier in this file. So a token must be able to fetch
-# something from another place in the text, and which place that is depends on what stands there. **Attention** is the
+# something from another place in the text, and it must find that place by what stands there. **Attention** is the
 # part of a transformer that does this. It is a Python dictionary made soft.
 #
 # A dictionary stores pairs of a key and a value. Asked with a query, it returns the value whose key *equals* the
@@ -989,7 +990,7 @@ assert curve[-1, 2] < table_bits - 0.8
 # %% [markdown]
 # *Figure 0.9.* The model passes the table of bigrams after some 200 steps, and goes on learning.
 #
-# It passes the frequencies of the bytes first and the bigrams next. What it gains after that, it must have from
+# It passes the frequencies of the bytes first and the bigrams next. What it gains after that must come from bytes
 # further back. It is a tiny model that has read a million bytes in a few seconds. The largest of today differ from it
 # in size, in text and in many details, but not in what you have just read.
 #
@@ -1035,7 +1036,8 @@ table_line = surprise["bigrams"][line].mean() / math.log(2)
 print(f"on this line: table {table_line:.1f}, transformer {bits.mean():.1f} bits a byte")
 
 # %% [markdown]
-# *Figure 0.10.* The transformer gains inside words, where several letters together say more than the last one alone.
+# *Figure 0.10.* The transformer gains at most letters inside words, where several letters together say more than the
+# last one alone.
 #
 # It does not gain everywhere. At some letters it is more surprised than the table. A model that is surer of itself
 # wins more when it is right, and pays more when it is wrong.
@@ -1150,7 +1152,7 @@ print(
 # What a language model knows comes from two places: its weights, and the $n$ tokens in front of it. Weights hold what
 # was seen often in training. The context holds what was said just now. What was said once, in another text, is in
 # neither. To know more, one makes the model larger, or the context longer. RETRO takes a third way: it looks things
-# up. How one looks up text in the middle of predicting it is the subject of the next tutorial.
+# up. The next tutorial shows how one looks up text in the middle of predicting it.
 #
 # ## Exercises
 #

@@ -338,7 +338,7 @@ plt.show()
 
 # %% [markdown]
 # *Figure 1.3.* What comes next stands in the continuation $F$ of the neighbours and not in $N$: no run of three
-# tokens to come is in $N$, and 60.9 % of the tokens end one in $F$.
+# tokens to come is in $N$, and 60.9 % of the tokens are the last of such a run in $F$.
 #
 # The random chunks reach 26.1 %, because these recipes repeat each other so much. The rest is what the search is
 # worth. Most texts share less than these recipes. [Tutorial 8](08_is_it_leakage.ipynb) looks at Python's library.
@@ -421,7 +421,7 @@ check_1_3(nearest)
 # - You know what RETRO's database holds: chunks, each once, and a key for each.
 # - You know what it gives back: $[N, F]$, a chunk that resembles what was read, and what was written after it.
 # - You can read equation 1: a token of chunk $u$ is predicted with the neighbours of the chunks before $u$.
-# - You have seen that the tokens to come stand in $F$, and what happens when the grid of chunks is moved.
+# - You have seen that many of the tokens to come stand in $F$, and what happens when the grid of chunks is moved.
 #
 # Next: [tutorial 2 · A frozen BERT in a page of NumPy](02_a_frozen_bert.ipynb), which makes keys that hear meaning
 # and not only words. If you would rather go straight to the model, go on with

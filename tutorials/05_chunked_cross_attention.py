@@ -396,9 +396,9 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure 5.3.* Above: which $E_u$ each token reads. Below: which outputs move when a token is changed. An output that
-# moves below the diagonal is a leak, and is orange. By the table above the figure, $m - 1$ is the smallest shift that
-# has none.
+# *Figure 5.3.* Above: which $E_u$ each token reads. Below: which outputs move when a token is changed. Below the
+# diagonal, an output that moves is a leak, and is orange. By the table above the figure, $m - 1$ is the smallest shift
+# that has none.
 #
 # With shift $m - 2$, token $um - 1$ reads what $C_u$ retrieved. Its output is to predict token $um$, the last of
 # $C_u$, and that token was part of the search. This gives one leak for each chunk. With shift $m - 3$ there are three
@@ -409,8 +409,8 @@ plt.show()
 # $\mathrm{RET}(C_u)$ as soon as equation 1 allows, and no sooner.
 #
 # There is one more way for a leak: through the encoder, when it looks at the chunk. [Tutorial
-# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) tests this way, and finds what we found here: a leak with shift
-# $m - 2$, and none with shift $m - 1$.
+# 6](06_the_neighbour_encoder_and_algorithm_1.ipynb) tests for this leak, and finds what we found here: a leak with
+# shift $m - 2$, and none with shift $m - 1$.
 #
 # ## What a leak is worth
 #
@@ -495,14 +495,15 @@ panels[1].legend(fontsize=8, loc="center right")
 plt.show()
 
 # %% [markdown]
-# *Figure 5.4.* Left: where nothing can be known, only the leaky shifts get below the dashed line of $\ln 15$ nats.
-# Right: where the continuation was found, shift $m - 1$ uses all of it, and shift $m$ misses it for each chunk's first
-# token.
+# *Figure 5.4.* Left: where nothing can be known, only the leaky shifts get clearly below the dashed line of $\ln 15$
+# nats. Right: where the continuation was found, shift $m - 1$ uses all of it, and shift $m$ misses it for each chunk's
+# first token.
 #
 # Look at the left panel first. With shift $m - 2$, the last token of each chunk costs next to nothing. It stands in
 # $N$, and $N$ is read before the token is predicted. With shift $m - 3$ the same holds for the last two tokens.
-# Averaged over all tokens, such a loss would pass for a success of retrieval. With shift $m - 1$ nothing gets below
-# the line. Bars stand above it where a model expects some tokens more than others, although all 15 are equally likely.
+# Averaged over all tokens, such a loss would pass for a success of retrieval. With shift $m - 1$ nothing gets clearly
+# below the line. Bars stand above it where a model expects some tokens more than others, although all 15 are equally
+# likely.
 #
 # Now the right panel. The leaky shifts look like shift $m - 1$. A database that holds the text itself hides the leak
 # of the shift behind a leak of another kind, that of the evaluated text into the database. No shift can help against
@@ -631,9 +632,9 @@ print(f"tokens in reverse order    {change(encoded[:, :, :, ::-1]):.1f}")
 # | $\mathrm{d}b_p$ | $\frac{1}{\sqrt c} \sum \mathrm{d}Z_{ij}\, T_\delta$ | all pairs |
 #
 # Three sums are easily lost. $E$ is used twice, as keys and as values, so $\mathrm{d}E$ has two terms. All neighbours
-# of a chunk share their places, so $\mathrm{d}T_\delta$ sums over the neighbours. And all chunks share the matrices
-# and the biases, whose gradients therefore sum over the chunks. In code the last one takes care of itself, because
-# chunks are rows of a batch.
+# of a chunk share their places, so $\mathrm{d}T_\delta$ sums over the neighbours. And all chunks share the matrices and
+# the biases, whose gradients therefore sum over the chunks. In code the last of these sums takes care of itself,
+# because chunks are rows of a batch.
 #
 # Is the `vjp` above right? The library and finite differences both say so:
 

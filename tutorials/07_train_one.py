@@ -370,8 +370,8 @@ plt.show()
 #
 # Three comparisons are in these numbers.
 #
-# - **On against off** is the gain. It is nearly the price of a code. With retrieval on, nearly all that is still paid
-#   is paid for the few documents above that did not find their fact's other document.
+# - **On against off** is the gain. It is nearly the price of a code. With retrieval on, nearly all of the price that
+#   remains is paid for the few documents above that did not find their fact's other document.
 # - **Others against off** is the test for reading. The gain over *off* does not prove that a model reads: a model
 #   trained with neighbours may merely be worse without any. And a gain over another model, one that never retrieves,
 #   may come from additional parameters or from a luckier run. If the neighbours of somebody else make a model *worse*
@@ -435,7 +435,7 @@ assert known_code < strange_code
 # The second yardstick says yes. The names of strangers are made of the same syllables and told in the same wordings,
 # and they cost about six bits more than the names of known people. How can both be true? Look at the syllables. After a
 # few letters, the model bets on the names that it has met and that begin like this. If the name is one of them, the
-# last syllables become cheaper. If it is not, they become dearer, and dearer than a guess, since whoever bets on what
+# last syllables become cheaper. If it is not, they become dearer, even dearer than a guess, since whoever bets on what
 # he remembers has less left for all the rest. A stranger's name loses such bets. A known one in a new document wins
 # some and loses some, and here this happens to come out near the price of a guess. What the model has read word for
 # word costs clearly less.
@@ -444,7 +444,7 @@ assert known_code < strange_code
 # those of strangers.
 #
 # Take two habits from this. Compute the price of a guess for exactly the tokens that are scored. And to find out what a
-# model remembers, compare it with itself, on texts that differ in nothing but whether it has met them.
+# model remembers, compare it with itself, on texts that differ only in whether it has met them.
 #
 # ## Break it: stop too early
 #
@@ -602,8 +602,8 @@ assert seen["by itself"]["CCA reads the digit to come"] > seen["aided"]["CCA rea
 
 # %% [markdown]
 # Do the models really go by the digit at hand? They might count instead: "the third digit of the code". Here is a test.
-# Replace the code's digits in the text that the models read by digits that the code does not have, and see whether they
-# still give the next digit of the code.
+# In the text that the models read, replace the code's digits with digits that the code does not have, and see whether
+# they still give the next digit of the code.
 
 # %%
 digits, rng = tokens[each, places], np.random.default_rng(0)

@@ -40,7 +40,8 @@
 # first weights were a rough copying machine. And for the first third of training, some chunks got better neighbours
 # than any search could find. The evaluation uses no such neighbours. The keys of its database are those of tutorial 1,
 # hashed tokens, which find text that shares words. The library is that of your own Python, so the figures differ a
-# little from one version to the next. The text therefore says which way a figure goes, and asserts hold it to that.
+# little from one version to the next. The text therefore says which way a figure goes, and `assert` statements check
+# it.
 #
 # Previous: [tutorial 7](07_train_one.ipynb) · Next: [tutorial 9](09_sampling_with_a_memory.ipynb) · The chunks and
 # their neighbours: [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) · The command:
@@ -148,8 +149,8 @@ assert 1 - others.bits_per_byte() / off.bits_per_byte() < 0.2 * saving["copies"]
 # times the parameters. We saved more, with a database and a model of two million.
 #
 # The control agrees, too. With the neighbours of others the gain is gone, so it is the neighbours that did it. All of
-# this is true. But the control shows only *that* a model reads, which is what it is for. Whether what the model reads
-# should have been there, the control cannot say.
+# this is true. But the control shows only *that* a model reads, which is what it is for. It cannot say whether the text
+# that the model reads should have been there.
 #
 # ## What the gain is made of
 #
@@ -170,8 +171,8 @@ run = longest_common_substring(chunk, values)
 print(f"longest run: {run[0]} tokens, so s(C) = {run[0] / chunk.shape[1]}")
 
 # %% [markdown]
-# The longest run is 13, 14, 15, so $s(C) =$ **0.375**. The second value holds all eight tokens, and still counts for
-# one: they stand in reverse order. A run is what can be copied. Now the evaluated chunks:
+# The longest run is 13, 14, 15, so $s(C) =$ **0.375**. The second value holds all eight tokens, but in reverse order,
+# so its longest run is a single token. A run is what can be copied. Now the evaluated chunks:
 
 # %%
 ratios = {"copies": chunk_leakage(leaky)}
@@ -179,8 +180,8 @@ print(f"{100 * np.mean(ratios['copies'] == 1):.0f} % of the evaluated chunks sta
 assert np.mean(ratios["copies"] == 1) > 0.9
 
 # %% [markdown]
-# Nearly all of them do. So the experiment has measured whether the model can copy, and not what retrieval is worth on
-# new text.
+# Nearly all of them stand in a value from end to end. So the experiment has measured whether the model can copy, and
+# not what retrieval is worth on new text.
 #
 # ## Two texts that are nearly one
 #
@@ -272,8 +273,9 @@ print(f"saved: {100 * saving['mended']:.1f} %; with the copies it was {100 * sav
 assert saving["mended"] < 0.5 * saving["copies"]
 
 # %% [markdown]
-# Without the copies, little of the saving is left. And this little is not free of likeness: `bz2.py` has much in common
-# with `lzma.py`, which is in the database. Figure 8.3 will show that it is not even certain to be a gain.
+# Without the copies, little of the saving is left. And even here not every likeness is gone: `bz2.py` has much in
+# common with `lzma.py`, which is in the database. Figure 8.3 will show that this little is not even certain to be a
+# gain.
 #
 # ## Past the filter: halves
 #
@@ -397,7 +399,7 @@ assert below["halves"][0.5].difference_percent > 0.5 * below["halves"][1.0].diff
 
 # %% [markdown]
 # *Figure 8.3.* Nearly all of the gain from the halves is made on chunks of which more than half stands in a value. For
-# $\alpha$ up to a half hardly anything is left of it, as with the mended database.
+# $\alpha$ up to a half hardly anything is left of this gain, as with the mended database.
 #
 # The gain falls as $\alpha$ does. That is the shape of leakage. A model that had learned something from its neighbours
 # beyond their wording would keep a part of its gain on the left. Filters on documents and $\mathrm{bpb}(\alpha)$ are
@@ -448,9 +450,9 @@ assert whole["RETRO[ON]"] / whole["baseline"] < 0.98 < clean["RETRO[ON]"] / clea
 
 # %% [markdown]
 # Over all documents there is a saving that one would gladly report, if one does not look at its interval. The
-# contributions below add up to this saving, and they tell where it comes from: all of it from documents that have a
-# near-copy in the database. These documents are the two tables, and `bz2.py`, which has much in common with `lzma.py`.
-# Without the three, nothing is saved.
+# contributions in the last three lines add up to this saving, and they tell where it comes from: all of it from
+# documents that have a near-copy in the database. These documents are the two tables, and `bz2.py`, which has much in
+# common with `lzma.py`. Without the three, nothing is saved.
 #
 # ## The sequence itself
 #
@@ -488,7 +490,7 @@ assert share_told(first_foreign) < 0.1
 #
 # One more yardstick, which needs no retrieval model at all. Let our model, *without* retrieval, place a bet at each
 # position. It looks for the longest run of its last tokens that also stands in the neighbours, and gives a part of its
-# probability to the token that comes after that match. How large this part is, is tuned for each length of match: on
+# probability to the token that comes after that match. The size of this part is tuned for each length of match: on
 # one half of the documents for the other half, so that nobody sees the answers. `copy_bound` computes what such a rule
 # saves. If RETRO saves more, it does more than copy. If RETRO saves less, there is copying that it has not learned.
 
@@ -537,8 +539,8 @@ plt.show()
 # made of text that a module shares with the database. An example is the family of character tables in `encodings`: some
 # of them are held out, and their sisters are not.
 #
-# But does *anything* remain without them? One run says yes: the interval leaves out zero. The other says that it cannot
-# be told. It is the same model on the same modules, so how can that be? Both runs stop within the 58th module,
+# But does *anything* remain without them? One run says yes: the interval leaves out zero. The other run cannot tell. It
+# is the same model on the same modules, so how can that be? Both runs stop within the 58th module,
 # `pydoc_data/topics.py`. That is 0.76 MB of English prose, Python's help texts, with no near-copy. The demo scores
 # 4,000 chunks more of it, and has 774,595 bytes without near-copies where the experiment has 564,981. On what the demo
 # scores of this one file, RETRO needs 1.72 % *more* bits than the baseline; on the other 42 modules, it needs 1.49 %
@@ -616,7 +618,7 @@ assert 1.3 < ratio < 6
 # - If the two curves of $\mathrm{bpb}(\alpha)$ meet as $\alpha$ falls, the gain is copying of text that the database
 #   shares. That may be just what you want: the code that one writes often stands elsewhere. As a claim about language
 #   modelling it is leakage.
-# - If the gain shrinks to nothing without the documents that have near-copies, it was a family's.
+# - If the gain shrinks to nothing without the documents that have near-copies, it came from the near-copies.
 # - If the gain is no larger than what copying by rule saves, nothing better than copying has been shown.
 #
 # Report a gain together with what is left of it at a small $\alpha$, or on a text newer than the database, as the paper
@@ -664,7 +666,7 @@ check_8_3(filtered)
 #
 # - Four ways in which the answer gets into what is retrieved: copies, parts of other files, families of near-copies,
 #   and the sequence itself. A filter on documents stops the first, a rule of retrieval the last. The two in between
-#   show only in $\mathrm{bpb}(\alpha)$ and in figures without near-copies.
+#   show in $\mathrm{bpb}(\alpha)$ and in figures without near-copies.
 # - $s(C)$ says how much of a chunk could have been copied, and $\mathrm{bpb}(\alpha)$ what is left of a gain where
 #   little could be. The neighbours of others show that a model reads, and cannot show that it should.
 # - A gain comes with an interval over documents, with the question whether one long document decides it, and with the

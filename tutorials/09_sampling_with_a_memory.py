@@ -429,8 +429,8 @@ assert ask(forgotten, memory)[0] != forgotten.code
 # package, of which twelve files were held out, the [README](../README.md) records 1.3004 bits per byte without the
 # memory and 1.1776 with it: −9.44 % [−12.68, −6.45]. With the neighbours of others it needs 1.2495, which is −3.92 %.
 # So a part of the gain, less than half of it, does not come from what was read. The memory's few weights were trained
-# on other Python, among other texts, which helps by itself. On translations of a book, where the database has other
-# translations, a memory that was trained for them saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md),
+# on texts that include other Python code, which helps by itself. On translations of a book, where the database has
+# other translations, a memory that was trained for them saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md),
 # `retrofit-lm`). The loop that samples from such a model is the one above.
 #
 # ## Exercises

@@ -240,7 +240,7 @@ print(f"with the held-out documents in the datastore: {bits(leaked):.2f} bits pe
 # ## Everybody gets the same neighbours
 #
 # RETROfit and kNN-LM differ in two ways at once: in what they *find* and in how they *read* it. To take the two apart,
-# give every method exactly what RETRO retrieves, the nearest value $[N, F]$ of the chunk before:
+# give three methods exactly what RETRO retrieves, the nearest value $[N, F]$ of the chunk before:
 #
 # - **prepended**: the neighbour's text is put in front of the baseline's context, and nothing else changes;
 # - **kNN-LM on the neighbour**: the datastore at a token holds only the tokens of this $[N, F]$;
@@ -251,7 +251,7 @@ print(f"with the held-out documents in the datastore: {bits(leaked):.2f} bits pe
 # datastore.
 #
 # The first half of the next cell serves kNN-LM on the neighbour. It computes the hidden states of the neighbour's
-# tokens, their distances from $h_t$, and whose value is the true token. Then all methods are scored.
+# tokens, their distances from $h_t$, and which of them have the true token as their value. Then all methods are scored.
 
 # %%
 values_of_rows = sequence_neighbours(database, valid, np.arange(len(valid.tokens))[None], 1)[0].reshape(-1, 2 * m)
@@ -356,7 +356,7 @@ print(f"kNN-LM:    {', '.join(database.text([token]) for token in values[ids])}"
 print(f"neighbour: {database.text(values_of_rows[row[place] - 1])!r}")
 
 # %% [markdown]
-# The ten tokens are digits, but they are the digits of ten other names. A hidden state describes what *the model*
+# The ten tokens are digits, but nine of them are wrong. A hidden state describes what *the model*
 # expects next. This model was never able to predict a code, so it had little reason to keep the name in mind when a
 # code begins. To this model all codes look alike. kNN-LM finds only what the frozen model thought worth remembering.
 # RETRO compares chunks by the text in them, whatever the model makes of that text.
@@ -456,10 +456,10 @@ for name, share in shares.items():
 #   names all the time. RETRO never retrieves from the document that it is reading.
 # - kNN-LM ran with 8 % of its datastore. It searched 261,663 of 3,307,071 training tokens, while RETRO searched its
 #   whole database. What kNN-LM saves with all of them has not been measured; it may be more than RETRO does.
-# - RETROfit goes on from the baseline for a quarter of its steps, so it alone has seen more tokens. It still saves only
-#   **2.77 %**. In the paper RETROfit comes close to a RETRO that was trained from scratch. Here it does not. That goal
-#   was missed.
-# - For the other methods this is a comparison at equal tokens, with models of two million parameters that have seen
+# - RETROfit goes on from the baseline, for a quarter of the baseline's steps, so it alone has seen more tokens. It
+#   still saves only **2.77 %**. In the paper RETROfit comes close to a RETRO that was trained from scratch. Here it
+#   does not.
+# - For the other methods this is a comparison at equal tokens, with small models that have seen
 #   three quarters of their corpus once. Such a baseline still improves quickly, so a few hundred more steps may be
 #   worth more than retrieval. The project has recorded no comparison at equal compute on this corpus, and claims none.
 #

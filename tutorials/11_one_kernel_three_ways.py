@@ -17,10 +17,10 @@
 # Chunked cross-attention is a handful of matrix products with a softmax between them. A piece of code that does such
 # work is called a *kernel*, and the library contains this one three times. NumPy computes it one array operation after
 # the other. C, and Python loops that Numba compiles, compute it one *tile* of queries after the other. All three do
-# nearly the same arithmetic, and yet in our runs C is much faster than NumPy, and Numba is the slowest of the three.
-# Why? The answer is about moving numbers, at two places. NumPy moves too many between memory and the caches, and Numba
-# moves too many between the first cache and the registers. You can find both with a clock, a count and one picture, the
-# roofline.
+# nearly the same arithmetic, and yet in our runs on one core C is much faster than NumPy, and Numba is the slowest of
+# the three. Why? The answer is about moving numbers, at two places. NumPy moves too many between memory and the caches,
+# and Numba moves too many between the first cache and the registers. You can find both with a clock, a count and one
+# picture, the roofline.
 #
 # *Reading: about 35 minutes · runs in 10 s on one core · needs tutorials 4 and 5; a C compiler for the third way.*
 #
@@ -156,7 +156,7 @@ for kind in KINDS:
 # %% [markdown]
 # The second mistake is quieter. Machines have other work, which comes and goes over seconds. Suppose that $b$ takes
 # exactly twice as long as $a$. During the first half of eighteen calls the machine takes three times as long as usual,
-# and we do not know that. We only see eighteen times.
+# and we do not know that. All that we see are the eighteen measured times.
 
 # %%
 slowness = np.where(np.arange(18) < 9, 3.0, 1.0)
@@ -407,7 +407,7 @@ for kind in KINDS:
 #   the slope or below it. A point above the slope would say that the caches held much of what we counted.
 # - **Numba** stands right of the ridge and moves a tenth of the bytes. Yet in our runs it takes longer than NumPy, and
 #   not by a little. So neither memory nor the peak limits it. Something between the two must.
-# - **C** has Numba's traffic and comes nearer to the roof.
+# - **C** has Numba's traffic and comes nearer to its roof than Numba does.
 #
 # No kernel reaches its roof. For Numba, the next section has a reason.
 #

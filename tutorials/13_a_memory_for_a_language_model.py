@@ -209,8 +209,8 @@ assert abs(shares[0.0][1] - 0.5) < 0.05
 #
 # $$\mathrm{d}Z_j = A_j\,(\mathrm{d}A_j - \overline{\mathrm{d}A} + \mathrm{d}\text{lse}).$$
 #
-# The new gradient stands just where the mean stands. So a kernel that already subtracts one number for each query needs
-# only another number to subtract. `gradcheck` takes functions with several outputs, and can judge the whole
+# The new gradient stands just where the mean stands. So a kernel that already subtracts a number for each query only
+# has to subtract a different one. `gradcheck` takes functions with several outputs, and can judge the whole
 # composition:
 
 
@@ -269,7 +269,7 @@ tried("without dlse", forgetful, *parts)
 
 # %% [markdown]
 # The library's `join` does the same for batches and heads. It returns one thing more: beside the joint output also the
-# neighbours' part of it, $\lambda\, O_2$. You will see below what needs this part.
+# neighbours' part of it, $\lambda\, O_2$. You will see below what this part is needed for.
 
 # %%
 heads = lambda x: x[None, :, None]  # noqa: E731  # a batch of one sequence, and one head
@@ -419,8 +419,8 @@ print(f"base: {bits(base, config, k=0):.2f} bits per byte of the held-out docume
 # y)$ the memory uses $W + W_\text{down} W_\text{up}$, with $W_\text{down}$ of shape $(x, 8)$ and $W_\text{up}$ of shape
 # $(8, y)$ ([Hu et al. 2022](https://arxiv.org/abs/2106.09685)). $W_\text{up}$ begins as zero, so an untrained memory
 # reads with the base's own matrices. There is one change for the queries that meet neighbours, one for the neighbours'
-# keys, one for their values, and one for the output. The last one is applied to $\lambda\, O_2$ alone, and this is what
-# `join` returns it for.
+# keys, one for their values, and one for the output. The last one is applied to $\lambda\, O_2$ alone, and that is why
+# `join` returns $\lambda\, O_2$.
 #
 # Training moves nothing else. It gives a quarter of the chunks random neighbours. Otherwise the model would learn that
 # what is retrieved is always useful. We train two memories, one for 150 steps and one for 600, and score all bytes as
@@ -572,17 +572,17 @@ else:
 #
 # The experiment `retrofit-lm` measured memories of two kinds. *The package's memory* is the one that you have just
 # used. It was trained once, on texts of several kinds. *A trained memory* was trained for a hundred steps on the corpus
-# itself, without its held-out documents. All memories and all their opponents use the same other documents of a corpus,
-# to retrieve from or to train on, and are scored on the same held-out documents. The model *adapted without retrieval*
-# is SmolLM2 with trained changes of low rank in its own attention. Its training takes as many steps as that of the
-# memory. The trained memory has three seeds, everything else has one. Intervals are over documents, and for the trained
-# memory over seeds as well.
+# itself, without its held-out documents. All memories and all their opponents are scored on the same held-out documents
+# of a corpus. To retrieve from or to train on, they all use the rest of its documents. The model *adapted without
+# retrieval* is SmolLM2 with trained changes of low rank in its own attention. Its training takes as many steps as that
+# of the memory. The trained memory has three seeds, everything else has one. Intervals are over documents, and for the
+# trained memory over seeds as well.
 #
-# The corpora are five translations of one book, the Bible, and the manual of CMake, of which pages are held out that
-# are younger than SmolLM2. The training on the manual begins with the package's memory. On the translations the
-# package's memory is left out, because most of the held-out chapters were among its own training texts. The Bible is
-# older, and SmolLM2 may have met parts of it in training. What it knows of them it knows with its memory off, too, so a
-# saving comes on top of that. The numbers below are those of `docs/experiments/retrofit-lm.json`;
+# The corpora are five translations of one book, the Bible, and the manual of CMake. The manual's held-out pages are
+# younger than SmolLM2. The training on the manual begins with the package's memory. On the translations the package's
+# memory is left out, because most of the held-out chapters were among its own training texts. The Bible is older, and
+# SmolLM2 may have met parts of it in training. What it knows of them it knows with its memory off, too, so a saving
+# comes on top of that. The numbers below are those of `docs/experiments/retrofit-lm.json`;
 # [EXPERIMENTS.md](../EXPERIMENTS.md) has them all.
 
 # %%
@@ -665,12 +665,12 @@ for name, factor in TIMES.items():
 #   missed.
 # - A token that must encode its neighbours takes **3.27** times as long. The goal was 3 times, and it was missed.
 # - The paper's own form is a fresh encoder and fresh cross-attention. It has **23,468,544** parameters to train, where
-#   the memory has **430,143**, and had the memory's hundred steps of four sequences, without the copying start of
-#   tutorial 10. It saves **4.0 %**, and as much with others' neighbours. In this short training it does not learn to
-#   read at all. The paper trains it for far longer (§4.2).
+#   the memory has **430,143**, and was trained for as many steps as the memory, a hundred of four sequences, without
+#   the copying start of tutorial 10. It saves **4.0 %**, and as much with others' neighbours. In this short training it
+#   does not learn to read at all. The paper trains it for far longer (§4.2).
 #
-# So a memory pays where the database says what the text will say, in other words. It does not replace adaptation where
-# style is what a model lacks.
+# So a memory pays where the database says, in other words than the text, what the text will say. It does not replace
+# adaptation where style is what a model lacks.
 #
 # [docs/models.md](../docs/models.md) has the commands, and the memory's model card
 # ([README.md](../retro_np/pretrained/smollm2/README.md)) says what it was trained on.
@@ -726,7 +726,7 @@ check_13_3(products)
 #   original to the bit.
 # - Gates and changes of low rank are all that is trained. Whether a memory reads is seen by its own neighbours against
 #   others'.
-# - On text that the database says in other words, the memory beats the prompt and is faster. On documentation,
+# - On text that the database says in different words, the memory beats the prompt and is faster. On documentation,
 #   adaptation alone does about as well.
 #
 # Next: this is the end of the path. Go back to what you skipped in the [list of tutorials](README.md), or give your own
