@@ -646,7 +646,7 @@ def model_loss(params, tokens):
         grads = {}
         (dlogits,) = loss_vjp(dloss)
         dy, grads["readout"] = readout_vjp(dlogits)
-        grads["ffw"], dupdate = ffw_vjp(dy)  # of h + update: it goes to both
+        grads["ffw"], dupdate = ffw_vjp(dy)  # the gradient of h + update goes to both terms
         dq, dkeys, dvalues = attention_vjp(dupdate)
         dnormed_q, grads["w_q"] = q_vjp(dq)
         dnormed_k, grads["w_k"] = k_vjp(dkeys)
@@ -676,7 +676,7 @@ tried("the loss of a transformer of one layer", model_loss, params, rng.integers
 # \varepsilon$ is off by a multiple of $\varepsilon$. The central one, $(f(x + \varepsilon) - f(x - \varepsilon)) /
 # 2\varepsilon$, is off by a multiple of $\varepsilon^2$. So $\varepsilon$ should be small. But both values are
 # rounded, each by up to a share $\eta$ of itself. Their difference is divided by $\varepsilon$, which leaves an error
-# of about $\eta / \varepsilon$. That one *grows* as $\varepsilon$ shrinks.
+# of about $\eta / \varepsilon$. This error *grows* as $\varepsilon$ shrinks.
 #
 # The two cells below take the slope of a softmax in 30 random directions, by differences and by the pullback. The
 # line called extrapolated is explained after the figure.
@@ -757,7 +757,7 @@ assert least["float32, central"] > 1e-6
 # tolerance of `3e-09`, and it is also well above the resolution. The report has a row for each argument. Here is one
 # for a function whose first argument is a billion times larger than its second. In the row of `x` the error is well
 # above the resolution. The gradient is accepted all the same, because the error is below the tolerance. [Checking a
-# backward pass](../docs/gradcheck.md) explains the other columns.
+# backward pass](../docs/gradcheck.md) has more such reports.
 
 # %%
 x, gain = 1e9 * rng.standard_normal((4, 6)), rng.standard_normal(6)
@@ -830,13 +830,13 @@ plt.show()
 # %% [markdown]
 # *Figure 3.5.* At the kink the central difference is one half for every $\varepsilon$.
 #
-# Neither side is wrong. At a kink there is no gradient, and any slope between the two may be taken for one. Random
+# Neither side is wrong. At a kink there is no gradient, and any slope between the two may serve as one. Random
 # numbers hardly ever tie, but integers, zeros and padding do. Check at a point without ties, and decide for yourself
 # what should happen at ties.
 #
 # ## Fourth lie: a point at which everything is right
 #
-# A right pullback that fails is a nuisance. A wrong one that passes is worse. There are three ways to get there.
+# A right pullback that fails is a nuisance. A wrong one that passes is worse. It can pass in three ways.
 #
 # **A gradient of ones.** Whoever checks the gradient of `y.sum()` sets $\mathrm{d}y = 1$ everywhere. The sum of a
 # softmax is 1 whatever $x$ is. Its gradient is 0, and many a wrong pullback returns 0 there, too. `gradcheck` draws
