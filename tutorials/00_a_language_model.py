@@ -1117,8 +1117,8 @@ assert bits[:, -1].mean() > table_bits
 #
 # ## What this model cannot know
 #
-# The model with the mask predicts better, the more it has read. Here is its loss by place in the window, the $n$ tokens
-# that it is given at a time, here 64.
+# On the whole, the model with the mask predicts better, the more it has read. Here is its loss by place in the window,
+# the $n$ tokens that it is given at a time, here 64.
 
 # %% tags=["hide-input"]
 places = np.random.default_rng(2).integers(len(held_out) - n, size=1200)
