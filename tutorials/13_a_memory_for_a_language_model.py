@@ -583,7 +583,7 @@ else:
 # memory is left out, because most of the held-out chapters were among its own training texts. The Bible is older, and
 # SmolLM2 may have met parts of it in training. What it knows of them it knows with its memory off, too, so a saving
 # comes on top of that. The numbers below are those of `docs/experiments/retrofit-lm.json`;
-# [EXPERIMENTS.md](../EXPERIMENTS.md) has them all.
+# [EXPERIMENTS.md](../EXPERIMENTS.md) has most of them.
 
 # %%
 RECORDED = {  # bits per byte against SmolLM2, %, with 95 % intervals; source: docs/experiments/retrofit-lm.json
