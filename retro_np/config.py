@@ -52,7 +52,7 @@ class RetroConfig:
     d_head: width of each head (c), at least 1; table 2.
     n_layers: decoder layers (L), at least 1; table 2.
     cca_layers: layers with chunked cross-attention (P), from 1 to n_layers; () for a baseline; §2.4.
-    chunk_size: tokens per chunk (m), at least 1; 64 in the paper, §2.1.
+    chunk_size: tokens per chunk (m), at least 1; 64 in the paper, §2.2.
     encoder: the neighbour encoder, required if cca_layers is not empty; algorithm 1.
     dropout: share of each residual update and of the embeddings that is dropped in training, in [0, 1).
     share_embeddings: whether the encoder uses the decoder's embedding; needs encoder.d_model = d_model (table 13).

@@ -15,12 +15,12 @@
 # # 3 · Backward passes by hand
 #
 # A language model has many million parameters and one loss. Which way should each parameter move so that the loss
-# falls? Trying them one by one would take a run of the model for each. One **backward pass** answers for all of them
-# at once, at the price of about two runs. Frameworks derive this pass for you. This book has no framework. Each
-# differentiable function in it returns two things: its value and its **pullback**, which sends gradients back from
-# the value to the arguments. In this tutorial you derive the pullbacks that a transformer needs, from a matrix
-# product to attention, each in a few lines. Then you turn to a question that is harder than it looks: how do you know
-# that a pullback is right?
+# falls? Trying them one by one would take a run of the model for each. One **backward pass** answers for all of them at
+# once, at the price of about two runs. Frameworks such as PyTorch derive this pass for you. This book has no framework.
+# Each differentiable function in it, also called an *operator*, returns two things: its value and its **pullback**,
+# which sends gradients back from the value to the arguments. In this tutorial you derive the pullbacks that a
+# transformer needs, from a matrix product to attention, each in a few lines. Then you turn to a question that is harder
+# than it looks: how do you know that a pullback is right?
 #
 # *Reading: about 75 minutes · runs in 6 s on one core · needs NumPy and the chain rule.* [Tutorial
 # 0](00_a_language_model.ipynb) shows where these functions stand in a language model.
@@ -184,7 +184,7 @@ tried("without the transpose", linear_untransposed, rng.standard_normal((2, 3)),
 # \mathrm{d}y \odot f'(x)
 # \end{aligned}$$
 #
-# The sign $\odot$ multiplies entry by entry. RETRO uses the function GELU ([Hendrycks & Gimpel
+# The sign $\odot$ multiplies entry by entry. Our RETRO uses the function GELU ([Hendrycks & Gimpel
 # 2016](https://arxiv.org/abs/1606.08415)), a smooth switch. Large positive numbers pass, large negative ones become
 # 0:
 #

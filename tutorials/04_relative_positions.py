@@ -25,8 +25,8 @@
 #
 # *Reading: about 60 minutes · runs in 8 s on one core · needs [tutorial 3](03_backward_passes_by_hand.ipynb).*
 #
-# *On the path “Understand it” of the book's contents, read as far as the end of “Four terms”. No other tutorial is
-# needed for that but 0 and 1.*
+# *On the path “Understand it” of the book's contents, read as far as the end of “Four terms”. Of the other tutorials,
+# only 0 and 1 are needed for that.*
 #
 # Afterwards you can
 #
@@ -147,9 +147,9 @@ plt.show()
 # Here $h_t$ is row $t$ of the sequence's activations $H$, and CA is ordinary attention, except that the query and the
 # keys come from different texts. The query comes from $\mathrm{norm}(h_t)$, the keys and values from all $k r$ vectors
 # of $E_u$. One softmax runs over all $k r$ keys. Around CA stand, as in every block of RETRO, a norm and a residual
-# connection. The paper counts both as part of its CA and writes $\mathrm{CA}(h_t, E_u)$; this book writes them out.
-# Tokens 1 to $m - 1$ stand in no attending chunk. For them $\mathrm{CCA}(H, E)_t = h_t$. With $X = \mathrm{norm}(H)$,
-# and with $E$ for the $E_u$ of all chunks, the whole of CCA is
+# connection. The paper counts the connection as part of its CA, leaves the norm out, and writes $\mathrm{CA}(h_t,
+# E_u)$. This book writes both out. Tokens 1 to $m - 1$ stand in no attending chunk. For them $\mathrm{CCA}(H, E)_t =
+# h_t$. With $X = \mathrm{norm}(H)$, and with $E$ for the $E_u$ of all chunks, the whole of CCA is
 #
 # $$Q = S X\, W_Q, \qquad K = E\, W_K, \qquad V = E\, W_V,$$
 # $$A = \operatorname{softmax}\bigl(Q K^\top / \sqrt c\bigr),$$
@@ -216,7 +216,7 @@ for name, other in orders.items():
 # order. The model reads its neighbours as a bag of vectors.
 #
 # To be fair, the vectors of $E_u$ come from an encoder that has positions of its own. So each vector may know
-# something of its surroundings. But it does not know which token is reading it, and where that token stands. For the
+# something of its surroundings. But it does not know which token is reading it, or where that token stands. For the
 # sentence about Australia this is what counts. Lay the neighbour beside the text that found it, $N$ beside $C_u$ and
 # $F$ beside $C_{u+1}$:
 
@@ -467,8 +467,8 @@ print(f"a vector for each distance: {(2 * length - 1) * width * 4 / 1e9:.3f} GB"
 
 # %% [markdown]
 # **1.07 GB** against **0.001 GB**, for each head of each layer. In causal self-attention no query sees a negative
-# distance. Then even the second half of the table can be left out. The library's **kernel**, the function in compiled C
-# that does the work of its attention, accepts such a table.
+# distance. Then the second half of the table can be left out as well. The library's **kernel**, the function in
+# compiled C that does the work of its attention, accepts such a table.
 #
 # ## The library's arrays, and what a group is
 #
@@ -967,8 +967,9 @@ print(f"value: equal within {np.abs(result - expected).max():.0e}; all {len(thei
 # %% [markdown]
 # There is a trap here that no check of gradients finds. Many programs turn the pairs $(x_{2f}, x_{2f+1})$ instead of
 # $(x_f, x_{f+c/2})$. Either way only distances count, and either way a model can be trained. But weights know only the
-# order with which they were trained. A `.gguf` file stores the columns of Llama's $W_Q$ and $W_K$ in the other order
-# than the files of the library transformers do, so a loader must permute them.
+# order with which they were trained. A `.gguf` file, in which trained weights are handed out, stores the columns of
+# Llama's $W_Q$ and $W_K$ in the other order than the files of the library transformers do, so a loader must permute
+# them.
 #
 # ## What you have gained
 #

@@ -136,9 +136,9 @@ plt.show()
 # \mathrm{CCA}(H, E)_t = h_t + \mathrm{CA}\bigl(\mathrm{norm}(h_t),\, E_u\bigr) \ \text{ for } t = um + i - 1 \le n.$$
 #
 # $h_t$ is the row of the activations $H$ that belongs to token $t$. CA is the attention of tutorial 4: one query, and
-# one softmax over all $k\,r$ vectors of $E_u$. The norm and the sum are written out here; the paper counts them as
-# part of its CA. Tokens $1, \dots, m-1$ stand in no attending chunk. For them CCA changes nothing, since nothing has
-# been looked up yet. Their number, $m - 1$, is CCA's **shift**.
+# one softmax over all $k\,r$ vectors of $E_u$. The norm and the sum are written out here. The paper counts the sum as
+# part of its CA and leaves the norm out. Tokens $1, \dots, m-1$ stand in no attending chunk. For them CCA changes
+# nothing, since nothing has been looked up yet. Their number, $m - 1$, is CCA's **shift**.
 #
 # ## The cut is a matrix
 #

@@ -33,7 +33,7 @@
 # - say what $E_u$ depends on, token by token, and why that gives nothing away;
 # - say what conditioning on $H_u$ is, what is lost without it, and what it costs;
 # - explain how the gradient flows from the loss through the neighbours back into the decoder, and where it is added;
-# - write algorithm 1 and its pullback out of its blocks;
+# - build algorithm 1 and its pullback from its blocks;
 # - count the parameters in table 2 of the paper.
 #
 # Previous: [5 · Chunked cross-attention, whole](05_chunked_cross_attention.ipynb) · Next: [7 · Train
@@ -106,7 +106,7 @@ BLUE, ORANGE, GREY, PALE = "#2b7bba", "#e07b1f", "#8c8c8c", "#c9dff0"
 # $$
 #
 # EMB looks vectors up in a table. READ is a norm and one matrix, the *readout*. The encoder ends in a norm, too,
-# because no block normalises what it hands on. The paper's listing shows neither of these two norms. They are our
+# because no block normalises what it hands on. The paper's algorithm 1 shows neither of these two norms. They are our
 # reading. All the rest are residual blocks: each normalises its input, computes an update from it, and adds the update
 # to the input. [Tutorial 3](03_backward_passes_by_hand.ipynb) derives the pullbacks of EMB, of the norm, the readout,
 # FFW, attention and the cross-entropy on top. [Tutorial 4](04_relative_positions.ipynb) adds positions to attention,
@@ -391,8 +391,9 @@ assert not np.tril(reach, -1).any()
 # %% [markdown]
 # ## With and without conditioning
 #
-# Let all three chunks retrieve the very same text. What the encoder makes of it should depend on who asks. How far
-# apart are the three encodings, pair by pair, relative to their size? Then break it, and take $\mathrm{CA_{enc}}$ away.
+# Let all three chunks retrieve the very same text. What the encoder makes of it should depend on who asks: it is
+# *conditioned* on $H_u$. How far apart are the three encodings, pair by pair, relative to their size? Then break it,
+# and take $\mathrm{CA_{enc}}$ away. In the outputs and figures below, the norm of an array is its length.
 
 # %%
 same = np.broadcast_to(neighbours[:, :1, :1], (1, n_chunks, 1, r))
@@ -410,11 +411,11 @@ for name, weights in (("conditioned on H_u", params["encoder"]), ("without CA_en
 # Without $\mathrm{CA_{enc}}$ they are **0.000** apart: the encoding is a property of the text, whoever retrieved it.
 # And no gradient comes back to $H$.
 #
-# How much is conditioning worth? In the paper's ablation, table 13, it is worth 0.007 bits per byte on C4: 0.822 with
-# it and 0.829 without. That is little, perhaps because CCA's queries know the chunk anyway. What would one gain by
-# leaving it out? A cache: every text of the database could be encoded once and for all. With conditioning, the encoder
-# has to run anew for each chunk that retrieves, over $k\,r$ tokens for each $m$ tokens of the text. With the paper's
-# two neighbours this is four tokens in the encoder for each token in the decoder.
+# How much is conditioning worth? In the paper's table 13, in which single parts are left out or changed, it is worth
+# 0.007 bits per byte on C4: 0.822 with it and 0.829 without. That is little, perhaps because CCA's queries know the
+# chunk anyway. What would one gain by leaving it out? A cache: every text of the database could be encoded once and for
+# all. With conditioning, the encoder has to run anew for each chunk that retrieves, over $k\,r$ tokens for each $m$
+# tokens of the text. With the paper's two neighbours this is four tokens in the encoder for each token in the decoder.
 #
 # ## Algorithm 1, forward
 #
@@ -570,14 +571,15 @@ print(f"\nthe norm of what was forgotten: {100 * part / kept_part:.0f} % of that
 # At the entry in the message, what was forgotten is larger than what was not, and turns the gradient's sign. Hence the
 # error of 2: it is relative to the larger of the two numbers, so it cannot be greater.
 #
-# In the whole model, this mistake leaves much as it should be. The gradients of the encoder, and of all blocks above
+# In the whole model, this mistake spoils only a part. The gradients of the encoder, and of all blocks above
 # the place where $H_u$ was taken, would still be right. Only the blocks below that place get a gradient that lacks a
 # part: the embedding, layer 1 and the self-attention of layer 2. Exercise 6.2 mends the pullback.
 #
 # ## How many parameters?
 #
-# Table 2 of the paper gives the sizes of four baselines and four RETROs, without embeddings. `count_parameters` makes
-# no model for that. It sums up shapes. All eight counts agree to within 0.7 million or 0.05 %, whichever is larger.
+# Table 2 of the paper gives the sizes of four baselines, which are decoders without retrieval, and of four RETROs,
+# without embeddings. `count_parameters` makes no model for that. It sums up shapes. All eight counts agree to within
+# 0.7 million or 0.05 %, whichever is larger.
 
 # %%
 table_2 = [132, 172, 368, 425, 1309, 1451, 6982, 7532]  # millions, as printed in the paper
@@ -642,7 +644,7 @@ plt.show()
 # neighbour is a row and the chunk is repeated for each of them. Your `cross` does not, since the $m - 1$ of CCA is
 # built into it. Your `my_cca` fits exercise 6.2.
 #
-# **Exercise 6.1: the encoder looks at the chunk.** Write $\mathrm{CA_{enc}}$ and its pullback, out of `rms_norm` and
+# **Exercise 6.1: the encoder looks at the chunk.** Write $\mathrm{CA_{enc}}$ and its pullback from `rms_norm` and
 # `attend`.
 #
 # | argument | shape | |

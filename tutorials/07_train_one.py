@@ -233,8 +233,8 @@ def train_by_hand(config, steps, look=None, peak=4e-3, warmup=20, share_off=0.2,
 # 3. **Backward.** The pullback takes the gradient of the loss with respect to itself, which is 1, and returns a tree of
 #    gradients that has the form of `params`. Encoder and decoder are trained together, because the gradient reaches the
 #    encoder through chunked cross-attention.
-# 4. **Clipping.** If the norm of all gradients taken together exceeds 1, they are scaled down to it, so that an unusual
-#    batch cannot throw the model off.
+# 4. **Clipping.** If the length of all gradients, taken together as one vector, exceeds 1, they are scaled down to it,
+#   so that an unusual batch cannot throw the model off.
 # 5. **The schedule.** The learning rate rises linearly during the warm-up, and then falls along half a cosine to a
 #    tenth of its peak. Exercise 7.3 is to write it.
 # 6. **AdamW**, as in [tutorial 0](00_a_language_model.ipynb): it turns each gradient into a step of about the size of
@@ -627,9 +627,9 @@ for name, (weights, its_config) in {"aided": (aided, aided_config), "by itself":
 # - The model that learned by itself has found the other one. A retrieved token reads the token *before* it, and its key
 #   carries what it has read. The query looks for a token whose predecessor is its own.
 #
-# The second way is the one that [Olsson et al. 2022](https://arxiv.org/abs/2209.11895) found in ordinary transformers
-# and named an *induction head*. Nobody put it here. Gradient descent found it, on a task that rewards copying. Its two
-# steps lie in two networks: the first in the encoder, the second in the decoder.
+# The second way is the one that [Olsson et al. 2022](https://arxiv.org/abs/2209.11895) study in ordinary transformers
+# under the name *induction head*. Nobody put it here. Gradient descent found it, on a task that rewards copying. Its
+# two steps lie in two networks: the first in the encoder, the second in the decoder.
 #
 # ## Exercises
 #

@@ -185,8 +185,8 @@ assert np.mean(ratios["copies"] == 1) > 0.9
 #
 # ## Two texts that are nearly one
 #
-# How do you keep copies out of a database? By comparing documents before you build it. The paper turns a text into the
-# set of its *13-grams*, all runs of thirteen words. The *Jaccard similarity* of two texts is
+# How do you keep copies out of a database? By comparing documents before you build it. The paper compares sets of
+# *13-grams*. In this book these are all runs of thirteen words of a text. The *Jaccard similarity* of two texts is
 #
 # $$J = \frac{\text{number of grams in both sets}}{\text{number of grams in at least one of them}}.$$
 #

@@ -16,10 +16,11 @@
 #
 # Somebody has trained a language model, and only now wishes that it had a memory. Must the training begin again? Two
 # methods say no. **kNN-LM** ([Khandelwal et al. 2020](https://arxiv.org/abs/1911.00172)) changes nothing in the model.
-# It writes down the model's hidden state at every token of a corpus, together with the token that came next, and later
-# looks up what came next after similar states. **RETROfit** ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426),
-# §4.2) freezes the model and trains only the parts that RETRO adds to it: chunked cross-attention and the encoder. Here
-# you give both memories to one small model, over one corpus, and find out what each of them can and cannot know.
+# It writes down the model's *hidden state* at every token of a corpus, the vector that the readout turns into logits,
+# together with the token that came next, and later looks up what came next after similar states. **RETROfit**
+# ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426), §4.2) freezes the model and trains only the parts that
+# RETRO adds to it: chunked cross-attention and the encoder. Here you give both memories to one small model, over one
+# corpus, and find out what each of them can and cannot know.
 #
 # *Reading: about 40 minutes · runs in 25 s on one core · needs tutorials 1, 5 and 7.*
 #
@@ -201,7 +202,7 @@ print(f"{leaky['norm'].size} more numbers, ten steps: more than 90 % of the loss
 # kNN-LM keeps a **datastore** with one entry for each token of the corpus. The *key* $K_j$ is the hidden state from
 # which token $j$ was predicted. The *value* $w_j$ is the token itself. To predict the token after a hidden state $h_t$,
 # the ten nearest keys vote, and near keys have more to say. Ten is the number of the RETRO paper's own comparison, on
-# Wikitext103. In the sum, $j$ goes over these ten:
+# articles of Wikipedia (the data set Wikitext103). In the sum, $j$ goes over these ten:
 #
 # $$p_\text{kNN}(w) \;\propto\! \sum_{j \,:\, w_j = w}\! e^{-\beta\, \lVert h_t - K_j \rVert^2},
 # \qquad p = \lambda\, p_\text{kNN} + (1 - \lambda)\, p_\text{LM}.$$
@@ -466,24 +467,25 @@ for name, share in shares.items():
 # What the **5.75 %** consist of is the subject of [tutorial 8](08_is_it_leakage.ipynb): much of it is copying from
 # near-copies.
 #
-# In the paper, on Wikitext103 (§4.1, table 4), the baseline has a test perplexity of 22.96, kNN-LM 19.54, and a
-# RETROfit of the baseline, with Wikipedia as its database, 18.97. There RETROfit is ahead of kNN-LM. Here it is behind.
+# In the paper, on Wikitext103 (§4.1, table 4), the baseline has a test perplexity, which is $e$ to the mean loss in
+# nats, of 22.96, kNN-LM 19.54, and a RETROfit of the baseline, with Wikipedia as its database, 18.97. There RETROfit is
+# ahead of kNN-LM. Here it is behind.
 #
 # ## Table 3, in a page
 #
-# Other systems answer the same questions differently. How often does the system retrieve? What is its *retriever*, and
-# is it trained? How does what was found *enter* the model?
+# Other systems answer the same questions differently. How often does the system retrieve? What is its *retriever*, the
+# part that searches, and is it trained? How does what was found *enter* the model?
 #
 # | system | a retrieval for each | retriever | what was found |
 # | --- | --- | --- | --- |
-# | continuous cache | token | frozen: the LSTM's own states | is added to the probabilities |
-# | kNN-LM | token | frozen: the Transformer's own states | is added to the probabilities |
-# | SPALM | token | frozen, as above | is added by a trained gate |
-# | DPR | prompt | trained by contrast | is where an answer is extracted from |
-# | REALM | prompt | trained end to end | is put before the prompt |
-# | RAG | prompt | DPR, fine-tuned | is read by cross-attention |
+# | continuous cache | token | frozen: the model's own states | is added to the probabilities |
+# | kNN-LM | token | frozen: the model's own states | is added to the probabilities |
+# | SPALM | token | frozen, as above | is added with a trained share |
+# | DPR | prompt | trained on pairs | is where an answer is extracted from |
+# | REALM | prompt | trained with the model | is put before the prompt |
+# | RAG | prompt | DPR, trained further | is read by cross-attention |
 # | FiD | prompt | DPR, frozen | is read by cross-attention |
-# | EMDR² | prompt | trained, by expectation–maximisation | is read by cross-attention |
+# | EMDR² | prompt | trained with the model | is read by cross-attention |
 # | RETRO | chunk of 64 tokens | a frozen BERT | is read by chunked cross-attention |
 #
 # **A token at a time.** The cache ([Grave et al. 2017](https://arxiv.org/abs/1612.04426)), kNN-LM ([Khandelwal et al.
@@ -497,23 +499,23 @@ for name, share in shares.items():
 #
 # - DPR ([Karpukhin et al. 2020](https://arxiv.org/abs/2004.04906)) trains two encoders so that a question lies near the
 #   passages that answer it and far from others. A reader then marks the answer in the passage.
-# - REALM ([Guu et al. 2020](https://arxiv.org/abs/2002.08909)) also trains the retriever, by the likelihood of the
+# - REALM ([Guu et al. 2020](https://arxiv.org/abs/2002.08909)) also trains the retriever, by the probability of the
 #   answer. So it must compute all keys again and again while it trains.
-# - RAG ([Lewis et al. 2020](https://arxiv.org/abs/2005.11401)) generates the answer, and fine-tunes DPR's encoder of
-#   questions together with the generator.
+# - RAG ([Lewis et al. 2020](https://arxiv.org/abs/2005.11401)) generates the answer, and trains DPR's encoder of
+#   questions further, together with the part that writes.
 # - FiD ([Izacard & Grave 2021](https://arxiv.org/abs/2007.01282)) leaves the retriever as it is. It encodes each
 #   passage alone, and its decoder attends to all of them together. So it can read many passages.
-# - EMDR² ([Sachan et al. 2021](https://arxiv.org/abs/2106.05346)) trains retriever and reader together, and treats the
-#   retrieved passages as latent variables.
+# - EMDR² ([Sachan et al. 2021](https://arxiv.org/abs/2106.05346)) trains retriever and reader together. Its examples do
+#   not say which passages are the right ones, so the training estimates that, too.
 #
 # **A chunk at a time.** RETRO asks again every 64 tokens. So a long text is not stuck with what its beginning asked
 # for. RETRO's retriever is frozen, and that is what allows a *large* database: keys are computed once, and the
 # neighbours for training are looked up once. The paper's database has some $10^{12}$ tokens, where those of the other
-# systems reach $10^9$. The price is a retriever that never learns what helps. The idea to encode each neighbour alone
-# comes from FiD. What RETRO adds is the chunks, and a training that is ordinary language modelling on all text.
+# systems reach $10^9$. The price is a retriever that never learns what helps. Each neighbour is encoded alone, as in
+# FiD. What RETRO adds is the chunks, and a training that is ordinary language modelling on all text.
 #
-# On questions FiD stays ahead: 51.4 % exact matches on Natural Questions, against 45.5 % for RETRO and 30.4 % for a
-# model without a database (§4.3).
+# On questions FiD stays ahead: 51.4 % of the answers are exactly right on the data set Natural Questions, against 45.5
+# % for RETRO and 30.4 % for a model without a database (§4.3).
 #
 # ## Exercises
 #
@@ -532,7 +534,7 @@ def knn_distribution(hidden, keys, values, beta, vocabulary): ...
 check_10_1(knn_distribution)
 
 # %% [markdown]
-# **10.2** SPALM chooses a share $\lambda$ for each token. How good could such a gate be at best? Given the model's
+# **10.2** SPALM chooses a share $\lambda$ for each token. How good could such a choice be at best? Given the model's
 # `nats` (n,) and the other prediction's probability `p` (n,) of the true token, return the nats (n,) if at each token
 # the better of the two had been chosen in hindsight. `p` may be 0.
 

@@ -13,7 +13,7 @@ from retro_np.retrieval.join import Retrieval
 
 LEAKAGE_NEIGHBOURS = 10  # neighbours that each chunk is compared with (paper §2.6)
 ALPHAS = tuple(i / 16 for i in range(17))
-NO_LEAKAGE = 2 / 16  # a chunk with r(C) up to this share counts as free of leakage (paper §2.6)
+NO_LEAKAGE = 2 / 16  # a chunk with r(C) up to this share counts as free of leakage (paper §4.4)
 CHUNKS_PER_BATCH = 256
 
 Bits = dict[str, float | None]

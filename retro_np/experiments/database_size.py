@@ -1,7 +1,7 @@
 """A larger database, the same model
 
 With 4B, 36B, 180B, 900B and 1.7T tokens in the database, a model of 7.5B parameters needs .78, .77, .75, .71 and .66
-bits per byte of C4, a corpus of web text (§4.1)."""
+bits per byte of C4, a corpus of web text (§4.1, table 14)."""
 
 import itertools
 

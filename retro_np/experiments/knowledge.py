@@ -4,7 +4,7 @@ When the database changes, the answers change, without any training.
 A small model is trained on documents about some names, each with a second document to retrieve. Then it is asked for
 the codes of names that it never saw, with databases of documents about these names. See `facts.py`.
 
-Changing the database changes what the model knows, without training (§1, §5). The paper does not measure this. Our
+A model may be kept up to date by changing its database, without training (§3.2). The paper does not measure this. Our
 result agrees if the model gives the codes in the database, even after a change, and otherwise guesses."""
 
 from dataclasses import replace

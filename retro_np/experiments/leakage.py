@@ -1,7 +1,7 @@
 """Bits per byte by allowed leakage
 
-With filtered evaluation, the bits per byte of both models fall as α rises. RETRO's fall faster, and they are lower at
-every α (§4.4, eq. 5)."""
+With filtered evaluation on C4 and Wikitext103, the bits per byte of both models fall as α rises. RETRO's fall faster,
+and they are lower at every α (§4.4, eq. 5)."""
 
 import numpy as np
 

@@ -2,7 +2,7 @@
 
 With 172M, 425M, 1.5B and 7.5B parameters, RETRO[ON] needs .82, .77, .71 and .66 bits per byte of C4. RETRO[OFF] and the
 baselines of 132M to 7B parameters need .98, .92, .84 and .78. The gain does not shrink with size and is worth about ten
-times the parameters (§4.1, figure 1)."""
+times the parameters (§4.1, figure 1, table 14)."""
 
 import itertools
 

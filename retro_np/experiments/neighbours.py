@@ -1,7 +1,7 @@
 """Number of neighbours at evaluation
 
 A model of 172M parameters, trained with 2 neighbours, needs .84, .83, .82, .82, .83 and .85 bits per byte of C4 with
-k = 1, 2, 3, 10, 40 and 100 neighbours. The best k is between 2 and 40 (§4.1, figure 1)."""
+k = 1, 2, 3, 10, 40 and 100 neighbours. The best k is between 2 and 40 (§4.1, table 14)."""
 
 from retro_np.evaluation.compare import OFF, ON
 from retro_np.experiments.experiment import Figures, Lab, Picture, Verdict, sentence

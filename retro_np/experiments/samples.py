@@ -5,8 +5,8 @@ One model continues each prompt twice with the same random numbers. The measures
 token 4-grams that also occur in the rest of the prompt's document, in the rest of another document (the control), in
 the values retrieved with retrieval on (for both continuations), and earlier in the continuation itself.
 
-Samples with retrieval stay on the prompt's topic and take runs of tokens from what was retrieved (tables 6, 7 and
-16–21). The paper shows texts; the counts of shared 4-grams are ours."""
+Samples with retrieval stay on the prompt's topic and take runs of tokens from what was retrieved (tables 6, 7,
+20 and 21). The paper shows texts; the counts of shared 4-grams are ours."""
 
 from functools import partial
 from typing import Any

@@ -49,7 +49,7 @@ def stored_layers(stored: dict[str, Any]) -> tuple[int, ...]:
 
 
 def default_layers(config: RetroConfig, paper_form: bool = False) -> tuple[int, ...]:
-    """The layers of the recipe. In the paper's form these are every third layer from the sixth on (§4.1)."""
+    """The layers of the recipe. In the paper's form these are every third layer from the sixth on (B.2)."""
     if paper_form:
         return tuple(range(min(6, config.n_layers), config.n_layers + 1, 3))
     return tuple(sorted({max(1, round(share * config.n_layers)) for share in LAYER_SHARES}))
