@@ -67,7 +67,7 @@ BLUE, ORANGE, GREY, NAVY, SAND = "#2b7bba", "#e07b1f", "#8c8c8c", "#14334d", "#f
 # ## A text, and its tokens
 #
 # We need a text that is on every machine that runs Python. Python's own standard library is one. We train on some of
-# its modules and keep five others aside. A model is judged by the modules that it has never seen, because a model
+# its modules and *hold out* five others. A model is judged by the modules that it has never seen, because a model
 # that learned its text by heart would look perfect on that text.
 #
 # A model does not read letters. It reads *tokens*: integers, each of which stands for a piece of text. The set of all
@@ -600,11 +600,11 @@ plt.show()
 # %% [markdown]
 # ## A decoder block
 #
-# A transformer is a stack of *blocks*, all of one form. Picture one row of $d$ numbers for each token, which flows
-# through all of them: $h_t$, the token's *activations*. No block replaces them. Each block reads them, computes updates
-# and adds them. This is called a *residual* connection. It has two effects. What an early block has found is still
-# there for a late one. And on the way back the gradient of the sum reaches the first block undiminished, however many
-# blocks lie between.
+# A transformer is a stack of *blocks*, all of one form. One that predicts the next token is called a *decoder*. Picture
+# one row of $d$ numbers for each token, which flows through all of them: $h_t$, the token's *activations*. No block
+# replaces them. Each block reads them, computes updates and adds them. This is called a *residual* connection. It has
+# two effects. What an early block has found is still there for a late one. And on the way back the gradient of the sum
+# reaches the first block undiminished, however many blocks lie between.
 #
 # A block makes two updates.
 #

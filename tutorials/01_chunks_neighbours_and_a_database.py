@@ -164,7 +164,8 @@ print(documents["scones.txt"])
 # `neighbours=2` is the number of neighbours that the database looks up for each chunk. A model may read all of them or
 # fewer, and how many it reads is called $k$. Four more are kept as `extra_candidates`. They step in when one of the
 # nearest is of no use, because it comes from the very document that is read. The last two settings are for so small a
-# corpus: nothing is held out, and no document is left out for being similar to another.
+# *corpus*, as a collection of documents is called: nothing is held out, and no document is left out for being similar
+# to another.
 
 # %%
 config = BuildConfig(

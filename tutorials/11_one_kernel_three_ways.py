@@ -414,10 +414,11 @@ for kind in KINDS:
 # ## Between memory and peak: registers
 #
 # What slows Numba down? A core computes only with numbers in its *registers*, on our machines 32 places that each hold
-# a vector of 16 numbers. Numba's inner loop adds four rows, each times a number, to four rows of sums. For each column
-# of vectors it moves twelve vectors between the first cache and the registers: four rows in, four sums in, four sums
-# out. C keeps a block of sixteen vectors of sums in registers until they are finished. Compute the arithmetic intensity
-# once more, this time for the traffic between registers and first cache.
+# a vector of 16 numbers (the `avx512` that the first cell printed). Numba's inner loop adds four rows, each times a
+# number, to four rows of sums. For each column of vectors it moves twelve vectors between the first cache and the
+# registers: four rows in, four sums in, four sums out. C keeps a block of sixteen vectors of sums in registers until
+# they are finished. Compute the arithmetic intensity once more, this time for the traffic between registers and first
+# cache.
 
 # %%
 lanes = 16  # float32 numbers in a vector of 64 bytes
@@ -432,7 +433,7 @@ print(f"c     {c_step:.2f} FLOP for each byte moved between cache and registers"
 # measured how fast that cache is, so it is not a proven one.
 #
 # How much do registers matter? `benchmarks/product_steps.c` measured the product of one tile in six ways. The numbers
-# are those of the table in [csrc/README.md](../csrc/README.md), for one core of an AMD EPYC:
+# are those of the table in [csrc/README.md](../csrc/README.md), for one core of an AMD EPYC processor:
 
 # %%
 STEPS = {  # GFLOP/s; source: csrc/README.md

@@ -398,8 +398,9 @@ for name, rate in rates.items():
 
 # %% [markdown]
 # On one core, BERT needs a day or two for a billion tokens and years for the paper's database, even a BERT as small as
-# MiniLM. This is work for accelerators. Fortunately it must be done only once. Hashing is faster in a build than here:
-# a build has the tokens already, and here the text had to be cut into tokens first.
+# MiniLM. This is work for accelerators, processors that are built for large matrix products. Fortunately it must be
+# done only once. Hashing is faster in a build than here: a build has the tokens already, and here the text had to be
+# cut into tokens first.
 #
 # ## Breaking the keys
 #
@@ -451,8 +452,8 @@ plt.show()
 #
 # Half precision costs next to nothing. A single bit per column costs a great deal of recall, but most of it comes back
 # when the exact keys decide. And keys of 48 bytes fill 16 GB of memory only at **21.3 billion** tokens.
-# [docs/scale.md](../docs/scale.md) measures better codes of 24 to 96 bytes on real keys (product quantisation, [Jégou
-# et al. 2011](https://doi.org/10.1109/TPAMI.2010.57)), and the result has the same shape.
+# [docs/scale.md](../docs/scale.md) measures better ways to shorten a key, to codes of 24 to 96 bytes, on real keys
+# (product quantisation, [Jégou et al. 2011](https://doi.org/10.1109/TPAMI.2010.57)), and the result has the same shape.
 #
 # ## What breaks, in order
 #
@@ -464,7 +465,7 @@ plt.show()
 # | $10^9$ | keys outgrow memory; days to find all neighbours | shards; neighbours computed in advance, once |
 # | $10^{10}$ | a laptop's disk; every chunk asks every shard | several machines; codes in memory, keys on disk |
 # | $10^{11}$ | lists before merging; too many files | merge as they come; larger shards; ask few shards |
-# | $10^{12}$ | terabytes of keys, years of BERT on a core | accelerators; a distributed index |
+# | $10^{12}$ | terabytes of keys, years of BERT on a core | accelerators; an index on many machines |
 #
 # Too many files are a new problem, which no measurement above shows. Each shard is a handful of files. Our library
 # keeps all of them open, and an operating system allows a process only so many. When it opens a database, it also reads
@@ -505,9 +506,10 @@ def bytes_a_chunk(config, vocabulary, d_key): ...
 check_12_2(bytes_a_chunk)
 
 # %% [markdown]
-# **12.3** An inverted file. The keys were divided into lists: `owner` has, for each key, the number of the centroid
-# whose list the key belongs to. Look only through the lists of the `probes` centroids nearest to the `query`. Return
-# the ids (k,) of the nearest keys in these lists, nearest first, and the number of keys that the lists contain.
+# **12.3** An inverted file. The keys were divided into lists: `owner` has, for each key, the number of the list that
+# the key belongs to. Each list has a *centroid*, a vector in the middle of its keys. Look only through the lists of the
+# `probes` centroids nearest to the `query`. Return the ids (k,) of the nearest keys in these lists, nearest first, and
+# the number of keys that the lists contain.
 
 
 # %% tags=["exercise"]

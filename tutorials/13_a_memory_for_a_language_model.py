@@ -307,9 +307,9 @@ print(f"the library's join agrees; the neighbours' part has the shape {part.shap
 # them. Position 0 was that of the begin-of-text token, whose key is left out. Query $i$ of an attending chunk, counted
 # from 0, stands at $r + 1 + i$.
 #
-# GPT-2 has no rotary positions. It adds a vector for each position to the embeddings, so there is nothing to turn: a
-# neighbour's rows contain the positions $1, \dots, r$ from their own reading, and queries contain those of their
-# sequence.
+# GPT-2, another language model, has no rotary positions. It adds a vector for each position to the embeddings, so there
+# is nothing to turn: a neighbour's rows contain the positions $1, \dots, r$ from their own reading, and queries contain
+# those of their sequence.
 
 # %%
 m, r = 4, 8  # tokens of a chunk and of a neighbour [N, F]
@@ -414,13 +414,13 @@ print(f"the first of {len(twice):,} texts: {twice[0]['text']!r}")
 print(f"base: {bits(base, config, k=0):.2f} bits per byte of the held-out documents")
 
 # %% [markdown]
-# `add_memory` keeps the base's arrays and adds two things to each layer that reads: a gate for each head, and small
-# changes of the matrices that read the neighbours. A change has a low rank, here 8. For a matrix $W$ of any shape $(x,
-# y)$ the memory uses $W + W_\text{down} W_\text{up}$, with $W_\text{down}$ of shape $(x, 8)$ and $W_\text{up}$ of shape
-# $(8, y)$ ([Hu et al. 2022](https://arxiv.org/abs/2106.09685)). $W_\text{up}$ begins as zero, so an untrained memory
-# reads with the base's own matrices. There is one change for the queries that meet neighbours, one for the neighbours'
-# keys, one for their values, and one for the output. The last one is applied to $\lambda\, O_2$ alone, and that is why
-# `join` returns $\lambda\, O_2$.
+# `add_memory` keeps the arrays of the *base*, the model that gets the memory, and adds two things to each layer that
+# reads: a gate for each head, and small changes of the matrices that read the neighbours. A change has a low rank, here
+# 8. For a matrix $W$ of any shape $(x, y)$ the memory uses $W + W_\text{down} W_\text{up}$, with $W_\text{down}$ of
+# shape $(x, 8)$ and $W_\text{up}$ of shape $(8, y)$ ([Hu et al. 2022](https://arxiv.org/abs/2106.09685)). $W_\text{up}$
+# begins as zero, so an untrained memory reads with the base's own matrices. There is one change for the queries that
+# meet neighbours, one for the neighbours' keys, one for their values, and one for the output. The last one is applied
+# to $\lambda\, O_2$ alone, and that is why `join` returns $\lambda\, O_2$.
 #
 # Training moves nothing else. It gives a quarter of the chunks random neighbours. Otherwise the model would learn that
 # what is retrieved is always useful. We train two memories, one for 150 steps and one for 600, and score all bytes as
@@ -578,11 +578,11 @@ else:
 # of the memory. The trained memory has three seeds, everything else has one. Intervals are over documents, and for the
 # trained memory over seeds as well.
 #
-# The corpora are five translations of one book, the Bible, and the manual of CMake. The manual's held-out pages are
-# younger than SmolLM2. The training on the manual begins with the package's memory. On the translations the package's
-# memory is left out, because most of the held-out chapters were among its own training texts. The Bible is older, and
-# SmolLM2 may have met parts of it in training. What it knows of them it knows with its memory off, too, so a saving
-# comes on top of that. The numbers below are those of `docs/experiments/retrofit-lm.json`;
+# The corpora are five translations of one book, the Bible, and the manual of the program CMake. The manual's held-out
+# pages are younger than SmolLM2. The training on the manual begins with the package's memory. On the translations the
+# package's memory is left out, because most of the held-out chapters were among its own training texts. The Bible is
+# older, and SmolLM2 may have met parts of it in training. What it knows of them it knows with its memory off, too, so a
+# saving comes on top of that. The numbers below are those of `docs/experiments/retrofit-lm.json`;
 # [EXPERIMENTS.md](../EXPERIMENTS.md) has most of them.
 
 # %%
@@ -672,7 +672,7 @@ for name, factor in TIMES.items():
 # So a memory pays where the database says, in other words than the text, what the text will say. It does not replace
 # adaptation where style is what a model lacks.
 #
-# [docs/models.md](../docs/models.md) has the commands, and the memory's model card
+# [docs/models.md](../docs/models.md) has the commands, and the memory's description
 # ([README.md](../retro_np/pretrained/smollm2/README.md)) says what it was trained on.
 #
 # ## Exercises
