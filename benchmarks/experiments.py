@@ -28,12 +28,13 @@ LIMITS = {
 WORDS = {"agrees": "yes", "disagrees": "no", "cannot be told": "nothing to compare with"}
 ROWS = (
     "The rows: *on*, with the trained memory; *others*, with the neighbours of other chunks; *in-context*, retrieved "
-    "text in the prompt; *knn-lm* and *cache*, two memories that need no training; *adapted*, the model trained as "
-    "long without retrieval; *untrained*, the memory before any training; *shipped*, the memory of the package, which "
-    "was trained on the translations, Python source and the reference of a command line, and not on documentation or "
-    "man pages; *paper-form*, a fresh encoder and cross-attention; + mixes two predictions. *on* and *adapted* were "
-    "trained on other documents of the same corpus, and for *no shared content* on the translations. The trained "
-    "memory has three seeds, every other row one."
+    "text in the prompt; *knn-lm* and *cache*, two memories that need no training; *adapted*, the model trained in as "
+    "many steps without retrieval; *untrained*, the memory before any training; *shipped*, the memory of the package, "
+    "which was trained on the translations, Python source and the reference of a command line, and not on "
+    "documentation or man pages; *paper-form*, a fresh encoder and cross-attention; + mixes two predictions. *on* and "
+    "*adapted* were trained on other documents of the same corpus, and for *no shared content* on the translations. "
+    "On documentation, *on* begins with *shipped*, so it has had more training than *adapted*. The trained memory has "
+    "three seeds, every other row one."
 )
 NOTES = {
     "pretrained": "What is left without near-copies depends on how much of one long module is scored, and is not "

@@ -146,11 +146,11 @@ assert np.isclose(left, right)
 # %% [markdown]
 # This test uses our own $\dot y$. If we got $\dot y$ wrong, the test would be wrong too. The library's `gradcheck`
 # needs no $\dot y$. It draws a random $\mathrm{d}y$. The $\mathrm{d}y$ that a pullback is given is also called its
-# **cotangent**. Then `gradcheck` moves each entry of each argument by a small step $\pm\varepsilon$. From the two
-# values it takes the **finite difference** $\langle \mathrm{d}y,\ f(x + \varepsilon) - f(x - \varepsilon)\rangle /
-# 2\varepsilon$ and compares it with the entry that the pullback returns. Each entry is judged by itself. Its error is
-# the distance of the two numbers, divided by the larger of their absolute values. The entry is right if its error is
-# at most the **tolerance**, `3e-09` unless you set another.
+# **cotangent**. Then `gradcheck` moves the entries of each argument by a small step $\pm\varepsilon$, one by one if
+# there are not too many. From the two values it takes the **finite difference** $\langle \mathrm{d}y,\ f(x +
+# \varepsilon) - f(x - \varepsilon)\rangle / 2\varepsilon$ and compares it with the entry that the pullback returns. Its
+# error is the distance of the two numbers, divided by the larger of their absolute values. The entry is right if its
+# error is at most the **tolerance**, `3e-09` unless you set another.
 #
 # Here `gradcheck` judges `linear`, and then a version that forgets to transpose. Mostly the shapes would not fit
 # then. With a square matrix both $W$ and $W^\top$ fit.
@@ -911,11 +911,11 @@ for size in (4, 16, 64, 256):
     print(f"{size:3} × {size:3}: by hand {by_hand:.0e}; gradcheck {row.error:.3f}, {row.verdict}, {row.where}")
 
 # %% [markdown]
-# By hand, a tolerance chosen by taste, say $10^{-4}$, would let the largest matrix pass. A right pullback agrees with
-# the extrapolated slope to many digits. So `gradcheck` takes even a small disagreement for a mistake. It then halves
-# the set of entries that move, again and again, until one is left. If there are many entries, it uses such directions
-# and moves only some entries one by one. So a small case is checked more closely, and more quickly. Choose odd sizes
-# that all differ.
+# By hand, a tolerance chosen by taste, say $10^{-4}$, would let the largest matrix pass. If there are many entries,
+# `gradcheck` uses such directions, too, and moves only some entries one by one. But a right pullback agrees with the
+# extrapolated slope to many digits, so `gradcheck` takes even a small disagreement for a mistake. It then halves the
+# set of entries that move, again and again, until one is left. A small case is still checked more closely, and more
+# quickly. Choose odd sizes that all differ.
 #
 # ## What no difference sees
 #

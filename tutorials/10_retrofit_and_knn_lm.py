@@ -480,7 +480,7 @@ for name, share in shares.items():
 # | --- | --- | --- | --- |
 # | continuous cache | token | frozen: the model's own states | is added to the probabilities |
 # | kNN-LM | token | frozen: the model's own states | is added to the probabilities |
-# | SPALM | token | frozen, as above | is added with a trained share |
+# | SPALM | token | frozen, as above | is mixed with the hidden state, by a trained gate |
 # | DPR | prompt | trained on pairs | is where an answer is extracted from |
 # | REALM | prompt | trained with the model | is put before the prompt |
 # | RAG | prompt | DPR, trained further | is read by cross-attention |
@@ -491,8 +491,8 @@ for name, share in shares.items():
 # **A token at a time.** The cache ([Grave et al. 2017](https://arxiv.org/abs/1612.04426)), kNN-LM ([Khandelwal et al.
 # 2020](https://arxiv.org/abs/1911.00172)) and SPALM ([Yogatama et al. 2021](https://arxiv.org/abs/2102.02557)) use the
 # kind of datastore that you built here. The cache looks back in the document, kNN-LM looks through a corpus, and both
-# mix with one fixed share. SPALM learns the share from the hidden state, anew at each token. All three are easy to add
-# to a model. All three are expensive in keys and in searches, since they need one of each for every token.
+# mix with one fixed share. SPALM has a trained gate, which mixes the hidden state with what was found, anew at each
+# token. All three are expensive in keys and in searches, since they need one of each for every token.
 #
 # **A prompt at a time.** DPR, REALM, RAG, FiD and EMDR² are built for questions. The question is searched for once, in
 # a collection of passages, and then answered.
@@ -514,8 +514,8 @@ for name, share in shares.items():
 # systems reach $10^9$. The price is a retriever that never learns what helps. Each neighbour is encoded alone, as in
 # FiD. What RETRO adds is the chunks, and a training that is ordinary language modelling on all text.
 #
-# On questions FiD stays ahead: 51.4 % of the answers are exactly right on the data set Natural Questions, against 45.5
-# % for RETRO and 30.4 % for a model without a database (§4.3).
+# On questions FiD stays ahead. On the data set Natural Questions, 51.4 % of its answers are exactly right. RETRO has
+# 45.5 %, and a model without a database 30.4 % (§4.3).
 #
 # ## Exercises
 #
@@ -534,9 +534,9 @@ def knn_distribution(hidden, keys, values, beta, vocabulary): ...
 check_10_1(knn_distribution)
 
 # %% [markdown]
-# **10.2** SPALM chooses a share $\lambda$ for each token. How good could such a choice be at best? Given the model's
-# `nats` (n,) and the other prediction's probability `p` (n,) of the true token, return the nats (n,) if at each token
-# the better of the two had been chosen in hindsight. `p` may be 0.
+# **10.2** The share $\lambda$ could be chosen anew for each token. How good could such a choice be at best? Given the
+# model's `nats` (n,) and the other prediction's probability `p` (n,) of the true token, return the nats (n,) if at each
+# token the better of the two had been chosen in hindsight. `p` may be 0.
 
 
 # %% tags=["exercise"]

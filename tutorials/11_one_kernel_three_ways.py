@@ -18,9 +18,9 @@
 # work is called a *kernel*, and the library contains this one three times. NumPy computes it one array operation after
 # the other. C, and Python loops that Numba compiles, compute it one *tile* of queries after the other. All three do
 # nearly the same arithmetic, and yet in our runs on one core C is much faster than NumPy, and Numba is the slowest of
-# the three. Why? The answer is about moving numbers, at two places. NumPy moves too many between memory and the caches,
-# and Numba moves too many between the first cache and the registers. You can find both with a clock, a count and one
-# picture, the roofline.
+# the three. Why? It seems to be a matter of moving numbers, at two places. NumPy moves many between memory and the
+# caches, and Numba moves many between the first cache and the registers. You will find the first with a clock, a count
+# and one picture, the roofline. For the second, a count gives a likely reason, but no proof.
 #
 # *Reading: about 35 minutes · runs in 10 s on one core · needs tutorials 4 and 5; a C compiler for the third way.*
 #

@@ -573,17 +573,18 @@ else:
 # The experiment `retrofit-lm` measured memories of two kinds. *The package's memory* is the one that you have just
 # used. It was trained once, on texts of several kinds. *A trained memory* was trained for a hundred steps on the corpus
 # itself, without its held-out documents. All memories and all their opponents are scored on the same held-out documents
-# of a corpus. To retrieve from or to train on, they all use the rest of its documents. The model *adapted without
+# of a corpus, and retrieve from the rest of it. What is trained for a corpus is trained on that rest, too. Only the
+# lines “no shared content” retrieve from another corpus. The model *adapted without
 # retrieval* is SmolLM2 with trained changes of low rank in its own attention. Its training takes as many steps as that
 # of the memory. The trained memory has three seeds, everything else has one. Intervals are over documents, and for the
 # trained memory over seeds as well.
 #
 # The corpora are five translations of one book, the Bible, and the manual of the program CMake. The manual's held-out
-# pages are younger than SmolLM2. The training on the manual begins with the package's memory. On the translations the
-# package's memory is left out, because most of the held-out chapters were among its own training texts. The Bible is
-# older, and SmolLM2 may have met parts of it in training. What it knows of them it knows with its memory off, too, so a
-# saving comes on top of that. The numbers below are those of `docs/experiments/retrofit-lm.json`;
-# [EXPERIMENTS.md](../EXPERIMENTS.md) has most of them.
+# pages are younger than SmolLM2. The training on the manual begins with the package's memory, so there the memory has
+# had more training than the adapted model. On the translations the package's memory is left out, because most of the
+# held-out chapters were among its own training texts. The Bible is older, and SmolLM2 may have met parts of it in
+# training. What it knows of them it knows with its memory off, too, so a saving comes on top of that. The numbers below
+# are those of `docs/experiments/retrofit-lm.json`; [EXPERIMENTS.md](../EXPERIMENTS.md) has most of them.
 
 # %%
 RECORDED = {  # bits per byte against SmolLM2, %, with 95 % intervals; source: docs/experiments/retrofit-lm.json

@@ -85,7 +85,7 @@ def rms_norm(x, gain):
 
 
 def gelu(x):
-    """x Φ(x) in its tanh form. Hendrycks & Gimpel 2016."""
+    """A smooth switch, here in its form with tanh. Hendrycks & Gimpel 2016."""
     t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
     slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
     return 0.5 * x * (1 + t), lambda dy: dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)

@@ -124,7 +124,8 @@ def copy_notebooks(work):
 def plain(markdown):
     """The words of a caption, without what marks emphasis, code, formulas and links."""
     words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
-    return re.sub(r"\s+", " ", re.sub(r"[*`$]|\\(?=[a-zA-Z])", "", words)).strip()
+    words = re.sub(r"\\(?:mathrm|text|mathcal|operatorname)\{([^}]*)\}", r"\1", words)
+    return re.sub(r"\s+", " ", re.sub(r"[*`${}]|\\(?=[a-zA-Z])", "", words)).strip()
 
 
 def passage(tutorial, first, last):
@@ -159,7 +160,7 @@ def contents(tutorials):
         text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(
             f"<!-- {name}: hours -->", f"{round(minutes / 30) / 2:g}"
         )
-    hours = f"{minutes / 60 + 2:.0f}"  # The contents promise two hours for exercises.
+    hours = f"{round(minutes / 30) / 2 + 2:g}"  # The contents promise two hours for exercises.
     text = text.replace("<!-- build: exercises -->", f"{exercises}").replace("<!-- build: all hours -->", hours)
     rows = [f"| {t['title']} | {t['minutes']} min | {t['runs']} | {t['needs']} |" for t in tutorials.values()]
     toc = [re.search(r"\((.*)\.ipynb\)", t["title"])[1] for t in tutorials.values()]

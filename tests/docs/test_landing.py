@@ -197,7 +197,7 @@ def test_the_essays_figures_are_those_of_the_records(essay):
     for of, corpus, said in (
         ("paper-form", "translations", "did not learn to read: it saves {:.1f} %"),
         ("paper-form, others", "translations", "{:.1f} % with the neighbours of others"),
-        ("on", "documentation", "the memory saves {:.1f} %"),
+        ("on", "documentation", "tested on others: it saves {:.1f} %"),
         ("adapted", "documentation", "without retrieval, saves {:.1f} %"),
     ):
         saved = -difference(memory["comparisons"], corpus=corpus, of=of, against="base")

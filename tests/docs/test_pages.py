@@ -38,6 +38,11 @@ def test_every_file_that_a_page_names_exists(page):
     assert [str(path) for path in named_files(page) if not any(path.parent.glob(path.name))] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_line_is_left_out_of_the_book_as_a_comment(page):
+    assert [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("%")] == []
+
+
 def test_the_pages_name_many_files():
     assert len({path for page in PAGES for path in named_files(page)}) > 100
 

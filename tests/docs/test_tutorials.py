@@ -74,9 +74,9 @@ def test_each_figure_in_a_text_was_printed_nearby_or_is_in_the_code_or_among_the
 
 
 @each_tutorial
-def test_no_line_of_prose_is_rendered_as_a_list_item_by_mistake(source):
+def test_no_line_of_prose_is_rendered_as_a_list_item_or_left_out_by_mistake(source):
     prose = [cell.source for cell in cells_of(source) if cell.cell_type == "markdown"]
-    assert [line for text in prose for line in text.splitlines() if re.match(r"[+*] ", line)] == []
+    assert [line for text in prose for line in text.splitlines() if re.match(r"[+*] |%", line)] == []
 
 
 @each_tutorial
