@@ -23,7 +23,7 @@
 #
 # *Reading: about 60 minutes · runs in 10 s on one core · needs tutorials 3 and 4.*
 #
-# *On the path “Understand it” of the book's contents, read as far as the end of “What a leak is worth”, and pass over
+# *On the path “Understand it” of the book's contents, read as far as the end of “The off-by-one”, and pass over
 # what is said of pullbacks. Of tutorial 4 you need what stands before “A vector for each distance”, and of 3 nothing.*
 #
 # Afterwards you can

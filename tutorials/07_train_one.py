@@ -21,8 +21,8 @@
 #
 # *Reading: about 55 minutes · runs in 35 s on one core · needs tutorials 0, 1, 5 and 6.*
 #
-# *On the path “Understand it” of the book's contents, read as far as the end of “Break it: stop too early”, and take
-# all gradients as given.*
+# *On the path “Understand it” of the book's contents, read as far as the end of “Does it know the names by heart?”, and
+# take all gradients as given.*
 #
 # Afterwards you can
 #

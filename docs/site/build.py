@@ -50,9 +50,9 @@ UNDERSTAND: dict[str, list[tuple[str, str]]] = {
     "00": [("", "A decoder block"), ("Break it: without the mask", "What this model cannot know")],
     "01": [],
     "04": [("", "Four terms")],
-    "05": [("", "What a leak is worth")],
+    "05": [("", "The off-by-one")],
     "06": [("", "Algorithm 1")],
-    "07": [("", "Break it: stop too early")],
+    "07": [("", "Does it know the names by heart?")],
     "08": [
         ("", "What the gain is made of"),
         ("The curve that tells", "The curve that tells"),
