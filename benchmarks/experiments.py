@@ -31,10 +31,11 @@ ROWS = (
     "text in the prompt; *knn-lm* and *cache*, two memories that need no training; *adapted*, the model trained in as "
     "many steps without retrieval; *untrained*, the memory before any training; *shipped*, the memory of the package, "
     "which was trained on the translations, Python source and the reference of a command line, and not on "
-    "documentation or man pages; *paper-form*, a fresh encoder and cross-attention; + mixes two predictions. *on* and "
-    "*adapted* were trained on other documents of the same corpus, and for *no shared content* on the translations. "
-    "On documentation, *on* begins with *shipped*, so it has had more training than *adapted*. The trained memory has "
-    "three seeds, every other row one."
+    "documentation or man pages; *paper-form*, a fresh encoder and cross-attention; + mixes two predictions. The "
+    "columns: the translations; *documentation*, the manual of CMake; the man pages; and *no shared content*, the "
+    "manual again, with the translations as database and a memory trained on these. Otherwise *on* and *adapted* were "
+    "trained on other documents of the same corpus. On documentation, *on* begins with *shipped*, so it has had more "
+    "training than *adapted*. The trained memory has three seeds, every other row one."
 )
 NOTES = {
     "pretrained": "What is left without near-copies depends on how much of one long module is scored, and is not "

@@ -414,11 +414,11 @@ for kind in KINDS:
 # ## Between memory and peak: registers
 #
 # What slows Numba down? A core computes only with numbers in its *registers*, on our machines 32 places that each hold
-# a vector of 16 numbers (the `avx512` that the first cell printed). Numba's inner loop adds four rows, each times a
-# number, to four rows of sums. For each column of vectors it moves twelve vectors between the first cache and the
-# registers: four rows in, four sums in, four sums out. C keeps a block of sixteen vectors of sums in registers until
-# they are finished. Compute the arithmetic intensity once more, this time for the traffic between registers and first
-# cache.
+# a vector of 16 numbers (the `avx512` that the first cell printed). Numba's inner loop adds four rows to each of four
+# rows of sums, every time multiplied by another number: sixteen products at each place of a row. For each sixteen
+# places, one vector wide, it moves twelve vectors between the first cache and the registers: four rows in, four sums
+# in, four sums out. C keeps a block of sixteen vectors of sums in registers until they are finished. Compute the
+# arithmetic intensity once more, this time for the traffic between registers and first cache.
 
 # %%
 lanes = 16  # float32 numbers in a vector of 64 bytes

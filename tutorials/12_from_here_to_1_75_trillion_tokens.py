@@ -474,7 +474,7 @@ plt.show()
 #
 # The paper trains with a database of $6 \cdot 10^{11}$ tokens and evaluates with $1.75 \cdot 10^{12}$. Its index takes
 # 93 TB. And what does it gain? From 4 billion to 1.7 trillion tokens in the database, its largest model goes from 0.78
-# to 0.66 bits per byte on C4, without a single new parameter (§4.1).
+# to 0.66 bits per byte on C4, without a single new parameter (§4.1, table 14).
 #
 # ## Exercises
 #
