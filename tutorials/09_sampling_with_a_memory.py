@@ -426,8 +426,8 @@ assert ask(forgotten, memory)[0] != forgotten.code
 # Our model can say five digits. Does the same work with a model that can speak? [Tutorial
 # 13](13_a_memory_for_a_language_model.ipynb) gives a memory to SmolLM2, a language model of 135 million parameters that
 # others trained. The command `retro-np demo --memory FOLDER` lets it read a folder of yours. On the source of this
-# package, of which twelve files were held out, the [README](../README.md) records 1.3004 bits per byte without the
-# memory and 1.1776 with it: −9.44 % [−12.68, −6.45]. With the neighbours of others it needs 1.2495, which is −3.92 %.
+# package, of which twelve files were held out, the [README](../README.md) records 1.2998 bits per byte without the
+# memory and 1.1802 with it: −9.20 % [−12.06, −6.39]. With the neighbours of others it needs 1.2538, which is −3.54 %.
 # So a part of the gain, less than half of it, does not come from what was read. The memory's few weights were trained
 # on texts that include other Python code, which helps by itself. On translations of a book, where the database has
 # other translations, a memory that was trained for them saves 28.5 % of the bits ([EXPERIMENTS.md](../EXPERIMENTS.md),
