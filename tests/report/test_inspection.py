@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from browsers import chromium
+from contrast import contrast
 from hypothesis import given
 from hypothesis import strategies as st
 from support import SMALL, json_lines, refused, run
@@ -293,7 +294,7 @@ def test_text_is_readable_in_every_colour_mode_and_theme(browser, page, theme):
     browser.get(page.as_uri())
     browser.find_element("id", theme).click()
     canvas = browser.find_element("css selector", "body")
-    assert contrast(canvas.value_of_css_property("color"), background(canvas), canvas) > 7
+    assert contrast_of(canvas.value_of_css_property("color"), background(canvas), canvas) > 7
     colour_sets = set()
     for mode in ("gain", "run", "reads"):
         browser.find_element("id", mode).click()
@@ -303,7 +304,7 @@ def test_text_is_readable_in_every_colour_mode_and_theme(browser, page, theme):
         legend = [s for s in browser.find_elements("css selector", ".key span") if s.is_displayed()]
         assert legend  # The legend shows the strongest colours.
         for token in coloured + legend:
-            assert contrast(token.value_of_css_property("color"), background(token), canvas) > 4.5  # WCAG 2, AA
+            assert contrast_of(token.value_of_css_property("color"), background(token), canvas) > 4.5  # WCAG 2, AA
     assert len(colour_sets) == 3
 
 
@@ -347,13 +348,12 @@ def test_when_the_pointer_leaves_a_token_the_focused_token_is_described_again(br
     assert browser.find_elements("css selector", ".picked") == [tokens[M + 2]]
 
 
-def contrast(ink, paint, canvas):
-    """WCAG 2's ratio of luminances, for ink on paint that may be transparent over the canvas."""
+def contrast_of(ink, paint, canvas):
+    """The contrast of ink on paint that may be transparent over the canvas."""
     base = channels(background(canvas))[:3]
     r, g, b, alpha = channels(paint)
     mixed = [alpha * c + (1 - alpha) * d for c, d in zip((r, g, b), base, strict=True)]
-    light, dark = sorted((luminance(channels(ink)[:3]), luminance(mixed)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
+    return contrast(channels(ink)[:3], mixed)
 
 
 def channels(colour):
@@ -362,8 +362,3 @@ def channels(colour):
     numbers = [float(part) for part in inside.replace("srgb", "").replace("/", " ").replace(",", " ").split()]
     scale = 1 if kind == "color" else 255
     return [*(c / scale for c in numbers[:3]), *(numbers[3:] or [1.0])]
-
-
-def luminance(colour):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
-    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
