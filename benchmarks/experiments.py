@@ -16,14 +16,18 @@ from retro_np.experiments.experiment import experiments
 RECORDS = ROOT / "docs" / "experiments"
 
 
-# Where a result carries less than the verdict of its experiment's rule, and why
+# Where a recorded result carries less than the verdict of its experiment's rule: that verdict, what is said, and why
 IN_PART, NOT_SETTLED = "in part", "not settled"
 LIMITS = {
-    "neighbours": (IN_PART, "at widths 64 and 128, with one seed; at width 32 the curve is flat"),
-    "retrofit-lm": (NOT_SETTLED, "the paper's form was trained on far less than 3 % of the sequences of pretraining"),
-    "ablations": (NOT_SETTLED, "after 300 steps of one seed, most changes are too small to tell"),
-    "knowledge": (IN_PART, "with a claim of which the paper gives no figures"),
-    "samples": (NOT_SETTLED, "the difference in the prompt's document is below two standard errors"),
+    "neighbours": ("agrees", IN_PART, "at widths 64 and 128, with one seed; at width 32 the curve is flat"),
+    "retrofit-lm": (
+        "agrees",
+        NOT_SETTLED,
+        "the paper's form was trained on far less than 3 % of the sequences of pretraining",
+    ),
+    "ablations": ("disagrees", NOT_SETTLED, "after 300 steps of one seed, most changes are too small to tell"),
+    "knowledge": ("agrees", IN_PART, "with a claim of which the paper gives no figures"),
+    "samples": ("disagrees", NOT_SETTLED, "the difference in the prompt's document is below two standard errors"),
 }
 WORDS = {"agrees": "yes", "disagrees": "no", "cannot be told": "nothing to compare with"}
 ROWS = (
@@ -99,7 +103,8 @@ def shown(comparison):
 
 def word_and_reason(name, result):
     """Whether a result agrees with the paper, in the words of the table at the top: one word, or one and its reason."""
-    return LIMITS.get(name, (WORDS[result["verdict"]],))
+    verdict, *limit = LIMITS.get(name, (None,))
+    return limit if verdict == result["verdict"] else [WORDS[result["verdict"]]]
 
 
 def agreement(name, result):

@@ -146,7 +146,7 @@ def passage(tutorial, first, last):
 def contents(tutorials):
     """The page of contents: book.md with its lists and its table filled in from the notebooks."""
     text = (HERE / "book.md").read_text("utf-8")
-    minutes = exercises = 0
+    hours = exercises = 0
     for name, path in {"understand": UNDERSTAND, "build": BUILD}.items():
         lines, minutes, exercises = [], 0, 0
         for number, parts in path.items():
@@ -157,11 +157,10 @@ def contents(tutorials):
                 length = max(5, 5 * round(length * sum(share for _, share in passages) / 5))
             lines.append(f"1. {tutorial['title']}, {length} minutes{read}")
             minutes, exercises = minutes + length, exercises + tutorial["exercises"]
-        text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(
-            f"<!-- {name}: hours -->", f"{round(minutes / 30) / 2:g}"
-        )
-    hours = f"{round(minutes / 30) / 2 + 2:g}"  # The contents promise two hours for exercises.
-    text = text.replace("<!-- build: exercises -->", f"{exercises}").replace("<!-- build: all hours -->", hours)
+        hours = round(minutes / 30) / 2
+        text = text.replace(f"<!-- {name} -->", "\n".join(lines)).replace(f"<!-- {name}: hours -->", f"{hours:g}")
+    text = text.replace("<!-- build: exercises -->", f"{exercises}")
+    text = text.replace("<!-- build: all hours -->", f"{hours + 2:g}")  # The contents promise two hours for exercises.
     rows = [f"| {t['title']} | {t['minutes']} min | {t['runs']} | {t['needs']} |" for t in tutorials.values()]
     toc = [re.search(r"\((.*)\.ipynb\)", t["title"])[1] for t in tutorials.values()]
     return text.replace("<!-- tutorials -->", "\n".join(rows)).replace("<!-- toctree -->", "\n".join(toc))

@@ -1,5 +1,6 @@
 """The benchmarks and their pages. Ground truth: results that the benchmarks wrote, and short runs of benchmarks."""
 
+import importlib
 import json
 import os
 import shutil
@@ -24,6 +25,15 @@ def test_the_performance_page_shows_what_the_benchmarks_wrote():
 
 def test_the_experiments_page_shows_what_was_recorded():
     assert run("experiments", "--check").returncode == 0, "run python benchmarks/experiments.py"
+
+
+def test_a_limit_of_a_result_does_not_outlive_the_verdict_that_it_was_written_for(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    page = importlib.import_module("experiments")
+    for name, (verdict, *said) in page.LIMITS.items():
+        assert page.word_and_reason(name, page.recorded()[name]) == said
+        other = {"verdict": next(word for word in page.WORDS if word != verdict)}
+        assert page.word_and_reason(name, other) == [page.WORDS[other["verdict"]]]
 
 
 @pytest.mark.slow
