@@ -101,7 +101,7 @@ plt.show()
 # ### Word pieces
 #
 # BERT has a vocabulary of its own. The numbers of RETRO's tokenizer mean nothing to it. So the database hands over
-# the *text* of a chunk, and BERT cuts it anew. A frequent word is one piece. A rare word falls into several pieces.
+# the *text* of a chunk, and BERT cuts it again. A frequent word is one piece. A rare word falls into several pieces.
 # All of these but the first are marked with ##. The pieces [CLS] and [SEP] are put before and behind the text.
 
 # %%

@@ -414,7 +414,7 @@ for name, weights in (("conditioned on H_u", params["encoder"]), ("without CA_en
 # How much is conditioning worth? In the paper's table 13, in which single parts are left out or changed, it is worth
 # 0.007 bits per byte on C4: 0.822 with it and 0.829 without. That is little, perhaps because CCA's queries know the
 # chunk anyway. What would one gain by leaving it out? A cache: every text of the database could be encoded once and for
-# all. With conditioning, the encoder has to run anew for each chunk that retrieves, over $k\,r$ tokens for each $m$
+# all. With conditioning, the encoder has to run again for each chunk that retrieves, over $k\,r$ tokens for each $m$
 # tokens of the text. With the paper's two neighbours this is four tokens in the encoder for each token in the decoder.
 #
 # ## Algorithm 1, forward
@@ -459,8 +459,8 @@ print(f"loss {loss:.3f} nats per token, and its gradient at the logits has shape
 #
 # `reference.retro` is the same model once more, as plain loops over tokens. It shares no code with the blocks. Would it
 # tell a misreading of the algorithm from the right reading? Here are two plausible misreadings. In the first, the
-# encoder sees $H$ as it was *before* the layer's self-attention. In the second, each CCA has $E$ made anew, from $H$ as
-# it is by then.
+# encoder sees $H$ as it was *before* the layer's self-attention. In the second, each CCA has its own $E$, made from $H$
+# as it is by then.
 
 
 # %%

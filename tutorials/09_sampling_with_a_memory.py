@@ -415,7 +415,7 @@ assert ask(forgotten, memory)[0] != forgotten.code
 
 # %% [markdown]
 # The three lines say: told and found; no longer found, but still on disk; gone. After `compact` neither the document's
-# text nor its chunks' keys are left, and the chunks are numbered anew. What stays was made from the whole corpus: the
+# text nor its chunks' keys are left, and the chunks have new numbers. What stays was made from the whole corpus: the
 # tokenizer, and the counts behind the hashed keys (`hashing.npy`).
 #
 # What *weights* have learned cannot be taken back like this. Had the document been in the training text, they might

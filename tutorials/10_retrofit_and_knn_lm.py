@@ -491,8 +491,9 @@ for name, share in shares.items():
 # **A token at a time.** The cache ([Grave et al. 2017](https://arxiv.org/abs/1612.04426)), kNN-LM ([Khandelwal et al.
 # 2020](https://arxiv.org/abs/1911.00172)) and SPALM ([Yogatama et al. 2021](https://arxiv.org/abs/2102.02557)) use the
 # kind of datastore that you built here. The cache looks back in the document, kNN-LM looks through a corpus, and both
-# mix with one fixed share. SPALM has a trained gate, which mixes the hidden state with what was found, anew at each
-# token. All three are expensive in keys and in searches, since they need one of each for every token.
+# mix with one fixed share. SPALM has a trained gate, which mixes the hidden state with what was found, in another
+# proportion at each token. All three are expensive in keys and in searches, since they need one of each for every
+# token.
 #
 # **A prompt at a time.** DPR, REALM, RAG, FiD and EMDR² are built for questions. The question is searched for once, in
 # a collection of passages, and then answered.
@@ -534,7 +535,7 @@ def knn_distribution(hidden, keys, values, beta, vocabulary): ...
 check_10_1(knn_distribution)
 
 # %% [markdown]
-# **10.2** The share $\lambda$ could be chosen anew for each token. How good could such a choice be at best? Given the
+# **10.2** The share $\lambda$ could be another one for each token. How good could such a choice be at best? Given the
 # model's `nats` (n,) and the other prediction's probability `p` (n,) of the true token, return the nats (n,) if at each
 # token the better of the two had been chosen in hindsight. `p` may be 0.
 
